@@ -1,0 +1,48 @@
+# Each target makes what it needs; a machine with Python 3.11 or later and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More torch threads than free cores make everything crawl; one per process.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help run test check lint format benchmark sample clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/ready  ## The quickstart search, from nothing to a winner
+	$(BIN)/dpo-tune run searches/quickstart.yaml
+
+test: $(VENV)/ready-dev  ## All tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/ready-dev  ## The tests that start no Ray and train little
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/ready-dev  ## Linter, formatter's check, type checker
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+
+format: $(VENV)/ready-dev  ## Formats the sources
+	@$(BIN)/ruff check --quiet --fix
+	@$(BIN)/ruff format --quiet
+
+benchmark: $(VENV)/ready  ## Search throughput against a search written the usual way
+	$(BIN)/python benchmarks/search_throughput.py
+
+sample: $(VENV)/ready  ## Rebuilds the embedded dataset and model
+	$(BIN)/python -m dpo_train.sample
+
+clean:  ## Removes the virtual environment and caches, no runs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .[dev]
+	@touch $@

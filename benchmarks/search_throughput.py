@@ -1,0 +1,179 @@
+"""Trials per hour of our search against B1, the same search written the usual way.
+
+Both sides run one after the other on this machine, over the same rows, points, seeds, rungs and
+thread limits; the cold start is counted. Two shapes: the quickstart's 24 trials, and four trials
+of ten times the pairs. `--only` runs a part; RESULTS.md keeps what was measured.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYTHONPATH"] = str(ROOT)
+
+from dpo_train import data, sample  # noqa: E402
+from tune.config import SearchConfig, load_search  # noqa: E402
+
+SHAPES = {"short": (1, 24), "long": (10, 4)}
+"""Times the quickstart's pairs, and trials: twenty-four long ones would take hours on two cores."""
+WORKERS = os.cpu_count() or 1
+
+
+def shaped(factor: int, trials: int) -> tuple[SearchConfig, list[dict[str, Any]]]:
+    """The quickstart with so many times the pairs, and the points, drawn once for both sides."""
+    config = load_search(ROOT / "searches" / "quickstart.yaml", {"eval_every_pairs": 128 * factor,
+        "stopping.grace_pairs": 128 * factor, "stopping.metric": "eval/margin"})  # fmt: skip
+    draw = random.Random(0)
+    points = [
+        {
+            "optim.learning_rate": 10 ** draw.uniform(-5, -3),
+            "optim.batch_size": draw.choice([4, 8, 16]),
+            "optim.epochs": draw.choice([1, 2]) * factor,
+            "dpo.beta": 10 ** draw.uniform(-1.5, -0.3),
+        }
+        for _ in range(trials)
+    ]
+    return config, points
+
+
+def ours(factor: int, trials: int) -> dict[str, float]:
+    config, points = shaped(factor, trials)
+    content = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    del content["points"]
+    with tempfile.TemporaryDirectory() as folder:
+        content |= {"runs_dir": folder, "points": points, "name": "ours", "trials": trials}
+        content["wandb"] = {"mode": "disabled"}  # neither side logs
+        content["space"] |= {"optim.epochs": {"int": [factor, 2 * factor]}}
+        # A point of both sides may lie anywhere between the quickstart's own bounds.
+        content["space"] |= {"optim.learning_rate": {"log_uniform": [1e-5, 1e-3]}}
+        content["space"] |= {"dpo.beta": {"log_uniform": [0.03, 0.51]}}
+        yaml = Path(folder) / "ours.yaml"
+        yaml.write_text(json.dumps(content))  # JSON is YAML
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "tune", "run", str(yaml)], check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        seconds = time.perf_counter() - began
+        results = json.loads((Path(folder) / "ours" / "results.json").read_text())
+    curves = [trial["curve"] for trial in results["trials"]]
+    return {
+        "seconds": seconds,
+        "trials": len(curves),
+        "pairs": sum(curve[-1]["pairs_seen"] for curve in curves),
+        "step_seconds": sum(point["train_seconds"] for curve in curves for point in curve),
+        "evaluation_seconds": sum(point["eval_seconds"] for curve in curves for point in curve),
+        "outside": outside_of_ours(results["trials"]),
+    }
+
+
+def outside_of_ours(trials: list[dict[str, Any]]) -> float:
+    """Seconds per trial in neither steps nor evaluations, of trials in a process that was warm.
+
+    From the end of the trial before on the same worker to this one's end: Tune's part is counted.
+    The first trial of each worker, with its imports, is in the cold start.
+    """
+    lanes: list[float] = []
+    spent: list[float] = []
+    for trial in sorted(trials, key=lambda trial: trial["began"]):
+        free = [end for end in lanes if end <= trial["began"]]
+        if free:
+            used = sum(point["train_seconds"] + point["eval_seconds"] for point in trial["curve"])
+            spent.append(trial["ended"] - max(free) - used)
+            lanes.remove(max(free))
+        lanes.append(trial["ended"])
+    return sum(spent) / len(spent)
+
+
+def stock(factor: int, trials: int) -> dict[str, float]:
+    config, points = shaped(factor, trials)
+    pairs = data.load_pairs(config.data)
+    asked = {
+        "shared": {
+            "model": str(sample.MODEL),
+            "warmup_pairs": config.optim.warmup_pairs,
+            "eval_every_pairs": config.eval_every_pairs,
+            "rows": {
+                name: [data.row_to_json(row) for row in pairs.splits[name]]
+                for name in ("train", "eval")
+            },
+        },
+        "points": [
+            {path.rpartition(".")[2]: value for path, value in point.items()} for point in points
+        ],
+        "grace_pairs": config.stopping.grace_pairs,
+        "reduction": config.stopping.reduction,
+        "max_pairs": 10**9,
+    }
+    return json.loads(_child("stock_search.py", json.dumps(asked)))
+
+
+def steps() -> dict[str, float]:
+    """Median seconds of one step of 8 pairs, ours and stock in turn, three times."""
+    rounds: dict[str, list[float]] = {"ours": [], "stock": []}
+    for _ in range(3):
+        for side in rounds:
+            rounds[side].append(float(_child("one_step.py", side)))
+    return {side: median(seconds) for side, seconds in rounds.items()}
+
+
+def _child(script: str, asked: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], input=asked,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{script} failed:\n{done.stderr[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=[*SHAPES, "step"], help="run one part")
+    only = parser.parse_args().only
+    libraries = ("torch", "transformers", "trl", "ray", "optuna")
+    print(f"{platform.machine()}, {WORKERS} cores, no GPU;",
+          ", ".join(f"{name} {version(name)}" for name in libraries))  # fmt: skip
+    for shape, size in SHAPES.items():
+        if only in (None, shape):
+            show(shape, ours(*size), stock(*size))
+    if only in (None, "step"):
+        seconds = steps()
+        ratio = seconds["ours"] / seconds["stock"]
+        print(
+            f"\none step of 8 pairs: ours {1000 * seconds['ours']:.1f} ms, "
+            f"stock {1000 * seconds['stock']:.1f} ms, ratio {ratio:.2f}"
+        )
+
+
+def show(shape: str, a: dict[str, float], b: dict[str, float]) -> None:
+    def row(name: str, left: float, right: float) -> None:
+        print(f"{name:44} {left:10.2f} {right:10.2f} {left / right:8.2f}", flush=True)
+
+    def outside(side: dict[str, float]) -> float:
+        used = side["step_seconds"] + side["evaluation_seconds"]
+        return side.get("outside", (WORKERS * side["seconds"] - used) / side["trials"])
+
+    print(f"\n{shape:44} {'ours':>10} {'B1':>10} {'ratio':>8}")
+    row("trials per hour", *(3600 * side["trials"] / side["seconds"] for side in (a, b)))
+    row("pairs per second", *(side["pairs"] / side["seconds"] for side in (a, b)))
+    row("seconds, cold start and end counted", a["seconds"], b["seconds"])
+    row("pairs trained on", a["pairs"], b["pairs"])
+    row("seconds in steps, per 1,000 pairs",
+        *(1000 * side["step_seconds"] / side["pairs"] for side in (a, b)))  # fmt: skip
+    row("seconds in evaluations, per trial",
+        *(side["evaluation_seconds"] / side["trials"] for side in (a, b)))  # fmt: skip
+    row("seconds per trial outside both", outside(a), outside(b))
+
+
+if __name__ == "__main__":
+    main()

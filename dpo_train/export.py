@@ -1,0 +1,75 @@
+"""Weights → a folder that serves: weights (safetensors), tokenizer with template, manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_train.config import TrainConfig
+from dpo_train.model import load_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MANIFEST = "manifest.json"
+
+
+def write(
+    model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, folder: Path
+) -> None:
+    """Writes the folder whole or not at all: an older one stays until the new one is complete."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if config.lora is None:
+        model.save_pretrained(part)
+    else:
+        for adapter in model.peft_config.values():
+            adapter.base_model_name_or_path = config.model.id
+            adapter.revision = config.model.revision
+        # Otherwise PEFT asks the Hub whether the vocabulary grew.
+        model.save_pretrained(part, save_embedding_layers=False)
+    (part / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    tokenizer.save_pretrained(part)
+    manifest = {
+        "format": 1,
+        "kind": "full" if config.lora is None else "adapter",
+        "config": config.model_dump(mode="json"),
+    }
+    (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Puts an exported folder's weights, or its adapter's, into a model of the same kind."""
+    if json.loads((folder / MANIFEST).read_text())["kind"] == "adapter":
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), str(model.device)))
+    else:
+        from transformers import AutoModelForCausalLM
+
+        exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(exported.state_dict())
+
+
+def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The exported model, an adapter on its base. Ready to generate."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    manifest = json.loads((folder / MANIFEST).read_text())
+    config = TrainConfig.model_validate(manifest["config"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if manifest["kind"] == "adapter":
+        from peft import PeftModel
+
+        warm = load_base(config.model, device)
+        model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)
+    else:
+        dtype = getattr(torch, config.model.dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    return model.eval(), tokenizer

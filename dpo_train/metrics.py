@@ -1,0 +1,83 @@
+"""What an evaluation reports: pure functions of summed log-probs. Knows no model and no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+MODES: dict[str, Literal["min", "max"]] = {
+    "eval/accuracy": "max",
+    "eval/ranking": "max",
+    "eval/nll": "min",
+    "eval/margin": "max",
+    "eval/drift": "min",
+    "eval/loss": "min",
+}
+"""Metrics that can be an objective, and which way is better."""
+
+NLL_BETA = 0.1
+"""A constant, so that eval/nll can be compared between trials of different beta."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probs of N pairs: each array has shape (N,); sums are over completion tokens, in nats."""
+
+    chosen: Floats
+    rejected: Floats
+    ref_chosen: Floats
+    ref_rejected: Floats
+    chosen_tokens: Floats
+    rejected_tokens: Floats
+
+
+def pair_metrics(pairs: PairLogps) -> dict[str, float]:
+    """The held-out metrics, without the prefix `eval/`.
+
+    With Delta = log pi / pi_ref of a completion (the implicit reward of DPO, arXiv:2305.18290
+    eq. 5, without beta): accuracy is the share of Delta_chosen > Delta_rejected, a tie counting
+    one half; nll is eq. 7 at beta 0.1; margin and shifts are in nats; drift is |Delta| per token.
+    """
+    chosen, rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
+    margin = chosen - rejected
+    drift = (np.abs(chosen) + np.abs(rejected)) / (pairs.chosen_tokens + pairs.rejected_tokens)
+    return {
+        "accuracy": float(np.mean((margin > 0) + 0.5 * (margin == 0))),
+        "ranking": float(np.mean(ranking(pairs))),
+        "nll": float(np.mean(np.logaddexp(0.0, -NLL_BETA * margin))),
+        "margin": float(np.mean(margin)),
+        "drift": float(np.mean(drift)),
+        "chosen_shift": float(np.mean(chosen)),
+        "rejected_shift": float(np.mean(rejected)),
+    }
+
+
+def ranking(pairs: PairLogps) -> Floats:
+    """Shape (N,): 1 where the chosen completion has the higher mean log-prob per token, else 0.
+
+    A tie counts one half. Needs no reference, so base and winner are compared in it.
+    """
+    difference = pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens
+    won: Floats = (difference > 0) + 0.5 * (difference == 0)
+    return won
+
+
+def bootstrap_interval(
+    values: Floats, prompts: list[str], samples: int = 2000, seed: int = 0
+) -> list[float]:
+    """The 95 % interval of the mean of values, prompts drawn with replacement.
+
+    Percentile bootstrap (Efron 1979) over clusters: pairs of one prompt are drawn together.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(index)
+    sums = np.array([values[members].sum() for members in groups.values()])
+    sizes = np.array([len(members) for members in groups.values()])
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return [float(low), float(high)]

@@ -1,0 +1,53 @@
+"""The interface of one trial's training, driven from outside, evaluation by evaluation."""
+
+from pathlib import Path
+from typing import Protocol
+
+from dpo_train.config import TrainConfig
+
+
+class Session(Protocol):
+    """One trial in training. `advance` after the last evaluation is an error of the caller."""
+
+    pairs_total: int
+    """Pairs that the whole trial trains on; the last evaluation has pairs_seen equal to it."""
+
+    def advance(self) -> dict[str, float]:
+        """Trains to the next evaluation and returns its metrics; NaN loss is `Diverged`."""
+        ...
+
+    def start_from(self, folder: Path) -> None:
+        """Starts from an exported folder's weights, with the base as reference all the same; only
+        before the first `advance`."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what going on needs: weights, optimizer, schedule, data order, random state."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Goes on from a saved folder; only before the first `advance`."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Writes the weights as a folder that can be served."""
+        ...
+
+    def close(self) -> None:
+        """Frees the device; the process stays warm for the next trial."""
+        ...
+
+
+class Diverged(ArithmeticError):
+    """The training loss became NaN or infinite. The message names step and learning rate."""
+
+
+def open_session(config: TrainConfig, prepared: Path, device: str) -> Session:
+    """The session that the config asks for, over the prepared data at that folder."""
+    if config.trainer == "simulated":
+        from dpo_train.simulated import SimulatedSession
+
+        return SimulatedSession(config)
+    from dpo_train.trl_session import TrlSession
+
+    return TrlSession(config, prepared, device)

@@ -1,0 +1,79 @@
+"""A session that follows a given curve and loads no torch: for tests of all around training."""
+
+import json
+import math
+import random
+import time
+import zlib
+from pathlib import Path
+
+from dpo_train.config import TrainConfig
+from dpo_train.session import Diverged
+
+
+class SimulatedSession:
+    """Accuracy rises from 0.5 to a ceiling that the learning rate decides.
+
+    Every number is a function of the config and `pairs_seen`, so a trial that was saved and
+    restored, or trained anew, gives the same curve.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._curve = config.simulated
+        self._pairs_seen = self._head_start = 0
+        self.pairs_total = self._curve.pairs * config.optim.epochs
+
+    def advance(self) -> dict[str, float]:
+        time.sleep(self._curve.seconds_per_report)
+        optim, every = self._config.optim, self._config.eval_every_pairs
+        first_report = self._pairs_seen == 0
+        target = (self._pairs_seen // every + 1) * every
+        steps = math.ceil(target / optim.batch_size)
+        self._pairs_seen = min(steps * optim.batch_size, self.pairs_total)
+        if optim.learning_rate > self._curve.diverges_above and not first_report:
+            raise Diverged(f"loss is nan at step {steps}, learning rate {optim.learning_rate:g}")
+        accuracy = self._accuracy()
+        margin = 20 * (accuracy - 0.5)
+        return {
+            "eval/accuracy": accuracy,
+            "eval/ranking": accuracy,
+            "eval/nll": math.log1p(math.exp(-0.1 * margin)),
+            "eval/margin": margin,
+            "eval/drift": abs(margin) / 50,
+            "eval/chosen_shift": -margin / 2,
+            "eval/rejected_shift": -1.5 * margin,
+            "eval/loss": math.log1p(math.exp(-self._config.dpo.beta * margin)),
+            "pairs_seen": self._pairs_seen,
+            "step": math.ceil(self._pairs_seen / optim.batch_size),
+            "epoch": self._pairs_seen / self._curve.pairs,
+            "train_seconds": self._curve.seconds_per_report,
+            "eval_seconds": 0.0,
+        }
+
+    def _accuracy(self) -> float:
+        decades = abs(math.log10(self._config.optim.learning_rate / self._curve.best_learning_rate))
+        ceiling = max(0.5, 0.95 - 0.1 * decades)
+        learned = (self._head_start + self._pairs_seen) / self._curve.pairs
+        mean = 0.5 + (ceiling - 0.5) * (1 - math.exp(-4 * learned))
+        place = f"{self._config.seed} {self._pairs_seen} {self._config.optim.learning_rate!r}"
+        noise = random.Random(zlib.crc32(place.encode())).gauss(0, self._curve.noise)
+        return min(1.0, max(0.0, mean + noise))
+
+    def start_from(self, folder: Path) -> None:
+        self._head_start = json.loads((folder / "simulated.json").read_text())["pairs_seen"]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "simulated.json").write_text(json.dumps({"pairs_seen": self._pairs_seen}))
+
+    def restore(self, folder: Path) -> None:
+        self._pairs_seen = json.loads((folder / "simulated.json").read_text())["pairs_seen"]
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        learned = {"pairs_seen": self._head_start + self._pairs_seen}
+        (folder / "simulated.json").write_text(json.dumps(learned))
+
+    def close(self) -> None:
+        pass

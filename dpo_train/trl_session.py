@@ -1,0 +1,278 @@
+"""One trial trained by TRL's DPOTrainer: full fine-tuning or LoRA, every TRL loss.
+
+TRL's loop runs in a thread that is held at each evaluation until the caller says what is next.
+DPOTrainer is subclassed at two private hooks (`_prepare_dataset`, `_precompute_ref_logps`), so
+that no trial tokenises or runs the reference; tests/test_trl_session.py holds that contract.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from dpo_train import export, metrics, model, reference, trl_patches  # noqa: F401
+from dpo_train.config import TrainConfig
+from dpo_train.session import Diverged
+
+
+class TrlSession:
+    """A Session over DPOTrainer. One at a time in a process: it borrows the warm base."""
+
+    def __init__(self, config: TrainConfig, prepared: Path, device: str) -> None:
+        self._config = config
+        self._data = reference.prepare(prepared)
+        self.reference_pairs = self._data.computed_pairs
+        self._base = model.load_base(config.model, device)
+        self._scratch = Path(tempfile.mkdtemp(prefix="dpo-trial-"))
+        train = self._data.split("train")
+        self.pairs_total = len(train) * config.optim.epochs
+        self._control = _Control(config, len(train), self._scratch)
+        self._trainer = _Trainer(
+            model=self._base.fresh(trained_in_full=config.lora is None),
+            args=_arguments(config, self._scratch, device),
+            train_dataset=train,
+            processing_class=self._base.tokenizer,
+            peft_config=model.peft_config(config.lora),
+            callbacks=[self._control],
+        )
+        self._trainer.hold(self._control, self._data, device)
+        self._thread: threading.Thread | None = None
+        self._resume_from: Path | None = None
+
+    def advance(self) -> dict[str, float]:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._train, daemon=True)
+            self._thread.start()
+        else:
+            self._control.commands.put("advance")
+        report: dict[str, float] = self._answer()
+        return report
+
+    def start_from(self, folder: Path) -> None:
+        export.load_weights(self._trainer.model, folder)
+
+    def save(self, folder: Path) -> None:
+        self._control.commands.put("save")
+        checkpoint = self._answer()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(checkpoint, folder)
+
+    def restore(self, folder: Path) -> None:
+        self._resume_from = folder
+
+    def export(self, folder: Path) -> None:
+        export.write(self._trainer.model, self._base.tokenizer, self._config, folder)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._control.commands.put("stop")
+            self._thread.join()
+        if self._config.lora is not None:
+            self._trainer.model.unload()
+        del self._trainer, self._control
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _train(self) -> None:
+        try:
+            resume = str(self._resume_from) if self._resume_from else None
+            self._trainer.train(resume_from_checkpoint=resume)
+        except BaseException as error:  # it belongs to the caller's thread
+            self._control.answers.put(error)
+
+    def _answer(self) -> Any:
+        answer = self._control.answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class _Control(TrainerCallback):
+    """Decides when to evaluate, and holds the training thread until it is told what is next."""
+
+    def __init__(self, config: TrainConfig, train_pairs: int, scratch: Path) -> None:
+        self.commands: queue.Queue[str] = queue.Queue()
+        self.answers: queue.Queue[Any] = queue.Queue()
+        self._every = config.eval_every_pairs
+        self._batch_size = config.optim.batch_size
+        self._train_pairs = train_pairs
+        self._scratch = scratch
+        self._evaluated_at = 0
+        self.pairs_seen = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.pairs_seen = self._evaluated_at = self._pairs(state.global_step)
+        self._resume()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.pairs_seen = self._pairs(state.global_step)
+        passed = self.pairs_seen // self._every > self._evaluated_at // self._every
+        control.should_evaluate = passed or state.global_step >= state.max_steps
+        if control.should_evaluate:
+            self._evaluated_at = self.pairs_seen
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.answers.put(str(self._scratch / f"checkpoint-{state.global_step}"))
+        self.wait(control)
+
+    def wait(self, control: Any) -> None:
+        """Blocks until the next command and turns it into the trainer's own control flags."""
+        command = self.commands.get()
+        control.should_save = command == "save"
+        control.should_training_stop = control.should_training_stop or command == "stop"
+        self._resume()
+
+    def _resume(self) -> None:
+        self.resumed_at, self.resumed_pairs = time.monotonic(), self.pairs_seen
+
+    def _pairs(self, step: int) -> int:
+        """Pairs trained on after a step; the last batch of an epoch may be smaller."""
+        epochs, steps = divmod(step, math.ceil(self._train_pairs / self._batch_size))
+        return epochs * self._train_pairs + steps * self._batch_size
+
+
+class _Trainer(DPOTrainer):
+    """DPOTrainer over rows that are already tokenised and have their reference log-probs."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def hold(self, control: _Control, data: reference.PreparedData, device: str) -> None:
+        self._hand = control
+        self._eval_rows = data.split("eval")[:]
+        self._eval_batches = list(reference.batches(self._eval_rows, data.pad_token_id, device))
+        self._step_losses: list[torch.Tensor] = []
+        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *rest, **options)
+        if self.model.training:
+            self._step_losses.append(loss.detach())
+            self._tokens += inputs["attention_mask"].sum()
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Called by TRL's loop where `_Control` asked for it; answers the caller, then waits."""
+        self._hand.answers.put(self._measure())
+        self.control.should_evaluate = False
+        self._hand.wait(self.control)
+        return {}
+
+    def _measure(self) -> dict[str, float]:
+        seconds = time.monotonic() - self._hand.resumed_at
+        pairs = self._hand.pairs_seen - self._hand.resumed_pairs
+        losses = torch.stack(self._step_losses).float().cpu()
+        tokens = int(self._tokens)
+        self._tokens.zero_()
+        self._step_losses.clear()
+        first_step = self.state.global_step - len(losses) + 1
+        for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
+            raise self._diverged(float(losses[offset]), first_step + offset)
+        began = time.monotonic()
+        held_out = self._held_out()
+        peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        return {
+            **{f"eval/{name}": value for name, value in held_out.items()},
+            "train/loss": float(losses.mean()),
+            "pairs_seen": self._hand.pairs_seen,
+            "step": self.state.global_step,
+            "epoch": float(self.state.epoch or 0.0),
+            "pairs_per_second": pairs / seconds,
+            "tokens_per_second": tokens / seconds,
+            "train_seconds": seconds,
+            "eval_seconds": time.monotonic() - began,
+            "peak_memory_gb": peak,
+        }
+
+    def _held_out(self) -> dict[str, float]:
+        rows = len(self._eval_rows["chosen_ids"])
+        loss_sum = 0.0
+        seen = _LogProbs(self.model)
+
+        def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            nonlocal loss_sum
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(seen, batch)
+            loss_sum += float(loss) * len(batch["input_ids"]) / 2
+            return seen.log_probs.sum(dim=1)
+
+        self.model.eval()
+        scores = reference.score_batches(self._eval_batches, rows, forward)
+        self.model.train()
+        self._metrics["eval"].clear()
+        if not all(np.isfinite(logps).all() for logps in scores):
+            # The last steps' losses were finite, the weights they led to are not.
+            raise self._diverged(math.nan, self.state.global_step)
+        pairs = reference.pair_logps(self._eval_rows, *scores)
+        return {**metrics.pair_metrics(pairs), "loss": loss_sum / rows}
+
+    def _diverged(self, loss: float, step: int) -> Diverged:
+        rate = self.args.learning_rate
+        return Diverged(f"loss is {loss:g} at step {step}, learning rate {rate:g}")
+
+
+class _LogProbs:
+    """Keeps the per-token log-probs of a forward that TRL's loss makes, so one pass serves both."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.log_probs = torch.empty(0)
+
+    def __call__(self, **inputs: Any) -> Any:
+        outputs = self._model(**inputs)
+        self.log_probs = outputs.log_probs
+        return outputs
+
+
+def _arguments(config: TrainConfig, scratch: Path, device: str) -> DPOConfig:
+    optim, dpo = config.optim, config.dpo
+    return DPOConfig(
+        output_dir=str(scratch),
+        per_device_train_batch_size=optim.batch_size,
+        num_train_epochs=optim.epochs,
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type=optim.schedule,
+        warmup_steps=0 if optim.schedule == "constant" else _warmup_steps(config),
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        loss_type=dpo.losses,
+        loss_weights=dpo.loss_weights,
+        beta=dpo.beta,
+        label_smoothing=dpo.label_smoothing,
+        discopop_tau=dpo.discopop_tau,
+        seed=config.seed,
+        precompute_ref_log_probs=True,
+        max_length=None,
+        activation_checkpointing=False,
+        bf16=device == "cuda",
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        logging_strategy="no",
+        # A NaN loss must be seen, not smoothed over; and the filter waits for the device each step.
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _warmup_steps(config: TrainConfig) -> int:
+    return math.ceil(config.optim.warmup_pairs / config.optim.batch_size)

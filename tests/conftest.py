@@ -1,0 +1,97 @@
+"""Fixtures that many tests share. One torch thread a process: two cores are all there is."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpo_train import data, reference
+from dpo_train.config import DataConfig, TrainConfig
+from tests.wandb_server import WandbServer
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def dpo_tune(tmp_path: Path) -> Run:
+    """Runs the command line in an empty folder and captures what it prints."""
+
+    def run(*arguments: object, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tune", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts the command line in an empty folder; what a failed test leaves running is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tune", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+@pytest.fixture(scope="session")
+def small_config() -> TrainConfig:
+    """The sample model on 60 of the sample's pairs: 40 train, 10 eval, 10 test."""
+    data_config = DataConfig(limit=60)
+    return TrainConfig(data=data_config, eval_every_pairs=16)
+
+
+@pytest.fixture(scope="session")
+def small_prepared(small_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the prepared data of `small_config`."""
+    root = tmp_path_factory.mktemp("prepared")
+    folder = reference.plan(small_config, data.load_pairs(small_config.data), root, "cpu")
+    reference.prepare(folder)
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server that this process and its children are logged in to."""
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    # What another command may have left behind: with it the client would drop our ids.
+    monkeypatch.setenv("WANDB_SWEEP_ID", "foreign")
+    with WandbServer() as there:
+        monkeypatch.setenv("WANDB_BASE_URL", there.url)
+        monkeypatch.setenv("WANDB_API_KEY", there.key)
+        yield there

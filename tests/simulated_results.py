@@ -1,0 +1,90 @@
+"""The results of a search of any size, made of simulated sessions without Ray."""
+
+import random
+from typing import Any
+
+from dpo_train.session import Diverged
+from dpo_train.simulated import SimulatedSession
+from tune.config import SearchConfig, check
+from tune.records import Cost, Objective, Results, TrialRecord, Winner
+
+SEARCH: dict[str, Any] = {
+    "name": "sim",
+    "trainer": "simulated",
+    "trials": 24,
+    "space": {
+        "optim.learning_rate": {"log_uniform": [1e-5, 2]},
+        "dpo.beta": {"uniform": [0.05, 0.5]},
+        "optim.batch_size": {"choice": [4, 8]},
+        "lora": {"choice": [None, {"alpha": 32}]},
+        "lora.r": {"int": [4, 64], "when": {"lora": "not null"}},
+    },
+    "stopping": {"grace_pairs": 64, "reduction": 3},
+}
+
+
+def simulated(count: int, **changes: Any) -> Results:
+    """The results of a search that random draws and a fixed share of stops stand in for."""
+    config = check(SearchConfig.model_validate({**SEARCH, "trials": count, **changes}))
+    objective = Objective(metric=config.objective, mode=config.mode)
+    trials = [trial(config, objective, number) for number in range(count)]
+    best = max(trials, key=lambda record: objective.key(record.metrics))
+    winner = Winner(
+        trial=best.id,
+        config=best.config,
+        eval={
+            name.removeprefix("eval/"): value
+            for name, value in best.metrics.items()
+            if name.startswith("eval/")
+        },
+        pairs_seen=int(best.metrics["pairs_seen"]),
+        test={"accuracy": 0.9, "ranking": 0.85, "drift": 0.1, "interval": [0.8, 0.9], "pairs": 99},
+    )
+    base = {"ranking": 0.5, "interval": [0.4, 0.6], "pairs": 99}
+    return Results(
+        name="sim",
+        objective=objective,
+        base={"eval": base, "test": base},
+        winner=winner,
+        trials=trials,
+        cost=Cost(wall_seconds=100, pairs_seen=sum(record.pairs_seen for record in trials)),
+        answers=[{"prompt": "Why?", "base": "No.", "winner": "Yes.", "chosen": "Because."}],
+        ended=f"all {count} trials",
+        search=config.model_dump(mode="json", by_alias=True),
+    )
+
+
+def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecord:
+    """One that trains to its end, is stopped at a third, or diverges."""
+    draw = random.Random(number)
+    point: dict[str, Any] = {
+        "optim.learning_rate": 10 ** draw.uniform(-5, 0.3),
+        "dpo.beta": draw.uniform(0.05, 0.5),
+        "optim.batch_size": draw.choice([4, 8]),
+    }
+    point |= draw.choice([{"lora": None}, {"lora": {"alpha": 32}, "lora.r": draw.randint(4, 64)}])
+    point = {path: value for path, value in point.items() if path in config.space}
+    session = SimulatedSession(config.trial(point))
+    curve: list[dict[str, float]] = []
+    state, error = "finished", None
+    stops = draw.random() < 0.5
+    while not curve or curve[-1]["pairs_seen"] < session.pairs_total:
+        try:
+            curve.append(session.advance())
+        except Diverged as diverged:
+            state, error = "failed", str(diverged)
+            break
+        if stops and len(curve) == 3:
+            state = "stopped"
+            break
+    return TrialRecord.model_validate(
+        {
+            "id": f"abc123-{number:03d}",
+            "state": state,
+            "config": point,
+            "metrics": max(curve, key=objective.key),
+            "curve": curve,
+            "error": error,
+            "seconds": 2.0 * len(curve),
+        }
+    )

@@ -1,0 +1,101 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tune import checkpoints
+from tune.records import Objective
+
+ACCURACY = Objective(metric="eval/accuracy", mode="max")
+
+
+def report(accuracy: float, drift: float = 1.0, pairs: int = 64) -> dict[str, float]:
+    return {"eval/accuracy": accuracy, "eval/drift": drift, "pairs_seen": pairs}
+
+
+def offer(run: Path, trial: str, **values: float) -> bool:
+    exported = []
+
+    def export(folder: Path) -> None:
+        folder.mkdir()
+        exported.append(folder)
+
+    shown = report(**values)  # type: ignore[arg-type]
+    checkpoints.offer_export(run, trial, {}, shown, ACCURACY, 2, export)
+    checkpoints.prune_exports(run, ACCURACY, 2)
+    return bool(exported)
+
+
+def kept(run: Path) -> list[str]:
+    return [stamp["trial"] for _, stamp in checkpoints.exports(run, ACCURACY)]
+
+
+def test_only_the_k_best_are_exported_and_kept(tmp_path: Path) -> None:
+    assert offer(tmp_path, "a", accuracy=0.7)
+    assert offer(tmp_path, "b", accuracy=0.6)
+    assert not offer(tmp_path, "c", accuracy=0.5)
+    assert offer(tmp_path, "d", accuracy=0.8)
+    assert kept(tmp_path) == ["d", "a"]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["a", "d"]
+
+
+def test_a_trial_keeps_its_best_report_alone(tmp_path: Path) -> None:
+    assert offer(tmp_path, "a", accuracy=0.7)
+    assert not offer(tmp_path, "a", accuracy=0.6, pairs=128)
+    assert offer(tmp_path, "a", accuracy=0.9, pairs=192)
+    assert kept(tmp_path) == ["a"]
+    assert [path.name for path in (tmp_path / "best" / "a").iterdir()] == ["192"]
+
+
+def test_what_a_trial_adds_while_the_driver_prunes_survives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for trial, accuracy in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
+        (tmp_path / "best" / trial / "64").mkdir(parents=True)
+        stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
+        (tmp_path / "best" / trial / "64" / checkpoints.STAMP).write_text(json.dumps(stamp))
+    remove = shutil.rmtree
+
+    def add_then_remove(folder: Path, **options: bool) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        checkpoints.offer_export(
+            tmp_path, "c", {}, report(0.95, pairs=128), ACCURACY, 2, lambda part: part.mkdir()
+        )
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", add_then_remove)
+    checkpoints.prune_exports(tmp_path, ACCURACY, 2)
+    assert kept(tmp_path)[0] == "c"
+
+
+def test_a_tie_goes_to_the_lower_drift(tmp_path: Path) -> None:
+    offer(tmp_path, "a", accuracy=0.7, drift=2.0)
+    offer(tmp_path, "b", accuracy=0.7, drift=1.0)
+    assert kept(tmp_path) == ["b", "a"]
+    stamp = checkpoints.crown(tmp_path, ACCURACY)
+    assert stamp is not None
+    assert stamp["trial"] == "b"
+    assert (tmp_path / "winner" / checkpoints.STAMP).exists()
+
+
+def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
+    assert checkpoints.crown(tmp_path, ACCURACY) is None
+
+
+def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
+    checkpoints.save_state(tmp_path, "a", 64, lambda folder: folder.mkdir())
+    checkpoints.save_state(tmp_path, "a", 128, lambda folder: folder.mkdir())
+    assert checkpoints.saved_pairs(tmp_path, "a") == [128]
+    (tmp_path / "state" / "a" / ".part" / "session").mkdir(parents=True)
+    assert checkpoints.saved_pairs(tmp_path, "a") == [128]
+    checkpoints.drop_state(tmp_path, "a")
+    assert checkpoints.saved_pairs(tmp_path, "a") == []
+
+
+def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(tmp_path: Path) -> None:
+    offer(tmp_path, "a", accuracy=0.7, pairs=128)
+    checkpoints.drop_later_exports(tmp_path, "a", 128)
+    assert kept(tmp_path) == ["a"]
+    checkpoints.drop_later_exports(tmp_path, "a", 64)
+    assert kept(tmp_path) == []

@@ -1,0 +1,140 @@
+"""The command line: what a person types and reads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_train import sample
+from tests.conftest import ROOT, Run
+from tune.__main__ import _parser
+
+GOOD = "trials: 2\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
+
+BROKEN = {
+    "unknown key": ("trails: 2\n", "did you mean 'trials'"),
+    "unknown path": (
+        "trials: 2\nspace: {optim.lr: {uniform: [0, 1]}}\n",
+        "unknown path 'optim.lr'",
+    ),
+    "reference axis": ("trials: 2\nspace: {model.id: {choice: [a]}}\n", "changes the reference"),
+    "loss with beta": (GOOD + "objective: eval/loss\n", "eval/loss can't be compared"),
+    "no trials": ("seed: 1\n", "trials: say how many"),
+    "not yaml": ("trials: [1\n", "line 2"),
+    "twice": ("trials: 1\ntrials: 2\n", "duplicate key"),
+    "no such model": (GOOD + "model: {id: ./nothing}\n", "nothing has no config.json"),
+    "no such data": (GOOD + "data: {id: ./nothing.jsonl}\n", "no file nothing.jsonl"),
+    "too many gpus": (GOOD + "resources: {gpus: 1}\n", "resources.gpus: a trial wants 1"),
+    "several gpus": (GOOD + "resources: {gpus: 2}\n", "one process trains on one GPU"),
+    "point outside": (GOOD + "points: [{dpo.beta: 3}]\n", "lies outside the space (uniform 0.1"),
+    "bfloat16": (GOOD + "model: {dtype: bfloat16}\n", "can't be trained in full"),
+    "nothing left": (GOOD + "data: {chars: [9000, 9999]}\n", "no pair is left for train"),
+    "bad name": (GOOD + "name: a/b\n", "name:"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, dpo_tune: Run, case: str) -> None:
+    text, said = BROKEN[case]
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    done = dpo_tune("run", path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["x.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "none.yaml"], "none.yaml: can't be read"),
+        (["show", "none"], "no run 'none'"),
+        (["resume", "none"], "no run 'none'"),
+        (["report", "none"], "no run 'none'"),
+        (["clean", "none"], "no 'none' under runs"),
+        (["run", "x.yaml", "--set", "trials"], "has no `=`"),
+        (["doctor", "x.yaml", "--set", "trails=3"], "did you mean 'trials'"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_one_line(
+    tmp_path: Path, dpo_tune: Run, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    done = dpo_tune(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_heavy_is_imported_before_the_yaml_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("trails: 2\n")
+    script = (
+        "import sys\nfrom tune.__main__ import main\n"
+        "code = main(['run', 'x.yaml'])\n"
+        "heavy = {'torch', 'ray', 'transformers', 'trl', 'datasets', 'optuna', 'wandb'}\n"
+        "print(code, sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "2 []\n", done.stderr
+
+
+def test_files_that_are_no_run_are_left_alone(tmp_path: Path, dpo_tune: Run) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    precious = tmp_path / "runs" / "x" / "thesis.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    done = dpo_tune("run", "x.yaml")
+    assert done.returncode == 2
+    assert "holds other files" in done.stderr
+    assert [p.name for p in precious.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_doctor_says_what_is_here_and_what_a_search_needs(tmp_path: Path, dpo_tune: Run) -> None:
+    (tmp_path / "x.yaml").write_text(GOOD)
+    done = dpo_tune("doctor", "x.yaml")
+    assert done.returncode == 0, done.stderr
+    for word in ("CPUs", "memory", "GPUs", "free disk", "Hub", "W&B", "one trial", "ready"):
+        assert word in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_command_and_option_has_help() -> None:
+    parser = _parser()
+    (commands,) = [a for a in parser._actions if hasattr(a, "choices") and a.choices]
+    there = {
+        "run",
+        "resume",
+        "show",
+        "report",
+        "stop",
+        "clone",
+        "replay",
+        "list",
+        "clean",
+        "doctor",
+    }
+    assert there <= set(commands.choices)  # type: ignore[arg-type]
+    for command in commands.choices.values():  # type: ignore[union-attr]
+        assert all(action.help for action in command._actions)
+
+
+def test_one_trial_trains_without_ray(tmp_path: Path) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text("data: {limit: 30}\noptim: {learning_rate: 1e-3}\neval_every_pairs: 16\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dpo_train", str(path), "--out", str(tmp_path / "model")],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "eval/accuracy" in done.stdout
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert sample.MODEL.is_dir()

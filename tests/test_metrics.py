@@ -1,0 +1,54 @@
+import math
+
+import numpy as np
+import pytest
+
+from dpo_train.metrics import PairLogps, bootstrap_interval, pair_metrics
+
+
+def pairs(chosen: list[float], rejected: list[float]) -> PairLogps:
+    """References of -10 for two-token chosen and four-token rejected completions."""
+    count = len(chosen)
+    return PairLogps(
+        chosen=np.array(chosen),
+        rejected=np.array(rejected),
+        ref_chosen=np.full(count, -10.0),
+        ref_rejected=np.full(count, -10.0),
+        chosen_tokens=np.full(count, 2.0),
+        rejected_tokens=np.full(count, 4.0),
+    )
+
+
+def test_the_base_has_accuracy_one_half_and_no_drift() -> None:
+    measured = pair_metrics(pairs([-10, -10], [-10, -10]))
+    assert measured["accuracy"] == 0.5
+    assert measured["drift"] == 0
+    assert measured["nll"] == pytest.approx(math.log(2))
+
+
+def test_the_numbers_of_a_worked_example() -> None:
+    measured = pair_metrics(pairs([-8, -13], [-14, -11]))
+    assert measured["accuracy"] == 0.5  # margins of +6 and -2
+    assert measured["margin"] == 2.0
+    assert measured["chosen_shift"] == -0.5
+    assert measured["rejected_shift"] == -2.5
+    # |2| + |-4| and |-3| + |-1|, each over six tokens
+    assert measured["drift"] == pytest.approx((6 / 6 + 4 / 6) / 2)
+    # per token: -4 against -3.5, and -6.5 against -2.75
+    assert measured["ranking"] == 0.0
+    expected = (math.log1p(math.exp(-0.6)) + math.log1p(math.exp(0.2))) / 2
+    assert measured["nll"] == pytest.approx(expected)
+
+
+def test_huge_margins_do_not_overflow() -> None:
+    assert pair_metrics(pairs([-1e6], [-10]))["nll"] == pytest.approx(1e5, rel=1e-3)
+
+
+def test_the_interval_holds_the_mean_and_widens_when_prompts_repeat() -> None:
+    values = np.array([1.0, 0.0] * 50)
+    low, high = bootstrap_interval(values, [str(i) for i in range(100)])
+    assert low < 0.5 < high
+    assert high - low == pytest.approx(0.2, abs=0.04)
+    clustered = np.repeat([1.0, 0.0], 50)
+    low, high = bootstrap_interval(clustered, [str(i // 10) for i in range(100)])
+    assert high - low > 0.4

@@ -1,0 +1,148 @@
+import optuna
+import pytest
+
+from dpo_train.config import InputError, TrainConfig, parse
+from tune.config import SearchConfig, check, load_search
+from tune.space import Axis, check_point, check_space, grid, suggest
+
+WITH_LORA = {
+    "lora": Axis(choice=[None, {"alpha": 8}]),
+    "lora.r": Axis(int=(2, 4), when={"lora": "not null"}),
+}
+
+
+def search(**content: object) -> SearchConfig:
+    return check(parse(SearchConfig, {"name": "x", "trials": 3, **content}, {}, "x.yaml"))
+
+
+def test_each_kind_is_drawn_within_its_bounds() -> None:
+    space = {
+        "optim.learning_rate": Axis(log_uniform=(1e-6, 1e-4)),
+        "dpo.beta": Axis(uniform=(0.1, 0.5)),
+        "optim.epochs": Axis(int=(1, 3)),
+        "optim.batch_size": Axis(choice=[4, 8]),
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    points = [suggest(study.ask(), space) for _ in range(50)]
+    for path, axis in space.items():
+        values = {point[path] for point in points}
+        assert all(axis.contains(value) for value in values)
+        assert len(values) > 1
+
+
+def test_a_conditional_axis_is_drawn_only_where_its_condition_holds() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    points = [suggest(study.ask(), WITH_LORA) for _ in range(30)]
+    assert {("lora.r" in point) == (point["lora"] is not None) for point in points} == {True}
+    assert {point["lora"] is None for point in points} == {True, False}
+
+
+def test_a_grid_lists_every_point_once_and_knows_conditions() -> None:
+    assert grid(WITH_LORA) == [
+        {"lora": None},
+        {"lora": {"alpha": 8}, "lora.r": 2},
+        {"lora": {"alpha": 8}, "lora.r": 3},
+        {"lora": {"alpha": 8}, "lora.r": 4},
+    ]
+
+
+def test_a_grid_over_a_range_of_reals_is_refused() -> None:
+    with pytest.raises(InputError, match="dpo.beta is uniform; a grid needs choice or int"):
+        grid({"dpo.beta": Axis(uniform=(0.1, 0.2))})
+
+
+@pytest.mark.parametrize(
+    ("path", "axis", "said"),
+    [
+        ("optim.lr", {"uniform": [0, 1]}, "unknown path 'optim.lr'"),
+        ("model.id", {"choice": ["a"]}, "changes the reference"),
+        ("data.chars", {"choice": [[1, 2]]}, "changes the reference"),
+        ("trainer", {"choice": ["trl"]}, "must be the same for all trials"),
+        ("lora.r", {"int": [2, 4]}, "while lora may be null"),
+        ("optim", {"choice": [{"epochs": 5}]}, "is a part, not a field"),
+        ("dpo.beta", {"uniform": [-1, 0.1]}, "greater than 0"),
+        ("dpo.loss", {"choice": ["sigmoid", "sigmiod"]}, "sigmiod"),
+        ("optim.batch_size", {"choice": [8, 65]}, "larger than eval_every_pairs"),
+        ("dpo.beta", {"uniform": [0.2, 0.1]}, "low below high"),
+        ("dpo.beta", {"uniform": [0.1, 0.2], "choice": [1]}, "exactly one of"),
+        ("dpo.beta", {"log_uniform": [0, 0.1]}, "needs low above 0"),
+        ("dpo.beta", {"uniform": [0.1, 0.2], "when": {"lora": 1}}, "no axis above it"),
+    ],
+)
+def test_an_axis_that_cannot_be_searched_is_refused(
+    path: str, axis: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        search(space={path: axis})
+    assert said in str(caught.value)
+    assert path in str(caught.value)
+
+
+def test_a_point_outside_is_refused_with_the_axis_and_its_bounds() -> None:
+    space = {"dpo.beta": Axis(uniform=(0.1, 0.5))}
+    check_point({"dpo.beta": 0.1}, space)
+    with pytest.raises(InputError, match=r"dpo.beta = 0.6 lies outside the space \(uniform 0.1 to"):
+        check_point({"dpo.beta": 0.6}, space)
+    with pytest.raises(InputError, match="'seed' is no axis"):
+        check_point({"seed": 1}, space)
+    with pytest.raises(InputError, match="lora.r has no meaning here"):
+        check_point({"lora": None, "lora.r": 2}, WITH_LORA)
+
+
+def test_true_is_not_the_number_one() -> None:
+    assert not Axis(choice=[1, 2]).contains(True)
+    assert not Axis(int=(0, 1)).contains(True)
+
+
+def test_a_loss_that_trials_do_not_share_is_no_objective() -> None:
+    beta = {"dpo.beta": {"uniform": [0.1, 0.2]}}
+    with pytest.raises(InputError, match="objective: eval/loss can't be compared"):
+        search(space=beta, objective="eval/loss")
+    with pytest.raises(InputError, match="stopping.metric: eval/loss"):
+        search(space=beta, stopping={"metric": "eval/loss"})
+    rate = {"optim.learning_rate": {"log_uniform": [1e-6, 1e-4]}}
+    assert search(space=rate, objective="eval/loss").mode == "min"
+
+
+def test_rungs_off_the_evaluations_are_refused_with_the_nearest_that_fit() -> None:
+    with pytest.raises(InputError, match="the nearest that fit: 64 or 128"):
+        search(stopping={"grace_pairs": 100})
+
+
+def test_annealing_with_epochs_under_asha_warns_once() -> None:
+    with pytest.warns(UserWarning, match="different points of their annealing") as caught:
+        search(optim={"schedule": "cosine"}, space={"optim.epochs": {"int": [1, 2]}})
+    assert len(caught) == 1
+
+
+def test_every_yaml_of_the_repository_loads() -> None:
+    from tests.conftest import ROOT
+
+    found = sorted((ROOT / "searches").glob("*.yaml"))
+    assert len(found) >= 3
+    for path in found:
+        config = load_search(path)
+        assert config.name == path.stem.replace("_", "-") or config.name == path.stem
+        check_space(config.space, config.base_trial())
+
+
+def test_more_trials_than_a_grid_has_points_are_refused() -> None:
+    with pytest.raises(InputError, match="trials: 5 of a grid that has 2 points"):
+        search(trials=5, sampler={"name": "grid"}, space={"seed": {"choice": [0, 1]}})
+    with pytest.raises(InputError, match=r"dpo\.beta is uniform; a grid needs"):
+        search(sampler={"name": "grid"}, space={"dpo.beta": {"uniform": [0.1, 0.2]}})
+
+
+def test_the_users_own_grid_is_all_its_points() -> None:
+    config = search(
+        trials=None,
+        sampler={"name": "grid"},
+        space={
+            "optim.learning_rate": {"choice": [1e-5, 1e-4]},
+            "optim.batch_size": {"choice": [4, 5]},
+            "optim.epochs": {"choice": [1, 5]},
+            "dpo.beta": {"choice": [0.1, 0.3]},
+        },
+    )
+    assert config.total_trials == 16
+    assert isinstance(config.trial(config.first_points[15]), TrainConfig)

@@ -1,0 +1,61 @@
+"""What W&B is told, as functions of a search's configuration and records."""
+
+from pathlib import Path
+
+from dpo_train.config import parse
+from tune import sweep
+from tune.config import SearchConfig, check
+from tune.records import TrialRecord
+
+
+def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
+    content = {
+        "name": "x",
+        "trainer": "simulated",
+        "trials": 2,
+        "space": {
+            "optim.learning_rate": {"log_uniform": [1e-5, 1e-2]},
+            "dpo.beta": {"uniform": [0.1, 0.5]},
+            "optim.epochs": {"int": [1, 3]},
+            "lora": {"choice": [None, {"r": 8}]},
+        },
+        "objective": "eval/nll",
+    }
+    config = check(parse(SearchConfig, content, {}, "x.yaml"))
+    made = sweep.definition(config)
+    assert made["metric"] == {"name": "eval/nll", "goal": "minimize"}
+    assert made["parameters"] == {
+        "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
+        "dpo.beta": {"distribution": "uniform", "min": 0.1, "max": 0.5},
+        "optim.epochs": {"distribution": "int_uniform", "min": 1, "max": 3},
+        "lora": {"values": [None, '{"r": 8}']},
+    }
+    record = TrialRecord(id="a-000", config={"lora": {"r": 8}, "dpo.beta": 0.2})
+    told = sweep.run_config(config, record)
+    assert (told["lora"], told["lora.r"], told["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
+    assert told["optim.learning_rate"] == config.optim.learning_rate
+
+
+def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
+    content = {
+        "name": "x",
+        "trainer": "simulated",
+        "trials": 2,
+        "data": {"id": f"{tmp_path}/a.csv"},
+    }
+    config = check(parse(SearchConfig, content, {}, "x.yaml"))
+    record = TrialRecord(
+        id="a-000", config={}, state="failed", error="OSError: no '/home/jo/x.bin' at https://a/b/c"
+    )
+    assert sweep.run_config(config, record)["data.id"] == "a.csv"
+    assert sweep.summary(config, record)["error"] == "OSError: no 'x.bin' at https://a/b/c"
+
+
+def test_the_last_rung_is_the_one_that_was_reached() -> None:
+    content = {"name": "x", "trainer": "simulated", "trials": 2}
+    config = check(parse(SearchConfig, content, {}, "x.yaml"))  # 64, then three times as many
+    reached = []
+    for pairs in (0, 63, 64, 191, 192, 600):
+        record = TrialRecord(id="a-0", config={}, curve=[{"pairs_seen": pairs}])
+        reached.append(sweep.summary(config, record)["rung"])
+    assert reached == [0, 0, 64, 64, 192, 576]

@@ -1,0 +1,34 @@
+"""Searches DPO hyperparameters with Ray Tune, Optuna and ASHA.
+
+The command line `dpo-tune` and this package do the same: run, resume, stop, clone, replay,
+load_results.
+"""
+
+import os
+from typing import Any
+
+# Each is read when its library is imported or starts its processes, so they must stand here.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+_PLACES = {
+    "run": "tune.search",
+    "resume": "tune.search",
+    "replay": "tune.replay",
+    "stop": "tune.requests",
+    "clone": "tune.requests",
+    "Interrupted": "tune.search",
+    "load_results": "tune.records",
+    "load_search": "tune.config",
+    "InputError": "dpo_train.config",
+}
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: `dpo-tune --help` must not wait for pydantic, numpy and Ray."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tune' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PLACES[name]), name)

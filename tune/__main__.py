@@ -1,0 +1,272 @@
+"""The command line: every command parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+_DONE, _NOTHING_WON, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    # Imported late: `--help` answers at once.
+    from dpo_train.config import InputError
+
+    warnings.showwarning = _one_line_warning
+    try:
+        return int(options.command(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dpo-tune", description="Searches DPO hyperparameters with Ray Tune, Optuna and ASHA."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="search; goes on if the run folder is unfinished")
+    run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
+    run.add_argument("--name", help="name of the run folder, in place of the YAML's")
+    _add_set(run)
+    run.set_defaults(command=_run)
+
+    resume = commands.add_parser("resume", help="go on with a run, or let it grow")
+    _add_run(resume)
+    resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
+    resume.set_defaults(command=_resume)
+
+    show = commands.add_parser("show", help="the numbers of a run")
+    _add_run(show)
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="results.json")
+    form.add_argument("--csv", action="store_true", help="one line a trial")
+    show.set_defaults(command=_show)
+
+    stop = commands.add_parser("stop", help="end a trial of a running search at its next report")
+    _add_trial(stop)
+    stop.set_defaults(command=_stop)
+
+    clone = commands.add_parser("clone", help="try a trial's point soon, with changes")
+    _add_trial(clone)
+    _add_set(clone)
+    clone.add_argument("--warm", action="store_true", help="start from its exported weights")
+    clone.set_defaults(command=_clone, name=None)
+
+    replay = commands.add_parser("replay", help="train a trial again and compare the numbers")
+    _add_trial(replay)
+    replay.set_defaults(command=_replay)
+
+    report = commands.add_parser("report", help="write a run's report.html; also while it runs")
+    _add_run(report)
+    report.add_argument("--open", action="store_true", help="show it in the browser")
+    report.set_defaults(command=_report)
+
+    listing = commands.add_parser("list", help="runs and prepared data, and what they occupy")
+    listing.set_defaults(command=_list)
+
+    clean = commands.add_parser("clean", help="remove what is named; alone: say what there is")
+    clean.add_argument("names", nargs="*", metavar="NAME", help="as `dpo-tune list` shows it")
+    clean.set_defaults(command=_clean)
+
+    doctor = commands.add_parser("doctor", help="what is here, and what a search needs")
+    doctor.add_argument("yaml", type=Path, nargs="?", help="the search")
+    _add_set(doctor)
+    doctor.set_defaults(command=_doctor, name=None)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder or its name")
+
+
+def _add_trial(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.add_argument("trial", help="as `dpo-tune show` names it")
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override a value of the YAML by its dotted path; may be given several times",
+    )
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    from dpo_train.config import InputError, parse_value
+
+    overrides: dict[str, Any] = {"name": options.name} if options.name else {}
+    for text in options.set:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set: {text!r} has no `=`; type `--set optim.epochs=2`")
+        overrides[path.strip()] = parse_value(value)
+    return overrides
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tune.config import load_search
+
+    config = load_search(options.yaml, _overrides(options))
+    from tune.search import run
+
+    return _finish(lambda: run(config))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from dpo_train.config import InputError
+    from tune.config import load_search
+    from tune.records import find_run
+
+    folder = find_run(options.run)
+    trials = None
+    if options.trials is not None:
+        digits = options.trials.removeprefix("+")
+        if not (digits.isascii() and digits.isdigit()):
+            raise InputError(f"--trials: {options.trials!r} is no number; type `--trials +16`")
+        grows = options.trials.startswith("+")
+        now = load_search(folder / "search.yaml").total_trials
+        trials = int(digits) + (now if grows else 0)
+    from tune.search import resume
+
+    return _finish(lambda: resume(folder, trials))
+
+
+def _finish(search: Any) -> int:
+    from tune.search import Interrupted
+    from tune.show import render
+    from tune.tracker import how_to_send
+
+    try:
+        results = search()
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        if unsent := how_to_send(interruption.folder):
+            print(unsent, file=sys.stderr)
+        return _INTERRUPTED
+    print(render(results))
+    folder = results.folder
+    if unsent := how_to_send(folder):
+        print(f"\n{unsent}")
+    if results.winner is None:
+        return _NOTHING_WON
+    print(f"\nthe winner lies in {folder}/winner, all numbers in {folder}/results.json")
+    if (folder / "report.html").exists():
+        print(f"the report: {folder}/report.html")
+    print(f"more trials: dpo-tune resume {folder} --trials +{max(8, len(results.trials) // 3)}")
+    return _DONE
+
+
+def _show(options: argparse.Namespace) -> int:
+    from tune.search import current_results
+    from tune.show import render, to_csv
+
+    results = current_results(options.run)
+    if options.json:
+        print(results.to_json())
+    elif options.csv:
+        print(to_csv(results), end="")
+    else:
+        print(render(results, rows=50))
+    return _DONE
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from tune.requests import stop
+
+    stop(options.run, options.trial)
+    print(f"asked: {options.trial} stops at its next report")
+    return _DONE
+
+
+def _clone(options: argparse.Namespace) -> int:
+    from tune.progress import describe
+    from tune.requests import clone
+
+    point = clone(options.run, options.trial, _overrides(options), options.warm)
+    print(f"asked: {describe(point)} is tried as soon as a place is free")
+    return _DONE
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from tune.replay import replay
+
+    print(f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   as recorded, as it is now")
+
+    def watch(then: dict[str, float], now: dict[str, float]) -> None:
+        columns = (
+            f"{then[name]:>11.6f}  {now[name]:>11.6f}" for name in ("eval/accuracy", "eval/nll")
+        )
+        print(f"{then['pairs_seen']:8.0f} {' '.join(columns)}", flush=True)
+
+    print(replay(options.run, options.trial, watch))
+    return _DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from tune.report import write
+    from tune.search import current_results
+
+    path = write(current_results(options.run)).absolute()
+    print(path)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.as_uri())
+    return _DONE
+
+
+def _list(_: argparse.Namespace) -> int:
+    from tune.runs import stored
+
+    there = stored(Path("runs"))
+    print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
+    for item in there:
+        trials = str(item.trials) if item.kind == "run" else ""
+        print(f"{item.name:32} {item.kind:14} {item.state:11} {trials:>6} {item.gigabytes:7.3f}")
+    return _DONE
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from tune.runs import remove
+
+    if not options.names:
+        _list(options)
+        print("to remove: dpo-tune clean NAME …")
+        return _DONE
+    for item in remove(Path("runs"), options.names):
+        print(f"removed {item.name} ({item.gigabytes:.3f} GB)")
+    return _DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from tune.config import load_search
+    from tune.doctor import examine, refuse_impossible
+
+    config = load_search(options.yaml, _overrides(options)) if options.yaml else None
+    for line in examine(config):
+        print(line)
+    if config is not None:
+        refuse_impossible(config)
+        print("ready        yes")
+    return _DONE
+
+
+def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""What stays on disk of a trial's weights: the state to go on from, and the k best exports.
+
+Every folder appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tune.records import Objective, Report
+
+STAMP = "trial.json"
+"""In an exported folder: which trial, its values, and the report at which it was written."""
+
+
+_Export = tuple[Path, dict[str, Any]]
+
+
+def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path], None]) -> None:
+    """Writes `state/<trial>/<pairs_seen>/`, then removes the one before."""
+    folder = run / "state" / trial_id
+    part = folder / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save(part / "session")
+    part.replace(folder / str(pairs_seen))
+    for pairs in saved_pairs(run, trial_id)[:-1]:
+        shutil.rmtree(folder / str(pairs))
+
+
+def saved_pairs(run: Path, trial_id: str) -> list[int]:
+    """The pairs_seen of a trial's saved states, ascending."""
+    return sorted(
+        int(path.name) for path in (run / "state" / trial_id).glob("*") if path.name.isdigit()
+    )
+
+
+def saved_session(run: Path, trial_id: str, pairs_seen: int) -> Path:
+    return run / "state" / trial_id / str(pairs_seen) / "session"
+
+
+def drop_state(run: Path, trial_id: str) -> None:
+    shutil.rmtree(run / "state" / trial_id, ignore_errors=True)
+
+
+def exports(run: Path, objective: Objective) -> list[_Export]:
+    """(folder, stamp) of the best export of each trial that has one, the best trial first."""
+    return _best_of_each(_all_exports(run, objective))
+
+
+def offer_export(
+    run: Path,
+    trial_id: str,
+    point: dict[str, Any],
+    report: Report,
+    objective: Objective,
+    keep: int,
+    export: Callable[[Path], None],
+) -> None:
+    """Exports the trial's weights if this report is among the k best of all trials.
+
+    Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: what it
+    saw as weak can't become another trial's best between its look and its hand.
+    """
+    there = exports(run, objective)
+    own = [stamp for _, stamp in there if stamp["trial"] == trial_id]
+    others = [stamp for _, stamp in there if stamp["trial"] != trial_id]
+    to_beat = own or others[keep - 1 : keep]
+    if to_beat and objective.key(report) <= objective.key(to_beat[0]["report"]):
+        return
+    part = run / "best" / trial_id / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    export(part)
+    stamp = {"trial": trial_id, "config": point, "report": report}
+    (part / STAMP).write_text(json.dumps(stamp, indent=1))
+    folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def prune_exports(run: Path, objective: Objective, keep: int) -> None:
+    """Leaves the best export of each of the k best trials; for the driver."""
+    seen = _all_exports(run, objective)
+    kept = {folder for folder, _ in _best_of_each(seen)[:keep]}
+    for folder, _ in seen:
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the trial is writing its next one there
+                folder.parent.rmdir()
+
+
+def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
+    """Removes what a trial exported past the state that it goes on from."""
+    for folder in (run / "best" / trial_id).glob("*"):
+        if not folder.name.isdigit() or int(folder.name) > saved:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _best_of_each(ranked: list[_Export]) -> list[_Export]:
+    best: dict[str, _Export] = {}
+    for folder, stamp in ranked:
+        best.setdefault(stamp["trial"], (folder, stamp))
+    return list(best.values())
+
+
+def _all_exports(run: Path, objective: Objective) -> list[_Export]:
+    found = []
+    for stamp in (run / "best").glob("*/[0-9]*/" + STAMP):
+        with contextlib.suppress(FileNotFoundError):  # the driver removed it just now
+            found.append((stamp.parent, json.loads(stamp.read_text())))
+    return sorted(found, key=lambda item: objective.key(item[1]["report"]), reverse=True)
+
+
+def crown(run: Path, objective: Objective) -> dict[str, Any] | None:
+    """Copies the best export to `winner/` and returns its stamp; None if nothing was exported."""
+    ranked = exports(run, objective)
+    if not ranked:
+        return None
+    folder, stamp = ranked[0]
+    part, old = run / ".winner.part", run / ".winner.old"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part)
+    shutil.rmtree(old, ignore_errors=True)
+    if (run / "winner").exists():
+        (run / "winner").replace(old)
+    part.replace(run / "winner")
+    shutil.rmtree(old, ignore_errors=True)
+    return stamp

@@ -1,0 +1,242 @@
+"""The configuration of a search: a trial's, with what is varied, how, and on what."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dpo_train.config import InputError, Part, TrainConfig, override, parse, read_yaml
+from dpo_train.metrics import MODES
+from tune.space import Axis, Point, check_point, check_space, grid
+from tune.storage import check_storage
+
+Metric = Literal[
+    "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
+]
+
+
+class SamplerConfig(Part):
+    name: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
+    """Optuna's sampler, or `grid`: all points, one after the other."""
+    seed: int = 0
+    """With `resources.at_once: 1` on a CPU the same seed proposes the same trials again; with
+    more at once the order in which trials end decides too."""
+
+
+class StoppingConfig(Part):
+    name: Literal["asha", "median", "none"] = "asha"
+    """How weak trials are found: asynchronous successive halving (arXiv:1810.05934), the median
+    of the others' running means, or not at all."""
+    metric: Metric = "eval/nll"
+    """What is compared: smoother than the objective, so that fewer are stopped by noise."""
+    grace_pairs: int = Field(64, ge=1)
+    """No trial is stopped before; ASHA's first rung."""
+    reduction: int = Field(3, ge=2)
+    """At each rung one in so many goes on; rungs lie at grace_pairs times its powers."""
+    brackets: int = Field(1, ge=1)
+    """With several, some trials start at later rungs."""
+
+    def rungs(self, pairs: int) -> list[int]:
+        """Where trials are compared, up to so many pairs; of the median rule where it begins."""
+        if self.name == "median":
+            return [self.grace_pairs]
+        rungs: list[int] = []
+        rung = self.grace_pairs
+        while self.name == "asha" and rung <= pairs:
+            rungs.append(rung)
+            rung *= self.reduction
+        return rungs
+
+
+class ResourcesConfig(Part):
+    cpus: float = Field(1, gt=0)
+    """CPUs of one trial."""
+    gpus: float = Field(0, ge=0)
+    """GPUs of one trial: 0, a fraction, or 1."""
+    at_once: int | None = Field(None, ge=1)
+    """Most trials at once; as many as fit by default."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.gpus > 1:
+            raise ValueError(
+                f"gpus: {self.gpus:g} for one trial; one process trains on one GPU, so 0, a "
+                "fraction or 1"
+            )
+        return self
+
+
+class BudgetConfig(Part):
+    hours: float | None = Field(None, gt=0)
+    """Wall-clock hours of the search, all its sittings together."""
+    failures_in_a_row: int = Field(5, ge=1)
+    """After so many failed trials without one that did not, the search stops."""
+
+
+class WandbConfig(Part):
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    """Weights & Biases sees the trials while they run, or later, from files that `wandb sync`
+    sends, or never."""
+    project: str = Field("dpo-tune", pattern=r"^[^/\\#?%:]{1,128}$")
+    """Made at the first run, if need be."""
+    entity: str | None = None
+    """A user or a team; by default the login's own."""
+    sweep: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$")
+    """Id of an existing sweep that the trials join; by default each search makes its own."""
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
+    """Of every run."""
+
+
+class SearchConfig(TrainConfig):
+    """One experiment: what `dpo-tune run` reads. Has all that a trial's YAML has."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run folder."""
+    runs_dir: str = "runs"
+    """Where run folders and prepared data stand."""
+    space: dict[str, Axis] = {}
+    """Dotted paths into the trial's config, and what each may be."""
+    points: list[Point] = []
+    """Tried first; axes left out are drawn."""
+    trials: int | None = Field(None, ge=1)
+    """How many; a grid is tried whole by default."""
+    objective: Metric = "eval/accuracy"
+    """By which the winner is picked; ties go to the lower eval/drift."""
+    sampler: SamplerConfig = SamplerConfig()
+    """What proposes the trials."""
+    stopping: StoppingConfig = StoppingConfig()
+    """What stops the weak ones."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Of one trial."""
+    budget: BudgetConfig = BudgetConfig()
+    """When one is spent no trial starts and running ones stop at their next report."""
+    keep_best: int = Field(3, ge=1)
+    """How many exported trials stay on disk."""
+    storage: str | None = None
+    """Where Optuna's study is kept for Optuna's own tools: a database's URL, or the path of a
+    journal file. In memory by default; the search itself needs none."""
+    save_every_minutes: float = Field(10, ge=0)
+    """How much work a killed search may lose; 0 saves after every report."""
+    wandb: WandbConfig = WandbConfig()
+    """What Weights & Biases is told, if anything."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs_dir).expanduser() / self.name
+
+    @property
+    def prepared_root(self) -> Path:
+        """Shared by all searches of a folder, so that a second one computes nothing."""
+        return Path(self.runs_dir).expanduser() / ".prepared"
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.resources.gpus else "cpu"
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return MODES[self.objective]
+
+    @property
+    def first_points(self) -> list[Point]:
+        """The user's own, then the whole of a grid."""
+        rest = grid(self.space) if self.sampler.name == "grid" else []
+        return self.points + [point for point in rest if point not in self.points]
+
+    @property
+    def total_trials(self) -> int:
+        return self.trials or len(self.first_points)
+
+    @property
+    def most_epochs(self) -> int:
+        axis = self.space.get("optim.epochs")
+        return max(axis.corners) if axis else self.optim.epochs
+
+    def trial(self, point: Point) -> TrainConfig:
+        """The config of one trial. Raises InputError where a combination is impossible."""
+        return override(self.base_trial(), point)
+
+    def base_trial(self) -> TrainConfig:
+        return TrainConfig.model_validate({name: getattr(self, name) for name in _TRIAL_FIELDS})
+
+
+_TRIAL_FIELDS = tuple(TrainConfig.model_fields)
+
+
+def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchConfig:
+    """Reads a search's YAML and checks all that can be checked before work. Raises InputError."""
+    content = read_yaml(path)
+    if "name" not in content:
+        content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)
+    return check(parse(SearchConfig, content, overrides or {}, str(path)))
+
+
+def check(config: SearchConfig) -> SearchConfig:
+    """The checks that look across parts. Raises InputError; returns the config."""
+    check_space(config.space, config.base_trial())
+    for point in config.points:
+        check_point(point, config.space)
+        config.trial(point)
+    if config.sampler.name == "grid":
+        _check_grid(config)
+    if config.sampler.name != "grid" and config.trials is None:
+        raise InputError("trials: say how many, like `trials: 24`; only a grid knows by itself")
+    searched = [path for path in config.space if path.startswith("dpo.")]
+    for field, metric in (
+        ("objective", config.objective),
+        ("stopping.metric", config.stopping.metric),
+    ):
+        if metric == "eval/loss" and searched:
+            raise InputError(
+                f"{field}: eval/loss can't be compared between trials that differ in "
+                f"{', '.join(searched)}; use eval/accuracy, eval/ranking or eval/nll"
+            )
+    check_storage(config.storage)
+    _check_rungs(config)
+    _warn_of_annealing(config)
+    return config
+
+
+def _check_grid(config: SearchConfig) -> None:
+    if not config.space:
+        raise InputError("sampler: a grid needs a space")
+    points = len(config.first_points)
+    if config.total_trials > points:
+        raise InputError(
+            f"trials: {config.trials} of a grid that has {points} points; leave trials out, or "
+            "take another sampler"
+        )
+
+
+def _check_rungs(config: SearchConfig) -> None:
+    grace, every = config.stopping.grace_pairs, config.eval_every_pairs
+    if config.stopping.name != "none" and grace % every:
+        below, above = max(1, grace // every) * every, math.ceil(grace / every) * every
+        nearest = " or ".join(str(value) for value in sorted({below, above}))
+        raise InputError(
+            f"stopping.grace_pairs: {grace} is no multiple of eval_every_pairs {every}, so no "
+            f"trial would be measured at the rungs; the nearest that fit: {nearest}"
+        )
+
+
+def _warn_of_annealing(config: SearchConfig) -> None:
+    schedules = {config.optim.schedule} | set(_choices(config, "optim.schedule"))
+    annealed = schedules & {"linear", "cosine"}
+    if annealed and "optim.epochs" in config.space and config.stopping.name == "asha":
+        warnings.warn(
+            f"schedule {' and '.join(sorted(annealed))} with epochs searched under ASHA: a rung "
+            "compares trials at different points of their annealing; constant_with_warmup "
+            "compares like with like",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _choices(config: SearchConfig, path: str) -> list[Any]:
+    return config.space[path].corners if path in config.space else []

@@ -1,0 +1,149 @@
+"""What is here and what a search needs, said before anything is spent."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from dpo_train import model
+from dpo_train.config import InputError
+from tune.config import SearchConfig
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def refuse_impossible(config: SearchConfig) -> None:
+    """Raises InputError if this machine lacks GPUs, disk or a package that the search needs.
+
+    A cluster's GPUs can't be counted from here, Ray waits for them; the disk is compared with a
+    model that lies on it.
+    """
+    for package in {"cmaes": ["cmaes"], "gp": ["scipy"]}.get(config.sampler.name, []):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"sampler.name: {config.sampler.name} needs {package}; type "
+                "`pip install 'dpo-tune[samplers]'`"
+            )
+    if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
+        there = len(gpu_names())
+        if config.resources.gpus > there:
+            raise InputError(
+                f"resources.gpus: a trial wants {config.resources.gpus:g}, this machine has "
+                f"{there}; type `--set resources.gpus=0` for the CPU, or set RAY_ADDRESS to a "
+                "cluster that has some"
+            )
+    if config.trainer != "simulated" and model.local_folder(config.model) is not None:
+        model.resolve(config.model)
+        need, free = disk_bytes(config), free_bytes(Path(config.runs_dir))
+        if need > free:
+            raise InputError(
+                f"runs_dir: the search may write {need / 1e9:.1f} GB to {config.runs_dir}, where "
+                f"{free / 1e9:.1f} GB are free; free some, lower keep_best, or set another runs_dir"
+            )
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that this process may use, without importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    names = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names if visible is None else names[: len([d for d in visible.split(",") if d])]
+
+
+def free_bytes(folder: Path) -> int:
+    """Free disk where the folder stands or would stand."""
+    folder = folder.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def trainable_share(config: SearchConfig, weights: int) -> int:
+    """Weights that the optimizer updates: all, or about those of a LoRA."""
+    if config.lora is None:
+        return weights
+    # A LoRA of rank r on a d x d layer has 2 r d weights of d * d; layers of small models have
+    # d around 1,000. An estimate, said as one.
+    return int(weights * min(1.0, 2 * config.lora.r / 1000))
+
+
+def memory_bytes(config: SearchConfig) -> int:
+    """Weights, gradients and AdamW's two moments of one trial; activations come on top."""
+    weights = model.parameter_count(config.model)
+    return weights * _BYTES[config.model.dtype] + trainable_share(config, weights) * 12
+
+
+def disk_bytes(config: SearchConfig) -> int:
+    """The most that a search holds: k best exports, the winner, and running trials' states."""
+    weights = model.parameter_count(config.model)
+    exported = trainable_share(config, weights) * 4
+    at_once = config.resources.at_once or os.cpu_count() or 1
+    return (config.keep_best + 2) * exported + min(at_once, config.total_trials) * 3 * exported
+
+
+def examine(config: SearchConfig | None) -> list[str]:
+    """The lines that `dpo-tune doctor` prints."""
+    lines = [*_machine(), *_logins(config)]
+    if config is not None:
+        lines += _needs(config)
+    return lines
+
+
+def _machine() -> list[str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = gpu_names()
+    cluster = os.environ.get("RAY_ADDRESS", "none set; Ray starts on this machine")
+    return [
+        f"CPUs         {len(os.sched_getaffinity(0))}",
+        f"memory       {memory / 1e9:.1f} GB",
+        f"GPUs         {len(gpus)}" + "".join(f"\n             {name}" for name in gpus),
+        f"cluster      {cluster}",
+        f"free disk    {free_bytes(Path('.')) / 1e9:.1f} GB here",
+    ]
+
+
+def _logins(config: SearchConfig | None) -> list[str]:
+    from huggingface_hub import constants, get_token
+
+    from tune.tracking import is_logged_in
+
+    hub = "logged in" if get_token() else "not logged in (`hf auth login`; public models need none)"
+    offline = " (HF_HUB_OFFLINE is set: only what is cached)" if constants.HF_HUB_OFFLINE else ""
+    wandb = "logged in" if is_logged_in() else "not logged in (`wandb login`)"
+    return [f"Hub          {hub}{offline}", f"W&B          {wandb}{_wandb_mode(config)}"]
+
+
+def _wandb_mode(config: SearchConfig | None) -> str:
+    if config is None:
+        return ""
+    told = {
+        "online": f"the search is seen in {config.wandb.project} while it runs",
+        "offline": "the search writes files, `wandb sync` sends them",
+        "disabled": "the search tells it nothing",
+    }
+    return f"; {config.wandb.mode}: {told[config.wandb.mode]}"
+
+
+def _needs(config: SearchConfig) -> list[str]:
+    lines = [
+        f"search       {config.name}: {config.total_trials} trials, "
+        f"{config.resources.cpus:g} CPU and {config.resources.gpus:g} GPU each",
+    ]
+    if config.trainer == "simulated":
+        return [*lines, "             simulated: no model, no data"]
+    resolved = config.model_copy(update={"model": model.resolve(config.model)})
+    weights = model.parameter_count(resolved.model)
+    exists = "exists" if config.folder.exists() else "new"
+    return [
+        *lines,
+        f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights",
+        f"one trial    about {memory_bytes(resolved) / 1e9:.2f} GB for weights, gradients and "
+        "optimizer; activations come on top",
+        f"disk         at most about {disk_bytes(resolved) / 1e9:.2f} GB in {config.folder} "
+        f"({exists}; {free_bytes(config.folder) / 1e9:.1f} GB free)",
+    ]

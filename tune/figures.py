@@ -1,0 +1,245 @@
+"""The figures of a report, from the results alone: Optuna's, those it lacks, one style for all.
+
+Knows no HTML and no Ray.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+from tune.config import StoppingConfig
+from tune.plots import Drawn, plot
+from tune.progress import describe
+from tune.records import STATES, Results, TrialRecord
+from tune.savings import saved
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.
+_LOOKS = {
+    "finished": ("#0072B2", "circle"),
+    "stopped": ("#E69F00", "x"),
+    "failed": ("#D55E00", "triangle-down"),
+    "running": ("#CC79A7", "circle-open"),
+    "winner": ("#009E73", "star"),
+    "base": ("#000000", "diamond"),
+}
+_GREY = "#999999"
+_AXIS = {
+    "gridcolor": "#e5e5e5",
+    "zeroline": False,
+    "automargin": True,
+    "ticklabelstandoff": 5,
+    "exponentformat": "e",
+}
+_STYLE = go.layout.Template(
+    layout={
+        "colorway": [colour for colour, _ in _LOOKS.values()],
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "plot_bgcolor": "white",
+        "paper_bgcolor": "white",
+        "hovermode": "closest",
+        "margin": {"l": 10, "r": 16, "t": 28, "b": 10},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+_UNMEASURED = "No trial was measured so far."
+
+
+def draw(results: Results) -> dict[str, Drawn]:
+    """The figures of each section, by its name; or the sentence that stands in their place."""
+    metric = results.objective.metric
+    drawn = plot(results)
+    if isinstance(drawn["history"], list):
+        _complete_history(results, drawn["history"][0])
+    if isinstance(drawn["importance"], list):
+        drawn["importance"][0].update_traces(marker_color=_LOOKS["finished"][0])
+    drawn |= {
+        "curves": _curves(results, metric),
+        "pareto": _pareto(results),
+        "cost": _cost(results),
+    }
+    compared = results.search.get("stopping", {}).get("metric", metric)
+    if _rungs(results) and compared != metric:
+        drawn["compared"] = _curves(results, compared)
+    for figures in drawn.values():
+        for figure in figures if isinstance(figures, list) else []:
+            figure.update_layout(template=_STYLE, title=None)
+    return drawn
+
+
+def _complete_history(results: Results, figure: go.Figure) -> None:
+    """Adds the stopped trials, which Optuna leaves out."""
+    for trace in figure.data:
+        if trace.mode == "lines":
+            trace.update(name="best so far", line={"color": _LOOKS["winner"][0], "shape": "hv"})
+        else:
+            trace.update(name="finished", marker=_marker("finished"))
+    stopped = [i for i, t in enumerate(results.trials) if t.state == "stopped" and t.metrics]
+    if stopped:
+        some = [results.trials[number] for number in stopped]
+        values = [trial.metrics[results.objective.metric] for trial in some]
+        _add_points(figure, stopped, values, some, "stopped", "stopped: best until then")
+
+
+def _curves(results: Results, metric: str) -> Drawn:
+    """The metric against pairs_seen, with the rungs, and a mark where each trial ended."""
+    if not any(trial.curve for trial in results.trials):
+        return _UNMEASURED
+    figure = go.Figure()
+    for look, trials in _by_look(results).items():
+        x: list[float | None] = []
+        y: list[float | None] = []
+        text: list[str] = []
+        for trial in trials:  # one trace for all curves, with gaps between: hundreds draw slowly
+            x += [*(report["pairs_seen"] for report in trial.curve), None]
+            y += [*(report[metric] for report in trial.curve), None]
+            text += [_hover(trial)] * (len(trial.curve) + 1)
+        thick = {"width": 3} if look == "winner" else {"width": 1}
+        figure.add_scatter(
+            x=x,
+            y=y,
+            text=text,
+            mode="lines",
+            name=look,
+            legendgroup=look,
+            showlegend=False,
+            line={"color": _LOOKS[look][0], **thick},
+            opacity=1 if look == "winner" else 0.5,
+        )
+        ends = [trial.metrics if look == "winner" else trial.curve[-1] for trial in trials]
+        at = [report["pairs_seen"] for report in ends]
+        _add_points(figure, at, [report[metric] for report in ends], trials, look, look)
+    for rung in _rungs(results):
+        figure.add_vline(
+            rung,
+            line={"color": _GREY, "dash": "dot", "width": 1},
+            annotation={"text": f"rung {rung}", "textangle": -90, "font": {"size": 10}},
+            annotation_position="bottom left",
+        )
+    figure.update_layout(
+        xaxis={"title": "pairs trained on", "rangemode": "tozero"}, yaxis_title=metric
+    )
+    return [figure]
+
+
+def _rungs(results: Results) -> list[int]:
+    """As far as any trial came; none where results.json does not say what was searched."""
+    if not results.search:
+        return []
+    reached = max((trial.pairs_seen for trial in results.trials), default=0)
+    return StoppingConfig.model_validate(results.search["stopping"]).rungs(reached)
+
+
+def _pareto(results: Results) -> Drawn:
+    """Each trial's best report: accuracy against drift."""
+    looks = _by_look(results)
+    if not looks:
+        return _UNMEASURED
+    points = [
+        (trial.metrics["eval/drift"], trial.metrics["eval/accuracy"])
+        for trials in looks.values()
+        for trial in trials
+    ]
+    front = _front([(0.0, 0.5), *points])
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[drift for drift, _ in front],
+        y=[accuracy for _, accuracy in front],
+        mode="lines",
+        line={"color": _GREY, "shape": "hv"},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+    for look, trials in looks.items():
+        x = [trial.metrics["eval/drift"] for trial in trials]
+        y = [trial.metrics["eval/accuracy"] for trial in trials]
+        _add_points(figure, x, y, trials, look, look)
+    figure.add_scatter(x=[0], y=[0.5], mode="markers", name="base", marker=_marker("base"))
+    figure.update_layout(xaxis_title="eval/drift, nats per token", yaxis_title="eval/accuracy")
+    return [figure]
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(drift, accuracy) of those that none beats in both, by rising drift."""
+    front: list[tuple[float, float]] = []
+    for drift, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((drift, accuracy))
+    return front
+
+
+def _cost(results: Results) -> Drawn:
+    spent = {
+        state: sum(trial.seconds for trial in results.trials if trial.state == state)
+        for state in STATES
+    }
+    total = sum(spent.values())
+    if not total:
+        return _UNMEASURED
+    gpus = results.cost.gpu_seconds / total
+    unit, seconds = ("hours", 3600) if total > 10800 else ("minutes", 60)
+    scale = (gpus or 1) / seconds
+    figure = go.Figure()
+    for state, length in spent.items():
+        if length:
+            colour = _LOOKS.get(state, (_GREY, ""))[0]
+            _add_bar(figure, state, "spent", length * scale, {"color": colour})
+    if estimate := saved(results):
+        look = {"color": "#dddddd", "pattern": {"shape": "/"}}
+        _add_bar(figure, "never trained", "saved (estimate)", estimate.seconds * scale, look)
+    figure.update_layout(
+        barmode="stack",
+        legend_traceorder="normal",
+        xaxis_title=f"{'GPU' if gpus else 'trial'}-{unit}",
+        yaxis={"autorange": "reversed"},
+    )
+    return [figure]
+
+
+def _add_bar(figure: go.Figure, name: str, row: str, length: float, marker: dict[str, Any]) -> None:
+    hover = f"{name}: %{{x:.3g}}<extra></extra>"
+    figure.add_bar(
+        x=[length], y=[row], name=name, orientation="h", marker=marker, hovertemplate=hover
+    )
+
+
+def _by_look(results: Results) -> dict[str, list[TrialRecord]]:
+    """The measured trials by state, the winner apart and last, so that it lies on top."""
+    looks: dict[str, list[TrialRecord]] = {}
+    won = results.winner.trial if results.winner else ""
+    for look in ("stopped", "failed", "running", "finished", "winner"):
+        for trial in results.trials:
+            # A trial that waits to go on after a kill has a curve already.
+            state = "running" if trial.state == "pending" else trial.state
+            if trial.curve and look == ("winner" if trial.id == won else state):
+                looks.setdefault(look, []).append(trial)
+    return looks
+
+
+def _add_points(
+    figure: go.Figure, x: list[Any], y: list[Any], trials: list[TrialRecord], look: str, name: str
+) -> None:
+    figure.add_scatter(
+        x=x,
+        y=y,
+        text=[_hover(trial) for trial in trials],
+        mode="markers",
+        name=name,
+        legendgroup=look,
+        marker=_marker(look),
+    )
+
+
+def _marker(look: str) -> dict[str, Any]:
+    colour, symbol = _LOOKS[look]
+    return {"color": colour, "symbol": symbol, "size": 14 if look == "winner" else 7}
+
+
+def _hover(trial: TrialRecord) -> str:
+    """Escaped, for Plotly reads tags in what it writes on a figure."""
+    lines = [trial.id, describe(trial.config), trial.error or ""]
+    return "<br>".join(html.escape(line, quote=False) for line in lines if line)

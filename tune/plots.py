@@ -1,0 +1,146 @@
+"""Optuna's own plots, over a study in memory that is rebuilt from the results.
+
+Knows no HTML and no Ray. In place of a plot that would say nothing stands the sentence why.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna import visualization
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+
+from tune.records import Results
+from tune.space import Axis, to_optuna
+from tune.study import OPTUNA_STATES
+
+Drawn = list[go.Figure] | str
+
+_NO_SPACE = "This results.json does not say what was searched: an earlier version wrote it."
+_FEWEST_FOR_IMPORTANCE = 4
+_TOP_TRIALS = 5
+"""PED-ANOVA compares the best with all; Optuna advises at least so many best ones."""
+
+
+def plot(results: Results) -> dict[str, Drawn]:
+    """`history`, `parallel`, `importance` and `slices`; one figure an axis in the last."""
+    names = ("history", "parallel", "importance", "slices")
+    if not results.search:
+        return dict.fromkeys(names, _NO_SPACE)
+    study = _study(results)
+    metric = results.objective.metric
+    makers = (_history, _parallel, _importance, _slices)
+    return {name: make(study, metric) for name, make in zip(names, makers, strict=True)}
+
+
+def _study(results: Results) -> optuna.Study:
+    """The search as Optuna saw it; its trials keep their numbers."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction: Any = "maximize" if results.objective.mode == "max" else "minimize"
+    study = optuna.create_study(direction=direction)
+    space = {
+        path: Axis.model_validate(content) for path, content in results.search["space"].items()
+    }
+    distributions = {path: _distribution(axis) for path, axis in space.items()}
+    names = _names(list(space))
+    study.add_trials(
+        optuna.trial.create_trial(
+            state=OPTUNA_STATES[trial.state],
+            value=trial.metrics[results.objective.metric] if trial.state == "finished" else None,
+            params={names[path]: _scalar(value) for path, value in trial.config.items()},
+            distributions={names[path]: distributions[path] for path in trial.config},
+        )
+        for trial in results.trials
+    )
+    return study
+
+
+def _distribution(axis: Axis) -> optuna.distributions.BaseDistribution:
+    if axis.choice is None:
+        return axis.distribution()
+    return optuna.distributions.CategoricalDistribution([_scalar(value) for value in axis.choice])
+
+
+def _scalar(value: Any) -> Any:
+    """As Optuna takes it; escaped, for Plotly reads tags in what it writes on a figure."""
+    scalar = to_optuna(value)
+    return html.escape(scalar, quote=False) if isinstance(scalar, str) else scalar
+
+
+def _names(paths: list[str]) -> dict[str, str]:
+    """The last part of each path where that is enough to tell them apart."""
+    last = [path.rpartition(".")[2] for path in paths]
+    return {
+        path: html.escape(name if last.count(name) == 1 else path, quote=False)
+        for path, name in zip(paths, last, strict=True)
+    }
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _too_few(study: optuna.Study, fewest: int) -> str:
+    there = len(_finished(study))
+    return "" if there >= fewest else f"This needs {fewest} finished trials; there are {there}."
+
+
+def _history(study: optuna.Study, metric: str) -> Drawn:
+    if reason := _too_few(study, 1):
+        return reason
+    return [visualization.plot_optimization_history(study, target_name=metric)]
+
+
+def _parallel(study: optuna.Study, metric: str) -> Drawn:
+    if reason := _too_few(study, 2):
+        return reason
+    figure = visualization.plot_parallel_coordinate(study, target_name=metric)
+    # The first axis is the objective, by which the lines are coloured: a bar would say it twice.
+    figure.data[-1].marker.showscale = False
+    # A phone has room for a word an axis, not for its whole name.
+    labels = [re.sub("([/_.])", r"\1<br>", label) for label in figure.layout.xaxis.ticktext]
+    figure.update_xaxes(ticktext=labels, tickangle=0, tickfont_size=11)
+    return [figure.update_layout(margin_l=50)]
+
+
+def _importance(study: optuna.Study, metric: str) -> Drawn:
+    if reason := _too_few(study, _FEWEST_FOR_IMPORTANCE):
+        return reason
+    finished = _finished(study)
+    names = sorted({name for trial in finished for name in trial.params})
+    having = {name: sum(name in trial.params for trial in finished) for name in names}
+    # A single trial with a conditional axis, or without, says nothing, and Optuna warns of it.
+    telling = [name for name in names if having[name] > 1 and len(finished) - having[name] != 1]
+    if len(telling) < 2:
+        return "With fewer than two axes there is nothing to compare."
+    best = max(min(_TOP_TRIALS, len(finished) // 2), math.ceil(len(finished) / 10))
+    values = sorted(
+        (float(trial.value or 0) for trial in finished),
+        reverse=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+    )
+    if values[best - 1] == values[-1]:
+        return "The finished trials are too alike to tell what made the best ones so."
+    figure = visualization.plot_param_importances(
+        study,
+        evaluator=PedAnovaImportanceEvaluator(target_quantile=(best - 0.5) / len(finished)),
+        params=telling,
+        target_name=metric,
+    )
+    return [figure.update_layout(xaxis_title="importance", yaxis_title=None, margin_r=45)]
+
+
+def _slices(study: optuna.Study, metric: str) -> Drawn:
+    if reason := _too_few(study, 2):
+        return reason
+    names = sorted({name for trial in _finished(study) for name in trial.params})
+    figures = [visualization.plot_slice(study, params=[name], target_name=metric) for name in names]
+    # The darker, the later: the text says it, a bar beside each would take its width.
+    return [
+        figure.update_traces(marker_showscale=False).update_xaxes(nticks=5) for figure in figures
+    ]

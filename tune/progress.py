@@ -1,0 +1,95 @@
+"""What a person sees while a search runs: one live line on a terminal, else a line per trial."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import Any, TextIO
+
+from tune.records import ENDED, Records, TrialRecord
+
+
+class Progress:
+    """Prints how a search stands. `total` trials are expected."""
+
+    def __init__(self, records: Records, total: int) -> None:
+        self._records = records
+        self._asked_for = total
+        self._began = time.monotonic()
+        self._ended_before = records.count(*ENDED)
+        self._drawn = 0.0
+
+    @property
+    def _total(self) -> int:
+        return self._asked_for + self._records.clones
+
+    @property
+    def _stream(self) -> TextIO:
+        # Looked up each time: Tune pickles what it is given, and a notebook's stdout can't be.
+        return sys.stdout
+
+    def update(self) -> None:
+        """Draws the live line again, at most five times a second."""
+        if self._stream.isatty() and time.monotonic() - self._drawn > 0.2:
+            self._drawn = time.monotonic()
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r\033[K" + self.line()[:width])
+            self._stream.flush()
+
+    def ended(self, record: TrialRecord) -> None:
+        """Says how one trial ended, above the live line."""
+        if self._stream.isatty():
+            self._stream.write("\r\033[K")
+        self._stream.write(self._trial_line(record) + "\n")
+        self._stream.flush()
+        self.update()
+
+    def close(self) -> None:
+        if self._stream.isatty():
+            self._stream.write("\r\033[K")
+
+    def line(self) -> str:
+        """For example `12/24 trials · 2 running · 7 stopped · best eval/accuracy 0.950`."""
+        count = self._records.count
+        ended = count(*ENDED)
+        parts = [
+            f"{ended}/{self._total} trials",
+            f"{count('running')} running",
+            f"{count('stopped')} stopped",
+            f"{count('finished')} finished",
+        ]
+        if failed := count("failed"):
+            parts.append(f"{failed} failed")
+        if best := self._records.best():
+            metric = self._records.objective.metric
+            parts.append(f"best {metric} {best.metrics[metric]:.3f} ({best.id})")
+        done_here = ended - self._ended_before
+        if done_here and ended < self._total:
+            left = (time.monotonic() - self._began) / done_here * (self._total - ended)
+            parts.append(f"about {duration(left)} left")
+        return " · ".join(parts)
+
+    def _trial_line(self, record: TrialRecord) -> str:
+        metric = self._records.objective.metric
+        value = f"{metric} {record.metrics[metric]:.3f}" if record.metrics else record.error or ""
+        return (
+            f"{record.id} {record.state:8} {record.pairs_seen:>6} pairs  {value}  "
+            f"{describe(record.config)}"
+        )
+
+
+def describe(point: dict[str, Any]) -> str:
+    """A point on one line, by the last part of each path."""
+    parts = []
+    for path, value in point.items():
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        parts.append(f"{path.rpartition('.')[2]}={shown}")
+    return " ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,331 @@
+"""The truth of a search: one record a trial, and `results.json` made from them.
+
+Knows no Ray and no Optuna. A record is rewritten whole and atomically at every report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import string
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from dpo_train.config import InputError
+from dpo_train.reference import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
+
+State = Literal["finished", "stopped", "failed", "running", "pending"]
+STATES: tuple[State, ...] = get_args(State)
+ENDED = STATES[:3]
+Report = dict[str, float]
+
+
+class Document(BaseModel):
+    """What is written to disk; later versions may add fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class TrialRecord(Document):
+    id: str
+    state: State = "pending"
+    config: dict[str, Any]
+    """The values of the active axes, by dotted path."""
+    metrics: Report = {}
+    """The best report, by the objective; ties go to the lower eval/drift."""
+    curve: list[Report] = []
+    """Every report, in the order of pairs_seen."""
+    error: str | None = None
+    began: float | None = None
+    """Unix time at which a worker first took the trial."""
+    ended: float | None = None
+    """Unix time of its end."""
+    seconds: float = 0.0
+    """Time that it held its resources, over all sittings."""
+    cloned_from: str | None = None
+    """The trial whose point a person had tried again, with changes."""
+    request: str | None = None
+    """The request that asked for this clone, in the run folder's `requests/`."""
+    warm: bool = False
+    """Whether it starts from the exported weights of `cloned_from` in place of the base's."""
+    reference_pairs: int = 0
+    """Pairs whose reference log-probs this trial's process computed before it began."""
+
+    @property
+    def pairs_seen(self) -> int:
+        return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
+
+
+class Objective(Document):
+    metric: str
+    mode: str
+
+    def key(self, report: Report) -> tuple[float, float]:
+        """Larger is better; a tie goes to the lower drift."""
+        value = report.get(self.metric, math.nan)
+        value = value if self.mode == "max" else -value
+        return (value if math.isfinite(value) else -math.inf, -report.get("eval/drift", math.inf))
+
+    def best(self, trials: Iterable[TrialRecord]) -> TrialRecord | None:
+        """The best of those that were measured."""
+        measured = [trial for trial in trials if trial.metrics]
+        return max(measured, key=lambda trial: self.key(trial.metrics), default=None)
+
+
+class Winner(Document):
+    trial: str
+    config: dict[str, Any]
+    eval: Report
+    """The metrics at the report whose weights were exported, without the prefix eval/."""
+    pairs_seen: int
+    warm_from: str | None = None
+    """The trial from whose weights it started, if not from the base's: its point alone would not
+    train it again."""
+    test: dict[str, Any] = {}
+
+
+class Cost(Document):
+    wall_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    pairs_seen: int = 0
+    reference_pairs: int = 0
+
+
+class Results(Document):
+    """The content of results.json."""
+
+    schema_: int = 1
+    name: str
+    objective: Objective
+    base: dict[str, dict[str, Any]]
+    winner: Winner | None
+    trials: list[TrialRecord]
+    cost: Cost
+    data: dict[str, Any] = {}
+    """Pairs in each split, and how many rows each reason left out."""
+    answers: list[dict[str, str]] = []
+    """Greedy answers of base and winner to prompts of the test split."""
+    ended: str = ""
+    """Why no more trials started."""
+    search: dict[str, Any] = {}
+    """The configuration as resolved: space, stopping, model, data and all else of the YAML."""
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where these results were read or written."""
+        return self._folder
+
+    def at(self, folder: Path) -> Results:
+        self._folder = folder
+        return self
+
+    def to_json(self) -> str:
+        content = {"schema": self.schema_, **self.model_dump(exclude={"schema_"})}
+        return json.dumps(content, indent=1)
+
+    def ranked(self) -> list[TrialRecord]:
+        """The best trial first, those that were not measured last."""
+        return sorted(self.trials, key=lambda t: self.objective.key(t.metrics), reverse=True)
+
+    def counted(self) -> str:
+        """For example `11 finished, 13 stopped`."""
+        counts = Counter(trial.state for trial in self.trials)
+        return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+    def columns(self) -> list[str]:
+        """Names of a trial's values in one row: axes by dotted path, metrics at its best report."""
+        axes = sorted({path for trial in self.trials for path in trial.config})
+        metrics = sorted({name for trial in self.trials for name in trial.metrics})
+        return ["id", "state", *axes, *metrics, "seconds", "error"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a trial, by `columns`; inactive axes and what was not measured are left out."""
+        return [
+            {
+                "id": trial.id,
+                "state": trial.state,
+                **trial.config,
+                **trial.metrics,
+                "seconds": round(trial.seconds, 3),
+                "error": trial.error,
+            }
+            for trial in self.trials
+        ]
+
+    def frame(self) -> pandas.DataFrame:
+        """The same as `dpo-tune show --csv`, for a notebook."""
+        import pandas
+
+        return pandas.DataFrame(self.rows(), columns=self.columns())
+
+
+class Sittings(Document):
+    """run.json: what a run folder knows beside its trials."""
+
+    prefix: str
+    prepared: str
+    device: str
+    sittings: list[tuple[float, float]] = []
+    """Unix times at which a driver began and was last seen."""
+
+    @property
+    def wall_seconds(self) -> float:
+        return sum(seen - began for began, seen in self.sittings)
+
+
+class Records:
+    """The records of one run folder, in memory and on disk."""
+
+    def __init__(self, folder: Path, objective: Objective) -> None:
+        self.folder = folder
+        self.objective = objective
+        self.trials = {record.id: record for record in read_records(folder)}
+        self.run = Sittings.model_validate_json((folder / "run.json").read_text())
+
+    def begin_sitting(self) -> None:
+        now = time.time()
+        self.run.sittings.append((now, now))
+        self._write_run()
+
+    def touch(self) -> None:
+        """Notes that the driver is alive; what the budget of hours counts."""
+        self.run.sittings[-1] = (self.run.sittings[-1][0], time.time())
+        self._write_run()
+
+    def next_id(self) -> str:
+        return f"{self.run.prefix}-{len(self.trials):03d}"
+
+    @property
+    def study_name(self) -> str:
+        """Under which Optuna's storage keeps this search; no other has it."""
+        return f"{self.folder.name}-{self.run.prefix}"
+
+    @property
+    def proposed(self) -> int:
+        """How many trials of the configuration have begun: all but `clones`."""
+        return len(self.trials) - self.clones
+
+    @property
+    def clones(self) -> int:
+        """How many trials a person asked for, beside those of the configuration."""
+        return sum(record.cloned_from is not None for record in self.trials.values())
+
+    def add(self, trial_id: str, point: dict[str, Any], **origin: Any) -> TrialRecord:
+        return self._write(TrialRecord(id=trial_id, config=point, **origin))
+
+    def begin(self, trial_id: str) -> None:
+        self._write(self.trials[trial_id].model_copy(update={"state": "running"}))
+
+    def report(
+        self, trial_id: str, report: Report, seconds: float, reference_pairs: int, began: float
+    ) -> bool:
+        """Adds a report; False if the trial had one at these pairs_seen before, which it replaces.
+
+        A trial that went on from its saved state reports again what it lost.
+        """
+        record = self.trials[trial_id]
+        earlier = [p for p in record.curve if p["pairs_seen"] < report["pairs_seen"]]
+        is_new = len(earlier) == len(record.curve)
+        self._write(
+            record.model_copy(
+                update={
+                    "state": "running",
+                    "curve": [*earlier, report],
+                    "metrics": max([*earlier, report], key=self.objective.key),
+                    "began": record.began or began,
+                    "seconds": record.seconds + seconds,
+                    "reference_pairs": record.reference_pairs + reference_pairs,
+                }
+            )
+        )
+        self.touch()
+        return is_new
+
+    def end(self, trial_id: str, state: State, error: str | None = None) -> TrialRecord:
+        ended = {"state": state, "error": error, "ended": time.time()}
+        return self._write(self.trials[trial_id].model_copy(update=ended))
+
+    def reopen(self, trial_id: str, saved_pairs: int) -> TrialRecord:
+        """Cuts an unended trial's curve back to its saved state, from which it goes on."""
+        record = self.trials[trial_id]
+        curve = [point for point in record.curve if point["pairs_seen"] <= saved_pairs]
+        best = max(curve, key=self.objective.key) if curve else {}
+        return self._write(
+            record.model_copy(update={"state": "pending", "curve": curve, "metrics": best})
+        )
+
+    def find(self, trial_id: str) -> TrialRecord:
+        """The record that a person names. Raises InputError."""
+        if trial_id not in self.trials:
+            known = ", ".join(self.trials) or "none yet"
+            raise InputError(f"{self.folder} has no trial {trial_id!r}; trials: {known}")
+        return self.trials[trial_id]
+
+    def open_trials(self) -> list[TrialRecord]:
+        return [record for record in self.trials.values() if record.state not in ENDED]
+
+    def count(self, *states: str) -> int:
+        return sum(record.state in states for record in self.trials.values())
+
+    def best(self) -> TrialRecord | None:
+        return self.objective.best(self.trials.values())
+
+    def _write(self, record: TrialRecord) -> TrialRecord:
+        self.trials[record.id] = record
+        write_atomically(
+            self.folder / "trials" / f"{record.id}.json", json.dumps(record.model_dump(), indent=1)
+        )
+        return record
+
+    def _write_run(self) -> None:
+        write_atomically(self.folder / "run.json", self.run.model_dump_json(indent=1))
+
+
+def create_run(folder: Path, prepared: Path, device: str) -> None:
+    """Lays out a new run folder; run.json comes last, so a folder without it is no run."""
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    letters = string.ascii_lowercase + string.digits
+    prefix = "".join(random.SystemRandom().choice(letters) for _ in range(6))
+    run = Sittings(prefix=prefix, prepared=str(prepared), device=device)
+    write_atomically(folder / "run.json", run.model_dump_json(indent=1))
+
+
+def read_records(folder: Path) -> Iterator[TrialRecord]:
+    for path in sorted((folder / "trials").glob("*.json")):
+        yield TrialRecord.model_validate_json(path.read_text())
+
+
+def write_results(folder: Path, results: Results) -> None:
+    write_atomically(folder / "results.json", results.to_json())
+
+
+def load_results(run: str | Path) -> Results:
+    """The results of a run folder, or of a name under `runs/`. Raises InputError."""
+    folder = find_run(run)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
+        )
+    content = json.loads(path.read_text())
+    return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
+
+
+def find_run(run: str | Path) -> Path:
+    """The run folder that a path or a name means. Raises InputError."""
+    for folder in (Path(run), Path("runs") / run):
+        if (folder / "run.json").is_file():
+            return folder
+    known = sorted(path.parent.name for path in Path("runs").glob("*/run.json"))
+    there = f"under runs/ there are: {', '.join(known)}" if known else "under runs/ there is none"
+    raise InputError(f"no run {str(run)!r}: give a run folder's path or name; {there}")

@@ -1,0 +1,88 @@
+"""Trains a trial again from its record, and says how far the numbers agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_train.config import InputError
+from dpo_train.session import Diverged, open_session
+from tune.records import Report, find_run
+from tune.runs import opened
+from tune.search import find_prepared
+
+_NOT_OF_TRAINING = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
+                    "peak_memory_gb")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of it: the largest difference over all reports and metrics, and where."""
+
+    reports: int
+    difference: float
+    metric: str
+    pairs_seen: int
+
+    @property
+    def is_exact(self) -> bool:
+        return self.difference == 0
+
+    def __str__(self) -> str:
+        if self.is_exact:
+            return f"{self.reports} reports, all numbers the same to the last bit"
+        return (
+            f"{self.reports} reports; the largest difference is {self.difference:.2g}, of "
+            f"{self.metric} at {self.pairs_seen} pairs"
+        )
+
+
+def replay(
+    run_folder: str | Path, trial: str, watch: Callable[[Report, Report], None] | None = None
+) -> Replay:
+    """Trains a trial as far as it came, in this process and without Ray, and compares.
+
+    `watch` is given each report as recorded and as it is now. On a CPU the numbers are the same to
+    the last bit; on a GPU sums are not associative. Raises InputError.
+    """
+    folder = find_run(run_folder)
+    config, records = opened(folder)
+    record = records.find(trial)
+    if not record.curve:
+        raise InputError(f"{trial} has no report to compare with ({record.state})")
+    if record.warm:
+        raise InputError(
+            f"{trial} started from the weights of {record.cloned_from}, which are not kept for it"
+        )
+    if config.trainer != "simulated":
+        import torch
+
+        find_prepared(config, records)
+        # As many as Ray gave the trial: sums are split by the threads.
+        torch.set_num_threads(max(1, int(config.resources.cpus)))
+    prepared = Path(records.run.prepared)
+    session = open_session(config.trial(record.config), prepared, records.run.device)
+    worst = (0.0, "", 0)
+    try:
+        for then in record.curve:
+            try:
+                now = session.advance()
+            except Diverged:
+                worst = (math.inf, "train/loss", int(then["pairs_seen"]))
+                break
+            if watch:
+                watch(then, now)
+            worst = max(worst, _difference(then, now))
+    finally:
+        session.close()
+    return Replay(len(record.curve), *worst)
+
+
+def _difference(then: Report, now: Report) -> tuple[float, str, int]:
+    compared = [name for name in then if name not in _NOT_OF_TRAINING]
+    differences = {name: abs(then[name] - now[name]) for name in compared}
+    differences = {name: x if math.isfinite(x) else math.inf for name, x in differences.items()}
+    name = max(differences, key=differences.__getitem__)
+    return differences[name], name, int(then["pairs_seen"])

@@ -1,0 +1,174 @@
+"""What Ray Tune asks whether a trial goes on: budgets first, then the rungs.
+
+It writes every report into the records, and refills its rungs from them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from dpo_train.config import one_line
+from dpo_train.metrics import MODES
+from tune import checkpoints
+from tune.config import SearchConfig
+from tune.judging import JUDGING, Judging
+from tune.progress import Progress
+from tune.records import Records, State, TrialRecord
+from tune.searcher import StudySearcher
+
+
+@dataclass(frozen=True)
+class _TrialKey:
+    """All that ASHA and the median rule want of a Tune trial, under our own id."""
+
+    trial_id: str
+
+
+class SearchScheduler(FIFOScheduler):
+    """Writes every report, then answers STOP where a budget is spent, then asks the rungs."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        records: Records,
+        searcher: StudySearcher,
+        judging: Judging,
+        progress: Progress,
+        most_pairs: int,
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._records = records
+        self._searcher = searcher
+        self._judging = judging
+        self._progress = progress
+        self._rungs = _rungs(config, most_pairs)
+        self._known: set[str] = set()
+        self.input_error = ""
+        """What a trial found to be wrong with the user's input; ends the search."""
+        for record in records.trials.values():
+            self._replay(record)
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if trial.config["trial"] != JUDGING:
+            self._introduce(trial.config["trial"])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        trial_id = trial.config["trial"]
+        report = self._record(trial_id, result)
+        if self._searcher.spent() or self._searcher.inbox.stops(trial_id):
+            return str(TrialScheduler.STOP)
+        return str(self._rungs.on_trial_result(tune_controller, _TrialKey(trial_id), report))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        trial_id = trial.config["trial"]
+        if trial_id == JUDGING:
+            self._judging.end(result)
+            return
+        ended = result.get("ended")
+        if ended == "wrong input":
+            self.input_error = result["error"]
+            self._searcher.stop_reason = self._searcher.budget_spent = "the input is wrong"
+            self._records.end(trial_id, "pending")
+            return
+        if ended == "finished":
+            report = self._record(trial_id, result)
+            self._rungs.on_trial_complete(tune_controller, _TrialKey(trial_id), report)
+        self._end(trial_id, ended or "stopped", result.get("error"))
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        if trial.status == Trial.ERROR:
+            return  # Tune says so of a process that died and is tried again from its saved state
+        lines = str(trial.get_error() or "its process died").strip().splitlines()
+        error = one_line(lines[-1], 300)
+        if trial.config["trial"] == JUDGING:
+            self._judging.end({"error": error})
+        else:
+            self._end(trial.config["trial"], "failed", error)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
+
+    def debug_string(self) -> str:
+        return ""
+
+    def _record(self, trial_id: str, result: dict[str, Any]) -> dict[str, float]:
+        report = {
+            key.removeprefix("report/"): value
+            for key, value in result.items()
+            if key.startswith("report/")
+        }
+        is_new = self._records.report(
+            trial_id, report, result["seconds"], result["reference_pairs"], result["began"]
+        )
+        if is_new:
+            self._searcher.report(
+                trial_id, int(report["pairs_seen"]), report[self._config.objective]
+            )
+        checkpoints.prune_exports(
+            self._records.folder, self._records.objective, self._config.keep_best
+        )
+        self._progress.update()
+        return report
+
+    def _end(self, trial_id: str, state: State, error: str | None) -> None:
+        if state == "stopped" and self._searcher.inbox.stops(trial_id):
+            error = "on request"
+        self._progress.ended(self._searcher.end_trial(trial_id, state, error))
+
+    def _replay(self, record: TrialRecord) -> None:
+        """Refills the rungs with what a trial of an earlier sitting reported."""
+        self._introduce(record.id)
+        key = _TrialKey(record.id)
+        for report in record.curve:
+            if self._config.stopping.name == "median":
+                # Only remembers: asked again out of its order the rule might stop what went on.
+                self._rungs.on_trial_complete(None, key, report)
+            else:
+                self._rungs.on_trial_result(None, key, report)
+
+    def _introduce(self, trial_id: str) -> None:
+        if trial_id in self._known:
+            return
+        self._known.add(trial_id)
+        # ASHA draws a bracket from numpy's global generator: let the trial's id decide.
+        state = np.random.get_state()
+        np.random.seed(zlib.crc32(trial_id.split("-")[1].encode()))
+        self._rungs.on_trial_add(None, _TrialKey(trial_id))
+        np.random.set_state(state)
+
+
+def _rungs(config: SearchConfig, most_pairs: int) -> Any:
+    stopping = config.stopping
+    asked = {
+        "time_attr": "pairs_seen",
+        "metric": stopping.metric,
+        "mode": MODES[stopping.metric],
+    }
+    if stopping.name == "asha":
+        return AsyncHyperBandScheduler(
+            **asked,
+            # ASHA stops what reaches max_t; a trial ends by itself, so none does.
+            max_t=max(most_pairs, stopping.grace_pairs) + 1,
+            grace_period=stopping.grace_pairs,
+            reduction_factor=stopping.reduction,
+            brackets=stopping.brackets,
+        )
+    if stopping.name == "median":
+        return MedianStoppingRule(
+            **asked,
+            grace_period=stopping.grace_pairs,
+            # Never pauses a trial to let others catch up.
+            min_time_slice=float("inf"),
+        )
+    return FIFOScheduler()

@@ -1,0 +1,326 @@
+"""Runs, resumes and grows a search: the one effectful shell of the package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dpo_train import data, model, reference
+from dpo_train.config import InputError
+from tune import checkpoints, doctor, runs
+from tune.config import SearchConfig, check, load_search
+from tune.records import (
+    Cost,
+    Records,
+    Results,
+    Winner,
+    create_run,
+    find_run,
+    load_results,
+    write_results,
+)
+from tune.report import keep_fresh, write_or_warn
+from tune.storage import open_storage
+from tune.tracker import Tracker
+
+# Tune leaves no files but ours, writes no snapshots, keeps the workers in our folder, and starts
+# all processes at once, where it would wait for each before the next; those that Ray starts in
+# advance fit no trial.
+_RAY_ENVIRONMENT = {
+    "TUNE_MAX_PENDING_TRIALS_PG": "256",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class Interrupted(Exception):
+    """The search was interrupted; the message says how it goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"interrupted; to go on: dpo-tune resume {folder}")
+        self.folder = folder
+
+
+def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None = None) -> Results:
+    """Runs a search to its end and returns its results; the same as `dpo-tune run`.
+
+    Goes on where an unfinished search of the same configuration stands. Raises InputError, and
+    Interrupted after SIGINT or SIGTERM.
+    """
+    if isinstance(search, SearchConfig):
+        config = check(search)
+    else:
+        config = load_search(Path(search), overrides)
+    doctor.refuse_impossible(config)
+    folder = config.folder
+    if runs.is_run(folder):
+        runs.refuse_other_search(folder, config)
+        with runs.only_driver(folder):
+            runs.adopt(folder, config)
+            return _go_on(folder)
+    open_storage(config.storage)
+    if folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise InputError(f"{folder} holds other files; give `--name NEW` or move them away")
+    if config.trainer == "simulated":
+        prepared = Path()
+    else:
+        config = config.model_copy(update={"model": model.resolve(config.model)})
+        pairs = data.load_pairs(config.data)
+        print(f"{config.name}: {pairs.summary()}", flush=True)
+        if len(pairs.splits["eval"]) < 10:
+            print(
+                f"warning: {len(pairs.splits['eval'])} held-out pair(s) cannot tell trials apart; "
+                "the winner will be a matter of luck",
+                flush=True,
+            )
+        prepared = reference.plan(
+            config.base_trial(), pairs, config.prepared_root.absolute(), config.device
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.only_driver(folder):
+        runs.write_yaml(folder, config)
+        create_run(folder, prepared, config.device)
+        return _go_on(folder)
+
+
+def resume(run_folder: str | Path, trials: int | None = None) -> Results:
+    """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
+    folder = find_run(run_folder)
+    with runs.only_driver(folder):
+        config = load_search(folder / "search.yaml")
+        if trials is not None:
+            if trials < config.total_trials:
+                raise InputError(
+                    f"--trials {trials}: this search has {config.total_trials}; give more, or "
+                    "`+16` for 16 more"
+                )
+            runs.write_yaml(folder, config.model_copy(update={"trials": trials}))
+        return _go_on(folder)
+
+
+def current_results(run_folder: str | Path) -> Results:
+    """The results of a run folder as it stands: of a running search, without a winner."""
+    folder = find_run(run_folder)
+    config, records = runs.opened(folder)
+    if (folder / "results.json").exists() and not records.open_trials():
+        results = load_results(folder)
+        if len(results.trials) == len(records.trials):
+            return results
+    return _results(config, records, None, {}, "").at(folder)
+
+
+def _go_on(folder: Path) -> Results:
+    if runs.is_finished(folder):
+        return load_results(folder)
+    config, records = runs.opened(folder)
+    if config.trainer != "simulated":
+        find_prepared(config, records)
+    for record in records.open_trials():
+        records.reopen(record.id, max(checkpoints.saved_pairs(folder, record.id), default=0))
+    records.begin_sitting()
+    tracker = Tracker(folder, config.wandb)
+    try:
+        return _search(config, records)
+    finally:
+        tracker.close()
+
+
+def find_prepared(config: SearchConfig, records: Records) -> None:
+    """Plans the prepared data anew where it was removed, or where the runs folder was moved."""
+    if (Path(records.run.prepared) / "plan.json").exists():
+        return
+    pairs = data.load_pairs(config.data)
+    root = config.prepared_root.absolute()
+    prepared = reference.plan(config.base_trial(), pairs, root, config.device)
+    if prepared.name != Path(records.run.prepared).name:
+        raise InputError(
+            f"{records.folder}: its model or data have changed since it began, so its trials can't "
+            "be compared with new ones; start another search with `--name NEW`"
+        )
+    records.run.prepared = str(prepared)
+
+
+def _search(config: SearchConfig, records: Records) -> Results:
+    with _ray(config), _scratch_folder() as scratch, _termination_as_interrupt():
+        from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+        from ray.tune import with_resources as on
+
+        from tune.judging import Judging
+        from tune.progress import Progress
+        from tune.scheduler import SearchScheduler
+        from tune.searcher import StudySearcher
+        from tune.trainable import DpoTrial
+
+        progress = Progress(records, config.total_trials)
+        judging = Judging(config, records)
+        searcher = StudySearcher(config, records, judging, progress, partial(_places, config))
+        most_pairs = _most_pairs(config, records)
+        scheduler = SearchScheduler(config, records, searcher, judging, progress, most_pairs)
+        tuner = Tuner(
+            on(DpoTrial, {"cpu": config.resources.cpus, "gpu": config.resources.gpus}),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"],
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=RunConfig(
+                name=records.folder.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=FailureConfig(max_failures=3),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        with keep_fresh(records.folder, lambda: _results(config, records, None, {}, "")):
+            tuner.fit()
+        progress.close()
+        records.touch()
+        if scheduler.input_error:
+            raise InputError(scheduler.input_error)
+        if not judging.is_done:
+            raise Interrupted(records.folder)
+    results = _results(config, records, judging.stamp, judging.verdict, searcher.stop_reason)
+    write_results(records.folder, results)
+    write_or_warn(records.folder, lambda: results)
+    if not runs.is_finished(records.folder) and not searcher.budget_spent:
+        print(f"a clone was asked for at the very end; dpo-tune resume {records.folder} tries it")
+    return results.at(records.folder)
+
+
+def _results(
+    config: SearchConfig,
+    records: Records,
+    stamp: dict[str, Any] | None,
+    verdict: dict[str, Any],
+    stop_reason: str,
+) -> Results:
+    manifest = _manifest(records)
+    trials = list(records.trials.values())
+    seconds = sum(record.seconds for record in trials)
+    winner = None
+    if stamp:
+        record = records.trials[stamp["trial"]]
+        report = {
+            key.removeprefix("eval/"): value
+            for key, value in stamp["report"].items()
+            if key.startswith("eval/")
+        }
+        winner = Winner(
+            trial=stamp["trial"],
+            config=stamp["config"],
+            eval=report,
+            pairs_seen=int(stamp["report"]["pairs_seen"]),
+            warm_from=record.cloned_from if record.warm else None,
+            test=verdict.get("test", {}),
+        )
+    return Results(
+        name=config.name,
+        objective=records.objective,
+        base=manifest.get("base", {}),
+        winner=winner,
+        trials=trials,
+        cost=Cost(
+            wall_seconds=records.run.wall_seconds,
+            gpu_seconds=seconds * config.resources.gpus,
+            pairs_seen=sum(record.pairs_seen for record in trials),
+            reference_pairs=sum(record.reference_pairs for record in trials),
+        ),
+        data={key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
+        answers=verdict.get("answers", []),
+        ended=stop_reason,
+        search=config.model_dump(mode="json", by_alias=True),
+    )
+
+
+def _manifest(records: Records) -> dict[str, Any]:
+    path = Path(records.run.prepared) / "manifest.json"
+    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return manifest
+
+
+def _most_pairs(config: SearchConfig, records: Records) -> int:
+    """No trial trains on more: the rows before tokenising, times the most epochs."""
+    if config.trainer == "simulated":
+        return config.simulated.pairs * config.most_epochs
+    rows = (Path(records.run.prepared) / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+    return len(rows) * config.most_epochs
+
+
+def _places(config: SearchConfig) -> int:
+    """How many trials the cluster can hold at once, as it is now."""
+    import ray
+
+    there = ray.cluster_resources()
+    asked = {"CPU": config.resources.cpus, "GPU": config.resources.gpus}
+    return int(min(there.get(name, 0) / amount for name, amount in asked.items() if amount))
+
+
+@contextlib.contextmanager
+def _ray(config: SearchConfig) -> Iterator[None]:
+    """The cluster that is connected, that RAY_ADDRESS names, or one on this machine."""
+    os.environ.update(_RAY_ENVIRONMENT)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray's daemons take seconds to come up: what the driver needs next is imported meanwhile.
+    importing = threading.Thread(target=importlib.import_module, args=["tune.scheduler"])
+    importing.start()
+    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    importing.join()
+    try:
+        wanted = {"CPU": config.resources.cpus, "GPU": config.resources.gpus}
+        for name, amount in wanted.items():
+            there = ray.cluster_resources().get(name, 0)
+            if amount > there and not os.environ.get("RAY_ADDRESS"):
+                raise InputError(
+                    f"resources.{name.lower()}s: a trial wants {amount:g}, this machine has "
+                    f"{there:g}"
+                )
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """Ray Tune insists on writing somewhere; nothing is read from there again."""
+    folder = tempfile.mkdtemp(prefix="dpo-tune-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which clusters send, ends the search as Ctrl-C does: Tune knows only SIGINT."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,165 @@
+"""What Ray Tune asks for trials: a Searcher over the search's study.
+
+It speaks of trials by our ids, writes what it learns into the records first, and is rebuilt from
+them: its own `save` and `restore` keep nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from dpo_train.config import InputError
+from tune import checkpoints
+from tune.config import SearchConfig
+from tune.inbox import Inbox, Request
+from tune.judging import Judging
+from tune.progress import Progress
+from tune.records import ENDED, Records, State, TrialRecord
+from tune.study import SearchStudy
+
+
+class StudySearcher(Searcher):
+    """Proposes the unended trials of an earlier sitting, the queued points, then the sampler's."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        records: Records,
+        judging: Judging,
+        progress: Progress,
+        places: Callable[[], int],
+    ) -> None:
+        super().__init__()
+        self._places = places
+        self._config = config
+        self._records = records
+        self._judging = judging
+        self._progress = progress
+        self.inbox = Inbox(records.folder)
+        self._study = SearchStudy(config, records)
+        self._ids: dict[str, str] = {}
+        self._unended = records.open_trials()
+        self.stop_reason = ""
+        """Why no trial starts any more: all were proposed, or `budget_spent`."""
+        self.budget_spent = ""
+        """Why the running trials stop at their next report; empty while they go on."""
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **_: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        # One waits beside those that run: it is what takes over a process, or calls for a node.
+        most = min(self._config.resources.at_once or math.inf, self._places() + 1)
+        if self._judging.was_given:
+            return Searcher.FINISHED
+        if self._study.open_count >= most:
+            return None
+        record = None if self.spent() else self._next_record()
+        if record is None:
+            # The winner is known when the last trial has ended.
+            return None if self._study.open_count else self._judging.task() or Searcher.FINISHED
+        self._study.ask_again(record)
+        self._ids[trial_id] = record.id
+        self._records.begin(record.id)
+        self._progress.update()
+        return {
+            "trial": record.id,
+            "point": record.config,
+            "weights": self.inbox.weights(record),
+            "run": str(self._records.folder.absolute()),
+        }
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Tells Optuna how the trial ended; the scheduler has written it into the record."""
+        if trial_id in self._ids:  # otherwise it is the judging
+            self._study.tell(self._records.trials[self._ids[trial_id]])
+
+    def report(self, trial_id: str, pairs_seen: int, value: float) -> None:
+        self._study.report(trial_id, pairs_seen, value)
+
+    def spent(self) -> str:
+        """Says which budget is spent, if one is."""
+        if self.budget_spent:
+            return self.budget_spent
+        budget, run = self._config.budget, self._records.run
+        if (
+            budget.hours
+            and time.time()
+            - run.sittings[-1][0]
+            + sum(seen - began for began, seen in run.sittings[:-1])
+            >= 3600 * budget.hours
+        ):
+            self.end_search(f"budget.hours: {budget.hours:g} spent")
+        if _failures_in_a_row(self._records) >= budget.failures_in_a_row:
+            self.end_search(f"budget.failures_in_a_row: {budget.failures_in_a_row} trials failed")
+        return self.budget_spent
+
+    def end_search(self, reason: str) -> None:
+        """No trial starts, the running ones stop at their next report, those that were open in an
+        earlier sitting and wait, now."""
+        self.stop_reason = self.budget_spent = reason
+        for record in self._unended:
+            self.end_trial(record.id, "stopped" if record.curve else "failed", reason)
+        self._unended = []
+
+    def end_trial(self, trial_id: str, state: State, error: str | None) -> TrialRecord:
+        """Writes how a trial ended, and removes what only an unended one needs."""
+        record = self._records.end(trial_id, state, error)
+        self.inbox.drop(record)
+        checkpoints.drop_state(self._records.folder, trial_id)
+        return record
+
+    def save(self, checkpoint_path: str) -> None: ...
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+    def _next_record(self) -> TrialRecord | None:
+        if self._unended:
+            return self._unended.pop(0)
+        while clone := self.inbox.next_clone():
+            if record := self._new_clone(*clone):
+                return record
+        first = self._config.first_points
+        while (number := self._records.proposed) < self._config.total_trials:
+            trial_id = self._records.next_id()
+            asked = first[number] if number < len(first) else None
+            record = self._records.add(trial_id, self._study.ask(trial_id, asked))
+            try:
+                self._config.trial(record.config)
+            except InputError as error:  # each axis is fine, this combination is not
+                message = str(error).removeprefix("override: ")
+                self._study.tell(self._records.end(trial_id, "failed", message))
+                continue
+            return record
+        self.stop_reason = f"all {self._config.total_trials} trials"
+        return None
+
+    def _new_clone(self, folder: Path, request: Request) -> TrialRecord | None:
+        trial_id = self._records.next_id()
+        record = None
+        # A driver that was killed may have recorded it and not said so.
+        if all(there.request != folder.name for there in self._records.trials.values()):
+            record = self._records.add(
+                trial_id,
+                self._study.ask(trial_id, request.point),
+                cloned_from=request.trial,
+                request=folder.name,
+                warm=request.warm,
+            )
+        self.inbox.taken(folder)
+        return record
+
+
+def _failures_in_a_row(records: Records) -> int:
+    """Counts this sitting alone: what failed before may have been mended since."""
+    row, sitting_began = 0, records.run.sittings[-1][0]
+    for record in records.trials.values():
+        if record.state in ENDED and (record.ended or 0) >= sitting_began:
+            row = row + 1 if record.state == "failed" else 0
+    return row

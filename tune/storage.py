@@ -1,0 +1,58 @@
+"""Where Optuna's study is kept, so that Optuna's own tools show and read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+from dpo_train.config import InputError, one_line
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+
+def check_storage(storage: str | None) -> None:
+    """Refuses what can be seen to be wrong before anything is imported. Raises InputError."""
+    try:
+        url = urlsplit(storage or "")
+    except ValueError as error:
+        raise InputError(f"storage: {storage!r} is no URL: {error}") from None
+    if url.password or "password" in parse_qs(url.query):
+        raise InputError(
+            "storage: the URL holds a password, which would be saved with the search; leave it out "
+            "and give it as PostgreSQL's own PGPASSWORD or ~/.pgpass"
+        )
+
+
+def open_storage(storage: str | None) -> BaseStorage | None:
+    """The database of a URL, or the journal file of a path; None keeps the study in memory.
+
+    Raises InputError if it can't be opened.
+    """
+    if storage is None:
+        return None
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    try:
+        if "://" in storage:
+            if storage.startswith("sqlite:///"):
+                storage = f"sqlite:///{_made(storage.removeprefix('sqlite:///'))}"
+            return optuna.storages.RDBStorage(storage)
+        # The lock by a symbolic link, Optuna's default, can stay for ever after a kill.
+        path = _made(storage)
+        journal = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
+        return optuna.storages.JournalStorage(journal)
+    except Exception as error:  # each database driver has errors of its own
+        raise InputError(
+            f"storage: {storage!r} can't be opened ({one_line(error)}); give a URL like "
+            "sqlite:///runs/studies.db or postgresql://host/name, or the path of a journal file"
+        ) from None
+
+
+def _made(file: str) -> str:
+    """The absolute path of a file whose folder is there."""
+    path = Path(file).expanduser().absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(path)

@@ -1,0 +1,173 @@
+"""The Optuna study of a search: proposes points, and is told the truth about each ending.
+
+It is made from the records and can be thrown away. One in a storage is for Optuna's own tools.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from dpo_train.config import one_line
+from tune.config import SearchConfig
+from tune.records import ENDED, Records, State, TrialRecord
+from tune.space import Point, suggest, to_optuna
+from tune.storage import open_storage
+
+T = TypeVar("T")
+OPTUNA_STATES: dict[State, TrialState] = {
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+    "pending": TrialState.WAITING,
+}
+
+
+class SearchStudy:
+    """Speaks of trials by our ids. What it is told stands in the records before."""
+
+    def __init__(self, config: SearchConfig, records: Records) -> None:
+        self._config = config
+        self._records = records
+        self._open: dict[str, optuna.Trial] = {}
+        self._storage: BaseStorage | None = None
+        try:
+            self._build(open_storage(config.storage))
+        except Exception as error:  # each database driver has errors of its own
+            if config.storage is None:
+                raise
+            self._leave_storage(error)
+
+    @property
+    def open_count(self) -> int:
+        """How many trials were asked for and have not ended."""
+        return len(self._open)
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """All that Optuna knows."""
+        return self._study.trials
+
+    def ask(self, trial_id: str, point: Point | None = None) -> Point:
+        """The sampler's next point; axes that `point` names have its values."""
+
+        def ask() -> Point:
+            if point is not None:
+                self._enqueue(point)
+            trial, proposed = self._ask(trial_id)
+            self._open[trial_id] = trial
+            return proposed
+
+        return self._twice_if_lost(ask)
+
+    def ask_again(self, record: TrialRecord) -> None:
+        """Opens a trial whose point is known: of an earlier sitting, or a clone."""
+        if record.id not in self._open:
+            self._open[record.id] = self._twice_if_lost(lambda: self._reopened(record))
+
+    def report(self, trial_id: str, pairs_seen: int, value: float) -> None:
+        with self._leaving_a_lost_storage():
+            self._open[trial_id].report(value, pairs_seen)
+
+    def tell(self, record: TrialRecord) -> None:
+        """How a trial ended. One that has not, though Tune let go of it, is opened again later."""
+        trial = self._open.pop(record.id, None)
+        if trial is None or record.state not in ENDED:
+            return
+        value = record.metrics[self._config.objective] if record.state == "finished" else None
+        with self._leaving_a_lost_storage():
+            self._study.tell(trial, value, OPTUNA_STATES[record.state])
+
+    def _build(self, storage: BaseStorage | None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._storage = storage
+        name = self._records.study_name
+        if storage and name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            direction="maximize" if self._config.mode == "max" else "minimize",
+            sampler=_sampler(self._config, len(self._records.trials)),
+        )
+        for record in self._records.trials.values():
+            if record.state in ENDED:
+                self._study.add_trial(_frozen(record, self._config))
+        for trial_id in self._open:
+            self._open[trial_id] = self._reopened(self._records.trials[trial_id])
+
+    def _reopened(self, record: TrialRecord) -> optuna.Trial:
+        self._enqueue(record.config)
+        trial, _ = self._ask(record.id)
+        for report in record.curve:
+            trial.report(report[self._config.objective], int(report["pairs_seen"]))
+        return trial
+
+    def _enqueue(self, point: Point) -> None:
+        self._study.enqueue_trial({path: to_optuna(value) for path, value in point.items()})
+
+    def _ask(self, trial_id: str) -> tuple[optuna.Trial, Point]:
+        trial = self._study.ask()
+        trial.set_user_attr("trial", trial_id)
+        return trial, suggest(trial, self._config.space)
+
+    @contextlib.contextmanager
+    def _leaving_a_lost_storage(self) -> Iterator[None]:
+        """A database that is gone does not end a search: the study goes on in memory."""
+        try:
+            yield
+        except Exception as error:  # each database driver has errors of its own
+            if self._storage is None:
+                raise
+            self._leave_storage(error)
+
+    def _leave_storage(self, error: Exception) -> None:
+        print(
+            f"warning: storage {self._config.storage!r} failed ({type(error).__name__}: "
+            f"{one_line(error)}); the search goes on without it",
+            flush=True,
+        )
+        self._build(None)
+
+    def _twice_if_lost(self, ask: Callable[[], T]) -> T:
+        with self._leaving_a_lost_storage():
+            return ask()
+        return ask()
+
+
+def _sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.BaseSampler:
+    # A later sitting must not draw the first one's numbers again.
+    seed = config.sampler.seed + 7919 * trials_before
+    with warnings.catch_warnings():
+        # `group` and GP are marked experimental since years; both are tested here.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match config.sampler.name:
+            case "tpe":
+                return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(seed=seed)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed)
+            case _:
+                return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _frozen(record: TrialRecord, config: SearchConfig) -> optuna.trial.FrozenTrial:
+    finished = record.state == "finished"
+    return optuna.trial.create_trial(
+        state=OPTUNA_STATES[record.state],
+        value=record.metrics[config.objective] if finished else None,
+        user_attrs={"trial": record.id},
+        params={path: to_optuna(value) for path, value in record.config.items()},
+        distributions={path: config.space[path].distribution() for path in record.config},
+        intermediate_values={
+            int(report["pairs_seen"]): report[config.objective] for report in record.curve
+        },
+    )

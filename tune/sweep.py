@@ -1,0 +1,130 @@
+"""What Weights & Biases is told of a search: functions of its configuration and its records.
+
+Knows the words of a sweep and of a run, but no client. No local path is among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpo_train.config import InputError
+from tune.config import SearchConfig
+from tune.records import ENDED, Results, TrialRecord
+from tune.runs import flat
+from tune.space import Axis, to_optuna
+
+_NOT_SETTINGS = ("name", "runs_dir", "space", "points", "trials", "wandb")
+"""What is no setting of a trial: where and how long one searches, and in which ranges."""
+_MAY_BE_PATHS = ("model.id", "data.id")
+_DISTRIBUTIONS = {
+    "log_uniform": "log_uniform_values",
+    "uniform": "uniform",
+    "int": "int_uniform",
+}
+
+
+def definition(config: SearchConfig) -> dict[str, Any]:
+    """The sweep: one whose trials are proposed outside, so no agent is asked for any."""
+    return {
+        "name": config.name,
+        "method": "custom",
+        "controller": {"type": "local"},
+        "metric": {"name": config.objective, "goal": f"{config.mode}imize"},
+        "parameters": {path: _parameter(axis) for path, axis in config.space.items()},
+    }
+
+
+def _parameter(axis: Axis) -> dict[str, Any]:
+    if axis.choice is not None:
+        return {"values": [to_optuna(value) for value in axis.choice]}
+    low, high = axis.bounds
+    return {"distribution": _DISTRIBUTIONS[axis.kind], "min": low, "max": high}
+
+
+def run_config(config: SearchConfig, record: TrialRecord) -> dict[str, Any]:
+    """Every setting of a trial by its dotted path; an axis as the sweep's parameter has it."""
+    try:
+        trial = config.trial(record.config)
+    except InputError:  # the combination was impossible, the trial failed of it
+        trial = config.base_trial()
+    told = flat(config.model_dump(mode="json") | trial.model_dump(mode="json"))
+    told |= {path: to_optuna(value) for path, value in record.config.items()}
+    return {
+        path: _without_folder(path, value)
+        for path, value in told.items()
+        if path.split(".")[0] not in _NOT_SETTINGS
+    }
+
+
+def _without_folder(path: str, value: Any) -> Any:
+    if path not in _MAY_BE_PATHS:
+        return value
+    is_local = value.startswith((".", "/", "~")) or Path(value).exists()
+    return Path(value).name if is_local else value
+
+
+def summary(config: SearchConfig, record: TrialRecord) -> dict[str, Any]:
+    """Where a trial ended, and the metrics by which it is ranked: those of its best report."""
+    told: dict[str, Any] = {
+        "state": record.state if record.state in ENDED else "interrupted",
+        "pairs_seen": record.pairs_seen,
+    }
+    if config.stopping.name == "asha":
+        # 0 before the first.
+        told["rung"] = max(config.stopping.rungs(record.pairs_seen), default=0)
+    if record.metrics:
+        told["best_pairs_seen"] = int(record.metrics["pairs_seen"])
+        told |= _measured(record.metrics)
+    if record.error:
+        told["error"] = without_paths(record.error)
+    return told
+
+
+def _measured(report: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in report.items() if name.startswith("eval/")}
+
+
+def without_paths(text: str) -> str:
+    """The text with every path that has a folder cut to its last part."""
+    return re.sub(r"(?<![\w:/.])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)
+
+
+def table(config: SearchConfig, results: Results) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the results, one row a trial, the best first."""
+    axes = list(config.space)
+    metrics = sorted({name for trial in results.trials for name in _measured(trial.metrics)})
+    rows = [
+        [
+            trial.id,
+            trial.state,
+            trial.pairs_seen,
+            *(to_optuna(trial.config.get(path)) for path in axes),
+            *(trial.metrics.get(name) for name in metrics),
+            without_paths(trial.error or ""),
+        ]
+        for trial in results.ranked()
+    ]
+    return ["trial", "state", "pairs_seen", *axes, *metrics, "error"], rows
+
+
+def verdict(results: Results) -> dict[str, Any]:
+    """The winner, and how it did on the test split, for the summary of the search."""
+    if results.winner is None:
+        return {}
+    winner = results.winner
+    metric = results.objective.metric
+    told = {
+        "winner": winner.trial,
+        "winner_pairs_seen": winner.pairs_seen,
+        metric: winner.eval[metric.removeprefix("eval/")],
+    }
+    for whose, numbers in (("winner", winner.test), ("base", results.base.get("test", {}))):
+        told |= {
+            f"test/{whose}_{name}": value
+            for name, value in numbers.items()
+            if isinstance(value, int | float)
+        }
+    return told

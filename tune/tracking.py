@@ -1,0 +1,214 @@
+"""All that is known of Weights & Biases' client: the login, the sweep, a run, its end.
+
+Imported by the child process (`tune/follower.py`) and by `doctor`, never by a search's driver.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from tune import sweep
+from tune.config import SearchConfig
+from tune.records import Results, TrialRecord
+
+Mode = Literal["online", "offline"]
+
+_INIT_SECONDS = 4.0
+"""For one run; the client's own default is 90."""
+
+
+def is_logged_in() -> bool:
+    """Whether wandb finds an API key in the environment or its login file; asks no server."""
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.Error:  # a key that can't be one
+        return False
+
+
+def log_in() -> None:
+    """Asks the server whether it knows the key. Raises what the client raises."""
+    import wandb
+
+    if not wandb.login(prompt=False, verify=True):
+        raise PermissionError("no API key; type `wandb login`")
+
+
+def make_sweep(config: SearchConfig) -> str:
+    """Makes the sweep of a search and returns its path, entity/project/id."""
+    import wandb
+
+    wanted = config.wandb
+    made = wandb.sweep(sweep.definition(config), entity=wanted.entity, project=wanted.project)
+    # Where it came to lie, the client leaves in this process's environment.
+    return f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
+
+
+def stop_sweep(path: str) -> None:
+    """Marks a sweep as finished, as `wandb sweep --stop` does."""
+    from wandb.cli.cli import sweep as command
+
+    command.main(["--stop", path], standalone_mode=False)
+
+
+def end() -> None:
+    """Ends the client's own process and waits for that."""
+    import wandb
+
+    wandb.teardown()
+
+
+class OpenRun:
+    """A run that the client holds open, and how it ends."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: Path,
+        run_id: str,
+        mode: Mode,
+        sweep_id: str | None,
+        content: dict[str, Any] | None,
+    ) -> None:
+        """Opens it; online for seconds at most. `content` is a trial's config, None for the search.
+
+        An online run goes on after the last row that the server has; one on disk begins anew.
+        Raises what the client raises, after which it takes this id no more.
+        """
+        import wandb
+
+        self.id = run_id
+        self.mode = mode
+        self.was_cut_off = False
+        """Whether the client stopped sending, after an error or a click on `stop`."""
+        self.has_ended = False
+        """Whether the trial has; an interrupted one has not."""
+        is_trial = content is not None
+        self._run = wandb.init(
+            id=run_id,
+            name=run_id if is_trial else f"{config.name} search",
+            project=config.wandb.project,
+            entity=config.wandb.entity,
+            group=config.name,
+            job_type="trial" if is_trial else "search",
+            tags=config.wandb.tags,
+            config=content or {},
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            # A function, which the client can copy; a bound method it can't.
+            settings=_settings(folder, sweep_id if is_trial else None, lambda: self._cut_off()),
+        )
+        if is_trial:
+            self._run.define_metric("pairs_seen")
+            self._run.define_metric("*", step_metric="pairs_seen")
+        self._rows = int(self._run.step)
+        self._finishing: threading.Thread | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie; what was sent can be removed."""
+        return Path(self._run.settings.sync_dir)
+
+    def log(self, record: TrialRecord) -> None:
+        """Logs the reports that W&B does not have yet, each as the row of its number."""
+        for number, report in enumerate(record.curve[self._rows :], start=self._rows):
+            # Committed, else the last row waits for the end and overwrites the summary.
+            self._run.log(report, step=number, commit=True)
+        self._rows = max(self._rows, len(record.curve))
+
+    def log_results(self, config: SearchConfig, results: Results, report: Path) -> None:
+        """Logs the table of all trials, the report if there is one, and the verdict."""
+        import wandb
+
+        columns, rows = sweep.table(config, results)
+        told = {"trials": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}
+        if report.exists():
+            told["report"] = wandb.Html(report.read_text(encoding="utf-8"), inject=False)
+        self._run.log(told)
+        self._run.summary.update(sweep.verdict(results))
+
+    def summarize(self, summary: dict[str, Any]) -> None:
+        self._run.summary.update(summary)
+
+    def interrupt(self) -> None:
+        """Ends it as one that goes on under the same id."""
+        self._run.mark_preempting()
+        self._finish(1)
+
+    def end(self, exit_code: int) -> None:
+        """Ends it for good. In the background, since the client waits for the last upload."""
+        self.has_ended = True
+        self._finish(exit_code)
+
+    def _finish(self, exit_code: int) -> None:
+        def finish() -> None:
+            try:
+                self._run.finish(exit_code)
+                self.was_cut_off |= _gave_up(self.folder)
+            except Exception:  # the client's own process is gone
+                traceback.print_exc()
+                self._cut_off()
+
+        self._finishing = threading.Thread(target=finish, daemon=True)
+        self._finishing.start()
+
+    @property
+    def is_finishing(self) -> bool:
+        return self._finishing is not None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finishing is not None and not self._finishing.is_alive()
+
+    def wait(self) -> None:
+        if self._finishing is not None:
+            self._finishing.join()
+
+    def _cut_off(self) -> None:
+        self.was_cut_off = True
+
+
+def _gave_up(folder: Path) -> bool:
+    """Whether the client met an error after which it sends no more of a run.
+
+    `finish` returns as ever then, so its log is asked: slog's level above ERROR is the fatal one.
+    """
+    log = folder / "logs" / "debug-internal.log"
+    return log.exists() and '"level":"ERROR+4"' in log.read_text(errors="replace")
+
+
+def _settings(folder: Path, sweep_id: str | None, cut_off: Callable[[], None]) -> Any:
+    import wandb
+
+    return wandb.Settings(
+        root_dir=str(folder),
+        sweep_id=sweep_id,
+        init_timeout=_INIT_SECONDS,
+        # Without it a click on `stop` would interrupt this process.
+        stop_fn=cut_off,
+        stop_on_fatal_error=True,
+        silent=True,
+        symlink=False,
+        # Nothing of this machine: no console, code, git state, host, packages, load.
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        save_code=False,
+        label_disable=True,
+        host="",
+        program="dpo-tune",
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        # What a killed client has on disk is what can be sent later.
+        x_transaction_log_flush_interval=1.0,
+    )

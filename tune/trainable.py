@@ -1,0 +1,171 @@
+"""One Ray Tune trial: a session driven from report to report, in a process that stays warm."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.tune import Trainable
+
+from dpo_train.config import InputError, one_line
+from dpo_train.model import forget_base
+from dpo_train.session import Diverged, Session, open_session
+from tune import checkpoints
+from tune.config import SearchConfig, load_search
+from tune.judging import JUDGING
+from tune.records import Objective, Report, Sittings
+
+_Search = tuple[SearchConfig, Sittings]
+
+
+class DpoTrial(Trainable):
+    """Reports metrics with `ended`: "" while it trains, then "finished" or "failed" with `error`.
+
+    Nothing is raised that trying again would not mend: Tune retries what is raised.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        # Opening waits for the first step: Tune may set up a process for a trial that it then
+        # gives to another, and such a process must touch nothing.
+        self._session: Session | None = None
+        self._asked = config
+        self._reference_pairs: int = 0
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._close()
+        self._asked = new_config
+        return True
+
+    def cleanup(self) -> None:
+        self._close()
+
+    def step(self) -> dict[str, Any]:
+        if self._asked["trial"] == JUDGING:
+            return self._judge()
+        began = time.time()
+        try:
+            if self._session is None:
+                self._open()
+            assert self._session is not None
+            self._save_if_due()
+            report = self._session.advance()
+            self._offer_export(report)
+        except Exception as error:
+            return self._failure(error)
+        self._pairs_seen = int(report["pairs_seen"])
+        finished = self._pairs_seen >= self._session.pairs_total
+        reference_pairs, self._reference_pairs = self._reference_pairs, 0
+        if finished:
+            self._close()
+        return {
+            "report": report,
+            "began": began,
+            "seconds": time.time() - began,
+            "reference_pairs": reference_pairs,
+            "ended": "finished" if finished else "",
+            "done": finished,
+        }
+
+    def _open(self) -> None:
+        self._id = str(self._asked["trial"])
+        self._point: dict[str, Any] = self._asked["point"]
+        self._saved_at = time.monotonic()
+        self._pairs_seen, self._reference_pairs = 0, 0
+        run = self._find_run()
+        trial = self._search.trial(self._point)
+        try:
+            self._session = open_session(trial, Path(run.prepared), run.device)
+        except Exception:
+            forget_base()  # the one that stays in this process may carry half of an adapter
+            raise
+        self._reference_pairs = getattr(self._session, "reference_pairs", 0)
+        if self._asked["weights"]:
+            self._session.start_from(self._run / self._asked["weights"])
+        self._go_on_from_saved_state()
+
+    def _find_run(self) -> Sittings:
+        self._run = Path(self._asked["run"])
+        self._search, run = _read_search(self._run)
+        if self._search.trainer == "trl":
+            _limit_threads()
+        return run
+
+    def _judge(self) -> dict[str, Any]:
+        from dpo_train import evaluation
+
+        run = self._find_run()
+        winner, prepared = self._run / "winner", Path(run.prepared)
+        try:
+            verdict = evaluation.judge(winner, self._search.model, prepared, run.device)
+        except Exception as error:
+            return self._failure(error)
+        return {"verdict": json.dumps(verdict), "done": True}
+
+    def _go_on_from_saved_state(self) -> None:
+        assert self._session is not None
+        saved = checkpoints.saved_pairs(self._run, self._id)
+        checkpoints.drop_later_exports(self._run, self._id, max(saved, default=0))
+        if saved:
+            self._pairs_seen = saved[-1]
+            self._session.restore(checkpoints.saved_session(self._run, self._id, saved[-1]))
+
+    def _offer_export(self, report: Report) -> None:
+        assert self._session is not None
+        objective = Objective(metric=self._search.objective, mode=self._search.mode)
+        checkpoints.offer_export(
+            self._run,
+            self._id,
+            self._point,
+            report,
+            objective,
+            self._search.keep_best,
+            self._session.export,
+        )
+
+    def _save_if_due(self) -> None:
+        """Saves at the beginning of a step: by then the driver has recorded the last report and
+        decided that the trial goes on, so the state is never ahead of the record."""
+        assert self._session is not None
+        due = time.monotonic() - self._saved_at >= 60 * self._search.save_every_minutes
+        saved = checkpoints.saved_pairs(self._run, self._id)
+        if due and self._pairs_seen > max(saved, default=0):
+            checkpoints.save_state(self._run, self._id, self._pairs_seen, self._session.save)
+            self._saved_at = time.monotonic()
+
+    def _failure(self, error: Exception) -> dict[str, Any]:
+        message = str(error)
+        if not isinstance(error, Diverged | InputError):
+            log = Path(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
+            log.write_text(traceback.format_exc())
+            message = f"{type(error).__name__}: {one_line(error, 300)} (trials/{log.name})"
+        return {
+            "ended": "wrong input" if isinstance(error, InputError) else "failed",
+            "error": message,
+            "done": True,
+        }
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+@lru_cache(maxsize=1)
+def _read_search(run: Path) -> _Search:
+    return (
+        load_search(run / "search.yaml"),
+        Sittings.model_validate_json((run / "run.json").read_text()),
+    )
+
+
+def _limit_threads() -> None:
+    """More torch threads than the CPUs that Ray gave are many times slower, not a little."""
+    import torch
+
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    torch.set_num_threads(max(1, int(cpus)))
