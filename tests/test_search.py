@@ -223,7 +223,8 @@ def _trial_processes(driver: int) -> list[int]:
 
     def children(parent: int) -> list[tuple[int, str]]:
         found = subprocess.run(
-            ["ps", "--ppid", str(parent), "-o", "pid=,args="],
+            # -ww: else ps cuts lines to COLUMNS, which pytest has set, before a long path's end.
+            ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         lines = (line.split(maxsplit=1) for line in found.stdout.splitlines())
