@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train.config import TrainConfig
-from dpo_train.model import load_base
+from dpo_train.config import InputError, TrainConfig
+from dpo_train.model import forget_base, load_base, local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +54,37 @@ def load_weights(model: Any, folder: Path) -> None:
 
         exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
         model.load_state_dict(exported.state_dict())
+
+
+def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
+    """Writes an exported folder anew for people who do not have this project: no manifest, weights
+    in `dtype`, with `merged` an adapter's added to its base's.
+
+    An adapter that is not merged stays as it was trained. Raises InputError if its base is not on
+    the Hub, where alone others would find it.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    config = TrainConfig.model_validate(json.loads((exported / MANIFEST).read_text())["config"])
+    if config.lora is not None and not merged:
+        if local_folder(config.model) is not None:
+            raise InputError(
+                f"an adapter alone needs its base, and {Path(config.model.id).name!r} is not on "
+                "the Hub; type `--merged`, or `hub: {merged: true}` in the YAML"
+            )
+        for path in exported.glob("adapter_*"):
+            shutil.copy(path, folder)
+    else:
+        import torch
+
+        logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
+        policy, _ = load(exported, "cpu")
+        if config.lora is not None:
+            policy = policy.float().merge_and_unload()
+            forget_base()
+        policy.to(getattr(torch, dtype)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(exported).save_pretrained(folder)
 
 
 def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

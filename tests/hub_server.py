@@ -1,7 +1,8 @@
 """A Hugging Face Hub on 127.0.0.1, made of folders, for the real clients under HF_ENDPOINT.
 
 It owns the routes, headers and refusals that huggingface_hub, transformers and datasets rely on
-for downloads. It refuses to know xet, redirects and paging: what it lacks, it answers with 501.
+for downloads; `hub_uploads.py` adds what is written. It refuses to know redirects and paging: what
+it lacks, it answers with 501.
 
     with HubServer({"models/acme/tiny": folder, "datasets/acme/truthy": folder2}) as hub:
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
@@ -49,10 +50,13 @@ class HubServer:
         gated: Collection[str] = (),
     ) -> None:
         for key in {*folders, *private, *gated}:
-            if key not in folders or not re.fullmatch(rf"(models|datasets)/{_ID}", key):
+            if key not in folders or not re.fullmatch(rf"(models|datasets)/{ID}", key):
                 raise ValueError(f"{key!r}: serve 'models/owner/name' or 'datasets/owner/name'")
         self.token = token
         self.requests: list[Request] = []
+        self.routes = ROUTES
+        self.account: dict[str, Any] = {"role": "write"}
+        """What the token may do, as whoami tells it."""
         self.repositories: dict[str, Repository] = {}
         for key, folder in folders.items():
             self.repositories[key] = Repository(key in private, key in gated)
@@ -68,6 +72,9 @@ class HubServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def fault(self, method: str, path: str) -> Any:
+        """What goes wrong in place of this request; nothing here."""
 
     def sha(self, key: str) -> str:
         """The commit that `main` of this repository stands on."""
@@ -100,11 +107,13 @@ class Repository:
     gated: bool
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
-    def add_commit(self, files: dict[str, File]) -> None:
+    def add_commit(self, files: dict[str, File], branch: str = "main", seed: str = "") -> str:
         listing = "".join(f"{path}\0{file.entry['oid']}\n" for path, file in files.items())
-        sha = sha1(listing.encode()).hexdigest()
-        self.commits[sha], self.branches["main"] = files, sha
+        sha = sha1((seed + listing).encode()).hexdigest()
+        self.commits[sha], self.branches[branch] = files, sha
+        return sha
 
 
 def read_folder(folder: Path) -> dict[str, File]:
@@ -160,7 +169,7 @@ class Call:
     def snapshot(self) -> tuple[str, dict[str, File]]:
         """The sha and the files of the revision asked for."""
         repo, revision = self.repository(), self.where.get("revision", "main")
-        sha = repo.branches.get(revision, revision)
+        sha = repo.branches.get(revision) or repo.tags.get(revision, revision)
         if sha not in repo.commits:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return sha, repo.commits[sha]
@@ -169,8 +178,10 @@ class Call:
 def whoami(call: Call) -> Answer:
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
-    auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
-    return Answer({"type": "user", "name": "acme", "fullname": "Acme", "orgs": [], "auth": auth})
+    token = {"displayName": "test", **call.hub.account}
+    auth = {"type": "access_token", "accessToken": token}
+    orgs = [{"name": "team"}]
+    return Answer({"type": "user", "name": "acme", "fullname": "Acme", "orgs": orgs, "auth": auth})
 
 
 def info(call: Call) -> Answer:
@@ -185,11 +196,14 @@ def info(call: Call) -> Answer:
 
 
 def refs(call: Call) -> Answer:
-    branches = [
-        {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha}
-        for name, sha in call.repository().branches.items()
-    ]
-    return Answer({"branches": branches, "converts": [], "tags": [], "pullRequests": []})
+    branches, tags = (
+        [
+            {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha}
+            for name, sha in there.items()
+        ]
+        for kind, there in (("heads", call.repository().branches), ("tags", call.repository().tags))
+    )
+    return Answer({"branches": branches, "converts": [], "tags": tags, "pullRequests": []})
 
 
 def entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
@@ -233,16 +247,15 @@ def resolve(call: Call) -> Answer:
     return Answer(file.content[first : last + 1], 206, headers)
 
 
-_ID = r"(?P<id>[^/]+/[^/]+)"
-_API = rf"/api/(?P<kind>models|datasets)/{_ID}"
-_REVISION = r"/(?P<revision>[^/]+)"
+ID = r"(?P<id>[^/]+/[^/]+)"
+API = rf"/api/(?P<kind>models|datasets)/{ID}"
+REVISION = r"/(?P<revision>[^/]+)"
 ROUTES: list[tuple[str, str, Callable[[Call], Answer]]] = [
     ("GET", r"/api/whoami-v2", whoami),
-    ("GET", rf"{_API}(/revision{_REVISION})?", info),
-    ("GET", rf"{_API}/refs", refs),
-    ("GET", rf"{_API}/tree{_REVISION}(/(?P<path>.+))?", tree),
-    ("HEAD|GET", rf"/((?P<kind>datasets)/)?{_ID}/resolve{_REVISION}/(?P<path>.+)", resolve),
-    # The upload side goes here: repos/create, preupload, info/lfs/objects/batch, commit, tag.
+    ("GET", rf"{API}(/revision{REVISION})?", info),
+    ("GET", rf"{API}/refs", refs),
+    ("GET", rf"{API}/tree{REVISION}(/(?P<path>.+))?", tree),
+    ("HEAD|GET", rf"/((?P<kind>datasets)/)?{ID}/resolve{REVISION}/(?P<path>.+)", resolve),
 ]
 FLAGS = {"recursive", "include_prs"}  # "blobs" or "expand" would ask for more than we list
 
@@ -257,10 +270,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.hub.fault(self.command, self.path)
         try:
-            answer = self._route(body)
+            if fault is not None and fault.status:
+                raise Refusal(fault.status, f"told to answer {fault.status}")
+            answer = self._route(body) if fault is None or fault.is_after else Answer()
         except Refusal as refusal:
             answer = refusal.answer
+        if fault is not None:
+            answer.headers.update(fault.headers)
+        if fault is not None and not fault.status:
+            self.hub.requests.append(Request(self.command, self.path, 0))
+            self.close_connection = True
+            return
         self.hub.requests.append(Request(self.command, self.path, answer.status))
         raw = isinstance(answer.body, bytes)
         content = answer.body if raw else json.dumps(answer.body).encode()
@@ -282,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(401, "Invalid credentials in Authorization header")
         url = urlsplit(self.path)
         flags = {name for name, values in parse_qs(url.query).items() if values != ["false"]}
-        for methods, pattern, route in ROUTES if flags <= FLAGS else ():
+        for methods, pattern, route in self.hub.routes if flags <= FLAGS else ():
             # Matched while still quoted: a revision may hold a slash ("refs%2Fconvert%2Fparquet").
             found = re.fullmatch(pattern, url.path)
             if found and re.fullmatch(methods, self.command):

@@ -1,7 +1,7 @@
 """Searches DPO hyperparameters with Ray Tune, Optuna and ASHA.
 
 The command line `dpo-tune` and this package do the same: run, resume, stop, clone, replay,
-load_results.
+push, load_results.
 """
 
 import os
@@ -15,6 +15,7 @@ _PLACES = {
     "run": "tune.search",
     "resume": "tune.search",
     "replay": "tune.replay",
+    "push": "tune.publish",
     "stop": "tune.requests",
     "clone": "tune.requests",
     "Interrupted": "tune.search",

@@ -8,11 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-_DONE, _NOTHING_WON, _WRONG_INPUT, _INTERRUPTED = 0, 1, 2, 130
+_DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUSHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 130 interrupted."""
+    """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed,
+    130 interrupted."""
     options = _parser().parse_args(arguments)
     # Imported late: `--help` answers at once.
     from dpo_train.config import InputError
@@ -70,6 +71,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(report)
     report.add_argument("--open", action="store_true", help="show it in the browser")
     report.set_defaults(command=_report)
+
+    push = commands.add_parser("push", help="publish a run's winner on the Hugging Face Hub")
+    _add_run(push)
+    push.add_argument("--repo", metavar="OWNER/NAME", help="by default the YAML's hub.repo")
+    push.add_argument("--to", type=Path, metavar="FOLDER", help="write it there, send nothing")
+    push.add_argument("--public", dest="private", action="store_const", const=False,
+                      help="make the repository public")  # fmt: skip
+    form = push.add_mutually_exclusive_group()
+    form.add_argument("--adapter", dest="merged", action="store_const", const=False,
+                      help="of a LoRA the adapter alone")  # fmt: skip
+    form.add_argument("--merged", dest="merged", action="store_const", const=True,
+                      help="of a LoRA the base's weights with the adapter's added")  # fmt: skip
+    push.add_argument("--dtype", help="bfloat16 (default) or float32")
+    push.add_argument("--license", help="if base model and dataset do not state the same one")
+    push.add_argument("--branch", default="main", help="by default main; made if need be")
+    push.add_argument("--tag", default="", help="a name for the commit, like v1")
+    push.set_defaults(command=_push)
 
     listing = commands.add_parser("list", help="runs and prepared data, and what they occupy")
     listing.set_defaults(command=_list)
@@ -166,6 +184,12 @@ def _finish(search: Any) -> int:
     if (folder / "report.html").exists():
         print(f"the report: {folder}/report.html")
     print(f"more trials: dpo-tune resume {folder} --trials +{max(8, len(results.trials) // 3)}")
+    if results.published is None:
+        return _DONE
+    if results.published.error:
+        print(f"not pushed: {results.published.error}", file=sys.stderr)
+        return _NOT_PUSHED
+    print(f"pushed: {results.published.url}")
     return _DONE
 
 
@@ -225,6 +249,22 @@ def _report(options: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(path.as_uri())
+    return _DONE
+
+
+def _push(options: argparse.Namespace) -> int:
+    from tune.publish import PushFailed, push, write
+
+    names = ("repo", "private", "merged", "dtype", "license")
+    changes = {name: getattr(options, name) for name in names}
+    if options.to is not None:
+        print(f"written: {write(options.run, options.to, **changes)}; nothing was sent")
+        return _DONE
+    try:
+        print(f"pushed: {push(options.run, options.branch, options.tag, **changes).url}")
+    except PushFailed as error:
+        print(f"not pushed: {error}", file=sys.stderr)
+        return _NOT_PUSHED
     return _DONE
 
 

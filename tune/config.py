@@ -93,6 +93,33 @@ class WandbConfig(Part):
     """Of every run."""
 
 
+class HubConfig(Part):
+    when: Literal["improved", "always", "never"] = "never"
+    """Whether the winner is pushed when the search ends: if it beats what the repository holds,
+    or in any case, or only by `dpo-tune push`."""
+    repo: str | None = None
+    """The repository on the Hugging Face Hub, owner/name; made if need be."""
+    private: bool = True
+    """Whether a repository that is made is private. One that is public is refused then."""
+    license: str | None = None
+    """The Hub's name of the winner's licence, like apache-2.0; needed where base model and dataset
+    do not state the same one."""
+    merged: bool = False
+    """Whether a LoRA goes into its base's weights; else the adapter alone is pushed."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of pushed weights; an adapter alone stays as it was trained."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.repo is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
+            raise ValueError(f"repo: {self.repo!r} is no owner/name; type `your-name/its-name`")
+        if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
+            raise ValueError(f"license: {self.license!r} is no id of the Hub's, like apache-2.0")
+        if self.when != "never" and self.repo is None:
+            raise ValueError(f"when: {self.when} needs a repo; type `repo: your-name/its-name`")
+        return self
+
+
 class SearchConfig(TrainConfig):
     """One experiment: what `dpo-tune run` reads. Has all that a trial's YAML has."""
 
@@ -125,6 +152,8 @@ class SearchConfig(TrainConfig):
     """How much work a killed search may lose; 0 saves after every report."""
     wandb: WandbConfig = WandbConfig()
     """What Weights & Biases is told, if anything."""
+    hub: HubConfig = HubConfig()
+    """Where the winner is published, if anywhere."""
 
     @property
     def folder(self) -> Path:
@@ -197,6 +226,11 @@ def check(config: SearchConfig) -> SearchConfig:
                 f"{field}: eval/loss can't be compared between trials that differ in "
                 f"{', '.join(searched)}; use eval/accuracy, eval/ranking or eval/nll"
             )
+    if config.hub.when == "improved" and config.objective == "eval/loss":
+        raise InputError(
+            "hub.when: improved can't compare eval/loss between models; use always, or another "
+            "objective"
+        )
     check_storage(config.storage)
     _check_rungs(config)
     _warn_of_annealing(config)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_train import model
@@ -43,6 +44,20 @@ def refuse_impossible(config: SearchConfig) -> None:
                 f"runs_dir: the search may write {need / 1e9:.1f} GB to {config.runs_dir}, where "
                 f"{free / 1e9:.1f} GB are free; free some, lower keep_best, or set another runs_dir"
             )
+
+    refuse_impossible_push(config)
+
+
+def refuse_impossible_push(config: SearchConfig) -> str:
+    """One line about the repository that the winner goes to; empty if it goes to none.
+
+    Raises InputError if it could not be pushed there: better now than after the search.
+    """
+    if config.hub.when == "never":
+        return ""
+    from tune import publish
+
+    return publish.check(config)
 
 
 def gpu_names() -> list[str]:
@@ -86,12 +101,14 @@ def disk_bytes(config: SearchConfig) -> int:
     return (config.keep_best + 2) * exported + min(at_once, config.total_trials) * 3 * exported
 
 
-def examine(config: SearchConfig | None) -> list[str]:
-    """The lines that `dpo-tune doctor` prints."""
-    lines = [*_machine(), *_logins(config)]
+def examine(config: SearchConfig | None) -> Iterator[str]:
+    """The lines that `dpo-tune doctor` prints. Raises InputError after those that still hold."""
+    yield from _machine()
+    yield from _logins(config)
     if config is not None:
-        lines += _needs(config)
-    return lines
+        yield from _needs(config)
+        if pushed := refuse_impossible_push(config):
+            yield f"push         {pushed}"
 
 
 def _machine() -> list[str]:

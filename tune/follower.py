@@ -43,6 +43,8 @@ class Memory:
         self._path = folder / "wandb.json"
         self.sweep: str | None = None
         """Path of the sweep that this search made: entity/project/id."""
+        self.app: str | None = None
+        """Where people see it: https://wandb.ai, or a server of their own."""
         self.told: dict[str, str] = {}
         """By id of a run that ended: the mode in which W&B was told all of it."""
         self._read()
@@ -51,12 +53,13 @@ class Memory:
         with self._path.with_name("wandb").joinpath(".memory").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # an heir writes too
             self._read()
-            content = {"sweep": self.sweep, "told": self.told}
+            content = {"sweep": self.sweep, "app": self.app, "told": self.told}
             write_atomically(self._path, json.dumps(content, indent=1))
 
     def _read(self) -> None:
         content = json.loads(self._path.read_text()) if self._path.exists() else {}
         self.sweep = self.sweep or content.get("sweep")
+        self.app = self.app or content.get("app")
         self.told = content.get("told", {}) | self.told
 
 
@@ -126,6 +129,7 @@ class Follower:
                 tracking.log_in()
                 if not self._config.wandb.sweep and not self._memory.sweep:
                     self._memory.sweep = tracking.make_sweep(self._config)
+                    self._memory.app = tracking.app_url()
                     self._memory.save()
                 problem.clear()
             except Exception as error:

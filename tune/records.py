@@ -100,6 +100,16 @@ class Cost(Document):
     reference_pairs: int = 0
 
 
+class Publication(Document):
+    """Where the winner was pushed to, or why it was not."""
+
+    repo: str
+    commit: str = ""
+    url: str = ""
+    """Of the repository at that commit."""
+    error: str = ""
+
+
 class Results(Document):
     """The content of results.json."""
 
@@ -118,6 +128,10 @@ class Results(Document):
     """Why no more trials started."""
     search: dict[str, Any] = {}
     """The configuration as resolved: space, stopping, model, data and all else of the YAML."""
+    environment: dict[str, Any] = {}
+    """`python`, `versions` of the libraries, and `hardware`: amounts by name, as Ray counts."""
+    published: Publication | None = None
+    """The last push of the winner, if one was tried."""
     _folder: Path = PrivateAttr(default=Path())
 
     @property

@@ -87,7 +87,7 @@ def answer(results: Results) -> str:
     winner = results.winner
     if winner is None:
         return head + _best_so_far(results)
-    verdict = _verdict(results) or (
+    sentence = verdict(results) or (
         f"{winner.trial} won with {results.objective.metric} "
         f"{winner.eval[results.objective.metric.removeprefix('eval/')]:.3f}; it was not judged on "
         "test."
@@ -95,7 +95,7 @@ def answer(results: Results) -> str:
     trial = next(trial for trial in results.trials if trial.id == winner.trial)
     return "\n".join(
         [
-            f'{head}<p class="answer">{escape(verdict)}</p>',
+            f'{head}<p class="answer">{escape(sentence)}</p>',
             f"<h3>The winner: {escape(winner.trial)}, after {winner.pairs_seen} pairs</h3>",
             _table([], [[path, _shown(value)] for path, value in winner.config.items()]),
             "<h3>Its numbers</h3>",
@@ -116,11 +116,11 @@ def _stand(results: Results) -> str:
         told += " The search has not ended; this is how it stands."
     if results.search:
         told += f" Model: {results.search['model']['id']}, data: {results.search['data']['id']}."
-    return f"{told} Objective: {results.objective.metric}. Written {_now()}."
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    # Of a search that has ended the same page comes out again, whenever it is made.
+    seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
+    stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    written = "Ended" if results.ended else "Written"
+    return f"{told} Objective: {results.objective.metric}. {written} {stamp}."
 
 
 def _best_so_far(results: Results) -> str:
@@ -134,7 +134,7 @@ def _best_so_far(results: Results) -> str:
     )
 
 
-def _verdict(results: Results) -> str:
+def verdict(results: Results) -> str:
     """One sentence in numbers of the test split; empty if the winner was not judged."""
     base = results.base.get("test")
     test = results.winner.test if results.winner else {}

@@ -18,7 +18,7 @@ from tune.inbox import Inbox
 from tune.records import ENDED, Objective, Records, load_results, read_records
 
 PREPARED = ".prepared"
-_MAY_CHANGE = ("storage", "wandb")  # nothing of the search itself
+_MAY_CHANGE = ("storage", "wandb", "hub")  # nothing of the search itself
 
 
 @dataclass(frozen=True)

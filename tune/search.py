@@ -19,6 +19,7 @@ from dpo_train import data, model, reference
 from dpo_train.config import InputError
 from tune import checkpoints, doctor, runs
 from tune.config import SearchConfig, check, load_search
+from tune.environment import describe
 from tune.records import (
     Cost,
     Records,
@@ -127,9 +128,10 @@ def current_results(run_folder: str | Path) -> Results:
 
 
 def _go_on(folder: Path) -> Results:
-    if runs.is_finished(folder):
-        return load_results(folder)
     config, records = runs.opened(folder)
+    if runs.is_finished(folder):
+        return _publish(load_results(folder), config)
+    doctor.refuse_impossible_push(config)
     if config.trainer != "simulated":
         find_prepared(config, records)
     for record in records.open_trials():
@@ -137,9 +139,17 @@ def _go_on(folder: Path) -> Results:
     records.begin_sitting()
     tracker = Tracker(folder, config.wandb)
     try:
-        return _search(config, records)
+        return _publish(_search(config, records), config)
     finally:
         tracker.close()
+
+
+def _publish(results: Results, config: SearchConfig) -> Results:
+    if config.hub.when == "never":
+        return results
+    from tune.publish import push_if_asked
+
+    return push_if_asked(results, config)
 
 
 def find_prepared(config: SearchConfig, records: Records) -> None:
@@ -159,6 +169,7 @@ def find_prepared(config: SearchConfig, records: Records) -> None:
 
 def _search(config: SearchConfig, records: Records) -> Results:
     with _ray(config), _scratch_folder() as scratch, _termination_as_interrupt():
+        import ray
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune import with_resources as on
 
@@ -199,7 +210,9 @@ def _search(config: SearchConfig, records: Records) -> Results:
             raise InputError(scheduler.input_error)
         if not judging.is_done:
             raise Interrupted(records.folder)
+        environment = describe(ray.cluster_resources())
     results = _results(config, records, judging.stamp, judging.verdict, searcher.stop_reason)
+    results = results.model_copy(update={"environment": environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)
     if not runs.is_finished(records.folder) and not searcher.budget_spent:

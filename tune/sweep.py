@@ -5,18 +5,17 @@ Knows the words of a sweep and of a run, but no client. No local path is among t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from dpo_train.config import InputError
+from tune import redact
 from tune.config import SearchConfig
 from tune.records import ENDED, Results, TrialRecord
 from tune.runs import flat
 from tune.space import Axis, to_optuna
 
-_NOT_SETTINGS = ("name", "runs_dir", "space", "points", "trials", "wandb")
+_NOT_SETTINGS = ("name", "runs_dir", "space", "points", "trials", "storage", "wandb", "hub")
 """What is no setting of a trial: where and how long one searches, and in which ranges."""
 _MAY_BE_PATHS = ("model.id", "data.id")
 _DISTRIBUTIONS = {
@@ -53,17 +52,10 @@ def run_config(config: SearchConfig, record: TrialRecord) -> dict[str, Any]:
     told = flat(config.model_dump(mode="json") | trial.model_dump(mode="json"))
     told |= {path: to_optuna(value) for path, value in record.config.items()}
     return {
-        path: _without_folder(path, value)
+        path: redact.source(value) if path in _MAY_BE_PATHS else value
         for path, value in told.items()
         if path.split(".")[0] not in _NOT_SETTINGS
     }
-
-
-def _without_folder(path: str, value: Any) -> Any:
-    if path not in _MAY_BE_PATHS:
-        return value
-    is_local = value.startswith((".", "/", "~")) or Path(value).exists()
-    return Path(value).name if is_local else value
 
 
 def summary(config: SearchConfig, record: TrialRecord) -> dict[str, Any]:
@@ -79,17 +71,12 @@ def summary(config: SearchConfig, record: TrialRecord) -> dict[str, Any]:
         told["best_pairs_seen"] = int(record.metrics["pairs_seen"])
         told |= _measured(record.metrics)
     if record.error:
-        told["error"] = without_paths(record.error)
+        told["error"] = redact.text(record.error)
     return told
 
 
 def _measured(report: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in report.items() if name.startswith("eval/")}
-
-
-def without_paths(text: str) -> str:
-    """The text with every path that has a folder cut to its last part."""
-    return re.sub(r"(?<![\w:/.])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", text)
 
 
 def table(config: SearchConfig, results: Results) -> tuple[list[str], list[list[Any]]]:
@@ -103,7 +90,7 @@ def table(config: SearchConfig, results: Results) -> tuple[list[str], list[list[
             trial.pairs_seen,
             *(to_optuna(trial.config.get(path)) for path in axes),
             *(trial.metrics.get(name) for name in metrics),
-            without_paths(trial.error or ""),
+            redact.text(trial.error or ""),
         ]
         for trial in results.ranked()
     ]

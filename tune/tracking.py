@@ -50,6 +50,13 @@ def make_sweep(config: SearchConfig) -> str:
     return f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
 
 
+def app_url() -> str:
+    """Where the pages of the server are that the client talks to."""
+    import wandb
+
+    return str(wandb.setup().settings.app_url)
+
+
 def stop_sweep(path: str) -> None:
     """Marks a sweep as finished, as `wandb sweep --stop` does."""
     from wandb.cli.cli import sweep as command

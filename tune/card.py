@@ -1,0 +1,284 @@
+"""The model card: what was won, how it was found, and where it ends, as Markdown for the Hub.
+
+Made from redacted results alone, so that the same search gives the same card. Asks no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from tune.progress import describe, duration
+from tune.records import Results
+from tune.report_text import trial_yaml, verdict
+from tune.savings import saved
+from tune.space import Axis
+
+_METRICS = {
+    "ranking": "chosen answer likelier than the rejected one, per token",
+    "accuracy": "log-ratio to the base of the chosen answer above that of the rejected one",
+    "nll": "mean −log σ(0.1 · margin)",
+    "margin": "mean difference of the two log-ratios, in nats",
+    "drift": "mean absolute log-ratio to the base per token, in nats",
+}
+_UNTRAINED = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0}
+_MOST_TRIALS = 20
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """What a card says beyond the results."""
+
+    repo: str
+    base: str | None
+    """The base model's Hub id, if it lies there."""
+    dataset: str | None
+    """The dataset's Hub id, if it lies there."""
+    license: dict[str, str]
+    """`license`, and `license_name` and `license_link` where the Hub has no name for it."""
+    kind: str
+    """`full`, `adapter` or `merged`."""
+    dtype: str
+    sweep_url: str | None
+    """The page of the W&B sweep."""
+
+    @property
+    def name(self) -> str:
+        return self.repo.rpartition("/")[2]
+
+    @property
+    def relation(self) -> str | None:
+        """To the base, in the Hub's words."""
+        if self.base is None:
+            return None
+        return "adapter" if self.kind == "adapter" else "finetune"
+
+
+def render(results: Results, publishing: Publishing) -> ModelCard:
+    """The card of a search's winner, its front matter as huggingface_hub writes it."""
+    license: dict[str, Any] = publishing.license
+    front = ModelCardData(
+        **license,
+        base_model=publishing.base,
+        base_model_relation=publishing.relation,
+        datasets=[publishing.dataset] if publishing.dataset else None,
+        library_name="peft" if publishing.kind == "adapter" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["dpo", "trl", "ray-tune", "optuna", "preference-tuning"],
+        model_name=publishing.name,
+        eval_results=_eval_results(results),
+    )
+    sections = {
+        "What it reached": _numbers(results),
+        "How to use it": _usage(publishing),
+        "How it was found": _search(results, publishing) + "\n\n" + _trials(results),
+        "To train it again": f"One trial's configuration; the whole search is `search.yaml`, every "
+        f"number `results.json`.\n\n```yaml\n{trial_yaml(results)}```",
+        "Limits": _limits(results),
+        "Made with": _environment(results, publishing),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    top = f"# {publishing.name}\n\n{_introduction(results, publishing)}"
+    return ModelCard(f"---\n{front.to_yaml()}\n---\n\n{top}\n\n{body}\n")
+
+
+def _eval_results(results: Results) -> list[EvalResult]:
+    """The test split's numbers, for the Hub's own table and for comparing with a later winner."""
+    assert results.winner is not None
+    data = results.search["data"]
+    cut = {} if data["eval_split"] else {"split_seed": data["split_seed"]}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data["id"],
+            dataset_name=data["id"],
+            dataset_config=data["config"],
+            dataset_revision=data["revision"],
+            dataset_split=data["test_split"] or f"held out of {data['split']}",
+            dataset_args={**cut, "pairs": results.winner.test["pairs"]},
+            metric_type=name,
+            metric_name=meaning,
+            metric_value=round(results.winner.test[name], 4),
+        )
+        for name, meaning in _METRICS.items()
+        if name in results.winner.test
+    ]
+
+
+def compared(card: ModelCard, results: Results) -> tuple[float, float] | None:
+    """(there, here) of the objective on test; None if the card has no number to compare with.
+
+    Numbers are compared only if they are of the same pairs.
+    """
+    assert results.winner is not None
+    name = results.objective.metric.removeprefix("eval/")
+    (ours,) = (result for result in _eval_results(results) if result.metric_type == name)
+    for theirs in card.data.get("eval_results") or []:
+        if theirs.metric_type == name and theirs.dataset_args == ours.dataset_args:
+            same = theirs.dataset_type == ours.dataset_type
+            if same and theirs.dataset_split == ours.dataset_split:
+                return float(theirs.metric_value), float(ours.metric_value)
+    return None
+
+
+def _introduction(results: Results, publishing: Publishing) -> str:
+    search = results.search
+    base = f"[{publishing.base}](https://huggingface.co/{publishing.base})"
+    data = f"[{publishing.dataset}](https://huggingface.co/datasets/{publishing.dataset})"
+    kinds = {
+        "full": "All weights were tuned.",
+        "adapter": "This is a LoRA adapter; the base's weights come with the base.",
+        "merged": "A LoRA adapter was tuned and added to the base's weights.",
+    }
+    model = base if publishing.base else _named(search["model"]["id"], "model")
+    return (
+        f"This is {model}, tuned with "
+        "[Direct Preference Optimization](https://arxiv.org/abs/2305.18290) on "
+        f"{data if publishing.dataset else _named(search['data']['id'], 'dataset')}. "
+        f"{kinds[publishing.kind]} It is the best of {len(results.trials)} trials of a "
+        f"hyperparameter search.\n\n{verdict(results)}"
+    )
+
+
+def _named(source: str, what: str) -> str:
+    if source == "sample":
+        return f"the synthetic sample {what} of dpo-tune, made to show that the chain works"
+    return f"a {what} that is not on the Hub (`{source}`)"
+
+
+def _numbers(results: Results) -> str:
+    assert results.winner is not None
+    base, test = {**_UNTRAINED, **results.base["test"]}, results.winner.test
+    rows = [
+        [f"{name}: {meaning}", _value(name, base), _value(name, test)]
+        for name, meaning in _METRICS.items()
+    ]
+    return (
+        _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
+        + "\n\nIn brackets 95 % intervals, bootstrapped over prompts. The test pairs decided "
+        "nothing and were read once; a tie counts one half, so the base's own accuracy is 0.5."
+    )
+
+
+def _value(name: str, numbers: Mapping[str, Any]) -> str:
+    value = f"{numbers[name]:.3f}"
+    if name == "ranking":
+        low, high = numbers["interval"]
+        value += f" [{low:.2f}, {high:.2f}]"
+    return value
+
+
+def _usage(publishing: Publishing) -> str:
+    needs = " and peft" if publishing.kind == "adapter" else ""
+    return (
+        f"With transformers{needs}:\n\n```python\nfrom transformers import pipeline\n\n"
+        f'speak = pipeline("text-generation", "{publishing.repo}")\n'
+        'speak([{"role": "user", "content": "…"}], max_new_tokens=100)\n```\n\n'
+        f"The chat template comes with the tokenizer. Weights are {publishing.dtype}."
+    )
+
+
+def _search(results: Results, publishing: Publishing) -> str:
+    assert results.winner is not None
+    search, winner = results.search, results.winner
+    stopping, sampler, pairs = search["stopping"], search["sampler"], results.data["pairs"]
+    rules = {
+        "asha": f"ASHA on {stopping['metric']}, first rung at {stopping['grace_pairs']} pairs, one "
+        f"in {stopping['reduction']} goes on",
+        "median": f"the median rule on {stopping['metric']}, from {stopping['grace_pairs']} pairs",
+        "none": "none",
+    }
+    splits = ", ".join(f"{count} {name}" for name, count in pairs.items())
+    left_out = "".join(f", {count} {why}" for why, count in results.data["dropped"].items())
+    ranked = [trial.id for trial in results.ranked()]
+    facts = {
+        "proposed by": f"Optuna's {sampler['name']}, seed {sampler['seed']}",
+        "objective": f"{results.objective.mode}imise {results.objective.metric} on held-out pairs",
+        "early stopping": rules[stopping["name"]],
+        "trials": results.counted(),
+        "ended by": results.ended,
+        "this model": f"trial {winner.trial}, number {ranked.index(winner.trial) + 1} of "
+        f"{len(ranked)}, after {winner.pairs_seen} pairs: {describe(winner.config)}",
+        "seed of its training": str(search["seed"]),
+        "pairs": f"{splits}; no prompt on two sides" + left_out.replace(",", "; left out:", 1),
+    }
+    if publishing.sweep_url:
+        facts["W&B sweep"] = publishing.sweep_url
+    axes = [
+        [f"`{path}`", Axis.model_validate(axis).describe(), _shown(winner.config.get(path))]
+        for path, axis in search["space"].items()
+    ]
+    told = "\n".join(f"- **{name}**: {fact}" for name, fact in facts.items())
+    return f"{told}\n\n{_table(['searched', 'range', 'this model'], axes)}"
+
+
+def _trials(results: Results) -> str:
+    metric = results.objective.metric
+    rows = [
+        [
+            trial.id,
+            trial.state,
+            str(trial.pairs_seen),
+            f"{trial.metrics[metric]:.3f}" if trial.metrics else "",
+            f"{trial.metrics['eval/drift']:.2f}" if trial.metrics else "",
+            describe(trial.config),
+        ]
+        for trial in results.ranked()[:_MOST_TRIALS]
+    ]
+    more = len(results.trials) - len(rows)
+    return _table(["trial", "state", "pairs", metric, "drift", "config"], rows) + (
+        f"\n\nand {more} more in `results.json`." if more else ""
+    )
+
+
+def _limits(results: Results) -> str:
+    assert results.winner is not None
+    held_out, test = results.data["pairs"]["eval"], results.winner.test
+    lines = [
+        f"It was picked as the best of {len(results.trials)} on {held_out} held-out pairs, and the "
+        "best of many is partly lucky there: the test numbers above are the ones to quote.",
+        "All numbers are of preference pairs from the same source as the training data. Nothing "
+        "else was measured: not what it knows, not what it refuses, not other languages or longer "
+        "conversations.",
+        "DPO widens the gap between chosen and rejected answers; both may have become less likely. "
+        f"The drift of {test['drift']:.2f} nats per token says how far it left the base.",
+        "What the base does wrong it may still do wrong.",
+    ]
+    if "sample" in (results.search["model"]["id"], results.search["data"]["id"]):
+        lines.insert(0, "Its model or data are synthetic, made to show that a search works: it is "
+                        "of no use beyond that.")  # fmt: skip
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _environment(results: Results, publishing: Publishing) -> str:
+    about = results.environment
+    hardware = about.get("hardware", {})
+    kinds = " ".join(hardware.get("kinds", []))
+    gpus = f"{hardware.get('GPU', 0):g} GPU {kinds}".strip() if hardware.get("GPU") else "no GPU"
+    cost, estimate = results.cost, saved(results)
+    spent = f"{cost.gpu_seconds / 3600:.2f} GPU-hours, " if cost.gpu_seconds else ""
+    lines = [
+        f"{hardware.get('CPU', 0):g} CPU cores, {gpus}; {spent}{duration(cost.wall_seconds)} from "
+        f"beginning to end, {cost.pairs_seen} pairs trained on",
+        "reference log-probs of "
+        f"{cost.reference_pairs} pairs computed"
+        + (f"; stopping trials early saved about {estimate.pairs} pairs" if estimate else ""),
+        f"Python {about.get('python', '?')}, "
+        + ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()),
+    ]
+    if publishing.base and (revision := results.search["model"]["revision"]):
+        lines.append(f"base model at commit `{revision}`")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else f"`{value}`"
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

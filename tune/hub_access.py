@@ -1,0 +1,146 @@
+"""What is known of the Hub: whether one may write, when to try again, what its refusals mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from dpo_train.config import InputError, one_line
+from tune.config import HubConfig
+
+T = TypeVar("T")
+_WAITS = (2.0, 8.0)
+"""Seconds before what may succeed later is tried again, beside the client's own tries."""
+_LONGEST_WAIT = 60.0
+_LATER = (408, 429, 500, 502, 503, 504)
+
+
+def check(hub: HubConfig) -> str:
+    """Asks whether the winner may be pushed, and what is there; one line.
+
+    Raises InputError if not: the login, its right to write, the name, what is public.
+    """
+    assert hub.repo is not None
+    try:
+        validate_repo_id(hub.repo)
+    except HFValidationError as error:
+        raise InputError(f"hub.repo: {one_line(error)}") from None
+    elsewhere = f"or write it to a folder: `dpo-tune push RUN --repo {hub.repo} --to FOLDER`"
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"hub.repo: HF_HUB_OFFLINE is set; unset it, {elsewhere}")
+    if get_token() is None:
+        raise InputError(f"hub.repo: not logged in; type `hf auth login`, {elsewhere}")
+    api = HfApi()
+    try:
+        who = api.whoami()
+        _refuse_other_owner(hub.repo, who)
+        if not api.repo_exists(hub.repo):
+            return f"{hub.repo}: {who['name']} may write, to be made {_visibility(hub.private)}"
+        api.auth_check(hub.repo, write=True)
+        is_private = bool(api.model_info(hub.repo).private)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises a dozen kinds
+        raise InputError(f"hub.repo: {explain(error)}") from None
+    refuse_public(hub, is_private)
+    return f"{hub.repo}: {who['name']} may write, is {_visibility(is_private)}"
+
+
+def _refuse_other_owner(repo: str, who: dict[str, Any]) -> None:
+    owner = repo.partition("/")[0]
+    owners = [who["name"], *(org["name"] for org in who.get("orgs", []))]
+    if owner not in owners:
+        raise InputError(
+            f"hub.repo: {who['name']} can't write to {owner!r}; yours: {', '.join(owners)}"
+        )
+    token = who.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise InputError(
+            f"hub.repo: the token {token.get('displayName', '')!r} may only read; make one that "
+            "may write at huggingface.co/settings/tokens and type `hf auth login`"
+        )
+    if token.get("role") == "fineGrained" and not _may_write(token, owner, repo):
+        raise InputError(
+            f"hub.repo: the fine-grained token {token.get('displayName', '')!r} may not write to "
+            f"{repo}; give it `repo.write` for {owner} at huggingface.co/settings/tokens"
+        )
+
+
+def _may_write(token: dict[str, Any], owner: str, repo: str) -> bool:
+    rights = token.get("fineGrained", {})
+    scoped = [
+        right
+        for scope in rights.get("scoped", [])
+        if scope.get("entity", {}).get("name") in (owner, repo)
+        for right in scope.get("permissions", [])
+    ]
+    return "repo.write" in [*scoped, *rights.get("global", [])]
+
+
+def refuse_public(hub: HubConfig, is_private: bool) -> None:
+    if hub.private and not is_private:
+        raise InputError(
+            f"hub.private: {hub.repo} is public; type `--public`, or `hub: {{private: false}}`, or "
+            "name another repository"
+        )
+
+
+def _visibility(private: bool) -> str:
+    return "private" if private else "public"
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Tries again what may succeed later, in growing waits or as long as the Hub asks for."""
+    for wait in _WAITS:
+        try:
+            return action()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            wait = min(_asked_for(error) or wait, _LONGEST_WAIT)
+            print(f"{explain(error)}; trying again in {wait:g} s", flush=True)
+            time.sleep(wait)
+    return action()
+
+
+def _may_pass(error: Exception) -> bool:
+    status = _status(error)
+    return status in _LATER or (status is None and isinstance(error, HTTPError | ConnectionError))
+
+
+def _asked_for(error: Exception) -> float:
+    """Seconds that the Hub asks to wait; 0 if it does not say."""
+    given = (
+        error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    )
+    return float(given) if given.isdigit() else 0.0
+
+
+def _status(error: Exception) -> int | None:
+    """The answer's, or None if none came."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def explain(error: Exception) -> str:
+    told = {
+        401: "the Hub does not take the login (401); type `hf auth login`",
+        403: "the token may not write there (403); give it that right and type `hf auth login`",
+        404: "there is no such repository or branch, or it is hidden from this login (404)",
+        409: "it is in the way of what is there already (409)",
+        412: "someone else has changed it in between (412)",
+        429: "the Hub has had too many requests (429)",
+    }
+    status = _status(error)
+    if status is None:
+        return f"the Hub can't be reached or broke off ({type(error).__name__}: {one_line(error)})"
+    reason = told.get(status, f"the Hub failed ({status})")
+    return f"{reason}: {one_line(error)}"

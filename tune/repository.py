@@ -1,0 +1,163 @@
+"""What a published repository holds, as a folder: weights, tokenizer, card, search, numbers.
+
+Made from a run folder alone, and the same each time. Nothing in it names this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from dpo_train import export
+from dpo_train.config import InputError, one_line
+from tune import card, redact, report
+from tune.config import HubConfig, SearchConfig
+from tune.records import Results, write_results
+from tune.runs import write_yaml
+
+_OWN_LICENSE = {"license": "apache-2.0"}
+_WANDB = "https://wandb.ai"
+
+
+def write(results: Results, config: SearchConfig, hub: HubConfig, folder: Path) -> None:
+    """Writes the repository of a search's winner; the folder appears when it is whole.
+
+    Raises InputError if the search has nothing to publish, or no licence to publish it under.
+    """
+    refuse_unpublishable(results, config)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _fill(part, results, config, hub)
+        _refuse_traces(part, results.folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
+    """Raises InputError if the search has no winner that can be published."""
+    if config.trainer == "simulated":
+        raise InputError(f"{results.folder}: a simulated search has no model to publish")
+    if results.winner is None:
+        raise InputError(f"{results.folder} has no winner; type `dpo-tune resume {results.folder}`")
+    if not results.winner.test:
+        raise InputError(
+            f"{results.folder}: its winner was not judged on test, so a card would have no number "
+            f"to quote; type `dpo-tune resume {results.folder} --trials +1`"
+        )
+
+
+def find_license(config: SearchConfig, hub: HubConfig) -> dict[str, str]:
+    """The card's licence: what `hub.license` says, or what base model and dataset both state.
+
+    Raises InputError where that leaves none: a licence is not guessed.
+    """
+    if hub.license:
+        return {"license": hub.license}
+    model, data = config.model, config.data
+    base = _stated(model.id, "model", model.revision)
+    dataset = _stated(data.id, "dataset", data.revision)
+    if base and base == dataset:
+        return base
+    told = [
+        f"the {what} {redact.source(name)!r} states {stated.get('license', 'none')}"
+        for what, name, stated in (
+            ("base model", model.id, base),
+            ("dataset", data.id, dataset),
+        )
+    ]
+    raise InputError(
+        f"hub.license: {', '.join(told)}; say under which licence the winner is published, like "
+        "`--license apache-2.0`, or `hub: {license: apache-2.0}` in the YAML"
+    )
+
+
+def _stated(source: str, kind: str, revision: str | None) -> dict[str, str]:
+    """What the card of a model or dataset says of its licence; empty if nothing of use."""
+    if source == "sample":
+        return _OWN_LICENSE
+    folder = Path(source).expanduser()
+    try:
+        if redact.is_local(source):
+            text = (folder / "README.md").read_text(encoding="utf-8")
+        else:
+            path = hf_hub_download(source, "README.md", repo_type=kind, revision=revision)
+            text = Path(path).read_text(encoding="utf-8")
+    except (EntryNotFoundError, FileNotFoundError, NotADirectoryError):
+        return {}
+    except Exception as error:  # the library raises a dozen kinds; each is about what was named
+        raise InputError(
+            f"hub.license: the card of the {kind} {source!r} can't be read ({one_line(error)}); "
+            "say the licence, like `--license apache-2.0`"
+        ) from None
+    content = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=True)
+    found = {
+        name: value
+        for name in ("license", "license_name", "license_link")
+        if isinstance(value := content.data.get(name), str)
+    }
+    useless = found.get("license") == "other" and "license_name" not in found
+    return {} if useless or found.get("license", "unknown") == "unknown" else found
+
+
+def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:
+    publishing = card.Publishing(
+        repo=hub.repo or f"your-name/{config.name}",
+        base=None if _is_ours(config.model.id) else config.model.id,
+        dataset=None if _is_ours(config.data.id) else config.data.id,
+        license=find_license(config, hub),
+        kind="full" if _trained_in_full(results) else "merged" if hub.merged else "adapter",
+        dtype=hub.dtype,
+        sweep_url=_sweep_url(results.folder),
+    )
+    export.convert(results.folder / "winner", folder, hub.merged, hub.dtype)
+    shown = redact.results(results, config)
+    (folder / "README.md").write_text(str(card.render(shown, publishing)), encoding="utf-8")
+    write_yaml(folder, redact.search(config))
+    write_results(folder, shown)
+    (folder / "report.html").write_text(report.render(shown), encoding="utf-8")
+
+
+def _is_ours(source: str) -> bool:
+    return source == "sample" or redact.is_local(source)
+
+
+def _trained_in_full(results: Results) -> bool:
+    manifest = results.folder / "winner" / export.MANIFEST
+    return bool(json.loads(manifest.read_text())["kind"] == "full")
+
+
+def _sweep_url(run: Path) -> str | None:
+    """The page of the search's own sweep; none for a server that is not everyone's."""
+    memory = run / "wandb.json"
+    content = json.loads(memory.read_text()) if memory.exists() else {}
+    if not content.get("sweep") or content.get("app") != _WANDB:
+        return None
+    entity, project, sweep = content["sweep"].split("/")
+    return f"{_WANDB}/{entity}/{project}/sweeps/{sweep}"
+
+
+def _refuse_traces(folder: Path, run: Path) -> None:
+    """The last look before anything leaves: paths of this machine, and what logs one in."""
+    traces = {f"{Path.home()}/", f"{Path.cwd()}/", f"{run.absolute()}"}
+    secrets = {os.environ.get("WANDB_API_KEY"), get_token()} - {None, ""}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors" or path.name == "tokenizer.json":
+            continue  # numbers, and the base's vocabulary
+        text = path.read_text(encoding="utf-8")
+        if any(secret and secret in text for secret in secrets):
+            raise InputError(f"{path.name} would hold a secret of yours; nothing was written")
+        for trace in traces:
+            if trace in text:
+                raise InputError(
+                    f"{path.name} would hold the path {trace!r} of this machine; nothing was "
+                    "written. If it comes from your data, filter that row"
+                )
