@@ -119,6 +119,8 @@ def test_every_command_and_option_has_help() -> None:
         "replay",
         "list",
         "clean",
+        "push",
+        "dashboard",
         "doctor",
     }
     assert there <= set(commands.choices)  # type: ignore[arg-type]

@@ -13,7 +13,16 @@ from tests.test_tracking import reports, wandb
 from tests.wandb_server import Sweep, WandbServer
 from tune import runs
 from tune.config import SearchConfig, check
-from tune.records import Cost, Objective, Records, Results, create_run, write_results
+from tune.records import (
+    Cost,
+    Objective,
+    Publication,
+    Records,
+    Results,
+    create_run,
+    load_results,
+    write_results,
+)
 from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send
 
 
@@ -155,6 +164,27 @@ def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
     (trial_id,) = search.ids
     assert reports(server.runs[trial_id].rows) == search.records.trials[trial_id].curve
     assert server.runs[trial_id].state == "finished"
+
+
+def test_a_winner_that_was_pushed_is_an_artifact_by_its_address(
+    tmp_path: Path, server: WandbServer
+) -> None:
+    url = "https://huggingface.co/acme/won/tree/" + "0" * 40
+    search = Search(tmp_path)
+    tracker = Tracker(search.folder, search.config.wandb)
+    search.report(1)
+    search.end()
+    published = Publication(repo="acme/won", commit="0" * 40, url=url)
+    results = load_results(search.folder).model_copy(update={"published": published})
+    write_results(search.folder, results)
+    search.close(tracker)
+    assert how_to_send(search.folder) == ""
+    assert {made["state"] for made in server.artifacts.values()} == {"COMMITTED"}
+    made = server.artifacts["x-winner"]
+    assert made["artifactTypeName"] == "model"
+    (told,) = (run for run in server.runs.values() if "x-winner.json" in run.files)
+    manifest = json.loads(told.files["x-winner.json"])
+    assert manifest["contents"]["repository"]["ref"] == url
 
 
 def test_a_search_that_wants_no_wandb_starts_no_process(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 It owns the GraphQL operations, the file stream and the uploads that runs of a sweep need, and
 refuses what the real one refuses: no key or a short one, a run that nobody made, rows past the end.
-It refuses to know artifacts and agents: an operation that it lacks is answered with 400.
+It refuses to know agents and what lies in artifacts: what it lacks is answered with 400.
 
     with WandbServer() as server:
         env = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
@@ -70,6 +70,10 @@ class WandbServer:
         self.key = secrets.token_hex(20)
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        """By collection: what was asked for, and its state."""
+        self.views: dict[str, Variables] = {}
+        """Saved views of projects, by the name that people see."""
         self.asked: Counter[str] = Counter()
         self.bodies: list[str] = []
         """All that was sent, for a test that looks for what must not be."""
@@ -236,6 +240,61 @@ def sweep_with_runs(server: WandbServer, given: Variables) -> Any:
     return {"project": {"sweep": {**told, "runs": {"edges": []}}}}
 
 
+def create_artifact(server: WandbServer, given: Variables) -> Any:
+    wanted = given["input"]
+    server.artifacts[wanted["artifactCollectionName"]] = wanted
+    sequence = {"latestArtifact": None}
+    made = {
+        "id": wanted["artifactCollectionName"],
+        "state": "PENDING",
+        "artifactSequence": sequence,
+    }
+    return {"createArtifact": {"artifact": made}}
+
+
+def create_manifest(server: WandbServer, given: Variables) -> Any:
+    server.find(given["entityName"], given["projectName"], given["runName"])
+    place = f"{server.url}/upload/{given['runName']}/{given['artifactID']}.json"
+    file = {"id": "1", "uploadUrl": place, "uploadHeaders": []}
+    return {"createArtifactManifest": {"artifactManifest": {"id": place, "file": file}}}
+
+
+def update_manifest(_: WandbServer, given: Variables) -> Any:
+    file = {"id": "1", "uploadUrl": given["artifactManifestID"], "uploadHeaders": []}
+    told = {"id": given["artifactManifestID"], "file": file}
+    return {"updateArtifactManifest": {"artifactManifest": told}}
+
+
+def commit_artifact(server: WandbServer, given: Variables) -> Any:
+    made = server.artifacts[given["artifactID"]]
+    made["state"] = "COMMITTED"
+    return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": made["digest"]}}}
+
+
+def create_artifact_files(server: WandbServer, given: Variables) -> Any:
+    edges = []
+    for file in given["input"]["artifactFiles"]:
+        artifact, name = file["artifactID"], file["name"]
+        place = f"{server.url}/upload/{server.artifacts[artifact]['runName']}/{artifact}/{name}"
+        node = {"storagePath": name, "uploadUrl": place, "uploadHeaders": []}
+        edges.append({"node": {**node, "uploadMultipartUrls": None, "artifact": {"id": artifact}}})
+    return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+
+def artifact_type(*_: Any) -> Any:
+    return {"project": {"artifact": None}}
+
+
+def upsert_view(server: WandbServer, given: Variables) -> Any:
+    server.views[given["displayName"]] = given
+    view = {"id": "1", "name": given["name"]}
+    return {"upsertView": {"view": view, "inserted": True}}
+
+
+def digest_algorithm(*_: Any) -> Any:
+    return {"project": None}
+
+
 OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "Viewer": viewer,
     "GetViewer": viewer,
@@ -246,6 +305,14 @@ OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "CreateRunFiles": create_run_files,
     "UpsertSweep": upsert_sweep,
     "SweepWithRuns": sweep_with_runs,
+    "UpsertView2": upsert_view,
+    "FetchArtifactDigestAlgorithm": digest_algorithm,
+    "CreateArtifact": create_artifact,
+    "ArtifactType": artifact_type,
+    "CreateArtifactFiles": create_artifact_files,
+    "CreateArtifactManifest": create_manifest,
+    "UpdateArtifactManifest": update_manifest,
+    "CommitArtifact": commit_artifact,
 }
 
 

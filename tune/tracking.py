@@ -131,7 +131,8 @@ class OpenRun:
         self._rows = max(self._rows, len(record.curve))
 
     def log_results(self, config: SearchConfig, results: Results, report: Path) -> None:
-        """Logs the table of all trials, the report if there is one, and the verdict."""
+        """Logs the table of all trials, the report if there is one, the verdict, and as an artifact
+        where the winner was pushed to."""
         import wandb
 
         columns, rows = sweep.table(config, results)
@@ -140,6 +141,13 @@ class OpenRun:
             told["report"] = wandb.Html(report.read_text(encoding="utf-8"), inject=False)
         self._run.log(told)
         self._run.summary.update(sweep.verdict(results))
+        if results.published is not None and results.published.url:
+            winner = wandb.Artifact(
+                f"{config.name}-winner", "model", metadata=sweep.verdict(results)
+            )
+            # By its address alone, which names a commit: nothing is fetched.
+            winner.add_reference(results.published.url, name="repository", checksum=False)
+            self._run.log_artifact(winner)
 
     def summarize(self, summary: dict[str, Any]) -> None:
         self._run.summary.update(summary)
