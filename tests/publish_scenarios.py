@@ -71,6 +71,7 @@ def round_trips(root: Path) -> dict[str, Any]:
                 "files": {path: len(content) for path, content in hub.files(pushed.repo).items()},
                 "ours": _answers(run / "winner", "bfloat16" if name == "half" else "float32"),
                 "theirs": _answers(pushed.repo, None, pushed.commit),
+                "served": _served(f"{pushed.repo}@{pushed.commit}"),
                 "tags": hub.repositories[f"models/{pushed.repo}"].tags,
                 "commit": pushed.commit,
             }
@@ -102,6 +103,32 @@ def _traces(files: dict[str, bytes], root: Path) -> list[str]:
 def _route(path: str) -> str:
     path = re.sub(r"/team/\w+|[0-9a-f]{40,64}|\?.*", "", path)
     return path.replace("/resolve//", "/resolve/")
+
+
+def _served(place: str) -> list[list[int]]:
+    """The same greedy answers by our own server, as `python -m serve PLACE` loads it."""
+    import queue
+
+    from serve import models
+    from serve.engine import Answer, Chunk
+    from serve.sampling import Sampling
+
+    (needed,) = models.needs([place], 2, 256)
+    assert "weights 0.00" in needed
+    served = next(iter(models.load([place], 2, 256, 9).values()))
+    found = []
+    for question in QUESTIONS:
+        prompt = served.engine.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        said: queue.Queue[Chunk] = queue.Queue()
+        answer = Answer(prompt, Sampling(40, temperature=0.0), said.put, served.adapter)
+        served.engine.submit(answer)
+        while said.get().finish_reason is None:
+            pass
+        found.append([*prompt, *answer.ids])
+    served.engine.close()
+    return found
 
 
 def _answers(model: Any, dtype: str | None, revision: str | None = None) -> list[list[int]]:

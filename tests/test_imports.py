@@ -40,8 +40,10 @@ def test_there_are_sources_to_walk() -> None:
         ("trl", "dpo_train/"),
         ("wandb", "tune/tracking.py"),
         ("tune.tracking", ("tune/follower.py", "tune/doctor.py")),  # no search's driver pays for it
+        ("gradio", "serve/ui.py"),
         ("dpo_train", ("dpo_train/", "tune/")),
         ("tune", "tune/"),
+        ("serve", "serve/"),
     ],
 )
 def test_a_library_is_known_only_where_it_belongs(

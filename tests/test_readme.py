@@ -41,7 +41,7 @@ def test_the_file_map_is_true() -> None:
         listed |= {path if len(path.parts) > 1 else paths[0].parent / path for path in paths}
         listed |= set(paths[:1])
     assert {path for path in listed if not (ROOT / path).exists()} == set()
-    for package in ("dpo_train", "tune"):
+    for package in ("dpo_train", "tune", "serve"):
         sources = {path.relative_to(ROOT) for path in (ROOT / package).glob("[!_]*.py")}
         assert sources <= listed
 

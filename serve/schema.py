@@ -1,0 +1,197 @@
+"""What requests may hold and what answers look like: OpenAI's API, and a plain one for curl.
+
+A field that is not known here is refused by its name, never ignored.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve.sampling import Sampling
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Asked(_Request):
+    """What all ways of asking share."""
+
+    model: str | None = None
+    """One of /v1/models; by default the first."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    user: str | None = None
+    """Accepted and not used."""
+
+    @model_validator(mode="after")
+    def _few_stops(self) -> Self:
+        if len(self.stops) > 4 or "" in self.stops:
+            raise ValueError("stop: at most 4 texts, none of them empty")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the answer is told as it is written."""
+        return False
+
+    def most_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def alternatives(self) -> int | None:
+        """How many log-probs to tell beside each token's own; None for none at all."""
+        return None
+
+    def sampling(self, max_tokens: int, number: int = 0) -> Sampling:
+        """Of the `number`-th of several answers, each with a seed of its own."""
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=None if self.seed is None else (self.seed + number) % 2**63,
+            stop=self.stops,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logprobs=self.alternatives(),
+        )
+
+
+class StreamOptions(_Request):
+    include_usage: bool = False
+
+
+class Streamed(Asked):
+    n: int | None = Field(None, ge=1, le=16)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options: only with stream: true")
+        return self
+
+    @property
+    def in_parts(self) -> bool:
+        return bool(self.stream)
+
+    @property
+    def includes_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class TextPart(_Request):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Request):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ChatRequest(Streamed):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only with logprobs: true")
+        if self.max_tokens and self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens: give one of them")
+        return self
+
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Streamed):
+    prompt: str | list[str] = Field(min_length=1)
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+
+class GenerateRequest(Asked):
+    """`POST /generate`: one prompt in, one text out."""
+
+    prompt: str
+    system: str | None = None
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's form of an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def explain(error: dict[str, Any]) -> tuple[str, str | None]:
+    """The message and the parameter of Pydantic's first complaint."""
+    place = [str(part) for part in error["loc"] if part != "body"]
+    path = ".".join(place) or None
+    if error["type"] == "extra_forbidden":
+        return f"{path} is not supported by this server", path
+    if error["type"] == "json_invalid":
+        return "the body is not JSON", None
+    return f"{path}: {error['msg']}" if path else str(error["msg"]), path
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def model_card(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "dpo-tune"}
+
+
+def now() -> int:
+    return int(time.time())

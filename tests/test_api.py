@@ -1,0 +1,272 @@
+"""The HTTP application over the sample model, by OpenAI's own client in its strict mode."""
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from dpo_train import sample
+from serve import api, models
+from serve.models import Served
+
+KEY = "a key that is long enough"
+ASK = {"role": "user", "content": "Is it true that goldfish forget everything in seconds?"}
+
+
+class Server:
+    """An application on a port of this machine, in a thread."""
+
+    def __init__(self, app: Any, host: str = "127.0.0.1") -> None:
+        with socket.socket() as free:
+            free.bind((host, 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://{host}:{self.port}"
+        config = uvicorn.Config(app, host=host, port=self.port, log_level="error")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[dict[str, Served]]:
+    """The sample model, twice by name, as one with a base would be."""
+    loaded = models.load([f"winner={sample.MODEL}"], slots=3, context=256, most_waiting=4)
+    yield loaded
+    loaded["winner"].engine.close()
+
+
+@pytest.fixture(scope="module")
+def server(loaded: dict[str, Served]) -> Iterator[Server]:
+    with Server(api.create_app(loaded, api.Limits(body_bytes=20_000), None)) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0,
+        _strict_response_validation=True,
+    ) as client:  # fmt: skip
+        yield client
+
+
+def post(server: Server, path: str, body: Any, **headers: str) -> httpx.Response:
+    return httpx.post(f"{server.url}{path}", json=body, headers=headers, timeout=60)
+
+
+def test_a_chat_is_answered_whole_and_in_parts_alike(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "winner", "messages": [ASK], "temperature": 0}
+    whole = client.chat.completions.create(**asked, max_tokens=30)
+    text = whole.choices[0].message.content
+    assert text
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    stream = client.chat.completions.create(
+        **asked, max_completion_tokens=30, stream=True, stream_options={"include_usage": True}
+    )
+    parts = list(stream)
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(p.choices[0].delta.content or "" for p in parts if p.choices) == text
+    assert [p.choices[0].finish_reason for p in parts if p.choices][-1] in ("stop", "length")
+    assert parts[-1].choices == []
+    assert parts[-1].usage == whole.usage
+    assert parts[1].choices[0].delta.content != text  # it came as it was written
+
+
+def test_completions_stops_choices_and_logprobs(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "winner", "temperature": 0, "max_tokens": 12}
+    plain = client.completions.create(prompt="Lisbon is", logprobs=2, **asked)
+    told = plain.choices[0].logprobs
+    assert told is not None
+    assert len(told.tokens or []) == len(told.token_logprobs or []) == 12
+    assert max((told.top_logprobs or [])[0].values()) == pytest.approx(told.token_logprobs[0])
+    word = plain.choices[0].text.split()[1]
+    stopped = client.completions.create(prompt="Lisbon is", stop=[word], **asked)
+    assert stopped.choices[0].finish_reason == "stop"
+    assert word not in stopped.choices[0].text
+    assert plain.choices[0].text.startswith(stopped.choices[0].text)
+    three = client.chat.completions.create(
+        model="winner", messages=[ASK], n=3, seed=5, temperature=1.5, max_tokens=10,
+        logprobs=True, top_logprobs=3,
+    )  # fmt: skip
+    assert len({choice.message.content for choice in three.choices}) > 1
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
+    content = three.choices[0].logprobs.content
+    assert len(content[0].top_logprobs) == 3
+    again = client.chat.completions.create(
+        model="winner", messages=[ASK], n=3, seed=5, temperature=1.5, max_tokens=10
+    )
+    assert [c.message.content for c in again.choices] == [c.message.content for c in three.choices]
+
+
+def test_models_are_listed_and_content_may_come_in_parts(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["winner"]
+    assert client.models.retrieve("winner").object == "model"
+    parts: Any = [{"type": "text", "text": "Hi"}, {"type": "text", "text": " there"}]
+    answer = client.chat.completions.create(
+        model="winner", messages=[{"role": "user", "content": parts}], max_tokens=3
+    )
+    assert answer.choices[0].finish_reason in ("length", "stop")
+
+
+def test_curl_gets_a_text(server: Server) -> None:
+    answer = post(server, "/generate", {"prompt": "Hi", "max_tokens": 5, "temperature": 0}).json()
+    assert set(answer) == {"text", "model", "finish_reason"}
+    assert httpx.get(f"{server.url}/healthz").text == "ok"
+
+
+CHAT: dict[str, Any] = {"model": "winner", "messages": [ASK], "max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said", "param"),
+    [
+        ({**CHAT, "tools": []}, 400, "tools is not supported by this server", "tools"),
+        ({**CHAT, "temperature": 3}, 400, "less than or equal to 2", "temperature"),
+        ({**CHAT, "messages": []}, 400, "messages: ", "messages"),
+        ({**CHAT, "model": "gpt"}, 404, "no model 'gpt'; there are: winner", "model"),
+        ({**CHAT, "max_tokens": 4000}, 400, "more than the context of 256", "max_tokens"),
+        ({**CHAT, "messages": [{**ASK, "content": "a " * 900}]}, 400, "more than the", "messages"),
+        ({**CHAT, "stop": [""]}, 400, "stop: at most 4 texts", None),
+        ({**CHAT, "stream_options": {}}, 400, "only with stream: true", None),
+        ({**CHAT, "top_logprobs": 2}, 400, "only with logprobs: true", None),
+        ({**CHAT, "max_completion_tokens": 3}, 400, "give one of them", None),
+        ({**CHAT, "seed": 2**64}, 400, "seed: ", "seed"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name_in_openais_shape(
+    server: Server, body: dict[str, Any], status: int, said: str, param: str | None
+) -> None:
+    answer = post(server, "/v1/chat/completions", body)
+    assert answer.status_code == status
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert said in error["message"]
+    assert error["param"] == param
+
+
+def test_broken_bodies_and_routes_are_refused(server: Server) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    broken = httpx.post(url, content=b'{"model": ', headers={"content-type": "application/json"})
+    assert (broken.status_code, broken.json()["error"]["message"]) == (400, "the body is not JSON")
+    large = post(server, "/v1/chat/completions", {**CHAT, "user": "x" * 30_000})
+    assert large.status_code == 413
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(40):
+            yield b"x" * 1000
+
+    assert httpx.post(url, content=parts()).status_code == 413
+    assert httpx.get(f"{server.url}/v1/none").json()["error"]["message"] == "Not Found"
+    assert httpx.get(url).status_code == 405
+
+
+def test_a_stream_is_read_though_it_is_cut_in_the_middle_of_a_character(server: Server) -> None:
+    body = {**CHAT, "stream": True, "max_tokens": 20, "seed": 3}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
+        raw = b"".join(answer.iter_raw(chunk_size=7))
+    events = raw.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    for event in events[:-2]:
+        assert json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk"
+
+
+def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, Served]) -> None:
+    engine = loaded["winner"].engine
+    long = {**CHAT, "max_tokens": 200, "temperature": 2, "stop": ["\0"], "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long) as answer:
+        next(answer.iter_raw())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{server.url}/v1/chat/completions", json={**long, "stream": False}, timeout=0.01
+        )
+    deadline = time.monotonic() + 20
+    while engine._writing and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not engine._writing
+
+
+def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None:
+    many = {**CHAT, "n": 16, "max_tokens": 50}
+    answer = post(server, "/v1/chat/completions", many)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert post(server, "/v1/chat/completions", CHAT).status_code == 200
+
+
+def test_a_request_that_takes_too_long_ends(loaded: dict[str, Served]) -> None:
+    with Server(api.create_app(loaded, api.Limits(seconds=0.15), None)) as hurried:
+        body = {**CHAT, "max_tokens": 240 - 40, "temperature": 2, "n": 3}
+        slow = post(hurried, "/v1/chat/completions", body)
+        assert slow.status_code == 200
+        assert slow.json()["usage"]["completion_tokens"] < 600
+    with Server(api.create_app(loaded, api.Limits(seconds=0), None)) as late:
+        assert post(late, "/v1/chat/completions", CHAT).status_code in (200, 504)
+
+
+def test_without_a_key_only_this_machine_is_answered(server: Server) -> None:
+    for headers in (
+        {"host": "evil.example"},
+        {"x-forwarded-for": "203.0.113.9"},
+        {"forwarded": "for=203.0.113.9"},
+    ):
+        refused = httpx.get(f"{server.url}/v1/models", headers=headers)
+        assert refused.status_code == 403
+        assert refused.json()["error"]["type"] == "permission_error"
+    assert httpx.get(f"{server.url}/healthz", headers={"host": "pod.example"}).status_code == 200
+    app = api.create_app({}, api.Limits(), None)
+    with TestClient(app, client=("203.0.113.9", 1), base_url="http://localhost") as far:
+        assert far.get("/v1/models").status_code == 403
+
+
+def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> None:
+    with Server(api.create_app(loaded, api.Limits(), KEY)) as server:
+        url = f"{server.url}/v1/models"
+        basic = base64.b64encode(f"any:{KEY}".encode()).decode()
+        for given in (f"Bearer {KEY}", f"Basic {basic}"):
+            answer = httpx.get(url, headers={"authorization": given, "host": "far.example"})
+            assert answer.status_code == 200
+        for given in ("", "Bearer wrong", "Bearer", "Basic !", "Bearer schlüssel"):
+            answer = httpx.get(url, headers={"authorization": given.encode()} if given else {})
+            assert answer.status_code == 401, given
+            assert "Basic" in answer.headers["www-authenticate"]
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("./none", "./none: no such folder"),
+        (str(Path(__file__).parent), "neither config.json nor adapter_config.json"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
+    with pytest.raises(models.ModelError, match=said):
+        models.needs([place], 1, 128)
+    with pytest.raises(models.ModelError, match="two models of one name"):
+        models.needs(["a=sample", "a=sample"], 1, 128)
+    (line,) = models.needs(["a=sample", "b=sample"], 16, 2048)
+    assert "for 16 answers at once of" in line

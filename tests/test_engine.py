@@ -1,0 +1,193 @@
+"""Continuous batching against transformers' own generation, one prompt at a time."""
+
+import queue
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpo_train import sample
+from serve import engine as engine_module
+from serve.engine import Answer, Chunk, Engine, Full
+from serve.sampling import Sampling, choose
+from serve.text import TextStream
+
+PROMPTS = [
+    "Is it true that goldfish forget everything in seconds?",
+    "Hi",
+    "Where do you live, and have you ever walked through Lisbon yourself? Tell me all about it. "
+    * 3,
+    "What is the capital of Portugal?",
+    "Do bats see?",
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(sample.MODEL)
+
+
+@pytest.fixture
+def engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
+    engine = Engine(model, tokenizer, slots=3, context=256, most_waiting=20)
+    yield engine
+    engine.close()
+
+
+def tokens(tokenizer: Any, prompt: str) -> list[int]:
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+
+
+def ask(engine: Engine, prompt: list[int], **sampling: Any) -> tuple[Answer, "queue.Queue[Chunk]"]:
+    said: queue.Queue[Chunk] = queue.Queue()
+    given = {"max_tokens": 30, "temperature": 0.0, **sampling}
+    answer = Answer(prompt, Sampling(**given), said.put)
+    engine.submit(answer)
+    return answer, said
+
+
+def rest(said: "queue.Queue[Chunk]") -> list[Chunk]:
+    chunks = []
+    while not chunks or chunks[-1].finish_reason is None:
+        chunks.append(said.get(timeout=60))
+    return chunks
+
+
+def alone(model: Any, prompt: list[int], most: int = 30) -> list[int]:
+    output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=most)
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("part", [1024, 16])
+def test_answers_made_together_are_those_made_alone(
+    engine: Engine, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(engine_module, "_PREFILL_TOKENS", part)  # 16: prompts are read in parts
+    prompts = [tokens(tokenizer, prompt) for prompt in PROMPTS]
+    most = [5, 30, 12, 30, 20, 7, 30, 1, 25, 30]
+    asked = [
+        ask(engine, prompts[number % len(prompts)], max_tokens=length)
+        for number, length in enumerate(most)
+    ]
+    for number, (answer, said) in enumerate(asked):
+        chunks = rest(said)
+        expected = alone(model, prompts[number % len(prompts)], most[number])
+        assert answer.ids == expected
+        text = "".join(chunk.text for chunk in chunks)
+        assert text == tokenizer.decode(expected, skip_special_tokens=True)
+        is_ended = expected[-1] == tokenizer.eos_token_id
+        assert chunks[-1].finish_reason == ("stop" if is_ended else "length")
+    assert engine.tokens > 1.5 * engine.steps
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(engine: Engine, tokenizer: Any) -> None:
+    prompt = tokens(tokenizer, PROMPTS[0])
+    _, long = ask(engine, prompt, max_tokens=200, stop=("\0",), temperature=1.0, seed=1)
+    long.get(timeout=60)
+    _, short = ask(engine, prompt, max_tokens=2)
+    assert rest(short)[-1].finish_reason == "length"
+    assert long.qsize() < 150
+
+
+def test_one_that_nobody_reads_any_more_leaves_at_the_next_token(
+    engine: Engine, tokenizer: Any
+) -> None:
+    answer, said = ask(engine, tokens(tokenizer, PROMPTS[2]), max_tokens=150, temperature=1.0)
+    said.get(timeout=60)
+    answer.is_dropped = True
+    _, other = ask(engine, tokens(tokenizer, "Hi"), max_tokens=5)
+    rest(other)
+    assert len(answer.ids) < 150
+    assert not engine._writing
+
+
+def test_a_queue_that_is_full_says_so(model: Any, tokenizer: Any) -> None:
+    engine = Engine(model, tokenizer, slots=1, context=128, most_waiting=1)
+    prompt = tokens(tokenizer, "Hi")
+    _, first = ask(engine, prompt, max_tokens=100, temperature=1.5, stop=("\0",))
+    first.get(timeout=60)
+    _, second = ask(engine, prompt, max_tokens=1)
+    with pytest.raises(Full):
+        ask(engine, prompt)
+    rest(first)
+    rest(second)
+    engine.close()
+
+
+def test_limits_end_an_answer_with_length(engine: Engine, tokenizer: Any) -> None:
+    prompt = (tokens(tokenizer, PROMPTS[2]) * 9)[:250]
+    answer, said = ask(engine, prompt, max_tokens=100, temperature=1.0, seed=0)
+    assert rest(said)[-1].finish_reason in ("length", "stop")
+    assert len(prompt) + len(answer.ids) <= 256
+    late = Answer(tokens(tokenizer, "Hi"), Sampling(100, 0.0), said.put, deadline=time.monotonic())
+    engine.submit(late)
+    assert rest(said)[-1].finish_reason == "length"
+    assert len(late.ids) == 1
+
+
+def test_a_failing_step_fails_its_answers_and_no_later_ones(
+    engine: Engine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_forward", lambda *_: 1 / 0)
+        _, said = ask(engine, tokens(tokenizer, "Hi"))
+        assert rest(said)[-1].finish_reason == "error"
+    _, said = ask(engine, tokens(tokenizer, "Hi"), max_tokens=3)
+    assert rest(said)[-1].finish_reason == "length"
+
+
+def test_the_same_seed_draws_the_same_whoever_else_is_there(engine: Engine, tokenizer: Any) -> None:
+    prompt = tokens(tokenizer, PROMPTS[0])
+    alone, said = ask(engine, prompt, temperature=1.0, top_p=0.9, seed=7)
+    rest(said)
+    asked = [ask(engine, prompt, temperature=1.0, top_p=0.9, seed=seed) for seed in (5, 7, 9)]
+    for _, said in asked:
+        rest(said)
+    assert asked[1][0].ids == alone.ids
+    assert asked[0][0].ids != alone.ids
+
+
+def test_penalties_nucleus_and_logprobs() -> None:
+    logits = torch.tensor([[3.0, 2.9, 0.0, -1.0]])
+    greedy = Sampling(1, 0.0, frequency_penalty=0.1)
+    assert choose(logits, [greedy], [None], [[0, 0]])[0].id == 1
+    assert choose(logits, [Sampling(1, 0.0, presence_penalty=0.05)], [None], [[0, 0]])[0].id == 0
+    narrow = Sampling(1, 5.0, top_p=0.01, seed=0)
+    generator = narrow.generator()
+    drawn = {choose(logits, [narrow], [generator], [[]])[0].id for _ in range(50)}
+    assert drawn == {0}
+    (told,) = choose(logits, [Sampling(1, 0.0, logprobs=2)], [None], [[]])
+    assert [token for token, _ in told.alternatives] == [0, 1]
+    assert told.logprob == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
+
+
+@pytest.mark.parametrize("text", ["Grüße, 世界! 👩‍🚀 and so on " * 4, "plain"])
+def test_pieces_are_whole_characters_and_make_up_the_text(tokenizer: Any, text: str) -> None:
+    ids = tokenizer(text)["input_ids"]
+    stream = TextStream(tokenizer, ())
+    pieces = [stream.add([token], is_last=token is ids[-1]) for token in ids[:-1]]
+    pieces.append(stream.add(ids[-1:], is_last=True))
+    assert "".join(pieces) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_a_stop_text_is_cut_off_though_it_comes_in_parts(tokenizer: Any) -> None:
+    stream = TextStream(tokenizer, ("END of it", "never"))
+    ids = tokenizer("All is well. EN and then END of it, not told")["input_ids"]
+    told = ""
+    for token in ids:
+        told += stream.add([token])
+        if stream.is_stopped:
+            break
+    assert told == "All is well. EN and then "
+    assert stream.is_stopped
