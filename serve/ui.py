@@ -72,16 +72,21 @@ class _Answering:
             yield gr.skip(), text
 
     async def _answer(
-        self, name: str | None, prompt: str, system: str, temperature: float, top_p: float,
+        self,
+        name: str | None,
+        prompt: str | None,
+        system: str | None,
+        temperature: float,
+        top_p: float,
         most: int,
-    ) -> AsyncIterator[str]:  # fmt: skip
+    ) -> AsyncIterator[str]:
         """The text so far, again and again."""
-        if not prompt.strip():
+        # What was never typed into comes as None.
+        if not prompt or not prompt.strip():
             raise gr.Error("Type a prompt first.")
         model = find(self._models, name)
-        messages = [{"role": "user", "content": prompt}]
-        if system.strip():
-            messages.insert(0, {"role": "system", "content": system})
+        messages = [{"role": "system", "content": system}] if system and system.strip() else []
+        messages.append({"role": "user", "content": prompt})
         try:
             tokens = chat_tokens(model, messages)
             room = max(1, min(int(most), model.engine.context - len(tokens)))

@@ -63,7 +63,7 @@ def test_a_folder_is_served_with_its_page(serve: Serve) -> None:
     page = httpx.get(f"{url}/").text
     assert "Compare with the base" in page
     assert "By Jo" in page
-    told = list(events(url, "by_first", [QUESTION, "", 0, 1, 20]))
+    told = list(events(url, "by_first", [QUESTION, None, 0, 1, 20]))
     assert [texts[0] for texts in told if isinstance(texts[0], str)][-1] == answer["text"]
     assert len(told) > 5
     both = list(events(url, "by_both", [QUESTION, "", 0, 1, 20]))

@@ -177,7 +177,8 @@ def _usage(publishing: Publishing) -> str:
         f"With transformers{needs}:\n\n```python\nfrom transformers import pipeline\n\n"
         f'speak = pipeline("text-generation", "{publishing.repo}")\n'
         'speak([{"role": "user", "content": "…"}], max_new_tokens=100)\n```\n\n'
-        f"The chat template comes with the tokenizer. Weights are {publishing.dtype}."
+        f"The chat template comes with the tokenizer. Weights are {publishing.dtype}. Or behind "
+        f"OpenAI's API and a web page, with dpo-tune: `python -m serve {publishing.repo}`."
     )
 
 
