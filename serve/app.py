@@ -47,6 +47,7 @@ class Options(BaseModel):
 @ray_serve.deployment(
     max_ongoing_requests=1000,  # the engine's own queue is the bound, and says so with 503
     graceful_shutdown_timeout_s=130,  # a request may take 120
+    max_surge_percent=100,  # a new model is loaded before the old one goes
     logging_config={"log_level": "WARNING", "enable_access_log": False},  # a tenth of the time
 )
 @ray_serve.ingress()

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+_GREEDY = 1e-4
+"""Below it a logit divided by the temperature may overflow, and the likeliest is drawn anyway."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -50,7 +53,7 @@ def choose(
     `written` are the tokens of each answer so far, for the penalties: a logit loses
     `presence_penalty` once and `frequency_penalty` as often as its token stands there.
     """
-    if all(not s.temperature and s.logprobs is None and not _penal(s) for s in sampling):
+    if all(s.temperature < _GREEDY and s.logprobs is None and not _penal(s) for s in sampling):
         return [TokenChoice(token) for token in logits.argmax(dim=-1).tolist()]
     rows = logits.float().cpu()
     return [
@@ -70,7 +73,7 @@ def _choose_one(
         counts = torch.bincount(torch.tensor(ids), minlength=len(row)).float()
         row = row - sampling.frequency_penalty * counts
         row = row - sampling.presence_penalty * (counts > 0)
-    if sampling.temperature == 0:
+    if sampling.temperature < _GREEDY:
         token = int(row.argmax())
     else:
         token = _draw(row / sampling.temperature, sampling.top_p, generator)
@@ -88,5 +91,7 @@ def _draw(row: torch.Tensor, top_p: float, generator: torch.Generator | None) ->
     if top_p >= 1:
         return int(torch.multinomial(probabilities, 1, generator=generator))
     ordered, order = probabilities.sort(descending=True)
-    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
+    beyond = ordered.cumsum(dim=-1) - ordered >= top_p
+    beyond[0] = False  # a top_p may be smaller than a float32 can be
+    ordered[beyond] = 0
     return int(order[torch.multinomial(ordered, 1, generator=generator)])

@@ -166,6 +166,8 @@ def test_penalties_nucleus_and_logprobs() -> None:
     generator = narrow.generator()
     drawn = {choose(logits, [narrow], [generator], [[]])[0].id for _ in range(50)}
     assert drawn == {0}
+    for extreme in (Sampling(1, 1.0, top_p=5e-324), Sampling(1, 1e-300)):
+        assert choose(logits, [extreme], [generator], [[]])[0].id == 0
     (told,) = choose(logits, [Sampling(1, 0.0, logprobs=2)], [None], [[]])
     assert [token for token, _ in told.alternatives] == [0, 1]
     assert told.logprob == pytest.approx(float(logits.log_softmax(-1)[0, 0]))

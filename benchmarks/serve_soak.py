@@ -1,0 +1,171 @@
+"""What the server goes through on Ray Serve: thousands of requests, some broken, some left in the
+middle; a new model under load; a replica killed under load.
+
+`--only` runs a part; RESULTS.md keeps what was seen. The embedded sample, one thread a replica.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+import httpx  # noqa: E402
+import ray  # noqa: E402
+from ray import serve as ray_serve  # noqa: E402
+
+from dpo_train import sample  # noqa: E402
+from serve.app import build  # noqa: E402
+
+REQUESTS, CLIENTS, PORT = 10_000, 32, 8124
+CHAT = f"http://127.0.0.1:{PORT}/v1/chat/completions"
+BROKEN = [b"{", b"[]", b'{"messages": []}', b'{"messages": [{"role": "robot", "content": "Hi"}]}',
+          b'{"messages": [{"role": "user", "content": "Hi"}], "temperature": "hot"}']  # fmt: skip
+
+
+def body(draw: random.Random) -> dict[str, Any]:
+    words = " ".join(draw.choices(["do", "bats", "see", "in", "Lisbon", "at", "night"], k=20))
+    message = {"role": "user", "content": words[: draw.randint(1, 100)]}
+    return {"messages": [message], "max_tokens": draw.randint(1, 40), "stream": draw.random() < 0.3}
+
+
+class Load:
+    """Clients that ask until told to stop; what they were answered, and how long it took."""
+
+    def __init__(self, clients: int, unruly: bool, most: int | None = None) -> None:
+        self.statuses: Counter[Any] = Counter()
+        self.seconds: list[tuple[float, float]] = []
+        """(when it began, how long it took) of each whole answer."""
+        self._most, self._unruly = most, unruly
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._work, args=[number]) for number in range(clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def count(self) -> int:
+        return self.statuses.total()
+
+    def wait(self, count: int | None = None) -> None:
+        while any(t.is_alive() for t in self._threads) and (count is None or self.count < count):
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.wait()
+
+    def _work(self, number: int) -> None:
+        draw = random.Random(number)
+        with httpx.Client(timeout=60) as client:
+            while not self._over.is_set() and (self._most is None or self.count < self._most):
+                status = self._ask(client, draw)
+                with self._lock:
+                    self.statuses[status] += 1
+
+    def _ask(self, client: httpx.Client, draw: random.Random) -> Any:
+        began, kind = time.monotonic(), draw.random() if self._unruly else 1.0
+        try:
+            if kind < 0.05:
+                headers = {"content-type": "application/json"}
+                return client.post(CHAT, content=draw.choice(BROKEN), headers=headers).status_code
+            if kind < 0.10:
+                with client.stream("POST", CHAT, json=body(draw) | {"stream": True}) as answer:
+                    next(answer.iter_raw())
+                return "cut off"
+            status = client.post(CHAT, json=body(draw)).status_code
+        except httpx.HTTPError as error:
+            return type(error).__name__
+        with self._lock:
+            self.seconds.append((began, time.monotonic() - began))
+        return status
+
+
+def deploy(**options: Any) -> None:
+    given = {"model": f"sample={sample.MODEL}", "cpus": 0.5, **options}
+    ray_serve.run(build(given), route_prefix="/")
+
+
+def replicas() -> list[int]:
+    found = subprocess.run(["pgrep", "-f", "ray::ServeReplica"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def resident(pid: int) -> int:
+    """Megabytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def soak() -> None:
+    deploy()
+    began = time.monotonic()
+    load = Load(CLIENTS, unruly=True, most=REQUESTS)
+    load.wait(1000)
+    early = resident(replicas()[0])
+    load.wait()
+    late = resident(replicas()[0])
+    print(f"soak: {load.count} requests in {time.monotonic() - began:.0f} s: {dict(load.statuses)}")
+    print(f"soak: resident {early} MB after 1,000 requests, {late} MB at the end "
+          f"({late / early - 1:+.1%})")  # fmt: skip
+
+
+def swap() -> None:
+    deploy()
+    load = Load(4, unruly=False)
+    load.wait(100)
+    usual = median(seconds for _, seconds in load.seconds)
+    began = time.monotonic()
+    deploy(author="the new one")
+    ended = time.monotonic()
+    time.sleep(2)
+    load.stop()
+    during = [seconds for at, seconds in load.seconds if at + seconds > began and at < ended]
+    before = sorted(seconds for at, seconds in load.seconds if at + seconds < began)
+    print(
+        f"swap: {dict(load.statuses)}; {len(during)} requests in the {ended - began:.1f} s of the "
+        f"swap, the slowest {max(during):.3f} s, the median {median(during):.3f}; before, the "
+        f"slowest {before[-1]:.3f}, the median {usual:.3f}"
+    )
+
+
+def kill() -> None:
+    deploy(min_replicas=2, max_replicas=2)
+    load = Load(8, unruly=False)
+    load.wait(200)
+    there = replicas()
+    os.kill(there[0], signal.SIGKILL)
+    began = time.monotonic()
+    while len(set(replicas()) - {there[0]}) < 2:
+        time.sleep(0.1)
+    back = time.monotonic() - began
+    time.sleep(3)
+    load.stop()
+    print(f"kill: {dict(load.statuses)}; at most 8 were running; a new replica after {back:.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = {"soak": soak, "swap": swap, "kill": kill}
+    parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
+    names = parser.parse_args().only
+    for name in names:
+        ray.init(num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        try:
+            parts[name]()
+        finally:
+            ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
