@@ -1,5 +1,6 @@
 """`python -m serve` as its user types it: real Ray Serve, the page, the end."""
 
+import importlib
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.serve.schema import ServeDeploySchema
+from ruamel.yaml import YAML
 
 from dpo_train import sample
 from tests.conftest import ROOT
@@ -113,3 +116,12 @@ def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path
     assert "has no key" in refused("sample", SERVE_API_KEY_FILE=str(tmp_path / "none"))
     assert "--slots: " in refused("sample", "--slots", 0)
     assert "./none: no such folder" in refused("./none")
+
+
+def test_the_config_file_is_as_ray_serve_reads_it() -> None:
+    content = YAML(typ="safe", pure=True).load((ROOT / "deploy" / "serve.yaml").read_text())
+    read = ServeDeploySchema(**content).model_dump(exclude_unset=True)
+    assert read == content | {"proxy_location": read["proxy_location"]}  # an unknown key is dropped
+    (application,) = content["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name)(application["args"])
