@@ -57,7 +57,7 @@ def assert_true_card(text: str) -> None:
     assert {"dpo", "trl", "ray-tune"} <= set(card.data.tags)
     numbers = {result.metric_type: result for result in card.data.eval_results}
     assert {"ranking", "accuracy", "drift"} <= numbers.keys()
-    assert numbers["accuracy"].dataset_args == {"split_seed": 0, "pairs": 10}
+    assert numbers["accuracy"].dataset_args.keys() == {"key", "pairs"}
     for part in (
         "# full\n",
         "On 10 test pairs that decided nothing",
@@ -120,7 +120,7 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
         refused = dpo_tune("run", "x.yaml")
         assert refused.returncode == 3, refused.stderr
         assert "not pushed: acme/won: the token may not write there (403)" in refused.stderr
-        assert "dpo-tune push runs/x --repo acme/won" in refused.stderr
+        assert "type: dpo-tune push runs/x --repo acme/won" in refused.stderr
         again = dpo_tune("run", "x.yaml")
         assert again.returncode == 0, again.stderr
         assert len(hub.commits) == 1
@@ -181,6 +181,7 @@ def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> 
         assert said in told[name]["error"]
 
 
+@pytest.mark.slow
 def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
     tmp_path: Path,
 ) -> None:

@@ -89,7 +89,7 @@ def _eval_results(results: Results) -> list[EvalResult]:
     """The test split's numbers, for the Hub's own table and for comparing with a later winner."""
     assert results.winner is not None
     data = results.search["data"]
-    cut = {} if data["eval_split"] else {"split_seed": data["split_seed"]}
+    key = {"key": results.data["key"]} if "key" in results.data else {}
     return [
         EvalResult(
             task_type="text-generation",
@@ -98,7 +98,7 @@ def _eval_results(results: Results) -> list[EvalResult]:
             dataset_config=data["config"],
             dataset_revision=data["revision"],
             dataset_split=data["test_split"] or f"held out of {data['split']}",
-            dataset_args={**cut, "pairs": results.winner.test["pairs"]},
+            dataset_args={**key, "pairs": results.winner.test["pairs"]},
             metric_type=name,
             metric_name=meaning,
             metric_value=round(results.winner.test[name], 4),
@@ -111,15 +111,13 @@ def _eval_results(results: Results) -> list[EvalResult]:
 def compared(card: ModelCard, results: Results) -> tuple[float, float] | None:
     """(there, here) of the objective on test; None if the card has no number to compare with.
 
-    Numbers are compared only if they are of the same pairs.
+    Numbers are compared only if they are of the same pairs and the same base.
     """
-    assert results.winner is not None
     name = results.objective.metric.removeprefix("eval/")
-    (ours,) = (result for result in _eval_results(results) if result.metric_type == name)
-    for theirs in card.data.get("eval_results") or []:
-        if theirs.metric_type == name and theirs.dataset_args == ours.dataset_args:
-            same = theirs.dataset_type == ours.dataset_type
-            if same and theirs.dataset_split == ours.dataset_split:
+    for ours in _eval_results(results):
+        for theirs in card.data.get("eval_results") or []:
+            same = theirs.dataset_args == ours.dataset_args and "key" in (ours.dataset_args or {})
+            if same and ours.metric_type == theirs.metric_type == name:
                 return float(theirs.metric_value), float(ours.metric_value)
     return None
 
@@ -159,7 +157,7 @@ def _numbers(results: Results) -> str:
     return (
         _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
         + "\n\nIn brackets 95 % intervals, bootstrapped over prompts. The test pairs decided "
-        "nothing and were read once; a tie counts one half, so the base's own accuracy is 0.5."
+        "nothing in the search; a tie counts one half, so the base's own accuracy is 0.5."
     )
 
 
@@ -173,11 +171,14 @@ def _value(name: str, numbers: Mapping[str, Any]) -> str:
 
 def _usage(publishing: Publishing) -> str:
     needs = " and peft" if publishing.kind == "adapter" else ""
+    weights = f"{publishing.dtype}; the numbers above were measured before they became that"
+    if publishing.kind == "adapter":
+        weights = "as they were trained"
     return (
         f"With transformers{needs}:\n\n```python\nfrom transformers import pipeline\n\n"
         f'speak = pipeline("text-generation", "{publishing.repo}")\n'
         'speak([{"role": "user", "content": "…"}], max_new_tokens=100)\n```\n\n'
-        f"The chat template comes with the tokenizer. Weights are {publishing.dtype}. Or behind "
+        f"The chat template comes with the tokenizer. Weights are {weights}. Or behind "
         f"OpenAI's API and a web page, with dpo-tune: `python -m serve {publishing.repo}`."
     )
 
@@ -196,16 +197,20 @@ def _search(results: Results, publishing: Publishing) -> str:
     left_out = "".join(f", {count} {why}" for why, count in results.data["dropped"].items())
     ranked = [trial.id for trial in results.ranked()]
     facts = {
-        "proposed by": f"Optuna's {sampler['name']}, seed {sampler['seed']}",
+        "proposed by": "a grid, point by point"
+        if sampler["name"] == "grid"
+        else f"Optuna's {sampler['name']}, seed {sampler['seed']}",
         "objective": f"{results.objective.mode}imise {results.objective.metric} on held-out pairs",
         "early stopping": rules[stopping["name"]],
         "trials": results.counted(),
         "ended by": results.ended,
         "this model": f"trial {winner.trial}, number {ranked.index(winner.trial) + 1} of "
         f"{len(ranked)}, after {winner.pairs_seen} pairs: {describe(winner.config)}",
-        "seed of its training": str(search["seed"]),
+        "seed of its training": str(winner.config.get("seed", search["seed"])),
         "pairs": f"{splits}; no prompt on two sides" + left_out.replace(",", "; left out:", 1),
     }
+    if winner.warm_from:
+        facts["began from"] = f"the weights of trial {winner.warm_from}, not the base's"
     if publishing.sweep_url:
         facts["W&B sweep"] = publishing.sweep_url
     axes = [
@@ -261,15 +266,16 @@ def _environment(results: Results, publishing: Publishing) -> str:
     gpus = f"{hardware.get('GPU', 0):g} GPU {kinds}".strip() if hardware.get("GPU") else "no GPU"
     cost, estimate = results.cost, saved(results)
     spent = f"{cost.gpu_seconds / 3600:.2f} GPU-hours, " if cost.gpu_seconds else ""
+    ran_on = f"{hardware['CPU']:g} CPU cores, {gpus}; " if hardware else ""
     lines = [
-        f"{hardware.get('CPU', 0):g} CPU cores, {gpus}; {spent}{duration(cost.wall_seconds)} from "
-        f"beginning to end, {cost.pairs_seen} pairs trained on",
-        "reference log-probs of "
-        f"{cost.reference_pairs} pairs computed"
+        f"{ran_on}{spent}{duration(cost.wall_seconds)} from beginning to end, {cost.pairs_seen} "
+        "pairs trained on",
+        f"reference log-probs of {cost.reference_pairs} pairs computed"
         + (f"; stopping trials early saved about {estimate.pairs} pairs" if estimate else ""),
-        f"Python {about.get('python', '?')}, "
-        + ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items()),
     ]
+    if about:
+        versions = (f"{name} {number}" for name, number in about["versions"].items())
+        lines.append(f"Python {about['python']}, {', '.join(versions)}")
     if publishing.base and (revision := results.search["model"]["revision"]):
         lines.append(f"base model at commit `{revision}`")
     return "\n".join(f"- {line}" for line in lines)

@@ -24,6 +24,10 @@ _LONGEST_WAIT = 60.0
 _LATER = (408, 429, 500, 502, 503, 504)
 
 
+class Unreachable(InputError):
+    """The Hub could not be asked, for a reason that may pass."""
+
+
 def check(hub: HubConfig) -> str:
     """Asks whether the winner may be pushed, and what is there; one line.
 
@@ -41,16 +45,18 @@ def check(hub: HubConfig) -> str:
         raise InputError(f"hub.repo: not logged in; type `hf auth login`, {elsewhere}")
     api = HfApi()
     try:
-        who = api.whoami()
+        who = patiently(api.whoami)
         _refuse_other_owner(hub.repo, who)
-        if not api.repo_exists(hub.repo):
+        repo = hub.repo
+        if not patiently(lambda: api.repo_exists(repo)):
             return f"{hub.repo}: {who['name']} may write, to be made {_visibility(hub.private)}"
-        api.auth_check(hub.repo, write=True)
-        is_private = bool(api.model_info(hub.repo).private)
+        patiently(lambda: api.auth_check(repo, write=True))
+        is_private = bool(patiently(lambda: api.model_info(repo)).private)
     except InputError:
         raise
     except Exception as error:  # the library raises a dozen kinds
-        raise InputError(f"hub.repo: {explain(error)}") from None
+        kind = Unreachable if _may_pass(error) else InputError
+        raise kind(f"hub.repo: {explain(error)}") from None
     refuse_public(hub, is_private)
     return f"{hub.repo}: {who['name']} may write, is {_visibility(is_private)}"
 

@@ -5,8 +5,10 @@ A push that failed or was killed begins again where it stood: what the Hub has i
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import (
@@ -17,16 +19,19 @@ from huggingface_hub import (
     constants,
     hf_hub_download,
 )
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from dpo_train.config import InputError, parse
-from tune import card, hub_access, repository
+from dpo_train import model
+from dpo_train.config import InputError, one_line, parse
+from tune import card, hub_access, redact, repository
 from tune.config import HubConfig, SearchConfig, load_search
 from tune.records import Publication, Results, load_results, write_results
+from tune.runs import only_driver
 
-_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt",
-                "adapter_config.json", "config.json", "generation_config.json")  # fmt: skip
-"""What another winner may have left in a repository and a reader would take for this one's."""
+_HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")
+_OF_ANOTHER_KIND = ("model*.safetensors", "model.safetensors.index.json", "adapter_*.safetensors",
+                    "adapter_config.json", "config.json", "generation_config.json")  # fmt: skip
+"""What another winner may have left at the repository's root, and transformers would load."""
 
 
 class PushFailed(Exception):
@@ -38,22 +43,33 @@ def check(config: SearchConfig) -> str:
 
     Raises InputError if not: the login, its right to write, the name, the licence.
     """
+    config = config.model_copy(update={"model": model.resolve(config.model)})
+    repository.refuse_unpublishable_search(config, config.hub)
     repository.find_license(config, config.hub)
     return hub_access.check(config.hub)
 
 
 def push_if_asked(results: Results, config: SearchConfig) -> Results:
-    """At the end of a search: pushes the winner as `hub.when` says, and notes what came of it."""
+    """At the end of a search: pushes the winner as `hub.when` says, and notes what came of it.
+
+    What goes wrong is noted too: it costs the push, not the search that was paid.
+    """
     hub, before = config.hub, results.published
-    if hub.when == "never" or results.winner is None or (before and not before.error):
+    is_done = before is not None and not before.error and before.repo == hub.repo
+    if hub.when == "never" or results.winner is None or is_done:
         return results
+    job = _Push(results, config, hub)
     try:
-        if hub.when == "improved" and (reason := _not_better(hub, results)):
-            print(f"not pushed: {reason}", flush=True)
-            return results
-        return _push(results, config, hub, "main", "")
-    except (InputError, PushFailed) as error:
-        return _noted(results, Publication(repo=str(hub.repo), error=str(error)))
+        repository.refuse_unpublishable(results, config)
+        parent = None
+        if hub.when == "improved":
+            reason, parent = _not_better(job)
+            if reason:
+                print(f"not pushed: {reason}", flush=True)
+                return _noted(results, None)
+        return _push(job, parent)
+    except Exception as error:
+        return _noted(results, Publication(repo=str(hub.repo), error=one_line(error, 1000)))
 
 
 def push(run: str | Path, branch: str = "main", tag: str = "", **changes: Any) -> Publication:
@@ -61,10 +77,11 @@ def push(run: str | Path, branch: str = "main", tag: str = "", **changes: Any) -
 
     Raises InputError where the Hub would not have it, PushFailed where it could not be sent.
     """
-    results, config, hub = _opened(run, changes)
-    if hub.repo is None:
+    job = _opened(run, branch, tag, changes)
+    if job.hub.repo is None:
         raise InputError("hub.repo: say which repository, like `--repo your-name/its-name`")
-    pushed = _push(results, config, hub, branch, tag).published
+    with only_driver(job.results.folder):
+        pushed = _push(job).published
     assert pushed is not None
     return pushed
 
@@ -74,116 +91,168 @@ def write(run: str | Path, folder: Path | None = None, **changes: Any) -> Path:
 
     Raises InputError.
     """
-    results, config, hub = _opened(run, changes)
+    job = _opened(run, "main", "", changes)
     if folder is None:
-        folder = results.folder / "hub"
+        folder = job.results.folder / "hub"
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--to: {folder} holds something; name a new folder")
-    repository.write(results, config, hub, folder)
+    with only_driver(job.results.folder):
+        repository.write(job.results, job.config, job.hub, folder)
     return folder
 
 
-def _opened(run: str | Path, changes: dict[str, Any]) -> tuple[Results, SearchConfig, HubConfig]:
+@dataclass(frozen=True)
+class _Push:
+    results: Results
+    config: SearchConfig
+    hub: HubConfig
+    branch: str = "main"
+    tag: str = ""
+
+    @property
+    def command(self) -> str:
+        """What pushes the same again."""
+        hub, usual = self.hub, HubConfig()
+        words = ["dpo-tune", "push", str(self.results.folder), "--repo", str(hub.repo)]
+        words += [] if hub.private else ["--public"]
+        words += ["--merged"] if hub.merged else []
+        words += ["--dtype", hub.dtype] if hub.dtype != usual.dtype else []
+        words += ["--license", hub.license] if hub.license else []
+        words += ["--branch", self.branch] if self.branch != "main" else []
+        words += ["--tag", self.tag] if self.tag else []
+        return shlex.join(words)
+
+
+def _opened(run: str | Path, branch: str, tag: str, changes: dict[str, Any]) -> _Push:
     results = load_results(run)
     config = load_search(results.folder / "search.yaml")
     given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("repo", config.hub.repo) != config.hub.repo:
+        given.setdefault("private", True)  # what was said of one repository is not said of another
     content = config.model_dump(mode="json", by_alias=True)
     asked = {f"hub.{name}": value for name, value in given.items()}
-    return results, config, parse(SearchConfig, content, asked, "push").hub
+    return _Push(results, config, parse(SearchConfig, content, asked, "push").hub, branch, tag)
 
 
-def _push(results: Results, config: SearchConfig, hub: HubConfig, branch: str, tag: str) -> Results:
-    folder = results.folder / "hub"
-    hub_access.check(hub)
-    repository.write(results, config, hub, folder)
+def _push(job: _Push, parent: str | None = None) -> Results:
+    """With `parent`, only onto that commit."""
+    folder = job.results.folder / "hub"
+    repo = str(job.hub.repo)
     try:
-        commit = hub_access.patiently(lambda: _upload(hub, folder, results, branch))
-        if tag:
-            hub_access.patiently(lambda: _tag(str(hub.repo), tag, commit))
+        hub_access.check(job.hub)
+        repository.write(job.results, job.config, job.hub, folder)
+        upload = _Upload(job, folder, parent)
+        commit = hub_access.patiently(upload.run)
+        url = f"{constants.ENDPOINT}/{repo}/tree/{commit}"
+        noted = _noted(job.results, Publication(repo=repo, commit=commit, url=url))
+        if job.tag:
+            hub_access.patiently(lambda: _tag(repo, job.tag, commit))
+    except hub_access.Unreachable as error:
+        raise _failed(job, str(error)) from None
     except InputError:
         raise
     except Exception as error:  # the library raises a dozen kinds, xet its own
-        again = f"dpo-tune push {results.folder} --repo {hub.repo}"
-        raise PushFailed(
-            f"{hub.repo}: {hub_access.explain(error)}; the winner lies in {results.folder}/winner, "
-            f"and to try again type: {again}"
-        ) from None
-    url = f"{constants.ENDPOINT}/{hub.repo}/tree/{commit}"
-    return _noted(results, Publication(repo=hub.repo, commit=commit, url=url))
+        raise _failed(job, f"{repo}: {hub_access.explain(error)}") from None
+    return noted
 
 
-def _noted(results: Results, publication: Publication) -> Results:
+def _failed(job: _Push, reason: str) -> PushFailed:
+    return PushFailed(
+        f"{reason}; the winner lies in {job.results.folder}/winner, and to try again type: "
+        f"{job.command}"
+    )
+
+
+def _noted(results: Results, publication: Publication | None) -> Results:
     there = load_results(results.folder).model_copy(update={"published": publication})
     write_results(results.folder, there)
     return there.at(results.folder)
 
 
-def _not_better(hub: HubConfig, results: Results) -> str:
-    """Says why a winner is no improvement on what the repository holds; empty if it is one."""
-    assert hub.repo is not None
+def _not_better(job: _Push) -> tuple[str, str | None]:
+    """Why a winner is no improvement on what the repository holds, empty if it is one; and the
+    commit with which it was compared."""
+    repo, api = str(job.hub.repo), HfApi()
+    anyway = f"to push all the same: {job.command}"
     try:
-        files = hub_access.patiently(lambda: HfApi().list_repo_files(str(hub.repo)))
-        if not any(name.endswith(".safetensors") for name in files):
-            return ""
-        path = hub_access.patiently(lambda: hf_hub_download(str(hub.repo), "README.md"))
+        head = str(hub_access.patiently(lambda: api.model_info(repo)).sha)
+        files = hub_access.patiently(lambda: api.list_repo_files(repo, revision=head))
+        if not any(PurePosixPath(name).suffix in _HOLDS_A_MODEL for name in files):
+            return "", head
+        path = hub_access.patiently(lambda: hf_hub_download(repo, "README.md", revision=head))
+        text = Path(path).read_text(encoding="utf-8")
+        there_card = ModelCard(text, ignore_metadata_errors=True)
+        numbers = card.compared(there_card, redact.results(job.results, job.config))
     except RepositoryNotFoundError:
-        return ""
-    except EntryNotFoundError:
-        path = None
-    except Exception as error:  # the library raises a dozen kinds
-        raise PushFailed(
-            f"{hub.repo}: {hub_access.explain(error)}; to push all the same: "
-            f"dpo-tune push {results.folder}"
-        ) from None
-    text = Path(path).read_text(encoding="utf-8") if path else ""
-    numbers = card.compared(ModelCard(text, ignore_metadata_errors=True), results)
-    anyway = f"to push all the same: dpo-tune push {results.folder}"
+        return "", None
+    except RemoteEntryNotFoundError:
+        numbers = None
+    except Exception as error:  # the library raises a dozen kinds, and a card may be anything
+        raise PushFailed(f"{repo}: {hub_access.explain(error)}; {anyway}") from None
     if numbers is None:
-        return f"{hub.repo} has no number of the same test pairs to compare with; {anyway}"
+        return f"{repo} has no number of the same test pairs to compare with; {anyway}", head
     there, here = numbers
-    name = results.objective.metric.removeprefix("eval/")
-    is_better = here > there if results.objective.mode == "max" else here < there
-    return "" if is_better else f"{hub.repo} has test {name} {there:g}, this {here:g}; {anyway}"
+    name = job.results.objective.metric.removeprefix("eval/")
+    is_better = here > there if job.results.objective.mode == "max" else here < there
+    return ("" if is_better else f"{repo} has test {name} {there:g}, this {here:g}; {anyway}"), head
 
 
-def _upload(hub: HubConfig, folder: Path, results: Results, branch: str) -> str:
-    """The commit that holds the folder; nothing is sent that the repository has already."""
-    assert hub.repo is not None
-    assert results.winner is not None
-    api = HfApi()
-    api.create_repo(hub.repo, private=hub.private, exist_ok=True)
-    hub_access.refuse_public(hub, bool(api.model_info(hub.repo).private))
-    if branch != "main":
-        api.create_branch(hub.repo, branch=branch, exist_ok=True)
-    head = api.model_info(hub.repo, revision=branch).sha
-    ours = {path.name: path for path in sorted(folder.iterdir())}
-    metric = results.objective.metric
-    value = results.winner.eval[metric.removeprefix("eval/")]
-    test = results.winner.test.get(metric.removeprefix("eval/"))
-    on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
-    commit = api.create_commit(
-        hub.repo,
-        [
-            *(CommitOperationAdd(name, path) for name, path in ours.items()),
-            *(
-                CommitOperationDelete(name)
-                for name in api.list_repo_files(hub.repo, revision=head)
-                if name not in ours and any(fnmatch(name, kind) for kind in _MODEL_FILES)
-            ),
-        ],
-        commit_message=f"Winner of {results.name}, trial {results.winner.trial}",
-        commit_description=f"{metric} {value:.4f} on held-out pairs{on_test}; best of "
-        f"{len(results.trials)} trials",
-        revision=branch,
-        # Someone else's commit in between is refused by the Hub, not written over.
-        parent_commit=head,
-    )
-    return str(commit.oid)
+class _Upload:
+    """One commit that holds the folder; may be run again after what may pass."""
+
+    def __init__(self, job: _Push, folder: Path, parent: str | None) -> None:
+        self._job, self._folder = job, folder
+        self._parent = parent
+        """Someone else's commit in between is refused by the Hub, not written over."""
+
+    def run(self) -> str:
+        job, api = self._job, HfApi()
+        repo, results = str(job.hub.repo), job.results
+        assert results.winner is not None
+        api.create_repo(repo, private=job.hub.private, exist_ok=True)
+        hub_access.refuse_public(job.hub, bool(api.model_info(repo).private))
+        if job.branch != "main":
+            api.create_branch(repo, branch=job.branch, exist_ok=True)
+        head = api.model_info(repo, revision=job.branch).sha
+        self._parent = self._parent or head
+        ours = {
+            path.relative_to(self._folder).as_posix(): path
+            for path in sorted(self._folder.rglob("*"))
+            if path.is_file()
+        }
+        stale = [
+            name
+            for name in api.list_repo_files(repo, revision=head)
+            if name not in ours and any(fnmatch(name, kind) for kind in _OF_ANOTHER_KIND)
+            if "/" not in name
+        ]
+        metric = results.objective.metric
+        value, name = results.winner.eval, metric.removeprefix("eval/")
+        test = results.winner.test.get(name)
+        on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(name, path) for name, path in ours.items()),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            commit_message=f"Winner of {results.name}, trial {results.winner.trial}",
+            commit_description=f"{metric} {value[name]:.4f} on held-out pairs{on_test}; best of "
+            f"{len(results.trials)} trials",
+            revision=job.branch,
+            parent_commit=self._parent,
+        )
+        return str(commit.oid)
 
 
 def _tag(repo: str, tag: str, commit: str) -> None:
     api = HfApi()
     for there in api.list_repo_refs(repo).tags:
-        if there.name == tag and there.target_commit == commit:
-            return
+        if there.name == tag:
+            if there.target_commit == commit:
+                return
+            raise InputError(
+                f"--tag: {tag} stands at another commit of {repo}; the winner was pushed, as "
+                f"commit {commit}: choose another name"
+            )
     api.create_tag(repo, tag=tag, revision=commit)

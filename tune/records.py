@@ -121,7 +121,8 @@ class Results(Document):
     trials: list[TrialRecord]
     cost: Cost
     data: dict[str, Any] = {}
-    """Pairs in each split, and how many rows each reason left out."""
+    """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
+    numbers of two searches are of the same pairs and base if it is the same."""
     answers: list[dict[str, str]] = []
     """Greedy answers of base and winner to prompts of the test split."""
     ended: str = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dpo_train.config import ModelConfig
 from tune.config import HubConfig, SearchConfig, WandbConfig
 from tune.records import Results
 
@@ -18,12 +19,26 @@ def text(content: str) -> str:
 
 
 def is_local(source: str) -> bool:
-    """Whether a model's or dataset's id names files of this machine."""
-    return source.startswith((".", "/", "~")) or Path(source).exists()
+    """Whether a model's or dataset's id names files, here or where the search began."""
+    if source == "sample":
+        return False
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
+    is_file = Path(source).suffix in (".jsonl", ".json", ".csv", ".parquet")
+    return not is_id or is_file or source.startswith(".") or Path(source).exists()
+
+
+def model(config: ModelConfig) -> str:
+    """The base model's id; of one that lies in a folder its last part, of the sample `sample`."""
+    return Path(config.id).name if is_local_model(config) else config.id
+
+
+def is_local_model(config: ModelConfig) -> bool:
+    """As `is_local`: a search pins the commit of what lies on the Hub."""
+    return is_local(config.id) or (config.id != "sample" and config.revision is None)
 
 
 def source(name: str) -> str:
-    """A model's or dataset's id; a path is cut to its last part."""
+    """A dataset's id; a path is cut to its last part."""
     return Path(name).name if is_local(name) else name
 
 
@@ -31,7 +46,7 @@ def search(config: SearchConfig) -> SearchConfig:
     """What was searched, without where: as another person would start from it."""
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"id": source(config.model.id)}),
+            "model": config.model.model_copy(update={"id": model(config.model)}),
             "data": config.data.model_copy(update={"id": source(config.data.id)}),
             "runs_dir": "runs",
             "storage": None,
@@ -43,9 +58,15 @@ def search(config: SearchConfig) -> SearchConfig:
 
 def results(content: Results, config: SearchConfig) -> Results:
     """The results of that search, without where it ran."""
+    # Of an error its kind: what follows may name folders, hosts and people.
     trials = [
-        trial.model_copy(update={"error": text(trial.error)}) if trial.error else trial
+        trial.model_copy(update={"error": text(trial.error.partition(":")[0])})
+        if trial.error
+        else trial
         for trial in content.trials
     ]
     shown = search(config).model_dump(mode="json", by_alias=True)
-    return content.model_copy(update={"trials": trials, "search": shown, "published": None})
+    # Rows of a dataset that others can't read are not told either.
+    answers = [] if is_local(config.data.id) else content.answers
+    changes = {"trials": trials, "search": shown, "published": None, "answers": answers}
+    return content.model_copy(update=changes)

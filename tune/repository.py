@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from dpo_train import export
-from dpo_train.config import InputError, one_line
+from dpo_train.config import InputError, ModelConfig, one_line
 from tune import card, redact, report
+from tune.checkpoints import STAMP
 from tune.config import HubConfig, SearchConfig
 from tune.records import Results, write_results
 from tune.runs import write_yaml
@@ -45,13 +46,31 @@ def write(results: Results, config: SearchConfig, hub: HubConfig, folder: Path) 
 def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     """Raises InputError if the search has no winner that can be published."""
     if config.trainer == "simulated":
-        raise InputError(f"{results.folder}: a simulated search has no model to publish")
+        raise InputError("a simulated search has no model to publish")
     if results.winner is None:
         raise InputError(f"{results.folder} has no winner; type `dpo-tune resume {results.folder}`")
+    stamp = json.loads((results.folder / "winner" / STAMP).read_text())
+    if stamp["trial"] != results.winner.trial:
+        raise InputError(
+            f"{results.folder}: winner/ is of {stamp['trial']}, results.json of "
+            f"{results.winner.trial}; type `dpo-tune resume {results.folder}` to end the search"
+        )
     if not results.winner.test:
         raise InputError(
             f"{results.folder}: its winner was not judged on test, so a card would have no number "
             f"to quote; type `dpo-tune resume {results.folder} --trials +1`"
+        )
+
+
+def refuse_unpublishable_search(config: SearchConfig, hub: HubConfig) -> None:
+    """What can be known of it before the search. Raises InputError."""
+    if config.trainer == "simulated":
+        raise InputError("hub.when: a simulated search has no model to publish; type never")
+    is_adapter = config.lora is not None or "lora" in config.space
+    if is_adapter and not hub.merged and _is_ours_alone(config.model):
+        raise InputError(
+            f"hub.merged: a LoRA alone needs its base, and {redact.model(config.model)!r} is not "
+            "on the Hub; type `hub: {merged: true}`"
         )
 
 
@@ -63,15 +82,15 @@ def find_license(config: SearchConfig, hub: HubConfig) -> dict[str, str]:
     if hub.license:
         return {"license": hub.license}
     model, data = config.model, config.data
-    base = _stated(model.id, "model", model.revision)
-    dataset = _stated(data.id, "dataset", data.revision)
-    if base and base == dataset:
+    base = _stated(model.id, "model", model.revision, redact.is_local_model(model))
+    dataset = _stated(data.id, "dataset", data.revision, redact.is_local(data.id))
+    if base and _named(base) == _named(dataset):
         return base
     told = [
-        f"the {what} {redact.source(name)!r} states {stated.get('license', 'none')}"
+        f"the {what} {name!r} states {stated.get('license', 'none')}"
         for what, name, stated in (
-            ("base model", model.id, base),
-            ("dataset", data.id, dataset),
+            ("base model", redact.model(model), base),
+            ("dataset", redact.source(data.id), dataset),
         )
     ]
     raise InputError(
@@ -80,30 +99,38 @@ def find_license(config: SearchConfig, hub: HubConfig) -> dict[str, str]:
     )
 
 
-def _stated(source: str, kind: str, revision: str | None) -> dict[str, str]:
+def _named(stated: dict[str, str]) -> tuple[str | None, str | None]:
+    """What makes two licences the same; where its text lies does not."""
+    return stated.get("license"), stated.get("license_name")
+
+
+def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dict[str, str]:
     """What the card of a model or dataset says of its licence; empty if nothing of use."""
     if source == "sample":
         return _OWN_LICENSE
     folder = Path(source).expanduser()
     try:
-        if redact.is_local(source):
+        if is_local:
             text = (folder / "README.md").read_text(encoding="utf-8")
         else:
             path = hf_hub_download(source, "README.md", repo_type=kind, revision=revision)
             text = Path(path).read_text(encoding="utf-8")
-    except (EntryNotFoundError, FileNotFoundError, NotADirectoryError):
+        content = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=True)
+    except RemoteEntryNotFoundError:
         return {}
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
+        if is_local and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
         raise InputError(
-            f"hub.license: the card of the {kind} {source!r} can't be read ({one_line(error)}); "
-            "say the licence, like `--license apache-2.0`"
+            f"hub.license: the card of the {kind} {redact.source(source)!r} can't be read "
+            f"({one_line(error)}); say the licence, like `--license apache-2.0`"
         ) from None
-    content = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=True)
-    found = {
-        name: value
-        for name in ("license", "license_name", "license_link")
-        if isinstance(value := content.data.get(name), str)
-    }
+    found = {}
+    for name in ("license", "license_name", "license_link"):
+        value = content.data.get(name)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(value, str):
+            found[name] = value
     useless = found.get("license") == "other" and "license_name" not in found
     return {} if useless or found.get("license", "unknown") == "unknown" else found
 
@@ -111,8 +138,10 @@ def _stated(source: str, kind: str, revision: str | None) -> dict[str, str]:
 def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:
     publishing = card.Publishing(
         repo=hub.repo or f"your-name/{config.name}",
-        base=None if _is_ours(config.model.id) else config.model.id,
-        dataset=None if _is_ours(config.data.id) else config.data.id,
+        base=None if _is_ours_alone(config.model) else config.model.id,
+        dataset=None
+        if config.data.id == "sample" or redact.is_local(config.data.id)
+        else config.data.id,
         license=find_license(config, hub),
         kind="full" if _trained_in_full(results) else "merged" if hub.merged else "adapter",
         dtype=hub.dtype,
@@ -126,8 +155,9 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
     (folder / "report.html").write_text(report.render(shown), encoding="utf-8")
 
 
-def _is_ours(source: str) -> bool:
-    return source == "sample" or redact.is_local(source)
+def _is_ours_alone(model: ModelConfig) -> bool:
+    """Whether nobody else finds this base on the Hub."""
+    return model.id == "sample" or redact.is_local_model(model)
 
 
 def _trained_in_full(results: Results) -> bool:
@@ -147,10 +177,11 @@ def _sweep_url(run: Path) -> str | None:
 
 def _refuse_traces(folder: Path, run: Path) -> None:
     """The last look before anything leaves: paths of this machine, and what logs one in."""
-    traces = {f"{Path.home()}/", f"{Path.cwd()}/", f"{run.absolute()}"}
+    places = {Path.home(), Path.cwd(), run.absolute()} - {Path("/")}
+    traces = {f"{place}/" for place in places}
     secrets = {os.environ.get("WANDB_API_KEY"), get_token()} - {None, ""}
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name == "tokenizer.json":
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir() or path.suffix == ".safetensors" or path.name == "tokenizer.json":
             continue  # numbers, and the base's vocabulary
         text = path.read_text(encoding="utf-8")
         if any(secret and secret in text for secret in secrets):

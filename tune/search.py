@@ -258,7 +258,10 @@ def _results(
             pairs_seen=sum(record.pairs_seen for record in trials),
             reference_pairs=sum(record.reference_pairs for record in trials),
         ),
-        data={key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
+        data={
+            **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
+            **({"key": Path(records.run.prepared).name} if manifest else {}),
+        },
         answers=verdict.get("answers", []),
         ended=stop_reason,
         search=config.model_dump(mode="json", by_alias=True),
