@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
-import os
 import signal
 import sys
 import threading
@@ -30,8 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         return _refuse(f"--{'.'.join(map(str, first['loc']))}: {first['msg']}")
-    except (OSError, IndexError):
-        return _refuse(f"{app.KEY_FILE}: {os.environ[app.KEY_FILE]} has no key")
+    except OSError as error:
+        return _refuse(f"{app.KEY_FILE}: {error}")
+    except ValueError as error:
+        return _refuse(str(error))
     if not 0 < options.port < 65536:
         return _refuse(f"--port: {options.port} is none; 1 to 65535")
     if key is None and not _is_here(options.host):
@@ -62,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _absolute(model: str) -> str:
     """Replicas run elsewhere: a folder is named from the root."""
-    name, equals, place = model.rpartition("=")
+    if Path(model).expanduser().is_dir():
+        name, equals, place = "", "", model
+    else:
+        name, equals, place = model.partition("=") if "=" in model else ("", "", model)
     folder = Path(place).expanduser()
     place = str(folder.resolve()) if folder.is_dir() else place
     return f"{name}{equals}{place}"
@@ -96,11 +100,13 @@ def _serve(options: app.Options, host: str, port: int) -> int:
     ended = threading.Event()
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: ended.set())
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    # Never a cluster that is there: its replicas would not have this key, nor this host and port.
+    ray.init("local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
         ray_serve.start(http_options={"host": host, "port": port})
         ray_serve.run(app.build(options.model_dump()), route_prefix="/", blocking=False)
-        print(f"ready: http://{host}:{port}  (the page; OpenAI's API under /v1; Ctrl-C ends it)",
+        page = "" if options.max_replicas > 1 else "the page; "
+        print(f"ready: http://{host}:{port}  ({page}OpenAI's API under /v1; Ctrl-C ends it)",
               flush=True)  # fmt: skip
         ended.wait()
     finally:

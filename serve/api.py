@@ -59,7 +59,7 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
         model = find(models, asked.model)
-        prompt = chat_tokens(model, [{"role": m.role, "content": m.text} for m in asked.messages])
+        prompt = chat_tokens(model, [message.for_template() for message in asked.messages])
         pending = begin(asked, model, [prompt], limits, asked.n or 1)
         form = ChatForm(model.name, model.engine.tokenizer)
         return await _respond(asked, pending, form, request)
@@ -67,7 +67,8 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
     @app.post("/v1/completions")
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         model = find(models, asked.model)
-        prompts = [list(model.engine.tokenizer(text)["input_ids"]) for text in asked.prompts]
+        _refuse_too_many(len(asked.prompts) * (asked.n or 1), model)
+        prompts = [_text_tokens(model, text) for text in asked.prompts]
         pending = begin(asked, model, prompts, limits, asked.n or 1)
         form = CompletionForm(model.name, model.engine.tokenizer)
         return await _respond(asked, pending, form, request)
@@ -94,7 +95,9 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
     @app.get("/healthz")
     @app.get("/readyz")
     async def healthy() -> Response:
-        return PlainTextResponse("ok")
+        if all(model.engine.is_alive for model in models.values()):
+            return PlainTextResponse("ok")
+        raise ApiError(503, "an engine has ended", "server_error")
 
     return app
 
@@ -124,7 +127,11 @@ def chat_tokens(model: Served, messages: list[dict[str, str]]) -> list[int]:
 def begin(
     asked: Asked, model: Served, prompts: list[list[int]], limits: Limits, each: int = 1
 ) -> list[Pending]:
-    """Queues every answer of a request, or none. Raises ApiError 400, 503."""
+    """Queues every answer of a request; drops them all if there is no room for one.
+
+    Raises ApiError 400, 503.
+    """
+    _refuse_too_many(len(prompts) * each, model)
     pending = [
         Pending(
             prompt,
@@ -147,6 +154,20 @@ def begin(
     return pending
 
 
+def _refuse_too_many(answers: int, model: Served) -> None:
+    most = model.engine.slots + model.engine.most_waiting
+    if answers > most:
+        raise ApiError(400, f"{answers} answers in one request; at most {most}", param="n")
+
+
+def _text_tokens(model: Served, text: str) -> list[int]:
+    try:
+        return list(model.engine.tokenizer(text)["input_ids"])
+    except Exception as error:  # a lone surrogate, for one
+        reason = " ".join(str(error).split())[:200]
+        raise ApiError(400, f"prompt: {reason}", param="prompt") from None
+
+
 def _most_tokens(asked: Asked, prompt: list[int], context: int) -> int:
     room, wanted = context - len(prompt), asked.most_tokens()
     if not prompt:
@@ -156,7 +177,7 @@ def _most_tokens(asked: Asked, prompt: list[int], context: int) -> int:
             400,
             f"{len(prompt)} tokens of prompt and {wanted or 1} of answer are more than the "
             f"context of {context}",
-            param="messages" if room < 1 else "max_tokens",
+            param="max_tokens" if room >= 1 else None,
             code="context_length_exceeded",
         )
     return wanted or room
@@ -175,7 +196,12 @@ async def _respond(
 
 
 async def _gather(waiting: list[Any]) -> list[Chunk]:
-    return list(await asyncio.gather(*waiting))
+    tasks = [asyncio.ensure_future(one) for one in waiting]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:  # when one failed the others would wait for ever
+            task.cancel()
 
 
 def _usage(pending: list[Pending]) -> dict[str, int]:

@@ -91,10 +91,18 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
 
 
 def read_key() -> str | None:
-    """The key that requests must bring, if one is set."""
+    """The key that requests must bring, if one is set. Raises OSError, and ValueError if it is
+    empty: that is no key, but a mistake."""
     if path := os.environ.get(KEY_FILE):
-        return Path(path).read_text().splitlines()[0].strip()
-    return os.environ.get(KEY) or None
+        key = Path(path).read_text().partition("\n")[0].strip()
+    else:
+        given = os.environ.get(KEY)
+        if given is None:
+            return None
+        key = given.strip()
+    if not key:
+        raise ValueError(f"{KEY_FILE if path else KEY} is set and holds no key")
+    return key
 
 
 def _examples(place: str) -> list[str]:

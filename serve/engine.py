@@ -6,6 +6,7 @@ allocated once. Knows token ids, not HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -71,7 +72,7 @@ class Engine:
         """Takes `slots` answers of `context` tokens each at once, prompts included."""
         self.model = model
         self.tokenizer = tokenizer
-        self.slots, self.context = slots, context
+        self.slots, self.context, self.most_waiting = slots, context, most_waiting
         self._place = _Place()
         layers: Any = [
             _SlotLayer(slots + 1, context, self._place)
@@ -91,8 +92,8 @@ class Engine:
         self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        return self._waiting.qsize()
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def submit(self, answer: Answer) -> None:
         """Queues an answer. Raises Full."""
@@ -115,7 +116,8 @@ class Engine:
                     self._write()
             except Exception as error:  # out of memory, most likely: these fail, later ones may not
                 for answer in dict.fromkeys([*self._writing, *self._group, *self._reading]):
-                    answer.send(Chunk(text=str(error), finish_reason="error"))
+                    with contextlib.suppress(RuntimeError):  # its event loop is closed
+                        answer.send(Chunk(text=str(error), finish_reason="error"))
                 self._writing, self._group, self._reading = [], [], deque()
 
     def _admit(self) -> bool:
@@ -173,7 +175,8 @@ class Engine:
         positions = torch.arange(start, start + width).expand(len(group), -1)
         mask = torch.arange(start + width)[None] <= torch.arange(start, start + width)[:, None]
         last = torch.tensor([len(part) - 1 for part in parts])
-        logits = self._forward(ids, positions, mask[None, None], group)
+        told = last.unique()  # logits of all positions of a long prompt would be gigabytes
+        logits = self._forward(ids, positions, mask[None, None], group, told)
         for answer, part in zip(group, parts, strict=True):
             answer._read += len(part)
         if not is_whole:
@@ -182,7 +185,7 @@ class Engine:
         if apart:
             self._move(self.slots, len(self._writing), len(group[0].prompt))
         self._writing += group
-        self._extend(group, logits[torch.arange(len(group)), last])
+        self._extend(group, logits[torch.arange(len(group)), torch.searchsorted(told, last)])
 
     @torch.inference_mode()
     def _write(self) -> None:
@@ -203,8 +206,9 @@ class Engine:
         positions: torch.Tensor,
         mask: torch.Tensor,
         answers: list[Answer],
+        told: torch.Tensor | int = 0,
     ) -> torch.Tensor:
-        """Logits of shape (rows, tokens, vocabulary)."""
+        """Logits of shape (rows, tokens, vocabulary), of the positions `told` or of all."""
         device = self.model.device
         self._place.to(device)
         adapters = {}
@@ -216,6 +220,7 @@ class Engine:
             attention_mask=mask.expand(len(ids), -1, -1, -1).to(device),
             past_key_values=self._cache,
             use_cache=True,
+            logits_to_keep=told.to(device) if isinstance(told, torch.Tensor) else told,
             **adapters,
         )
         logits: torch.Tensor = output.logits

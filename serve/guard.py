@@ -28,6 +28,7 @@ class Guard:
     """ASGI middleware."""
 
     def __init__(self, app: Any, key: str | None, body_bytes: int) -> None:
+        assert key != ""
         self._app = app
         self._key = key
         self._most = body_bytes
@@ -43,6 +44,7 @@ class Guard:
         try:
             if scope["path"] not in _OPEN:
                 self._refuse_strangers(scope, headers)
+                _refuse_other_sites(headers)
             body: bytes | None = await self._whole_body(headers, receive)
         except ApiError as error:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
@@ -59,15 +61,20 @@ class Guard:
 
     def _refuse_strangers(self, scope: Message, headers: Headers) -> None:
         if self._key is not None:
-            if not hmac.compare_digest(_given(headers).encode(), self._key.encode()):
+            # Headers are read as latin-1; what was sent is likely UTF-8.
+            given = _given(headers).encode("latin-1", errors="replace")
+            if not hmac.compare_digest(given, self._key.encode()):
                 raise ApiError(
                     401, "the key is missing or wrong", "authentication_error",
                     code="invalid_api_key", headers={"WWW-Authenticate": 'Basic realm="key"'},
                 )  # fmt: skip
             return
-        # Behind a proxy on this machine everyone would seem to be here; and a page of the web could
-        # reach this port by a name of its own (DNS rebinding).
-        is_forwarded = "x-forwarded-for" in headers or "forwarded" in headers
+        # Behind a proxy on this machine everyone seems to be here, which most proxies say; and a
+        # page of the web could reach this port by a name of its own (DNS rebinding).
+        is_forwarded = any(
+            name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-")
+            for name in headers
+        )
         name = headers.get("host", "").rsplit(":", 1)[0] if headers.get("host") else ""
         if is_forwarded or not _is_here(scope) or name not in _LOCAL_NAMES:
             raise ApiError(
@@ -95,13 +102,22 @@ class Guard:
         return ApiError(413, f"the body may have at most {self._most} bytes")
 
 
+def _refuse_other_sites(headers: Headers) -> None:
+    """A page of another site may not use this one through a browser that has been let in."""
+    origin, host = headers.get("origin"), headers.get("host", "")
+    is_other = origin is not None and origin.partition("://")[2] != host
+    is_link = headers.get("sec-fetch-mode") == "navigate"  # a click on one only opens the page
+    if is_other or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
+        raise ApiError(403, "pages of other sites are not answered", "permission_error")
+
+
 def _given(headers: Headers) -> str:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
         try:
-            return base64.b64decode(value).decode().partition(":")[2]
+            return base64.b64decode(value).decode("latin-1").partition(":")[2]
         except ValueError:
             return ""
     return ""

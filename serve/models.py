@@ -37,6 +37,16 @@ class _Source:
     base: str | None
     """Of an adapter; None for a model that is whole."""
 
+    @property
+    def copy(self) -> tuple[str, str | None]:
+        """The weights in memory that it needs."""
+        return (self.base, None) if self.base else (self.place, self.revision)
+
+    @property
+    def adapter(self) -> str:
+        """Its name inside PEFT, which takes no dots."""
+        return self.name.replace(".", "_dot_")
+
 
 def load(models: list[str], slots: int, context: int, most_waiting: int) -> dict[str, Served]:
     """The models by name, the first one first. Each is `PLACE` or `NAME=PLACE`, a place a folder
@@ -49,16 +59,16 @@ def load(models: list[str], slots: int, context: int, most_waiting: int) -> dict
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = _dtype(device)
     sources = _read_all(models)
-    groups: dict[str, list[_Source]] = {}
+    groups: dict[tuple[str, str | None], list[_Source]] = {}
     for source in sources:
-        groups.setdefault(source.base or f"{source.place}@{source.revision}", []).append(source)
+        groups.setdefault(source.copy, []).append(source)
     found: dict[str, Served] = {}
     for group in groups.values():
         model, tokenizer = _load_base(group, dtype, device)
         most = min(context, model.config.max_position_embeddings)
         engine = Engine(model, tokenizer, slots, most, most_waiting)
         for source in group:
-            adapter = source.name if source.base else None
+            adapter = source.adapter if source.base else None
             found[source.name] = Served(source.name, engine, adapter, int(time.time()))
         if all(source.base for source in group) and "base" not in found:
             found["base"] = Served("base", engine, None, int(time.time()))
@@ -72,8 +82,8 @@ def needs(models: list[str], slots: int, context: int) -> list[str]:
     Raises ModelError for what can be seen to be wrong by then.
     """
     sources = _read_all(models)
-    copies = {(s.base or s.place): None if s.base else s.revision for s in sources}
-    return [_needs(place, revision, slots, context) for place, revision in copies.items()]
+    copies = dict.fromkeys(source.copy for source in sources)
+    return [_needs(place, revision, slots, context) for place, revision in copies]
 
 
 def _read_all(models: list[str]) -> list[_Source]:
@@ -84,8 +94,9 @@ def _read_all(models: list[str]) -> list[_Source]:
 
 
 def _read(model: str) -> _Source:
-    name, equals, place = model.partition("=")
-    place = place if equals else model
+    name, equals, place = "", "", model
+    if not Path(model).expanduser().is_dir() and "=" in model:
+        name, equals, place = model.partition("=")
     folder = Path(place).expanduser()
     if place == "sample":
         return _Source(name, str(_SAMPLE), None, None)
@@ -136,11 +147,16 @@ def _load_base(group: list[_Source], dtype: str, device: str) -> tuple[Any, Any]
     try:
         # An adapter's folder has the tokenizer that it was trained with.
         tokenizer: Any = AutoTokenizer.from_pretrained(first.place, revision=first.revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), **at)
+        # The engine's mask is one for this attention; a model that lacks it is refused here.
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=getattr(torch, dtype), attn_implementation="sdpa", **at
+        )
     except Exception as error:  # the library raises a dozen kinds; each is about the place
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{place!r} can't be loaded: {reason}") from None
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    window = getattr(model.config, "sliding_window", None)
+    without_types = ["sliding_attention"] if window else ["full_attention"]
+    kinds = set(getattr(model.config, "layer_types", None) or without_types)
     if kinds != {"full_attention"}:
         raise ModelError(
             f"{place!r} has layers of the kinds {', '.join(sorted(kinds))}; only full attention "
@@ -151,10 +167,10 @@ def _load_base(group: list[_Source], dtype: str, device: str) -> tuple[Any, Any]
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(
-            model, first.place, adapter_name=first.name, revision=first.revision
+            model, first.place, adapter_name=first.adapter, revision=first.revision
         )
         for source in adapters[1:]:
-            model.load_adapter(source.place, adapter_name=source.name, revision=source.revision)
+            model.load_adapter(source.place, source.adapter, revision=source.revision)
     return model.to(device).eval(), tokenizer
 
 

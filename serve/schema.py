@@ -99,8 +99,16 @@ class TextPart(_Request):
 
 
 class Message(_Request):
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
+    name: str | None = None
+    """Accepted and not used: templates know no names."""
+    refusal: None = None
+    """As an answer has it, which comes back with the next question."""
+
+    def for_template(self) -> dict[str, str]:
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.text}
 
     @property
     def text(self) -> str:

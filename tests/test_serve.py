@@ -113,7 +113,10 @@ def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path
     assert "0.0.0.0 is open to others, and there is no key; set SERVE_API_KEY" in refused(
         "sample", "--host", "0.0.0.0"
     )
-    assert "has no key" in refused("sample", SERVE_API_KEY_FILE=str(tmp_path / "none"))
+    (tmp_path / "key").write_text("\n")
+    assert "No such file" in refused("sample", SERVE_API_KEY_FILE=str(tmp_path / "none"))
+    assert "holds no key" in refused("sample", SERVE_API_KEY_FILE=str(tmp_path / "key"))
+    assert "holds no key" in refused("sample", SERVE_API_KEY="")
     assert "--slots: " in refused("sample", "--slots", 0)
     assert "./none: no such folder" in refused("./none")
 
