@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train.config import InputError, TrainConfig
-from dpo_train.model import fetch, forget_base, load_base, local_folder
+from dpo_train.config import TrainConfig
+from dpo_train.model import fetch, forget_base, load_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,19 +60,13 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
     """Writes an exported folder anew for people who do not have this project: no manifest, weights
     in `dtype`, with `merged` an adapter's added to its base's.
 
-    An adapter that is not merged stays as it was trained. Raises InputError if its base is not on
-    the Hub, where alone others would find it.
+    An adapter that is not merged stays as it was trained.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
     config = TrainConfig.model_validate(json.loads((exported / MANIFEST).read_text())["config"])
     if config.lora is not None and not merged:
-        if local_folder(config.model) is not None:
-            raise InputError(
-                f"an adapter alone needs its base, and {Path(config.model.id).name!r} is not on "
-                "the Hub; type `--merged`, or `hub: {merged: true}` in the YAML"
-            )
         for path in exported.glob("adapter_*"):
             shutil.copy(path, folder)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging
 import signal
 import sys
@@ -11,6 +10,8 @@ import threading
 from pathlib import Path
 
 from serve import app
+from serve.guard import is_loopback
+from serve.places import parse, split
 
 _WRONG_INPUT = 2
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(str(error))
     if not 0 < options.port < 65536:
         return _refuse(f"--port: {options.port} is none; 1 to 65535")
-    if key is None and not _is_here(options.host):
+    if key is None and not is_loopback(options.host):
         return _refuse(
             f"--host: {options.host} is open to others, and there is no key; set {app.KEY} or "
             f"{app.KEY_FILE}"
@@ -63,20 +64,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _absolute(model: str) -> str:
     """Replicas run elsewhere: a folder is named from the root."""
-    if Path(model).expanduser().is_dir():
-        name, equals, place = "", "", model
-    else:
-        name, equals, place = model.partition("=") if "=" in model else ("", "", model)
+    name, place = parse(model)
     folder = Path(place).expanduser()
     place = str(folder.resolve()) if folder.is_dir() else place
-    return f"{name}{equals}{place}"
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return f"{name}={place}" if name else place
 
 
 def _refuse(message: str) -> int:
@@ -87,9 +78,8 @@ def _refuse(message: str) -> int:
 def _serve(options: app.Options, host: str, port: int) -> int:
     from serve.models import ModelError, needs
 
-    places = options.model.split(",")
     try:
-        for line in needs(places, options.slots, options.context):
+        for line in needs(split(options.model), options.slots, options.context):
             print(line, flush=True)
     except ModelError as error:
         return _refuse(str(error))

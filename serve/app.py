@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
 
+from serve.places import parse, split
+
 KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
 """Environment variables: the key, or a file whose first line it is."""
 
@@ -64,7 +66,7 @@ class ModelServer:
 
         options = self._options
         torch.set_num_threads(max(1, int(options.cpus)))
-        places = [place.strip() for place in options.model.split(",")]
+        places = split(options.model)
         self._models = models.load(places, options.slots, options.context, options.queue)
         limits = api.Limits(seconds=options.seconds)
         app = api.create_app(self._models, limits, read_key())
@@ -107,7 +109,7 @@ def read_key() -> str | None:
 
 def _examples(place: str) -> list[str]:
     """Prompts of the test split, where the model is the winner of a run folder."""
-    results = Path(place.rpartition("=")[2]).expanduser().resolve().parent / "results.json"
+    results = Path(parse(place)[1]).expanduser().resolve().parent / "results.json"
     if not results.is_file():
         return []
     return [answer["prompt"] for answer in json.loads(results.read_text()).get("answers", [])]

@@ -75,8 +75,9 @@ class Guard:
             name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-")
             for name in headers
         )
-        name = headers.get("host", "").rsplit(":", 1)[0] if headers.get("host") else ""
-        if is_forwarded or not _is_here(scope) or name not in _LOCAL_NAMES:
+        name = headers.get("host", "").rsplit(":", 1)[0]
+        client, _ = scope.get("client") or ("", 0)
+        if is_forwarded or not is_loopback(client) or name not in _LOCAL_NAMES:
             raise ApiError(
                 403, "without a key only programs on this machine are answered; set SERVE_API_KEY",
                 "permission_error",
@@ -123,9 +124,9 @@ def _given(headers: Headers) -> str:
     return ""
 
 
-def _is_here(scope: Message) -> bool:
-    host, _ = scope.get("client") or ("", 0)
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, which no other can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host == "localhost"

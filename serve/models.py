@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.engine import Engine
+from serve.places import parse
 
 _SAMPLE = Path(__file__).parent.parent / "dpo_train" / "sample" / "model"
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -94,9 +95,7 @@ def _read_all(models: list[str]) -> list[_Source]:
 
 
 def _read(model: str) -> _Source:
-    name, equals, place = "", "", model
-    if not Path(model).expanduser().is_dir() and "=" in model:
-        name, equals, place = model.partition("=")
+    name, place = parse(model)
     folder = Path(place).expanduser()
     if place == "sample":
         return _Source(name, str(_SAMPLE), None, None)
@@ -112,7 +111,7 @@ def _read(model: str) -> _Source:
             f"{place}: neither config.json nor adapter_config.json; give a folder like "
             "runs/quickstart/winner"
         )
-    if not equals:
+    if not name:
         name = folder.resolve().name if is_folder else place
     base = config["base_model_name_or_path"] if config else None
     base = str(_SAMPLE) if base == "sample" else base

@@ -10,13 +10,13 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dpo_train import sample
+from tests.finished_runs import make_run
 from tests.hub_uploads import Fault, WritableHub
 
 ROOT = Path(__file__).parent.parent
@@ -303,61 +303,6 @@ def refusals(root: Path) -> dict[str, str]:
             except InputError as error:
                 told[name] = f"refused: {error}"
     return told
-
-
-POINTS = ({"dpo.beta": 0.1}, {"dpo.beta": 0.3})
-
-
-def make_run(root: Path, name: str, **content: Any) -> Path:
-    """A finished search of two trials on 60 of the sample's pairs, made without Ray."""
-    from dpo_train import data, evaluation, model, reference
-    from dpo_train.config import parse
-    from dpo_train.session import open_session
-    from tune import checkpoints, environment, runs
-    from tune.config import SearchConfig, check
-    from tune.records import create_run, write_results
-    from tune.search import _results
-
-    space = {"dpo.beta": {"uniform": [0.05, 0.5]}}
-    content = {
-        "name": name,
-        "runs_dir": str(root / "runs"),
-        "trials": len(POINTS),
-        "space": space,
-        "data": {"limit": 60},
-        "optim": {"learning_rate": 2e-3, "warmup_pairs": 8},
-        "eval_every_pairs": 40,
-        "stopping": {"name": "none"},
-        **content,
-    }
-    config = check(parse(SearchConfig, content, {}, name))
-    config = config.model_copy(update={"model": model.resolve(config.model)})
-    pairs = data.load_pairs(config.data)
-    prepared = reference.plan(config.base_trial(), pairs, root / "prepared", "cpu")
-    folder = config.folder
-    folder.mkdir(parents=True)
-    runs.write_yaml(folder, config)
-    create_run(folder, prepared, "cpu")
-    _, records = runs.opened(folder)
-    records.begin_sitting()
-    for point in POINTS:
-        trial_id = records.next_id()
-        records.add(trial_id, point)
-        records.begin(trial_id)
-        session = open_session(config.trial(point), prepared, "cpu")
-        report = session.advance()
-        records.report(trial_id, report, 1.0, 0, time.time())
-        checkpoints.offer_export(
-            folder, trial_id, point, report, records.objective, 3, session.export
-        )
-        session.close()
-        records.end(trial_id, "finished")
-    stamp = checkpoints.crown(folder, records.objective)
-    verdict = evaluation.judge(folder / "winner", config.model, prepared, "cpu")
-    results = _results(config, records, stamp, verdict, "all 2 trials")
-    ran_on = environment.describe({"CPU": 2})
-    write_results(folder, results.model_copy(update={"environment": ran_on}))
-    return folder
 
 
 def in_child(task: Callable[[Path], Any], root: Path, **changes: str) -> Any:

@@ -10,7 +10,8 @@ import pytest
 
 from dpo_train.config import parse
 from tests.test_tracking import reports, wandb
-from tests.wandb_server import Sweep, WandbServer
+from tests.wandb_operations import Sweep
+from tests.wandb_server import WandbServer
 from tune import runs
 from tune.config import SearchConfig, check
 from tune.records import (

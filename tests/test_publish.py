@@ -52,9 +52,10 @@ def assert_true_card(text: str) -> None:
     from huggingface_hub import ModelCard
 
     card = ModelCard(text)
-    assert card.data.license == "apache-2.0"
-    assert card.data.library_name == "transformers"
-    assert {"dpo", "trl", "ray-tune"} <= set(card.data.tags)
+    front = card.data.to_dict()
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "transformers"
+    assert {"dpo", "trl", "ray-tune"} <= set(front["tags"])
     numbers = {result.metric_type: result for result in card.data.eval_results}
     assert {"ranking", "accuracy", "drift"} <= numbers.keys()
     assert numbers["accuracy"].dataset_args.keys() == {"key", "pairs"}

@@ -45,8 +45,6 @@ def refuse_impossible(config: SearchConfig) -> None:
                 f"{free / 1e9:.1f} GB are free; free some, lower keep_best, or set another runs_dir"
             )
 
-    refuse_impossible_push(config)
-
 
 def refuse_impossible_push(config: SearchConfig) -> str:
     """One line about the repository that the winner goes to; empty if it goes to none.

@@ -66,11 +66,15 @@ def refuse_unpublishable_search(config: SearchConfig, hub: HubConfig) -> None:
     """What can be known of it before the search. Raises InputError."""
     if config.trainer == "simulated":
         raise InputError("hub.when: a simulated search has no model to publish; type never")
-    is_adapter = config.lora is not None or "lora" in config.space
-    if is_adapter and not hub.merged and _is_ours_alone(config.model):
+    if config.lora is not None or "lora" in config.space:
+        _refuse_adapter_without_base(config, hub)
+
+
+def _refuse_adapter_without_base(config: SearchConfig, hub: HubConfig) -> None:
+    if not hub.merged and _is_ours_alone(config.model):
         raise InputError(
             f"hub.merged: a LoRA alone needs its base, and {redact.model(config.model)!r} is not "
-            "on the Hub; type `hub: {merged: true}`"
+            "on the Hub; type `--merged`, or `hub: {merged: true}` in the YAML"
         )
 
 
@@ -136,6 +140,8 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dic
 
 
 def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:
+    if not _trained_in_full(results):
+        _refuse_adapter_without_base(config, hub)
     publishing = card.Publishing(
         repo=hub.repo or f"your-name/{config.name}",
         base=None if _is_ours_alone(config.model) else config.model.id,

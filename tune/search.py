@@ -70,6 +70,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     else:
         config = load_search(Path(search), overrides)
     doctor.refuse_impossible(config)
+    doctor.refuse_impossible_push(config)
     folder = config.folder
     if runs.is_run(folder):
         runs.refuse_other_search(folder, config)
@@ -113,6 +114,8 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
                     "`+16` for 16 more"
                 )
             runs.write_yaml(folder, config.model_copy(update={"trials": trials}))
+        if not runs.is_finished(folder):
+            doctor.refuse_impossible_push(config)
         return _go_on(folder)
 
 
@@ -131,7 +134,6 @@ def _go_on(folder: Path) -> Results:
     config, records = runs.opened(folder)
     if runs.is_finished(folder):
         return _publish(load_results(folder), config)
-    doctor.refuse_impossible_push(config)
     if config.trainer != "simulated":
         find_prepared(config, records)
     for record in records.open_trials():
