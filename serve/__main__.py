@@ -1,47 +1,66 @@
-"""`python -m serve MODEL`: answers HTTP requests on this machine until it is interrupted."""
+"""`python -m serve MODEL`: one process of this machine answers HTTP requests until interrupted.
+
+Replicas, GPUs apart and several nodes are Ray Serve's: `serve run serve.app:build model=…`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
+import socket
 import sys
-import threading
 from pathlib import Path
 
-from serve import app
-from serve.guard import is_loopback
-from serve.places import parse, split
+from pydantic import ValidationError
 
-_WRONG_INPUT = 2
+from serve import options
+from serve.options import Options, is_loopback
+from serve.sources import ModelError, needs, parse
+
+_WRONG_INPUT, _INTERRUPTED = 2, 130
+_LAST_SECONDS = 5
+"""For answers that are being given when it is interrupted."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 ended, 2 wrong input."""
-    options = _parser().parse_args(arguments)
-    from pydantic import ValidationError
-
-    places = [_absolute(model) for model in options.model]
-    names = [name for name in app.Options.model_fields if name != "model"]
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    """Returns the exit code: 0 ended, 2 wrong input, 130 interrupted before it was ready."""
+    asked = _parser().parse_args(arguments)
+    places = [_absolute(model) for model in asked.model]
+    names = [name for name in Options.model_fields if name != "model"]
+    given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
     try:
-        asked = app.Options(model=",".join(places), **given)
-        key = app.read_key()
+        checked = Options(model=",".join(places), **given)
+        key = options.read_key()
     except ValidationError as error:
         first = error.errors()[0]
-        return _refuse(f"--{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return _refuse(f"--{first['loc'][0]}: {first['msg']}")
     except OSError as error:
-        return _refuse(f"{app.KEY_FILE}: {error}")
+        return _refuse(f"{options.KEY_FILE}: {error}")
     except ValueError as error:
         return _refuse(str(error))
-    if not 0 < options.port < 65536:
-        return _refuse(f"--port: {options.port} is none; 1 to 65535")
-    if key is None and not is_loopback(options.host):
+    if not 0 < asked.port < 65536:
+        return _refuse(f"--port: {asked.port} is none; 1 to 65535")
+    if key is None and not is_loopback(asked.host):
         return _refuse(
-            f"--host: {options.host} is open to others, and there is no key; set {app.KEY} or "
-            f"{app.KEY_FILE}"
+            f"--host: {asked.host} is open to others, and there is no key; set {options.KEY} or "
+            f"{options.KEY_FILE}"
         )
-    return _serve(asked, options.host, options.port)
+    try:
+        family = socket.AF_INET6 if ":" in asked.host else socket.AF_INET
+        listening = socket.create_server((asked.host, asked.port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        return _refuse(f"can't listen on {asked.host}:{asked.port}: {reason}; give another --port")
+    with listening:
+        try:
+            for line in needs(places, checked.slots, checked.context):
+                print(line, flush=True)
+            _serve(checked, listening)
+        except ModelError as error:
+            return _refuse(str(error))
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,20 +69,19 @@ def _parser() -> argparse.ArgumentParser:
                         "adapter; NAME=PLACE gives it a name")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="by default this machine alone")
     parser.add_argument("--port", type=int, default=8000, help="by default 8000")
-    parser.add_argument("--slots", type=int, help="answers made at once by a replica (16)")
+    parser.add_argument("--slots", type=int, help="answers made at once (16)")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer (2048)")
-    parser.add_argument("--queue", type=int, help="requests that may wait in a replica (128)")
+    parser.add_argument("--queue", type=int, help="requests that may wait (128)")
     parser.add_argument("--seconds", type=float, help="for one request (120)")
     parser.add_argument("--author", help="stands at the foot of the page")
-    parser.add_argument("--cpus", type=float, help="of a replica (1)")
-    parser.add_argument("--gpus", type=float, help="of a replica; a fraction shares one (0)")
-    parser.add_argument("--min-replicas", type=int, help="0 gives all back when nobody asks (1)")
-    parser.add_argument("--max-replicas", type=int, help="above 1 there is no page (1)")
+    parser.add_argument("--cpus", type=int, help="cores to compute with (1)")
+    parser.add_argument("--engine", choices=["transformers", "vllm"], help="vLLM needs an "
+                        "environment of its own, deploy/vllm.txt (transformers)")  # fmt: skip
     return parser
 
 
 def _absolute(model: str) -> str:
-    """Replicas run elsewhere: a folder is named from the root."""
+    """A folder by its path from the root: what is read later may run elsewhere."""
     name, place = parse(model)
     folder = Path(place).expanduser()
     place = str(folder.resolve()) if folder.is_dir() else place
@@ -75,33 +93,29 @@ def _refuse(message: str) -> int:
     return _WRONG_INPUT
 
 
-def _serve(options: app.Options, host: str, port: int) -> int:
-    from serve.models import ModelError, needs
+def _serve(checked: Options, listening: socket.socket) -> None:
+    import uvicorn
 
-    try:
-        for line in needs(split(options.model), options.slots, options.context):
-            print(line, flush=True)
-    except ModelError as error:
-        return _refuse(str(error))
-    import ray
-    from ray import serve as ray_serve
+    from serve.compose import compose
+    from serve.instruments import LocalInstruments
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ended = threading.Event()
+    app = compose(checked, LocalInstruments()).app
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,  # who asks is decided by the address that is connected
+        server_header=False,
+        timeout_graceful_shutdown=_LAST_SECONDS,
+    )
     for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, lambda *_: ended.set())
-    # Never a cluster that is there: its replicas would not have this key, nor this host and port.
-    ray.init("local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    try:
-        ray_serve.start(http_options={"host": host, "port": port})
-        ray_serve.run(app.build(options.model_dump()), route_prefix="/", blocking=False)
-        page = "" if options.max_replicas > 1 else "the page; "
-        print(f"ready: http://{host}:{port}  ({page}OpenAI's API under /v1; Ctrl-C ends it)",
-              flush=True)  # fmt: skip
-        ended.wait()
-    finally:
-        ray.shutdown()
-    return 0
+        # uvicorn has its own while it runs, and then sends the signal again.
+        signal.signal(kind, lambda *_: None)
+    host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"ready: http://{host}:{port}  (the page; OpenAI's API under /v1; Ctrl-C ends it)",
+          flush=True)  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from serve.engine import Chunk, Full
 from serve.forms import ChatForm, CompletionForm, Form
 from serve.guard import Guard
 from serve.models import Served
-from serve.pending import Pending
+from serve.pending import Merged, Pending
 from serve.schema import (
     ApiError,
     Asked,
@@ -61,7 +61,7 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
         model = find(models, asked.model)
         prompt = chat_tokens(model, [message.for_template() for message in asked.messages])
         pending = begin(asked, model, [prompt], limits, asked.n or 1)
-        form = ChatForm(model.name, model.engine.tokenizer)
+        form = ChatForm(model.name, model.tokenizer)
         return await _respond(asked, pending, form, request)
 
     @app.post("/v1/completions")
@@ -70,7 +70,7 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
         _refuse_too_many(len(asked.prompts) * (asked.n or 1), model)
         prompts = [_text_tokens(model, text) for text in asked.prompts]
         pending = begin(asked, model, prompts, limits, asked.n or 1)
-        form = CompletionForm(model.name, model.engine.tokenizer)
+        form = CompletionForm(model.name, model.tokenizer)
         return await _respond(asked, pending, form, request)
 
     @app.post("/generate")
@@ -115,7 +115,7 @@ def find(models: dict[str, Served], name: str | None) -> Served:
 def chat_tokens(model: Served, messages: list[dict[str, str]]) -> list[int]:
     """The messages as the model's template renders them. Raises ApiError 400."""
     try:
-        encoded: Any = model.engine.tokenizer.apply_chat_template(
+        encoded: Any = model.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
     except Exception as error:  # templates raise what they like
@@ -162,7 +162,7 @@ def _refuse_too_many(answers: int, model: Served) -> None:
 
 def _text_tokens(model: Served, text: str) -> list[int]:
     try:
-        return list(model.engine.tokenizer(text)["input_ids"])
+        return list(model.tokenizer(text)["input_ids"])
     except Exception as error:  # a lone surrogate, for one
         reason = " ".join(str(error).split())[:200]
         raise ApiError(400, f"prompt: {reason}", param="prompt") from None
@@ -187,12 +187,28 @@ async def _respond(
     asked: Streamed, pending: list[Pending], form: Form, request: Request
 ) -> Response:
     if asked.stream:
-        # The first chunks come before the status is sent: what fails until then has one of its own.
-        firsts = await _while_listening(request, pending, _gather([p.first() for p in pending]))
-        events = _events(asked, pending, form, firsts)
-        return StreamingResponse(events, media_type="text/event-stream")
+        merged = Merged(pending)
+        # The first chunk comes before the status is sent: what fails until then has one of its own.
+        first = await _while_listening(request, pending, merged.next())
+        return _Stream(_events(asked, pending, form, merged, first), pending, merged)
     chunks = await _while_listening(request, pending, _gather([p.whole() for p in pending]))
     return JSONResponse(form.whole(chunks, _usage(pending)))
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; drops its answers at its end, though it may never have begun."""
+
+    def __init__(self, events: AsyncIterator[str], pending: list[Pending], merged: Merged) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._pending, self._merged = pending, merged
+
+    async def __call__(self, *given: Any) -> None:
+        try:
+            await super().__call__(*given)
+        finally:
+            self._merged.close()
+            for one in self._pending:
+                one.drop()
 
 
 async def _gather(waiting: list[Any]) -> list[Chunk]:
@@ -205,8 +221,8 @@ async def _gather(waiting: list[Any]) -> list[Chunk]:
 
 
 def _usage(pending: list[Pending]) -> dict[str, int]:
-    prompts = {id(one.answer.prompt): one.prompt_tokens for one in pending}
-    return usage(sum(prompts.values()), sum(one.completion_tokens for one in pending))
+    prompts = {id(one.answer.prompt): len(one.answer.prompt) for one in pending}
+    return usage(sum(prompts.values()), sum(len(one.answer.ids) for one in pending))
 
 
 async def _while_listening(request: Request, pending: list[Pending], work: Awaitable[T]) -> T:
@@ -236,53 +252,24 @@ async def _left(request: Request) -> None:
 
 
 async def _events(
-    asked: Streamed, pending: list[Pending], form: Form, firsts: list[Chunk]
+    asked: Streamed, pending: list[Pending], form: Form, merged: Merged, ready: dict[int, Chunk]
 ) -> AsyncIterator[str]:
-    """Server-sent events; the choices of one request come as their tokens do."""
-    merged: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
-
-    async def pump(index: int) -> None:
-        async for chunk in pending[index].rest(firsts[index]):
-            merged.put_nowait((index, chunk))
-
-    pumps = [asyncio.ensure_future(pump(index)) for index in range(len(pending))]
+    """The choices of one request come as their tokens do."""
+    for part in form.opening(len(pending)):
+        yield _event(part)
     try:
-        for part in form.opening(len(pending)):
-            yield _event(part)
-        open_choices = len(pending)
-        while open_choices:
-            ready = [await merged.get()]
-            while not merged.empty():
-                ready.append(merged.get_nowait())
-            for index, chunk in _joined(ready):
-                open_choices -= chunk.finish_reason is not None
-                if chunk.finish_reason == "error":
-                    yield _event(ApiError(500, chunk.text, "server_error").body)
-                    return
+        while ready:
+            for index, chunk in ready.items():
                 if chunk.text or chunk.tokens or chunk.finish_reason:
                     yield _event(form.part(index, chunk))
             await asyncio.sleep(_PART_SECONDS)
-        if asked.includes_usage:
-            yield _event(form.closing(_usage(pending)))
-        yield "data: [DONE]\n\n"
-    finally:
-        for task in pumps:
-            task.cancel()
-        for one in pending:
-            one.drop()
-
-
-def _joined(ready: list[tuple[int, Chunk]]) -> list[tuple[int, Chunk]]:
-    """What came of each choice, as one chunk; an error stays alone and last."""
-    joined: dict[int, Chunk] = {}
-    for index, chunk in ready:
-        if chunk.finish_reason == "error":
-            return [*joined.items(), (index, chunk)]
-        there = joined.setdefault(index, Chunk())
-        there.text += chunk.text
-        there.tokens += chunk.tokens
-        there.finish_reason = chunk.finish_reason
-    return list(joined.items())
+            ready = await merged.next()
+    except ApiError as error:
+        yield _event(error.body)
+        return
+    if asked.includes_usage:
+        yield _event(form.closing(_usage(pending)))
+    yield "data: [DONE]\n\n"
 
 
 def _event(content: dict[str, Any]) -> str:

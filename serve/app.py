@@ -1,54 +1,36 @@
-"""The application on Ray Serve: for `serve run serve.app:build model=…`, for config files, and for
-`python -m serve`, which is the same with a command line.
-"""
+"""The application on Ray Serve: for `serve run serve.app:build model=…` and for config files."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 from ray import serve as ray_serve
 
-from serve.places import parse, split
-
-KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
-"""Environment variables: the key, or a file whose first line it is."""
+from serve.options import Options
 
 
-class Options(BaseModel):
-    """What is served and how; each field is a `name=value` of `serve run` or a config file."""
+class ReplicaOptions(Options):
+    """Each field is a `name=value` of `serve run`, or one of `args` in a config file."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    model: str
-    """A folder, a Hub id or an adapter; several apart by commas, each perhaps as NAME=PLACE."""
-    slots: int = Field(16, ge=1)
-    """Answers that are made at once by a replica."""
-    context: int = Field(2048, ge=16)
-    """Tokens of a prompt and its answer together."""
-    queue: int = Field(128, ge=1)
-    """Requests that may wait in a replica; more are answered 503."""
-    seconds: float = Field(120, gt=0)
-    """For one request; then it ends with what there is."""
-    author: str = ""
-    """Stands at the foot of the page."""
-    cpus: float = Field(1, gt=0)
-    """Of a replica."""
     gpus: float = Field(0, ge=0)
     """Of a replica; a fraction shares one."""
     min_replicas: int = Field(1, ge=0)
     """0 gives everything back when nobody asks."""
     max_replicas: int = Field(1, ge=1)
-    """Ray Serve adds replicas as requests queue. The page needs one process: above 1 there is
-    none."""
+    """Ray Serve adds replicas as requests queue."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas: {self.min_replicas} is more than max_replicas, {self.max_replicas}"
+            )
+        return self
 
 
 @ray_serve.deployment(
     max_ongoing_requests=1000,  # the engine's own queue is the bound, and says so with 503
-    graceful_shutdown_timeout_s=130,  # a request may take 120
     max_surge_percent=100,  # a new model is loaded before the old one goes
     logging_config={"log_level": "WARNING", "enable_access_log": False},  # a tenth of the time
 )
@@ -57,29 +39,26 @@ class ModelServer:
     """One replica: the models in memory, and the HTTP application over them."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._options = Options(**options)
+        self._options = ReplicaOptions(**options)
 
     def __serve_build_asgi_app__(self) -> Any:
-        import torch
+        from serve.compose import compose
+        from serve.instruments import RayInstruments
 
-        from serve import api, models
+        options = Options(**self._options.model_dump(include=set(Options.model_fields)))
+        self._composed = compose(options, RayInstruments(), min(1.0, self._options.gpus or 1.0))
+        return self._composed.app
 
-        options = self._options
-        torch.set_num_threads(max(1, int(options.cpus)))
-        places = split(options.model)
-        self._models = models.load(places, options.slots, options.context, options.queue)
-        limits = api.Limits(seconds=options.seconds)
-        app = api.create_app(self._models, limits, read_key())
-        if options.max_replicas > 1:
-            return app
-        from serve import ui
-
-        return ui.mount(app, self._models, limits, options.author, _examples(places[0]))
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which replaces a replica that raises."""
+        if not self._composed.is_alive:
+            raise RuntimeError("an engine has ended")
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
-    """The application; `args` are the fields of Options. Raises pydantic's ValidationError."""
-    options = Options(**args)
+    """The application; `args` are the fields of ReplicaOptions. Raises pydantic's
+    ValidationError."""
+    options = ReplicaOptions(**args)
     server: Any = ModelServer
     deployment: ray_serve.Application = server.options(
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
@@ -88,28 +67,6 @@ def build(args: dict[str, Any]) -> ray_serve.Application:
             "max_replicas": options.max_replicas,
             "target_ongoing_requests": options.slots,
         },
+        graceful_shutdown_timeout_s=options.seconds + 10,
     ).bind(options.model_dump())
     return deployment
-
-
-def read_key() -> str | None:
-    """The key that requests must bring, if one is set. Raises OSError, and ValueError if it is
-    empty: that is no key, but a mistake."""
-    if path := os.environ.get(KEY_FILE):
-        key = Path(path).read_text().partition("\n")[0].strip()
-    else:
-        given = os.environ.get(KEY)
-        if given is None:
-            return None
-        key = given.strip()
-    if not key:
-        raise ValueError(f"{KEY_FILE if path else KEY} is set and holds no key")
-    return key
-
-
-def _examples(place: str) -> list[str]:
-    """Prompts of the test split, where the model is the winner of a run folder."""
-    results = Path(parse(place)[1]).expanduser().resolve().parent / "results.json"
-    if not results.is_file():
-        return []
-    return [answer["prompt"] for answer in json.loads(results.read_text()).get("answers", [])]

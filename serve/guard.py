@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
+from serve.options import is_loopback
 from serve.schema import ApiError
 
 Message = MutableMapping[str, Any]
@@ -122,11 +122,3 @@ def _given(headers: Headers) -> str:
         except ValueError:
             return ""
     return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, which no other can reach."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

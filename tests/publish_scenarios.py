@@ -126,16 +126,16 @@ def _served(place: str) -> list[list[int]]:
     """The same greedy answers by our own server, as `python -m serve PLACE` loads it."""
     import queue
 
-    from serve import models
+    from serve import models, sources
     from serve.engine import Answer, Chunk
     from serve.sampling import Sampling
 
-    (needed,) = models.needs([place], 2, 256)
+    (needed,) = sources.needs([place], 2, 256)
     assert "weights 0.00" in needed
     served = next(iter(models.load([place], 2, 256, 9).values()))
     found = []
     for question in QUESTIONS:
-        prompt = served.engine.tokenizer.apply_chat_template(
+        prompt = served.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
         )["input_ids"]
         said: queue.Queue[Chunk] = queue.Queue()

@@ -17,7 +17,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from dpo_train import sample
-from serve import api, models
+from serve import api, models, sources
 from serve.models import Served
 
 KEY = "a key that is long enough"
@@ -277,9 +277,9 @@ def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> Non
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
-    with pytest.raises(models.ModelError, match=said):
-        models.needs([place], 1, 128)
-    with pytest.raises(models.ModelError, match="two models of one name"):
-        models.needs(["a=sample", "a=sample"], 1, 128)
-    (line,) = models.needs(["a=sample", "b=sample"], 16, 2048)
+    with pytest.raises(sources.ModelError, match=said):
+        sources.needs([place], 1, 128)
+    with pytest.raises(sources.ModelError, match="two models of one name"):
+        sources.needs(["a=sample", "a=sample"], 1, 128)
+    (line,) = sources.needs(["a=sample", "b=sample"], 16, 2048)
     assert "for 16 answers at once of" in line

@@ -3,17 +3,28 @@
 import queue
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from dpo_train import sample
-from serve import engine as engine_module
-from serve.engine import Answer, Chunk, Engine, Full
+from serve import slots
+from serve.engine import Answer, Chunk, Full, Unwatched
 from serve.sampling import Sampling, choose
+from serve.slots import SlotEngine
+from serve.sources import Copy, ModelError
 from serve.text import TextStream
+from serve.weights import load_weights
 
 PROMPTS = [
     "Is it true that goldfish forget everything in seconds?",
@@ -27,6 +38,12 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model() -> Any:
+    return load_weights(Copy(str(sample.MODEL), None), [])
+
+
+@pytest.fixture(scope="module")
+def other() -> Any:
+    """The same weights under transformers' own attention."""
     return AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype=torch.float32).eval()
 
 
@@ -36,8 +53,8 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def engine(model: Any, tokenizer: Any) -> Iterator[Engine]:
-    engine = Engine(model, tokenizer, slots=3, context=256, most_waiting=20)
+def engine(model: Any, tokenizer: Any) -> Iterator[SlotEngine]:
+    engine = SlotEngine(model, tokenizer, slots=3, context=256, most_waiting=20)
     yield engine
     engine.close()
 
@@ -48,7 +65,9 @@ def tokens(tokenizer: Any, prompt: str) -> list[int]:
     )["input_ids"]
 
 
-def ask(engine: Engine, prompt: list[int], **sampling: Any) -> tuple[Answer, "queue.Queue[Chunk]"]:
+def ask(
+    engine: SlotEngine, prompt: list[int], **sampling: Any
+) -> tuple[Answer, "queue.Queue[Chunk]"]:
     said: queue.Queue[Chunk] = queue.Queue()
     given = {"max_tokens": 30, "temperature": 0.0, **sampling}
     answer = Answer(prompt, Sampling(**given), said.put)
@@ -63,16 +82,32 @@ def rest(said: "queue.Queue[Chunk]") -> list[Chunk]:
     return chunks
 
 
-def alone(model: Any, prompt: list[int], most: int = 30) -> list[int]:
-    output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=most)
+def alone(other: Any, prompt: list[int], most: int = 30) -> list[int]:
+    output = other.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=most)
     return output[0, len(prompt) :].tolist()
+
+
+class Batches(Unwatched):
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.ended_answers = 0
+
+    def stepped(self, answers: int, waiting: int) -> None:
+        self.sizes.append(answers)
+
+    def ended(self, answer: Answer) -> None:
+        assert answer.first_at is not None
+        assert answer.first_at >= answer.asked_at
+        self.ended_answers += 1
 
 
 @pytest.mark.parametrize("part", [1024, 16])
 def test_answers_made_together_are_those_made_alone(
-    engine: Engine, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
+    engine: SlotEngine, other: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(engine_module, "_PREFILL_TOKENS", part)  # 16: prompts are read in parts
+    monkeypatch.setattr(slots, "_PROMPT_TOKENS", part)  # 16: prompts are read in parts
+    batches = Batches()
+    engine.watch = batches
     prompts = [tokens(tokenizer, prompt) for prompt in PROMPTS]
     most = [5, 30, 12, 30, 20, 7, 30, 1, 25, 30]
     asked = [
@@ -81,16 +116,48 @@ def test_answers_made_together_are_those_made_alone(
     ]
     for number, (answer, said) in enumerate(asked):
         chunks = rest(said)
-        expected = alone(model, prompts[number % len(prompts)], most[number])
+        expected = alone(other, prompts[number % len(prompts)], most[number])
         assert answer.ids == expected
         text = "".join(chunk.text for chunk in chunks)
         assert text == tokenizer.decode(expected, skip_special_tokens=True)
         is_ended = expected[-1] == tokenizer.eos_token_id
         assert chunks[-1].finish_reason == ("stop" if is_ended else "length")
-    assert engine.tokens > 1.5 * engine.steps
+    assert sum(batches.sizes) > 1.5 * len(batches.sizes)
+    assert batches.ended_answers == len(asked)
 
 
-def test_a_short_answer_does_not_wait_for_a_long_one(engine: Engine, tokenizer: Any) -> None:
+@pytest.mark.parametrize("part", [1024, 16])
+def test_heads_that_share_keys_answer_as_they_do_alone(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(slots, "_PROMPT_TOKENS", part)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    other = LlamaForCausalLM(config).eval()
+    other.save_pretrained(tmp_path)
+    engine = SlotEngine(load_weights(Copy(str(tmp_path), None), []), tokenizer, 3, 256, 9)
+    asked = [ask(engine, tokens(tokenizer, prompt), max_tokens=20) for prompt in PROMPTS]
+    for answer, said in asked:
+        rest(said)
+        assert answer.ids == alone(other, answer.prompt, 20)
+    engine.close()
+
+
+def test_an_attention_of_another_kind_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    config = Gemma2Config(
+        vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=8, layer_types=["full_attention"],
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    model = load_weights(Copy(str(tmp_path), None), [])
+    with pytest.raises(ModelError, match="can't be served: its attention has softcap"):
+        SlotEngine(model, tokenizer, 1, 64, 1)
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(engine: SlotEngine, tokenizer: Any) -> None:
     prompt = tokens(tokenizer, PROMPTS[0])
     _, long = ask(engine, prompt, max_tokens=200, stop=("\0",), temperature=1.0, seed=1)
     long.get(timeout=60)
@@ -100,7 +167,7 @@ def test_a_short_answer_does_not_wait_for_a_long_one(engine: Engine, tokenizer: 
 
 
 def test_one_that_nobody_reads_any_more_leaves_at_the_next_token(
-    engine: Engine, tokenizer: Any
+    engine: SlotEngine, tokenizer: Any
 ) -> None:
     answer, said = ask(engine, tokens(tokenizer, PROMPTS[2]), max_tokens=150, temperature=1.0)
     said.get(timeout=60)
@@ -112,19 +179,22 @@ def test_one_that_nobody_reads_any_more_leaves_at_the_next_token(
 
 
 def test_a_queue_that_is_full_says_so(model: Any, tokenizer: Any) -> None:
-    engine = Engine(model, tokenizer, slots=1, context=128, most_waiting=1)
+    engine = SlotEngine(model, tokenizer, slots=1, context=128, most_waiting=1)
     prompt = tokens(tokenizer, "Hi")
     _, first = ask(engine, prompt, max_tokens=100, temperature=1.5, stop=("\0",))
     first.get(timeout=60)
-    _, second = ask(engine, prompt, max_tokens=1)
+    second, _ = ask(engine, prompt, max_tokens=1)
     with pytest.raises(Full):
         ask(engine, prompt)
+    second.is_dropped = True  # nobody listens: its place is free
+    _, third = ask(engine, prompt, max_tokens=1)
     rest(first)
-    rest(second)
+    rest(third)
+    assert not second.ids
     engine.close()
 
 
-def test_limits_end_an_answer_with_length(engine: Engine, tokenizer: Any) -> None:
+def test_limits_end_an_answer_with_length(engine: SlotEngine, tokenizer: Any) -> None:
     prompt = (tokens(tokenizer, PROMPTS[2]) * 9)[:250]
     answer, said = ask(engine, prompt, max_tokens=100, temperature=1.0, seed=0)
     assert rest(said)[-1].finish_reason in ("length", "stop")
@@ -136,7 +206,7 @@ def test_limits_end_an_answer_with_length(engine: Engine, tokenizer: Any) -> Non
 
 
 def test_a_failing_step_fails_its_answers_and_no_later_ones(
-    engine: Engine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    engine: SlotEngine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_forward", lambda *_: 1 / 0)
@@ -146,7 +216,9 @@ def test_a_failing_step_fails_its_answers_and_no_later_ones(
     assert rest(said)[-1].finish_reason == "length"
 
 
-def test_the_same_seed_draws_the_same_whoever_else_is_there(engine: Engine, tokenizer: Any) -> None:
+def test_the_same_seed_draws_the_same_whoever_else_is_there(
+    engine: SlotEngine, tokenizer: Any
+) -> None:
     prompt = tokens(tokenizer, PROMPTS[0])
     alone, said = ask(engine, prompt, temperature=1.0, top_p=0.9, seed=7)
     rest(said)

@@ -1,0 +1,47 @@
+"""Puts together what answers: the models, the API over them, what is counted, the page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fastapi import FastAPI
+
+from serve import api, meters, models, ui
+from serve.instruments import Instruments
+from serve.models import Served
+from serve.options import Options, read_key
+from serve.sources import parse, split
+
+
+@dataclass(frozen=True)
+class Composed:
+    app: FastAPI
+    models: dict[str, Served]
+
+    @property
+    def is_alive(self) -> bool:
+        return all(model.engine.is_alive for model in self.models.values())
+
+
+def compose(options: Options, instruments: Instruments, memory: float = 1.0) -> Composed:
+    """Loads the models; `memory` is the share of a GPU that they may fill. Raises ModelError."""
+    torch.set_num_threads(max(1, int(options.cpus)))
+    places = split(options.model)
+    loaded = models.load(
+        places, options.slots, options.context, options.queue, options.engine, memory
+    )
+    app = api.create_app(loaded, api.Limits(seconds=options.seconds), read_key())
+    meters.mount(app, loaded, instruments)
+    ui.mount(app, list(loaded), options.author, _examples(places[0]))
+    return Composed(app, loaded)
+
+
+def _examples(place: str) -> list[str]:
+    """Prompts of the test split, where the model is the winner of a run folder."""
+    results = Path(parse(place)[1]).expanduser().resolve().parent / "results.json"
+    if not results.is_file():
+        return []
+    return [answer["prompt"] for answer in json.loads(results.read_text()).get("answers", [])]
