@@ -17,8 +17,8 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from dpo_train.session import open_session
     from tune import checkpoints, environment, runs
     from tune.config import SearchConfig, check
-    from tune.records import create_run, write_results
-    from tune.search import _results
+    from tune.records import create_run
+    from tune.results import assemble, write_results
 
     space = {"dpo.beta": {"uniform": [0.05, 0.5]}}
     content = {
@@ -56,7 +56,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         records.end(trial_id, "finished")
     stamp = checkpoints.crown(folder, records.objective)
     verdict = evaluation.judge(folder / "winner", config.model, prepared, "cpu")
-    results = _results(config, records, stamp, verdict, "all 2 trials")
+    results = assemble(config, records, stamp, verdict, "all 2 trials")
     ran_on = environment.describe({"CPU": 2})
     write_results(folder, results.model_copy(update={"environment": ran_on}))
     return folder

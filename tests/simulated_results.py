@@ -6,7 +6,8 @@ from typing import Any
 from dpo_train.session import Diverged
 from dpo_train.simulated import SimulatedSession
 from tune.config import SearchConfig, check
-from tune.records import Cost, Objective, Results, TrialRecord, Winner
+from tune.records import Objective, TrialRecord
+from tune.results import Cost, Results, Winner
 
 SEARCH: dict[str, Any] = {
     "name": "sim",

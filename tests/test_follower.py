@@ -14,16 +14,8 @@ from tests.wandb_operations import Sweep
 from tests.wandb_server import WandbServer
 from tune import runs
 from tune.config import SearchConfig, check
-from tune.records import (
-    Cost,
-    Objective,
-    Publication,
-    Records,
-    Results,
-    create_run,
-    load_results,
-    write_results,
-)
+from tune.records import Objective, Records, create_run
+from tune.results import Cost, Publication, Results, load_results, write_results
 from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send
 
 

@@ -16,7 +16,8 @@ from tests.conftest import ROOT, Run
 from tests.simulated_results import SEARCH, simulated
 from tune import load_results, report
 from tune.config import SearchConfig
-from tune.records import Results, TrialRecord
+from tune.records import TrialRecord
+from tune.results import Results
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 

@@ -9,8 +9,9 @@ from dpo_train.config import InputError
 from tests.conftest import Run, Start
 from tests.test_algorithms import Driver, export
 from tests.test_search import wait_until
-from tune.records import Cost, Results, read_records, write_results
+from tune.records import read_records
 from tune.requests import clone, stop
+from tune.results import Cost, Results, write_results
 from tune.runs import is_finished, write_yaml
 
 YAML = """

@@ -19,7 +19,7 @@ _PLACES = {
     "stop": "tune.requests",
     "clone": "tune.requests",
     "Interrupted": "tune.search",
-    "load_results": "tune.records",
+    "load_results": "tune.results",
     "load_search": "tune.config",
     "InputError": "dpo_train.config",
 }

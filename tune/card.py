@@ -12,8 +12,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.progress import describe, duration
-from tune.records import Results
 from tune.report_text import trial_yaml, verdict
+from tune.results import Results
 from tune.savings import saved
 from tune.space import Axis
 

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 from tune.config import StoppingConfig
 from tune.plots import Drawn, plot
 from tune.progress import describe
-from tune.records import STATES, Results, TrialRecord
+from tune.records import STATES, TrialRecord
+from tune.results import Results
 from tune.savings import saved
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.

@@ -24,7 +24,8 @@ from dpo_train.config import one_line
 from dpo_train.reference import write_atomically
 from tune import sweep, tracking
 from tune.config import load_search
-from tune.records import ENDED, Sittings, TrialRecord, load_results
+from tune.records import ENDED, Sittings, TrialRecord
+from tune.results import load_results
 from tune.tracker import children, environment, folders_of, kill, mark_unsent
 
 _POLL_SECONDS = 1.0

@@ -25,7 +25,7 @@ from dpo_train import model
 from dpo_train.config import InputError, one_line, parse
 from tune import card, hub_access, redact, repository
 from tune.config import HubConfig, SearchConfig, load_search
-from tune.records import Publication, Results, load_results, write_results
+from tune.results import Publication, Results, load_results, write_results
 from tune.runs import only_driver
 
 _HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")

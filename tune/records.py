@@ -1,4 +1,4 @@
-"""The truth of a search: one record a trial, and `results.json` made from them.
+"""The truth of a search: one record a trial.
 
 Knows no Ray and no Optuna. A record is rewritten whole and atomically at every report.
 """
@@ -10,18 +10,14 @@ import math
 import random
 import string
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict
 
 from dpo_train.config import InputError
 from dpo_train.reference import write_atomically
-
-if TYPE_CHECKING:
-    import pandas
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
 STATES: tuple[State, ...] = get_args(State)
@@ -79,109 +75,6 @@ class Objective(Document):
         """The best of those that were measured."""
         measured = [trial for trial in trials if trial.metrics]
         return max(measured, key=lambda trial: self.key(trial.metrics), default=None)
-
-
-class Winner(Document):
-    trial: str
-    config: dict[str, Any]
-    eval: Report
-    """The metrics at the report whose weights were exported, without the prefix eval/."""
-    pairs_seen: int
-    warm_from: str | None = None
-    """The trial from whose weights it started, if not from the base's: its point alone would not
-    train it again."""
-    test: dict[str, Any] = {}
-
-
-class Cost(Document):
-    wall_seconds: float = 0.0
-    gpu_seconds: float = 0.0
-    pairs_seen: int = 0
-    reference_pairs: int = 0
-
-
-class Publication(Document):
-    """Where the winner was pushed to, or why it was not."""
-
-    repo: str
-    commit: str = ""
-    url: str = ""
-    """Of the repository at that commit."""
-    error: str = ""
-
-
-class Results(Document):
-    """The content of results.json."""
-
-    schema_: int = 1
-    name: str
-    objective: Objective
-    base: dict[str, dict[str, Any]]
-    winner: Winner | None
-    trials: list[TrialRecord]
-    cost: Cost
-    data: dict[str, Any] = {}
-    """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
-    numbers of two searches are of the same pairs and base if it is the same."""
-    answers: list[dict[str, str]] = []
-    """Greedy answers of base and winner to prompts of the test split."""
-    ended: str = ""
-    """Why no more trials started."""
-    search: dict[str, Any] = {}
-    """The configuration as resolved: space, stopping, model, data and all else of the YAML."""
-    environment: dict[str, Any] = {}
-    """`python`, `versions` of the libraries, and `hardware`: amounts by name, as Ray counts."""
-    published: Publication | None = None
-    """The last push of the winner, if one was tried."""
-    _folder: Path = PrivateAttr(default=Path())
-
-    @property
-    def folder(self) -> Path:
-        """Where these results were read or written."""
-        return self._folder
-
-    def at(self, folder: Path) -> Results:
-        self._folder = folder
-        return self
-
-    def to_json(self) -> str:
-        content = {"schema": self.schema_, **self.model_dump(exclude={"schema_"})}
-        return json.dumps(content, indent=1)
-
-    def ranked(self) -> list[TrialRecord]:
-        """The best trial first, those that were not measured last."""
-        return sorted(self.trials, key=lambda t: self.objective.key(t.metrics), reverse=True)
-
-    def counted(self) -> str:
-        """For example `11 finished, 13 stopped`."""
-        counts = Counter(trial.state for trial in self.trials)
-        return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-
-    def columns(self) -> list[str]:
-        """Names of a trial's values in one row: axes by dotted path, metrics at its best report."""
-        axes = sorted({path for trial in self.trials for path in trial.config})
-        metrics = sorted({name for trial in self.trials for name in trial.metrics})
-        return ["id", "state", *axes, *metrics, "seconds", "error"]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One dict a trial, by `columns`; inactive axes and what was not measured are left out."""
-        return [
-            {
-                "id": trial.id,
-                "state": trial.state,
-                **trial.config,
-                **trial.metrics,
-                "seconds": round(trial.seconds, 3),
-                "error": trial.error,
-            }
-            for trial in self.trials
-        ]
-
-    def frame(self) -> pandas.DataFrame:
-        """The same as `dpo-tune show --csv`, for a notebook."""
-        import pandas
-
-        return pandas.DataFrame(self.rows(), columns=self.columns())
 
 
 class Sittings(Document):
@@ -318,22 +211,6 @@ def create_run(folder: Path, prepared: Path, device: str) -> None:
 def read_records(folder: Path) -> Iterator[TrialRecord]:
     for path in sorted((folder / "trials").glob("*.json")):
         yield TrialRecord.model_validate_json(path.read_text())
-
-
-def write_results(folder: Path, results: Results) -> None:
-    write_atomically(folder / "results.json", results.to_json())
-
-
-def load_results(run: str | Path) -> Results:
-    """The results of a run folder, or of a name under `runs/`. Raises InputError."""
-    folder = find_run(run)
-    path = folder / "results.json"
-    if not path.is_file():
-        raise InputError(
-            f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
-        )
-    content = json.loads(path.read_text())
-    return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
 
 
 def find_run(run: str | Path) -> Path:

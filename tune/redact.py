@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dpo_train.config import ModelConfig
 from tune.config import HubConfig, SearchConfig, WandbConfig
-from tune.records import Results
+from tune.results import Results
 
 
 def text(content: str) -> str:

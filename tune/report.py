@@ -17,7 +17,7 @@ from pathlib import Path
 from dpo_train.config import one_line
 from dpo_train.reference import write_atomically
 from tune import report_text
-from tune.records import Results
+from tune.results import Results
 
 _PAUSE_SECONDS = 60.0
 _SHARE = 50

@@ -11,7 +11,8 @@ from typing import Any
 
 from dpo_train.config import TrainConfig, override
 from tune.progress import describe, duration
-from tune.records import ENDED, Results
+from tune.records import ENDED
+from tune.results import Results
 from tune.savings import most_pairs, saved
 
 # An untrained policy is its own reference, so all its log-ratios are 0.

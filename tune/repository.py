@@ -18,7 +18,7 @@ from dpo_train.config import InputError, ModelConfig, one_line
 from tune import card, redact, report
 from tune.checkpoints import STAMP
 from tune.config import HubConfig, SearchConfig
-from tune.records import Results, write_results
+from tune.results import Results, write_results
 from tune.runs import write_yaml
 
 _OWN_LICENSE = {"license": "apache-2.0"}

@@ -15,7 +15,8 @@ from dpo_train.config import InputError
 from dpo_train.reference import write_atomically
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox
-from tune.records import ENDED, Objective, Records, load_results, read_records
+from tune.records import ENDED, Objective, Records, read_records
+from tune.results import load_results
 
 PREPARED = ".prepared"
 _MAY_CHANGE = ("storage", "wandb", "hub")  # nothing of the search itself

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tune.records import Results, TrialRecord
+from tune.records import TrialRecord
+from tune.results import Results
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -20,17 +19,9 @@ from dpo_train.config import InputError
 from tune import checkpoints, doctor, runs
 from tune.config import SearchConfig, check, load_search
 from tune.environment import describe
-from tune.records import (
-    Cost,
-    Records,
-    Results,
-    Winner,
-    create_run,
-    find_run,
-    load_results,
-    write_results,
-)
+from tune.records import Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn
+from tune.results import Results, assemble, load_results, write_results
 from tune.storage import open_storage
 from tune.tracker import Tracker
 
@@ -127,7 +118,7 @@ def current_results(run_folder: str | Path) -> Results:
         results = load_results(folder)
         if len(results.trials) == len(records.trials):
             return results
-    return _results(config, records, None, {}, "").at(folder)
+    return assemble(config, records, None, {}, "").at(folder)
 
 
 def _go_on(folder: Path) -> Results:
@@ -204,7 +195,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        with keep_fresh(records.folder, lambda: _results(config, records, None, {}, "")):
+        with keep_fresh(records.folder, lambda: assemble(config, records, None, {}, "")):
             tuner.fit()
         progress.close()
         records.touch()
@@ -213,67 +204,13 @@ def _search(config: SearchConfig, records: Records) -> Results:
         if not judging.is_done:
             raise Interrupted(records.folder)
         environment = describe(ray.cluster_resources())
-    results = _results(config, records, judging.stamp, judging.verdict, searcher.stop_reason)
+    results = assemble(config, records, judging.stamp, judging.verdict, searcher.stop_reason)
     results = results.model_copy(update={"environment": environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)
     if not runs.is_finished(records.folder) and not searcher.budget_spent:
         print(f"a clone was asked for at the very end; dpo-tune resume {records.folder} tries it")
     return results.at(records.folder)
-
-
-def _results(
-    config: SearchConfig,
-    records: Records,
-    stamp: dict[str, Any] | None,
-    verdict: dict[str, Any],
-    stop_reason: str,
-) -> Results:
-    manifest = _manifest(records)
-    trials = list(records.trials.values())
-    seconds = sum(record.seconds for record in trials)
-    winner = None
-    if stamp:
-        record = records.trials[stamp["trial"]]
-        report = {
-            key.removeprefix("eval/"): value
-            for key, value in stamp["report"].items()
-            if key.startswith("eval/")
-        }
-        winner = Winner(
-            trial=stamp["trial"],
-            config=stamp["config"],
-            eval=report,
-            pairs_seen=int(stamp["report"]["pairs_seen"]),
-            warm_from=record.cloned_from if record.warm else None,
-            test=verdict.get("test", {}),
-        )
-    return Results(
-        name=config.name,
-        objective=records.objective,
-        base=manifest.get("base", {}),
-        winner=winner,
-        trials=trials,
-        cost=Cost(
-            wall_seconds=records.run.wall_seconds,
-            gpu_seconds=seconds * config.resources.gpus,
-            pairs_seen=sum(record.pairs_seen for record in trials),
-            reference_pairs=sum(record.reference_pairs for record in trials),
-        ),
-        data={
-            **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
-            **({"key": Path(records.run.prepared).name} if manifest else {}),
-        },
-        answers=verdict.get("answers", []),
-        ended=stop_reason,
-        search=config.model_dump(mode="json", by_alias=True),
-    )
-
-
-def _manifest(records: Records) -> dict[str, Any]:
-    path = Path(records.run.prepared) / "manifest.json"
-    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return manifest
 
 
 def _most_pairs(config: SearchConfig, records: Records) -> int:

@@ -6,7 +6,8 @@ import csv
 import io
 
 from tune.progress import describe, duration
-from tune.records import Results, TrialRecord
+from tune.records import TrialRecord
+from tune.results import Results
 
 
 def render(results: Results, rows: int = 10) -> str:

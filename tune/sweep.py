@@ -11,7 +11,8 @@ from typing import Any
 from dpo_train.config import InputError
 from tune import redact
 from tune.config import SearchConfig
-from tune.records import ENDED, Results, TrialRecord
+from tune.records import ENDED, TrialRecord
+from tune.results import Results
 from tune.runs import flat
 from tune.space import Axis, to_optuna
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from tune import sweep
 from tune.config import SearchConfig
-from tune.records import Results, TrialRecord
+from tune.records import TrialRecord
+from tune.results import Results
 
 Mode = Literal["online", "offline"]
 

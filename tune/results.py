@@ -1,0 +1,196 @@
+"""What a search found: `results.json`, made from the records when it ends, and while it runs.
+
+Knows no Ray and no Optuna.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PrivateAttr
+
+from dpo_train.config import InputError
+from dpo_train.reference import write_atomically
+from tune.records import STATES, Document, Objective, Records, Report, TrialRecord, find_run
+
+if TYPE_CHECKING:
+    import pandas
+
+    from tune.config import SearchConfig
+
+
+class Winner(Document):
+    trial: str
+    config: dict[str, Any]
+    eval: Report
+    """The metrics at the report whose weights were exported, without the prefix eval/."""
+    pairs_seen: int
+    warm_from: str | None = None
+    """The trial from whose weights it started, if not from the base's: its point alone would not
+    train it again."""
+    test: dict[str, Any] = {}
+
+
+class Cost(Document):
+    wall_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    pairs_seen: int = 0
+    reference_pairs: int = 0
+
+
+class Publication(Document):
+    """Where the winner was pushed to, or why it was not."""
+
+    repo: str
+    commit: str = ""
+    url: str = ""
+    """Of the repository at that commit."""
+    error: str = ""
+
+
+class Results(Document):
+    """The content of results.json."""
+
+    schema_: int = 1
+    name: str
+    objective: Objective
+    base: dict[str, dict[str, Any]]
+    winner: Winner | None
+    trials: list[TrialRecord]
+    cost: Cost
+    data: dict[str, Any] = {}
+    """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
+    numbers of two searches are of the same pairs and base if it is the same."""
+    answers: list[dict[str, str]] = []
+    """Greedy answers of base and winner to prompts of the test split."""
+    ended: str = ""
+    """Why no more trials started."""
+    search: dict[str, Any] = {}
+    """The configuration as resolved: space, stopping, model, data and all else of the YAML."""
+    environment: dict[str, Any] = {}
+    """`python`, `versions` of the libraries, and `hardware`: amounts by name, as Ray counts."""
+    published: Publication | None = None
+    """The last push of the winner, if one was tried."""
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where these results were read or written."""
+        return self._folder
+
+    def at(self, folder: Path) -> Results:
+        self._folder = folder
+        return self
+
+    def to_json(self) -> str:
+        content = {"schema": self.schema_, **self.model_dump(exclude={"schema_"})}
+        return json.dumps(content, indent=1)
+
+    def ranked(self) -> list[TrialRecord]:
+        """The best trial first, those that were not measured last."""
+        return sorted(self.trials, key=lambda t: self.objective.key(t.metrics), reverse=True)
+
+    def counted(self) -> str:
+        """For example `11 finished, 13 stopped`."""
+        counts = Counter(trial.state for trial in self.trials)
+        return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+    def columns(self) -> list[str]:
+        """Names of a trial's values in one row: axes by dotted path, metrics at its best report."""
+        axes = sorted({path for trial in self.trials for path in trial.config})
+        metrics = sorted({name for trial in self.trials for name in trial.metrics})
+        return ["id", "state", *axes, *metrics, "seconds", "error"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a trial, by `columns`; inactive axes and what was not measured are left out."""
+        return [
+            {
+                "id": trial.id,
+                "state": trial.state,
+                **trial.config,
+                **trial.metrics,
+                "seconds": round(trial.seconds, 3),
+                "error": trial.error,
+            }
+            for trial in self.trials
+        ]
+
+    def frame(self) -> pandas.DataFrame:
+        """The same as `dpo-tune show --csv`, for a notebook."""
+        import pandas
+
+        return pandas.DataFrame(self.rows(), columns=self.columns())
+
+
+def assemble(
+    config: SearchConfig,
+    records: Records,
+    stamp: dict[str, Any] | None,
+    verdict: dict[str, Any],
+    stop_reason: str,
+) -> Results:
+    """The results as the records stand; `stamp` and `verdict` of the winner, once it is known."""
+    manifest = _manifest(records)
+    trials = list(records.trials.values())
+    seconds = sum(record.seconds for record in trials)
+    winner = None
+    if stamp:
+        record = records.trials[stamp["trial"]]
+        report = {
+            key.removeprefix("eval/"): value
+            for key, value in stamp["report"].items()
+            if key.startswith("eval/")
+        }
+        winner = Winner(
+            trial=stamp["trial"],
+            config=stamp["config"],
+            eval=report,
+            pairs_seen=int(stamp["report"]["pairs_seen"]),
+            warm_from=record.cloned_from if record.warm else None,
+            test=verdict.get("test", {}),
+        )
+    return Results(
+        name=config.name,
+        objective=records.objective,
+        base=manifest.get("base", {}),
+        winner=winner,
+        trials=trials,
+        cost=Cost(
+            wall_seconds=records.run.wall_seconds,
+            gpu_seconds=seconds * config.resources.gpus,
+            pairs_seen=sum(record.pairs_seen for record in trials),
+            reference_pairs=sum(record.reference_pairs for record in trials),
+        ),
+        data={
+            **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
+            **({"key": Path(records.run.prepared).name} if manifest else {}),
+        },
+        answers=verdict.get("answers", []),
+        ended=stop_reason,
+        search=config.model_dump(mode="json", by_alias=True),
+    )
+
+
+def _manifest(records: Records) -> dict[str, Any]:
+    path = Path(records.run.prepared) / "manifest.json"
+    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return manifest
+
+
+def write_results(folder: Path, results: Results) -> None:
+    write_atomically(folder / "results.json", results.to_json())
+
+
+def load_results(run: str | Path) -> Results:
+    """The results of a run folder, or of a name under `runs/`. Raises InputError."""
+    folder = find_run(run)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
+        )
+    content = json.loads(path.read_text())
+    return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
