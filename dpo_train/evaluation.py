@@ -3,53 +3,128 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_train import export, metrics, model, reference
 from dpo_train.config import ModelConfig
 
+SHOWN = 5
+"""Answers that a person reads."""
+MEASURED = 32
+"""Answers whose length is taken: a judge that likes long answers rewards length alone."""
+MOST_TOKENS = 128
+"""Of one answer; what is longer counts as that long."""
+_AT_ONCE = 16
+
 
 def judge(
-    folder: Path, base: ModelConfig, prepared: Path, device: str, answers: int = 5
+    winner: Path, base: ModelConfig, prepared: Path, device: str, searched: Path | None = None
 ) -> dict[str, Any]:
-    """`test`: metrics on the untouched split, with the 95 % interval of `ranking` over prompts.
-    `answers`: greedy ones of base and winner to the first test prompts, beside the chosen."""
+    """`test`: metrics on the untouched split, with the 95 % interval of `ranking` over prompts,
+    `answer_tokens`, and `over_base`: the difference of `ranking`, pair by pair, with its interval.
+    `answers`: greedy ones of base and winner to the first test prompts, beside the chosen.
+    `base`: its `answer_tokens`. With another model that had been `searched`: its `test` numbers,
+    and in the winner's `over_searched` the differences.
+    """
     data = reference.prepare(prepared)
     rows = data.split("test")[:]
-    prompts = [json.loads(prompt) for prompt in rows["prompt"][:answers]]
+    prompts = [json.loads(prompt) for prompt in rows["prompt"][:MEASURED]]
     warm = model.load_base(base, device)
     untrained = warm.fresh(trained_in_full=False).eval()
-    base_answers = [_answer(untrained, warm.tokenizer, prompt) for prompt in prompts]
-
-    # From here on the base may carry the winner's adapter.
-    policy, tokenizer = export.load(folder, device)
-    winner_answers = [_answer(policy, tokenizer, prompt) for prompt in prompts]
-    is_adapter = hasattr(policy, "peft_config")
-    forward = reference.forward_pass(policy.get_base_model() if is_adapter else policy, device)
-    collated = reference.batches(rows, data.pad_token_id, device)
-    pairs = reference.pair_logps(
-        rows, *reference.score_batches(collated, len(rows["prompt"]), forward)
+    said = _answers(untrained, warm.tokenizer, prompts)
+    base_tokens = _mean_length(said)
+    alone = reference.pair_logps(
+        rows, *(reference.column(rows, f"ref_{name}_logps") for name in ("chosen", "rejected"))
     )
-    return {
-        "test": {
-            **metrics.pair_metrics(pairs),
-            "interval": metrics.bootstrap_interval(metrics.ranking(pairs), rows["prompt_key"]),
-            "pairs": len(rows["prompt"]),
-        },
+    before = metrics.ranking(alone)
+
+    # From here on the base may carry an adapter.
+    ours = _judge_one(winner, rows, prompts, data.pad_token_id, device)
+    test: dict[str, Any] = {
+        **ours.numbers(),
+        "over_base": _over(rows, ranking=ours.values["ranking"] - before),
+    }
+    verdict: dict[str, Any] = {
+        "test": test,
+        "base": {"answer_tokens": base_tokens},
         "answers": [
-            {"prompt": prompt[-1]["content"], "base": ours, "winner": theirs, "chosen": chosen}
-            for prompt, ours, theirs, chosen in zip(
-                prompts, base_answers, winner_answers, rows["chosen"][:answers], strict=True
+            {"prompt": prompt[-1]["content"], "base": theirs, "winner": ours_, "chosen": chosen}
+            for prompt, (theirs, _), (ours_, _), chosen in zip(
+                prompts[:SHOWN], said, ours.answers, rows["chosen"], strict=False
             )
         ],
     }
+    if searched is not None:
+        other = _judge_one(searched, rows, prompts, data.pad_token_id, device)
+        names = ("ranking", "accuracy")
+        differences = {name: ours.values[name] - other.values[name] for name in names}
+        test["over_searched"] = _over(rows, **differences)
+        over_base = _over(rows, ranking=other.values["ranking"] - before)
+        verdict["searched"] = {**other.numbers(), "over_base": over_base}
+    return verdict
 
 
-def _answer(policy: Any, tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(policy.device)
-    output = policy.generate(**inputs, do_sample=False, max_new_tokens=96)
-    new = output[0, inputs["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+@dataclass(frozen=True)
+class _Judged:
+    values: dict[str, metrics.Floats]
+    """For each test pair."""
+    prompt_keys: list[str]
+    answers: list[tuple[str, int]]
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            **metrics.means(self.values),
+            "interval": metrics.bootstrap_interval(self.values["ranking"], self.prompt_keys),
+            "pairs": len(self.prompt_keys),
+            "answer_tokens": _mean_length(self.answers),
+        }
+
+
+def _judge_one(
+    folder: Path, rows: dict[str, list[Any]], prompts: list[Any], pad_token_id: int, device: str
+) -> _Judged:
+    policy, tokenizer = export.load(folder, device)
+    said = _answers(policy, tokenizer, prompts)
+    is_adapter = hasattr(policy, "peft_config")
+    forward = reference.forward_pass(policy.get_base_model() if is_adapter else policy, device)
+    collated = reference.batches(rows, pad_token_id, device)
+    scores = reference.score_batches(collated, len(rows["prompt"]), forward)
+    if is_adapter:
+        policy.unload()
+    values = metrics.pair_values(reference.pair_logps(rows, *scores))
+    return _Judged(values, rows["prompt_key"], said)
+
+
+def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str, Any]:
+    return {
+        name: {
+            "difference": float(each.mean()),
+            "interval": metrics.bootstrap_interval(each, rows["prompt_key"]),
+        }
+        for name, each in differences.items()
+    }
+
+
+def _mean_length(answers: list[tuple[str, int]]) -> float:
+    return sum(tokens for _, tokens in answers) / len(answers)
+
+
+def _answers(policy: Any, tokenizer: Any, prompts: list[Any]) -> list[tuple[str, int]]:
+    """Greedy answers, and how many tokens each has."""
+    said = []
+    tokenizer.padding_side = "left"
+    for first in range(0, len(prompts), _AT_ONCE):
+        inputs = tokenizer.apply_chat_template(
+            prompts[first : first + _AT_ONCE],
+            add_generation_prompt=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(policy.device)
+        output = policy.generate(**inputs, do_sample=False, max_new_tokens=MOST_TOKENS)
+        for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+            tokens = [token for token in row if token not in tokenizer.all_special_ids]
+            said.append((str(tokenizer.decode(tokens)).strip(), len(tokens)))
+    return said

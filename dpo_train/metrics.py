@@ -1,5 +1,6 @@
 """What an evaluation reports: pure functions of summed log-probs. Knows no model and no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +35,8 @@ class PairLogps:
     rejected_tokens: Floats
 
 
-def pair_metrics(pairs: PairLogps) -> dict[str, float]:
-    """The held-out metrics, without the prefix `eval/`.
+def pair_values(pairs: PairLogps) -> dict[str, Floats]:
+    """Each held-out metric's value for each pair, of shape (N,), without the prefix `eval/`.
 
     With Delta = log pi / pi_ref of a completion (the implicit reward of DPO, arXiv:2305.18290
     eq. 5, without beta): accuracy is the share of Delta_chosen > Delta_rejected, a tie counting
@@ -45,14 +46,24 @@ def pair_metrics(pairs: PairLogps) -> dict[str, float]:
     margin = chosen - rejected
     drift = (np.abs(chosen) + np.abs(rejected)) / (pairs.chosen_tokens + pairs.rejected_tokens)
     return {
-        "accuracy": float(np.mean((margin > 0) + 0.5 * (margin == 0))),
-        "ranking": float(np.mean(ranking(pairs))),
-        "nll": float(np.mean(np.logaddexp(0.0, -NLL_BETA * margin))),
-        "margin": float(np.mean(margin)),
-        "drift": float(np.mean(drift)),
-        "chosen_shift": float(np.mean(chosen)),
-        "rejected_shift": float(np.mean(rejected)),
+        "accuracy": (margin > 0) + 0.5 * (margin == 0),
+        "ranking": ranking(pairs),
+        "nll": np.logaddexp(0.0, -NLL_BETA * margin),
+        "margin": margin,
+        "drift": drift,
+        "chosen_shift": chosen,
+        "rejected_shift": rejected,
     }
+
+
+def means(values: dict[str, Floats]) -> dict[str, float]:
+    """The held-out metrics: means of `pair_values` over the pairs."""
+    return {name: float(np.mean(each)) for name, each in values.items()}
+
+
+def pair_metrics(pairs: PairLogps) -> dict[str, float]:
+    """The held-out metrics, without the prefix `eval/`."""
+    return means(pair_values(pairs))
 
 
 def ranking(pairs: PairLogps) -> Floats:
@@ -66,18 +77,30 @@ def ranking(pairs: PairLogps) -> Floats:
 
 
 def bootstrap_interval(
-    values: Floats, prompts: list[str], samples: int = 2000, seed: int = 0
+    values: Floats, prompts: Sequence[str], samples: int = 2000, seed: int = 0
 ) -> list[float]:
     """The 95 % interval of the mean of values, prompts drawn with replacement.
 
-    Percentile bootstrap (Efron 1979) over clusters: pairs of one prompt are drawn together.
+    Percentile bootstrap (Efron 1979) over clusters: pairs of one prompt are drawn together. Of the
+    differences of two models' values for the same pairs it is the paired one.
     """
+    low, high = np.quantile(_bootstrap_means(values, prompts, samples, seed), [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+def standard_error(
+    values: Floats, prompts: Sequence[str], samples: int = 2000, seed: int = 0
+) -> float:
+    """Of the mean of values, from the same draws as `bootstrap_interval`."""
+    return float(_bootstrap_means(values, prompts, samples, seed).std())
+
+
+def _bootstrap_means(values: Floats, prompts: Sequence[str], samples: int, seed: int) -> Floats:
     groups: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(index)
     sums = np.array([values[members].sum() for members in groups.values()])
     sizes = np.array([len(members) for members in groups.values()])
     drawn = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return [float(low), float(high)]
+    drawn_means: Floats = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    return drawn_means

@@ -312,11 +312,26 @@ def pair_logps(
     return metrics.PairLogps(
         chosen=chosen,
         rejected=rejected,
-        ref_chosen=np.array(columns["ref_chosen_logps"], dtype=np.float64),
-        ref_rejected=np.array(columns["ref_rejected_logps"], dtype=np.float64),
+        ref_chosen=column(columns, "ref_chosen_logps"),
+        ref_rejected=column(columns, "ref_rejected_logps"),
         chosen_tokens=np.array([len(ids) for ids in columns["chosen_ids"]], dtype=np.float64),
         rejected_tokens=np.array([len(ids) for ids in columns["rejected_ids"]], dtype=np.float64),
     )
+
+
+def prompt_keys(folder: Path, split: str) -> list[str]:
+    """The prompt of each row of a split, in order; rows of one prompt have the same. No torch."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(folder / f"{split}.arrow")) as file:
+        table = pyarrow.ipc.open_stream(file).read_all()
+        keys: list[str] = table["prompt_key"].to_pylist()
+    return keys
+
+
+def column(columns: dict[str, list[Any]], name: str) -> metrics.Floats:
+    """A column of numbers, of shape (rows,)."""
+    return np.array(columns[name], dtype=np.float64)
 
 
 def _base_numbers(

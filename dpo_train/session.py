@@ -12,6 +12,10 @@ class Session(Protocol):
     pairs_total: int
     """Pairs that the whole trial trains on; the last evaluation has pairs_seen equal to it."""
 
+    held_out: dict[str, list[float]]
+    """At the last evaluation each metric's value for each held-out pair, in the order of the
+    prepared rows; their mean is what was reported. By it two trials are compared pair by pair."""
+
     def advance(self) -> dict[str, float]:
         """Trains to the next evaluation and returns its metrics; NaN loss is `Diverged`."""
         ...

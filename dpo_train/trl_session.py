@@ -48,6 +48,7 @@ class TrlSession:
             callbacks=[self._control],
         )
         self._trainer.hold(self._control, self._data, device)
+        self.held_out: dict[str, list[float]] = {}
         self._thread: threading.Thread | None = None
         self._resume_from: Path | None = None
 
@@ -58,6 +59,7 @@ class TrlSession:
         else:
             self._control.commands.put("advance")
         report: dict[str, float] = self._answer()
+        self.held_out = self._trainer.held_out
         return report
 
     def start_from(self, folder: Path) -> None:
@@ -159,6 +161,7 @@ class _Trainer(DPOTrainer):
         self._hand = control
         self._eval_rows = data.split("eval")[:]
         self._eval_batches = list(reference.batches(self._eval_rows, data.pad_token_id, device))
+        self.held_out: dict[str, list[float]] = {}
         self._step_losses: list[torch.Tensor] = []
         self._tokens = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -221,8 +224,9 @@ class _Trainer(DPOTrainer):
         if not all(np.isfinite(logps).all() for logps in scores):
             # The last steps' losses were finite, the weights they led to are not.
             raise self._diverged(math.nan, self.state.global_step)
-        pairs = reference.pair_logps(self._eval_rows, *scores)
-        return {**metrics.pair_metrics(pairs), "loss": loss_sum / rows}
+        values = metrics.pair_values(reference.pair_logps(self._eval_rows, *scores))
+        self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
+        return {**metrics.means(values), "loss": loss_sum / rows}
 
     def _diverged(self, loss: float, step: int) -> Diverged:
         rate = self.args.learning_rate

@@ -11,8 +11,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from tune.confirm import Confirmation
 from tune.progress import describe, duration
-from tune.report_text import trial_yaml, verdict
+from tune.report_answer import trial_yaml, verdict
 from tune.results import Results
 from tune.savings import saved
 from tune.space import Axis
@@ -24,6 +25,7 @@ _METRICS = {
     "margin": "mean difference of the two log-ratios, in nats",
     "drift": "mean absolute log-ratio to the base per token, in nats",
 }
+_LENGTH = "mean tokens of a greedy answer"
 _UNTRAINED = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0}
 _MOST_TRIALS = 20
 
@@ -154,6 +156,8 @@ def _numbers(results: Results) -> str:
         [f"{name}: {meaning}", _value(name, base), _value(name, test)]
         for name, meaning in _METRICS.items()
     ]
+    if "answer_tokens" in base and "answer_tokens" in test:
+        rows.append([_LENGTH, f"{base['answer_tokens']:.1f}", f"{test['answer_tokens']:.1f}"])
     return (
         _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
         + "\n\nIn brackets 95 % intervals, bootstrapped over prompts. The test pairs decided "
@@ -209,6 +213,8 @@ def _search(results: Results, publishing: Publishing) -> str:
         "seed of its training": str(winner.config.get("seed", search["seed"])),
         "pairs": f"{splits}; no prompt on two sides" + left_out.replace(",", "; left out:", 1),
     }
+    if results.confirmation is not None:
+        facts["confirmed by"] = _confirmed(results.confirmation)
     if winner.warm_from:
         facts["began from"] = f"the weights of trial {winner.warm_from}, not the base's"
     if publishing.sweep_url:
@@ -219,6 +225,16 @@ def _search(results: Results, publishing: Publishing) -> str:
     ]
     told = "\n".join(f"- **{name}**: {fact}" for name, fact in facts.items())
     return f"{told}\n\n{_table(['searched', 'range', 'this model'], axes)}"
+
+
+def _confirmed(confirmation: Confirmation) -> str:
+    """How the finalists did with other seeds, one after the other."""
+    told = []
+    for finalist in confirmation.finalists:
+        seeds = ", ".join("failed" if r.value is None else f"{r.value:.3f}" for r in finalist.runs)
+        told.append(f"{finalist.trial} {seeds} (searched: {finalist.searched:.3f})")
+    count = len(confirmation.finalists)
+    return f"{confirmation.decided_by}, of {count} finalists trained again: {'; '.join(told)}"
 
 
 def _trials(results: Results) -> str:

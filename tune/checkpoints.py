@@ -49,8 +49,19 @@ def drop_state(run: Path, trial_id: str) -> None:
 
 
 def exports(run: Path, objective: Objective) -> list[_Export]:
-    """(folder, stamp) of the best export of each trial that has one, the best trial first."""
+    """(folder, stamp) of the best export of each configuration that has one, the best first."""
     return _best_of_each(_all_exports(run, objective))
+
+
+def configuration(stamp: dict[str, Any]) -> str:
+    """The trial of the search whose configuration an export has, whatever its seed."""
+    return str(stamp.get("configuration") or stamp["trial"])
+
+
+def export_of(run: Path, objective: Objective, trial_id: str) -> Path | None:
+    """The best export of one run."""
+    found = _all_exports(run, objective)
+    return next((folder for folder, stamp in found if stamp["trial"] == trial_id), None)
 
 
 def offer_export(
@@ -61,15 +72,17 @@ def offer_export(
     objective: Objective,
     keep: int,
     export: Callable[[Path], None],
+    confirms: str | None = None,
 ) -> None:
-    """Exports the trial's weights if this report is among the k best of all trials.
+    """Exports the trial's weights if this report is among the k best of all configurations, and the
+    best of its own.
 
     Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: what it
     saw as weak can't become another trial's best between its look and its hand.
     """
     there = exports(run, objective)
-    own = [stamp for _, stamp in there if stamp["trial"] == trial_id]
-    others = [stamp for _, stamp in there if stamp["trial"] != trial_id]
+    own = [stamp for _, stamp in there if configuration(stamp) == (confirms or trial_id)]
+    others = [stamp for _, stamp in there if configuration(stamp) != (confirms or trial_id)]
     to_beat = own or others[keep - 1 : keep]
     if to_beat and objective.key(report) <= objective.key(to_beat[0]["report"]):
         return
@@ -78,6 +91,8 @@ def offer_export(
     part.parent.mkdir(parents=True, exist_ok=True)
     export(part)
     stamp = {"trial": trial_id, "config": point, "report": report}
+    if confirms is not None:
+        stamp["configuration"] = confirms
     (part / STAMP).write_text(json.dumps(stamp, indent=1))
     folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,9 +100,12 @@ def offer_export(
 
 
 def prune_exports(run: Path, objective: Objective, keep: int) -> None:
-    """Leaves the best export of each of the k best trials; for the driver."""
+    """Leaves the best export of each of the k best configurations, and that of the best trial of
+    the search itself, with which a confirmed winner is compared; for the driver."""
     seen = _all_exports(run, objective)
     kept = {folder for folder, _ in _best_of_each(seen)[:keep]}
+    searched = [folder for folder, stamp in seen if "configuration" not in stamp]
+    kept.update(searched[:1])
     for folder, _ in seen:
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +123,7 @@ def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
 def _best_of_each(ranked: list[_Export]) -> list[_Export]:
     best: dict[str, _Export] = {}
     for folder, stamp in ranked:
-        best.setdefault(stamp["trial"], (folder, stamp))
+        best.setdefault(configuration(stamp), (folder, stamp))
     return list(best.values())
 
 
@@ -117,9 +135,14 @@ def _all_exports(run: Path, objective: Objective) -> list[_Export]:
     return sorted(found, key=lambda item: objective.key(item[1]["report"]), reverse=True)
 
 
-def crown(run: Path, objective: Objective) -> dict[str, Any] | None:
-    """Copies the best export to `winner/` and returns its stamp; None if nothing was exported."""
+def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[str, Any] | None:
+    """Copies the best export to `winner/` and returns its stamp; None if nothing was exported.
+
+    With `chosen`, the best export of that configuration.
+    """
     ranked = exports(run, objective)
+    if chosen is not None:
+        ranked = [item for item in ranked if configuration(item[1]) == chosen]
     if not ranked:
         return None
     folder, stamp = ranked[0]

@@ -120,6 +120,27 @@ class HubConfig(Part):
         return self
 
 
+class ConfirmConfig(Part):
+    finalists: int = Field(3, ge=1)
+    """How many of the best configurations are trained again."""
+    seeds: int = Field(3, ge=1)
+    """How often each, with other seeds than the search's; their mean decides."""
+    evaluate: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    """package.module:function of your own: takes the folder of a finalist's best run, as `winner/`
+    is one, and returns its numbers by name. Called once for each finalist."""
+    decide_by: str | None = None
+    """Name of one of those numbers that decides in place of the objective; the larger wins."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.decide_by is not None and self.evaluate is None:
+            raise ValueError(
+                f"decide_by: {self.decide_by} is a number of your own evaluation; name that too, "
+                "like `evaluate: my_package.judge:score`"
+            )
+        return self
+
+
 class SearchConfig(TrainConfig):
     """One experiment: what `dpo-tune run` reads. Has all that a trial's YAML has."""
 
@@ -135,6 +156,11 @@ class SearchConfig(TrainConfig):
     """How many; a grid is tried whole by default."""
     objective: Metric = "eval/accuracy"
     """By which the winner is picked; ties go to the lower eval/drift."""
+    select: Literal["best", "one_standard_error"] = "best"
+    """The best, or of those within one standard error of the best (over held-out prompts) the one
+    of least eval/drift; among the finalists, or without confirmation among the `keep_best`."""
+    confirm: ConfirmConfig | None = None
+    """Trains the best again with other seeds before one is crowned; null goes by the search."""
     sampler: SamplerConfig = SamplerConfig()
     """What proposes the trials."""
     stopping: StoppingConfig = StoppingConfig()
@@ -181,6 +207,19 @@ class SearchConfig(TrainConfig):
     @property
     def total_trials(self) -> int:
         return self.trials or len(self.first_points)
+
+    @property
+    def exports_kept(self) -> int:
+        """How many configurations' weights stay on disk while a search goes on."""
+        return max(self.keep_best, self.confirm.finalists if self.confirm else 0)
+
+    @property
+    def total_runs(self) -> int:
+        """The trials, and the finalists' with other seeds."""
+        if self.confirm is None:
+            return self.total_trials
+        finalists = min(self.confirm.finalists, self.total_trials)
+        return self.total_trials + finalists * self.confirm.seeds
 
     @property
     def most_epochs(self) -> int:
@@ -232,6 +271,7 @@ def check(config: SearchConfig) -> SearchConfig:
             "objective"
         )
     check_storage(config.storage)
+    _check_confirm(config)
     _check_rungs(config)
     _warn_of_annealing(config)
     return config
@@ -245,6 +285,21 @@ def _check_grid(config: SearchConfig) -> None:
         raise InputError(
             f"trials: {config.trials} of a grid that has {points} points; leave trials out, or "
             "take another sampler"
+        )
+
+
+def _check_confirm(config: SearchConfig) -> None:
+    if config.confirm is None:
+        return
+    if "seed" in config.space:
+        raise InputError(
+            "confirm: it trains the finalists with seeds of its own, so seed can't be an axis; "
+            "take it out of the space"
+        )
+    if config.confirm.decide_by and config.select != "best":
+        raise InputError(
+            f"select: {config.select} goes by the objective, confirm.decide_by by "
+            f"{config.confirm.decide_by}; leave one out"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from dpo_train import model
 from dpo_train.config import InputError
 from tune.config import SearchConfig
+from tune.own_evaluation import refuse_missing
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -28,6 +29,8 @@ def refuse_impossible(config: SearchConfig) -> None:
                 f"sampler.name: {config.sampler.name} needs {package}; type "
                 "`pip install 'dpo-tune[samplers]'`"
             )
+    if config.confirm is not None and config.confirm.evaluate is not None:
+        refuse_missing(config.confirm.evaluate)
     if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
         there = len(gpu_names())
         if config.resources.gpus > there:
@@ -96,7 +99,7 @@ def disk_bytes(config: SearchConfig) -> int:
     weights = model.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
-    return (config.keep_best + 2) * exported + min(at_once, config.total_trials) * 3 * exported
+    return (config.exports_kept + 2) * exported + min(at_once, config.total_trials) * 3 * exported
 
 
 def examine(config: SearchConfig | None) -> Iterator[str]:

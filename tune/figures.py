@@ -175,8 +175,7 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _cost(results: Results) -> Drawn:
     spent = {
-        state: sum(trial.seconds for trial in results.trials if trial.state == state)
-        for state in STATES
+        state: sum(run.seconds for run in results.runs if run.state == state) for state in STATES
     }
     total = sum(spent.values())
     if not total:

@@ -202,7 +202,7 @@ class Follower:
         if self._heir is not None or not (self._folder / "results.json").exists():
             return
         results = load_results(self._folder)
-        if len(results.trials) < len(list(self._folder.glob("trials/*.json"))):
+        if len(results.runs) < len(list(self._folder.glob("trials/*.json"))):
             return  # they are an earlier sitting's, and this one was interrupted
         prefix = Sittings.model_validate_json((self._folder / "run.json").read_text()).prefix
         run = self._start(f"{prefix}-search", None)

@@ -1,16 +1,27 @@
-"""The last task of a search: the winner on the test split, by a trial's process that is warm."""
+"""The last tasks of a search, by trials' processes that are warm: the user's own evaluation of the
+finalists, then the winner on the test split."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
-from tune import checkpoints
+from tune import checkpoints, confirm
 from tune.config import SearchConfig
+from tune.confirm import Confirmation
 from tune.records import Records
 
 JUDGING = "judging"
 """What stands where a trial's id would, in the task that Tune is given."""
+EVALUATING = "evaluating-"
+"""The same of an evaluation, before the id of the run."""
+
+
+def is_task(name: str) -> bool:
+    """Whether what Tune was given under that name is no trial."""
+    return name == JUDGING or name.startswith(EVALUATING)
 
 
 class Judging:
@@ -19,29 +30,72 @@ class Judging:
     def __init__(self, config: SearchConfig, records: Records) -> None:
         self._config = config
         self._records = records
+        self._evaluating: set[str] = set()
+        self._tried: set[str] = set()
         self.was_given = False
         """Whether the task was handed out, or there was none: no trial starts any more."""
         self.is_done = False
         """Whether the search is over: the winner was judged, or there is none to judge."""
         self.stamp: dict[str, Any] | None = None
         """The winner's trial, point and report; None if nothing was exported."""
+        self.confirmation: Confirmation | None = None
+        """How the finalists compare, if they were trained again."""
         self.verdict: dict[str, Any] = {}
-        """`test` and `answers` as `dpo_train.evaluation.judge` gives them."""
+        """As `dpo_train.evaluation.judge` gives it."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an evaluation must end before there is another task."""
+        return bool(self._evaluating)
 
     def task(self) -> dict[str, Any] | None:
-        """What Tune gives to a process, once; None while a trial is open, or with no winner."""
+        """What Tune gives to a process next; None while a trial is open, or with nothing to do."""
         if self.was_given or self._records.open_trials():
             return None
+        run = self._records.folder.absolute()
+        if asked := confirm.next_evaluation(self._config, self._records, self._tried):
+            run_id, folder = asked
+            self._tried.add(run_id)
+            self._evaluating.add(run_id)
+            place = {"exported": str(folder.relative_to(self._records.folder)), "cwd": os.getcwd()}
+            return {"trial": EVALUATING + run_id, "run": str(run), **place}
+        if self._evaluating:
+            return None
         self.was_given = True
-        self.stamp = checkpoints.crown(self._records.folder, self._records.objective)
+        chosen, self.confirmation = confirm.choose(self._config, self._records)
+        objective = self._records.objective
+        self.stamp = checkpoints.crown(self._records.folder, objective, chosen)
         self.is_done = self.stamp is None or self._config.trainer == "simulated"
         if self.is_done:
             return None
-        return {"trial": JUDGING, "run": str(self._records.folder.absolute())}
+        return {"trial": JUDGING, "run": str(run), "searched": self._searched()}
 
-    def end(self, result: dict[str, Any]) -> None:
-        """Takes the verdict. One that failed costs its numbers, not the search that was paid."""
+    def end(self, name: str, result: dict[str, Any]) -> None:
+        """Takes what a task found. One that failed costs its numbers, not what was paid for."""
+        if name.startswith(EVALUATING):
+            self._end_evaluation(name.removeprefix(EVALUATING), result)
+            return
         self.is_done = True
         self.verdict = json.loads(result.get("verdict", "{}"))
         if not self.verdict:
             print(f"warning: the winner could not be judged on test: {result['error']}", flush=True)
+        elif self.confirmation is not None:
+            self.confirmation.searched_test = self.verdict.get("searched", self.verdict["test"])
+
+    def _end_evaluation(self, run_id: str, result: dict[str, Any]) -> None:
+        self._evaluating.remove(run_id)
+        if said := json.loads(result.get("evaluation", "{}")):
+            confirm.keep_evaluation(self._records.folder, run_id, said)
+        else:
+            print(f"warning: confirm.evaluate failed for {run_id}: {result['error']}", flush=True)
+
+    def _searched(self) -> str | None:
+        """The export that would have won without confirmation, where it is another."""
+        if self.confirmation is None or self.stamp is None:
+            return None
+        folder = checkpoints.export_of(
+            self._records.folder, self._records.objective, self.confirmation.searched
+        )
+        if self.stamp["trial"] == self.confirmation.searched or folder is None:
+            return None
+        return str(Path(folder).relative_to(self._records.folder))

@@ -72,10 +72,11 @@ class Progress:
 
     def _trial_line(self, record: TrialRecord) -> str:
         metric = self._records.objective.metric
+        again = f"  {record.confirms} again" if record.confirms else ""
         value = f"{metric} {record.metrics[metric]:.3f}" if record.metrics else record.error or ""
         return (
             f"{record.id} {record.state:8} {record.pairs_seen:>6} pairs  {value}  "
-            f"{describe(record.config)}"
+            f"{describe(record.config)}{again}"
         )
 
 

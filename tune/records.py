@@ -53,6 +53,11 @@ class TrialRecord(Document):
     """The request that asked for this clone, in the run folder's `requests/`."""
     warm: bool = False
     """Whether it starts from the exported weights of `cloned_from` in place of the base's."""
+    confirms: str | None = None
+    """The trial whose configuration is trained here once more, with another seed."""
+    held_out: list[float] = []
+    """The objective for each held-out pair, at the best report: two trials that saw the same pairs
+    are compared pair by pair."""
     reference_pairs: int = 0
     """Pairs whose reference log-probs this trial's process computed before it began."""
 
@@ -120,8 +125,18 @@ class Records:
 
     @property
     def proposed(self) -> int:
-        """How many trials of the configuration have begun: all but `clones`."""
-        return len(self.trials) - self.clones
+        """How many trials of the configuration have begun: all `searched` but `clones`."""
+        return len(self.searched) - self.clones
+
+    @property
+    def searched(self) -> list[TrialRecord]:
+        """The trials of the search itself."""
+        return [record for record in self.trials.values() if record.confirms is None]
+
+    @property
+    def confirmations(self) -> list[TrialRecord]:
+        """The finalists' runs with other seeds."""
+        return [record for record in self.trials.values() if record.confirms is not None]
 
     @property
     def clones(self) -> int:
@@ -135,7 +150,13 @@ class Records:
         self._write(self.trials[trial_id].model_copy(update={"state": "running"}))
 
     def report(
-        self, trial_id: str, report: Report, seconds: float, reference_pairs: int, began: float
+        self,
+        trial_id: str,
+        report: Report,
+        seconds: float,
+        reference_pairs: int,
+        began: float,
+        held_out: list[float] | None = None,
     ) -> bool:
         """Adds a report; False if the trial had one at these pairs_seen before, which it replaces.
 
@@ -144,12 +165,14 @@ class Records:
         record = self.trials[trial_id]
         earlier = [p for p in record.curve if p["pairs_seen"] < report["pairs_seen"]]
         is_new = len(earlier) == len(record.curve)
+        best = max([*earlier, report], key=self.objective.key)
         self._write(
             record.model_copy(
                 update={
                     "state": "running",
                     "curve": [*earlier, report],
-                    "metrics": max([*earlier, report], key=self.objective.key),
+                    "metrics": best,
+                    "held_out": (held_out or []) if best is report else record.held_out,
                     "began": record.began or began,
                     "seconds": record.seconds + seconds,
                     "reference_pairs": record.reference_pairs + reference_pairs,
@@ -168,9 +191,10 @@ class Records:
         record = self.trials[trial_id]
         curve = [point for point in record.curve if point["pairs_seen"] <= saved_pairs]
         best = max(curve, key=self.objective.key) if curve else {}
-        return self._write(
-            record.model_copy(update={"state": "pending", "curve": curve, "metrics": best})
-        )
+        cut = {"state": "pending", "curve": curve, "metrics": best}
+        if best != record.metrics:
+            cut["held_out"] = []
+        return self._write(record.model_copy(update=cut))
 
     def find(self, trial_id: str) -> TrialRecord:
         """The record that a person names. Raises InputError."""
@@ -186,7 +210,8 @@ class Records:
         return sum(record.state in states for record in self.trials.values())
 
     def best(self) -> TrialRecord | None:
-        return self.objective.best(self.trials.values())
+        """Of the search's own trials."""
+        return self.objective.best(self.searched)
 
     def _write(self, record: TrialRecord) -> TrialRecord:
         self.trials[record.id] = record

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from dpo_train.config import ModelConfig
 from tune.config import HubConfig, SearchConfig, WandbConfig
+from tune.confirm import Confirmation
+from tune.records import TrialRecord
 from tune.results import Results
 
 
@@ -58,15 +61,39 @@ def search(config: SearchConfig) -> SearchConfig:
 
 def results(content: Results, config: SearchConfig) -> Results:
     """The results of that search, without where it ran."""
-    # Of an error its kind: what follows may name folders, hosts and people.
-    trials = [
-        trial.model_copy(update={"error": text(trial.error.partition(":")[0])})
-        if trial.error
-        else trial
-        for trial in content.trials
-    ]
+    trials, confirmations = _without_errors(content.trials), _without_errors(content.confirmations)
     shown = search(config).model_dump(mode="json", by_alias=True)
     # Rows of a dataset that others can't read are not told either.
     answers = [] if is_local(config.data.id) else content.answers
-    changes = {"trials": trials, "search": shown, "published": None, "answers": answers}
+    changes: dict[str, Any] = {
+        "trials": trials,
+        "confirmations": confirmations,
+        "confirmation": _confirmation(content.confirmation),
+        "search": shown,
+        "published": None,
+        "answers": answers,
+    }
     return content.model_copy(update=changes)
+
+
+def _without_errors(trials: list[TrialRecord]) -> list[TrialRecord]:
+    """Of an error its kind: what follows may name folders, hosts and people."""
+    return [
+        trial.model_copy(update={"error": text(trial.error.partition(":")[0])})
+        if trial.error
+        else trial
+        for trial in trials
+    ]
+
+
+def _confirmation(content: Confirmation | None) -> Confirmation | None:
+    """Its errors are those of the runs, which are told with them."""
+    if content is None:
+        return None
+    finalists = [
+        finalist.model_copy(
+            update={"runs": [run.model_copy(update={"error": None}) for run in finalist.runs]}
+        )
+        for finalist in content.finalists
+    ]
+    return content.model_copy(update={"finalists": finalists})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dpo_train.config import one_line
 from dpo_train.reference import write_atomically
-from tune import report_text
+from tune import report_answer, report_text
 from tune.results import Results
 
 _PAUSE_SECONDS = 60.0
@@ -78,12 +78,12 @@ def render(results: Results) -> str:
 
     drawn = draw(results)
     figures: list[str] = []
-    parts = [report_text.answer(results)]
+    parts = [report_answer.answer(results)]
     for name, title, told in report_text.sections(results):
         made = drawn.get(name, "")
         parts.append(f"<h2>{escape(title)}</h2>\n{told}")
         if isinstance(made, str):
-            parts.append(report_text.note(made))
+            parts.append(report_answer.note(made))
             continue
         places = ""
         for number, figure in enumerate(made):

@@ -50,7 +50,7 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     if results.winner is None:
         raise InputError(f"{results.folder} has no winner; type `dpo-tune resume {results.folder}`")
     stamp = json.loads((results.folder / "winner" / STAMP).read_text())
-    if stamp["trial"] != results.winner.trial:
+    if stamp["trial"] != (results.winner.run or results.winner.trial):
         raise InputError(
             f"{results.folder}: winner/ is of {stamp['trial']}, results.json of "
             f"{results.winner.trial}; type `dpo-tune resume {results.folder}` to end the search"

@@ -14,6 +14,7 @@ from pydantic import PrivateAttr
 
 from dpo_train.config import InputError
 from dpo_train.reference import write_atomically
+from tune.confirm import Confirmation
 from tune.records import STATES, Document, Objective, Records, Report, TrialRecord, find_run
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 class Winner(Document):
     trial: str
+    """The trial of the search whose configuration won."""
+    run: str = ""
+    """The run whose weights lie in winner/: that trial, or one that confirms it."""
     config: dict[str, Any]
     eval: Report
     """The metrics at the report whose weights were exported, without the prefix eval/."""
@@ -32,6 +36,8 @@ class Winner(Document):
     """The trial from whose weights it started, if not from the base's: its point alone would not
     train it again."""
     test: dict[str, Any] = {}
+    """Metrics on the test split without the prefix eval/; `interval` is that of `ranking`;
+    `answer_tokens`; `over_base` and `over_searched` are differences, pair by pair."""
 
 
 class Cost(Document):
@@ -60,6 +66,11 @@ class Results(Document):
     base: dict[str, dict[str, Any]]
     winner: Winner | None
     trials: list[TrialRecord]
+    """Of the search itself."""
+    confirmations: list[TrialRecord] = []
+    """The finalists' runs with other seeds."""
+    confirmation: Confirmation | None = None
+    """How the finalists compare by them."""
     cost: Cost
     data: dict[str, Any] = {}
     """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
@@ -85,8 +96,20 @@ class Results(Document):
         self._folder = folder
         return self
 
+    @property
+    def runs(self) -> list[TrialRecord]:
+        """All that was trained."""
+        return [*self.trials, *self.confirmations]
+
     def to_json(self) -> str:
-        content = {"schema": self.schema_, **self.model_dump(exclude={"schema_"})}
+        # A number for each held-out pair of each trial is for the records alone.
+        without = {"__all__": {"held_out"}}
+        content = {
+            "schema": self.schema_,
+            **self.model_dump(
+                exclude={"schema_": True, "trials": without, "confirmations": without}
+            ),
+        }
         return json.dumps(content, indent=1)
 
     def ranked(self) -> list[TrialRecord]:
@@ -131,6 +154,7 @@ def assemble(
     stamp: dict[str, Any] | None,
     verdict: dict[str, Any],
     stop_reason: str,
+    confirmation: Confirmation | None = None,
 ) -> Results:
     """The results as the records stand; `stamp` and `verdict` of the winner, once it is known."""
     manifest = _manifest(records)
@@ -145,7 +169,8 @@ def assemble(
             if key.startswith("eval/")
         }
         winner = Winner(
-            trial=stamp["trial"],
+            trial=record.confirms or record.id,
+            run=record.id,
             config=stamp["config"],
             eval=report,
             pairs_seen=int(stamp["report"]["pairs_seen"]),
@@ -155,9 +180,11 @@ def assemble(
     return Results(
         name=config.name,
         objective=records.objective,
-        base=manifest.get("base", {}),
+        base=_base(manifest, verdict),
         winner=winner,
-        trials=trials,
+        trials=records.searched,
+        confirmations=records.confirmations,
+        confirmation=confirmation,
         cost=Cost(
             wall_seconds=records.run.wall_seconds,
             gpu_seconds=seconds * config.resources.gpus,
@@ -172,6 +199,14 @@ def assemble(
         ended=stop_reason,
         search=config.model_dump(mode="json", by_alias=True),
     )
+
+
+def _base(manifest: dict[str, Any], verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By split: `ranking`, its `interval`, `pairs`; on test `answer_tokens` once it is judged."""
+    base: dict[str, dict[str, Any]] = manifest.get("base", {})
+    if "base" in verdict:
+        base = {**base, "test": {**base["test"], **verdict["base"]}}
+    return base
 
 
 def _manifest(records: Records) -> dict[str, Any]:

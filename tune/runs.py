@@ -13,13 +13,14 @@ from typing import Any
 
 from dpo_train.config import InputError
 from dpo_train.reference import write_atomically
+from tune import confirm
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox
 from tune.records import ENDED, Objective, Records, read_records
 from tune.results import load_results
 
 PREPARED = ".prepared"
-_MAY_CHANGE = ("storage", "wandb", "hub")  # nothing of the search itself
+_MAY_CHANGE = ("storage", "wandb", "hub", "confirm", "select")  # nothing of the trials themselves
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ def is_finished(folder: Path) -> bool:
     complete = records.proposed >= config.total_trials and not records.open_trials()
     if not complete or not (folder / "results.json").exists() or Inbox(folder).next_clone():
         return False
+    if confirm.next_run(config, records):
+        return False
     # A search that grew has the results of before until its winner is judged.
-    return len(load_results(folder).trials) == len(records.trials)
+    return len(load_results(folder).runs) == len(records.trials)
 
 
 def write_yaml(folder: Path, config: SearchConfig) -> None:

@@ -5,6 +5,7 @@ It writes every report into the records, and refills its rungs from them.
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from dpo_train.config import one_line
 from dpo_train.metrics import MODES
 from tune import checkpoints
 from tune.config import SearchConfig
-from tune.judging import JUDGING, Judging
+from tune.judging import Judging, is_task
 from tune.progress import Progress
 from tune.records import Records, State, TrialRecord
 from tune.searcher import StudySearcher
@@ -57,24 +58,27 @@ class SearchScheduler(FIFOScheduler):
         self._known: set[str] = set()
         self.input_error = ""
         """What a trial found to be wrong with the user's input; ends the search."""
-        for record in records.trials.values():
+        for record in records.searched:
             self._replay(record)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if trial.config["trial"] != JUDGING:
-            self._introduce(trial.config["trial"])
+        trial_id = trial.config["trial"]
+        if not is_task(trial_id) and not self._confirms(trial_id):
+            self._introduce(trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         trial_id = trial.config["trial"]
         report = self._record(trial_id, result)
         if self._searcher.spent() or self._searcher.inbox.stops(trial_id):
             return str(TrialScheduler.STOP)
+        if self._confirms(trial_id):
+            return str(TrialScheduler.CONTINUE)
         return str(self._rungs.on_trial_result(tune_controller, _TrialKey(trial_id), report))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         trial_id = trial.config["trial"]
-        if trial_id == JUDGING:
-            self._judging.end(result)
+        if is_task(trial_id):
+            self._judging.end(trial_id, result)
             return
         ended = result.get("ended")
         if ended == "wrong input":
@@ -84,7 +88,8 @@ class SearchScheduler(FIFOScheduler):
             return
         if ended == "finished":
             report = self._record(trial_id, result)
-            self._rungs.on_trial_complete(tune_controller, _TrialKey(trial_id), report)
+            if not self._confirms(trial_id):
+                self._rungs.on_trial_complete(tune_controller, _TrialKey(trial_id), report)
         self._end(trial_id, ended or "stopped", result.get("error"))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -92,8 +97,8 @@ class SearchScheduler(FIFOScheduler):
             return  # Tune says so of a process that died and is tried again from its saved state
         lines = str(trial.get_error() or "its process died").strip().splitlines()
         error = one_line(lines[-1], 300)
-        if trial.config["trial"] == JUDGING:
-            self._judging.end({"error": error})
+        if is_task(trial.config["trial"]):
+            self._judging.end(trial.config["trial"], {"error": error})
         else:
             self._end(trial.config["trial"], "failed", error)
 
@@ -109,17 +114,26 @@ class SearchScheduler(FIFOScheduler):
             if key.startswith("report/")
         }
         is_new = self._records.report(
-            trial_id, report, result["seconds"], result["reference_pairs"], result["began"]
+            trial_id,
+            report,
+            result["seconds"],
+            result["reference_pairs"],
+            result["began"],
+            json.loads(result["held_out"]),
         )
-        if is_new:
+        if is_new and not self._confirms(trial_id):
             self._searcher.report(
                 trial_id, int(report["pairs_seen"]), report[self._config.objective]
             )
         checkpoints.prune_exports(
-            self._records.folder, self._records.objective, self._config.keep_best
+            self._records.folder, self._records.objective, self._config.exports_kept
         )
         self._progress.update()
         return report
+
+    def _confirms(self, trial_id: str) -> bool:
+        """Whether it is a finalist's run with another seed, which no rung stops."""
+        return self._records.trials[trial_id].confirms is not None
 
     def _end(self, trial_id: str, state: State, error: str | None) -> None:
         if state == "stopped" and self._searcher.inbox.stops(trial_id):

@@ -116,7 +116,7 @@ def current_results(run_folder: str | Path) -> Results:
     config, records = runs.opened(folder)
     if (folder / "results.json").exists() and not records.open_trials():
         results = load_results(folder)
-        if len(results.trials) == len(records.trials):
+        if len(results.runs) == len(records.trials):
             return results
     return assemble(config, records, None, {}, "").at(folder)
 
@@ -172,7 +172,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
         from tune.searcher import StudySearcher
         from tune.trainable import DpoTrial
 
-        progress = Progress(records, config.total_trials)
+        progress = Progress(records, config.total_runs)
         judging = Judging(config, records)
         searcher = StudySearcher(config, records, judging, progress, partial(_places, config))
         most_pairs = _most_pairs(config, records)
@@ -204,7 +204,14 @@ def _search(config: SearchConfig, records: Records) -> Results:
         if not judging.is_done:
             raise Interrupted(records.folder)
         environment = describe(ray.cluster_resources())
-    results = assemble(config, records, judging.stamp, judging.verdict, searcher.stop_reason)
+    results = assemble(
+        config,
+        records,
+        judging.stamp,
+        judging.verdict,
+        searcher.stop_reason,
+        judging.confirmation,
+    )
     results = results.model_copy(update={"environment": environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)

@@ -15,7 +15,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from dpo_train.config import InputError
-from tune import checkpoints
+from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.inbox import Inbox, Request
 from tune.judging import Judging
@@ -44,6 +44,7 @@ class StudySearcher(Searcher):
         self.inbox = Inbox(records.folder)
         self._study = SearchStudy(config, records)
         self._ids: dict[str, str] = {}
+        self._open: set[str] = set()
         self._unended = records.open_trials()
         self.stop_reason = ""
         """Why no trial starts any more: all were proposed, or `budget_spent`."""
@@ -58,27 +59,36 @@ class StudySearcher(Searcher):
         most = min(self._config.resources.at_once or math.inf, self._places() + 1)
         if self._judging.was_given:
             return Searcher.FINISHED
-        if self._study.open_count >= most:
+        if len(self._open) >= most:
             return None
         record = None if self.spent() else self._next_record()
         if record is None:
             # The winner is known when the last trial has ended.
-            return None if self._study.open_count else self._judging.task() or Searcher.FINISHED
-        self._study.ask_again(record)
+            if self._open:
+                return None
+            wait = None if self._judging.is_waiting else Searcher.FINISHED
+            return self._judging.task() or wait
+        if record.confirms is None:
+            self._study.ask_again(record)
         self._ids[trial_id] = record.id
+        self._open.add(record.id)
         self._records.begin(record.id)
         self._progress.update()
         return {
             "trial": record.id,
             "point": record.config,
             "weights": self.inbox.weights(record),
+            "confirms": record.confirms,
             "run": str(self._records.folder.absolute()),
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Tells Optuna how the trial ended; the scheduler has written it into the record."""
         if trial_id in self._ids:  # otherwise it is the judging
-            self._study.tell(self._records.trials[self._ids[trial_id]])
+            record = self._records.trials[self._ids[trial_id]]
+            self._open.discard(record.id)
+            if record.confirms is None:
+                self._study.tell(record)
 
     def report(self, trial_id: str, pairs_seen: int, value: float) -> None:
         self._study.report(trial_id, pairs_seen, value)
@@ -138,6 +148,15 @@ class StudySearcher(Searcher):
                 continue
             return record
         self.stop_reason = f"all {self._config.total_trials} trials"
+        return self._next_confirmation()
+
+    def _next_confirmation(self) -> TrialRecord | None:
+        """A finalist's next seed, once no trial of the search is open."""
+        if any(record.confirms is None for record in self._records.open_trials()):
+            return None
+        if asked := confirm.next_run(self._config, self._records):
+            trial_id, point = asked
+            return self._records.add(self._records.next_id(), point, confirms=trial_id)
         return None
 
     def _new_clone(self, folder: Path, request: Request) -> TrialRecord | None:

@@ -12,7 +12,13 @@ from tune.results import Results
 
 def render(results: Results, rows: int = 10) -> str:
     """The end of a search for a terminal: winner against base, trials, answers, cost."""
-    parts = [_verdict(results), _table(results, rows), _answers(results), _cost(results)]
+    parts = [
+        _verdict(results),
+        _confirmation(results),
+        _table(results, rows),
+        _answers(results),
+        _cost(results),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -34,26 +40,76 @@ def _verdict(results: Results) -> str:
         value = best.metrics[results.objective.metric]
         return f"no winner yet; best so far {best.id}: {results.objective.metric} {value:.3f}"
     warm = f" (from the weights of {winner.warm_from})" if winner.warm_from else ""
-    lines = [f"winner {winner.trial} at {winner.pairs_seen} pairs: {describe(winner.config)}{warm}"]
-    base, test = results.base.get("test"), winner.test
-    if base and test:
-        pairs = test["pairs"]
-        lines += [
-            f"on {pairs} untouched test pairs   base   winner",
-            f"  ranking                    {base['ranking']:.3f}  {test['ranking']:.3f}   "
-            f"95 % intervals {_interval(base)} and {_interval(test)}",
-            f"  accuracy                   0.500  {test['accuracy']:.3f}",
-            f"  drift, nats per token      0.000  {test['drift']:.3f}",
-        ]
-    else:
-        metric = results.objective.metric
-        lines.append(f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}")
-    return "\n".join(lines)
+    again = f", weights of {winner.run}" if winner.run not in ("", winner.trial) else ""
+    point = describe(winner.config)
+    lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
+    if results.base.get("test") and winner.test:
+        return "\n".join(lines + _numbers(results))
+    metric = results.objective.metric
+    return "\n".join([*lines, f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"])
 
 
-def _interval(numbers: dict[str, list[float]]) -> str:
-    low, high = numbers["interval"]
+def _numbers(results: Results) -> list[str]:
+    """Base and winner on the test split; with a confirmation the winner as searched between."""
+    assert results.winner is not None
+    test = results.winner.test
+    base = {"accuracy": 0.5, "drift": 0.0, **results.base["test"]}
+    models = {"base": base, "winner": test}
+    if results.confirmation is not None and results.confirmation.searched_test:
+        searched = results.confirmation.searched_test
+        models = {"base": base, "as searched": searched, "as confirmed": test}
+    rows = {
+        "ranking": [f"{each['ranking']:.3f}" for each in models.values()],
+        "  95 % interval": [_interval(each["interval"]) for each in models.values()],
+        "accuracy": [f"{each['accuracy']:.3f}" for each in models.values()],
+        "drift, nats per token": [f"{each['drift']:.3f}" for each in models.values()],
+    }
+    if all("answer_tokens" in each for each in models.values()):
+        rows["tokens of an answer, mean"] = [f"{m['answer_tokens']:.1f}" for m in models.values()]
+    lines = [f"  {name:28}" + "".join(f"{cell:>14}" for cell in row) for name, row in rows.items()]
+    head = f"on {test['pairs']} untouched test pairs"
+    told = [
+        f"  pair by pair, its {name} is {over['difference']:+.3f} from {whose}, 95 % interval "
+        f"{_signed(over['interval'])}"
+        for key, whose in (("over_base", "the base's"), ("over_searched", "that as searched"))
+        for name, over in test.get(key, {}).items()
+    ]
+    return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *told]
+
+
+def _interval(bounds: list[float]) -> str:
+    low, high = bounds
     return f"{low:.2f}–{high:.2f}"
+
+
+def _signed(bounds: list[float]) -> str:
+    low, high = bounds
+    return f"{low:+.3f} to {high:+.3f}"
+
+
+def _confirmation(results: Results) -> str:
+    """Each finalist's seeds: how much of the search's number was luck."""
+    confirmation = results.confirmation
+    if confirmation is None:
+        return ""
+    width = max(len("other seeds"), 6 * len(confirmation.finalists[0].runs))
+    lines = [f"{'finalist':12} {'searched':>8}  {'other seeds':{width}} {'mean':>6}  drift  behind"]
+    for finalist in confirmation.finalists:
+        values = " ".join("failed" if r.value is None else f"{r.value:.3f}" for r in finalist.runs)
+        mean = "-" if finalist.mean is None else f"{finalist.mean:.3f}"
+        drift = "-" if finalist.drift is None else f"{finalist.drift:.2f}"
+        told = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())
+        if finalist.behind:
+            behind = finalist.behind
+            told = f"  {behind['difference']:.3f}, 95 % {_signed(behind['interval'])}{told}"
+        lines.append(
+            f"{finalist.trial:12} {finalist.searched:8.3f}  {values:{width}} {mean:>6} {drift:>6}"
+            f"{told}"
+        )
+    lines.append(f"{confirmation.winner} won by {confirmation.decided_by}")
+    if confirmation.winner != confirmation.searched:
+        lines[-1] += f"; without confirmation it would have been {confirmation.searched}"
+    return "\n".join(lines)
 
 
 def _table(results: Results, rows: int) -> str:

@@ -46,11 +46,6 @@ class SearchStudy:
             self._leave_storage(error)
 
     @property
-    def open_count(self) -> int:
-        """How many trials were asked for and have not ended."""
-        return len(self._open)
-
-    @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """All that Optuna knows."""
         return self._study.trials
@@ -95,9 +90,9 @@ class SearchStudy:
             storage=storage,
             study_name=name,
             direction="maximize" if self._config.mode == "max" else "minimize",
-            sampler=_sampler(self._config, len(self._records.trials)),
+            sampler=_sampler(self._config, len(self._records.searched)),
         )
-        for record in self._records.trials.values():
+        for record in self._records.searched:
             if record.state in ENDED:
                 self._study.add_trial(_frozen(record, self._config))
         for trial_id in self._open:

@@ -17,7 +17,8 @@ from dpo_train.model import forget_base
 from dpo_train.session import Diverged, Session, open_session
 from tune import checkpoints
 from tune.config import SearchConfig, load_search
-from tune.judging import JUDGING
+from tune.judging import EVALUATING, JUDGING
+from tune.own_evaluation import ask
 from tune.records import Objective, Report, Sittings
 
 _Search = tuple[SearchConfig, Sittings]
@@ -47,6 +48,8 @@ class DpoTrial(Trainable):
     def step(self) -> dict[str, Any]:
         if self._asked["trial"] == JUDGING:
             return self._judge()
+        if self._asked["trial"].startswith(EVALUATING):
+            return self._evaluate()
         began = time.time()
         try:
             if self._session is None:
@@ -58,6 +61,7 @@ class DpoTrial(Trainable):
         except Exception as error:
             return self._failure(error)
         self._pairs_seen = int(report["pairs_seen"])
+        held_out = self._session.held_out.get(self._search.objective, [])
         finished = self._pairs_seen >= self._session.pairs_total
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
@@ -67,6 +71,7 @@ class DpoTrial(Trainable):
             "began": began,
             "seconds": time.time() - began,
             "reference_pairs": reference_pairs,
+            "held_out": json.dumps(held_out),
             "ended": "finished" if finished else "",
             "done": finished,
         }
@@ -100,11 +105,27 @@ class DpoTrial(Trainable):
 
         run = self._find_run()
         winner, prepared = self._run / "winner", Path(run.prepared)
+        searched = self._run / self._asked["searched"] if self._asked["searched"] else None
         try:
-            verdict = evaluation.judge(winner, self._search.model, prepared, run.device)
+            verdict = evaluation.judge(winner, self._search.model, prepared, run.device, searched)
         except Exception as error:
             return self._failure(error)
         return {"verdict": json.dumps(verdict), "done": True}
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Asks the user's own function about a finalist's folder."""
+        self._find_run()
+        assert self._search.confirm is not None
+        assert self._search.confirm.evaluate is not None
+        try:
+            said = ask(
+                self._search.confirm.evaluate,
+                self._run / self._asked["exported"],
+                self._asked["cwd"],
+            )
+        except Exception as error:
+            return self._failure(error)
+        return {"evaluation": json.dumps(said), "done": True}
 
     def _go_on_from_saved_state(self) -> None:
         assert self._session is not None
@@ -123,8 +144,9 @@ class DpoTrial(Trainable):
             self._point,
             report,
             objective,
-            self._search.keep_best,
+            self._search.exports_kept,
             self._session.export,
+            self._asked["confirms"],
         )
 
     def _save_if_due(self) -> None:

@@ -1,0 +1,242 @@
+"""The head of a report: what won, by how much, how sure that is, and how to train it again.
+
+As HTML; every text that comes from the search is escaped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from html import escape
+from typing import Any
+
+from dpo_train.config import TrainConfig, override
+from tune.progress import describe
+from tune.records import ENDED
+from tune.results import Results
+from tune.savings import most_pairs
+
+# An untrained policy is its own reference, so all its log-ratios are 0.
+_BASE = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0} | dict.fromkeys(
+    ("chosen_shift", "rejected_shift"), 0.0
+)
+_MEANINGS = {
+    "ranking": "chosen answer likelier than the rejected one, per token",
+    "accuracy": "log-ratio of the chosen answer above that of the rejected one",
+    "nll": "mean −log σ(0.1 · margin)",
+    "margin": "difference of the two log-ratios, in nats",
+    "drift": "mean absolute log-ratio per token, in nats",
+    "chosen_shift": "log-ratio of the chosen answer, in nats",
+    "rejected_shift": "log-ratio of the rejected answer, in nats",
+    "loss": "the trial's own loss",
+    "answer_tokens": "mean length of greedy answers, in tokens: longer ones often please judges",
+}
+
+
+def answer(results: Results) -> str:
+    """The head of the page: what won, by how much, and how to train it again."""
+    head = f"<h1>{escape(results.name)}</h1>\n{note(_stand(results))}\n"
+    winner = results.winner
+    if winner is None:
+        return head + _best_so_far(results)
+    sentence = verdict(results) or (
+        f"{winner.trial} won with {results.objective.metric} "
+        f"{winner.eval[results.objective.metric.removeprefix('eval/')]:.3f}; it was not judged on "
+        "test."
+    )
+    trial = next(trial for trial in results.trials if trial.id == winner.trial)
+    return "\n".join(
+        [
+            f'{head}<p class="answer">{escape(sentence)}</p>',
+            f"<h3>The winner: {escape(winner.trial)}, after {winner.pairs_seen} pairs</h3>",
+            table([], [[path, _shown(value)] for path, value in winner.config.items()]),
+            "<h3>Its numbers</h3>",
+            _numbers(results),
+            _confirmation(results),
+            _recipe(results, most_pairs(results, trial)),
+        ]
+    )
+
+
+def _stand(results: Results) -> str:
+    counted = results.counted()
+    ended = sum(trial.state in ENDED for trial in results.trials)
+    planned = max(results.search.get("trials") or 0, len(results.trials))
+    told = f"{ended} of {planned} trials ended: {counted}." if counted else "No trial has begun."
+    if results.ended.startswith("budget"):
+        told += f" The search ended by {results.ended}."
+    elif not results.ended:
+        told += " The search has not ended; this is how it stands."
+    if results.search:
+        told += f" Model: {results.search['model']['id']}, data: {results.search['data']['id']}."
+    # Of a search that has ended the same page comes out again, whenever it is made.
+    seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
+    stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    written = "Ended" if results.ended else "Written"
+    return f"{told} Objective: {results.objective.metric}. {written} {stamp}."
+
+
+def _best_so_far(results: Results) -> str:
+    best = results.objective.best(results.trials)
+    if best is None:
+        return '<p class="answer">No trial was measured: nothing was won.</p>'
+    metric = results.objective.metric
+    told = f"No winner yet. Best so far: {best.id} with {metric} {best.metrics[metric]:.3f}."
+    return f'<p class="answer">{escape(told)}</p>\n' + table(
+        [], [[path, _shown(value)] for path, value in best.config.items()]
+    )
+
+
+def verdict(results: Results) -> str:
+    """One sentence in numbers of the test split; empty if the winner was not judged."""
+    base = results.base.get("test")
+    test = results.winner.test if results.winner else {}
+    if not base or not test:
+        return ""
+    sentence = (
+        f"On {test['pairs']} test pairs that decided nothing, the winner finds the chosen answer "
+        f"likelier in {_percent(test)} and the base in {_percent(base)}."
+    )
+    if test["interval"][0] <= base["interval"][1]:
+        sentence += " The intervals overlap: do not count on a difference."
+    return sentence
+
+
+def _percent(numbers: dict[str, Any]) -> str:
+    low, high = numbers["interval"]
+    return f"{numbers['ranking']:.1%} (95 % interval {100 * low:.1f}–{100 * high:.1f})"
+
+
+def _numbers(results: Results) -> str:
+    """Base and winner in each metric; numbers of the base that hold by definition included."""
+    assert results.winner is not None
+    base, test, held_out = results.base.get("test", {}), results.winner.test, results.winner.eval
+    columns = {"base, test": {**_BASE, **base} if test else {}, "winner, test": test}
+    if results.confirmation is not None and results.confirmation.searched_test:
+        columns["winner as searched, test"] = results.confirmation.searched_test
+    columns["winner, eval"] = held_out
+    rows = [
+        [name, *(_value(name, column) for column in columns.values()), meaning]
+        for name, meaning in _MEANINGS.items()
+        if name in held_out or name in test
+    ]
+    shown = table(["", *columns, ""], rows, "numbers")
+    told = "In brackets 95 % intervals of ranking, bootstrapped over prompts. "
+    if over := test.get("over_base"):
+        low, high = over["ranking"]["interval"]
+        told += (
+            f"Pair by pair the winner's ranking is {over['ranking']['difference']:+.3f} from the "
+            f"base's (95 % interval {low:+.3f} to {high:+.3f}). "
+        )
+    return shown + note(
+        f"{told}The winner was picked on eval, where the best of many is partly lucky: the test "
+        "numbers are the ones to quote."
+    )
+
+
+def _confirmation(results: Results) -> str:
+    """The finalists with other seeds, so that one sees how much was luck."""
+    confirmation, metric = results.confirmation, results.objective.metric
+    if confirmation is None:
+        return ""
+    rows = []
+    for finalist in confirmation.finalists:
+        seeds = ", ".join("failed" if r.value is None else f"{r.value:.3f}" for r in finalist.runs)
+        behind = ""
+        if finalist.behind:
+            low, high = finalist.behind["interval"]
+            behind = f"{finalist.behind['difference']:.3f} [{low:+.3f}, {high:+.3f}]"
+        numbers = (finalist.mean, finalist.drift)
+        rows.append(
+            [
+                finalist.trial,
+                f"{finalist.searched:.3f}",
+                seeds,
+                *("failed" if number is None else f"{number:.3f}" for number in numbers),
+                behind,
+                ", ".join(f"{name} {value:.4g}" for name, value in finalist.evaluation.items()),
+                describe(finalist.config),
+            ]
+        )
+    head = [
+        "finalist",
+        "as searched",
+        "other seeds",
+        "mean",
+        "drift",
+        "behind",
+        "own evaluation",
+        "",
+    ]
+    told = f"{confirmation.winner} won by {confirmation.decided_by}."
+    if confirmation.winner != confirmation.searched:
+        told += f" Without confirmation {confirmation.searched} would have won."
+    told += (
+        f" Numbers are {metric} on eval; behind is the difference to the winner's mean, pair by "
+        "pair over the same held-out pairs, with its 95 % interval over prompts."
+    )
+    return f"<h3>Confirmed with other seeds</h3>\n{table(head, rows)}{note(told)}"
+
+
+def _value(name: str, numbers: dict[str, Any]) -> str:
+    if name not in numbers:
+        return ""
+    value = f"{numbers[name]:.3f}"
+    if name == "ranking" and "interval" in numbers:
+        low, high = numbers["interval"]
+        value += f"\n[{low:.2f}\u2060–\u2060{high:.2f}]"
+    return value
+
+
+def _recipe(results: Results, whole: int | None) -> str:
+    """The winner's configuration as the YAML that `python -m dpo_train` reads."""
+    assert results.winner is not None
+    if not results.search:
+        return ""
+    seen = results.winner.pairs_seen
+    told = (
+        "Save this as <code>winner.yaml</code>, then type "
+        "<code>python -m dpo_train winner.yaml --out winner-again</code>."
+    )
+    if whole and seen < whole:
+        told += f" That trains on all {whole} pairs; the winner's weights are those after {seen}."
+    return (
+        f'<h3>To train it again</h3>\n<p class="note">{told}</p>\n'
+        '<button type="button" data-copies="recipe">Copy</button>\n'
+        f'<pre id="recipe">{escape(trial_yaml(results))}</pre>'
+    )
+
+
+def trial_yaml(results: Results) -> str:
+    """The winner's configuration, one line a part; what is null by default is left out."""
+    from ruamel.yaml import YAML
+
+    assert results.winner is not None
+    fields = {name: results.search[name] for name in TrainConfig.model_fields}
+    config = override(TrainConfig.model_validate(fields), results.winner.config)
+    unused = set() if config.trainer == "simulated" else {"simulated"}
+    stream = io.StringIO()
+    yaml = YAML(typ="rt", pure=True)
+    yaml.default_flow_style = None
+    yaml.width = 10_000
+    yaml.dump(config.model_dump(mode="json", exclude_none=True, exclude=unused), stream)
+    return stream.getvalue()
+
+
+def note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    lines = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    top = f"<thead><tr>{titles}</tr></thead>" if head else ""
+    return f'<div class="wide"><table class="{kind}">{top}<tbody>\n{lines}\n</tbody></table></div>'
+
+
+def _shown(value: Any) -> str:
+    """As YAML would, a float by four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')
