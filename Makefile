@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # More torch threads than free cores make everything crawl; one per process.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help run test check lint format benchmark sample clean
+.PHONY: help run test soak check lint format benchmark sample clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ run: $(VENV)/ready  ## The quickstart search, from nothing to a winner
 
 test: $(VENV)/ready-dev  ## All tests
 	@$(BIN)/python -m pytest
+
+soak: $(VENV)/ready-dev  ## What `make test` leaves out: a driver killed at ten moments
+	@$(BIN)/python -m pytest -m soak -n 0
 
 check: $(VENV)/ready-dev  ## The tests that start no Ray and train little
 	@$(BIN)/python -m pytest -m "not slow"

@@ -9,7 +9,15 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 LOSSES = (
     "sigmoid",
@@ -30,6 +38,11 @@ LOSSES = (
 )
 
 
+COUPLED_LOSSES = ("aot", "aot_unpaired", "sft")
+"""Those that sort a batch's rows, or take a mean over all its tokens: of two halves of a batch the
+mean is not that of the whole."""
+
+
 class InputError(ValueError):
     """What the user gave is wrong. The message is one line: given, allowed, what to type."""
 
@@ -42,7 +55,18 @@ def one_line(error: object, most: int = 200) -> str:
 class Part(BaseModel):
     """A frozen piece of configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take `true` for 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        return value
 
 
 class ModelConfig(Part):
@@ -99,6 +123,9 @@ class OptimConfig(Part):
     """AdamW's peak learning rate."""
     batch_size: int = Field(8, ge=1)
     """Pairs per optimizer step."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Most pairs that go through the model at once; gradients of the rest of a batch are added up.
+    All of a batch by default; halved by itself where memory runs out."""
     epochs: int = Field(1, ge=1)
     """Passes over the training pairs."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = (
@@ -112,13 +139,19 @@ class OptimConfig(Part):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
 
+    @property
+    def pairs_at_once(self) -> int:
+        """The largest part of a batch, at most micro_batch_size, that divides it evenly."""
+        most = min(self.micro_batch_size or self.batch_size, self.batch_size)
+        return next(size for size in range(most, 0, -1) if self.batch_size % size == 0)
+
 
 class DpoConfig(Part):
     loss: Literal[LOSSES] | list[Literal[LOSSES]] = "sigmoid"  # type: ignore[valid-type]
     """One of TRL's losses, or several that are added."""
     loss_weights: list[float] | None = None
     """Weights of several losses; 1 each by default."""
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(0.1, gt=0, le=1000)
     """How strongly the policy is held to the reference (tau for ipo)."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """For robust, exo_pair and aot: the share of labels taken to be flipped."""
@@ -174,6 +207,8 @@ class SimulatedConfig(Part):
     """The accuracy at the end falls by 0.1 per decade away from it."""
     diverges_above: float = Field(1.0, gt=0)
     """With a larger learning rate the loss becomes NaN at the second evaluation."""
+    memory_pairs: int | None = Field(None, ge=0)
+    """Most pairs at once for which there is memory; with more the second evaluation has none."""
 
 
 class TrainConfig(Part):
@@ -191,9 +226,9 @@ class TrainConfig(Part):
     """The loss."""
     lora: LoraConfig | None = None
     """Null trains all weights."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     """Order of the data and the adapter's first weights."""
-    eval_every_pairs: int = Field(64, ge=1)
+    eval_every_pairs: int = Field(64, ge=1, le=10**9)
     """A trial is evaluated at the first step at or past each multiple."""
     simulated: SimulatedConfig = SimulatedConfig()
     """Used by `trainer: simulated` alone."""
@@ -210,6 +245,12 @@ class TrainConfig(Part):
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is larger than eval_every_pairs "
                 f"{self.eval_every_pairs}: rungs would be skipped; raise eval_every_pairs"
+            )
+        coupled = [loss for loss in self.dpo.losses if loss in COUPLED_LOSSES]
+        if coupled and self.optim.pairs_at_once < self.optim.batch_size:
+            raise ValueError(
+                f"optim.micro_batch_size: {coupled[0]} couples the rows of a batch, so a batch of "
+                f"{self.optim.batch_size} can't be split; lower optim.batch_size"
             )
         return self
 

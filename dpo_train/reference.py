@@ -109,14 +109,35 @@ def _finished(folder: Path, computed: int) -> PreparedData | None:
         manifest = json.loads((folder / "manifest.json").read_text())
     except FileNotFoundError:
         return None
-    for name, size in manifest["bytes"].items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
+    for name, wanted in manifest.get("sha256", {"": ""}).items():
+        if not _is_as_written(folder / name, wanted):
             (folder / "manifest.json").unlink(missing_ok=True)
             return None
     return PreparedData(
         folder, manifest["pad_token_id"], manifest["base"], manifest["dropped"], computed
     )
+
+
+def _is_as_written(file: Path, wanted: str) -> bool:
+    """Read whole once in a process, however many trials it trains."""
+    if not file.is_file():
+        return False
+    stat = file.stat()
+    seen = (str(file), stat.st_mtime_ns, stat.st_size, wanted)
+    if seen not in _verified:
+        if checksum(file) != wanted:
+            return False
+        _verified.add(seen)
+    return True
+
+
+_verified: set[tuple[str, int, int, str]] = set()
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager
@@ -132,6 +153,12 @@ def _compute(folder: Path) -> PreparedData:
     disable_progress_bars()
     asked = json.loads((folder / "plan.json").read_text())
     base = ModelConfig(**asked["base"])
+    if checksum(folder / "rows.jsonl") != asked["rows"]:
+        (folder / "plan.json").unlink()
+        raise InputError(
+            f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
+            "written anew from the dataset"
+        )
     model.fetch(base)
     rows: dict[str, list[Row]] = {name: [] for name in SPLITS}
     # Not splitlines: texts from the web hold U+2028 and its like.
@@ -149,7 +176,7 @@ def _compute(folder: Path) -> PreparedData:
     pad_token_id = int(warm.tokenizer.pad_token_id)
     forward = forward_pass(warm.fresh(trained_in_full=False), asked["device"])
     numbers: dict[str, dict[str, Any]] = {}
-    sizes: dict[str, int] = {}
+    sums: dict[str, str] = {}
     working = folder / ".part"
     shutil.rmtree(working, ignore_errors=True)
     for name in SPLITS:
@@ -160,7 +187,7 @@ def _compute(folder: Path) -> PreparedData:
         Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)
         (arrow,) = (working / name).glob("*.arrow")
         arrow.replace(folder / f"{name}.arrow")
-        sizes[f"{name}.arrow"] = (folder / f"{name}.arrow").stat().st_size
+        sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
         if name != "train":
             numbers[name] = _base_numbers(columns[name], chosen, rejected)
     shutil.rmtree(working)
@@ -171,7 +198,7 @@ def _compute(folder: Path) -> PreparedData:
         "dropped": dict(dropped),
         "pad_token_id": pad_token_id,
         "base": numbers,
-        "bytes": sizes,
+        "sha256": sums,
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
     finished = _finished(folder, computed=sum(pairs.values()))

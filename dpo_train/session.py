@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from dpo_train.config import TrainConfig
+from dpo_train.config import InputError, TrainConfig, override
 
 
 class Session(Protocol):
@@ -17,7 +17,8 @@ class Session(Protocol):
     prepared rows; their mean is what was reported. By it two trials are compared pair by pair."""
 
     def advance(self) -> dict[str, float]:
-        """Trains to the next evaluation and returns its metrics; NaN loss is `Diverged`."""
+        """Trains to the next evaluation and returns its metrics. Raises Diverged for a loss that is
+        no number, and OutOfMemory, after which the session can only be closed."""
         ...
 
     def start_from(self, folder: Path) -> None:
@@ -44,6 +45,27 @@ class Session(Protocol):
 
 class Diverged(ArithmeticError):
     """The training loss became NaN or infinite. The message names step and learning rate."""
+
+
+class OutOfMemory(MemoryError):
+    """There was no memory for so many pairs at once."""
+
+
+def with_less_at_once(config: TrainConfig) -> TrainConfig:
+    """The same trial with half as many pairs at once and the same batch.
+
+    Raises OutOfMemory, saying why, if there is no less.
+    """
+    at_once = config.optim.pairs_at_once
+    if at_once == 1:
+        raise OutOfMemory("out of memory with one pair at once")
+    try:
+        return override(config, {"optim.micro_batch_size": at_once // 2})
+    except InputError:  # its loss couples the rows of a batch
+        raise OutOfMemory(
+            f"out of memory with a batch of {at_once}, which {', '.join(config.dpo.losses)} does "
+            "not allow to be split; lower optim.batch_size"
+        ) from None
 
 
 def open_session(config: TrainConfig, prepared: Path, device: str) -> Session:

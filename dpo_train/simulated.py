@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from dpo_train.config import TrainConfig
-from dpo_train.session import Diverged
+from dpo_train.session import Diverged, OutOfMemory
 
 
 class SimulatedSession:
@@ -34,6 +34,9 @@ class SimulatedSession:
         self._pairs_seen = min(steps * optim.batch_size, self.pairs_total)
         if optim.learning_rate > self._curve.diverges_above and not first_report:
             raise Diverged(f"loss is nan at step {steps}, learning rate {optim.learning_rate:g}")
+        memory = self._curve.memory_pairs
+        if memory is not None and optim.pairs_at_once > memory and not first_report:
+            raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")
         accuracy = self._accuracy()
         margin = 20 * (accuracy - 0.5)
         self.held_out = {"eval/accuracy": _right(accuracy)}

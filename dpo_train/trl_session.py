@@ -23,8 +23,8 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from dpo_train import export, metrics, model, reference, trl_patches  # noqa: F401
-from dpo_train.config import TrainConfig
-from dpo_train.session import Diverged
+from dpo_train.config import TrainConfig, one_line
+from dpo_train.session import Diverged, OutOfMemory
 
 
 class TrlSession:
@@ -95,7 +95,9 @@ class TrlSession:
             resume = str(self._resume_from) if self._resume_from else None
             self._trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:  # it belongs to the caller's thread
-            self._control.answers.put(error)
+            # Not the error itself: its frames hold on to what filled the memory.
+            lacked = OutOfMemory(one_line(error)) if _is_out_of_memory(error) else error
+            self._control.answers.put(lacked)
 
     def _answer(self) -> Any:
         answer = self._control.answers.get()
@@ -118,11 +120,11 @@ class _Control(TrainerCallback):
         self.pairs_seen = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.pairs_seen = self._evaluated_at = self._pairs(state.global_step)
+        self.pairs_seen = self._evaluated_at = self.pairs(state.global_step)
         self._resume()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.pairs_seen = self._pairs(state.global_step)
+        self.pairs_seen = self.pairs(state.global_step)
         passed = self.pairs_seen // self._every > self._evaluated_at // self._every
         control.should_evaluate = passed or state.global_step >= state.max_steps
         if control.should_evaluate:
@@ -142,7 +144,7 @@ class _Control(TrainerCallback):
     def _resume(self) -> None:
         self.resumed_at, self.resumed_pairs = time.monotonic(), self.pairs_seen
 
-    def _pairs(self, step: int) -> int:
+    def pairs(self, step: int) -> int:
         """Pairs trained on after a step; the last batch of an epoch may be smaller."""
         epochs, steps = divmod(step, math.ceil(self._train_pairs / self._batch_size))
         return epochs * self._train_pairs + steps * self._batch_size
@@ -163,13 +165,28 @@ class _Trainer(DPOTrainer):
         self._eval_batches = list(reference.batches(self._eval_rows, data.pad_token_id, device))
         self.held_out: dict[str, list[float]] = {}
         self._step_losses: list[torch.Tensor] = []
+        self._parts_seen = 0
         self._tokens = torch.zeros((), dtype=torch.int64, device=device)
 
     def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
         loss = super().compute_loss(model, inputs, *rest, **options)
         if self.model.training:
-            self._step_losses.append(loss.detach())
+            loss = self._share_of_step(loss, len(inputs["input_ids"]) // 2)
             self._tokens += inputs["attention_mask"].sum()
+        return loss
+
+    def _share_of_step(self, loss: torch.Tensor, pairs: int) -> torch.Tensor:
+        """Weighs a part of a batch by its pairs: the parts of an epoch's last batch may be unequal,
+        and transformers divides each by their number."""
+        parts = self.current_gradient_accumulation_steps
+        if parts > 1:
+            step = self.state.global_step
+            loss = loss * (pairs * parts / (self._hand.pairs(step + 1) - self._hand.pairs(step)))
+        if self._parts_seen == 0:
+            self._step_losses.append(loss.detach() / parts)
+        else:
+            self._step_losses[-1] = self._step_losses[-1] + loss.detach() / parts
+        self._parts_seen = (self._parts_seen + 1) % parts
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -250,7 +267,8 @@ def _arguments(config: TrainConfig, scratch: Path, device: str) -> DPOConfig:
     optim, dpo = config.optim, config.dpo
     return DPOConfig(
         output_dir=str(scratch),
-        per_device_train_batch_size=optim.batch_size,
+        per_device_train_batch_size=optim.pairs_at_once,
+        gradient_accumulation_steps=optim.batch_size // optim.pairs_at_once,
         num_train_epochs=optim.epochs,
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
@@ -276,6 +294,14 @@ def _arguments(config: TrainConfig, scratch: Path, device: str) -> DPOConfig:
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's allocator has an error of its own, the CPU's a RuntimeError with these words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _warmup_steps(config: TrainConfig) -> int:

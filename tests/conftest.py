@@ -21,6 +21,22 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what `make soak` runs."""
+    if "soak" in (config.getoption("-m") or ""):
+        return
+
+    items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if "soak" not in (terminalreporter.config.getoption("-m") or ""):
+        terminalreporter.write_line(
+            "left to longer targets: `make soak` kills a driver at ten moments in place of "
+            "three; benchmarks/ has speed, search quality and 200 trials under fire"
+        )
+
+
 @pytest.fixture
 def dpo_tune(tmp_path: Path) -> Run:
     """Runs the command line in an empty folder and captures what it prints."""

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from dpo_train.config import InputError, parse
 from tune.checkpoints import offer_export
 from tune.config import SearchConfig, check
+from tune.halt import Halt
 from tune.judging import Judging
 from tune.progress import Progress
 from tune.records import Objective, Records, create_run
@@ -35,8 +36,9 @@ class Driver:
         progress = Progress(self.records, self.config.total_trials)
         self.judging = Judging(self.config, self.records)
         self.searcher = StudySearcher(self.config, self.records, self.judging, progress, lambda: 8)
+        self.halt = Halt(self.records)
         self.scheduler = SearchScheduler(
-            self.config, self.records, self.searcher, self.judging, progress, 512
+            self.config, self.records, self.searcher, self.judging, progress, 512, self.halt
         )
         self.asked = 0
 
@@ -45,7 +47,8 @@ class Driver:
         config = self.searcher.suggest(f"tune{self.asked}")
         if not isinstance(config, dict):
             return config
-        trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING")
+        trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
+                                run_metadata=SimpleNamespace(num_failures=0))  # fmt: skip
         self.scheduler.on_trial_add(None, trial)
         return trial
 
@@ -71,7 +74,7 @@ class Driver:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll, "eval/drift": 1}
         named = {f"report/{name}": value for name, value in report.items()}
         basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": "[]"}
-        return {**named, **basics, "ended": ""}
+        return {**named, **basics, "micro_batch": None, "note": "", "ended": ""}
 
     @property
     def study(self) -> Any:
@@ -265,6 +268,14 @@ def test_a_process_that_dies_and_is_tried_again_ends_no_trial(tmp_path: Path) ->
     driver.scheduler.on_trial_error(None, trial)
     assert driver.records.trials[trial.config["trial"]].state == "running"
     assert saved.exists()
+
+
+def test_deaths_are_counted_anew_after_each_report(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    trial = driver.start()
+    trial.run_metadata.num_failures = 3
+    driver.report(trial, 64, 0.9)
+    assert trial.run_metadata.num_failures == 0
 
 
 def test_no_more_are_proposed_than_there_are_places_and_one(tmp_path: Path) -> None:

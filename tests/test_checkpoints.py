@@ -86,11 +86,53 @@ def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
 def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
     checkpoints.save_state(tmp_path, "a", 64, lambda folder: folder.mkdir())
     checkpoints.save_state(tmp_path, "a", 128, lambda folder: folder.mkdir())
-    assert checkpoints.saved_pairs(tmp_path, "a") == [128]
+    assert checkpoints.saved_pairs(tmp_path, "a") == [64, 128]
     (tmp_path / "state" / "a" / ".part" / "session").mkdir(parents=True)
-    assert checkpoints.saved_pairs(tmp_path, "a") == [128]
+    assert checkpoints.saved_pairs(tmp_path, "a") == [64, 128]
+    checkpoints.save_state(tmp_path, "a", 192, lambda folder: folder.mkdir())
+    assert checkpoints.saved_pairs(tmp_path, "a") == [128, 192]
     checkpoints.drop_state(tmp_path, "a")
     assert checkpoints.saved_pairs(tmp_path, "a") == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "seal"])
+def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    def save(folder: Path) -> None:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "weights").write_bytes(b"0123456789")
+
+    for pairs in (64, 128):
+        checkpoints.save_state(tmp_path, "a", pairs, save)
+    assert checkpoints.last_whole_state(tmp_path, "a") == (128, "")
+    newest = tmp_path / "state" / "a" / "128"
+    weights = newest / "session" / "deep" / "weights"
+    match damage:
+        case "flipped":
+            weights.write_bytes(b"0123456780")
+        case "cut":
+            weights.write_bytes(b"01234")
+        case "gone":
+            weights.unlink()
+        case "seal":
+            (newest / ".seal.json").write_text("{")
+    pairs, told = checkpoints.last_whole_state(tmp_path, "a")
+    assert pairs == 64
+    assert "its state at 128 pairs is damaged; it goes on from the one before" in told
+    assert checkpoints.saved_pairs(tmp_path, "a") == [64]
+    (tmp_path / "state" / "a" / "64" / "session" / "deep" / "weights").unlink()
+    assert checkpoints.last_whole_state(tmp_path, "a")[0] == 0
+
+
+def test_a_damaged_export_is_not_crowned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(tmp_path, "a", accuracy=0.7)
+    offer(tmp_path, "b", accuracy=0.9)
+    (tmp_path / "best" / "b" / "64" / "weights").write_text("more than was sealed")
+    stamp = checkpoints.crown(tmp_path, ACCURACY)
+    assert stamp is not None
+    assert stamp["trial"] == "a"
+    assert "best/b/64 is damaged; the next best export is taken" in capsys.readouterr().out
 
 
 def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(tmp_path: Path) -> None:

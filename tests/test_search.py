@@ -110,32 +110,6 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     assert len(grown.trials) == 15
 
 
-def test_a_killed_driver_loses_and_repeats_nothing(
-    tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start
-) -> None:
-    run = tmp_path / "runs" / "sim"
-    process = start("run", yaml, "--set", "simulated.seconds_per_report=0.4")
-    wait_for_ended(run, 5, process)
-    process.kill()
-    process.communicate()
-    before = ended(run)
-    assert len(before) < 12
-    hurry(run)
-    done = dpo_tune("resume", run)
-    assert done.returncode == 0, done.stderr
-    records = list(read_records(run))
-    assert [record.id.split("-")[1] for record in records] == [f"{n:03d}" for n in range(12)]
-    assert len({record.id.split("-")[0] for record in records}) == 1
-    after = ended(run)
-    assert len(after) == 12
-    assert {trial: after[trial] for trial in before} == before
-    for record in records:
-        pairs = [point["pairs_seen"] for point in record.curve]
-        assert pairs == sorted(set(pairs))
-        if record.state == "finished":
-            assert pairs == list(range(64, 513, 64))
-
-
 def test_a_signal_ends_with_130_and_the_search_can_go_on(
     tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start
 ) -> None:
@@ -218,17 +192,19 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
     assert {report["train_seconds"] for report in again.curve[:2]} == {1.5}
 
 
+def children(parent: int) -> list[tuple[int, str]]:
+    """The processes that a process started, and their commands."""
+    found = subprocess.run(
+        # -ww: else ps cuts lines to COLUMNS, which pytest has set, before a long path's end.
+        ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = (line.split(maxsplit=1) for line in found.stdout.splitlines())
+    return [(int(pid), command) for pid, command in lines]
+
+
 def _trial_processes(driver: int) -> list[int]:
     """Ray workers below a driver that started its own Ray: the raylet starts none in advance."""
-
-    def children(parent: int) -> list[tuple[int, str]]:
-        found = subprocess.run(
-            # -ww: else ps cuts lines to COLUMNS, which pytest has set, before a long path's end.
-            ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        lines = (line.split(maxsplit=1) for line in found.stdout.splitlines())
-        return [(int(pid), command) for pid, command in lines]
 
     raylets = [pid for pid, command in children(driver) if "raylet/raylet" in command]
     # The title that Ray gives a worker is not seen in every sandbox, only how it was started.

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tune.records import Objective, Report
+from tune.room import leaving_no_part
+from tune.seals import is_whole, seal
 
 STAMP = "trial.json"
 """In an exported folder: which trial, its values, and the report at which it was written."""
@@ -22,14 +24,16 @@ _Export = tuple[Path, dict[str, Any]]
 
 
 def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path], None]) -> None:
-    """Writes `state/<trial>/<pairs_seen>/`, then removes the one before."""
+    """Writes `state/<trial>/<pairs_seen>/`, and leaves it and the one before. Raises NoRoom."""
     folder = run / "state" / trial_id
     part = folder / ".part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save(part / "session")
+    with leaving_no_part(part):
+        part.mkdir(parents=True)
+        save(part / "session")
+        seal(part)
     part.replace(folder / str(pairs_seen))
-    for pairs in saved_pairs(run, trial_id)[:-1]:
+    for pairs in saved_pairs(run, trial_id)[:-2]:
         shutil.rmtree(folder / str(pairs))
 
 
@@ -38,6 +42,19 @@ def saved_pairs(run: Path, trial_id: str) -> list[int]:
     return sorted(
         int(path.name) for path in (run / "state" / trial_id).glob("*") if path.name.isdigit()
     )
+
+
+def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
+    """The pairs_seen of the last saved state whose files are as they were written, 0 for none, and
+    what to say of those that are not, which it removes."""
+    told = ""
+    for pairs in reversed(saved_pairs(run, trial_id)):
+        folder = run / "state" / trial_id / str(pairs)
+        if is_whole(folder):
+            return pairs, told
+        told = f"its state at {pairs} pairs is damaged; it goes on from the one before"
+        shutil.rmtree(folder)
+    return 0, told
 
 
 def saved_session(run: Path, trial_id: str, pairs_seen: int) -> Path:
@@ -75,7 +92,7 @@ def offer_export(
     confirms: str | None = None,
 ) -> None:
     """Exports the trial's weights if this report is among the k best of all configurations, and the
-    best of its own.
+    best of its own. Raises NoRoom.
 
     Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: what it
     saw as weak can't become another trial's best between its look and its hand.
@@ -89,11 +106,13 @@ def offer_export(
     part = run / "best" / trial_id / ".part"
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
-    export(part)
     stamp = {"trial": trial_id, "config": point, "report": report}
     if confirms is not None:
         stamp["configuration"] = confirms
-    (part / STAMP).write_text(json.dumps(stamp, indent=1))
+    with leaving_no_part(part):
+        export(part)
+        (part / STAMP).write_text(json.dumps(stamp, indent=1))
+        seal(part)
     folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
@@ -138,17 +157,21 @@ def _all_exports(run: Path, objective: Objective) -> list[_Export]:
 def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[str, Any] | None:
     """Copies the best export to `winner/` and returns its stamp; None if nothing was exported.
 
-    With `chosen`, the best export of that configuration.
+    With `chosen`, the best export of that configuration. One that is damaged is passed over.
     """
-    ranked = exports(run, objective)
+    ranked = _all_exports(run, objective)
     if chosen is not None:
         ranked = [item for item in ranked if configuration(item[1]) == chosen]
+    while ranked and not is_whole(ranked[0][0]):
+        print(f"warning: {ranked[0][0]} is damaged; the next best export is taken", flush=True)
+        ranked.pop(0)
     if not ranked:
         return None
     folder, stamp = ranked[0]
     part, old = run / ".winner.part", run / ".winner.old"
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part)
+    with leaving_no_part(part):
+        shutil.copytree(folder, part)
     shutil.rmtree(old, ignore_errors=True)
     if (run / "winner").exists():
         (run / "winner").replace(old)

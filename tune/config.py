@@ -24,7 +24,7 @@ Metric = Literal[
 class SamplerConfig(Part):
     name: Literal["tpe", "cmaes", "gp", "random", "grid"] = "tpe"
     """Optuna's sampler, or `grid`: all points, one after the other."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     """With `resources.at_once: 1` on a CPU the same seed proposes the same trials again; with
     more at once the order in which trials end decides too."""
 
@@ -35,7 +35,7 @@ class StoppingConfig(Part):
     of the others' running means, or not at all."""
     metric: Metric = "eval/nll"
     """What is compared: smoother than the objective, so that fewer are stopped by noise."""
-    grace_pairs: int = Field(64, ge=1)
+    grace_pairs: int = Field(64, ge=1, le=10**9)
     """No trial is stopped before; ASHA's first rung."""
     reduction: int = Field(3, ge=2)
     """At each rung one in so many goes on; rungs lie at grace_pairs times its powers."""
@@ -55,7 +55,7 @@ class StoppingConfig(Part):
 
 
 class ResourcesConfig(Part):
-    cpus: float = Field(1, gt=0)
+    cpus: float = Field(1, gt=0, le=1024)
     """CPUs of one trial."""
     gpus: float = Field(0, ge=0)
     """GPUs of one trial: 0, a fraction, or 1."""
@@ -73,7 +73,7 @@ class ResourcesConfig(Part):
 
 
 class BudgetConfig(Part):
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0, le=100_000)
     """Wall-clock hours of the search, all its sittings together."""
     failures_in_a_row: int = Field(5, ge=1)
     """After so many failed trials without one that did not, the search stops."""
@@ -121,9 +121,9 @@ class HubConfig(Part):
 
 
 class ConfirmConfig(Part):
-    finalists: int = Field(3, ge=1)
+    finalists: int = Field(3, ge=1, le=1000)
     """How many of the best configurations are trained again."""
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, le=1000)
     """How often each, with other seeds than the search's; their mean decides."""
     evaluate: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     """package.module:function of your own: takes the folder of a finalist's best run, as `winner/`
@@ -152,7 +152,7 @@ class SearchConfig(TrainConfig):
     """Dotted paths into the trial's config, and what each may be."""
     points: list[Point] = []
     """Tried first; axes left out are drawn."""
-    trials: int | None = Field(None, ge=1)
+    trials: int | None = Field(None, ge=1, le=1_000_000)
     """How many; a grid is tried whole by default."""
     objective: Metric = "eval/accuracy"
     """By which the winner is picked; ties go to the lower eval/drift."""
@@ -169,7 +169,7 @@ class SearchConfig(TrainConfig):
     """Of one trial."""
     budget: BudgetConfig = BudgetConfig()
     """When one is spent no trial starts and running ones stop at their next report."""
-    keep_best: int = Field(3, ge=1)
+    keep_best: int = Field(3, ge=1, le=1000)
     """How many exported trials stay on disk."""
     storage: str | None = None
     """Where Optuna's study is kept for Optuna's own tools: a database's URL, or the path of a

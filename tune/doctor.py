@@ -95,11 +95,11 @@ def memory_bytes(config: SearchConfig) -> int:
 
 
 def disk_bytes(config: SearchConfig) -> int:
-    """The most that a search holds: k best exports, the winner, and running trials' states."""
+    """The most that a search holds: k best exports, the winner, two states of each running trial."""
     weights = model.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
-    return (config.exports_kept + 2) * exported + min(at_once, config.total_trials) * 3 * exported
+    return (config.exports_kept + 2) * exported + min(at_once, config.total_trials) * 6 * exported
 
 
 def examine(config: SearchConfig | None) -> Iterator[str]:

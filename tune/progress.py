@@ -38,10 +38,14 @@ class Progress:
             self._stream.flush()
 
     def ended(self, record: TrialRecord) -> None:
-        """Says how one trial ended, above the live line."""
+        """Says how one trial ended."""
+        self.say(self._trial_line(record))
+
+    def say(self, line: str) -> None:
+        """Writes a line above the live one."""
         if self._stream.isatty():
             self._stream.write("\r\033[K")
-        self._stream.write(self._trial_line(record) + "\n")
+        self._stream.write(line + "\n")
         self._stream.flush()
         self.update()
 

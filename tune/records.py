@@ -58,6 +58,8 @@ class TrialRecord(Document):
     held_out: list[float] = []
     """The objective for each held-out pair, at the best report: two trials that saw the same pairs
     are compared pair by pair."""
+    micro_batch: int | None = None
+    """How many pairs went through the model at once, if not a whole batch."""
     reference_pairs: int = 0
     """Pairs whose reference log-probs this trial's process computed before it began."""
 
@@ -104,6 +106,8 @@ class Records:
         self.objective = objective
         self.trials = {record.id: record for record in read_records(folder)}
         self.run = Sittings.model_validate_json((folder / "run.json").read_text())
+        self.unwritten: OSError | None = None
+        """Why a record could not be written: what is on disk is the truth, not what is here."""
 
     def begin_sitting(self) -> None:
         now = time.time()
@@ -157,6 +161,7 @@ class Records:
         reference_pairs: int,
         began: float,
         held_out: list[float] | None = None,
+        micro_batch: int | None = None,
     ) -> bool:
         """Adds a report; False if the trial had one at these pairs_seen before, which it replaces.
 
@@ -173,6 +178,7 @@ class Records:
                     "curve": [*earlier, report],
                     "metrics": best,
                     "held_out": (held_out or []) if best is report else record.held_out,
+                    "micro_batch": micro_batch,
                     "began": record.began or began,
                     "seconds": record.seconds + seconds,
                     "reference_pairs": record.reference_pairs + reference_pairs,
@@ -215,13 +221,19 @@ class Records:
 
     def _write(self, record: TrialRecord) -> TrialRecord:
         self.trials[record.id] = record
-        write_atomically(
-            self.folder / "trials" / f"{record.id}.json", json.dumps(record.model_dump(), indent=1)
-        )
+        content = json.dumps(record.model_dump(), indent=1)
+        self._write_file(self.folder / "trials" / f"{record.id}.json", content)
         return record
 
     def _write_run(self) -> None:
-        write_atomically(self.folder / "run.json", self.run.model_dump_json(indent=1))
+        self._write_file(self.folder / "run.json", self.run.model_dump_json(indent=1))
+
+    def _write_file(self, path: Path, content: str) -> None:
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            self.unwritten = error
+            raise
 
 
 def create_run(folder: Path, prepared: Path, device: str) -> None:

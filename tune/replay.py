@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_train.config import InputError
+from dpo_train.config import InputError, override
 from dpo_train.session import Diverged, open_session
 from tune.records import Report, find_run
 from tune.runs import opened
@@ -63,7 +63,10 @@ def replay(
         # As many as Ray gave the trial: sums are split by the threads.
         torch.set_num_threads(max(1, int(config.resources.cpus)))
     prepared = Path(records.run.prepared)
-    session = open_session(config.trial(record.config), prepared, records.run.device)
+    asked = config.trial(record.config)
+    if record.micro_batch:
+        asked = override(asked, {"optim.micro_batch_size": record.micro_batch})
+    session = open_session(asked, prepared, records.run.device)
     worst = (0.0, "", 0)
     try:
         for then in record.curve:

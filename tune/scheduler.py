@@ -23,6 +23,7 @@ from dpo_train.config import one_line
 from dpo_train.metrics import MODES
 from tune import checkpoints
 from tune.config import SearchConfig
+from tune.halt import Halt
 from tune.judging import Judging, is_task
 from tune.progress import Progress
 from tune.records import Records, State, TrialRecord
@@ -47,6 +48,7 @@ class SearchScheduler(FIFOScheduler):
         judging: Judging,
         progress: Progress,
         most_pairs: int,
+        halt: Halt,
     ) -> None:
         super().__init__()
         self._config = config
@@ -54,6 +56,7 @@ class SearchScheduler(FIFOScheduler):
         self._searcher = searcher
         self._judging = judging
         self._progress = progress
+        self._halt = halt
         self._rungs = _rungs(config, most_pairs)
         self._known: set[str] = set()
         self.input_error = ""
@@ -69,6 +72,8 @@ class SearchScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         trial_id = trial.config["trial"]
         report = self._record(trial_id, result)
+        # Tune gives a trial up after so many deaths: of those, only what follows no progress.
+        trial.run_metadata.num_failures = 0
         if self._searcher.spent() or self._searcher.inbox.stops(trial_id):
             return str(TrialScheduler.STOP)
         if self._confirms(trial_id):
@@ -86,6 +91,9 @@ class SearchScheduler(FIFOScheduler):
             self._searcher.stop_reason = self._searcher.budget_spent = "the input is wrong"
             self._records.end(trial_id, "pending")
             return
+        if ended == "no room":  # the trial has not ended: it goes on from its last saved state
+            self._halt.reason = result["error"]
+            return
         if ended == "finished":
             report = self._record(trial_id, result)
             if not self._confirms(trial_id):
@@ -94,7 +102,9 @@ class SearchScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if trial.status == Trial.ERROR:
-            return  # Tune says so of a process that died and is tried again from its saved state
+            # Tune says so of a process that died and is tried again from its saved state.
+            self._progress.say(f"{trial.config['trial']}: its process died; it goes on in another")
+            return
         lines = str(trial.get_error() or "its process died").strip().splitlines()
         error = one_line(lines[-1], 300)
         if is_task(trial.config["trial"]):
@@ -120,7 +130,10 @@ class SearchScheduler(FIFOScheduler):
             result["reference_pairs"],
             result["began"],
             json.loads(result["held_out"]),
+            result["micro_batch"],
         )
+        if result["note"]:
+            self._progress.say(f"{trial_id}: {result['note']}")
         if is_new and not self._confirms(trial_id):
             self._searcher.report(
                 trial_id, int(report["pairs_seen"]), report[self._config.objective]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train import data, model, reference
-from dpo_train.config import InputError
+from dpo_train.config import InputError, one_line
 from tune import checkpoints, doctor, runs
 from tune.config import SearchConfig, check, load_search
 from tune.environment import describe
@@ -43,10 +44,10 @@ _RAY_ENVIRONMENT = {
 
 
 class Interrupted(Exception):
-    """The search was interrupted; the message says how it goes on."""
+    """The search was interrupted; the message says why and how it goes on."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"interrupted; to go on: dpo-tune resume {folder}")
+    def __init__(self, folder: Path, reason: str = "interrupted") -> None:
+        super().__init__(f"{reason}; to go on: dpo-tune resume {folder}")
         self.folder = folder
 
 
@@ -122,13 +123,23 @@ def current_results(run_folder: str | Path) -> Results:
 
 
 def _go_on(folder: Path) -> Results:
+    try:
+        return _to_the_end(folder)
+    except OSError as error:  # a disk that is full, or gone; what was written is whole
+        raise Interrupted(folder, one_line(error)) from error
+
+
+def _to_the_end(folder: Path) -> Results:
     config, records = runs.opened(folder)
     if runs.is_finished(folder):
         return _publish(load_results(folder), config)
     if config.trainer != "simulated":
         find_prepared(config, records)
     for record in records.open_trials():
-        records.reopen(record.id, max(checkpoints.saved_pairs(folder, record.id), default=0))
+        saved, told = checkpoints.last_whole_state(folder, record.id)
+        if told:
+            print(f"warning: {record.id}: {told}", flush=True)
+        records.reopen(record.id, saved)
     records.begin_sitting()
     tracker = Tracker(folder, config.wandb)
     try:
@@ -166,17 +177,21 @@ def _search(config: SearchConfig, records: Records) -> Results:
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune import with_resources as on
 
+        from tune.halt import Halt, Halted
         from tune.judging import Judging
         from tune.progress import Progress
         from tune.scheduler import SearchScheduler
         from tune.searcher import StudySearcher
         from tune.trainable import DpoTrial
 
+        # Of a process that died Tune would print a traceback; the scheduler says it in a line.
+        logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
         progress = Progress(records, config.total_runs)
         judging = Judging(config, records)
         searcher = StudySearcher(config, records, judging, progress, partial(_places, config))
         most_pairs = _most_pairs(config, records)
-        scheduler = SearchScheduler(config, records, searcher, judging, progress, most_pairs)
+        halt = Halt(records)
+        scheduler = SearchScheduler(config, records, searcher, judging, progress, most_pairs, halt)
         tuner = Tuner(
             on(DpoTrial, {"cpu": config.resources.cpus, "gpu": config.resources.gpus}),
             tune_config=TuneConfig(
@@ -193,10 +208,17 @@ def _search(config: SearchConfig, records: Records) -> Results:
                 verbose=0,
                 failure_config=FailureConfig(max_failures=3),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                stop=halt,
             ),
         )
         with keep_fresh(records.folder, lambda: assemble(config, records, None, {}, "")):
-            tuner.fit()
+            try:
+                tuner.fit()
+            except Exception as error:
+                if not (isinstance(error, Halted) or records.unwritten):
+                    raise
+                reason = str(error) if isinstance(error, Halted) else one_line(records.unwritten)
+                raise Interrupted(records.folder, reason) from error
         progress.close()
         records.touch()
         if scheduler.input_error:

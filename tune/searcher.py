@@ -79,6 +79,7 @@ class StudySearcher(Searcher):
             "point": record.config,
             "weights": self.inbox.weights(record),
             "confirms": record.confirms,
+            "micro_batch": record.micro_batch,
             "run": str(self._records.folder.absolute()),
         }
 

@@ -12,14 +12,15 @@ from typing import Any
 import ray
 from ray.tune import Trainable
 
-from dpo_train.config import InputError, one_line
+from dpo_train.config import InputError, TrainConfig, one_line, override
 from dpo_train.model import forget_base
-from dpo_train.session import Diverged, Session, open_session
+from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with_less_at_once
 from tune import checkpoints
 from tune.config import SearchConfig, load_search
 from tune.judging import EVALUATING, JUDGING
 from tune.own_evaluation import ask
 from tune.records import Objective, Report, Sittings
+from tune.room import NoRoom
 
 _Search = tuple[SearchConfig, Sittings]
 
@@ -29,6 +30,8 @@ class DpoTrial(Trainable):
 
     Nothing is raised that trying again would not mend: Tune retries what is raised.
     """
+
+    _trial: TrainConfig
 
     def setup(self, config: dict[str, Any]) -> None:
         # Opening waits for the first step: Tune may set up a process for a trial that it then
@@ -51,18 +54,17 @@ class DpoTrial(Trainable):
         if self._asked["trial"].startswith(EVALUATING):
             return self._evaluate()
         began = time.time()
+        self._note = ""
         try:
-            if self._session is None:
-                self._open()
+            report = self._advance()
             assert self._session is not None
-            self._save_if_due()
-            report = self._session.advance()
             self._offer_export(report)
         except Exception as error:
             return self._failure(error)
         self._pairs_seen = int(report["pairs_seen"])
         held_out = self._session.held_out.get(self._search.objective, [])
         finished = self._pairs_seen >= self._session.pairs_total
+        at_once = self._trial.optim.pairs_at_once
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
             self._close()
@@ -72,19 +74,45 @@ class DpoTrial(Trainable):
             "seconds": time.time() - began,
             "reference_pairs": reference_pairs,
             "held_out": json.dumps(held_out),
+            "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
+            "note": self._note,
             "ended": "finished" if finished else "",
             "done": finished,
         }
 
-    def _open(self) -> None:
+    def _advance(self) -> Report:
+        """To the next evaluation; with fewer pairs at once where memory does not hold them."""
+        if self._session is None:
+            self._begin()
+            self._open()
+        while True:
+            assert self._session is not None
+            try:
+                self._save_if_due()
+                return self._session.advance()
+            except OutOfMemory:
+                self._close()
+                forget_base()
+                self._trial = with_less_at_once(self._trial)
+                at_once = self._trial.optim.pairs_at_once
+                self._note = f"out of memory: it goes on with {at_once} pairs at once"
+                self._open()
+
+    def _begin(self) -> None:
         self._id = str(self._asked["trial"])
         self._point: dict[str, Any] = self._asked["point"]
+        self._sittings = self._find_run()
+        self._trial = self._search.trial(self._point)
+        if self._asked["micro_batch"]:
+            less = {"optim.micro_batch_size": self._asked["micro_batch"]}
+            self._trial = override(self._trial, less)
+
+    def _open(self) -> None:
         self._saved_at = time.monotonic()
         self._pairs_seen, self._reference_pairs = 0, 0
-        run = self._find_run()
-        trial = self._search.trial(self._point)
+        run = self._sittings
         try:
-            self._session = open_session(trial, Path(run.prepared), run.device)
+            self._session = open_session(self._trial, Path(run.prepared), run.device)
         except Exception:
             forget_base()  # the one that stays in this process may carry half of an adapter
             raise
@@ -129,11 +157,12 @@ class DpoTrial(Trainable):
 
     def _go_on_from_saved_state(self) -> None:
         assert self._session is not None
-        saved = checkpoints.saved_pairs(self._run, self._id)
-        checkpoints.drop_later_exports(self._run, self._id, max(saved, default=0))
+        saved, told = checkpoints.last_whole_state(self._run, self._id)
+        self._note = told or self._note
+        checkpoints.drop_later_exports(self._run, self._id, saved)
         if saved:
-            self._pairs_seen = saved[-1]
-            self._session.restore(checkpoints.saved_session(self._run, self._id, saved[-1]))
+            self._pairs_seen = saved
+            self._session.restore(checkpoints.saved_session(self._run, self._id, saved))
 
     def _offer_export(self, report: Report) -> None:
         assert self._session is not None
@@ -161,7 +190,9 @@ class DpoTrial(Trainable):
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         message = str(error)
-        if not isinstance(error, Diverged | InputError):
+        if isinstance(error, NoRoom):
+            return {"ended": "no room", "error": message, "done": True}
+        if not isinstance(error, Diverged | InputError | OutOfMemory):
             log = Path(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
             log.write_text(traceback.format_exc())
             message = f"{type(error).__name__}: {one_line(error, 300)} (trials/{log.name})"

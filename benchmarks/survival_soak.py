@@ -1,0 +1,122 @@
+"""A search under fire: a trial's process killed with -9 every few seconds, against one left alone.
+
+Prints what became of the trials and what the kills cost. `--trainer trl` trains the embedded model,
+whose processes take ten seconds to import what they need: kill them less often.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYTHONPATH"] = str(ROOT)
+
+SIMULATED = {
+    "trainer": "simulated",
+    "simulated": {"seconds_per_report": 0.5},
+    "optim": {"epochs": 1},
+    "resources": {"cpus": 0.25},
+    "eval_every_pairs": 64,
+}
+TRAINED = {
+    "trainer": "trl",
+    "data": {"limit": 200},
+    "resources": {"cpus": 1},
+    "eval_every_pairs": 32,
+}
+
+
+def search(trainer: str, trials: int) -> dict[str, Any]:
+    return {
+        **(SIMULATED if trainer == "simulated" else TRAINED),
+        "name": "soak",
+        "trials": trials,
+        "space": {"optim.learning_rate": {"log_uniform": [1e-5, 1e-3]}},
+        # Every trial trains to its end, so that one sees what was lost.
+        "stopping": {"name": "none"},
+        "save_every_minutes": 0,
+        "wandb": {"mode": "disabled"},
+    }
+
+
+def run(content: dict[str, Any], kill_every: float | None) -> dict[str, Any]:
+    """Seconds from the command to the end, how many processes were killed, and the trials."""
+    with tempfile.TemporaryDirectory() as folder:
+        yaml = Path(folder) / "soak.yaml"
+        yaml.write_text(json.dumps(content))  # JSON is YAML
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tune", "run", str(yaml)], cwd=folder, stdout=subprocess.DEVNULL
+        )
+        kills = 0
+        draw = random.Random(0)
+        while process.poll() is None:
+            time.sleep(kill_every or 1)
+            running = list(trial_processes(process.pid)) if kill_every else []
+            if running:
+                os.kill(draw.choice(running), signal.SIGKILL)
+                kills += 1
+        seconds = time.perf_counter() - began
+        results = json.loads((Path(folder) / "runs" / "soak" / "results.json").read_text())
+    return {"seconds": seconds, "kills": kills, "code": process.returncode, **results}
+
+
+def trial_processes(driver: int) -> Iterator[int]:
+    """Ray workers below a driver that started its own Ray."""
+    for raylet, command in children(driver):
+        if "raylet/raylet" in command:
+            for worker, title in children(raylet):
+                if "Agent" not in title and ("ray::" in title or "default_worker" in title):
+                    yield worker
+
+
+def children(pid: int) -> list[tuple[int, str]]:
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in path.read_text().split():
+            try:
+                title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:  # it ended just now
+                continue
+            found.append((int(child), title))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--every", type=float, default=5, help="seconds between two kills")
+    parser.add_argument("--trainer", choices=["simulated", "trl"], default="simulated")
+    options = parser.parse_args()
+    content = search(options.trainer, options.trials)
+    alone = run(content, None)
+    under_fire = run(content, options.every)
+    whole = alone["trials"][0]["curve"][-1]["pairs_seen"]
+    finished = [
+        trial
+        for trial in under_fire["trials"]
+        if trial["state"] == "finished" and trial["curve"][-1]["pairs_seen"] == whole
+    ]
+    print(f"{options.trials} trials, {options.trainer}, a process killed every {options.every:g} s")
+    print(f"finished           {len(finished)}")
+    print(f"processes killed   {under_fire['kills']}")
+    print(f"lost               {options.trials - len(finished)}")
+    spent = under_fire["seconds"] / alone["seconds"]
+    print(f"seconds            {under_fire['seconds']:.1f}, undisturbed {alone['seconds']:.1f}, "
+          f"ratio {spent:.2f}")  # fmt: skip
+    sys.exit(len(finished) != options.trials)
+
+
+if __name__ == "__main__":
+    main()

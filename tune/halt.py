@@ -1,0 +1,51 @@
+"""What ends a sitting before its time, so that the search goes on in another: a disk that is full,
+a record that can't be written, the machine's own part of Ray lost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray.tune import Stopper
+
+from dpo_train.config import one_line
+from tune.records import Records
+
+_POLL_SECONDS = 2.0
+
+
+class Halted(Exception):
+    """The message says why."""
+
+
+class Halt(Stopper):
+    """Asked by Tune at every turn of its loop; raises Halted there, where Tune ends all processes
+    and tells nobody that a trial has ended."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._looked = 0.0
+        self.reason = ""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        if error := self._records.unwritten:
+            self.reason = f"{self._records.folder} can't be written ({one_line(error)})"
+        elif time.monotonic() - self._looked > _POLL_SECONDS:
+            self._looked = time.monotonic()
+            if _is_cut_off():
+                # Ray's raylet ends when an agent beside it does, and a driver without one waits
+                # for ever.
+                self.reason = "Ray's processes on this machine ended"
+        if self.reason:
+            raise Halted(self.reason)
+        return False
+
+
+def _is_cut_off() -> bool:
+    import ray
+
+    mine = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == mine and not node["Alive"] for node in ray.nodes())
