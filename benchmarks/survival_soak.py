@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = str(ROOT)
 
 SIMULATED = {
     "trainer": "simulated",
-    "simulated": {"seconds_per_report": 0.5},
+    "simulated": {"seconds_per_report": 0.25},
     "optim": {"epochs": 1},
     "resources": {"cpus": 0.25},
     "eval_every_pairs": 64,

@@ -95,7 +95,7 @@ def memory_bytes(config: SearchConfig) -> int:
 
 
 def disk_bytes(config: SearchConfig) -> int:
-    """The most that a search holds: k best exports, the winner, two states of each running trial."""
+    """The most that a search holds: k best exports, the winner, two states a running trial."""
     weights = model.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
