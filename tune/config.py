@@ -151,7 +151,8 @@ class SearchConfig(TrainConfig):
     space: dict[str, Axis] = {}
     """Dotted paths into the trial's config, and what each may be."""
     points: list[Point] = []
-    """Tried first; axes left out are drawn."""
+    """Tried first; axes left out are drawn. In a YAML also `{from: runs/earlier, best: 5}`, the
+    points of an earlier search's best trials that lie in this space."""
     trials: int | None = Field(None, ge=1, le=1_000_000)
     """How many; a grid is tried whole by default."""
     objective: Metric = "eval/accuracy"
@@ -242,7 +243,14 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     content = read_yaml(path)
     if "name" not in content:
         content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)
-    return check(parse(SearchConfig, content, overrides or {}, str(path)))
+    earlier = content.get("points")
+    if not isinstance(earlier, dict):
+        return check(parse(SearchConfig, content, overrides or {}, str(path)))
+    from tune.earlier import best_points
+
+    config = parse(SearchConfig, {**content, "points": []}, overrides or {}, str(path))
+    points = best_points(earlier, config.space, config.objective)
+    return check(config.model_copy(update={"points": points}))
 
 
 def check(config: SearchConfig) -> SearchConfig:
