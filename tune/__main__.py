@@ -8,12 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-_DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUSHED, _INTERRUPTED = 0, 1, 2, 3, 130
+_DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed,
-    130 interrupted."""
+    """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed
+    or not served, 130 interrupted."""
     options = _parser().parse_args(arguments)
     # Imported late: `--help` answers at once.
     from dpo_train.config import InputError
@@ -188,13 +188,18 @@ def _finish(search: Any) -> int:
     if (folder / "report.html").exists():
         print(f"the report: {folder}/report.html")
     print(f"more trials: dpo-tune resume {folder} --trials +{max(8, len(results.trials) // 3)}")
-    if results.published is None:
-        return _DONE
-    if results.published.error:
+    code = _DONE
+    if results.published is not None and results.published.error:
         print(f"not pushed: {results.published.error}", file=sys.stderr)
-        return _NOT_PUSHED
-    print(f"pushed: {results.published.url}")
-    return _DONE
+        code = _NOT_PUBLISHED
+    elif results.published is not None:
+        print(f"pushed: {results.published.url}")
+    if results.served is not None and results.served.error:
+        print(f"not served: {results.served.error}", file=sys.stderr)
+        code = _NOT_PUBLISHED
+    elif results.served is not None:
+        print(f"it answers: {results.served.url}")
+    return code
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -275,7 +280,7 @@ def _push(options: argparse.Namespace) -> int:
         print(f"pushed: {push(options.run, options.branch, options.tag, **changes).url}")
     except PushFailed as error:
         print(f"not pushed: {error}", file=sys.stderr)
-        return _NOT_PUSHED
+        return _NOT_PUBLISHED
     return _DONE
 
 

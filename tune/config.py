@@ -141,6 +141,29 @@ class ConfirmConfig(Part):
         return self
 
 
+class ServeConfig(Part):
+    after: bool = False
+    """Whether a search ends by serving its winner on the Ray cluster that it ran on, in place of
+    what a config file had that cluster serve."""
+    host: str = "127.0.0.1"
+    """Where each node listens; 0.0.0.0 for others, who then need the cluster's SERVE_API_KEY."""
+    port: int = Field(8000, ge=1, le=65535)
+    gpus: float = Field(0, ge=0)
+    """Of a replica; a fraction shares one."""
+    min_replicas: int = Field(1, ge=0)
+    """0 gives everything back when nobody asks."""
+    max_replicas: int = Field(1, ge=1)
+    """Ray Serve adds replicas as requests queue."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas: {self.min_replicas} is more than max_replicas, {self.max_replicas}"
+            )
+        return self
+
+
 class SearchConfig(TrainConfig):
     """One experiment: what `dpo-tune run` reads. Has all that a trial's YAML has."""
 
@@ -181,6 +204,8 @@ class SearchConfig(TrainConfig):
     """What Weights & Biases is told, if anything."""
     hub: HubConfig = HubConfig()
     """Where the winner is published, if anywhere."""
+    serve: ServeConfig = ServeConfig()
+    """Whether the winner answers when the search has ended."""
 
     @property
     def folder(self) -> Path:

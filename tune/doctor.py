@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dpo_train import model
 from dpo_train.config import InputError
+from tune import deploy
 from tune.config import SearchConfig
 from tune.own_evaluation import refuse_missing
 
@@ -49,11 +50,14 @@ def refuse_impossible(config: SearchConfig) -> None:
             )
 
 
-def refuse_impossible_push(config: SearchConfig) -> str:
+def refuse_impossible_end(config: SearchConfig) -> str:
     """One line about the repository that the winner goes to; empty if it goes to none.
 
-    Raises InputError if it could not be pushed there: better now than after the search.
+    Raises InputError if it could not be pushed there, or not be served: better now than after the
+    search.
     """
+    if config.serve.after:
+        deploy.check(config)
     if config.hub.when == "never":
         return ""
     from tune import publish
@@ -108,7 +112,7 @@ def examine(config: SearchConfig | None) -> Iterator[str]:
     yield from _logins(config)
     if config is not None:
         yield from _needs(config)
-        if pushed := refuse_impossible_push(config):
+        if pushed := refuse_impossible_end(config):
             yield f"push         {pushed}"
 
 

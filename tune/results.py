@@ -57,6 +57,13 @@ class Publication(Document):
     error: str = ""
 
 
+class Deployment(Document):
+    """Where Ray Serve answers with the winner, or why it does not."""
+
+    url: str = ""
+    error: str = ""
+
+
 class Results(Document):
     """The content of results.json."""
 
@@ -85,6 +92,8 @@ class Results(Document):
     """`python`, `versions` of the libraries, and `hardware`: amounts by name, as Ray counts."""
     published: Publication | None = None
     """The last push of the winner, if one was tried."""
+    served: Deployment | None = None
+    """What Ray Serve was last asked to do with the winner."""
     _folder: Path = PrivateAttr(default=Path())
 
     @property

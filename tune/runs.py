@@ -20,7 +20,8 @@ from tune.records import ENDED, Objective, Records, read_records
 from tune.results import load_results
 
 PREPARED = ".prepared"
-_MAY_CHANGE = ("storage", "wandb", "hub", "confirm", "select")  # nothing of the trials themselves
+# Nothing of the trials themselves.
+_MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "select")
 
 
 @dataclass(frozen=True)

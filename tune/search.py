@@ -17,7 +17,7 @@ from typing import Any
 
 from dpo_train import data, model, reference
 from dpo_train.config import InputError, one_line
-from tune import checkpoints, doctor, runs
+from tune import checkpoints, deploy, doctor, runs
 from tune.config import SearchConfig, check, load_search
 from tune.environment import describe
 from tune.records import Records, create_run, find_run
@@ -62,7 +62,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     else:
         config = load_search(Path(search), overrides)
     doctor.refuse_impossible(config)
-    doctor.refuse_impossible_push(config)
+    doctor.refuse_impossible_end(config)
     folder = config.folder
     if runs.is_run(folder):
         runs.refuse_other_search(folder, config)
@@ -107,7 +107,7 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
                 )
             runs.write_yaml(folder, config.model_copy(update={"trials": trials}))
         if not runs.is_finished(folder):
-            doctor.refuse_impossible_push(config)
+            doctor.refuse_impossible_end(config)
         return _go_on(folder)
 
 
@@ -149,11 +149,11 @@ def _to_the_end(folder: Path) -> Results:
 
 
 def _publish(results: Results, config: SearchConfig) -> Results:
-    if config.hub.when == "never":
-        return results
-    from tune.publish import push_if_asked
+    if config.hub.when != "never":
+        from tune.publish import push_if_asked
 
-    return push_if_asked(results, config)
+        results = push_if_asked(results, config)
+    return deploy.deploy_if_asked(results, config)
 
 
 def find_prepared(config: SearchConfig, records: Records) -> None:

@@ -1,0 +1,118 @@
+"""The last step of a search: its winner is served by Ray Serve, on the cluster that it ran on.
+
+Writes a config file and lets Ray's own `serve deploy` do it; knows nothing of what answers.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from dpo_train.config import InputError, one_line
+from dpo_train.reference import write_atomically
+from tune.config import SearchConfig
+from tune.results import Deployment, Results, write_results
+
+CONFIG = "serve.yaml"
+"""In the run folder."""
+_MOST_SECONDS = 600.0
+"""Until the replicas must be there: a large model takes minutes to load."""
+
+
+def check(config: SearchConfig) -> None:
+    """Raises InputError if the winner could not be served: better now than after the search."""
+    if config.trainer == "simulated":
+        raise InputError("serve.after: simulated trials leave no model; leave it out")
+    address = _dashboard()
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # it is there, and asks for a token that Ray's command has
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"serve.after: no Ray cluster answers at {address} ({one_line(error)}); start one with "
+            "`ray start --head`, or say where it is with RAY_DASHBOARD_ADDRESS"
+        ) from None
+
+
+def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
+    """Serves the winner as `serve.after` says, and notes where, or what went wrong: that costs the
+    serving, not the search that was paid."""
+    if not config.serve.after or results.winner is None:
+        return results
+    if results.served is not None and not results.served.error:
+        return results
+    path = results.folder / CONFIG
+    yaml, stream = YAML(), io.StringIO()
+    yaml.dump(_content(results.folder, config), stream)
+    write_atomically(path, stream.getvalue())
+    try:
+        _serve("deploy", str(path.absolute()))
+        _wait_until_running(config.name)
+        served = Deployment(url=f"http://{config.serve.host}:{config.serve.port}")
+    except _Failed as error:
+        served = Deployment(error=f"{error}; to try again: serve deploy {path}")
+    results = results.model_copy(update={"served": served}).at(results.folder)
+    write_results(results.folder, results)
+    return results
+
+
+class _Failed(Exception):
+    """Of Ray's command; one line."""
+
+
+def _content(folder: Path, config: SearchConfig) -> dict[str, Any]:
+    asked = config.serve
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": asked.host, "port": asked.port},
+        "applications": [
+            {
+                "name": config.name,
+                "route_prefix": "/",
+                "import_path": "serve.app:build",
+                "args": {
+                    "model": f"{config.name}={(folder / 'winner').absolute()}",
+                    "gpus": asked.gpus,
+                    "min_replicas": asked.min_replicas,
+                    "max_replicas": asked.max_replicas,
+                },
+            }
+        ],
+    }
+
+
+def _dashboard() -> str:
+    """As Ray's own command finds it."""
+    return os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265").rstrip("/")
+
+
+def _serve(*arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "serve"), *arguments, "--address", _dashboard()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        told = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise _Failed(f"`serve {arguments[0]}` failed: {one_line(told[-1], 300)}")
+    return done.stdout
+
+
+def _wait_until_running(name: str) -> None:
+    deadline = time.monotonic() + _MOST_SECONDS
+    while time.monotonic() < deadline:
+        told = YAML(typ="safe", pure=True).load(_serve("status")) or {}
+        application = told.get("applications", {}).get(name, {})
+        if application.get("status") == "RUNNING":
+            return
+        if application.get("status") == "DEPLOY_FAILED":
+            raise _Failed(one_line(application.get("message", "it did not start"), 300))
+        time.sleep(1)
+    raise _Failed(f"no replica was ready in {_MOST_SECONDS:.0f} seconds; see `serve status`")
