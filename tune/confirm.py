@@ -59,7 +59,7 @@ class Confirmation(Document):
     finalists: list[Finalist]
     """The best first."""
     searched_test: dict[str, Any] = {}
-    """The test split's numbers of `searched`, if it is not the run whose weights won."""
+    """The test split's numbers of `searched`, before its seeds were tried."""
 
 
 @dataclass(frozen=True)

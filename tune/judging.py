@@ -79,8 +79,10 @@ class Judging:
         self.verdict = json.loads(result.get("verdict", "{}"))
         if not self.verdict:
             print(f"warning: the winner could not be judged on test: {result['error']}", flush=True)
-        elif self.confirmation is not None:
-            self.confirmation.searched_test = self.verdict.get("searched", self.verdict["test"])
+        elif self.confirmation is not None and self.stamp is not None:
+            is_same = self.stamp["trial"] == self.confirmation.searched
+            told = self.verdict["test"] if is_same else self.verdict.get("searched", {})
+            self.confirmation.searched_test = told
 
     def _end_evaluation(self, run_id: str, result: dict[str, Any]) -> None:
         self._evaluating.remove(run_id)

@@ -219,7 +219,8 @@ def _search(config: SearchConfig, records: Records) -> Results:
                     raise
                 reason = str(error) if isinstance(error, Halted) else one_line(records.unwritten)
                 raise Interrupted(records.folder, reason) from error
-        progress.close()
+            finally:
+                progress.close()
         records.touch()
         if scheduler.input_error:
             raise InputError(scheduler.input_error)

@@ -101,6 +101,7 @@ class DpoTrial(Trainable):
     def _begin(self) -> None:
         self._id = str(self._asked["trial"])
         self._point: dict[str, Any] = self._asked["point"]
+        self._reference_pairs = 0
         self._sittings = self._find_run()
         self._trial = self._search.trial(self._point)
         if self._asked["micro_batch"]:
@@ -109,14 +110,14 @@ class DpoTrial(Trainable):
 
     def _open(self) -> None:
         self._saved_at = time.monotonic()
-        self._pairs_seen, self._reference_pairs = 0, 0
+        self._pairs_seen = 0
         run = self._sittings
         try:
             self._session = open_session(self._trial, Path(run.prepared), run.device)
         except Exception:
             forget_base()  # the one that stays in this process may carry half of an adapter
             raise
-        self._reference_pairs = getattr(self._session, "reference_pairs", 0)
+        self._reference_pairs += getattr(self._session, "reference_pairs", 0)
         if self._asked["weights"]:
             self._session.start_from(self._run / self._asked["weights"])
         self._go_on_from_saved_state()
