@@ -1,17 +1,20 @@
-"""What the server goes through on Ray Serve: thousands of requests, some broken, some left in the
-middle; a new model under load; a replica killed under load.
+"""What the server goes through: thousands of requests, some broken, some left in the middle; and on
+Ray Serve a new model under load, a replica killed under load.
 
 `--only` runs a part; RESULTS.md keeps what was seen. The embedded sample, one thread a replica.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 import httpx  # noqa: E402
+import psutil  # noqa: E402
 import ray  # noqa: E402
 from ray import serve as ray_serve  # noqa: E402
 
@@ -91,14 +95,25 @@ class Load:
         return status
 
 
+@contextlib.contextmanager
+def on_ray() -> Iterator[None]:
+    ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR",
+             include_dashboard=False)  # fmt: skip
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def deploy(**options: Any) -> None:
     given = {"model": f"sample={sample.MODEL}", "cpus": 0.5, **options}
     ray_serve.run(build(given), route_prefix="/")
 
 
 def replicas() -> list[int]:
-    found = subprocess.run(["pgrep", "-f", "ray::ServeReplica"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+    ours = psutil.Process().children(recursive=True)
+    return [one.pid for one in ours if " ".join(one.cmdline()).startswith("ray::ServeReplica")]
 
 
 def resident(pid: int) -> int:
@@ -107,18 +122,27 @@ def resident(pid: int) -> int:
 
 
 def soak() -> None:
-    deploy()
-    began = time.monotonic()
-    load = Load(CLIENTS, unruly=True, most=REQUESTS)
-    load.wait(1000)
-    early = resident(replicas()[0])
-    load.wait()
-    late = resident(replicas()[0])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "serve", "sample", "--port", str(PORT)], stdout=subprocess.DEVNULL
+    )
+    try:
+        time.sleep(1)
+        httpx.get(CHAT, timeout=60)  # its socket is there before the model: it waits
+        began = time.monotonic()
+        load = Load(CLIENTS, unruly=True, most=REQUESTS)
+        load.wait(1000)
+        early = resident(server.pid)
+        load.wait()
+        late = resident(server.pid)
+    finally:
+        server.terminate()
+        server.wait()
     print(f"soak: {load.count} requests in {time.monotonic() - began:.0f} s: {dict(load.statuses)}")
     print(f"soak: resident {early} MB after 1,000 requests, {late} MB at the end "
           f"({late / early - 1:+.1%})")  # fmt: skip
 
 
+@on_ray()
 def swap() -> None:
     deploy()
     load = Load(4, unruly=False)
@@ -138,6 +162,7 @@ def swap() -> None:
     )
 
 
+@on_ray()
 def kill() -> None:
     deploy(min_replicas=2, max_replicas=2)
     load = Load(8, unruly=False)
@@ -159,12 +184,7 @@ def main() -> None:
     parser.add_argument("--only", choices=parts, nargs="*", default=list(parts))
     names = parser.parse_args().only
     for name in names:
-        ray.init(num_cpus=4, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        try:
-            parts[name]()
-        finally:
-            ray.shutdown()
+        parts[name]()
 
 
 if __name__ == "__main__":
