@@ -41,6 +41,8 @@ LOSSES = (
 COUPLED_LOSSES = ("aot", "aot_unpaired", "sft")
 """Those that sort a batch's rows, or take a mean over all its tokens: of two halves of a batch the
 mean is not that of the whole."""
+NOT_PACKED = ("aot", "aot_unpaired")
+"""They sort over a batch, so a pair has no loss of its own."""
 
 
 class InputError(ValueError):
@@ -154,7 +156,8 @@ class DpoConfig(Part):
     beta: float = Field(0.1, gt=0, le=1000)
     """How strongly the policy is held to the reference (tau for ipo)."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """For robust, exo_pair and aot: the share of labels taken to be flipped."""
+    """For robust, exo_pair and aot, and under `trainer: packed` for sigmoid: the share of labels
+    taken to be flipped. TRL's sigmoid knows none."""
     discopop_tau: float = Field(0.05, gt=0)
     """For discopop: temperature of the modulation."""
 
@@ -218,8 +221,9 @@ class TrainConfig(Part):
     """The base model, and so the reference."""
     data: DataConfig = DataConfig()
     """The preference pairs."""
-    trainer: Literal["trl", "simulated"] = "trl"
-    """`trl` trains with TRL's DPOTrainer; `simulated` follows a curve and needs no torch."""
+    trainer: Literal["trl", "packed", "simulated"] = "trl"
+    """`trl` trains with TRL's DPOTrainer; `packed` trains many LoRA trials in one step;
+    `simulated` follows a curve and needs no torch."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     dpo: DpoConfig = DpoConfig()
@@ -240,6 +244,17 @@ class TrainConfig(Part):
                 "model.dtype: bfloat16 weights can't be trained in full (at learning rate 1e-5 "
                 "most updates round to nothing); type float32, on a GPU the computing is in "
                 "bfloat16 all the same, or add `lora: {}`"
+            )
+        if self.trainer == "packed" and self.lora is None:
+            raise ValueError(
+                "trainer: packed trains adapters over one frozen base; add `lora: {}`, or type "
+                "`trainer: trl` to train all weights"
+            )
+        unpacked = [name for name in self.dpo.losses if name in NOT_PACKED]
+        if self.trainer == "packed" and unpacked:
+            raise ValueError(
+                f"dpo.loss: {', '.join(unpacked)} is not packed (it compares the pairs of a "
+                "batch); type `trainer: trl`, or another loss"
             )
         if self.optim.batch_size > self.eval_every_pairs:
             raise ValueError(

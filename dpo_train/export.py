@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,31 @@ def write(
     model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, folder: Path
 ) -> None:
     """Writes the folder whole or not at all: an older one stays until the new one is complete."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    if config.lora is None:
-        model.save_pretrained(part)
-    else:
+
+    def save(part: Path) -> None:
+        if config.lora is None:
+            model.save_pretrained(part)
+            return
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = config.model.id
             adapter.revision = config.model.revision
         # Otherwise PEFT asks the Hub whether the vocabulary grew.
         model.save_pretrained(part, save_embedding_layers=False)
+
+    write_around(save, tokenizer, config, folder)
+
+
+def write_around(
+    save_weights: Callable[[Path], None],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    folder: Path,
+) -> None:
+    """The same for weights that `save_weights` writes into a folder."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_weights(part)
     (part / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     tokenizer.save_pretrained(part)
     manifest = {

@@ -9,6 +9,7 @@ import gc
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,11 +126,16 @@ class WarmBase:
     tokenizer: PreTrainedTokenizerBase
     pristine: dict[str, Any] | None
     """CPU copies of the weights, made when the first full fine-tuning is about to change them."""
+    undo: Callable[[], None] | None = None
+    """What takes back that a borrower changed in the model beside its weights."""
 
     def fresh(self, trained_in_full: bool) -> PreTrainedModel:
         """The model with the base's own weights, as if just loaded."""
         import torch
 
+        if self.undo is not None:
+            self.undo()
+            self.undo = None
         # TRL and accelerate wrap `forward` on the instance, once more for every trainer.
         for wrapper in ("forward", "_original_forward"):
             self.model.__dict__.pop(wrapper, None)

@@ -74,6 +74,10 @@ def open_session(config: TrainConfig, prepared: Path, device: str) -> Session:
         from dpo_train.simulated import SimulatedSession
 
         return SimulatedSession(config)
+    if config.trainer == "packed":
+        from dpo_train.packed import PackedSession
+
+        return PackedSession(config, prepared, device)
     from dpo_train.trl_session import TrlSession
 
     return TrlSession(config, prepared, device)

@@ -129,16 +129,21 @@ def test_a_second_trial_in_a_process_has_the_first_ones_numbers(
 def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
 ) -> None:
-    trial = config(small_config, lora=lora, optim__epochs=2)
-    whole = [numbers(report) for report in curve(trial, small_prepared)]
-    session = open_session(trial, small_prepared, "cpu")
+    goes_on_to_the_last_bit(
+        config(small_config, lora=lora, optim__epochs=2), small_prepared, tmp_path
+    )
+
+
+def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
+    whole = [numbers(report) for report in curve(trial, prepared)]
+    session = open_session(trial, prepared, "cpu")
     begun = [numbers(session.advance()) for _ in range(3)]
-    session.save(tmp_path / "state")
+    session.save(folder / "state")
     begun.append(numbers(session.advance()))  # saving disturbs nothing
     session.close()
     assert begun == whole[:4]
-    restored = open_session(trial, small_prepared, "cpu")
-    restored.restore(tmp_path / "state")
+    restored = open_session(trial, prepared, "cpu")
+    restored.restore(folder / "state")
     rest = [numbers(restored.advance()) for _ in range(len(whole) - 3)]
     restored.close()
     assert rest == whole[3:]

@@ -1,0 +1,252 @@
+"""The engine: a step of all trials of a pack in one forward and backward, and their evaluations.
+
+Driven by one thread at a time. Trials join and leave between two calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpo_train import metrics, model, reference
+from dpo_train.config import InputError, LoraConfig, ModelConfig, TrainConfig
+from dpo_train.packed import adapters
+from dpo_train.packed.adapters import Layer, Layout
+from dpo_train.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
+from dpo_train.packed.linear import StackedLinear
+from dpo_train.packed.losses import PairScores, pair_losses
+from dpo_train.packed.pack import Pack
+from dpo_train.packed.rows import Rows, collate, lay_out_all
+from dpo_train.packed.trial import PackedTrial
+from dpo_train.session import OutOfMemory
+
+_TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""By how many nats a token the packed forward may differ from the prepared reference pass, by the
+type in which it is computed."""
+
+
+class Split:
+    """The pairs of a prepared split, and the reference's log-probs: (pairs, 2), chosen first."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.columns = columns
+        self.pairs = lay_out_all(columns)
+        reference = columns["ref_chosen_logps"], columns["ref_rejected_logps"]
+        self.reference = np.stack(reference, axis=1)
+        self.tokens = np.array([[p.chosen_tokens, p.rejected_tokens] for p in self.pairs], float)
+
+
+class Engine:
+    """A base with the adapters of many trials."""
+
+    def __init__(self, base: ModelConfig, prepared: Path, device: str) -> None:
+        data = reference.prepare(prepared)
+        self.reference_pairs = data.computed_pairs
+        warm = model.load_base(base, device)
+        self.tokenizer = warm.tokenizer
+        self._base = warm.fresh(trained_in_full=False).eval().requires_grad_(False)
+        self._base.set_attn_implementation(ATTENTION)
+        warm.undo = self.close
+        self.is_closed = False
+        self._device = device
+        self._train, self._eval = (Split(data.split(name)[:]) for name in ("train", "eval"))
+        self._layers: dict[str, tuple[Layer, ...]] = {}
+        self._stacks: dict[Layer, StackedLinear] = {}
+        self._packs: list[Pack] = []
+        self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
+        self.tokens_per_forward = _TOKENS_PER_FORWARD[device]
+        """Bounds the memory of a pass; lowered when it runs out."""
+        self._refuse_other_architectures()
+
+    def join(self, config: TrainConfig) -> PackedTrial:
+        """A new trial, which trains when it is named to `step`."""
+        assert config.lora is not None
+        layout = Layout(self._adapted_layers(config.lora), config.lora.r)
+        return PackedTrial(config, layout, len(self._train.pairs), self._device)
+
+    def close(self) -> None:
+        """Leaves the base as it was; its next borrower sees to it too."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._packs.clear()
+        for stack in self._stacks.values():
+            stack.remove()
+        self._base.set_attn_implementation("sdpa")
+
+    def step(self, trials: Sequence[PackedTrial]) -> None:
+        """Computes for each trial the next part of its step, and updates those whose step it ends.
+
+        Memory that runs out lowers the tokens of a pass for good. No trial may be due.
+        """
+
+        def steps() -> None:
+            for pack in self._packs_of(trials):
+                self._step(pack)
+
+        if not self._fits(steps):
+            for trial in trials:
+                trial.rewind()
+
+    def evaluate(self, trials: Sequence[PackedTrial]) -> list[dict[str, metrics.Floats] | None]:
+        """Each held-out metric's value for each pair, with `loss` the trial's own, for each trial;
+        of all in the same passes. None where a log-prob is no number."""
+        scores: list[np.ndarray[Any, Any]] = []
+
+        def score() -> None:
+            scores[:] = [each for pack in self._packs_of(trials) for each in self._held_out(pack)]
+
+        while not self._fits(score):
+            pass
+        return [self._values(trial, logps) for trial, logps in zip(trials, scores, strict=True)]
+
+    def _step(self, pack: Pack) -> None:
+        most = self._pairs_each(pack)
+        parts = [trial.take(most) for trial in pack.trials]
+        pairs = [[self._train.pairs[number] for number in part] for part in parts]
+        rows = collate(pairs, self._device)
+        pack.put_onto(self._stacks)
+        losses = self._losses(pack.trials, parts, completion_logps(self._base, rows))
+        losses.sum().backward()
+        for trial, part, own, loss in zip(pack.trials, parts, pairs, losses.detach(), strict=True):
+            if trial.add(len(part), loss, sum(pair.padded_tokens for pair in own)):
+                trial.end_step()
+
+    def _pairs_each(self, pack: Pack) -> int:
+        """Of each trial in one pass: no more than the smallest batch, so that none waits empty."""
+        smallest = min(trial.config.optim.pairs_at_once for trial in pack.trials)
+        mean = np.mean([len(pair.ids) for pair in self._train.pairs])
+        return max(1, min(smallest, int(self.tokens_per_forward / mean / len(pack.trials))))
+
+    def _losses(
+        self, trials: Sequence[PackedTrial], parts: list[list[int]], logps: Tensor
+    ) -> Tensor:
+        """What each trial's part adds to the loss of its step, shape (k,). logps: (pairs, 2)."""
+        numbers = [number for part in parts for number in part]
+        owners = [place for place, part in enumerate(parts) for _ in part]
+        of_trial = np.array([self._constants(trial) for trial in trials])
+        known = np.concatenate(
+            [self._train.reference[numbers], self._train.tokens[numbers], of_trial[owners]], axis=1
+        )
+        *columns, share = torch.from_numpy(known).float().to(self._device).T
+        owner = torch.tensor(owners, device=self._device)
+        sums = torch.zeros(len(trials), device=self._device)
+        for terms in dict.fromkeys(trial.loss_terms for trial in trials):
+            which = [n for n, place in enumerate(owners) if trials[place].loss_terms == terms]
+            index = torch.tensor(which, device=self._device)
+            scores = PairScores(*logps[index].T, *(column[index] for column in columns))
+            losses = pair_losses(*terms, scores) * share[index]
+            sums = sums.index_add(0, owner[index], losses)
+        return sums
+
+    def _constants(self, trial: PackedTrial) -> list[float]:
+        """Of each pair of the trial's batch: the last fields of PairScores, and the pair's share
+        in the mean."""
+        dpo, pairs = trial.config.dpo, len(trial.batch)
+        token_share = pairs / self._train.tokens[trial.batch, 0].sum()
+        return [dpo.beta, dpo.label_smoothing, dpo.discopop_tau, token_share, 1 / pairs]
+
+    def _held_out(self, pack: Pack) -> np.ndarray[Any, Any]:
+        """Log-probs of the eval pairs under each trial: (k, pairs, 2)."""
+        k = len(pack.trials)
+        scores = np.zeros((k, len(self._eval.pairs), 2))
+        pack.put_onto(self._stacks)
+        for members, rows in self._eval_rows(self.tokens_per_forward // k):
+            with torch.no_grad():
+                logps = completion_logps(self._base, rows.tile(k))
+            scores[:, members] = logps.double().cpu().numpy().reshape(k, len(members), 2)
+        return scores
+
+    def _eval_rows(self, tokens: int) -> list[tuple[list[int], Rows]]:
+        """The eval pairs as rows of at most so many tokens, of like length together; laid out
+        once for all trials."""
+        if tokens not in self._eval_rows_by_size:
+            self._eval_rows_by_size[tokens] = self._lay_out_eval(tokens)
+        return self._eval_rows_by_size[tokens]
+
+    def _lay_out_eval(self, tokens: int) -> list[tuple[list[int], Rows]]:
+        lengths = [len(pair.ids) for pair in self._eval.pairs]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        parts: list[list[int]] = [[]]
+        for number in order:
+            if parts[-1] and sum(lengths[n] for n in parts[-1]) + lengths[number] > tokens:
+                parts.append([])
+            parts[-1].append(number)
+        return [
+            (part, collate([[self._eval.pairs[number] for number in part]], self._device))
+            for part in parts
+        ]
+
+    def _values(
+        self, trial: PackedTrial, logps: np.ndarray[Any, Any]
+    ) -> dict[str, metrics.Floats] | None:
+        if not np.isfinite(logps).all():
+            return None
+        pairs = reference.pair_logps(self._eval.columns, logps[:, 0], logps[:, 1])
+        dpo, tokens = trial.config.dpo, self._eval.tokens
+        rest = (dpo.beta, dpo.label_smoothing, dpo.discopop_tau, len(tokens) / tokens[:, 0].sum())
+        known = [*logps.T, *self._eval.reference.T, *tokens.T]
+        scores = [torch.from_numpy(column) for column in known]
+        scores += [torch.full((len(tokens),), value, dtype=torch.float64) for value in rest]
+        losses = pair_losses(*trial.loss_terms, PairScores(*scores))
+        return {**metrics.pair_values(pairs), "loss": losses.numpy()}
+
+    def _packs_of(self, trials: Sequence[PackedTrial]) -> list[Pack]:
+        """The trials in packs that fit a pass; those of the call before where nothing changed."""
+        longest = max(len(pair.ids) for pair in self._train.pairs)
+        size = max(1, self.tokens_per_forward // longest)
+        wanted = [tuple(trials[at : at + size]) for at in range(0, len(trials), size)]
+        if [pack.trials for pack in self._packs] != wanted:
+            for pack in self._packs:
+                pack.dissolve()
+            self._packs = [Pack(members) for members in wanted]
+        return self._packs
+
+    def _fits(self, act: Callable[[], None]) -> bool:
+        """Whether memory sufficed; if not, the next pass has half the tokens. Raises OutOfMemory
+        if one pair is too much."""
+        lowest = max(len(pair.ids) for pair in (*self._train.pairs, *self._eval.pairs))
+        try:
+            act()
+            return True
+        except torch.OutOfMemoryError:
+            if self.tokens_per_forward <= lowest:
+                raise OutOfMemory("out of memory with one pair at once") from None
+        # Not before: the error holds all tensors of the pass.
+        self.tokens_per_forward = max(lowest, self.tokens_per_forward // 2)
+        for stack in self._stacks.values():
+            stack.adapters = None
+        self._packs = []
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+        return False
+
+    def _adapted_layers(self, lora: LoraConfig) -> tuple[Layer, ...]:
+        key = str(lora.target_modules)
+        if key not in self._layers:
+            for stack in self._stacks.values():
+                stack.remove()
+            self._layers[key] = adapters.adapted_layers(self._base, lora)
+            layers = dict.fromkeys(layer for layers in self._layers.values() for layer in layers)
+            modules = dict(self._base.named_modules())
+            self._stacks = {layer: StackedLinear(modules[layer.name]) for layer in layers}
+            self._packs = []
+        return self._layers[key]
+
+    def _refuse_other_architectures(self) -> None:
+        """Compares the packed pass over some pairs with the reference's own, whatever the model
+        may do that the packed one doesn't know."""
+        some = self._eval.pairs[:4]
+        with torch.no_grad():
+            logps = completion_logps(self._base, collate([some], self._device)).cpu().numpy()
+        apart = np.abs(logps - self._eval.reference[:4]) / self._eval.tokens[:4]
+        if not apart.max() <= _TOLERANCE[AUTOCAST.get(self._device, self._base.dtype)]:
+            raise InputError(
+                refusal(f"its log-probs come out {apart.max():.2g} nats a token apart from its own")
+            )

@@ -1,0 +1,126 @@
+"""One pass of the base over packed rows: attention by two gathers, a head that scores completion
+tokens only. Knows no trial and no loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from dpo_train.config import InputError
+from dpo_train.packed.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION = "dpo_packed"
+AUTOCAST = {"cuda": torch.bfloat16}
+"""Kinds of device that compute in another type than the weights', as the `trl` session does."""
+_LOGITS_PER_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""On a CPU so many as stay in its cache; on a GPU so many as fill it."""
+
+
+def attend(
+    _: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    __: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    packed_rows: Rows | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each gathered row. query: (k, heads, N, head size); transformers'
+    interface of an attention function, which wants (k, N, heads, head size) back."""
+    assert packed_rows is not None
+    rows, length = packed_rows.gather.shape
+    if options.get("softcap") or options.get("s_aux") is not None or options.get("position_bias"):
+        raise InputError(refusal("its attention is more than a softmax of scaled products"))
+    if sliding_window is not None and length > sliding_window:
+        raise InputError(refusal(f"its attention sees {sliding_window} tokens, a row has {length}"))
+    index = packed_rows.gather.flatten()
+
+    def gathered(states: Tensor) -> Tensor:
+        trials, heads, tokens, size = states.shape
+        flat = states.transpose(1, 2).reshape(trials * tokens, heads * size)
+        return flat.index_select(0, index).view(rows, length, heads, size).transpose(1, 2)
+
+    shape = query.shape
+    attended = scaled_dot_product_attention(
+        gathered(query),
+        gathered(key),
+        gathered(value),
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    flat = attended.transpose(1, 2).reshape(rows * length, -1)
+    home = flat.index_select(0, packed_rows.home)
+    return home.view(shape[0], shape[2], shape[1], shape[3]), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+def refusal(reason: str) -> str:
+    return f"trainer: packed can't train this model ({reason}); type `trainer: trl`"
+
+
+def completion_logps(base: PreTrainedModel, rows: Rows) -> Tensor:
+    """Log-probs summed over each completion's tokens, float32, shape (pairs, 2): chosen, rejected.
+
+    `base` must have the attention above.
+    """
+    decoder: Any = base.get_decoder()
+    head: Any = base.get_output_embeddings()
+    device = rows.ids.device.type
+    with torch.autocast(device, AUTOCAST.get(device), enabled=device in AUTOCAST):
+        hidden = decoder(
+            input_ids=rows.ids,
+            position_ids=rows.positions,
+            use_cache=False,
+            packed_rows=rows,
+        ).last_hidden_state
+    seen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.predictors)
+    logps: Tensor = _TokenLogps.apply(seen, head.weight, head.bias, rows.targets)  # type: ignore[no-untyped-call]
+    sums = torch.zeros(2 * rows.pairs, device=logps.device)
+    return sums.index_add(0, rows.completion, logps).view(-1, 2)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Log-softmax of a frozen head at M targets, in chunks.
+
+    The head has no gradient, so all that a backward needs of a token is one vector: the gradient
+    of its log-prob by its hidden state, W[target] - softmax(h W) W. The forward makes it while the
+    logits are there, and no logits are kept or computed again.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        chunk = max(1, _LOGITS_PER_CHUNK[hidden.device.type] // len(weight))
+        logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        wants_slopes = ctx.needs_input_grad[0]
+        slopes = torch.empty_like(hidden) if wants_slopes else None
+        for start in range(0, len(hidden), chunk):
+            here = slice(start, start + chunk)
+            logits = linear(hidden[here].to(weight.dtype), weight, bias).float()
+            scores = torch.log_softmax(logits, dim=-1)
+            logps[here] = scores.gather(1, targets[here, None]).squeeze(1)
+            if slopes is not None:
+                probabilities = scores.exp_().to(weight.dtype)
+                slopes[here] = (weight[targets[here]] - probabilities @ weight).to(hidden.dtype)
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradient[:, None].to(slopes.dtype), None, None, None

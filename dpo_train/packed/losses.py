@@ -1,0 +1,160 @@
+"""TRL's losses as formulas of summed log-probs, each pair with its own trial's beta.
+
+Pure functions; the judge is TRL itself (tests/test_packed.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from dpo_train.config import DpoConfig
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Of N pairs, perhaps of several trials: every tensor has shape (N,)."""
+
+    chosen: Tensor
+    """Log pi of the chosen completion, summed over its tokens, in nats."""
+    rejected: Tensor
+    ref_chosen: Tensor
+    """Log pi_ref of the chosen completion."""
+    ref_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    beta: Tensor
+    smoothing: Tensor
+    """`label_smoothing` of the pair's trial."""
+    tau: Tensor
+    """`discopop_tau` of the pair's trial."""
+    token_share: Tensor
+    """Pairs of the pair's batch by chosen tokens of the batch: turns `sft`'s mean over the tokens
+    of a batch into a mean over its pairs."""
+
+    @property
+    def delta_chosen(self) -> Tensor:
+        return self.chosen - self.ref_chosen
+
+    @property
+    def delta_rejected(self) -> Tensor:
+        return self.rejected - self.ref_rejected
+
+    @property
+    def scaled_margin(self) -> Tensor:
+        """beta times (Delta chosen - Delta rejected), what most losses look at."""
+        return self.beta * (self.delta_chosen - self.delta_rejected)
+
+    @property
+    def mean_margin(self) -> Tensor:
+        """Delta chosen - Delta rejected, each by its own tokens."""
+        return self.delta_chosen / self.chosen_tokens - self.delta_rejected / self.rejected_tokens
+
+
+def pair_losses(names: tuple[str, ...], weights: tuple[float, ...], scores: PairScores) -> Tensor:
+    """The loss of each pair, shape (N,); a trial's step loss is their mean over its batch."""
+    terms = [weight * LOSSES[name](scores) for name, weight in zip(names, weights, strict=True)]
+    return torch.stack(terms).sum(dim=0)
+
+
+def loss_terms(dpo: DpoConfig) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Names and weights of a trial's losses; trials that share them are computed together."""
+    names = tuple(dpo.losses)
+    return names, tuple(dpo.loss_weights or [1.0] * len(names))
+
+
+def _sigmoid(s: PairScores) -> Tensor:
+    """DPO, arXiv:2305.18290 eq. 7; with smoothing cDPO, as in robust's paper eq. 3."""
+    return -(1 - s.smoothing) * logsigmoid(s.scaled_margin) - s.smoothing * logsigmoid(
+        -s.scaled_margin
+    )
+
+
+def _hinge(s: PairScores) -> Tensor:
+    """SLiC, arXiv:2305.10425."""
+    return torch.relu(1 - s.scaled_margin)
+
+
+def _ipo(s: PairScores) -> Tensor:
+    """IPO, arXiv:2310.12036 eq. 17, by tokens as its authors told TRL's."""
+    return (s.mean_margin - 1 / (2 * s.beta)) ** 2
+
+
+def _exo_pair(s: PairScores) -> Tensor:
+    """EXO, arXiv:2402.00856 eq. 16, of two completions."""
+    won, lost = logsigmoid(s.scaled_margin), logsigmoid(-s.scaled_margin)
+    return won.exp() * (won - torch.log1p(-s.smoothing)) + lost.exp() * (
+        lost - torch.log(s.smoothing)
+    )
+
+
+def _nca_pair(s: PairScores) -> Tensor:
+    """NCA, arXiv:2402.05369."""
+    chosen, rejected = s.beta * s.delta_chosen, s.beta * s.delta_rejected
+    return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
+
+
+def _robust(s: PairScores) -> Tensor:
+    """Robust DPO, arXiv:2403.00409 eq. 4."""
+    kept = -(1 - s.smoothing) * logsigmoid(s.scaled_margin)
+    flipped = -s.smoothing * logsigmoid(-s.scaled_margin)
+    return (kept - flipped) / (1 - 2 * s.smoothing)
+
+
+def _bco_pair(s: PairScores) -> Tensor:
+    """BCO, arXiv:2404.04656, of pairs and without its running mean, as TRL has it."""
+    return -logsigmoid(s.beta * s.delta_chosen) - logsigmoid(-s.beta * s.delta_rejected)
+
+
+def _sppo_hard(s: PairScores) -> Tensor:
+    """SPPO, arXiv:2405.00675 eq. 4.7, the winner's probability being 1."""
+    half = 0.5 / s.beta
+    return (s.delta_chosen - half) ** 2 + (s.delta_rejected + half) ** 2
+
+
+def _apo_zero(s: PairScores) -> Tensor:
+    """APO-zero, arXiv:2408.06266 eq. 7."""
+    return 1 - torch.sigmoid(s.beta * s.delta_chosen) + torch.sigmoid(s.beta * s.delta_rejected)
+
+
+def _apo_down(s: PairScores) -> Tensor:
+    """APO-down, arXiv:2408.06266 eq. 8."""
+    return torch.sigmoid(s.beta * s.delta_chosen) + 1 - torch.sigmoid(s.scaled_margin)
+
+
+def _discopop(s: PairScores) -> Tensor:
+    """DiscoPOP, arXiv:2406.08414 eq. 5."""
+    share = torch.sigmoid(s.scaled_margin / s.tau)
+    return -logsigmoid(s.scaled_margin) * (1 - share) + torch.exp(-s.scaled_margin) * share
+
+
+def _sft(s: PairScores) -> Tensor:
+    """The mean negative log-prob of the batch's chosen tokens."""
+    return -s.chosen * s.token_share
+
+
+def _sigmoid_norm(s: PairScores) -> Tensor:
+    """DPO with each completion's log-ratio by its tokens, arXiv:2411.15124 eq. 6."""
+    return -logsigmoid(s.beta * s.mean_margin)
+
+
+LOSSES: dict[str, Callable[[PairScores], Tensor]] = {
+    "sigmoid": _sigmoid,
+    "hinge": _hinge,
+    "ipo": _ipo,
+    "exo_pair": _exo_pair,
+    "nca_pair": _nca_pair,
+    "robust": _robust,
+    "bco_pair": _bco_pair,
+    "sppo_hard": _sppo_hard,
+    "apo_zero": _apo_zero,
+    "apo_down": _apo_down,
+    "discopop": _discopop,
+    "sft": _sft,
+    "sigmoid_norm": _sigmoid_norm,
+}
+"""What is packed. `aot` and `aot_unpaired` sort over a batch, so their pairs have no loss alone."""

@@ -1,0 +1,181 @@
+"""A packed trial as a session: many in one process share an engine and are trained together.
+
+Whoever waits in `advance` drives: no thread of the engine's own, and alone it is a plain loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dpo_train import export
+from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.packed import adapters
+from dpo_train.packed.engine import Engine
+from dpo_train.packed.trial import PackedTrial
+from dpo_train.session import Diverged
+
+
+class PackedSession:
+    """A Session. Sessions of the same base and data in a process are one pack."""
+
+    def __init__(self, config: TrainConfig, prepared: Path, device: str) -> None:
+        self._config = config
+        self._shared = _Shared.of(config.model, prepared, device)
+        self.reference_pairs = self._shared.take_reference_pairs()
+        self._trial = self._shared.join(config)
+        self.pairs_total = self._trial.pairs_total
+        self.held_out: dict[str, list[float]] = {}
+
+    def advance(self) -> dict[str, float]:
+        report = self._shared.advance(self._trial)
+        self.held_out = self._trial.held_out
+        return report
+
+    def start_from(self, folder: Path) -> None:
+        self._trial.start_from(adapters.load(self._trial.own_layout, folder))
+
+    def save(self, folder: Path) -> None:
+        self._trial.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        self._trial.restore(folder)
+
+    def export(self, folder: Path) -> None:
+        base, lora = self._config.model, self._config.lora
+        assert lora is not None
+        layout, weights = self._trial.own_layout, self._trial.own_weights
+
+        def save(part: Path) -> None:
+            adapters.save(layout, weights, base, lora, part)
+
+        export.write_around(save, self._shared.tokenizer, self._config, folder)
+
+    def close(self) -> None:
+        self._shared.leave(self._trial)
+
+
+class _Shared:
+    """The engine of this process, and who trains on it. Whoever drives does what others ask for
+    (to join, to leave) between two steps."""
+
+    _now: _Shared | None = None
+    _opening = threading.Lock()
+
+    def __init__(self, key: tuple[str, Path, str], engine: Engine) -> None:
+        self._key = key
+        self._engine = engine
+        self._turn = threading.Condition()
+        self._is_driven = False
+        self._asked: list[Callable[[], None]] = []
+        self._running: list[PackedTrial] = []
+        self._answers: dict[PackedTrial, dict[str, float] | BaseException] = {}
+        self._uncounted = engine.reference_pairs
+
+    @classmethod
+    def of(cls, base: ModelConfig, prepared: Path, device: str) -> _Shared:
+        """The engine over that base and data, opened if it is another one or there is none."""
+        key = (base.model_dump_json(), prepared, device)
+        with cls._opening:
+            now = cls._now
+            if now is None or now._key != key or now._engine.is_closed:
+                if now is not None:
+                    now._engine.close()
+                cls._now = now = cls(key, Engine(base, prepared, device))
+            return now
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._engine.tokenizer
+
+    def take_reference_pairs(self) -> int:
+        """Pairs whose reference log-probs the opening computed; told once."""
+        count, self._uncounted = self._uncounted, 0
+        return count
+
+    def join(self, config: TrainConfig) -> PackedTrial:
+        joined: list[PackedTrial] = []
+        self._between_steps(lambda: joined.append(self._engine.join(config)))
+        return joined[0]
+
+    def leave(self, trial: PackedTrial) -> None:
+        def part() -> None:
+            if trial in self._running:  # by a process that died since
+                self._running.remove(trial)
+                self._answers[trial] = RuntimeError("the session was closed")
+
+        self._between_steps(part)
+
+    def advance(self, trial: PackedTrial) -> dict[str, float]:
+        """Trains until the trial was evaluated, and with it all that wait here too."""
+        with self._turn:
+            trial.resume()
+            self._running.append(trial)
+            try:
+                while trial not in self._answers:
+                    self._drive_or_wait()
+            except BaseException:
+                with suppress(ValueError):  # it had just been answered
+                    self._running.remove(trial)
+                raise
+            answer = self._answers.pop(trial)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _between_steps(self, act: Callable[[], None]) -> None:
+        done = threading.Event()
+        failed: list[BaseException] = []
+
+        def asked() -> None:
+            try:
+                act()
+            except BaseException as error:  # it belongs to whoever asked
+                failed.append(error)
+            done.set()
+
+        with self._turn:
+            self._asked.append(asked)
+            self._turn.notify_all()
+            while not done.is_set():
+                self._drive_or_wait()
+        if failed:
+            raise failed[0]
+
+    def _drive_or_wait(self) -> None:
+        if self._is_driven:
+            self._turn.wait()
+            return
+        self._is_driven = True
+        try:
+            asked, self._asked = self._asked, []
+            for act in asked:
+                act()
+            if not asked:
+                self._train()
+        finally:
+            self._is_driven = False
+            self._turn.notify_all()
+
+    def _train(self) -> None:
+        """One step of all, and the evaluation of those that are due. The lock is open meanwhile."""
+        running = list(self._running)
+        self._turn.release()
+        try:
+            self._engine.step(running)
+            due = [trial for trial in running if trial.is_due]
+            began = time.monotonic()
+            held_out = self._engine.evaluate(due) if due else []
+            seconds = time.monotonic() - began
+        finally:
+            self._turn.acquire()
+        for trial, numbers in zip(due, held_out, strict=True):
+            try:
+                self._answers[trial] = trial.report(numbers, seconds)
+            except Diverged as error:
+                self._answers[trial] = error
+            self._running.remove(trial)

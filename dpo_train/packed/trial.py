@@ -1,0 +1,228 @@
+"""One trial of a pack: its adapter and optimizer, which pairs come next, what it has reported."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from dpo_train import metrics
+from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.packed import adapters
+from dpo_train.packed.adapters import Layout
+from dpo_train.packed.losses import loss_terms
+from dpo_train.session import Diverged
+
+_STATE = ("weights", "first_moment", "second_moment")
+
+
+class PackedTrial:
+    """Trains on batches in the order of TRL's own data loader, with TRL's defaults of AdamW."""
+
+    def __init__(self, config: TrainConfig, layout: Layout, train_pairs: int, device: str) -> None:
+        assert config.lora is not None
+        self.config = config
+        self.own_layout = layout
+        self.layout = layout
+        """That of the vectors below: in a pack it may have the ranks and layers of the others."""
+        self.weights = adapters.initial(layout, config.seed).to(device)
+        self.gradient = torch.zeros_like(self.weights)
+        self.first_moment = torch.zeros_like(self.weights)
+        self.second_moment = torch.zeros_like(self.weights)
+        self.steps = torch.zeros((), device=device)
+        self.scale = config.lora.alpha / config.lora.r
+        self.loss_terms = loss_terms(config.dpo)
+        self.pairs_seen = 0
+        self.pairs_total = train_pairs * config.optim.epochs
+        self.step = 0
+        self.held_out: dict[str, list[float]] = {}
+        """At the last report, as a session has it."""
+        self.is_due = False
+        """Whether an evaluation comes before the next step."""
+        self.batch: list[int] = []
+        """The pairs of the step that is being computed, by their numbers."""
+        self.computed = 0
+        """How many of them are."""
+        self._train_pairs = train_pairs
+        self._step_loss = torch.zeros((), device=device)
+        self._losses: list[Tensor] = []
+        self._tokens = 0
+        self._batches = self._draw_batches()
+        self._resume()
+
+    def take(self, most: int) -> list[int]:
+        """The next pairs to compute, at most so many, all of one step and in parts of like size."""
+        if not self.batch:
+            self.batch, self.computed = next(self._batches), 0
+        left = len(self.batch) - self.computed
+        size = math.ceil(left / math.ceil(left / most))
+        return self.batch[self.computed : self.computed + size]
+
+    def add(self, pairs: int, loss: Tensor, tokens: int) -> bool:
+        """Takes note of computed pairs and their part of the step's loss; says if that ends it."""
+        self.computed += pairs
+        self._step_loss = self._step_loss + loss
+        self._tokens += tokens
+        return self.computed == len(self.batch)
+
+    def rewind(self) -> None:
+        """Forgets what was computed of the step: memory ran out in its midst."""
+        self.computed = 0
+        self.gradient.zero_()
+        self._step_loss = torch.zeros_like(self._step_loss)
+
+    def end_step(self) -> None:
+        """Clips, updates and moves on; the gradient must hold the whole step's."""
+        optim = self.config.optim
+        # As torch.nn.utils.clip_grad_norm_ has it.
+        norm = torch.linalg.vector_norm(self.gradient)
+        self.gradient.mul_((optim.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        adamw(
+            [self.weights],
+            [self.gradient],
+            [self.first_moment],
+            [self.second_moment],
+            [],
+            [self.steps],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=optim.learning_rate * learning_rate_factor(optim, self.step, self._total_steps),
+            weight_decay=optim.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+        self.gradient.zero_()
+        self._losses.append(self._step_loss)
+        self._step_loss = torch.zeros_like(self._step_loss)
+        every, before = self.config.eval_every_pairs, self.pairs_seen
+        self.step += 1
+        self.pairs_seen += len(self.batch)
+        self.batch = []
+        is_last = self.pairs_seen == self.pairs_total
+        self.is_due = is_last or self.pairs_seen // every > before // every
+
+    def carry_into(self, layout: Layout) -> None:
+        """Lays all vectors out anew; what `layout` has more is zero and stays so."""
+        if layout == self.layout:
+            return
+        for name in (*_STATE, "gradient"):
+            setattr(self, name, self.layout.carry(getattr(self, name), layout))
+        self.layout = layout
+
+    def report(
+        self, values: dict[str, metrics.Floats] | None, eval_seconds: float
+    ) -> dict[str, float]:
+        """What the session reports after an evaluation. Raises Diverged if a loss since the last
+        was no number, or if there are no numbers to report."""
+        seconds = time.monotonic() - self._resumed_at - eval_seconds
+        losses = torch.stack(self._losses).cpu()
+        tokens, pairs = self._tokens, self.pairs_seen - self._resumed_pairs
+        for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
+            raise self._diverged(float(losses[offset]), self.step - len(losses) + 1 + offset)
+        if values is None:
+            raise self._diverged(math.nan, self.step)
+        self.is_due = False
+        self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
+        on_gpu = self.weights.device.type == "cuda"
+        return {
+            **{f"eval/{name}": value for name, value in metrics.means(values).items()},
+            "train/loss": float(losses.mean()),
+            "pairs_seen": self.pairs_seen,
+            "step": self.step,
+            "epoch": self.step / self._steps_per_epoch,
+            "pairs_per_second": pairs / seconds,
+            "tokens_per_second": tokens / seconds,
+            "train_seconds": seconds,
+            "eval_seconds": eval_seconds,
+            # Of all trials on the device together.
+            "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
+        }
+
+    def resume(self) -> None:
+        """The clock of the next report starts, and its losses."""
+        self._losses, self._tokens = [], 0
+        self._resume()
+
+    def _resume(self) -> None:
+        self._resumed_at, self._resumed_pairs = time.monotonic(), self.pairs_seen
+
+    def _diverged(self, loss: float, step: int) -> Diverged:
+        rate = self.config.optim.learning_rate
+        return Diverged(f"loss is {loss:g} at step {step}, learning rate {rate:g}")
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(self._train_pairs / self.config.optim.batch_size)
+
+    @property
+    def _total_steps(self) -> int:
+        return self._steps_per_epoch * self.config.optim.epochs
+
+    def _draw_batches(self, epoch: int = 0, skipped: int = 0) -> Iterator[list[int]]:
+        """As accelerate's SeedableRandomSampler draws them for transformers' Trainer."""
+        size = self.config.optim.batch_size
+        while True:
+            generator = torch.Generator().manual_seed(self.config.seed + epoch)
+            order = torch.randperm(self._train_pairs, generator=generator).tolist()
+            for step in range(skipped, self._steps_per_epoch):
+                yield order[step * size : (step + 1) * size]
+            epoch, skipped = epoch + 1, 0
+
+    @property
+    def own_weights(self) -> Tensor:
+        """The adapter in the trial's own rank and layers, on the CPU."""
+        return self.layout.carry(self.weights, self.own_layout).cpu()
+
+    def start_from(self, weights: Tensor) -> None:
+        self.weights = self.own_layout.carry(weights.to(self.weights.device), self.layout)
+
+    def save(self, folder: Path) -> None:
+        """Writes what going on needs; for a trial that is between two steps."""
+        from safetensors.torch import save_file
+
+        vectors = {
+            name: self.layout.carry(getattr(self, name), self.own_layout).cpu() for name in _STATE
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(vectors, folder / "trial.safetensors")
+        progress = {"step": self.step, "pairs_seen": self.pairs_seen}
+        (folder / "progress.json").write_text(json.dumps(progress))
+
+    def restore(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        for name, vector in load_file(folder / "trial.safetensors").items():
+            moved = self.own_layout.carry(vector.to(self.weights.device), self.layout)
+            setattr(self, name, moved)
+        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+        self.step, self.pairs_seen = progress["step"], progress["pairs_seen"]
+        self.steps.fill_(self.step)
+        self._batches = self._draw_batches(*divmod(self.step, self._steps_per_epoch))
+        self.resume()
+
+
+def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> float:
+    """By which the peak rate is multiplied at a step (counted from 0); transformers' schedules.
+
+    Warm-up is counted in pairs and rounded up to steps.
+    """
+    if optim.schedule == "constant":
+        return 1.0
+    warmup = math.ceil(optim.warmup_pairs / optim.batch_size)
+    if step < warmup:
+        return step / max(1, warmup)
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if optim.schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    if optim.schedule == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    return 1.0
