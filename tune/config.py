@@ -56,7 +56,8 @@ class StoppingConfig(Part):
 
 class ResourcesConfig(Part):
     cpus: float = Field(1, gt=0, le=1024)
-    """CPUs of one trial."""
+    """CPUs of one trial; by default 1, and 1/8 under `trainer: packed`: more trials in a step
+    gain nothing there (benchmarks/RESULTS.md)."""
     gpus: float = Field(0, ge=0)
     """GPUs of one trial: 0, a fraction, or 1."""
     at_once: int | None = Field(None, ge=1)
@@ -206,6 +207,16 @@ class SearchConfig(TrainConfig):
     """Where the winner is published, if anywhere."""
     serve: ServeConfig = ServeConfig()
     """Whether the winner answers when the search has ended."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pack(cls, content: Any) -> Any:
+        """Packed trials share a CPU, unless the YAML says how much each takes."""
+        if isinstance(content, dict) and content.get("trainer") == "packed":
+            resources = content.get("resources") or {}
+            if isinstance(resources, dict):
+                return {**content, "resources": {"cpus": 0.125, **resources}}
+        return content
 
     @property
     def folder(self) -> Path:

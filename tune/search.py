@@ -172,7 +172,12 @@ def find_prepared(config: SearchConfig, records: Records) -> None:
 
 
 def _search(config: SearchConfig, records: Records) -> Results:
-    with _ray(config), _scratch_folder() as scratch, _termination_as_interrupt():
+    with (
+        _ray(config),
+        _scratch_folder() as scratch,
+        _termination_as_interrupt(),
+        _broker(config, records),
+    ):
         import ray
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune import with_resources as on
@@ -286,6 +291,15 @@ def _ray(config: SearchConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _broker(config: SearchConfig, records: Records) -> Iterator[None]:
+    """Where packed trials find the engine of their device."""
+    from tune.engines import brokered
+
+    with brokered(config, records.run.prepared):
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from ray.tune import Trainable
 from dpo_train.config import InputError, TrainConfig, one_line, override
 from dpo_train.model import forget_base
 from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with_less_at_once
-from tune import checkpoints
+from tune import checkpoints, engines
 from tune.config import SearchConfig, load_search
 from tune.judging import EVALUATING, JUDGING
 from tune.own_evaluation import ask
@@ -59,6 +59,8 @@ class DpoTrial(Trainable):
             report = self._advance()
             assert self._session is not None
             self._offer_export(report)
+        except engines.EngineLost:
+            raise
         except Exception as error:
             return self._failure(error)
         self._pairs_seen = int(report["pairs_seen"])
@@ -111,9 +113,8 @@ class DpoTrial(Trainable):
     def _open(self) -> None:
         self._saved_at = time.monotonic()
         self._pairs_seen = 0
-        run = self._sittings
         try:
-            self._session = open_session(self._trial, Path(run.prepared), run.device)
+            self._session = self._open_session()
         except Exception:
             forget_base()  # the one that stays in this process may carry half of an adapter
             raise
@@ -121,6 +122,12 @@ class DpoTrial(Trainable):
         if self._asked["weights"]:
             self._session.start_from(self._run / self._asked["weights"])
         self._go_on_from_saved_state()
+
+    def _open_session(self) -> Session:
+        prepared, device = Path(self._sittings.prepared), self._sittings.device
+        if self._trial.trainer == "packed":
+            return engines.EngineSession(self._id, self._trial, prepared, device)
+        return open_session(self._trial, prepared, device)
 
     def _find_run(self) -> Sittings:
         self._run = Path(self._asked["run"])
@@ -130,13 +137,17 @@ class DpoTrial(Trainable):
         return run
 
     def _judge(self) -> dict[str, Any]:
-        from dpo_train import evaluation
-
         run = self._find_run()
         winner, prepared = self._run / "winner", Path(run.prepared)
         searched = self._run / self._asked["searched"] if self._asked["searched"] else None
         try:
-            verdict = evaluation.judge(winner, self._search.model, prepared, run.device, searched)
+            if self._search.trainer == "packed":
+                judge = engines.judge
+            else:
+                from dpo_train.evaluation import judge
+            verdict = judge(winner, self._search.model, prepared, run.device, searched)
+        except engines.EngineLost:
+            raise
         except Exception as error:
             return self._failure(error)
         return {"verdict": json.dumps(verdict), "done": True}
