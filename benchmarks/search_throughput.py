@@ -1,8 +1,9 @@
 """Trials per hour of our search against B1, the same search written the usual way.
 
 Both sides run one after the other on this machine, over the same rows, points, seeds, rungs and
-thread limits; the cold start is counted. Two shapes: the quickstart's 24 trials, and four trials
-of ten times the pairs. `--only` runs a part; RESULTS.md keeps what was measured.
+thread limits; the cold start is counted. Two shapes of full fine-tuning: the quickstart's 24
+trials, and four trials of ten times the pairs; and `packed`: 64 LoRA trials of a tiny model, ours
+packed. `--only` runs a part; RESULTS.md keeps what was measured.
 """
 
 import argparse
@@ -24,11 +25,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = str(ROOT)
 
-from dpo_train import data, sample  # noqa: E402
+from dpo_train import data  # noqa: E402
+from dpo_train.model import local_folder  # noqa: E402
 from tune.config import SearchConfig, load_search  # noqa: E402
 
 SHAPES = {"short": (1, 24), "long": (10, 4)}
 """Times the quickstart's pairs, and trials: twenty-four long ones would take hours on two cores."""
+B1_TRIALS = 16
+"""Of the packed shape's 64 on B1's side, which would take a quarter of an hour and more."""
 WORKERS = os.cpu_count() or 1
 
 
@@ -49,17 +53,49 @@ def shaped(factor: int, trials: int) -> tuple[SearchConfig, list[dict[str, Any]]
     return config, points
 
 
-def ours(factor: int, trials: int) -> dict[str, float]:
-    config, points = shaped(factor, trials)
+def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
+    """64 LoRA trials of 2 layers of width 64, rows of 31 tokens, batches of 2 to 8."""
+    from synthetic import write_model, write_pairs
+
+    lengths = {"prompt": (6, 6), "chosen": (12, 12), "rejected": (12, 12)}
+    model = write_model(folder / "model", "tiny")
+    rows = write_pairs(folder / "rows.jsonl", 700, lengths)
+    config = load_search(ROOT / "searches" / "quickstart.yaml", {
+        "model.id": str(model), "data.id": str(rows), "trainer": "packed",
+        "lora": {"r": 8, "alpha": 16}, "eval_every_pairs": 64, "stopping.grace_pairs": 64,
+        "stopping.metric": "eval/margin", "resources.cpus": 0.125,
+        "space": {**BOUNDS, "optim.batch_size": {"choice": [2, 4, 8]},
+                  "optim.epochs": {"int": [1, 2]}},
+        "points": [],
+    })  # fmt: skip
+    draw = random.Random(0)
+    points = [
+        {
+            "optim.learning_rate": 10 ** draw.uniform(-5, -3),
+            "optim.batch_size": draw.choice([2, 4, 8]),
+            "optim.epochs": draw.choice([1, 2]),
+            "dpo.beta": 10 ** draw.uniform(-1.5, -0.3),
+        }
+        for _ in range(64)
+    ]
+    return config, points
+
+
+BOUNDS = {
+    "optim.learning_rate": {"log_uniform": [1e-5, 1e-3]},
+    "dpo.beta": {"log_uniform": [0.03, 0.51]},
+}
+"""A point of both sides may lie anywhere here."""
+
+
+def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
     content = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     del content["points"]
     with tempfile.TemporaryDirectory() as folder:
-        content |= {"runs_dir": folder, "points": points, "name": "ours", "trials": trials}
+        content |= {"runs_dir": folder, "points": points, "name": "ours", "trials": len(points)}
         content["wandb"] = {"mode": "disabled"}  # neither side logs
-        content["space"] |= {"optim.epochs": {"int": [factor, 2 * factor]}}
-        # A point of both sides may lie anywhere between the quickstart's own bounds.
-        content["space"] |= {"optim.learning_rate": {"log_uniform": [1e-5, 1e-3]}}
-        content["space"] |= {"dpo.beta": {"log_uniform": [0.03, 0.51]}}
+        epochs = [point["optim.epochs"] for point in points]
+        content["space"] |= {**BOUNDS, "optim.epochs": {"int": [min(epochs), max(epochs) + 1]}}
         yaml = Path(folder) / "ours.yaml"
         yaml.write_text(json.dumps(content))  # JSON is YAML
         began = time.perf_counter()
@@ -96,12 +132,13 @@ def outside_of_ours(trials: list[dict[str, Any]]) -> float:
     return sum(spent) / len(spent)
 
 
-def stock(factor: int, trials: int) -> dict[str, float]:
-    config, points = shaped(factor, trials)
+def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
     pairs = data.load_pairs(config.data)
+    lora = config.lora and {"r": config.lora.r, "lora_alpha": config.lora.alpha}
     asked = {
         "shared": {
-            "model": str(sample.MODEL),
+            "model": str(local_folder(config.model)),
+            "lora": lora,
             "warmup_pairs": config.optim.warmup_pairs,
             "eval_every_pairs": config.eval_every_pairs,
             "rows": {
@@ -138,14 +175,20 @@ def _child(script: str, asked: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[*SHAPES, "step"], help="run one part")
+    parser.add_argument("--only", choices=[*SHAPES, "packed", "step"], help="run one part")
     only = parser.parse_args().only
     libraries = ("torch", "transformers", "trl", "ray", "optuna")
     print(f"{platform.machine()}, {WORKERS} cores, no GPU;",
           ", ".join(f"{name} {version(name)}" for name in libraries))  # fmt: skip
     for shape, size in SHAPES.items():
         if only in (None, shape):
-            show(shape, ours(*size), stock(*size))
+            config, points = shaped(*size)
+            show(shape, ours(config, points), stock(config, points))
+    if only in (None, "packed"):
+        with tempfile.TemporaryDirectory() as folder:
+            config, points = packed_shape(Path(folder))
+            # A trial costs B1 the same start and the same steps, the tenth as the fiftieth.
+            show("packed", ours(config, points), stock(config, points[:B1_TRIALS]))
     if only in (None, "step"):
         seconds = steps()
         ratio = seconds["ours"] / seconds["stock"]
@@ -168,6 +211,8 @@ def show(shape: str, a: dict[str, float], b: dict[str, float]) -> None:
     row("pairs per second", *(side["pairs"] / side["seconds"] for side in (a, b)))
     row("seconds, cold start and end counted", a["seconds"], b["seconds"])
     row("pairs trained on", a["pairs"], b["pairs"])
+    if shape == "packed":
+        return  # trials share their steps
     row("seconds in steps, per 1,000 pairs",
         *(1000 * side["step_seconds"] / side["pairs"] for side in (a, b)))  # fmt: skip
     row("seconds in evaluations, per trial",

@@ -17,6 +17,7 @@ def train_trial(config: dict) -> None:
 
     import torch
     from datasets import Dataset
+    from peft import LoraConfig
     from ray import tune
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -45,6 +46,7 @@ def train_trial(config: dict) -> None:
             )
 
     tokenizer = AutoTokenizer.from_pretrained(config["model"])
+    lora = config["lora"] and {**config["lora"], "target_modules": "all-linear"}
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(config["model"], dtype="float32"),
         args=DPOConfig(
@@ -69,6 +71,7 @@ def train_trial(config: dict) -> None:
         train_dataset=Dataset.from_list(config["rows"]["train"]),
         eval_dataset=Dataset.from_list(config["rows"]["eval"]),
         processing_class=tokenizer,
+        peft_config=lora and LoraConfig(task_type="CAUSAL_LM", **lora),
         callbacks=[Report()],
     )
     trainer.train()

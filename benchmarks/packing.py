@@ -1,0 +1,339 @@
+"""Many LoRA trials in one step against one after another: what packing gives, and where it stops.
+
+B1: a fresh process and a stock DPOTrainer with PEFT per trial. B2: four of them at once. B3: our
+warm `trl` session. E: the packed engine. The same method, data, points and seeds on all sides, each
+trial the same pairs. Each part is a process of its own (`--only`) that ends within minutes and
+leaves its numbers in a folder; `--table` joins what is there. On a GPU the shape of Qwen2-0.5B, on
+a CPU a tiny one; one torch thread a process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+BEGAN = time.perf_counter()
+ROOT = Path(__file__).parent.parent
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYTHONPATH"] = str(ROOT)
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import torch  # noqa: E402
+from synthetic import write_model, write_pairs  # noqa: E402
+
+from dpo_train import data, reference  # noqa: E402
+from dpo_train.config import TrainConfig, override  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Words of a prompt, chosen and rejected; with the chat template's tokens a CPU's rows have 31.
+SIZES = {
+    "cpu": {"shape": "tiny", "pairs": 700, "trials": 64, "train_pairs": 64, "batches": [2, 4, 8],
+            "lengths": {"prompt": (6, 6), "chosen": (12, 12), "rejected": (12, 12)}},
+    # truthy-dpo's lengths: short questions, some with a system prompt, answers of 20 to 100 tokens.
+    "cuda": {"shape": "qwen2-0.5b", "pairs": 1000, "trials": 48, "train_pairs": 256,
+             "batches": [4, 8, 16],
+             "lengths": {"prompt": (15, 60), "chosen": (20, 100), "rejected": (20, 100)}},
+}[DEVICE]  # fmt: skip
+LORA = {"r": 8, "alpha": 16} if DEVICE == "cpu" else {"r": 16, "alpha": 32}
+BATCHES, PACKS = [2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32]
+BASELINE_TRIALS = 8
+
+
+def prepared(
+    folder: Path, lengths: dict[str, tuple[int, int]], name: str
+) -> tuple[TrainConfig, Path]:
+    """The config of a trial and the prepared data, made once in the folder."""
+    model, rows = folder / "model", folder / f"{name}.jsonl"
+    dtype = "bfloat16" if DEVICE == "cuda" else "float32"
+    if not model.exists():
+        write_model(model, str(SIZES["shape"]), dtype)
+    if not rows.exists():
+        write_pairs(rows, int(SIZES["pairs"]), lengths)
+    config = TrainConfig.model_validate(
+        {
+            "model": {"id": str(model), "dtype": dtype},
+            "data": {"id": str(rows)},
+            "trainer": "packed",
+            "lora": LORA,
+            "optim": {"learning_rate": 1e-4, "warmup_pairs": 16, "epochs": 100},
+            "eval_every_pairs": 10**9,
+        }
+    )
+    planned = reference.plan(config, data.load_pairs(config.data), folder / "prepared", DEVICE)
+    reference.prepare(planned)
+    return config, planned
+
+
+def points(trials: int) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    return [
+        {
+            "optim.learning_rate": 10 ** draw.uniform(-5, -3),
+            "optim.batch_size": draw.choice(SIZES["batches"]),  # type: ignore[call-overload]
+            "dpo.beta": 10 ** draw.uniform(-1.5, -0.3),
+            "seed": number,
+        }
+        for number in range(trials)
+    ]
+
+
+def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
+    """B1 or B2: plain processes, their start counted."""
+    prepared(folder, SIZES["lengths"], "rows")  # type: ignore[arg-type]
+
+    def run(point: dict[str, Any]) -> None:
+        size = point["optim.batch_size"]
+        asked = {
+            "model": str(folder / "model"),
+            "pairs": str(folder / "rows.jsonl"),
+            "device": DEVICE,
+            "lora": {"r": LORA["r"], "lora_alpha": LORA["alpha"]},
+            "arguments": {
+                "per_device_train_batch_size": size,
+                "max_steps": int(SIZES["train_pairs"]) // size,
+                "learning_rate": point["optim.learning_rate"],
+                "lr_scheduler_type": "constant_with_warmup",
+                "warmup_steps": -(-16 // size),
+                "beta": point["dpo.beta"],
+                "seed": point["seed"],
+            },
+        }
+        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "stock_trial.py")], check=True,
+                       input=json.dumps(asked), capture_output=True, text=True)  # fmt: skip
+
+    if DEVICE == "cuda":
+        run(points(1)[0])  # warm-up: files in the cache
+    began = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run, points(BASELINE_TRIALS)))
+    return {"trials_per_hour": 3600 * BASELINE_TRIALS / (time.perf_counter() - began)}
+
+
+def warm_trials(folder: Path) -> dict[str, Any]:
+    """B3: one warm session after another; training alone, and with opening and closing."""
+    from dpo_train.session import open_session
+
+    config, planned = prepared(folder, SIZES["lengths"], "rows")  # type: ignore[arg-type]
+
+    def run(point: dict[str, Any]) -> tuple[float, float]:
+        every = {"trainer": "trl", "eval_every_pairs": SIZES["train_pairs"]}
+        session = open_session(override(config, {**every, **point}), planned, DEVICE)
+        report = session.advance()
+        session.close()
+        return report["step"], report["train_seconds"]
+
+    run(points(1)[0])
+    trials = points(int(SIZES["trials"]) if DEVICE == "cpu" else BASELINE_TRIALS)
+    began = time.perf_counter()
+    done = [run(point) for point in trials]
+    wall = time.perf_counter() - began
+    rates = {}
+    for size in BATCHES:
+        point = {**points(1)[0], "optim.batch_size": size}
+        steps, seconds = run(point)
+        rates[size] = steps * size / seconds
+    return {
+        "trials_per_hour": 3600 * len(trials) / wall,
+        "steps_per_second": sum(s for s, _ in done) / sum(t for _, t in done),
+        "pairs_per_second": rates,
+    }
+
+
+def packed_trials(folder: Path) -> dict[str, Any]:
+    """E: trials join as others leave, up to 32 at once; and the table of batch and pack sizes."""
+    from dpo_train.packed.engine import Engine
+
+    config, planned = prepared(folder, SIZES["lengths"], "rows")  # type: ignore[arg-type]
+    engine = Engine(config.model, planned, DEVICE)
+    opening = time.perf_counter() - BEGAN
+
+    def train(waiting: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
+        running: list[Any] = []
+        steps, began = 0, time.perf_counter()
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(engine.join(override(config, waiting.pop(0))))
+            engine.step(running)
+            steps += sum(trial.step for trial in running if trial.pairs_seen >= pairs)
+            running = [trial for trial in running if trial.pairs_seen < pairs]
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return steps, time.perf_counter() - began
+
+    pairs = int(SIZES["train_pairs"])
+    train(points(4), 4, 16)
+    alone = train(points(BASELINE_TRIALS), 1, pairs)
+    steps, seconds = train(points(int(SIZES["trials"])), 32, pairs)
+    rates = {}
+    for size in BATCHES:
+        for pack in PACKS:
+            asked = [{**p, "optim.batch_size": size} for p in points(pack)]
+            each = max(size, min(64, 256 // pack) // size * size)
+            _, spent = train(asked, pack, each)
+            rates[f"{size} {pack}"] = pack * each / spent
+    return {
+        "trials_per_hour": 3600 * int(SIZES["trials"]) / (seconds + opening),
+        "steps_per_second": steps / seconds,
+        "steps_per_second_alone": alone[0] / alone[1],
+        "pairs_per_second": rates,
+        "utilisation": utilisation(engine, pairs * int(SIZES["trials"]) / seconds),
+    }
+
+
+def utilisation(engine: Any, pairs_per_second: float) -> float | None:
+    """Model FLOPs over useful tokens (each prompt once) by the GPU's peak in bfloat16; a frozen
+    base costs 4 a weight and token, forward and backward."""
+    peaks = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
+    peak = next((flops for kind, flops in peaks.items() if kind in name), None)
+    if peak is None:
+        return None
+    pairs = engine._train.pairs
+    tokens = sum(len(pair.ids) for pair in pairs) / len(pairs)
+    weights = sum(weight.numel() for weight in engine._base.parameters())
+    return 4 * weights * tokens * pairs_per_second / peak
+
+
+def prefix(folder: Path) -> dict[str, float]:
+    """A step with each prompt once against one with it twice, in turn, three times."""
+    from dpo_train.packed.engine import Engine
+    from dpo_train.packed.rows import lay_out_all
+
+    lengths = {"prompt": (21, 21), "chosen": (14, 14), "rejected": (14, 14)}
+    config, planned = prepared(folder, lengths, "long-prompts")
+    engine = Engine(config.model, planned, DEVICE)
+    columns = reference.prepare(planned).split("train")[:]
+    layouts = {"shared": engine._train.pairs, "plain": lay_out_all(columns, shared=False)}
+    best = dict.fromkeys(layouts, float("inf"))
+    for _ in range(3):
+        for name, pairs in layouts.items():
+            engine._train.pairs = pairs
+            trials = [engine.join(override(config, {"optim.batch_size": 4, "seed": n}))
+                      for n in range(8)]  # fmt: skip
+            for step in range(15):
+                if step == 5:
+                    began = time.perf_counter()
+                engine.step(trials)
+            best[name] = min(best[name], (time.perf_counter() - began) / 10)
+    ids = columns["prompt_ids"][0], columns["chosen_ids"][0]
+    return {**best, "prompt_tokens": len(ids[0]), "completion_tokens": len(ids[1])}
+
+
+def quality(folder: Path) -> dict[str, Any]:
+    """Best eval/accuracy of six trials of the sample, E's minus the `trl` session's (which a test
+    holds to a stock trainer's numbers), the same points, for each of five seeds."""
+    from dpo_train.packed.engine import Engine
+    from dpo_train.session import open_session
+
+    config = TrainConfig.model_validate(
+        {"trainer": "packed", "lora": LORA, "data": {"limit": 600}, "eval_every_pairs": 160,
+         "optim": {"warmup_pairs": 16}}
+    )  # fmt: skip
+    planned = reference.plan(config, data.load_pairs(config.data), folder / "prepared", DEVICE)
+    found: dict[str, list[float]] = {"E": [], "trl": []}
+    for seed in range(5):
+        draw = random.Random(seed)
+        asked = [
+            override(config, {"optim.learning_rate": 10 ** draw.uniform(-3.5, -2), "seed": seed,
+                              "optim.batch_size": draw.choice([4, 8]),
+                              "dpo.beta": 10 ** draw.uniform(-1.5, -0.3)})
+            for _ in range(6)
+        ]  # fmt: skip
+        best = 0.0
+        for trial in asked:
+            session = open_session(override(trial, {"trainer": "trl"}), planned, DEVICE)
+            best = max(best, session.advance()["eval/accuracy"])
+            session.close()
+        found["trl"].append(best)
+        engine = Engine(config.model, planned, DEVICE)
+        trials = [engine.join(trial) for trial in asked]
+        while running := [trial for trial in trials if not trial.is_due]:
+            engine.step(running)
+        held_out = engine.evaluate(trials)
+        engine.close()
+        found["E"].append(max(float(values["accuracy"].mean()) for values in held_out if values))
+    apart = [e - b for e, b in zip(found["E"], found["trl"], strict=True)]
+    half = 2.776 * stdev(apart) / 5**0.5  # Student's t, 4 degrees of freedom
+    return {**found, "difference": mean(apart), "half_interval": half}
+
+
+PARTS = {
+    "B1": lambda folder: stock_trials(folder, 1),
+    "B2": lambda folder: stock_trials(folder, 4),
+    "B3": warm_trials,
+    "E": packed_trials,
+    "prefix": prefix,
+    "quality": quality,
+}
+
+
+def table(found: dict[str, Any]) -> None:
+    def row(name: str, left: float, right: float, unit: str = "") -> None:
+        print(f"{name:52} {left:10.1f} {right:10.1f} {left / right:8.2f} {unit}")
+
+    print(f"\n{'':52} {'left':>10} {'right':>10} {'ratio':>8}")
+    e, b3 = found.get("E"), found.get("B3")
+    for name in ("B1", "B2"):
+        if e and name in found:
+            theirs = found[name]["trials_per_hour"]
+            row(f"trials per hour, E / {name}", e["trials_per_hour"], theirs)
+    if e and b3:
+        theirs = b3["steps_per_second"]
+        row("trial-steps per second, E / B3", e["steps_per_second"], theirs)
+        row("trial-steps per second, E alone / B3", e["steps_per_second_alone"], theirs)
+    if "prefix" in found:
+        p = found["prefix"]
+        row("step, prompts twice / once", 1000 * p["plain"], 1000 * p["shared"], "ms")
+    if "quality" in found:
+        q = found["quality"]
+        print(f"best eval/accuracy, E minus trl, 5 seeds: {q['difference']:+.4f} ± "
+              f"{q['half_interval']:.4f}")  # fmt: skip
+    if e and e["utilisation"] is not None:
+        print(f"model FLOPs utilisation {100 * e['utilisation']:.1f} %")
+    if e:
+        print("\npairs per second by pack size; after the slash, times B3's")
+        print(f"{'batch':>6} {'B3':>9}" + "".join(f"{pack:>15}" for pack in PACKS))
+        for size in BATCHES:
+            base = b3["pairs_per_second"][str(size)] if b3 else None
+            rates = [e["pairs_per_second"][f"{size} {pack}"] for pack in PACKS]
+            cells = "".join(f"{rate:9.0f} /{rate / base if base else 0:4.1f}" for rate in rates)
+            print(f"{size:>6} {base or 0:9.0f}{cells}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=PARTS, help="run one part")
+    parser.add_argument("--table", action="store_true", help="join what the folder holds")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "packing")
+    options = parser.parse_args()
+    folder = options.folder / DEVICE
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.only:
+        result = PARTS[options.only](folder)
+        (folder / f"{options.only}.json").write_text(json.dumps(result, indent=1))
+        return
+    libraries = ("torch", "transformers", "trl", "peft")
+    where = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {where};",
+          ", ".join(f"{name} {version(name)}" for name in libraries))  # fmt: skip
+    if not options.table:
+        for part in PARTS:
+            subprocess.run([sys.executable, __file__, "--only", part, "--folder",
+                            str(options.folder)], check=True, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+    found = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json") if p.stem in PARTS}
+    table(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""One trial as TRL's documentation has it: a process of its own, DPOTrainer with PEFT, no Ray.
+
+Reads {model, pairs, device, arguments, lora} as JSON from stdin, prints as JSON {steps, training,
+seconds}: of training, and of the whole.
+"""
+
+import json
+import sys
+import tempfile
+import time
+
+BEGAN = time.perf_counter()
+
+
+def train(asked: dict) -> dict[str, float]:
+    import peft
+    import torch
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    torch.set_num_threads(1)
+    on_gpu = asked["device"] == "cuda"
+    dtype = "bfloat16" if on_gpu else "float32"
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(asked["model"], dtype=dtype),
+        args=DPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            activation_checkpointing=False,
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
+            dataloader_pin_memory=on_gpu,
+            save_strategy="no",
+            disable_tqdm=True,
+            report_to=[],
+            **asked["arguments"],
+        ),
+        train_dataset=load_dataset("json", data_files=asked["pairs"], split="train"),
+        processing_class=AutoTokenizer.from_pretrained(asked["model"]),
+        peft_config=peft.LoraConfig(
+            task_type="CAUSAL_LM", target_modules="all-linear", **asked["lora"]
+        ),
+    )
+    began = time.perf_counter()
+    trainer.train()
+    now = time.perf_counter()
+    return {"steps": trainer.state.global_step, "training": now - began, "seconds": now - BEGAN}
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(train(json.load(sys.stdin))))
