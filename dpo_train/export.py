@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train.config import TrainConfig
-from dpo_train.model import fetch, forget_base, load_base
+from dpo_train.model import forget_base, load_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +88,6 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
         import torch
 
         logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
-        fetch(config.model)
         policy, _ = load(exported, "cpu")
         if config.lora is not None:
             policy = policy.float().merge_and_unload()

@@ -5,6 +5,7 @@ Knows no training. Everything above the line imports no torch.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import json
@@ -73,11 +74,29 @@ def fingerprint(config: ModelConfig) -> str:
 
 
 def fetch(config: ModelConfig) -> None:
-    """Brings a Hub model into this machine's cache; later loads ask the Hub nothing."""
-    if local_folder(config) is None:
-        from huggingface_hub import snapshot_download
+    """Brings a Hub model into this machine's cache, once for all its processes.
 
+    A resolved config that was fetched before asks the Hub nothing. Processes that load it for the
+    first time at once would race in the cache: one fetches, the others wait.
+    """
+    if local_folder(config) is not None:
+        return
+    from huggingface_hub import constants, snapshot_download
+
+    mark = Path(constants.HF_HUB_CACHE) / ".fetched" / f"{config.id}@{config.revision}"
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a cache that may only be read was filled by another hand
         snapshot_download(config.id, revision=config.revision, allow_patterns=_WANTED)
+        return
+    with mark.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if config.revision is not None and (fetched := file.read()) and Path(fetched).is_dir():
+            return
+        folder = snapshot_download(config.id, revision=config.revision, allow_patterns=_WANTED)
+        file.truncate(0)
+        file.write(folder)
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -160,6 +179,7 @@ def load_base(config: ModelConfig, device: str) -> WarmBase:
     """The process's one copy of the base on that device, loaded at the first call."""
     key = (config.model_dump_json(), device)
     if key not in _loaded:
+        fetch(config)  # this node may be another than the one that prepared the data
         import torch
         from transformers import AutoModelForCausalLM
 

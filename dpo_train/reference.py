@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -159,7 +160,6 @@ def _compute(folder: Path) -> PreparedData:
             f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
             "written anew from the dataset"
         )
-    model.fetch(base)
     rows: dict[str, list[Row]] = {name: [] for name in SPLITS}
     # Not splitlines: texts from the web hold U+2028 and its like.
     for line in (folder / "rows.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
@@ -177,8 +177,8 @@ def _compute(folder: Path) -> PreparedData:
     forward = forward_pass(warm.fresh(trained_in_full=False), asked["device"])
     numbers: dict[str, dict[str, Any]] = {}
     sums: dict[str, str] = {}
-    working = folder / ".part"
-    shutil.rmtree(working, ignore_errors=True)
+    # Another node may do the same where its lock is not seen: neither disturbs the other.
+    working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     for name in SPLITS:
         collated = batches(columns[name], pad_token_id, asked["device"])
         chosen, rejected = score_batches(collated, len(columns[name]["prompt_ids"]), forward)
@@ -190,7 +190,6 @@ def _compute(folder: Path) -> PreparedData:
         sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
         if name != "train":
             numbers[name] = _base_numbers(columns[name], chosen, rejected)
-    shutil.rmtree(working)
     pairs = {name: len(columns[name]["prompt_ids"]) for name in SPLITS}
     manifest = {
         "format": FORMAT,
@@ -200,7 +199,9 @@ def _compute(folder: Path) -> PreparedData:
         "base": numbers,
         "sha256": sums,
     }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
+    write_atomically(working / "manifest.json", json.dumps(manifest, indent=1))
+    (working / "manifest.json").replace(folder / "manifest.json")
+    shutil.rmtree(working)
     finished = _finished(folder, computed=sum(pairs.values()))
     assert finished is not None
     return finished

@@ -74,7 +74,8 @@ class Driver:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll, "eval/drift": 1}
         named = {f"report/{name}": value for name, value in report.items()}
         basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": "[]"}
-        return {**named, **basics, "micro_batch": None, "note": "", "ended": ""}
+        place = {"node_ip": "127.0.0.1", "pid": 1, "gpus": ""}
+        return {**named, **basics, **place, "micro_batch": None, "note": "", "ended": ""}
 
     @property
     def study(self) -> Any:

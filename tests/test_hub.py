@@ -26,22 +26,25 @@ def hub(tmp_path: Path) -> HubServer:
 
 
 def search(folder: Path, hub_url: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return subprocess.run(
         [sys.executable, "-m", "tune", "run", "x.yaml", "--set", "wandb.mode=disabled"],
         cwd=folder,
-        env={
-            **environment,
-            "PYTHONPATH": str(ROOT),
-            "HF_ENDPOINT": hub_url,
-            "HF_HOME": str(folder / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            **changes,
-        },
+        env={**_environment(folder, hub_url), **changes},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def _environment(folder: Path, hub_url: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": hub_url,
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
 
 def yaml(model: str = "acme/tiny", data: str = "acme/truthy") -> str:
@@ -92,3 +95,21 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(tmp_path: Path, hub: Hub
             assert said in done.stderr
             assert done.stderr.count("\n") == 1
             assert not (tmp_path / "runs" / "x").exists()
+
+
+def test_processes_that_load_a_model_at_once_fetch_it_once(tmp_path: Path, hub: HubServer) -> None:
+    with hub:
+        asked = f"id='acme/tiny', revision='{hub.sha('models/acme/tiny')}'"
+        load = f"""
+from dpo_train import config, model
+model.load_base(config.ModelConfig({asked}), "cpu")
+"""
+        command = [sys.executable, "-c", load]
+        environment = _environment(tmp_path, hub.url)
+        together = [subprocess.Popen(command, env=environment) for _ in range(3)]
+        assert [process.wait(timeout=120) for process in together] == [0, 0, 0]
+        weights = [r for r in hub.requests if r.method == "GET" and "model.safetensors" in r.path]
+        assert len(weights) == 1
+        before = len(hub.requests)
+        subprocess.run(command, env=environment, check=True)
+        assert len(hub.requests) == before

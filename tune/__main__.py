@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="search; goes on if the run folder is unfinished")
     run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
     run.add_argument("--name", help="name of the run folder, in place of the YAML's")
+    run.add_argument("--submit", metavar="URL", help="as a job of the Ray cluster at that address")
     _add_set(run)
     run.set_defaults(command=_run)
 
@@ -142,6 +143,10 @@ def _run(options: argparse.Namespace) -> int:
     from tune.config import load_search
 
     config = load_search(options.yaml, _overrides(options))
+    if options.submit is not None:
+        from tune.submit import submit
+
+        return submit(config, options.submit)
     from tune.search import run
 
     return _finish(lambda: run(config))
@@ -285,9 +290,10 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
+    from tune.cluster import runs_dir
     from tune.runs import stored
 
-    there = stored(Path("runs"))
+    there = stored(Path(runs_dir()))
     print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
     for item in there:
         trials = str(item.trials) if item.kind == "run" else ""
@@ -296,13 +302,14 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
+    from tune.cluster import runs_dir
     from tune.runs import remove
 
     if not options.names:
         _list(options)
         print("to remove: dpo-tune clean NAME …")
         return _DONE
-    for item in remove(Path("runs"), options.names):
+    for item in remove(Path(runs_dir()), options.names):
         print(f"removed {item.name} ({item.gigabytes:.3f} GB)")
     return _DONE
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from dpo_train.config import InputError, Part, TrainConfig, override, parse, read_yaml
 from dpo_train.metrics import MODES
+from tune.cluster import runs_dir
 from tune.space import Axis, Point, check_point, check_space, grid
 from tune.storage import check_storage
 
@@ -61,7 +62,8 @@ class ResourcesConfig(Part):
     gpus: float = Field(0, ge=0)
     """GPUs of one trial: 0, a fraction, or 1."""
     at_once: int | None = Field(None, ge=1)
-    """Most trials at once; as many as fit by default."""
+    """Most trials at once; as many as fit by default. A cluster that grows on demand is asked for
+    the room of so many from the start."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -170,8 +172,9 @@ class SearchConfig(TrainConfig):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run folder."""
-    runs_dir: str = "runs"
-    """Where run folders and prepared data stand."""
+    runs_dir: str = Field(default_factory=runs_dir)
+    """Where run folders and prepared data stand: seen by every node of a cluster. By default what
+    DPO_TUNE_RUNS says, or `runs`."""
     space: dict[str, Axis] = {}
     """Dotted paths into the trial's config, and what each may be."""
     points: list[Point] = []

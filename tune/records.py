@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dpo_train.config import InputError
 from dpo_train.reference import write_atomically
+from tune.cluster import runs_dir
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
 STATES: tuple[State, ...] = get_args(State)
@@ -252,9 +253,12 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
 
 def find_run(run: str | Path) -> Path:
     """The run folder that a path or a name means. Raises InputError."""
-    for folder in (Path(run), Path("runs") / run):
+    there = Path(runs_dir()).expanduser()
+    for folder in (Path(run), there / run):
         if (folder / "run.json").is_file():
             return folder
-    known = sorted(path.parent.name for path in Path("runs").glob("*/run.json"))
-    there = f"under runs/ there are: {', '.join(known)}" if known else "under runs/ there is none"
-    raise InputError(f"no run {str(run)!r}: give a run folder's path or name; {there}")
+    known = sorted(path.parent.name for path in there.glob("*/run.json"))
+    said = f"there are: {', '.join(known)}" if known else "there is none"
+    raise InputError(
+        f"no run {str(run)!r}: give a run folder's path or name; under {there}/ {said}"
+    )

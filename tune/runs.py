@@ -58,13 +58,14 @@ def is_finished(folder: Path) -> bool:
     return len(load_results(folder).runs) == len(records.trials)
 
 
-def write_yaml(folder: Path, config: SearchConfig) -> None:
-    """Saves the resolved configuration as `search.yaml`."""
+def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> None:
+    """Saves the resolved configuration as `search.yaml`, or only what was given in it."""
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="rt", pure=True)
     stream = io.StringIO()
-    yaml.dump(config.model_dump(mode="json", by_alias=True, exclude_none=False), stream)
+    content = config.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
+    yaml.dump(content, stream)
     write_atomically(folder / "search.yaml", stream.getvalue())
 
 

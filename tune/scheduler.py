@@ -22,6 +22,7 @@ from ray.tune.schedulers import (
 from dpo_train.config import one_line
 from dpo_train.metrics import MODES
 from tune import checkpoints
+from tune.cluster import Places
 from tune.config import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging, is_task
@@ -59,6 +60,7 @@ class SearchScheduler(FIFOScheduler):
         self._halt = halt
         self._rungs = _rungs(config, most_pairs)
         self._known: set[str] = set()
+        self._places = Places(records.folder)
         self.input_error = ""
         """What a trial found to be wrong with the user's input; ends the search."""
         for record in records.searched:
@@ -123,6 +125,8 @@ class SearchScheduler(FIFOScheduler):
             for key, value in result.items()
             if key.startswith("report/")
         }
+        place = {"node": result["node_ip"], "gpus": result["gpus"], "pid": result["pid"]}
+        self._places.note(trial_id, place, result["began"])
         is_new = self._records.report(
             trial_id,
             report,

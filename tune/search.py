@@ -17,7 +17,7 @@ from typing import Any
 
 from dpo_train import data, model, reference
 from dpo_train.config import InputError, one_line
-from tune import checkpoints, deploy, doctor, runs
+from tune import checkpoints, cluster, deploy, doctor, runs
 from tune.config import SearchConfig, check, load_search
 from tune.environment import describe
 from tune.records import Records, create_run, find_run
@@ -64,6 +64,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     doctor.refuse_impossible(config)
     doctor.refuse_impossible_end(config)
     folder = config.folder
+    cluster.refuse_private_folder(folder)
     if runs.is_run(folder):
         runs.refuse_other_search(folder, config)
         with runs.only_driver(folder):
@@ -191,9 +192,12 @@ def _search(config: SearchConfig, records: Records) -> Results:
 
         # Of a process that died Tune would print a traceback; the scheduler says it in a line.
         logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+        cluster.keep_secrets_out_of_ray()
         progress = Progress(records, config.total_runs)
         judging = Judging(config, records)
-        searcher = StudySearcher(config, records, judging, progress, partial(_places, config))
+        searcher = StudySearcher(
+            config, records, judging, progress, partial(cluster.places, config)
+        )
         most_pairs = _most_pairs(config, records)
         halt = Halt(records)
         scheduler = SearchScheduler(config, records, searcher, judging, progress, most_pairs, halt)
@@ -256,15 +260,6 @@ def _most_pairs(config: SearchConfig, records: Records) -> int:
     return len(rows) * config.most_epochs
 
 
-def _places(config: SearchConfig) -> int:
-    """How many trials the cluster can hold at once, as it is now."""
-    import ray
-
-    there = ray.cluster_resources()
-    asked = {"CPU": config.resources.cpus, "GPU": config.resources.gpus}
-    return int(min(there.get(name, 0) / amount for name, amount in asked.items() if amount))
-
-
 @contextlib.contextmanager
 def _ray(config: SearchConfig) -> Iterator[None]:
     """The cluster that is connected, that RAY_ADDRESS names, or one on this machine."""
@@ -280,14 +275,7 @@ def _ray(config: SearchConfig) -> Iterator[None]:
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     importing.join()
     try:
-        wanted = {"CPU": config.resources.cpus, "GPU": config.resources.gpus}
-        for name, amount in wanted.items():
-            there = ray.cluster_resources().get(name, 0)
-            if amount > there and not os.environ.get("RAY_ADDRESS"):
-                raise InputError(
-                    f"resources.{name.lower()}s: a trial wants {amount:g}, this machine has "
-                    f"{there:g}"
-                )
+        cluster.refuse_or_wait(config)
         yield
     finally:
         ray.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from functools import lru_cache
@@ -16,6 +17,7 @@ from dpo_train.config import InputError, TrainConfig, one_line, override
 from dpo_train.model import forget_base
 from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with_less_at_once
 from tune import checkpoints, engines
+from tune.cluster import refuse_unseen_run
 from tune.config import SearchConfig, load_search
 from tune.judging import EVALUATING, JUDGING
 from tune.own_evaluation import ask
@@ -78,6 +80,7 @@ class DpoTrial(Trainable):
             "held_out": json.dumps(held_out),
             "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
             "note": self._note,
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             "ended": "finished" if finished else "",
             "done": finished,
         }
@@ -131,6 +134,7 @@ class DpoTrial(Trainable):
 
     def _find_run(self) -> Sittings:
         self._run = Path(self._asked["run"])
+        refuse_unseen_run(self._run)
         self._search, run = _read_search(self._run)
         if self._search.trainer == "trl":
             _limit_threads()

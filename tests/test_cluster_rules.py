@@ -1,0 +1,105 @@
+"""What a search asks of a cluster, without one; and what it sends to one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_train.config import InputError
+from tests.conftest import ROOT
+from tune import cluster, submit
+from tune.config import SearchConfig, load_search
+from tune.records import find_run
+
+
+def job(monkeypatch: pytest.MonkeyPatch, **runtime_env: Any) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env}))
+
+
+def test_runs_stand_where_the_cluster_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml = ROOT / "searches" / "quickstart.yaml"
+    assert load_search(yaml).folder == Path("runs/quickstart")
+    monkeypatch.setenv("DPO_TUNE_RUNS", str(tmp_path))
+    assert load_search(yaml).folder == tmp_path / "quickstart"
+    assert load_search(yaml, {"runs_dir": "here"}).folder == Path("here/quickstart")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "run.json").touch()
+    assert find_run("done") == tmp_path / "done"
+    with pytest.raises(InputError, match=f"under {tmp_path}/ there are: done"):
+        find_run("none")
+
+
+def test_a_job_does_not_write_into_the_copy_that_ray_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cluster.refuse_private_folder(Path("runs/x"))
+    job(monkeypatch)  # KubeRay's entry point may run in the image's own folder
+    cluster.refuse_private_folder(Path("runs/x"))
+    job(monkeypatch, working_dir="gcs://_ray_pkg_0.zip")
+    cluster.refuse_private_folder(Path("/mnt/shared/x"))
+    with pytest.raises(InputError, match="set DPO_TUNE_RUNS on the cluster's nodes, or type"):
+        cluster.refuse_private_folder(Path("runs/x"))
+
+
+def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"does not see {tmp_path}; give a path that all nodes"):
+        cluster.refuse_unseen_run(tmp_path)
+
+
+def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
+    assert cluster.places(config) == 64
+
+
+def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:
+    from ray.tune.execution import class_cache
+
+    cluster.keep_secrets_out_of_ray()
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    assert "RAY_CHDIR_TO_TRIAL_DIR" in names
+    assert not [name for name in names if name.startswith("AWS")]
+
+
+def test_what_is_sent_is_small_whole_and_means_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPO_TUNE_RUNS", "/of/this/machine")
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    (tmp_path / ".env").write_text("HF_TOKEN=secret")
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text("data: {id: pairs.jsonl}\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\ntrials: 3")
+    config = load_search(yaml, {"optim.epochs": 2})
+    with submit._luggage(config) as folder:
+        sent = load_search(folder / "search.yaml", {"runs_dir": "x"})
+        assert sent == config.model_copy(
+            update={
+                "runs_dir": "x",
+                "data": config.data.model_copy(update={"id": "data/pairs.jsonl"}),
+            }
+        )
+        assert "runs_dir" not in (folder / "search.yaml").read_text()
+        assert (folder / "data" / "pairs.jsonl").read_text() == "{}"
+        assert {path.name for path in folder.iterdir()} == {
+            "data", "dpo_train", "search.yaml", "tune",
+        }  # fmt: skip
+        assert sum(path.stat().st_size for path in folder.rglob("*")) < 5e6
+
+    (tmp_path / "model").mkdir()
+    here = load_search(yaml, {"model.id": "model"})
+    with (
+        pytest.raises(InputError, match="model.id: model lies on this machine"),
+        submit._luggage(here),
+    ):
+        pass
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    config = SearchConfig(name="x")
+    with pytest.raises(InputError, match="type `--submit http://127.0.0.1:8265`"):
+        submit.submit(config, "127.0.0.1:8265")
+    with pytest.raises(InputError, match="no Ray cluster answers at http://127.0.0.1:9"):
+        submit.submit(config, "http://127.0.0.1:9")

@@ -1,0 +1,108 @@
+"""What a search must know of the cluster it runs on: where run folders stand, who held which GPU.
+
+The folder is the one thing that all nodes share. Ray is imported where it is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_train.config import InputError
+
+if TYPE_CHECKING:
+    from tune.config import SearchConfig
+
+RUNS = "DPO_TUNE_RUNS"
+"""Where run folders stand, for all processes of a cluster; in place of `runs`."""
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the entry point of a job, and for nothing else."""
+
+
+def runs_dir() -> str:
+    return os.environ.get(RUNS) or "runs"
+
+
+def refuse_private_folder(folder: Path) -> None:
+    """Raises InputError if a Ray job would write its run into the copy of its working directory.
+
+    Ray removes that copy some time after the job, and no other node has it.
+    """
+    job = json.loads(os.environ.get(_JOB, "{}"))
+    brought = (job.get("runtime_env") or {}).get("working_dir")
+    if brought and folder.absolute().is_relative_to(Path.cwd()):
+        raise InputError(
+            f"runs_dir: {folder.parent} lies in this job's own folder, which no other node sees "
+            f"and which goes with the job; set {RUNS} on the cluster's nodes, or type "
+            "`--set runs_dir=/a/path/that/all/nodes/share`"
+        )
+
+
+def refuse_unseen_run(folder: Path) -> None:
+    """Raises InputError on a node that does not see the run folder."""
+    if not (folder / "run.json").is_file():
+        raise InputError(
+            f"runs_dir: the node {socket.gethostname()} does not see {folder}; give a path that "
+            f"all nodes share, by {RUNS} or `--set runs_dir=…`, and mount it on every node"
+        )
+
+
+def refuse_or_wait(config: SearchConfig) -> None:
+    """Raises InputError if this machine's own Ray lacks what a trial wants; of a cluster elsewhere,
+    which may grow, says so and waits."""
+    import ray
+
+    resources = config.resources
+    for name, amount in {"CPU": resources.cpus, "GPU": resources.gpus}.items():
+        there = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
+        if amount <= there:
+            continue
+        wants = f"resources.{name.lower()}s: a trial wants {amount:g}"
+        if not os.environ.get("RAY_ADDRESS"):
+            raise InputError(f"{wants}, this machine has {there:g}")
+        print(f"{wants}, no node has more than {there:g} yet; waiting for one", flush=True)
+
+
+def places(config: SearchConfig) -> int:
+    """How many trials the cluster can hold at once, as it is now.
+
+    With `at_once` and a cluster elsewhere so many, held or not: each that waits calls for a node.
+    """
+    import ray
+
+    resources = config.resources
+    if resources.at_once and os.environ.get("RAY_ADDRESS"):
+        return resources.at_once
+    there = ray.cluster_resources()
+    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
+    return int(min(there.get(name, 0) / amount for name, amount in asked.items() if amount))
+
+
+def keep_secrets_out_of_ray() -> None:
+    """Tune would copy AWS's keys from the driver into the trials' runtime environment, which Ray's
+    dashboard and logs show. A node has keys of its own, or needs none."""
+    from ray.tune.execution import class_cache
+
+    kept = (name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_"))
+    class_cache.ENV_VARS_TO_PROPAGATE = set(kept)
+
+
+class Places:
+    """`places.jsonl` in the run folder: which trial took which place, and when.
+
+    One line each time: `at` (Unix time), `trial`, `node` (its address), `gpus` (as the process
+    sees them), `pid`. A trial holds its place until its next line or its end.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = run / "places.jsonl"
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def note(self, trial: str, place: dict[str, Any], at: float) -> None:
+        if self._last.get(trial) != place:
+            self._last[trial] = place
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"at": at, "trial": trial, **place}) + "\n")
