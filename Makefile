@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 # More torch threads than free cores make everything crawl; one per process.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help run test soak check lint format benchmark sample clean
+.PHONY: help run test soak check cluster-test lint format benchmark sample clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/ready  ## The quickstart search, from nothing to a winner
 	$(BIN)/dpo-tune run searches/quickstart.yaml
@@ -20,7 +20,10 @@ soak: $(VENV)/ready-dev  ## What `make test` leaves out: a driver killed at ten 
 	@$(BIN)/python -m pytest -m soak -n 0
 
 check: $(VENV)/ready-dev  ## The tests that start no Ray and train little
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow and not cluster"
+
+cluster-test: $(VENV)/ready-dev  ## Searches on clusters of several nodes, minutes; as root, with sshd and rsync
+	@$(BIN)/python -m pytest -n 0 -m cluster
 
 lint: $(VENV)/ready-dev  ## Linter, formatter's check, type checker
 	@$(BIN)/ruff check --quiet

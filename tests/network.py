@@ -47,7 +47,11 @@ class Network:
         apart = ["unshare", "-m", "sh", "-c", f"""
             mount -t tmpfs tmpfs "{disk}" && mount --bind /dev/null /etc/resolv.conf && exec "$@"
         """, "sh"]  # fmt: skip
-        return ["ip", "netns", "exec", f"{self._tag}n{node}", *apart, *command]
+        return self.on(node, [*apart, *command])
+
+    def on(self, node: int, command: list[str]) -> list[str]:
+        """The command as it runs with a node's network; only where that is isolated."""
+        return ["ip", "netns", "exec", f"{self._tag}n{node}", *command]
 
     def _build(self) -> None:
         tag, subnet = self._tag, self._subnet
