@@ -28,7 +28,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 SLEEP = 2.0
 """Seconds of a report in the first table; a trial has four."""
-REPORTS = (2, 22)
+REPORTS = (2, 12)
 """Of each trial in the second table: the difference is what reports cost."""
 AT_ONCE = (4, 16, 64)
 

@@ -18,19 +18,26 @@ MANIFEST = "manifest.json"
 
 
 def write(
-    model: Any, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, folder: Path
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    folder: Path,
+    weights: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the folder whole or not at all: an older one stays until the new one is complete."""
+    """Writes the folder whole or not at all: an older one stays until the new one is complete.
+
+    `weights` are given where the model itself holds a part of them.
+    """
 
     def save(part: Path) -> None:
         if config.lora is None:
-            model.save_pretrained(part)
+            model.save_pretrained(part, state_dict=weights)
             return
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = config.model.id
             adapter.revision = config.model.revision
         # Otherwise PEFT asks the Hub whether the vocabulary grew.
-        model.save_pretrained(part, save_embedding_layers=False)
+        model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
 
     write_around(save, tokenizer, config, folder)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dpo_train.config import InputError, TrainConfig, override
+from dpo_train.peers import ALONE, Peers
 
 
 class Session(Protocol):
@@ -68,8 +69,11 @@ def with_less_at_once(config: TrainConfig) -> TrainConfig:
         ) from None
 
 
-def open_session(config: TrainConfig, prepared: Path, device: str) -> Session:
-    """The session that the config asks for, over the prepared data at that folder."""
+def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE) -> Session:
+    """The session that the config asks for, over the prepared data at that folder.
+
+    Of peers each opens one, with the same arguments but its rank, and all are driven together.
+    """
     if config.trainer == "simulated":
         from dpo_train.simulated import SimulatedSession
 
@@ -80,4 +84,4 @@ def open_session(config: TrainConfig, prepared: Path, device: str) -> Session:
         return PackedSession(config, prepared, device)
     from dpo_train.trl_session import TrlSession
 
-    return TrlSession(config, prepared, device)
+    return TrlSession(config, prepared, device, peers)

@@ -23,15 +23,20 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from dpo_train import export, metrics, model, reference, trl_patches  # noqa: F401
-from dpo_train.config import TrainConfig, one_line
+from dpo_train.config import OptimConfig, TrainConfig, one_line
+from dpo_train.peers import ALONE, Peers
 from dpo_train.session import Diverged, OutOfMemory
 
 
 class TrlSession:
     """A Session over DPOTrainer. One at a time in a process: it borrows the warm base."""
 
-    def __init__(self, config: TrainConfig, prepared: Path, device: str) -> None:
+    def __init__(
+        self, config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE
+    ) -> None:
+        peers.join()
         self._config = config
+        self._peers = peers
         self._data = reference.prepare(prepared)
         self.reference_pairs = self._data.computed_pairs
         self._base = model.load_base(config.model, device)
@@ -41,7 +46,7 @@ class TrlSession:
         self._control = _Control(config, len(train), self._scratch)
         self._trainer = _Trainer(
             model=self._base.fresh(trained_in_full=config.lora is None),
-            args=_arguments(config, self._scratch, device),
+            args=_arguments(config, self._scratch, device, peers),
             train_dataset=train,
             processing_class=self._base.tokenizer,
             peft_config=model.peft_config(config.lora),
@@ -68,15 +73,23 @@ class TrlSession:
     def save(self, folder: Path) -> None:
         self._control.commands.put("save")
         checkpoint = self._answer()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(checkpoint, folder)
+        # Of peers each brings its own part: at least its random state, under a name of its own.
+        shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+        shutil.rmtree(checkpoint)
 
     def restore(self, folder: Path) -> None:
         self._resume_from = folder
 
     def export(self, folder: Path) -> None:
-        export.write(self._trainer.model, self._base.tokenizer, self._config, folder)
+        weights = None
+        if self._peers.sharded:  # gathered by all, written by one
+            policy = self._trainer.model
+            weights = self._trainer.accelerator.get_state_dict(policy)
+            for tied in getattr(policy, "all_tied_weights_keys", {}):
+                weights.pop(tied, None)
+        if self._peers.rank == 0:
+            tokenizer = self._base.tokenizer
+            export.write(self._trainer.model, tokenizer, self._config, folder, weights)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -84,6 +97,8 @@ class TrlSession:
             self._thread.join()
         if self._config.lora is not None:
             self._trainer.model.unload()
+        if self._peers.sharded:
+            model.forget_base()  # its weights are parts now
         del self._trainer, self._control
         shutil.rmtree(self._scratch, ignore_errors=True)
         gc.collect()
@@ -179,7 +194,7 @@ class _Trainer(DPOTrainer):
         """Weighs a part of a batch by its pairs: the parts of an epoch's last batch may be unequal,
         and transformers divides each by their number."""
         parts = self.current_gradient_accumulation_steps
-        if parts > 1:
+        if parts > 1 and self.accelerator.num_processes == 1:  # peers have equal parts
             step = self.state.global_step
             loss = loss * (pairs * parts / (self._hand.pairs(step + 1) - self._hand.pairs(step)))
         if self._parts_seen == 0:
@@ -199,8 +214,10 @@ class _Trainer(DPOTrainer):
     def _measure(self) -> dict[str, float]:
         seconds = time.monotonic() - self._hand.resumed_at
         pairs = self._hand.pairs_seen - self._hand.resumed_pairs
-        losses = torch.stack(self._step_losses).float().cpu()
-        tokens = int(self._tokens)
+        # What peers report, and whether they go on, is the same for all.
+        together = self.accelerator.reduce(torch.stack(self._step_losses).float(), "mean")
+        losses = together.cpu()
+        tokens = int(self.accelerator.reduce(self._tokens))
         self._tokens.zero_()
         self._step_losses.clear()
         first_step = self.state.global_step - len(losses) + 1
@@ -208,7 +225,10 @@ class _Trainer(DPOTrainer):
             raise self._diverged(float(losses[offset]), first_step + offset)
         began = time.monotonic()
         held_out = self._held_out()
-        peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        peak = size = 0.0
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 1e9
+            size = torch.cuda.get_device_properties().total_memory / 1e9
         return {
             **{f"eval/{name}": value for name, value in held_out.items()},
             "train/loss": float(losses.mean()),
@@ -220,6 +240,7 @@ class _Trainer(DPOTrainer):
             "train_seconds": seconds,
             "eval_seconds": time.monotonic() - began,
             "peak_memory_gb": peak,
+            "device_memory_gb": size,
         }
 
     def _held_out(self) -> dict[str, float]:
@@ -263,12 +284,13 @@ class _LogProbs:
         return outputs
 
 
-def _arguments(config: TrainConfig, scratch: Path, device: str) -> DPOConfig:
+def _arguments(config: TrainConfig, scratch: Path, device: str, peers: Peers) -> DPOConfig:
     optim, dpo = config.optim, config.dpo
+    at_once = _pairs_at_once(optim, peers)
     return DPOConfig(
         output_dir=str(scratch),
-        per_device_train_batch_size=optim.pairs_at_once,
-        gradient_accumulation_steps=optim.batch_size // optim.pairs_at_once,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=optim.batch_size // peers.count // at_once,
         num_train_epochs=optim.epochs,
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
@@ -286,6 +308,9 @@ def _arguments(config: TrainConfig, scratch: Path, device: str) -> DPOConfig:
         activation_checkpointing=False,
         bf16=device == "cuda",
         use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and peers.count > 1 else None,
+        ddp_find_unused_parameters=False,
+        fsdp=peers.sharded,
         dataloader_pin_memory=device == "cuda",
         logging_strategy="no",
         # A NaN loss must be seen, not smoothed over; and the filter waits for the device each step.
@@ -302,6 +327,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     words = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _pairs_at_once(optim: OptimConfig, peers: Peers) -> int:
+    """Of one peer: no more than its part of them all, in equal parts of its share of the batch."""
+    share, most = optim.batch_size // peers.count, max(1, optim.pairs_at_once // peers.count)
+    return max(pairs for pairs in range(1, most + 1) if share % pairs == 0)
 
 
 def _warmup_steps(config: TrainConfig) -> int:

@@ -48,6 +48,7 @@ class HubServer:
         token: str | None = None,
         private: Collection[str] = (),
         gated: Collection[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         for key in {*folders, *private, *gated}:
             if key not in folders or not re.fullmatch(rf"(models|datasets)/{ID}", key):
@@ -61,8 +62,8 @@ class HubServer:
         for key, folder in folders.items():
             self.repositories[key] = Repository(key in private, key in gated)
             self.repositories[key].add_commit(read_folder(Path(folder)))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = ThreadingHTTPServer((host, 0), lambda *args: _Handler(self, *args))
+        self.url = f"http://{host}:{self._server.server_port}"
 
     def __enter__(self) -> "HubServer":
         # The default poll of 0.5 s would be paid by every test on leaving.

@@ -39,6 +39,11 @@ class Network:
     def address(self, node: int) -> str:
         return f"{self._subnet}.{11 + node}" if self.isolated else f"127.206.0.{11 + node}"
 
+    @property
+    def host(self) -> str:
+        """Where the nodes reach this process."""
+        return f"{self._subnet}.1" if self.isolated else "127.0.0.1"
+
     def inside(self, node: int, command: list[str], disk: Path) -> list[str]:
         """The command as it runs on a node, over its own disk."""
         if not self.isolated:

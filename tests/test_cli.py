@@ -27,7 +27,11 @@ BROKEN = {
     "no such model": (GOOD + "model: {id: ./nothing}\n", "nothing has no config.json"),
     "no such data": (GOOD + "data: {id: ./nothing.jsonl}\n", "no file nothing.jsonl"),
     "too many gpus": (GOOD + "resources: {gpus: 1}\n", "resources.gpus: a trial wants 1"),
-    "several gpus": (GOOD + "resources: {gpus: 2}\n", "one process trains on one GPU"),
+    "half a gpu too many": (GOOD + "resources: {gpus: 1.5}\n", "must be a whole number"),
+    "a batch for three": (
+        GOOD + "resources: {gpus: 3}\n",
+        "8 pairs can't be shared out among the 3 GPUs",
+    ),
     "point outside": (GOOD + "points: [{dpo.beta: 3}]\n", "lies outside the space (uniform 0.1"),
     "bfloat16": (GOOD + "model: {dtype: bfloat16}\n", "can't be trained in full"),
     "nothing left": (GOOD + "data: {chars: [9000, 9999]}\n", "no pair is left for train"),

@@ -8,6 +8,7 @@ import pytest
 
 from dpo_train.config import InputError
 from tests.conftest import ROOT
+from tests.test_algorithms import Driver
 from tune import cluster, submit
 from tune.config import SearchConfig, load_search
 from tune.records import find_run
@@ -52,6 +53,25 @@ def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
     assert cluster.places(config) == 64
+
+
+def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Path) -> None:
+    def said(gpus: float, took: float) -> str:
+        config = SearchConfig.model_validate({"name": "x", "resources": {"gpus": gpus}})
+        report = {"peak_memory_gb": took, "device_memory_gb": 24.0}
+        return cluster.overfull(config, report)
+
+    assert said(0.25, 5.9) == said(1, 23.0) == ""
+    assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in said(0.25, 7.5)
+    assert "3 would fit: type `--set resources.gpus=0.333" in said(0.25, 7.5)
+    assert "1 would fit: type `--set resources.gpus=1 " in said(0.5, 23.0)
+
+    driver = Driver(tmp_path, trainer="trl", resources={"gpus": 0.25})
+    trial = driver.start()
+    full = {"report/peak_memory_gb": 7.5, "report/device_memory_gb": 24.0}
+    result = {**driver.result(64, 0.6, 0.6), **full}
+    assert driver.scheduler.on_trial_result(None, trial, result) == "STOP"
+    assert driver.scheduler.input_error == said(0.25, 7.5)
 
 
 def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:

@@ -6,8 +6,10 @@ The folder is the one thing that all nodes share. Ray is imported where it is as
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +57,14 @@ def refuse_or_wait(config: SearchConfig) -> None:
     which may grow, says so and waits."""
     import ray
 
-    resources = config.resources
-    for name, amount in {"CPU": resources.cpus, "GPU": resources.gpus}.items():
-        there = max(node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"])
-        if amount <= there:
+    there = ray.cluster_resources()
+    for name, amount in _wanted(config).items():
+        if amount <= there.get(name, 0):
             continue
         wants = f"resources.{name.lower()}s: a trial wants {amount:g}"
         if not os.environ.get("RAY_ADDRESS"):
-            raise InputError(f"{wants}, this machine has {there:g}")
-        print(f"{wants}, no node has more than {there:g} yet; waiting for one", flush=True)
+            raise InputError(f"{wants}, this machine has {there.get(name, 0):g}")
+        print(f"{wants}, the cluster has {there.get(name, 0):g} yet; waiting for more", flush=True)
 
 
 def places(config: SearchConfig) -> int:
@@ -73,12 +74,35 @@ def places(config: SearchConfig) -> int:
     """
     import ray
 
-    resources = config.resources
-    if resources.at_once and os.environ.get("RAY_ADDRESS"):
-        return resources.at_once
+    at_once = config.resources.at_once
+    if at_once and os.environ.get("RAY_ADDRESS"):
+        return at_once
     there = ray.cluster_resources()
-    asked = {"CPU": resources.cpus, "GPU": resources.gpus}
-    return int(min(there.get(name, 0) / amount for name, amount in asked.items() if amount))
+    return int(min(there.get(name, 0) / amount for name, amount in _wanted(config).items()))
+
+
+def _wanted(config: SearchConfig) -> dict[str, float]:
+    """What one trial takes, by Ray's names."""
+    resources = config.resources
+    wanted = {"CPU": resources.cpus * resources.members, "GPU": resources.gpus}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def overfull(config: SearchConfig, report: Mapping[str, float]) -> str:
+    """What to say of a trial that took more memory than its fraction of a GPU; empty if none did.
+
+    Memory can't be fenced in: where one takes more than its share, another will find none.
+    """
+    share, total = config.resources.gpus, report.get("device_memory_gb", 0.0)
+    took = report.get("peak_memory_gb", 0.0)
+    if config.trainer != "trl" or not 0 < share < 1 or took <= share * total:
+        return ""
+    fit = max(1, int(total / took))
+    return (
+        f"resources.gpus: a trial took {took:.1f} GB, and {share:g} of this GPU is "
+        f"{share * total:.1f} of {total:.1f} GB; {fit} would fit: type "
+        f"`--set resources.gpus={math.floor(1000 / fit) / 1000:g} --name NEW`"
+    )
 
 
 def keep_secrets_out_of_ray() -> None:

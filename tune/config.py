@@ -60,19 +60,26 @@ class ResourcesConfig(Part):
     """CPUs of one trial; by default 1, and 1/8 under `trainer: packed`: more trials in a step
     gain nothing there (benchmarks/RESULTS.md)."""
     gpus: float = Field(0, ge=0)
-    """GPUs of one trial: 0, a fraction, or 1."""
+    """GPUs of one trial: 0, a fraction, 1, or several, which train it together."""
+    sharded: bool = False
+    """With several: weights, gradients and optimizer are shared out among them (FSDP2), for a model
+    that one GPU does not hold. Else each has a copy and the gradients are averaged (DDP)."""
     at_once: int | None = Field(None, ge=1)
     """Most trials at once; as many as fit by default. A cluster that grows on demand is asked for
     the room of so many from the start."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.gpus > 1:
-            raise ValueError(
-                f"gpus: {self.gpus:g} for one trial; one process trains on one GPU, so 0, a "
-                "fraction or 1"
-            )
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus: {self.gpus:g} for one trial; several must be a whole number")
+        if self.sharded and self.gpus <= 1:
+            raise ValueError("sharded: needs several GPUs a trial; type `gpus: 2`")
         return self
+
+    @property
+    def members(self) -> int:
+        """Processes that train one trial."""
+        return max(1, int(self.gpus))
 
 
 class BudgetConfig(Part):
@@ -268,7 +275,13 @@ class SearchConfig(TrainConfig):
 
     def trial(self, point: Point) -> TrainConfig:
         """The config of one trial. Raises InputError where a combination is impossible."""
-        return override(self.base_trial(), point)
+        trial = override(self.base_trial(), point)
+        if trial.optim.batch_size % self.resources.members:
+            raise InputError(
+                f"optim.batch_size: {trial.optim.batch_size} pairs can't be shared out among the "
+                f"{self.resources.gpus:g} GPUs of a trial; give multiples of that"
+            )
+        return trial
 
     def base_trial(self) -> TrainConfig:
         return TrainConfig.model_validate({name: getattr(self, name) for name in _TRIAL_FIELDS})
@@ -295,6 +308,14 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
 def check(config: SearchConfig) -> SearchConfig:
     """The checks that look across parts. Raises InputError; returns the config."""
     check_space(config.space, config.base_trial())
+    if config.resources.members > 1:
+        if config.trainer == "packed":
+            raise InputError(
+                f"resources.gpus: {config.resources.gpus:g} for one trial; packed trials share a "
+                "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
+            )
+        for size in _choices(config, "optim.batch_size") or [config.optim.batch_size]:
+            config.trial({"optim.batch_size": size})
     for point in config.points:
         check_point(point, config.space)
         config.trial(point)

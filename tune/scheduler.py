@@ -22,7 +22,7 @@ from ray.tune.schedulers import (
 from dpo_train.config import one_line
 from dpo_train.metrics import MODES
 from tune import checkpoints
-from tune.cluster import Places
+from tune.cluster import Places, overfull
 from tune.config import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging, is_task
@@ -76,6 +76,8 @@ class SearchScheduler(FIFOScheduler):
         report = self._record(trial_id, result)
         # Tune gives a trial up after so many deaths: of those, only what follows no progress.
         trial.run_metadata.num_failures = 0
+        if wrong := overfull(self._config, report):
+            self._refuse(wrong)
         if self._searcher.spent() or self._searcher.inbox.stops(trial_id):
             return str(TrialScheduler.STOP)
         if self._confirms(trial_id):
@@ -89,8 +91,7 @@ class SearchScheduler(FIFOScheduler):
             return
         ended = result.get("ended")
         if ended == "wrong input":
-            self.input_error = result["error"]
-            self._searcher.stop_reason = self._searcher.budget_spent = "the input is wrong"
+            self._refuse(result["error"])
             self._records.end(trial_id, "pending")
             return
         if ended == "no room":  # the trial has not ended: it goes on from its last saved state
@@ -151,6 +152,10 @@ class SearchScheduler(FIFOScheduler):
     def _confirms(self, trial_id: str) -> bool:
         """Whether it is a finalist's run with another seed, which no rung stops."""
         return self._records.trials[trial_id].confirms is not None
+
+    def _refuse(self, wrong: str) -> None:
+        self.input_error = wrong
+        self._searcher.stop_reason = self._searcher.budget_spent = "the input is wrong"
 
     def _end(self, trial_id: str, state: State, error: str | None) -> None:
         if state == "stopped" and self._searcher.inbox.stops(trial_id):

@@ -183,6 +183,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune import with_resources as on
 
+        from tune.group import bundles
         from tune.halt import Halt, Halted
         from tune.judging import Judging
         from tune.progress import Progress
@@ -202,7 +203,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
         halt = Halt(records)
         scheduler = SearchScheduler(config, records, searcher, judging, progress, most_pairs, halt)
         tuner = Tuner(
-            on(DpoTrial, {"cpu": config.resources.cpus, "gpu": config.resources.gpus}),
+            on(DpoTrial, bundles(config.resources)),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import ray
+from ray.exceptions import RayActorError
 from ray.tune import Trainable
 
 from dpo_train.config import InputError, TrainConfig, one_line, override
@@ -19,12 +19,15 @@ from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with
 from tune import checkpoints, engines
 from tune.cluster import refuse_unseen_run
 from tune.config import SearchConfig, load_search
+from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
 from tune.own_evaluation import ask
 from tune.records import Objective, Report, Sittings
 from tune.room import NoRoom
+from tune.threads import limit_threads
 
 _Search = tuple[SearchConfig, Sittings]
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class DpoTrial(Trainable):
@@ -39,6 +42,7 @@ class DpoTrial(Trainable):
         # Opening waits for the first step: Tune may set up a process for a trial that it then
         # gives to another, and such a process must touch nothing.
         self._session: Session | None = None
+        self._group: Group | None = None
         self._asked = config
         self._reference_pairs: int = 0
 
@@ -61,7 +65,8 @@ class DpoTrial(Trainable):
             report = self._advance()
             assert self._session is not None
             self._offer_export(report)
-        except engines.EngineLost:
+        except (engines.EngineLost, RayActorError):
+            # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere.
             raise
         except Exception as error:
             return self._failure(error)
@@ -80,7 +85,7 @@ class DpoTrial(Trainable):
             "held_out": json.dumps(held_out),
             "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
             "note": self._note,
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "gpus": self._group.gpus if self._group else os.environ.get(_VISIBLE, ""),
             "ended": "finished" if finished else "",
             "done": finished,
         }
@@ -130,26 +135,41 @@ class DpoTrial(Trainable):
         prepared, device = Path(self._sittings.prepared), self._sittings.device
         if self._trial.trainer == "packed":
             return engines.EngineSession(self._id, self._trial, prepared, device)
+        if self._search.resources.members > 1:
+            return self._group_here().open(self._trial, prepared, device)
         return open_session(self._trial, prepared, device)
+
+    def _on_device(self, function: Any, *arguments: Any) -> Any:
+        """What a function returns in a process that has the trial's GPU, or its first one."""
+        if self._search.resources.members == 1:
+            return function(*arguments)
+        return self._group_here().first(function, *arguments)
+
+    def _group_here(self) -> Group:
+        if self._group is None or self._group.is_ended:
+            self._group = Group(self._search.resources)
+        return self._group
 
     def _find_run(self) -> Sittings:
         self._run = Path(self._asked["run"])
         refuse_unseen_run(self._run)
         self._search, run = _read_search(self._run)
         if self._search.trainer == "trl":
-            _limit_threads()
+            limit_threads()
         return run
 
     def _judge(self) -> dict[str, Any]:
         run = self._find_run()
         winner, prepared = self._run / "winner", Path(run.prepared)
         searched = self._run / self._asked["searched"] if self._asked["searched"] else None
+        asked = (winner, self._search.model, prepared, run.device, searched)
         try:
             if self._search.trainer == "packed":
-                judge = engines.judge
+                verdict = engines.judge(*asked)
             else:
                 from dpo_train.evaluation import judge
-            verdict = judge(winner, self._search.model, prepared, run.device, searched)
+
+                verdict = self._on_device(judge, *asked)
         except engines.EngineLost:
             raise
         except Exception as error:
@@ -162,7 +182,8 @@ class DpoTrial(Trainable):
         assert self._search.confirm is not None
         assert self._search.confirm.evaluate is not None
         try:
-            said = ask(
+            said = self._on_device(
+                ask,
                 self._search.confirm.evaluate,
                 self._run / self._asked["exported"],
                 self._asked["cwd"],
@@ -230,11 +251,3 @@ def _read_search(run: Path) -> _Search:
         load_search(run / "search.yaml"),
         Sittings.model_validate_json((run / "run.json").read_text()),
     )
-
-
-def _limit_threads() -> None:
-    """More torch threads than the CPUs that Ray gave are many times slower, not a little."""
-    import torch
-
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    torch.set_num_threads(max(1, int(cpus)))

@@ -1,0 +1,148 @@
+"""A trial on several GPUs: member processes on the trial's own bundles, driven as one session.
+
+The members stay for the process's next trial. Ray Tune sees one trial, on a placement group that
+packs its members on as few nodes as they fit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune import PlacementGroupFactory
+from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from dpo_train.config import InputError, TrainConfig
+from dpo_train.peers import Peers
+from dpo_train.session import Diverged, Session, open_session
+from tune.config import ResourcesConfig
+from tune.threads import limit_threads
+
+
+def bundles(resources: ResourcesConfig) -> PlacementGroupFactory:
+    """What a trial asks of Ray: of several GPUs one bundle each, and one for who drives them."""
+    each = {"CPU": resources.cpus, "GPU": resources.gpus}
+    if resources.members > 1:
+        each["GPU"] = 1
+        return PlacementGroupFactory([{"CPU": 0.001}] + [each] * resources.members, strategy="PACK")
+    return PlacementGroupFactory([{name: amount for name, amount in each.items() if amount}])
+
+
+class Group:
+    """The members of one trial's process. `sharded` as in Peers."""
+
+    def __init__(self, resources: ResourcesConfig) -> None:
+        placement = get_current_placement_group()
+        self._members = [
+            ray.remote(_Member)
+            .options(
+                num_cpus=resources.cpus,
+                num_gpus=1,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, index),
+            )
+            .remote()
+            for index in range(1, resources.members + 1)
+        ]
+        host, port = ray.get(self._members[0].meeting_place.remote())
+        count = resources.members
+        self._peers = [Peers(rank, count, host, port, resources.sharded) for rank in range(count)]
+        self.gpus = ",".join(self._all("gpus"))
+        """What each member sees, in the order of their ranks."""
+
+    def open(self, config: TrainConfig, prepared: Path, device: str) -> Session:
+        """Each member's session, as one. Raises what a member raises."""
+        opened = [
+            member.open.remote(config, prepared, device, peers)
+            for member, peers in zip(self._members, self._peers, strict=True)
+        ]
+        self._get(opened)
+        return _GroupSession(self)
+
+    def first(self, function: Any, *arguments: Any) -> Any:
+        """What a function returns in the first member's process, on its GPU."""
+        return self._get([self._members[0].run.remote(function, *arguments)])[0]
+
+    @property
+    def is_ended(self) -> bool:
+        return not self._members
+
+    def end(self) -> None:
+        """Ends the members: one that failed may have left the others waiting for it."""
+        for member in self._members:
+            ray.kill(member)
+        self._members = []
+
+    def _all(self, name: str, *arguments: Any) -> list[Any]:
+        return self._get([member.call.remote(name, *arguments) for member in self._members])
+
+    def _get(self, answers: list[Any]) -> list[Any]:
+        try:
+            return list(ray.get(answers))
+        except RayActorError:
+            self.end()
+            raise
+        except RayTaskError as error:
+            if not isinstance(error.cause, Diverged | InputError):  # these all members raise
+                self.end()
+            raise error.cause from None
+
+
+class _GroupSession:
+    """A Session whose every call is each member's; rank 0 answers."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self.pairs_total: int = group._all("pairs_total")[0]
+        self.reference_pairs: int = sum(group._all("reference_pairs"))
+        self.held_out: dict[str, list[float]] = {}
+
+    def advance(self) -> dict[str, float]:
+        reports: list[dict[str, float]] = self._group._all("advance")
+        self.held_out = self._group._all("held_out")[0]
+        peak = max(report.get("peak_memory_gb", 0.0) for report in reports)
+        return {**reports[0], "peak_memory_gb": peak}
+
+    def start_from(self, folder: Path) -> None:
+        self._group._all("start_from", folder)
+
+    def save(self, folder: Path) -> None:
+        self._group._all("save", folder)
+
+    def restore(self, folder: Path) -> None:
+        self._group._all("restore", folder)
+
+    def export(self, folder: Path) -> None:
+        self._group._all("export", folder)
+
+    def close(self) -> None:
+        self._group._all("close")
+
+
+class _Member:
+    """An actor with one rank's session."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+
+    def meeting_place(self) -> tuple[str, int]:
+        with socket.create_server(("", 0)) as free:
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def open(self, config: TrainConfig, prepared: Path, device: str, peers: Peers) -> None:
+        if config.trainer == "trl":
+            limit_threads()
+        self._session = open_session(config, prepared, device, peers)
+
+    def run(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        if name == "gpus":
+            return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        asked = getattr(self._session, name, 0)
+        return asked(*arguments) if callable(asked) else asked

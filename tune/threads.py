@@ -1,0 +1,13 @@
+"""Torch's threads in a worker: as many as Ray gave it CPUs, set before anything computes."""
+
+from __future__ import annotations
+
+import ray
+
+
+def limit_threads() -> None:
+    """More torch threads than the CPUs that Ray gave are many times slower, not a little."""
+    import torch
+
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    torch.set_num_threads(max(1, int(cpus)))
