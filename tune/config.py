@@ -338,6 +338,11 @@ def check(config: SearchConfig) -> SearchConfig:
             "hub.when: improved can't compare eval/loss between models; use always, or another "
             "objective"
         )
+    if "://" in config.runs_dir:
+        raise InputError(
+            f"runs_dir: {config.runs_dir!r} is a URL; give a path: mount a storage that all nodes "
+            "share (NFS, EFS, Filestore, FSx)"
+        )
     check_storage(config.storage)
     _check_confirm(config)
     _check_rungs(config)
