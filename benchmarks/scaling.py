@@ -1,19 +1,20 @@
 """How a search grows with its cluster.
 
 Trials per hour on 1, 2 and 4 logical nodes, where training is a fixed sleep so that this machine's
-cores do not bound it; and what the one driver spends on each report and each trial, at 4, 16 and 64
-trials at once. That is its own CPU time, which other processes here do not change. A line through
-it says at how many reports a second one driver is full; beyond 64 it is extrapolated. RESULTS.md
-keeps what was measured.
+cores do not bound it; and what the one driver spends on each report at 4, 16 and 64 trials at once,
+while no process starts. That is its own CPU time, which other processes here do not change. A line
+through it says at how many reports a second one driver is full; beyond 64 it is extrapolated.
+RESULTS.md keeps what was measured.
 """
 
 import argparse
-import json
+import contextlib
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +25,34 @@ os.environ |= {
     "RAY_prestart_worker_first_driver": "0",
 }
 
+import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
+
+from tune.records import read_records  # noqa: E402
 
 SLEEP = 2.0
 """Seconds of a report in the first table; a trial has four."""
-REPORTS = (2, 12)
-"""Of each trial in the second table: the difference is what reports cost."""
+REPORTS = 12
+"""Of each trial in the second table; its beginning and end are counted with them."""
 AT_ONCE = (4, 16, 64)
 
 
-def search(cluster: Cluster, **settings: Any) -> dict[str, float]:
-    """Runs a simulated search on the cluster: seconds from the first trial's begin to the last
-    one's end, trials per hour in them, and the driver's CPU seconds, start and end included."""
-    asked = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none", "trials": 1,
+@contextlib.contextmanager
+def searching(cluster: Cluster, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A simulated search on the cluster: its driver, and its run folder, which goes in the end."""
+    asked = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none",
              "wandb.mode": "disabled", **settings}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         yaml = Path(folder) / "scaling.yaml"
         yaml.write_text("space: {dpo.beta: {uniform: [0.1, 0.2]}}")
         changes = [word for path, value in {**asked, "runs_dir": folder}.items()
                    for word in ("--set", f"{path}={value}")]  # fmt: skip
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "tune", "run", str(yaml), *changes], check=True,
-                       stdout=subprocess.DEVNULL,
-                       env={**os.environ, "RAY_ADDRESS": cluster.address})  # fmt: skip
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        results = json.loads((Path(folder) / "scaling" / "results.json").read_text())
-    trials = results["trials"]
-    assert {trial["state"] for trial in trials} == {"finished"}
-    seconds = max(trial["ended"] for trial in trials) - min(trial["began"] for trial in trials)
-    spent = (getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
-    return {"seconds": seconds, "per_hour": 3600 * len(trials) / seconds, "cpu": sum(spent)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tune", "run", str(yaml), *changes],
+            stdout=subprocess.DEVNULL, env={**os.environ, "RAY_ADDRESS": cluster.address},
+        )  # fmt: skip
+        yield process, Path(folder) / "scaling"
+        assert process.wait() == 0
 
 
 def nodes(trials: int) -> None:
@@ -66,46 +65,63 @@ def nodes(trials: int) -> None:
         try:
             for _ in range(count):
                 cluster.add_node(num_cpus=2)
-            done = search(cluster, **{"simulated.pairs": 256, "trials": trials,
-                                      "simulated.seconds_per_report": SLEEP})  # fmt: skip
+            asked = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
+            with searching(cluster, trials=trials, **asked) as (process, run):
+                process.wait()
+                records = list(read_records(run))
         finally:
             cluster.shutdown()
-        one = one or done["per_hour"]
-        print(f"{count:6} {2 * count:8} {trials:7} {done['seconds']:8.1f} {done['per_hour']:9.0f} "
-              f"{done['per_hour'] / one / count:9.2f}", flush=True)  # fmt: skip
+        # From the first trial's begin to the last one's end.
+        seconds = max(r.ended or 0 for r in records) - min(r.began or 0 for r in records)
+        per_hour = 3600 * len(records) / seconds
+        one = one or per_hour
+        print(f"{count:6} {2 * count:8} {trials:7} {seconds:8.1f} {per_hour:9.0f} "
+              f"{per_hour / one / count:9.2f}", flush=True)  # fmt: skip
 
 
 def driver(at_once: list[int]) -> None:
-    print(f"{'at once':>8} {'ms a report':>12} {'ms a trial':>11}")
+    print(f"{'at once':>8} {'reports':>8} {'a second':>9} {'ms a report':>12}")
     points = []
     for count in at_once:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         try:
-            # As many reports a second whatever the number of trials: about twenty.
-            pause = {"resources.cpus": 0.01, "resources.at_once": count,
-                     "simulated.seconds_per_report": count / 20}  # fmt: skip
-            alone = search(cluster, **pause, **{"simulated.pairs": 64 * REPORTS[0]})
-            few, many = (
-                search(cluster, **pause, **{"simulated.pairs": 64 * reports, "trials": 2 * count})
-                for reports in REPORTS
-            )
+            reports, seconds, cpu = steady(cluster, count)
         finally:
             cluster.shutdown()
-        trials = 2 * count
-        report = (many["cpu"] - few["cpu"]) / (trials * (REPORTS[1] - REPORTS[0]))
-        trial = (few["cpu"] - alone["cpu"]) / (trials - 1) - REPORTS[0] * report
-        points.append((count, report, trial))
-        print(f"{count:8} {1000 * report:12.1f} {1000 * trial:11.0f}", flush=True)
+        points.append((count, cpu / reports))
+        print(f"{count:8} {reports:8} {reports / seconds:9.1f} {1000 * cpu / reports:12.1f}",
+              flush=True)  # fmt: skip
     if len(points) > 1:
         extrapolate(points)
 
 
-def extrapolate(points: list[tuple[int, float, float]]) -> None:
+def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
+    """Reports, seconds and the driver's CPU seconds while all places are held and no process
+    starts: from every process's first report until no trial is left to propose."""
+    trials = 3 * count
+    with searching(cluster, **{
+        "resources.cpus": 0.01, "resources.at_once": count, "trials": trials,
+        # As many reports a second whatever the number of trials: about twenty.
+        "simulated.seconds_per_report": count / 20, "simulated.pairs": 64 * REPORTS,
+    }) as (process, run):  # fmt: skip
+        seen: list[tuple[float, float, int]] = []
+        while process.poll() is None:
+            time.sleep(0.5)
+            curves = [record.curve for record in read_records(run)]
+            if sum(map(bool, curves)) < count or len(curves) == trials:
+                continue
+            spent = psutil.Process(process.pid).cpu_times()
+            seen.append((time.monotonic(), spent.user + spent.system, sum(map(len, curves))))
+    (began, before, reported), (ended, after, more) = seen[0], seen[-1]
+    return more - reported, ended - began, after - before
+
+
+def extrapolate(points: list[tuple[int, float]]) -> None:
     """Least squares through (at once, seconds a report), and what the line says for 1,024."""
-    mean_x = sum(x for x, _, _ in points) / len(points)
-    mean_y = sum(y for _, y, _ in points) / len(points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y, _ in points) / sum(
-        (x - mean_x) ** 2 for x, _, _ in points
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(
+        (x - mean_x) ** 2 for x, _ in points
     )
     constant = mean_y - slope * mean_x
     at = constant + slope * 1024
