@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
     assert "Ray's processes on this machine ended; to go on: dpo-tune resume" in output
     assert not [r for r in read_records(run) if r.state == "failed"]
     assert {trial: ended(run)[trial] for trial in before} == before
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_gone_and_left_its_address_is_not_waited_for(
+    yaml: Path, dpo_tune: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `ray start` writes it; only RAY_ADDRESS names a cluster to search on."""
+    with tempfile.TemporaryDirectory(prefix="r") as short:  # sockets have short names
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        done = dpo_tune("run", yaml, "--set", "trials=1", timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

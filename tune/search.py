@@ -273,7 +273,9 @@ def _ray(config: SearchConfig) -> Iterator[None]:
     # Ray's daemons take seconds to come up: what the driver needs next is imported meanwhile.
     importing = threading.Thread(target=importlib.import_module, args=["tune.scheduler"])
     importing.start()
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    # Never a cluster that only happens to run here, or whose address an earlier one left behind.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     importing.join()
     try:
         cluster.refuse_or_wait(config)
