@@ -152,9 +152,11 @@ def _wandb_mode(config: SearchConfig | None) -> str:
 
 
 def _needs(config: SearchConfig) -> list[str]:
+    again = config.total_runs - config.total_trials
     lines = [
-        f"search       {config.name}: {config.total_trials} trials, "
-        f"{config.resources.cpus:g} CPU and {config.resources.gpus:g} GPU each",
+        f"search       {config.name}: {config.total_trials} trials"
+        + (f" and {again} runs that confirm the best, " if again else ", ")
+        + f"{config.resources.cpus:g} CPU and {config.resources.gpus:g} GPU each",
     ]
     if config.trainer == "simulated":
         return [*lines, "             simulated: no model, no data"]

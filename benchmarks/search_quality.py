@@ -1,0 +1,355 @@
+"""How good the winner of a search is, at equal budgets of pairs, on recorded DPO learning curves.
+
+`record` trains the embedded model on a dense grid of learning rate and beta, four seeds each, and
+keeps what every held-out pair said at every report in dpo_curves.npz, which lies beside this file.
+`compare` searches those curves many times: between the points of the grid each pair follows one of
+its neighbours, so that accuracies lie between theirs and pairs stay as alike as they are. A search
+sees 120 of the pairs; the others say how good its winner truly is.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+CURVES = Path(__file__).with_name("dpo_curves.npz")
+RATES = np.geomspace(3e-5, 3e-3, 6)
+BETAS = np.array([0.1, 0.4])
+SEEDS = 4
+TRAIN, EVERY = 240, 60
+SEEN = 120
+"""Held-out pairs that a search compares its trials on."""
+WORKERS = 4
+
+# --- recording ------------------------------------------------------------------------------
+
+
+def record() -> None:
+    """Trains the grid in as many processes as there are cores; what is there is kept."""
+    from dpo_train import data, reference
+
+    config = grid_config()
+    root = Path(CURVES.parent / ".recording")
+    pairs = data.load_pairs(config.data)
+    prepared = reference.plan(config, pairs, root, "cpu")
+    reference.prepare(prepared)
+    points = [
+        (rate, beta, seed)
+        for rate in range(len(RATES))
+        for beta in range(len(BETAS))
+        for seed in range(SEEDS)
+        if not (root / f"{rate}-{beta}-{seed}.npz").exists()
+    ]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for point in pool.map(record_one, [prepared] * len(points), points):
+            print("recorded", *point, flush=True)
+    shape = (len(RATES), len(BETAS), SEEDS)
+    there = [np.load(root / f"{'-'.join(map(str, index))}.npz") for index in np.ndindex(*shape)]
+    np.savez_compressed(
+        CURVES,
+        right=np.stack([each["right"] for each in there]).reshape(*shape, -1, there[0]["pairs"]),
+        nll=np.stack([each["nll"] for each in there]).reshape(*shape, -1, there[0]["pairs"]),
+        pairs_seen=there[0]["pairs_seen"],
+    )
+    shutil.rmtree(root)
+
+
+def grid_config() -> Any:
+    from dpo_train.config import DataConfig, OptimConfig, TrainConfig
+
+    return TrainConfig(
+        data=DataConfig(limit=640, eval_fraction=0.5, test_fraction=0.125),
+        optim=OptimConfig(batch_size=8, warmup_pairs=16),
+        eval_every_pairs=EVERY,
+    )
+
+
+def record_one(prepared: Path, point: tuple[int, int, int]) -> tuple[int, int, int]:
+    from dpo_train.config import override
+    from dpo_train.session import open_session
+
+    rate, beta, seed = point
+    trial = override(
+        grid_config(),
+        {
+            "optim.learning_rate": float(RATES[rate]),
+            "dpo.beta": float(BETAS[beta]),
+            "seed": seed,
+        },
+    )
+    session = open_session(trial, prepared, "cpu")
+    seen, right, nll = [], [], []
+    while not seen or seen[-1] < session.pairs_total:
+        seen.append(int(session.advance()["pairs_seen"]))
+        right.append(np.array(session.held_out["eval/accuracy"]) * 2)
+        nll.append(session.held_out["eval/nll"])
+    session.close()
+    np.savez(
+        prepared.parent / f"{rate}-{beta}-{seed}.npz",
+        right=np.array(right, dtype=np.uint8),
+        nll=np.array(nll, dtype=np.float16),
+        pairs_seen=np.array(seen),
+        pairs=len(right[0]),
+    )
+    return point
+
+
+# --- the curves as a search sees them -------------------------------------------------------
+
+
+class World:
+    """The recorded curves, with the held-out pairs dealt out anew by each seed."""
+
+    def __init__(self, seed: int) -> None:
+        with np.load(CURVES) as there:
+            self._right = there["right"].astype(np.float32) / 2
+            self._nll = there["nll"].astype(np.float32)
+            self.pairs_seen = there["pairs_seen"].tolist()
+        order = np.random.default_rng(seed).permutation(self._right.shape[-1])
+        self._seen, self._hidden = order[:SEEN], order[SEEN:]
+        self._share = np.random.default_rng(0).random(len(order))
+
+    def curve(self, point: dict[str, float], seed: int) -> list[dict[str, float]]:
+        """What a trial reports, and `truth`, which no search reads."""
+        right, nll = (self._at(values, point, seed) for values in (self._right, self._nll))
+        return [
+            {
+                "pairs_seen": pairs,
+                "eval/accuracy": float(right[report, self._seen].mean()),
+                "eval/nll": float(nll[report, self._seen].mean()),
+                "truth": float(right[report, self._hidden].mean()),
+            }
+            for report, pairs in enumerate(self.pairs_seen)
+        ]
+
+    def best(self) -> float:
+        """The best true accuracy, mean over the seeds, on a fine grid of points."""
+        means = []
+        for rate in np.geomspace(RATES[0], RATES[-1], 29):
+            for beta in BETAS:
+                point = {"optim.learning_rate": rate, "dpo.beta": beta}
+                curves = [self.curve(point, seed) for seed in range(SEEDS)]
+                means += [np.mean([curve[n]["truth"] for curve in curves])
+                          for n in range(len(self.pairs_seen))]  # fmt: skip
+        return float(max(means))
+
+    def _at(self, values: Any, point: dict[str, float], seed: int) -> Any:
+        low, weight = _place(RATES, point["optim.learning_rate"])
+        beta_low, beta_weight = _place(BETAS, point["dpo.beta"])
+        # Each pair goes by one neighbour, the share of them by the distance.
+        rate = low + (self._share < weight)
+        beta = beta_low + ((self._share * 7919) % 1 < beta_weight)
+        return values[rate, beta, seed, :, np.arange(len(self._share))].T
+
+
+def _place(grid: Any, value: float) -> tuple[int, float]:
+    at = np.interp(np.log(value), np.log(grid), np.arange(len(grid)))
+    low = min(int(at), len(grid) - 2)
+    return low, float(at - low)
+
+
+# --- searches -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to search."""
+
+    sampler: str = "tpe"
+    stopping: str = "eval/nll"
+    stopped_as: str = "pruned"
+    confirm: int = 0
+    """Finalists, each with as many seeds."""
+
+
+WAYS = {
+    "random, no early stopping": Way("random", "none"),
+    "random, ASHA on nll": Way("random"),
+    "stock: TPE told COMPLETE, ASHA on accuracy": Way("stock", "eval/accuracy", "complete"),
+    "TPE told COMPLETE, ASHA on nll": Way(stopped_as="complete"),
+    "ours: TPE told PRUNED, ASHA on nll": Way(),
+    "TPE told PRUNED, ASHA on accuracy": Way(stopping="eval/accuracy"),
+    "TPE told PRUNED, no early stopping": Way(stopping="none"),
+    "GP, ASHA on nll": Way("gp"),
+    "CMA-ES, ASHA on nll": Way("cmaes"),
+    "random, ASHA on nll, confirmed 3 x 3": Way("random", confirm=3),
+    "ours, confirmed 2 x 2": Way(confirm=2),
+    "ours, confirmed 3 x 3": Way(confirm=3),
+}
+OURS = "ours: TPE told PRUNED, ASHA on nll"
+
+
+@dataclass
+class Played:
+    """A trial in a played search."""
+
+    trial: Any
+    point: dict[str, float]
+    curve: list[dict[str, float]]
+    seed: int
+    reported: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def best(self) -> dict[str, float]:
+        return max(self.reported, key=lambda report: report["eval/accuracy"])
+
+
+def regret(job: tuple[str, int, int]) -> float:
+    """How far the true accuracy of the winner is below the best that there is."""
+    name, budget, seed = job
+    world = World(seed)
+    return world.best() - winner(WAYS[name], world, budget * TRAIN, seed)["truth"]
+
+
+def winner(way: Way, world: World, budget: int, seed: int) -> dict[str, float]:
+    """The report whose weights a search of so many pairs in all would crown."""
+    spare = way.confirm**2 * TRAIN
+    played = search(way, world, budget - spare, seed)
+    played.sort(key=lambda trial: trial.best["eval/accuracy"], reverse=True)
+    if not way.confirm:
+        return played[0].best
+    means, runs = [], []
+    for finalist in played[: way.confirm]:
+        others = [each for each in range(SEEDS) if each != finalist.seed][: way.confirm]
+        again = [
+            max(world.curve(finalist.point, each), key=lambda report: report["eval/accuracy"])
+            for each in others
+        ]
+        means.append(np.mean([report["eval/accuracy"] for report in again]))
+        runs.append([finalist.best, *again])
+    return max(runs[int(np.argmax(means))], key=lambda report: report["eval/accuracy"])
+
+
+def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
+    """Trials on four workers of one speed, until the pairs are spent."""
+    import optuna
+
+    from tune.config import SearchConfig
+    from tune.scheduler import _rungs, _TrialKey
+    from tune.space import suggest
+    from tune.study import _sampler
+
+    config = SearchConfig.model_validate(
+        {
+            "name": "x",
+            "trials": 1,
+            "space": {
+                "optim.learning_rate": {"log_uniform": [float(RATES[0]), float(RATES[-1])]},
+                "dpo.beta": {"log_uniform": [float(BETAS[0]), float(BETAS[-1])]},
+            },
+            "sampler": {"name": "tpe" if way.sampler == "stock" else way.sampler, "seed": seed},
+            "stopping": {
+                "name": "none" if way.stopping == "none" else "asha",
+                "metric": "eval/accuracy" if way.stopping == "none" else way.stopping,
+                "grace_pairs": EVERY,
+            },
+            "eval_every_pairs": EVERY,
+        }
+    )
+    rungs = _rungs(config, TRAIN)
+    draw = np.random.default_rng(seed)
+    is_stock = way.sampler == "stock"
+    sampler = optuna.samplers.TPESampler(seed=seed) if is_stock else _sampler(config, 0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    running: list[Played] = []
+    done: list[Played] = []
+    spent = 0
+
+    def start() -> Played:
+        trial = study.ask()
+        point = suggest(trial, config.space)
+        of_seed = int(draw.integers(SEEDS))
+        played = Played(trial, point, world.curve(point, of_seed), of_seed)
+        rungs.on_trial_add(None, _TrialKey(str(trial.number)))
+        return played
+
+    while spent < budget:
+        running += [start() for _ in range(WORKERS - len(running))]
+        for played in list(running):
+            report = played.curve[len(played.reported)]
+            before = played.reported[-1]["pairs_seen"] if played.reported else 0
+            played.reported.append(report)
+            spent += int(report["pairs_seen"] - before)
+            played.trial.report(report["eval/accuracy"], int(report["pairs_seen"]))
+            key = _TrialKey(str(played.trial.number))
+            is_whole = len(played.reported) == len(played.curve)
+            if is_whole:
+                rungs.on_trial_complete(None, key, report)
+            elif rungs.on_trial_result(None, key, report) != "STOP":
+                continue
+            running.remove(played)
+            done.append(played)
+            if is_whole:
+                value = played.best["eval/accuracy"]
+                study.tell(played.trial, report["eval/accuracy"] if is_stock else value)
+            elif way.stopped_as == "complete":
+                study.tell(played.trial, report["eval/accuracy"])
+            else:
+                study.tell(played.trial, state=optuna.trial.TrialState.PRUNED)
+    return done + [played for played in running if played.reported]
+
+
+# --- comparing ------------------------------------------------------------------------------
+
+
+def compare(seeds: int, budgets: list[int], only: list[str], processes: int) -> None:
+    names = [name for name in WAYS if not only or any(part in name for part in [*only, OURS])]
+    jobs = [(name, b, seed) for name in names for b in budgets for seed in range(seeds)]
+    with ProcessPoolExecutor(processes, initializer=_quietly) as pool:
+        regrets = dict(zip(jobs, pool.map(regret, jobs, chunksize=5), strict=True))
+    print(f"regret in points of accuracy, mean of {seeds} seeds [95 % interval]; below: against "
+          f"ours, seed by seed, negative is better")  # fmt: skip
+    print(f"{'':44}" + "".join(f"{f'{b} trials of pairs':>24}" for b in budgets))
+    for name in names:
+        cells, against = [], []
+        for b in budgets:
+            values = 100 * np.array([regrets[name, b, seed] for seed in range(seeds)])
+            ours = 100 * np.array([regrets[OURS, b, seed] for seed in range(seeds)])
+            cells.append(_interval(values))
+            against.append("" if name == OURS else _interval(values - ours))
+        print(f"{name:44}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{'':44}" + "".join(f"{cell:>24}" for cell in against), flush=True)
+
+
+def _interval(values: Any) -> str:
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _quietly() -> None:
+    import warnings
+
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["record", "compare"])
+    parser.add_argument("--seeds", type=int, default=60)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[12, 24, 48])
+    parser.add_argument("--only", nargs="*", default=[], help="ways whose name holds this")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    if options.what == "record":
+        record()
+    else:
+        compare(options.seeds, options.budgets, options.only, options.processes)
+
+
+if __name__ == "__main__":
+    main()
