@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,9 @@ from tests.test_search import (
 from tune import load_results
 from tune.__main__ import main
 from tune.checkpoints import saved_pairs
+from tune.config import SearchConfig
 from tune.records import read_records
+from tune.search import _ray
 
 
 @pytest.fixture
@@ -159,17 +160,25 @@ def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
     assert {trial: ended(run)[trial] for trial in before} == before
 
 
-@pytest.mark.slow
-def test_a_cluster_that_is_gone_and_left_its_address_is_not_waited_for(
-    yaml: Path, dpo_tune: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", [None, "127.0.0.1:6379"])
+def test_only_ray_address_names_a_cluster_to_search_on(
+    monkeypatch: pytest.MonkeyPatch, named: str | None
 ) -> None:
-    """As `ray start` writes it; only RAY_ADDRESS names a cluster to search on."""
-    with tempfile.TemporaryDirectory(prefix="r") as short:  # sockets have short names
-        monkeypatch.setenv("RAY_TMPDIR", short)
-        (Path(short) / "ray").mkdir()
-        (Path(short) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-        done = dpo_tune("run", yaml, "--set", "trials=1", timeout=100)
-    assert done.returncode == 0, done.stderr
+    """With no address Ray would look for one that `ray start` left behind, and wait for it."""
+    asked = []
+
+    def init(address: str, **_: Any) -> None:
+        asked.append(address)
+        raise ConnectionError
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    config = SearchConfig(name="x", trainer="simulated", trials=1)
+    with pytest.raises(ConnectionError), _ray(config):
+        pass
+    assert asked == [named or "local"]
 
 
 @pytest.mark.slow
