@@ -167,6 +167,7 @@ class EngineActor:
             self.close("")
 
     def advance(self, trial: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+        _one_thread()
         session = self._sessions[trial]
         return session.advance(), session.held_out
 
@@ -185,6 +186,7 @@ class EngineActor:
 
 
 def _one_thread() -> None:
+    """Whichever of the actor's threads this is: each has a number of its own."""
     import torch
 
     torch.set_num_threads(1)

@@ -39,6 +39,8 @@ class Split:
         self.pairs = lay_out_all(columns)
         reference = columns["ref_chosen_logps"], columns["ref_rejected_logps"]
         self.reference = np.stack(reference, axis=1)
+        lengths = [len(pair.ids) for pair in self.pairs]
+        self.longest, self.mean_length = max(lengths), sum(lengths) / len(lengths)
         self.tokens = np.array([[p.chosen_tokens, p.rejected_tokens] for p in self.pairs], float)
 
 
@@ -121,8 +123,8 @@ class Engine:
     def _pairs_each(self, pack: Pack) -> int:
         """Of each trial in one pass: no more than the smallest batch, so that none waits empty."""
         smallest = min(trial.config.optim.pairs_at_once for trial in pack.trials)
-        mean = np.mean([len(pair.ids) for pair in self._train.pairs])
-        return max(1, min(smallest, int(self.tokens_per_forward / mean / len(pack.trials))))
+        fit = self.tokens_per_forward / self._train.mean_length / len(pack.trials)
+        return max(1, min(smallest, int(fit)))
 
     def _losses(
         self, trials: Sequence[PackedTrial], parts: list[list[int]], logps: Tensor
@@ -199,8 +201,7 @@ class Engine:
 
     def _packs_of(self, trials: Sequence[PackedTrial]) -> list[Pack]:
         """The trials in packs that fit a pass; those of the call before where nothing changed."""
-        longest = max(len(pair.ids) for pair in self._train.pairs)
-        size = max(1, self.tokens_per_forward // longest)
+        size = max(1, self.tokens_per_forward // self._train.longest)
         wanted = [tuple(trials[at : at + size]) for at in range(0, len(trials), size)]
         if [pack.trials for pack in self._packs] != wanted:
             for pack in self._packs:
@@ -211,7 +212,7 @@ class Engine:
     def _fits(self, act: Callable[[], None]) -> bool:
         """Whether memory sufficed; if not, the next pass has half the tokens. Raises OutOfMemory
         if one pair is too much."""
-        lowest = max(len(pair.ids) for pair in (*self._train.pairs, *self._eval.pairs))
+        lowest = max(self._train.longest, self._eval.longest)
         try:
             act()
             return True
