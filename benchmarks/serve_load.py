@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -148,12 +149,10 @@ def load(model: str, waiting: list[str], stream: bool) -> dict[str, float]:
                 tokens += made
                 firsts.append(first)
 
-    threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
     began = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for client in [clients.submit(work) for _ in range(CLIENTS)]:
+            client.result()
     seconds = time.monotonic() - began
     return {"tokens": tokens, "tokens per second": tokens / seconds, "first": median(firsts)}
 
@@ -185,6 +184,8 @@ def ask(
                 first = time.monotonic() - began
         if b'"completion_tokens"' in line:
             last = line
+    if not first:
+        raise RuntimeError(f"a stream without text: {last!r}")
     return json.loads(last[6:])["usage"]["completion_tokens"], first
 
 

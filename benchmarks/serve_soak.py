@@ -86,8 +86,12 @@ class Load:
             if kind < 0.10:
                 with client.stream("POST", CHAT, json=body(draw) | {"stream": True}) as answer:
                     next(answer.iter_raw())
-                return "cut off"
-            status = client.post(CHAT, json=body(draw)).status_code
+                return "cut off" if answer.status_code == 200 else answer.status_code
+            answer = client.post(CHAT, json=body(draw))
+            status: Any = answer.status_code
+            is_stream = answer.headers["content-type"].startswith("text/event-stream")
+            if is_stream and not answer.text.endswith("data: [DONE]\n\n"):
+                status = "broken stream"
         except httpx.HTTPError as error:
             return type(error).__name__
         with self._lock:
@@ -114,6 +118,13 @@ def deploy(**options: Any) -> None:
 def replicas() -> list[int]:
     ours = psutil.Process().children(recursive=True)
     return [one.pid for one in ours if " ".join(one.cmdline()).startswith("ray::ServeReplica")]
+
+
+def running() -> int:
+    """Replicas that Ray Serve says are ready."""
+    (application,) = ray_serve.status().applications.values()
+    (deployment,) = application.deployments.values()
+    return deployment.replica_states.get("RUNNING", 0)
 
 
 def resident(pid: int) -> int:
@@ -170,7 +181,7 @@ def kill() -> None:
     there = replicas()
     os.kill(there[0], signal.SIGKILL)
     began = time.monotonic()
-    while len(set(replicas()) - {there[0]}) < 2:
+    while len(set(replicas()) - {there[0]}) < 2 or running() < 2:
         time.sleep(0.1)
     back = time.monotonic() - began
     time.sleep(3)

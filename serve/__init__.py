@@ -9,3 +9,5 @@ import os
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+# Which the line before would turn on: every replica would listen on a port of its own.
+os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")

@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 ended, 2 wrong input, 130 interrupted before it was ready."""
     asked = _parser().parse_args(arguments)
     places = [_absolute(model) for model in asked.model]
+    if commas := [place for place in places if "," in place]:
+        return _refuse(f"{commas[0]}: a comma parts models; give a path without one")
     names = [name for name in Options.model_fields if name != "model"]
     given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
     try:
@@ -99,9 +101,9 @@ def _serve(checked: Options, listening: socket.socket) -> None:
     from serve.compose import compose
     from serve.instruments import LocalInstruments
 
-    app = compose(checked, LocalInstruments()).app
+    composed = compose(checked, LocalInstruments())
     config = uvicorn.Config(
-        app,
+        composed.app,
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # who asks is decided by the address that is connected
@@ -116,6 +118,7 @@ def _serve(checked: Options, listening: socket.socket) -> None:
     print(f"ready: http://{host}:{port}  (the page; OpenAI's API under /v1; Ctrl-C ends it)",
           flush=True)  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
+    composed.close()
 
 
 if __name__ == "__main__":

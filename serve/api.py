@@ -189,7 +189,11 @@ async def _respond(
     if asked.stream:
         merged = Merged(pending)
         # The first chunk comes before the status is sent: what fails until then has one of its own.
-        first = await _while_listening(request, pending, merged.next())
+        try:
+            first = await _while_listening(request, pending, merged.next())
+        except BaseException:
+            merged.close()
+            raise
         return _Stream(_events(asked, pending, form, merged, first), pending, merged)
     chunks = await _while_listening(request, pending, _gather([p.whole() for p in pending]))
     return JSONResponse(form.whole(chunks, _usage(pending)))

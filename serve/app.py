@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 from ray import serve as ray_serve
 
 from serve.options import Options
+from serve.sources import needs, split
 
 
 class ReplicaOptions(Options):
@@ -31,6 +33,7 @@ class ReplicaOptions(Options):
 
 @ray_serve.deployment(
     max_ongoing_requests=1000,  # the engine's own queue is the bound, and says so with 503
+    max_queued_requests=1000,  # of those that come while there is no replica yet
     max_surge_percent=100,  # a new model is loaded before the old one goes
     logging_config={"log_level": "WARNING", "enable_access_log": False},  # a tenth of the time
 )
@@ -45,6 +48,8 @@ class ModelServer:
         from serve.compose import compose
         from serve.instruments import RayInstruments
 
+        for line in needs(split(self._options.model), self._options.slots, self._options.context):
+            logging.getLogger("ray.serve").warning(line)
         options = Options(**self._options.model_dump(include=set(Options.model_fields)))
         self._composed = compose(options, RayInstruments(), min(1.0, self._options.gpus or 1.0))
         return self._composed.app

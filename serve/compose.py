@@ -21,6 +21,11 @@ class Composed:
     app: FastAPI
     models: dict[str, Served]
 
+    def close(self) -> None:
+        """Ends the engines after the answers that somebody still waits for."""
+        for engine in {id(model.engine): model.engine for model in self.models.values()}.values():
+            engine.close()
+
     @property
     def is_alive(self) -> bool:
         return all(model.engine.is_alive for model in self.models.values())
@@ -41,7 +46,11 @@ def compose(options: Options, instruments: Instruments, memory: float = 1.0) -> 
 
 def _examples(place: str) -> list[str]:
     """Prompts of the test split, where the model is the winner of a run folder."""
-    results = Path(parse(place)[1]).expanduser().resolve().parent / "results.json"
-    if not results.is_file():
+    folder = Path(parse(place)[1]).expanduser()
+    results = folder.resolve().parent / "results.json"
+    if not folder.is_dir() or not results.is_file():
         return []
-    return [answer["prompt"] for answer in json.loads(results.read_text()).get("answers", [])]
+    try:
+        return [str(answer["prompt"]) for answer in json.loads(results.read_text())["answers"]]
+    except (ValueError, KeyError, TypeError):  # another program's file of that name
+        return []

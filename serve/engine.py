@@ -43,6 +43,8 @@ class Answer:
     send: Callable[[Chunk], None]
     model: str | None = None
     """The adapter that writes it; None for the base."""
+    end_token: int | None = None
+    """Ends it beside the engine's own: an adapter may have been trained with another."""
     in_parts: bool = True
     """Whether each token is told as it comes, or all of them at the end: far less work."""
     deadline: float = float("inf")
@@ -101,38 +103,45 @@ class Engine(Protocol):
 class Waiting:
     """A bounded queue of answers, where those that nobody listens to any more take no room."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._answers: deque[Answer] = deque()
         self._changed = threading.Condition()
-        self._is_closed = False
+        self._is_ended = False
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def put(self, answer: Answer) -> None:
-        """Raises Full."""
+    def put(self, answer: Answer, most: int) -> None:
+        """Raises Full if so many are there, or it has ended."""
         with self._changed:
-            if len(self._answers) >= self._most:
+            if len(self._answers) >= most:
                 self._answers = deque(one for one in self._answers if not one.is_dropped)
-            if len(self._answers) >= self._most:
+            if len(self._answers) >= most or self._is_ended:
                 raise Full
             self._answers.append(answer)
             self._changed.notify()
 
     def get(self, block: bool) -> Answer | None:
-        """The next one; None if there is none, with `block` only once it is closed."""
+        """The next one; None if there is none, with `block` only once it has ended."""
         with self._changed:
             while True:
                 while self._answers:
                     answer = self._answers.popleft()
                     if not answer.is_dropped:
                         return answer
-                if self._is_closed or not block:
+                if self._is_ended or not block:
                     return None
                 self._changed.wait()
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Takes no more; what is there stays."""
         with self._changed:
-            self._is_closed = True
+            self._is_ended = True
             self._changed.notify()
+
+    def close(self) -> list[Answer]:
+        """Ends, and gives what was there."""
+        self.end()
+        with self._changed:
+            left, self._answers = list(self._answers), deque()
+        return left

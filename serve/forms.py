@@ -73,7 +73,9 @@ class ChatForm:
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self._tokenizer.decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        # Of a part of a character there is no text to take them from.
+        told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": told}
 
 
 class CompletionForm:

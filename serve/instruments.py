@@ -6,6 +6,7 @@ ten seconds, and reading adds up what the nodes have. Ray 2.60 exports no gauges
 
 from __future__ import annotations
 
+import http.client
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -131,6 +132,9 @@ def _read_nodes() -> list[str]:
 
 
 def _read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
-        text: str = answer.read().decode()
+    try:
+        with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
+            text: str = answer.read().decode()
+    except http.client.HTTPException as error:
+        raise OSError(f"{url}: {error!r}") from None
     return text

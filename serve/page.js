@@ -62,6 +62,7 @@ async function stream(body, signal, show) {
 // Of the first model alone.
 async function generate(model, ...given) {
   document.body.classList.remove("comparing");
+  asking.other?.abort();
   return ask(model, "answer", ...given);
 }
 

@@ -30,7 +30,8 @@ class Pending:
         def send(chunk: Chunk) -> None:
             loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
 
-        self.answer = Answer(prompt, sampling, send, model.adapter, in_parts, self._deadline)
+        end = model.tokenizer.eos_token_id
+        self.answer = Answer(prompt, sampling, send, model.adapter, end, in_parts, self._deadline)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """All of it, as it comes. Raises ApiError: 504 if nothing comes in time, 500."""

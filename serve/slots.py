@@ -21,6 +21,8 @@ from serve.sources import ModelError
 from serve.text import TextStream
 from serve.weights import adapter_name
 
+_FAILURES = 3
+"""Steps in a row after which the engine gives up: health checks then say so."""
 _PROMPT_TOKENS = 1024
 """Of prompts in one step: a longer one is read in parts, between which the others go on."""
 
@@ -42,7 +44,7 @@ class SlotEngine:
         self._cache = SlotCache(slots + 1, context)
         self._ends = _end_tokens(model, tokenizer)
         self.watch: Watch = Unwatched()
-        self._waiting = Waiting(most_waiting)
+        self._waiting = Waiting()
         self._reading: deque[_Running] = deque()
         """Whose prompts are not read yet, or the first of which in part."""
         self._writing: list[_Running] = []
@@ -60,32 +62,44 @@ class SlotEngine:
 
     def submit(self, answer: Answer) -> None:
         """Queues an answer. Raises Full."""
-        self._waiting.put(answer)
+        idle = self.slots - len(self._writing) - len(self._reading)
+        self._waiting.put(answer, self.most_waiting + max(0, idle))
 
     def close(self) -> None:
         """Ends the thread after the answers that were asked for."""
-        self._waiting.close()
+        self._waiting.end()
         self._thread.join()
         self._hook.remove()
 
     @torch.inference_mode()
     def _allocate(self) -> None:
         try:
-            self._forward([[0]], Step([0], [], self.model.device), [None], [0])
+            step = Step([], [Part(0, 0, 2)], self.model.device)
+            self._forward([[0, 0]], step, [None], [1])
         except Exception as error:  # what a model's own code raises
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{self.model.name_or_path!r} can't be served: {reason}") from None
 
     def _run(self) -> None:
-        while self._admit():
-            try:
-                self._step()
-            except Exception as error:  # out of memory, most likely: these fail, later ones may not
-                for running in [*self._writing, *self._reading]:
-                    with contextlib.suppress(RuntimeError):  # its event loop is closed
-                        running.answer.send(Chunk(text=str(error), finish_reason="error"))
-                    self.watch.ended(running.answer)
-                self._writing, self._reading = [], deque()
+        failures = 0
+        try:
+            while failures < _FAILURES and self._admit():
+                try:
+                    self._step()
+                    failures = 0
+                except Exception as error:  # out of memory, likely: these fail, later ones may not
+                    failures += 1
+                    there = [one.answer for one in [*self._writing, *self._reading]]
+                    self._writing, self._reading = [], deque()
+                    self._fail(there, str(error))
+        finally:  # closed, or a device that will not work again
+            self._fail(self._waiting.close(), "the engine has ended")
+
+    def _fail(self, answers: list[Answer], reason: str) -> None:
+        for answer in answers:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                answer.send(Chunk(text=reason, finish_reason="error"))
+            self.watch.ended(answer)
 
     def _admit(self) -> bool:
         """Takes from the queue what slots are free for; waits if there is nothing to do.
@@ -122,10 +136,9 @@ class SlotEngine:
             rows.pop()
             parts.pop()
         for one, part in parts:
-            self._reading.popleft()
             if part.slot != len(self._writing):
                 self._cache.move(part.slot, len(self._writing), one.read)
-            self._writing.append(one)
+            self._writing.append(self._reading.popleft())
         self._extend(rows, logits[: len(rows)])
 
     def _next_parts(self) -> list[tuple[_Running, Part]]:
@@ -197,7 +210,7 @@ class SlotEngine:
             answer.ids.append(choice.id)
             answer.first_at = answer.first_at or now
             reason = self._finish_reason(one, choice.id, now)
-            if choice.id not in self._ends:
+            if not self._is_end(one, choice.id):
                 one.untold.tokens.append(choice)
                 one.unread.append(choice.id)
             if answer.in_parts or answer.sampling.stop or reason is not None:
@@ -213,11 +226,14 @@ class SlotEngine:
                 one.untold = Chunk()
 
     def _finish_reason(self, one: _Running, token: int, now: float) -> str | None:
-        if token in self._ends:
+        if self._is_end(one, token):
             return "stop"
         is_long = len(one.answer.ids) >= one.answer.sampling.max_tokens
         is_full = one.length >= self.context
         return "length" if is_long or is_full or now > one.answer.deadline else None
+
+    def _is_end(self, one: _Running, token: int) -> bool:
+        return token in self._ends or token == one.answer.end_token
 
     def _leave(self, one: _Running) -> None:
         """Frees its slot: the last one moves there, so that the running ones lie together."""

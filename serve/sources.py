@@ -111,7 +111,15 @@ def _read(model: str) -> Source:
                 "runs/quickstart/winner"
             )
         return Source(name, place, revision, None)
-    unlike = [key for key in ("use_dora", "modules_to_save") if adapter.get(key)]
+    unlike = [
+        key
+        for key in ("use_dora", "modules_to_save", "trainable_token_indices")
+        if adapter.get(key)
+    ]
+    if adapter.get("bias", "none") != "none":
+        unlike.append("bias")
+    if "lm_head" in (adapter.get("target_modules") or ()):
+        unlike.append("lm_head")
     if adapter.get("peft_type") != "LORA" or unlike:
         kind = ", ".join([str(adapter.get("peft_type")), *unlike])
         raise ModelError(
@@ -120,7 +128,8 @@ def _read(model: str) -> Source:
         )
     base = adapter["base_model_name_or_path"]
     base = str(_SAMPLE) if base == "sample" else base
-    return Source(name, place, revision, Copy(base, adapter.get("revision")), adapter["r"])
+    rank = max(adapter["r"], *(adapter.get("rank_pattern") or {"": 0}).values())
+    return Source(name, place, revision, Copy(base, adapter.get("revision")), rank)
 
 
 def _content(place: str, name: str, revision: str | None) -> dict[str, Any] | None:

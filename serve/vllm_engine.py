@@ -61,8 +61,9 @@ class VllmEngine:
         lora = {"max_loras": len(adapters), "max_lora_rank": _rank(rank)} if adapters else {}
         arguments = AsyncEngineArgs(
             model=copy.place, revision=copy.revision, max_num_seqs=slots,
-            max_model_len=_context(copy, context), gpu_memory_utilization=0.9 * memory,
-            enable_lora=bool(adapters), disable_log_stats=True, **lora,
+            load_format="safetensors", max_model_len=_context(copy, context),
+            gpu_memory_utilization=0.9 * memory, enable_lora=bool(adapters),
+            disable_log_stats=True, **lora,
         )  # fmt: skip
         try:
             self._vllm = asyncio.run_coroutine_threadsafe(_start(arguments), self._loop).result()
@@ -92,19 +93,18 @@ class VllmEngine:
         self._thread.join()
 
     async def _answer(self, answer: Answer) -> None:
-        request = str(next(self._ids))
-        made = self._vllm.generate(
-            {"prompt_token_ids": answer.prompt},
-            _parameters(answer.sampling),
-            request,
-            lora_request=self._adapters.get(answer.model or ""),
-        )
         untold = Chunk()
         try:
+            made = self._vllm.generate(
+                {"prompt_token_ids": answer.prompt},
+                _parameters(answer.sampling, answer.end_token),
+                str(next(self._ids)),
+                lora_request=self._adapters.get(answer.model or ""),
+            )
             async with contextlib.aclosing(made):  # which ends it inside vLLM too
                 async for output in made:
                     (part,) = output.outputs
-                    untold.add(_chunk(part, answer.deadline))
+                    untold.add(_chunk(part, answer.deadline, answer.sampling.logprobs or 0))
                     answer.ids += part.token_ids
                     answer.first_at = answer.first_at or time.monotonic()
                     if answer.is_dropped:
@@ -126,13 +126,14 @@ async def _start(arguments: AsyncEngineArgs) -> AsyncLLM:
     return AsyncLLM.from_engine_args(arguments)  # takes the running loop as its own
 
 
-def _parameters(sampling: Sampling) -> SamplingParams:
+def _parameters(sampling: Sampling, end: int | None) -> SamplingParams:
     return SamplingParams(
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
         stop=list(sampling.stop),
+        stop_token_ids=[] if end is None else [end],
         frequency_penalty=sampling.frequency_penalty,
         presence_penalty=sampling.presence_penalty,
         logprobs=sampling.logprobs,
@@ -140,23 +141,25 @@ def _parameters(sampling: Sampling) -> SamplingParams:
     )
 
 
-def _chunk(part: Any, deadline: float) -> Chunk:
+def _chunk(part: Any, deadline: float, alternatives: int) -> Chunk:
     reason = part.finish_reason
     if reason is None and time.monotonic() > deadline:
         reason = "length"
     if reason not in (None, "stop", "length"):
         raise RuntimeError(f"vLLM ended it with {reason!r}")
     told = part.logprobs or [{}] * len(part.token_ids)
-    tokens = [_token(id, likely) for id, likely in zip(part.token_ids, told, strict=True)]
+    tokens = [
+        _token(id, likely, alternatives) for id, likely in zip(part.token_ids, told, strict=True)
+    ]
     return Chunk(part.text, tokens, reason)
 
 
-def _token(id: int, likely: dict[int, Any]) -> TokenChoice:
+def _token(id: int, likely: dict[int, Any], most: int) -> TokenChoice:
     """vLLM tells the token's own log-prob among those of the likeliest, which have ranks."""
     if not likely:
         return TokenChoice(id)
     best = sorted(likely.items(), key=lambda item: item[1].rank)
-    alternatives = [(other, found.logprob) for other, found in best]
+    alternatives = [(other, found.logprob) for other, found in best[:most]]
     return TokenChoice(id, likely[id].logprob, alternatives)
 
 

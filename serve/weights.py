@@ -18,11 +18,14 @@ def load_weights(copy: Copy, adapters: list[Source]) -> Any:
     try:
         # A model that takes no attention but its own is refused here.
         model: Any = AutoModelForCausalLM.from_pretrained(
-            copy.place, revision=copy.revision, dtype=dtype, attn_implementation=attention.NAME
+            copy.place,
+            revision=copy.revision,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            use_safetensors=True,  # no pickle
         )
     except Exception as error:  # the library raises a dozen kinds; each is about the place
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{copy.place!r} can't be loaded: {reason}") from None
+        raise _unloadable(copy.place, error) from None
     window = getattr(model.config, "sliding_window", None)
     without_types = ["sliding_attention"] if window else ["full_attention"]
     kinds = set(getattr(model.config, "layer_types", None) or without_types)
@@ -31,16 +34,27 @@ def load_weights(copy: Copy, adapters: list[Source]) -> Any:
             f"{copy.place!r} has layers of the kinds {', '.join(sorted(kinds))}; only full "
             "attention is served here"
         )
-    if adapters:
-        from peft import PeftModel
-
-        first = adapters[0]
-        model = PeftModel.from_pretrained(
-            model, first.place, adapter_name=adapter_name(first.name), revision=first.revision
-        )
-        for source in adapters[1:]:
-            model.load_adapter(source.place, adapter_name(source.name), revision=source.revision)
+    for source in adapters:
+        try:
+            model = _with_adapter(model, source)
+        except Exception as error:  # of as many kinds
+            raise _unloadable(source.place, error) from None
     return model.to(device).eval()
+
+
+def _with_adapter(model: Any, source: Source) -> Any:
+    from peft import PeftModel
+
+    name, asked = adapter_name(source.name), {"revision": source.revision, "use_safetensors": True}
+    if not isinstance(model, PeftModel):
+        return PeftModel.from_pretrained(model, source.place, adapter_name=name, **asked)
+    model.load_adapter(source.place, name, **asked)
+    return model
+
+
+def _unloadable(place: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(f"{place!r} can't be loaded: {reason}")
 
 
 def adapter_name(model: str) -> str:

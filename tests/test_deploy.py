@@ -72,6 +72,10 @@ def test_the_winner_answers_when_its_search_has_ended(dpo_tune: Run, tmp_path: P
     url = f"http://127.0.0.1:{port}/generate"
     answer = httpx.post(url, json={"prompt": "Do bats see?", "max_tokens": 5}, timeout=60).json()
     assert answer["model"] == "quickstart"
+    (tmp_path / "runs" / "quickstart" / "serve.yaml").rename(tmp_path / "before.yaml")
+    grown = dpo_tune("resume", "runs/quickstart", "--trials", "+1")
+    assert grown.returncode == 0, grown.stderr
+    assert f"it answers: http://127.0.0.1:{port}" in grown.stdout
     written = YAML(typ="safe", pure=True).load(tmp_path / "runs" / "quickstart" / "serve.yaml")
     assert written["applications"][0]["args"]["model"].endswith("runs/quickstart/winner")
 
@@ -79,9 +83,14 @@ def test_the_winner_answers_when_its_search_has_ended(dpo_tune: Run, tmp_path: P
 def test_no_cluster_to_serve_on_is_said_before_the_search(
     dpo_tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    done = dpo_tune("run", ROOT / "searches" / "quickstart.yaml", "--set", "serve.after=true")
+    asked = ("run", ROOT / "searches" / "quickstart.yaml", "--set", "serve.after=true")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    done = dpo_tune(*asked)
     assert done.returncode == 2
-    assert "no Ray cluster answers at http://127.0.0.1" in done.stderr
-    assert "ray start --head" in done.stderr
+    assert "`ray start --head` and set RAY_ADDRESS" in done.stderr
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{free_port()}")
+    done = dpo_tune(*asked)
+    assert done.returncode == 2
+    assert "no Ray dashboard answers at http://127.0.0.1" in done.stderr
     assert not (tmp_path / "runs" / "quickstart" / "trials").exists()

@@ -1,6 +1,8 @@
 """Requests made from the application's own schema: none is answered with a server's error other
 than that the queue is full."""
 
+import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -15,21 +17,26 @@ from tests.test_api import Server
 @pytest.mark.slow
 def test_no_request_is_a_server_error() -> None:
     loaded = models.load([f"winner={sample.MODEL}"], slots=4, context=64, most_waiting=40)
-    asked = 0
+    asked: Counter[tuple[str, int]] = Counter()
     with Server(api.create_app(loaded, api.Limits(), None)) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-        for operation in (found.ok() for found in schema.get_all_operations()):
+        operations = [found.ok() for found in schema.get_all_operations()]
+        for operation, mode in itertools.product(operations, schemathesis.GenerationMode):
+            if mode is schemathesis.GenerationMode.NEGATIVE and operation.method == "get":
+                continue  # a path alone can't be wrong
 
-            @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-            @given(case=operation.as_strategy())
+            @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy(generation_mode=mode))
             def check(case: Any) -> None:
-                nonlocal asked
-                asked += 1
                 answer = case.call(timeout=60)
+                asked[case.path, answer.status_code] += 1
                 assert answer.status_code < 500 or "Retry-After" in answer.headers, answer.text
                 if answer.status_code >= 400:
                     assert answer.json()["error"]["message"]
 
             check()
     loaded["winner"].engine.close()
-    assert asked > 200
+    assert asked.total() > 200
+    for path in ("/v1/chat/completions", "/v1/completions", "/generate"):
+        assert asked[path, 200] > 5
+        assert asked[path, 400] > 5

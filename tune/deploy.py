@@ -18,12 +18,15 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from dpo_train.config import InputError, one_line
-from dpo_train.reference import write_atomically
+from dpo_train.reference import checksum, write_atomically
+from tune.checkpoints import STAMP
 from tune.config import SearchConfig
 from tune.results import Deployment, Results, write_results
 
 CONFIG = "serve.yaml"
 """In the run folder."""
+_APPLICATION = "winner"
+"""One name for all searches: Ray then swaps replicas, where it would end another application."""
 _MOST_SECONDS = 600.0
 """Until the replicas must be there: a large model takes minutes to load."""
 
@@ -32,6 +35,11 @@ def check(config: SearchConfig) -> None:
     """Raises InputError if the winner could not be served: better now than after the search."""
     if config.trainer == "simulated":
         raise InputError("serve.after: simulated trials leave no model; leave it out")
+    if "RAY_ADDRESS" not in os.environ:
+        raise InputError(
+            "serve.after: the search would run on a Ray of its own, which ends with it; start a "
+            "cluster with `ray start --head` and set RAY_ADDRESS to what it says"
+        )
     address = _dashboard()
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
@@ -39,8 +47,8 @@ def check(config: SearchConfig) -> None:
         return  # it is there, and asks for a token that Ray's command has
     except (OSError, ValueError) as error:
         raise InputError(
-            f"serve.after: no Ray cluster answers at {address} ({one_line(error)}); start one with "
-            "`ray start --head`, or say where it is with RAY_DASHBOARD_ADDRESS"
+            f"serve.after: no Ray dashboard answers at {address} ({one_line(error)}); say "
+            "where the cluster's is with RAY_DASHBOARD_ADDRESS"
         ) from None
 
 
@@ -57,8 +65,8 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
     write_atomically(path, stream.getvalue())
     try:
         _serve("deploy", str(path.absolute()))
-        _wait_until_running(config.name)
-        served = Deployment(url=f"http://{config.serve.host}:{config.serve.port}")
+        _wait_until_running()
+        served = Deployment(url=_answering(config))
     except _Failed as error:
         served = Deployment(error=f"{error}; to try again: serve deploy {path}")
     results = results.model_copy(update={"served": served}).at(results.folder)
@@ -71,17 +79,19 @@ class _Failed(Exception):
 
 
 def _content(folder: Path, config: SearchConfig) -> dict[str, Any]:
-    asked = config.serve
+    asked, winner = config.serve, (folder / "winner").absolute()
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": asked.host, "port": asked.port},
         "applications": [
             {
-                "name": config.name,
+                "name": _APPLICATION,
                 "route_prefix": "/",
                 "import_path": "serve.app:build",
+                # Ray restarts replicas only where something here has changed.
+                "runtime_env": {"env_vars": {"DPO_TUNE_WINNER": checksum(winner / STAMP)}},
                 "args": {
-                    "model": f"{config.name}={(folder / 'winner').absolute()}",
+                    "model": f"{config.name}={winner}",
                     "gpus": asked.gpus,
                     "min_replicas": asked.min_replicas,
                     "max_replicas": asked.max_replicas,
@@ -105,14 +115,26 @@ def _serve(*arguments: str) -> str:
     return done.stdout
 
 
-def _wait_until_running(name: str) -> None:
+def _wait_until_running() -> None:
     deadline = time.monotonic() + _MOST_SECONDS
     while time.monotonic() < deadline:
         told = YAML(typ="safe", pure=True).load(_serve("status")) or {}
-        application = told.get("applications", {}).get(name, {})
+        application = told.get("applications", {}).get(_APPLICATION, {})
         if application.get("status") == "RUNNING":
             return
         if application.get("status") == "DEPLOY_FAILED":
             raise _Failed(one_line(application.get("message", "it did not start"), 300))
         time.sleep(1)
     raise _Failed(f"no replica was ready in {_MOST_SECONDS:.0f} seconds; see `serve status`")
+
+
+def _answering(config: SearchConfig) -> str:
+    host = "127.0.0.1" if config.serve.host == "0.0.0.0" else config.serve.host
+    url = f"http://{host}:{config.serve.port}"
+    try:
+        urllib.request.urlopen(f"{url}/readyz", timeout=30).close()
+    except OSError as error:  # Ray Serve keeps the port that it was started with
+        raise _Failed(
+            f"nothing answers at {url} ({one_line(error)}); is Serve on another port?"
+        ) from None
+    return url
