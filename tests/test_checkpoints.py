@@ -79,6 +79,27 @@ def test_a_tie_goes_to_the_lower_drift(tmp_path: Path) -> None:
     assert (tmp_path / "winner" / checkpoints.STAMP).exists()
 
 
+def test_a_finalists_exports_outlast_better_ones_of_others(tmp_path: Path) -> None:
+    def offer(trial: str, accuracy: float, confirms: str | None = None) -> None:
+        checkpoints.offer_export(
+            tmp_path, trial, {}, report(accuracy), ACCURACY, 1, Path.mkdir, confirms
+        )
+        checkpoints.prune_exports(tmp_path, ACCURACY, 1, ["a"])
+
+    offer("a", 0.7)
+    offer("lucky", 0.9)
+    offer("a-again", 0.6, "a")
+    assert kept(tmp_path) == ["lucky", "a"]
+    offer("a-third", 0.8, "a")
+    assert checkpoints.export_of(tmp_path, ACCURACY, "a")  # with which the winner is compared
+    shutil.rmtree(tmp_path / "best" / "a")
+    shutil.rmtree(tmp_path / "best" / "a-third")
+    offer("a-fourth", 0.5, "a")
+    stamp = checkpoints.crown(tmp_path, ACCURACY, "a")
+    assert stamp is not None
+    assert stamp["trial"] == "a-fourth"
+
+
 def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
     assert checkpoints.crown(tmp_path, ACCURACY) is None
 

@@ -91,6 +91,23 @@ def test_the_winning_configurations_best_run_lies_in_winner(tmp_path: Path) -> N
     assert stamp["report"]["eval/accuracy"] == 0.9
 
 
+def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
+    first, second = search(driver, 0.9, 0.8)
+    for accuracy in (0.9, 0.8):
+        finish(driver, driver.start(), accuracy)
+    for export in (tmp_path / "best").glob("*/*/trial.json"):
+        stamp = json.loads(export.read_text())
+        if first in (stamp["trial"], stamp.get("configuration")):
+            export.write_text(json.dumps(stamp) + " ")
+    driver.start()
+    assert driver.judging.stamp is not None
+    assert driver.judging.stamp["trial"] == second
+    assert f"no export of {first}, which won, is whole" in capsys.readouterr().out
+
+
 def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
     """Two that err on the same pairs differ clearly where two intervals would overlap."""
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
@@ -202,6 +219,17 @@ def test_a_users_own_number_may_decide(tmp_path: Path, capsys: pytest.CaptureFix
     assert told is not None
     assert (told.winner, told.decided_by) == (second, "wins of judge:score")
     assert told.finalists[1].evaluation == {"wins": 0}
+    # That of the best export, not of one before it; and none outweighs a seed that failed.
+    runs = driver.records.confirmations
+    said = {first: {"wins": 0}, second: {"wins": 1}, runs[0].id: {"wins": 2}}
+    (tmp_path / "evaluations.json").write_text(json.dumps(said))
+    told = confirm.choose(driver.config, driver.records)[1]
+    assert told is not None
+    assert [each.evaluation["wins"] for each in told.finalists] == [1, 0]
+    driver.records.end(runs[1].id, "failed", "lost")
+    told = confirm.choose(driver.config, driver.records)[1]
+    assert told is not None
+    assert told.winner == first
     # A later sitting does not ask again.
     assert confirm.next_evaluation(driver.config, driver.records, set()) is None
 

@@ -1,9 +1,11 @@
-"""The results of a search as rows."""
+"""The results of a search as rows, and the records that they come from."""
 
 import csv
 import io
+from pathlib import Path
 
 from tests.simulated_results import simulated
+from tune.records import Objective, Records, create_run
 from tune.show import to_csv
 
 
@@ -18,3 +20,21 @@ def test_the_frame_has_the_rows_of_the_csv() -> None:
     without = results.trials.index(next(t for t in results.trials if "lora.r" not in t.config))
     assert lines[without][header.index("lora.r")] == ""
     assert frame["lora.r"].isna()[without]
+
+
+def test_held_out_values_are_those_of_the_best_report(tmp_path: Path) -> None:
+    create_run(tmp_path, Path(), "cpu")
+    records = Records(tmp_path, Objective(metric="eval/accuracy", mode="max"))
+    records.begin_sitting()
+    records.add("a", {})
+
+    def held_out(pairs: int, accuracy: float) -> list[float]:
+        report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/drift": 1.0}
+        records.report("a", report, 1.0, 0, 0.0, [accuracy])
+        return records.trials["a"].held_out
+
+    assert held_out(64, 0.6) == [0.6]
+    assert held_out(128, 0.9) == [0.9]
+    assert held_out(192, 0.8) == [0.9]
+    # Trained again from the first, the second is no longer the best, and its values are gone.
+    assert held_out(128, 0.5) == []

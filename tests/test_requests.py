@@ -9,10 +9,11 @@ from dpo_train.config import InputError
 from tests.conftest import Run, Start
 from tests.test_algorithms import Driver, export
 from tests.test_search import wait_until
+from tune.config import ConfirmConfig
 from tune.records import read_records
 from tune.requests import clone, stop
 from tune.results import Cost, Results, write_results
-from tune.runs import is_finished, write_yaml
+from tune.runs import adopt, is_finished, write_yaml
 
 YAML = """
 name: sim
@@ -165,6 +166,28 @@ def test_a_search_in_which_a_clone_waits_or_that_grew_is_not_finished(
         tmp_path, results.model_copy(update={"trials": [*driver.records.trials.values()]})
     )
     assert is_finished(tmp_path)
+
+
+def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
+    tmp_path: Path, driver: Driver
+) -> None:
+    for trial in [driver.start() for _ in range(4)]:
+        driver.finish(trial, 512, 0.9)
+    results = Results(
+        name="x", objective=driver.records.objective, base={}, winner=None, cost=Cost(),
+        trials=list(driver.records.trials.values()),
+        search=driver.config.model_dump(mode="json", by_alias=True),
+    )  # fmt: skip
+    write_results(tmp_path, results)
+    assert is_finished(tmp_path)
+    write_yaml(tmp_path, driver.config)
+    (tmp_path / "evaluations.json").write_text("{}")
+    adopt(tmp_path, driver.config.model_copy(update={"select": "one_standard_error"}))
+    assert not is_finished(tmp_path)
+    assert (tmp_path / "evaluations.json").exists()
+    asked = ConfirmConfig(evaluate="another:judge")
+    adopt(tmp_path, driver.config.model_copy(update={"confirm": asked}))
+    assert not (tmp_path / "evaluations.json").exists()
 
 
 def test_a_trial_that_has_ended_is_not_stopped(tmp_path: Path, driver: Driver) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def offer_export(
     confirms: str | None = None,
 ) -> None:
     """Exports the trial's weights if this report is among the k best of all configurations, and the
-    best of its own. Raises NoRoom.
+    best of its own; a finalist's runs with other seeds vie with their own configuration alone, for
+    what wins must lie there. Raises NoRoom.
 
     Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: what it
     saw as weak can't become another trial's best between its look and its hand.
@@ -100,7 +101,7 @@ def offer_export(
     there = exports(run, objective)
     own = [stamp for _, stamp in there if configuration(stamp) == (confirms or trial_id)]
     others = [stamp for _, stamp in there if configuration(stamp) != (confirms or trial_id)]
-    to_beat = own or others[keep - 1 : keep]
+    to_beat = own or (others[keep - 1 : keep] if confirms is None else [])
     if to_beat and objective.key(report) <= objective.key(to_beat[0]["report"]):
         return
     part = run / "best" / trial_id / ".part"
@@ -118,13 +119,16 @@ def offer_export(
     part.replace(folder)
 
 
-def prune_exports(run: Path, objective: Objective, keep: int) -> None:
-    """Leaves the best export of each of the k best configurations, and that of the best trial of
-    the search itself, with which a confirmed winner is compared; for the driver."""
+def prune_exports(
+    run: Path, objective: Objective, keep: int, finalists: Sequence[str] = ()
+) -> None:
+    """Leaves the best export of each of the k best configurations and of each finalist's, and that
+    of the best finalist before its new seeds, with which a winner is compared; for the driver."""
     seen = _all_exports(run, objective)
-    kept = {folder for folder, _ in _best_of_each(seen)[:keep]}
-    searched = [folder for folder, stamp in seen if "configuration" not in stamp]
-    kept.update(searched[:1])
+    best = _best_of_each(seen)
+    kept = {folder for folder, _ in best[:keep]}
+    kept.update(folder for folder, stamp in best if configuration(stamp) in finalists)
+    kept.update([folder for folder, stamp in seen if stamp["trial"] in finalists][:1])
     for folder, _ in seen:
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)

@@ -126,6 +126,11 @@ def keep_evaluation(run: Path, run_id: str, said: dict[str, float]) -> None:
     write_atomically(run / _EVALUATIONS, json.dumps({**evaluations(run), run_id: said}, indent=1))
 
 
+def forget_evaluations(run: Path) -> None:
+    """For another function than the one that said them."""
+    (run / _EVALUATIONS).unlink(missing_ok=True)
+
+
 def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirmation | None]:
     """The trial whose configuration wins, and how that was confirmed.
 
@@ -162,7 +167,10 @@ def _confirm(config: SearchConfig, records: Records) -> Confirmation | None:
     assert config.confirm is not None
     if wanted := config.confirm.decide_by:
         if all(wanted in entry.finalist.evaluation for entry in entries):
-            entries.sort(key=lambda e: e.finalist.evaluation[wanted], reverse=True)
+            entries.sort(
+                key=lambda e: (e.finalist.mean is not None, e.finalist.evaluation[wanted]),
+                reverse=True,
+            )
             decided_by = f"{wanted} of {config.confirm.evaluate}"
         else:
             print(
@@ -200,15 +208,23 @@ def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
     rounds = min(map(len, runs.values()), default=0)
     if rounds == 0:
         return []
-    said = evaluations(records.folder)
-    return [_entry(record, runs[record.id][:rounds], records.objective, said) for record in best]
+    known = evaluations(records.folder)
+    said = {
+        checkpoints.configuration(stamp): known[stamp["trial"]]
+        for _, stamp in checkpoints.exports(records.folder, records.objective)
+        if stamp["trial"] in known
+    }
+    return [
+        _entry(record, runs[record.id][:rounds], records.objective, said.get(record.id, {}))
+        for record in best
+    ]
 
 
 def _entry(
     record: TrialRecord,
     runs: list[TrialRecord],
     objective: Objective,
-    said: dict[str, dict[str, float]],
+    evaluation: dict[str, float],
 ) -> _Entry:
     whole = [run for run in runs if run.state == "finished"]
     all_whole = len(whole) == len(runs)
@@ -229,7 +245,7 @@ def _entry(
         ],
         mean=float(np.mean(values)) if all_whole else None,
         drift=float(np.mean(drifts)) if all_whole else None,
-        evaluation=next((said[run.id] for run in [record, *runs] if run.id in said), {}),
+        evaluation=evaluation,
     )
     told = all_whole and all(run.held_out for run in whole)
     return _Entry(finalist, np.mean([run.held_out for run in whole], axis=0) if told else None)

@@ -65,6 +65,14 @@ class Judging:
         chosen, self.confirmation = confirm.choose(self._config, self._records)
         objective = self._records.objective
         self.stamp = checkpoints.crown(self._records.folder, objective, chosen)
+        if self.stamp is None and chosen is not None:
+            self.stamp = checkpoints.crown(self._records.folder, objective)
+            if self.stamp is not None:
+                print(
+                    f"warning: no export of {chosen}, which won, is whole; the best of the others, "
+                    f"of {self.stamp['trial']}, is the winner",
+                    flush=True,
+                )
         self.is_done = self.stamp is None or self._config.trainer == "simulated"
         if self.is_done:
             return None
@@ -85,11 +93,11 @@ class Judging:
             self.confirmation.searched_test = told
 
     def _end_evaluation(self, run_id: str, result: dict[str, Any]) -> None:
-        self._evaluating.remove(run_id)
         if said := json.loads(result.get("evaluation", "{}")):
             confirm.keep_evaluation(self._records.folder, run_id, said)
         else:
             print(f"warning: confirm.evaluate failed for {run_id}: {result['error']}", flush=True)
+        self._evaluating.discard(run_id)  # last: a winner that is chosen now must see it
 
     def _searched(self) -> str | None:
         """The export that would have won without confirmation, where it is another."""

@@ -172,13 +172,15 @@ class Records:
         earlier = [p for p in record.curve if p["pairs_seen"] < report["pairs_seen"]]
         is_new = len(earlier) == len(record.curve)
         best = max([*earlier, report], key=self.objective.key)
+        if best is not report:  # the best may be another than before, where it was replaced
+            held_out = record.held_out if best == record.metrics else []
         self._write(
             record.model_copy(
                 update={
                     "state": "running",
                     "curve": [*earlier, report],
                     "metrics": best,
-                    "held_out": (held_out or []) if best is report else record.held_out,
+                    "held_out": held_out or [],
                     "micro_batch": micro_batch,
                     "began": record.began or began,
                     "seconds": record.seconds + seconds,

@@ -22,6 +22,7 @@ from tune.results import load_results
 PREPARED = ".prepared"
 # Nothing of the trials themselves.
 _MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "select")
+_CHOOSES = ("confirm", "select")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,12 @@ def is_finished(folder: Path) -> bool:
         return False
     if confirm.next_run(config, records):
         return False
-    # A search that grew has the results of before until its winner is judged.
-    return len(load_results(folder).runs) == len(records.trials)
+    # A search that grew, or whose winner is chosen otherwise now, has the results of before until
+    # its winner is judged.
+    results, now = load_results(folder), config.model_dump(mode="json", by_alias=True)
+    if any(results.search.get(name, now[name]) != now[name] for name in _CHOOSES):
+        return False
+    return len(results.runs) == len(records.trials)
 
 
 def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> None:
@@ -90,8 +95,14 @@ def adopt(folder: Path, config: SearchConfig) -> None:
     """Takes over from the configuration what may differ from sitting to sitting."""
     there = load_search(folder / "search.yaml")
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
+    if _evaluate(there) != _evaluate(config):
+        confirm.forget_evaluations(folder)
     if any(getattr(there, name) != value for name, value in changes.items()):
         write_yaml(folder, there.model_copy(update=changes))
+
+
+def _evaluate(config: SearchConfig) -> str | None:
+    return config.confirm.evaluate if config.confirm else None
 
 
 @contextlib.contextmanager

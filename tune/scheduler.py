@@ -21,7 +21,7 @@ from ray.tune.schedulers import (
 
 from dpo_train.config import one_line
 from dpo_train.metrics import MODES
-from tune import checkpoints
+from tune import checkpoints, confirm
 from tune.cluster import Places, overfull
 from tune.config import SearchConfig
 from tune.halt import Halt
@@ -97,6 +97,8 @@ class SearchScheduler(FIFOScheduler):
         if ended == "no room":  # the trial has not ended: it goes on from its last saved state
             self._halt.reason = result["error"]
             return
+        if self.input_error and not ended:
+            return  # stopped for another's sake: once the input is mended, it goes on
         if ended == "finished":
             report = self._record(trial_id, result)
             if not self._confirms(trial_id):
@@ -143,8 +145,9 @@ class SearchScheduler(FIFOScheduler):
             self._searcher.report(
                 trial_id, int(report["pairs_seen"]), report[self._config.objective]
             )
+        finalists = [record.id for record in confirm.finalists(self._config, self._records)]
         checkpoints.prune_exports(
-            self._records.folder, self._records.objective, self._config.exports_kept
+            self._records.folder, self._records.objective, self._config.exports_kept, finalists
         )
         self._progress.update()
         return report
