@@ -52,13 +52,24 @@ class OutOfMemory(MemoryError):
     """There was no memory for so many pairs at once."""
 
 
-def with_less_at_once(config: TrainConfig) -> TrainConfig:
-    """The same trial with half as many pairs at once and the same batch.
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's allocator has an error of its own, the CPU's a RuntimeError with these words."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
+    """The same trial with half as many pairs at once and the same batch; at once are those of all
+    members together, each of which has at least one.
 
     Raises OutOfMemory, saying why, if there is no less.
     """
     at_once = config.optim.pairs_at_once
-    if at_once == 1:
+    if at_once < 2 * members:
         raise OutOfMemory("out of memory with one pair at once")
     try:
         return override(config, {"optim.micro_batch_size": at_once // 2})

@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from dpo_train import export, metrics, model, reference, trl_patches  # noqa: F401
 from dpo_train.config import OptimConfig, TrainConfig, one_line
 from dpo_train.peers import ALONE, Peers
-from dpo_train.session import Diverged, OutOfMemory
+from dpo_train.session import Diverged, OutOfMemory, is_out_of_memory
 
 
 class TrlSession:
@@ -111,7 +111,7 @@ class TrlSession:
             self._trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:  # it belongs to the caller's thread
             # Not the error itself: its frames hold on to what filled the memory.
-            lacked = OutOfMemory(one_line(error)) if _is_out_of_memory(error) else error
+            lacked = OutOfMemory(one_line(error)) if is_out_of_memory(error) else error
             self._control.answers.put(lacked)
 
     def _answer(self) -> Any:
@@ -319,14 +319,6 @@ def _arguments(config: TrainConfig, scratch: Path, device: str, peers: Peers) ->
         report_to=[],
         disable_tqdm=True,
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's allocator has an error of its own, the CPU's a RuntimeError with these words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _pairs_at_once(optim: OptimConfig, peers: Peers) -> int:

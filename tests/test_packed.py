@@ -185,8 +185,13 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     loaded.unload()
 
 
+@pytest.mark.parametrize(
+    "lack",
+    [torch.OutOfMemoryError("out of memory"), RuntimeError("DefaultCPUAllocator: no memory")],
+    ids=["gpu", "cpu"],
+)
 def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
-    small_config: TrainConfig, pack: Engine, monkeypatch: pytest.MonkeyPatch
+    small_config: TrainConfig, pack: Engine, monkeypatch: pytest.MonkeyPatch, lack: Exception
 ) -> None:
     asked = [config(small_config, seed=seed, optim__batch_size=4) for seed in range(3)]
     whole = [pack.join(trial) for trial in asked]
@@ -196,7 +201,7 @@ def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
     def scarce(base: Any, rows: Any) -> Any:
         logps = forward.completion_logps(base, rows)
         if rows.ids.numel() > fits:  # in the midst: the forward was done
-            raise torch.OutOfMemoryError("out of memory")
+            raise lack
         return logps
 
     monkeypatch.setattr(engine, "completion_logps", scarce)
@@ -297,6 +302,27 @@ def test_sessions_of_one_process_train_together_with_the_numbers_of_each_alone(
         assert [r["pairs_seen"] for r in one] == [r["pairs_seen"] for r in other]
         assert one[-1]["eval/nll"] == pytest.approx(other[-1]["eval/nll"], abs=1e-5)
         assert one[-1]["train/loss"] == pytest.approx(other[-1]["train/loss"], abs=1e-5)
+
+
+def test_an_error_in_a_step_ends_all_that_it_may_have_left_half_done(
+    small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = config(small_config, optim__epochs=1000, eval_every_pairs=40_000)
+    step = Engine.step
+
+    def scarce(pack: Engine, trials: list[PackedTrial]) -> None:
+        if len(trials) == 2:
+            raise OutOfMemory("out of memory with one pair at once")
+        step(pack, trials)
+
+    monkeypatch.setattr(Engine, "step", scarce)
+    sessions = [open_session(endless, small_prepared, "cpu") for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        for waiting in [threads.submit(session.advance) for session in sessions]:
+            assert isinstance(waiting.exception(timeout=30), OutOfMemory)
+    for session in sessions:
+        session.close()
+    assert curve(config(small_config), small_prepared)[-1]["pairs_seen"] == 40
 
 
 def test_closing_a_session_ends_the_advance_that_waits_in_it(

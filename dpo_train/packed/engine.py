@@ -23,7 +23,7 @@ from dpo_train.packed.losses import PairScores, pair_losses
 from dpo_train.packed.pack import Pack
 from dpo_train.packed.rows import Rows, collate, lay_out_all
 from dpo_train.packed.trial import PackedTrial
-from dpo_train.session import OutOfMemory
+from dpo_train.session import OutOfMemory, is_out_of_memory
 
 _TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -216,10 +216,12 @@ class Engine:
         try:
             act()
             return True
-        except torch.OutOfMemoryError:
-            if self.tokens_per_forward <= lowest:
-                raise OutOfMemory("out of memory with one pair at once") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
         # Not before: the error holds all tensors of the pass.
+        if self.tokens_per_forward <= lowest:
+            raise OutOfMemory("out of memory with one pair at once")
         self.tokens_per_forward = max(lowest, self.tokens_per_forward // 2)
         for stack in self._stacks.values():
             stack.adapters = None

@@ -162,7 +162,10 @@ class _Shared:
             self._turn.notify_all()
 
     def _train(self) -> None:
-        """One step of all, and the evaluation of those that are due. The lock is open meanwhile."""
+        """One step of all, and the evaluation of those that are due. The lock is open meanwhile.
+
+        An error is told to all of them: it may have left any with half of a step's gradient.
+        """
         running = list(self._running)
         self._turn.release()
         try:
@@ -171,8 +174,12 @@ class _Shared:
             began = time.monotonic()
             held_out = self._engine.evaluate(due) if due else []
             seconds = time.monotonic() - began
-        finally:
+        except BaseException as error:
             self._turn.acquire()
+            self._answers.update(dict.fromkeys(running, error))
+            self._running = [trial for trial in self._running if trial not in running]
+            return
+        self._turn.acquire()
         for trial, numbers in zip(due, held_out, strict=True):
             try:
                 self._answers[trial] = trial.report(numbers, seconds)
