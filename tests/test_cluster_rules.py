@@ -55,6 +55,14 @@ def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.Mo
     assert cluster.places(config) == 64
 
 
+@pytest.mark.parametrize(("cpus", "gpus"), [(1, 2), (0.001, 3), (0.7, 8), (4, 0.5), (0.5, 0)])
+def test_a_trial_takes_no_more_than_its_members_do(cpus: float, gpus: float) -> None:
+    asked = {"name": "x", "resources": {"cpus": cpus, "gpus": gpus}}
+    config = SearchConfig.model_validate(asked)
+    wanted = {"CPU": round(cpus * config.resources.members, 4), "GPU": gpus}
+    assert cluster._wanted(config) == {name: amount for name, amount in wanted.items() if amount}
+
+
 def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Path) -> None:
     def said(gpus: float, took: float) -> str:
         config = SearchConfig.model_validate({"name": "x", "resources": {"gpus": gpus}})

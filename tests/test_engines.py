@@ -5,13 +5,17 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 
+from dpo_train.config import InputError, TrainConfig
 from tests.conftest import Start
 from tests.test_search import _trial_processes, wait_until
-from tune.engines import Broker
+from tune import engines
+from tune.engines import Broker, EngineLost, EngineSession
 from tune.records import read_records
 
 pytestmark = pytest.mark.slow
@@ -119,3 +123,60 @@ def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
     on_cpus = [broker.enter(f"c{n}", node, None) for n in range(4)]
     assert [engine is on_cpus[0] for engine in on_cpus] == [True, False, True, False]
     assert not set(map(id, on_cpus)) & set(map(id, on_gpus))
+
+
+class Recorded:
+    """An engine's actor that keeps whom it was asked to close."""
+
+    def __init__(self, *_: object) -> None:
+        self.closed: list[str] = []
+        self.close = SimpleNamespace(remote=self.closed.append)
+
+
+def test_a_trial_that_comes_to_another_engine_is_closed_in_the_one_it_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "_start", Recorded)
+    monkeypatch.setattr(engines, "_is_alive", lambda _: True)
+    broker = Broker()
+    left = broker.enter("a", "node", "0")
+    broker.enter("b", "node", "0")
+    assert broker.enter("a", "node", "0") is left
+    assert left.closed == []
+    assert broker.enter("a", "node", "1").closed == []
+    assert left.closed == ["a"]
+
+
+class Refusing:
+    """A place in an engine that opens nothing."""
+
+    left: list[str] = []
+
+    def __init__(self, trial: str) -> None:
+        self._trial = trial
+
+    def ask(self, *_: object) -> Any:
+        raise InputError("no")
+
+    def leave(self) -> None:
+        self.left.append(self._trial)
+
+
+def test_a_trial_that_could_not_be_opened_leaves_its_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "_Entered", Refusing)
+    with pytest.raises(InputError):
+        EngineSession("a", TrainConfig(), Path(), "cpu")
+    assert Refusing.left == ["a"]
+
+
+def test_a_broker_that_is_gone_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(name: str) -> Any:
+        raise ValueError(f"Failed to look up actor with name {name!r}")
+
+    context = SimpleNamespace(get_accelerator_ids=dict, get_node_id=lambda: "node")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get_actor", gone)
+    with pytest.raises(EngineLost, match="no engine was given to a: Failed to look up"):
+        EngineSession("a", TrainConfig(), Path(), "cpu")

@@ -23,7 +23,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Runs a function as a trial's own process would, on the trial's placement group."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init("local", num_cpus=3, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
     try:
         group = bundles(RESOURCES).to_placement_group()
         ray.get(group.ready())

@@ -263,6 +263,10 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
     assert parts(16) == [8, 4, 2, 1]
     assert parts(6) == [3, 1]
     assert parts(5) == [1]
+    four = override(TrainConfig(), {"optim.batch_size": 12, "optim.micro_batch_size": 6})
+    assert with_less_at_once(four, members=3).optim.pairs_at_once == 3
+    with pytest.raises(OutOfMemory, match="out of memory with one pair at once"):
+        with_less_at_once(four, members=4)  # each has one of the six already
     with pytest.raises(InputError, match="sft couples the rows of a batch"):
         override(TrainConfig(), {"dpo.loss": ["sigmoid", "sft"], "optim.micro_batch_size": 4})
 

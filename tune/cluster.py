@@ -83,9 +83,11 @@ def places(config: SearchConfig) -> int:
 
 def _wanted(config: SearchConfig) -> dict[str, float]:
     """What one trial takes, by Ray's names."""
-    resources = config.resources
-    wanted = {"CPU": resources.cpus * resources.members, "GPU": resources.gpus}
-    return {name: amount for name, amount in wanted.items() if amount}
+    from tune.group import bundles
+
+    wanted = bundles(config.resources).required_resources
+    # Ray's own precision: a sum of parts may be a little more than the whole.
+    return {name: round(amount, 4) for name, amount in wanted.items()}
 
 
 def overfull(config: SearchConfig, report: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.config import ModelConfig, TrainConfig, one_line
 from dpo_train.session import Session, open_session
 from tune.config import SearchConfig
 
@@ -42,8 +42,11 @@ def brokered(config: SearchConfig, prepared: str) -> Iterator[None]:
     if config.trainer != "packed":
         yield
         return
-    # A name is known to this driver's own actors alone.
-    broker = ray.remote(Broker).options(name=_BROKER, num_cpus=0).remote()
+    # A name is known to this driver's own actors alone. Beside the driver: the search must not
+    # end with some other node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": _BROKER, "num_cpus": 0, "scheduling_strategy": here}
+    broker = ray.remote(Broker).options(**options).remote()
     nodes = ray.nodes()
     if config.device == "cpu" and len(nodes) == 1:
         # The engines import and prepare while Tune starts the trials' processes.
@@ -73,7 +76,7 @@ class Broker:
         """The engine of a trial that runs on that node, on that GPU if on one. On the CPUs there
         is one for each, so that each has a thread of its own, and the emptiest is taken."""
         with self._lock:
-            self._take_out(trial)
+            left = self._take_out(trial)
             places = [f"gpu {gpu}"] if gpu is not None else [f"cpu {n}" for n in range(_cpus(node))]
             engines = {(node, place): self._engines.get((node, place)) for place in places}
             key = min(engines, key=lambda key: len(there.trials) if (there := engines[key]) else 0)
@@ -81,6 +84,9 @@ class Broker:
             if engine is None or not _is_alive(engine.actor):
                 engine = self._engines[key] = _Engine(_start(node, gpu))
             engine.trials.add(trial)
+            if left is not None and left is not engine:
+                # Of a process that died; the same engine closes it when it opens the next.
+                left.actor.close.remote(trial)
             return engine.actor
 
     def open_ahead(self, node: str, trials: int, opening: _Opening) -> None:
@@ -96,12 +102,15 @@ class Broker:
         with self._lock:
             self._take_out(trial)
 
-    def _take_out(self, trial: str) -> None:
+    def _take_out(self, trial: str) -> _Engine | None:
+        """Says where it was."""
         for key, engine in self._engines.items():
             if trial in engine.trials:
                 engine.trials.remove(trial)
                 if not engine.trials:
                     _later(self._idle_seconds, self._end_if_idle, key, engine)
+                return engine
+        return None
 
     def _end_if_idle(self, key: tuple[str, str], engine: _Engine) -> None:
         with self._lock:
@@ -200,7 +209,11 @@ class EngineSession:
 
     def __init__(self, trial: str, config: TrainConfig, prepared: Path, device: str) -> None:
         self._engine = _Entered(trial)
-        opened = self._engine.ask("open", config, prepared, device)
+        try:
+            opened = self._engine.ask("open", config, prepared, device)
+        except BaseException:
+            self._engine.leave()
+            raise
         self.pairs_total: int = opened["pairs_total"]
         self.reference_pairs: int = opened["reference_pairs"]
         self.held_out: dict[str, list[float]] = {}
@@ -241,15 +254,18 @@ def judge(
 
 
 class _Entered:
-    """A place in the engine of the device that Ray gave to this process."""
+    """A place in the engine of the device that Ray gave to this process. Raises EngineLost."""
 
     def __init__(self, trial: str) -> None:
         self._trial = trial
-        self._broker = ray.get_actor(_BROKER)
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         place = (context.get_node_id(), gpus[0] if gpus else None)
-        self._actor = ray.get(self._broker.enter.remote(trial, *place))
+        try:
+            self._broker = ray.get_actor(_BROKER)
+            self._actor = ray.get(self._broker.enter.remote(trial, *place))
+        except (ValueError, RayActorError) as error:
+            raise EngineLost(f"no engine was given to {trial}: {one_line(error)}") from error
 
     def ask(self, method: str, *arguments: Any) -> Any:
         try:

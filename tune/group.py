@@ -29,7 +29,11 @@ def bundles(resources: ResourcesConfig) -> PlacementGroupFactory:
     each = {"CPU": resources.cpus, "GPU": resources.gpus}
     if resources.members > 1:
         each["GPU"] = 1
-        return PlacementGroupFactory([{"CPU": 0.001}] + [each] * resources.members, strategy="PACK")
+        # Taken from the first one: a machine with just the members' CPUs must hold the trial.
+        driver = min(0.001, resources.cpus / 2)
+        first = {**each, "CPU": resources.cpus - driver}
+        rest = [each] * (resources.members - 1)
+        return PlacementGroupFactory([{"CPU": driver}, first, *rest], strategy="PACK")
     return PlacementGroupFactory([{name: amount for name, amount in each.items() if amount}])
 
 
@@ -41,12 +45,12 @@ class Group:
         self._members = [
             ray.remote(_Member)
             .options(
-                num_cpus=resources.cpus,
-                num_gpus=1,
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle["GPU"],
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, index),
             )
             .remote()
-            for index in range(1, resources.members + 1)
+            for index, bundle in enumerate(bundles(resources).bundles[1:], start=1)
         ]
         host, port = ray.get(self._members[0].meeting_place.remote())
         count = resources.members

@@ -101,9 +101,12 @@ class DpoTrial(Trainable):
                 self._save_if_due()
                 return self._session.advance()
             except OutOfMemory:
+                if self._trial.trainer == "packed":
+                    raise  # the engine has come down to one pair by itself
                 self._close()
                 forget_base()
-                self._trial = with_less_at_once(self._trial)
+                members = self._search.resources.members
+                self._trial = with_less_at_once(self._trial, members)
                 at_once = self._trial.optim.pairs_at_once
                 self._note = f"out of memory: it goes on with {at_once} pairs at once"
                 self._open()
@@ -170,7 +173,7 @@ class DpoTrial(Trainable):
                 from dpo_train.evaluation import judge
 
                 verdict = self._on_device(judge, *asked)
-        except engines.EngineLost:
+        except (engines.EngineLost, RayActorError):
             raise
         except Exception as error:
             return self._failure(error)
@@ -188,6 +191,8 @@ class DpoTrial(Trainable):
                 self._run / self._asked["exported"],
                 self._asked["cwd"],
             )
+        except RayActorError:
+            raise
         except Exception as error:
             return self._failure(error)
         return {"evaluation": json.dumps(said), "done": True}
