@@ -199,8 +199,11 @@ def load_base(config: ModelConfig, device: str) -> WarmBase:
 
 
 def forget_base() -> None:
-    """The next trial loads the base anew."""
+    """The next trial loads the base anew, into the memory of this one if no session holds it."""
     _loaded.clear()
+    # TRL's `forward` on the instance is a cycle, and what is frozen is never collected.
+    gc.unfreeze()
+    gc.collect()
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

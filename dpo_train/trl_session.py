@@ -97,9 +97,9 @@ class TrlSession:
             self._thread.join()
         if self._config.lora is not None:
             self._trainer.model.unload()
+        del self._trainer, self._control, self._base
         if self._peers.sharded:
             model.forget_base()  # its weights are parts now
-        del self._trainer, self._control
         shutil.rmtree(self._scratch, ignore_errors=True)
         gc.collect()
         if torch.cuda.is_available():
@@ -136,6 +136,9 @@ class _Control(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.pairs_seen = self._evaluated_at = self.pairs(state.global_step)
+        if torch.cuda.is_available():
+            # Not an earlier trial's peak, nor that of an attempt that ran out of memory.
+            torch.cuda.reset_peak_memory_stats()
         self._resume()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from dpo_train.config import InputError
 from tests.conftest import ROOT
 from tests.test_algorithms import Driver
 from tune import cluster, submit
-from tune.config import SearchConfig, load_search
+from tune.config import SearchConfig, check, load_search
 from tune.records import find_run
 
 
@@ -80,6 +81,15 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
     result = {**driver.result(64, 0.6, 0.6), **full}
     assert driver.scheduler.on_trial_result(None, trial, result) == "STOP"
     assert driver.scheduler.input_error == said(0.25, 7.5)
+    driver.complete(trial, result)  # once that is mended, it goes on
+    assert [record.state for record in driver.records.open_trials()] == ["running"]
+
+
+def test_a_batch_of_any_size_is_not_shared_out_among_gpus() -> None:
+    content = {"name": "x", "trials": 2, "resources": {"gpus": 2}}
+    space = {"optim.batch_size": {"int": [4, 8]}}
+    with pytest.raises(InputError, match=r"5 pairs can't be shared.*`\{choice: \[2, 4\]\}`"):
+        check(SearchConfig.model_validate({**content, "space": space}))
 
 
 def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:
@@ -131,3 +141,36 @@ def test_an_address_that_is_none_is_refused() -> None:
         submit.submit(config, "127.0.0.1:8265")
     with pytest.raises(InputError, match="no Ray cluster answers at http://127.0.0.1:9"):
         submit.submit(config, "http://127.0.0.1:9")
+
+
+def test_another_search_of_a_running_jobs_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Client:
+        """A cluster with one job, whose end no log is read of any more."""
+
+        jobs: list[Any] = []
+
+        def list_jobs(self) -> list[Any]:
+            return self.jobs
+
+        def submit_job(self, submission_id: str, metadata: dict[str, str], **_: Any) -> None:
+            status = SimpleNamespace(is_terminal=lambda: False)
+            job = SimpleNamespace(submission_id=submission_id, metadata=metadata, status=status)
+            self.jobs.append(job)
+
+        def get_job_info(self, job: str) -> Any:
+            ended = SimpleNamespace(is_terminal=lambda: True)
+            return SimpleNamespace(status=ended, driver_exit_code=0)
+
+        def get_job_logs(self, job: str) -> str:
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(submit, "_connect", lambda _: Client())
+    config = SearchConfig(name="x", trials=3)
+    assert submit.submit(config, "http://a") == 0
+    assert "the end of its log could not be read" in capsys.readouterr().err
+    assert submit.submit(config, "http://a") == 0
+    assert len(Client.jobs) == 1
+    with pytest.raises(InputError, match=r"another configuration; give `--name NEW`, or stop it"):
+        submit.submit(config.model_copy(update={"trials": 4}), "http://a")

@@ -3,6 +3,7 @@
 Sessions are simulated where training is not the point. More of the same at length: `make soak`.
 """
 
+import errno
 import json
 import os
 import random
@@ -31,12 +32,12 @@ from tests.test_search import (
     wait_for_ended,
     wait_until,
 )
-from tune import load_results
+from tune import load_results, search
 from tune.__main__ import main
 from tune.checkpoints import saved_pairs
 from tune.config import SearchConfig
 from tune.records import read_records
-from tune.search import _ray
+from tune.search import Interrupted, _ray
 
 
 @pytest.fixture
@@ -176,9 +177,23 @@ def test_only_ray_address_names_a_cluster_to_search_on(
     if named:
         monkeypatch.setenv("RAY_ADDRESS", named)
     config = SearchConfig(name="x", trainer="simulated", trials=1)
-    with pytest.raises(ConnectionError), _ray(config):
+    with pytest.raises((ConnectionError, InputError)) as raised, _ray(config):
         pass
+    assert ("RAY_ADDRESS: no Ray cluster answers" in str(raised.value)) == bool(named)
     assert asked == [named or "local"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE, errno.EACCES])
+def test_only_a_disk_that_failed_is_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(search, "_to_the_end", fail)
+    expected = PermissionError if number == errno.EACCES else Interrupted
+    with pytest.raises(expected):
+        search._go_on(Path("x"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import inspect
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,15 @@ def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prep
     assert set(after) == names
     assert all(torch.equal(before[name], weight) for name, weight in after.items())
     assert all(weight.requires_grad for weight in after.values())
+
+
+def test_a_base_that_is_forgotten_is_freed(small_config: TrainConfig, small_prepared: Path) -> None:
+    session = open_session(config(small_config, lora=LORA), small_prepared, "cpu")
+    session.advance()
+    policy = weakref.ref(model.load_base(small_config.model, "cpu").model)
+    session.close()
+    model.forget_base()
+    assert policy() is None
 
 
 def test_a_loss_that_is_no_number_ends_the_trial_with_step_and_learning_rate(

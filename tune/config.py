@@ -280,7 +280,8 @@ class SearchConfig(TrainConfig):
         if trial.optim.batch_size % self.resources.members:
             raise InputError(
                 f"optim.batch_size: {trial.optim.batch_size} pairs can't be shared out among the "
-                f"{self.resources.gpus:g} GPUs of a trial; give multiples of that"
+                f"{self.resources.gpus:g} GPUs of a trial; give multiples of that, "
+                f"like `{{choice: [{self.resources.members}, {2 * self.resources.members}]}}`"
             )
         return trial
 
@@ -315,7 +316,10 @@ def check(config: SearchConfig) -> SearchConfig:
                 f"resources.gpus: {config.resources.gpus:g} for one trial; packed trials share a "
                 "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
             )
-        for size in _choices(config, "optim.batch_size") or [config.optim.batch_size]:
+        sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
+        if "optim.batch_size" in config.space and config.space["optim.batch_size"].kind == "int":
+            sizes = list(range(sizes[0], sizes[1] + 1))
+        for size in sizes:
             config.trial({"optim.batch_size": size})
     for point in config.points:
         check_point(point, config.space)

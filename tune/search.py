@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -23,6 +24,7 @@ from tune.environment import describe
 from tune.records import Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn
 from tune.results import Results, assemble, load_results, write_results
+from tune.room import NoRoom
 from tune.storage import open_storage
 from tune.tracker import Tracker
 
@@ -41,6 +43,8 @@ _RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# A disk that is full, or gone; what was written is whole.
+_DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 class Interrupted(Exception):
@@ -126,7 +130,9 @@ def current_results(run_folder: str | Path) -> Results:
 def _go_on(folder: Path) -> Results:
     try:
         return _to_the_end(folder)
-    except OSError as error:  # a disk that is full, or gone; what was written is whole
+    except OSError as error:
+        if not isinstance(error, NoRoom) and error.errno not in _DISK_FAILED:
+            raise
         raise Interrupted(folder, one_line(error)) from error
 
 
@@ -275,7 +281,15 @@ def _ray(config: SearchConfig) -> Iterator[None]:
     importing.start()
     # Never a cluster that only happens to run here, or whose address an earlier one left behind.
     address = os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except ConnectionError as error:
+        if address == "local":
+            raise
+        raise InputError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error, 300)}); start it "
+            "with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
     importing.join()
     try:
         cluster.refuse_or_wait(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import secrets
@@ -32,6 +33,8 @@ _STOP_SECONDS = 60
 _RETRY_SECONDS = 5.0
 _MARK = "dpo-tune"
 """Metadata of a job: the search that it runs."""
+_DIGEST = "dpo-tune-digest"
+"""Metadata of a job: of that search's configuration, as it was sent."""
 
 
 def submit(config: SearchConfig, address: str) -> int:
@@ -41,7 +44,8 @@ def submit(config: SearchConfig, address: str) -> int:
     InputError.
     """
     client = _connect(address)
-    job = _running(client, config.name)
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+    job = _running(client, config.name, digest, address)
     if job is None:
         job = f"{config.name}-{secrets.token_hex(3)}"
         with _luggage(config) as folder:
@@ -52,7 +56,7 @@ def submit(config: SearchConfig, address: str) -> int:
                     "working_dir": str(folder),
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
                 },
-                metadata={_MARK: config.name},
+                metadata={_MARK: config.name, _DIGEST: digest},
             )
     print(
         f"{job} at {address}: goes on without this terminal, and the same command follows it again"
@@ -92,9 +96,16 @@ def _connect(address: str) -> JobSubmissionClient:
     return client
 
 
-def _running(client: JobSubmissionClient, name: str) -> str | None:
+def _running(client: JobSubmissionClient, name: str, digest: str, address: str) -> str | None:
     for job in client.list_jobs():
-        if (job.metadata or {}).get(_MARK) == name and not job.status.is_terminal():
+        told = job.metadata or {}
+        if told.get(_MARK) == name and not job.status.is_terminal():
+            if told.get(_DIGEST) != digest:
+                raise InputError(
+                    f"--submit: {job.submission_id} runs {name!r} with another configuration; give "
+                    "`--name NEW`, or stop it first: "
+                    f"`ray job stop --address {address} {job.submission_id}`"
+                )
             return str(job.submission_id)
     return None
 
@@ -152,7 +163,14 @@ class _Job:
             with contextlib.suppress(Exception):  # `_details` says what is wrong
                 asyncio.run(self._tail())
             time.sleep(0.2)
-        print(self._client.get_job_logs(self._job)[self._shown :], end="", flush=True)
+        try:
+            print(self._client.get_job_logs(self._job)[self._shown :], end="", flush=True)
+        except Exception as error:  # how it ended is known; its last lines stay on the cluster
+            print(
+                f"the end of its log could not be read ({one_line(error, 300)}); to see it: "
+                f"ray job logs {self._job}",
+                file=sys.stderr,
+            )
         if details.status == "STOPPED":
             print("stopped; the same command goes on with it", file=sys.stderr)
             return 130
