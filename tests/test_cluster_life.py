@@ -13,7 +13,7 @@ from tests.network import Network
 from tests.ray_cluster import RayCluster
 from tests.test_cluster import most_at_once, places
 from tests.test_search import ended, hurry, wait_until
-from tune.records import load_results
+from tune.results import load_results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 

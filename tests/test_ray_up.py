@@ -18,7 +18,7 @@ from tests.conftest import ROOT, Run
 from tests.network import Network
 from tests.ssh_nodes import SshNodes, missing_tools
 from tests.test_cluster import places
-from tune.records import load_results
+from tune.results import load_results
 
 pytestmark = [
     pytest.mark.cluster,

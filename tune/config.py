@@ -156,8 +156,9 @@ class ServeConfig(Part):
     after: bool = False
     """Whether a search ends by serving its winner on the Ray cluster that it ran on, in place of
     what a config file had that cluster serve."""
-    host: str = "127.0.0.1"
-    """Where each node listens; 0.0.0.0 for others, who then need the cluster's SERVE_API_KEY."""
+    open: bool = False
+    """Whether others than a node's own programs may ask, who then need the cluster's
+    SERVE_API_KEY."""
     port: int = Field(8000, ge=1, le=65535)
     gpus: float = Field(0, ge=0)
     """Of a replica; a fraction shares one."""

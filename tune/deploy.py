@@ -82,7 +82,7 @@ def _content(folder: Path, config: SearchConfig) -> dict[str, Any]:
     asked, winner = config.serve, (folder / "winner").absolute()
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": asked.host, "port": asked.port},
+        "http_options": {"host": "0.0.0.0" if asked.open else "127.0.0.1", "port": asked.port},
         "applications": [
             {
                 "name": _APPLICATION,
@@ -129,8 +129,7 @@ def _wait_until_running() -> None:
 
 
 def _answering(config: SearchConfig) -> str:
-    host = "127.0.0.1" if config.serve.host == "0.0.0.0" else config.serve.host
-    url = f"http://{host}:{config.serve.port}"
+    url = f"http://127.0.0.1:{config.serve.port}"
     try:
         urllib.request.urlopen(f"{url}/readyz", timeout=30).close()
     except OSError as error:  # Ray Serve keeps the port that it was started with
