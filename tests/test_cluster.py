@@ -153,6 +153,7 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
         assert again < SECONDS * (len(nodes[record.id]) - 0.5)
 
 
+@pytest.mark.cluster
 def test_run_submit_follows_a_job_that_runs_what_it_brought(
     tmp_path: Path, shared: Path, cluster: RayCluster, dpo_tune: Run,
     monkeypatch: pytest.MonkeyPatch,

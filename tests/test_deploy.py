@@ -1,6 +1,7 @@
 """A search whose last step is to serve its winner: a real Ray cluster that outlives it."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -59,25 +61,46 @@ def is_there(url: str) -> bool:
         return False
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
-def test_the_winner_answers_when_its_search_has_ended(dpo_tune: Run, tmp_path: Path) -> None:
-    port = free_port()
+def search(dpo_tune: Run, port: int) -> str:
+    """What it prints."""
     settings = ("trials=1", "space={}", "points=[]", "data.limit=60", "wandb.mode=disabled",
                 "serve.after=true", f"serve.port={port}")  # fmt: skip
     changes = [word for setting in settings for word in ("--set", setting)]
     done = dpo_tune("run", ROOT / "searches" / "quickstart.yaml", *changes)
     assert done.returncode == 0, done.stderr
-    assert f"it answers: http://127.0.0.1:{port}" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_the_winner_answers_when_its_search_has_ended(dpo_tune: Run, tmp_path: Path) -> None:
+    port = free_port()
+    assert f"it answers: http://127.0.0.1:{port}" in search(dpo_tune, port)
     url = f"http://127.0.0.1:{port}/generate"
     answer = httpx.post(url, json={"prompt": "Do bats see?", "max_tokens": 5}, timeout=60).json()
     assert answer["model"] == "quickstart"
-    (tmp_path / "runs" / "quickstart" / "serve.yaml").rename(tmp_path / "before.yaml")
-    grown = dpo_tune("resume", "runs/quickstart", "--trials", "+1")
-    assert grown.returncode == 0, grown.stderr
-    assert f"it answers: http://127.0.0.1:{port}" in grown.stdout
-    written = YAML(typ="safe", pure=True).load(tmp_path / "runs" / "quickstart" / "serve.yaml")
-    assert written["applications"][0]["args"]["model"].endswith("runs/quickstart/winner")
+    served = application(tmp_path / "runs" / "quickstart")
+    assert served["args"]["model"].endswith("runs/quickstart/winner")
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("cluster")
+def test_another_winner_in_the_same_folder_is_served_anew(dpo_tune: Run, tmp_path: Path) -> None:
+    port, run = free_port(), tmp_path / "runs" / "quickstart"
+    search(dpo_tune, port)
+    before = application(run)
+    stamp = run / "winner" / "trial.json"
+    stamp.write_text(stamp.read_text() + "\n")
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "served": None}))
+    assert f"it answers: http://127.0.0.1:{port}" in search(dpo_tune, port)
+    # Ray restarts replicas only where something differs.
+    assert application(run)["runtime_env"] != before["runtime_env"]
+
+
+def application(run: Path) -> dict[str, Any]:
+    (only,) = YAML(typ="safe", pure=True).load(run / "serve.yaml")["applications"]
+    return dict(only)
 
 
 def test_no_cluster_to_serve_on_is_said_before_the_search(

@@ -114,7 +114,7 @@ class SearchScheduler(FIFOScheduler):
         error = one_line(lines[-1], 300)
         if is_task(trial.config["trial"]):
             self._judging.end(trial.config["trial"], {"error": error})
-        else:
+        elif not (trial.status == Trial.PENDING and self._searcher.propose_again(trial)):
             self._end(trial.config["trial"], "failed", error)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...

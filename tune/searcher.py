@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from tune.judging import Judging
 from tune.progress import Progress
 from tune.records import ENDED, Records, State, TrialRecord
 from tune.study import SearchStudy
+
+_FALSE_STARTS = 3
+"""Processes of one trial that may die before it begins."""
 
 
 class StudySearcher(Searcher):
@@ -46,6 +50,7 @@ class StudySearcher(Searcher):
         self._ids: dict[str, str] = {}
         self._open: set[str] = set()
         self._unended = records.open_trials()
+        self._false_starts: Counter[str] = Counter()
         self.stop_reason = ""
         """Why no trial starts any more: all were proposed, or `budget_spent`."""
         self.budget_spent = ""
@@ -93,6 +98,15 @@ class StudySearcher(Searcher):
 
     def report(self, trial_id: str, pairs_seen: int, value: float) -> None:
         self._study.report(trial_id, pairs_seen, value)
+
+    def propose_again(self, trial: Any) -> bool:
+        """Whether a trial whose process died before it began gets another: Tune gives it up."""
+        trial_id = trial.config["trial"]
+        self._false_starts[trial_id] += 1
+        if self._false_starts[trial_id] > _FALSE_STARTS:
+            return False
+        self._unended.append(self._records.trials[trial_id])
+        return True
 
     def spent(self) -> str:
         """Says which budget is spent, if one is."""
