@@ -117,7 +117,12 @@ def deploy(**options: Any) -> None:
 
 def replicas() -> list[int]:
     ours = psutil.Process().children(recursive=True)
-    return [one.pid for one in ours if " ".join(one.cmdline()).startswith("ray::ServeReplica")]
+    found = []
+    for process in ours:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was killed just now
+            if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
+                found.append(process.pid)
+    return found
 
 
 def running() -> int:
