@@ -32,7 +32,8 @@ import torch  # noqa: E402
 from synthetic import write_model, write_pairs  # noqa: E402
 
 from dpo_train import data, reference  # noqa: E402
-from dpo_train.config import TrainConfig, override  # noqa: E402
+from dpo_train.config import TrainConfig  # noqa: E402
+from dpo_train.parts import override  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Words of a prompt, chosen and rejected; with the chat template's tokens a CPU's rows have 31.

@@ -76,7 +76,7 @@ def grid_config() -> Any:
 
 
 def record_one(prepared: Path, point: tuple[int, int, int]) -> tuple[int, int, int]:
-    from dpo_train.config import override
+    from dpo_train.parts import override
     from dpo_train.session import open_session
 
     rate, beta, seed = point

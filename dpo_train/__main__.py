@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dpo_train.config import InputError, TrainConfig, load_train, parse_value
+from dpo_train.config import TrainConfig, load_train
+from dpo_train.errors import InputError
+from dpo_train.parts import parse_value
 
 
 def main() -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train import sample
-from dpo_train.config import DataConfig, InputError, one_line
+from dpo_train.config import DataConfig
+from dpo_train.errors import InputError, one_line
 
 Message = dict[str, str]
 SPLITS = ("train", "eval", "test")

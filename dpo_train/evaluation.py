@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_train import export, metrics, model, reference
+from dpo_train import export, metrics, model, reference, scoring
 from dpo_train.config import ModelConfig
 
 SHOWN = 5
@@ -35,8 +35,8 @@ def judge(
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
     base_tokens = _mean_length(said)
-    alone = reference.pair_logps(
-        rows, *(reference.column(rows, f"ref_{name}_logps") for name in ("chosen", "rejected"))
+    alone = scoring.pair_logps(
+        rows, *(scoring.column(rows, f"ref_{name}_logps") for name in ("chosen", "rejected"))
     )
     before = metrics.ranking(alone)
 
@@ -88,12 +88,12 @@ def _judge_one(
     policy, tokenizer = export.load(folder, device)
     said = _answers(policy, tokenizer, prompts)
     is_adapter = hasattr(policy, "peft_config")
-    forward = reference.forward_pass(policy.get_base_model() if is_adapter else policy, device)
-    collated = reference.batches(rows, pad_token_id, device)
-    scores = reference.score_batches(collated, len(rows["prompt"]), forward)
+    forward = scoring.forward_pass(policy.get_base_model() if is_adapter else policy, device)
+    collated = scoring.batches(rows, pad_token_id, device)
+    scores = scoring.score_batches(collated, len(rows["prompt"]), forward)
     if is_adapter:
         policy.unload()
-    values = metrics.pair_values(reference.pair_logps(rows, *scores))
+    values = metrics.pair_values(scoring.pair_logps(rows, *scores))
     return _Judged(values, rows["prompt_key"], said)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train import sample
-from dpo_train.config import InputError, LoraConfig, ModelConfig, one_line
+from dpo_train.config import LoraConfig, ModelConfig
+from dpo_train.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

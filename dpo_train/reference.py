@@ -12,25 +12,23 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dpo_train import metrics, model
-from dpo_train.config import InputError, ModelConfig, TrainConfig
+from dpo_train import metrics, model, scoring
+from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.data import SPLITS, Pairs, Row, row_to_json
+from dpo_train.errors import InputError
+from dpo_train.files import checksum, write_atomically
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1
-_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,6 @@ def prepare(folder: Path) -> PreparedData:
         return _compute(folder)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def _finished(folder: Path, computed: int) -> PreparedData | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -133,12 +124,6 @@ def _is_as_written(file: Path, wanted: str) -> bool:
 
 
 _verified: set[tuple[str, int, int, str]] = set()
-
-
-def checksum(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager
@@ -174,14 +159,16 @@ def _compute(folder: Path) -> PreparedData:
     _refuse_nothing_left(columns, dropped)
 
     pad_token_id = int(warm.tokenizer.pad_token_id)
-    forward = forward_pass(warm.fresh(trained_in_full=False), asked["device"])
+    forward = scoring.forward_pass(warm.fresh(trained_in_full=False), asked["device"])
     numbers: dict[str, dict[str, Any]] = {}
     sums: dict[str, str] = {}
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     for name in SPLITS:
-        collated = batches(columns[name], pad_token_id, asked["device"])
-        chosen, rejected = score_batches(collated, len(columns[name]["prompt_ids"]), forward)
+        collated = scoring.batches(columns[name], pad_token_id, asked["device"])
+        chosen, rejected = scoring.score_batches(
+            collated, len(columns[name]["prompt_ids"]), forward
+        )
         columns[name]["ref_chosen_logps"] = chosen.tolist()
         columns[name]["ref_rejected_logps"] = rejected.tolist()
         Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)
@@ -265,88 +252,6 @@ def _refuse_nothing_left(columns: dict[str, dict[str, list[Any]]], dropped: Coun
             )
 
 
-def score_batches(
-    rows_of_batches: Iterable[tuple[list[int], dict[str, torch.Tensor]]],
-    rows: int,
-    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-) -> tuple[metrics.Floats, metrics.Floats]:
-    """Summed completion log-probs of every pair's chosen and rejected, each of shape (rows,).
-
-    `forward` takes a batch of TRL's preference collator and returns summed log-probs of shape
-    (2B,), chosen first.
-    """
-    chosen: metrics.Floats = np.zeros(rows)
-    rejected: metrics.Floats = np.zeros(rows)
-    for members, batch in rows_of_batches:
-        first, second = forward(batch).double().cpu().chunk(2)
-        chosen[members], rejected[members] = first.numpy(), second.numpy()
-    return chosen, rejected
-
-
-def batches(
-    columns: dict[str, list[Any]], pad_token_id: int, device: str
-) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """(row numbers, collated batch on the device), rows of like length together."""
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
-
-    collate = DataCollatorForPreference(pad_token_id=pad_token_id)
-    names = [name for name in columns if name.endswith(("_ids", "_logps"))]
-    data = {name: columns[name] for name in names}
-    lengths = [
-        len(prompt) + max(len(chosen), len(rejected))
-        for prompt, chosen, rejected in zip(
-            data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True
-        )
-    ]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    while order:
-        size = max(1, _TOKENS_PER_BATCH[device] // (2 * lengths[order[-1]]))
-        members, order = order[-size:], order[:-size]
-        batch = collate([{name: data[name][row] for name in names} for row in members])
-        yield members, {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def forward_pass(base: Any, device: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
-    """The pass over a batch that `score_batches` wants, for any causal model, without gradients."""
-    import torch
-    from trl.trainer.utils import add_fused_lm_head
-
-    from dpo_train import trl_patches  # noqa: F401
-
-    add_fused_lm_head(base)
-    base.eval()
-
-    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        ids, mask = batch["input_ids"], batch["completion_mask"]
-        labels = ids.masked_fill(mask == 0, -100)
-        autocast = torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda")
-        with torch.no_grad(), autocast:
-            outputs = base(
-                input_ids=ids,
-                attention_mask=batch["attention_mask"],
-                labels=labels,
-                fused_lm_head=True,
-            )
-        summed: torch.Tensor = outputs.log_probs.sum(dim=1)
-        return summed
-
-    return forward
-
-
-def pair_logps(
-    columns: dict[str, list[Any]], chosen: metrics.Floats, rejected: metrics.Floats
-) -> metrics.PairLogps:
-    """A policy's scores beside the stored reference's."""
-    return metrics.PairLogps(
-        chosen=chosen,
-        rejected=rejected,
-        ref_chosen=column(columns, "ref_chosen_logps"),
-        ref_rejected=column(columns, "ref_rejected_logps"),
-        chosen_tokens=np.array([len(ids) for ids in columns["chosen_ids"]], dtype=np.float64),
-        rejected_tokens=np.array([len(ids) for ids in columns["rejected_ids"]], dtype=np.float64),
-    )
-
-
 def prompt_keys(folder: Path, split: str) -> list[str]:
     """The prompt of each row of a split, in order; rows of one prompt have the same. No torch."""
     import pyarrow
@@ -357,15 +262,10 @@ def prompt_keys(folder: Path, split: str) -> list[str]:
     return keys
 
 
-def column(columns: dict[str, list[Any]], name: str) -> metrics.Floats:
-    """A column of numbers, of shape (rows,)."""
-    return np.array(columns[name], dtype=np.float64)
-
-
 def _base_numbers(
     columns: dict[str, list[Any]], chosen: metrics.Floats, rejected: metrics.Floats
 ) -> dict[str, Any]:
-    won = metrics.ranking(pair_logps(columns, chosen, rejected))
+    won = metrics.ranking(scoring.pair_logps(columns, chosen, rejected))
     return {
         "ranking": float(won.mean()),
         "interval": metrics.bootstrap_interval(won, columns["prompt_key"]),

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Protocol
 
-from dpo_train.config import InputError, TrainConfig, override
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
+from dpo_train.parts import override
 from dpo_train.peers import ALONE, Peers
 
 

@@ -13,7 +13,7 @@ POINTS = ({"dpo.beta": 0.1}, {"dpo.beta": 0.3})
 def make_run(root: Path, name: str, **content: Any) -> Path:
     """A finished search of two trials on 60 of the sample's pairs, made without Ray."""
     from dpo_train import data, evaluation, model, reference
-    from dpo_train.config import parse
+    from dpo_train.parts import parse
     from dpo_train.session import open_session
     from tune import checkpoints, environment, runs
     from tune.config import SearchConfig, check

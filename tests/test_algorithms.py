@@ -9,7 +9,8 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from dpo_train.config import InputError, parse
+from dpo_train.errors import InputError
+from dpo_train.parts import parse
 from tune.checkpoints import offer_export
 from tune.config import SearchConfig, check
 from tune.halt import Halt

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from tests.conftest import ROOT
 from tests.test_algorithms import Driver
 from tune import cluster, submit

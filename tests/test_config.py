@@ -2,16 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dpo_train.config import (
-    InputError,
-    TrainConfig,
-    field_paths,
-    load_train,
-    override,
-    parse,
-    parse_value,
-    read_yaml,
-)
+from dpo_train.config import TrainConfig, load_train
+from dpo_train.errors import InputError
+from dpo_train.parts import field_paths, override, parse, parse_value, read_yaml
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dpo_train import evaluation, reference
-from dpo_train.config import InputError, TrainConfig, override, parse
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
+from dpo_train.parts import override, parse
 from dpo_train.session import open_session
 from tests.conftest import Run, Start
 from tests.simulated_results import simulated

@@ -8,8 +8,9 @@ import pyarrow.parquet
 import pytest
 
 from dpo_train import reference
-from dpo_train.config import DataConfig, InputError, TrainConfig
+from dpo_train.config import DataConfig, TrainConfig
 from dpo_train.data import load_pairs
+from dpo_train.errors import InputError
 
 Record = dict[str, Any]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from tests.test_algorithms import Driver
 from tune.config import load_search
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import ray
 
-from dpo_train.config import InputError, TrainConfig
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
 from tests.conftest import Start
 from tests.test_search import _trial_processes, wait_until
 from tune import engines

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_train import data, export, metrics, model, reference, sample
-from dpo_train.config import InputError, OptimConfig, TrainConfig, override
+from dpo_train import data, export, metrics, model, reference, sample, scoring
+from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.errors import InputError
 from dpo_train.packed import adapters, engine, forward
 from dpo_train.packed.engine import Engine
 from dpo_train.packed.losses import LOSSES
 from dpo_train.packed.rows import collate, lay_out
 from dpo_train.packed.trial import PackedTrial, learning_rate_factor
+from dpo_train.parts import override
 from dpo_train.session import Diverged, OutOfMemory, open_session
 from tests.test_trl_session import curve, goes_on_to_the_last_bit, numbers
 
@@ -173,9 +175,9 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     policy = PeftModel.from_pretrained(base, tmp_path / "export")
     data = reference.prepare(small_prepared)
     rows = data.split("eval")[:]
-    score = reference.forward_pass(policy.get_base_model(), "cpu")
-    scores = reference.score_batches(reference.batches(rows, data.pad_token_id, "cpu"), 10, score)
-    found = metrics.pair_metrics(reference.pair_logps(rows, *scores))
+    score = scoring.forward_pass(policy.get_base_model(), "cpu")
+    scores = scoring.score_batches(scoring.batches(rows, data.pad_token_id, "cpu"), 10, score)
+    found = metrics.pair_metrics(scoring.pair_logps(rows, *scores))
     assert report["eval/drift"] > 1e-4
     for other in (found["margin"], told["eval/margin"]):
         assert other == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)

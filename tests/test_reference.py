@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from dpo_train import data, model, reference
-from dpo_train.config import DataConfig, InputError, ModelConfig, TrainConfig, override
+from dpo_train.config import DataConfig, ModelConfig, TrainConfig
 from dpo_train.data import Pairs, Row
+from dpo_train.errors import InputError
+from dpo_train.parts import override
 
 
 def plan(config: TrainConfig, root: Path) -> Path:

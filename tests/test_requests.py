@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from tests.conftest import Run, Start
 from tests.test_algorithms import Driver, export
 from tests.test_search import wait_until

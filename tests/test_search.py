@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dpo_train import sample
-from dpo_train.reference import write_atomically
+from dpo_train.files import write_atomically
 from tests.conftest import Run, Start
 from tune import load_results
 from tune.records import read_records

@@ -1,7 +1,9 @@
 import optuna
 import pytest
 
-from dpo_train.config import InputError, TrainConfig, parse
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
+from dpo_train.parts import parse
 from tune.config import SearchConfig, check, load_search
 from tune.space import Axis, check_point, check_space, grid, suggest
 

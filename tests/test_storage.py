@@ -8,7 +8,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from tests.conftest import Run
 from tests.test_algorithms import Driver
 from tune.storage import check_storage, open_storage

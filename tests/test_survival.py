@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 from dpo_train import data, reference
-from dpo_train.config import InputError, TrainConfig, override
-from dpo_train.reference import write_atomically
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
+from dpo_train.files import write_atomically
+from dpo_train.parts import override
 from dpo_train.session import OutOfMemory, open_session, with_less_at_once
 from tests.conftest import ROOT, Run, Start
 from tests.test_search import (

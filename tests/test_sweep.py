@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpo_train.config import parse
+from dpo_train.parts import parse
 from tune import sweep
 from tune.config import SearchConfig, check
 from tune.records import TrialRecord

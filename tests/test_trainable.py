@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from dpo_train.config import TrainConfig, override
+from dpo_train.config import TrainConfig
+from dpo_train.parts import override
 from dpo_train.session import OutOfMemory
 from tune.config import SearchConfig
 from tune.judging import EVALUATING, JUDGING

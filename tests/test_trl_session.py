@@ -11,9 +11,10 @@ import torch
 import trl.trainer.utils
 from trl import DPOTrainer
 
-from dpo_train import data, evaluation, export, model, reference, sample
-from dpo_train.config import LOSSES, TrainConfig, override
+from dpo_train import data, evaluation, export, model, reference, sample, scoring
+from dpo_train.config import LOSSES, TrainConfig
 from dpo_train.data import row_to_json
+from dpo_train.parts import override
 from dpo_train.session import Diverged, open_session
 
 ROOT = Path(__file__).parent.parent
@@ -178,9 +179,9 @@ def test_an_export_scores_as_the_session_did(
     prepared = reference.prepare(small_prepared)
     rows = prepared.split("eval")[:]
     is_adapter = hasattr(policy, "peft_config")
-    forward = reference.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
-    batches = reference.batches(rows, prepared.pad_token_id, "cpu")
-    scores = reference.pair_logps(rows, *reference.score_batches(batches, 10, forward))
+    forward = scoring.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
+    batches = scoring.batches(rows, prepared.pad_token_id, "cpu")
+    scores = scoring.pair_logps(rows, *scoring.score_batches(batches, 10, forward))
     assert evaluation.metrics.pair_metrics(scores)["margin"] == pytest.approx(
         report["eval/margin"], rel=1e-4, abs=1e-5
     )

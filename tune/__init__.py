@@ -21,7 +21,7 @@ _PLACES = {
     "Interrupted": "tune.search",
     "load_results": "tune.results",
     "load_search": "tune.config",
-    "InputError": "dpo_train.config",
+    "InputError": "dpo_train.errors",
 }
 __all__ = list(_PLACES)
 

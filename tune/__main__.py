@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from dpo_train.errors import InputError
+
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -15,9 +17,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed
     or not served, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    # Imported late: `--help` answers at once.
-    from dpo_train.config import InputError
-
     warnings.showwarning = _one_line_warning
     try:
         return int(options.command(options))
@@ -128,7 +127,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    from dpo_train.config import InputError, parse_value
+    from dpo_train.parts import parse_value
 
     overrides: dict[str, Any] = {"name": options.name} if options.name else {}
     for text in options.set:
@@ -153,7 +152,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from dpo_train.config import InputError
     from tune.config import load_search
     from tune.records import find_run
 

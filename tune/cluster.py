@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 
 if TYPE_CHECKING:
     from tune.config import SearchConfig

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpo_train.config import InputError, Part, TrainConfig, override, parse, read_yaml
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
 from dpo_train.metrics import MODES
+from dpo_train.parts import Part, override, parse, read_yaml
 from tune.cluster import runs_dir
 from tune.space import Axis, Point, check_point, check_space, grid
 from tune.storage import check_storage

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dpo_train import metrics
-from dpo_train.reference import prompt_keys, write_atomically
+from dpo_train.files import write_atomically
+from dpo_train.reference import prompt_keys
 from tune import checkpoints
 from tune.config import SearchConfig
 from tune.records import ENDED, Document, Objective, Records, TrialRecord

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo_train.config import InputError, one_line
+from dpo_train.errors import InputError, one_line
 from tune.config import SearchConfig, load_search
 from tune.records import find_run
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from dpo_train.config import InputError, one_line
-from dpo_train.reference import checksum, write_atomically
+from dpo_train.errors import InputError, one_line
+from dpo_train.files import checksum, write_atomically
 from tune.checkpoints import STAMP
 from tune.config import SearchConfig
 from tune.results import Deployment, Results, write_results

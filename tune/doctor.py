@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_train import model
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from tune import deploy
 from tune.config import SearchConfig
 from tune.own_evaluation import refuse_missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from dpo_train.metrics import MODES
 from tune.records import Objective, find_run, read_records
 from tune.space import Point, Space, check_point

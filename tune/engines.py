@@ -19,7 +19,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dpo_train.config import ModelConfig, TrainConfig, one_line
+from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.errors import one_line
 from dpo_train.session import Session, open_session
 from tune.config import SearchConfig
 

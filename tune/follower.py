@@ -20,8 +20,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo_train.config import one_line
-from dpo_train.reference import write_atomically
+from dpo_train.errors import one_line
+from dpo_train.files import write_atomically
 from tune import sweep, tracking
 from tune.config import load_search
 from tune.records import ENDED, Sittings, TrialRecord

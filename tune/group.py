@@ -17,7 +17,8 @@ from ray.tune import PlacementGroupFactory
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dpo_train.config import InputError, TrainConfig
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
 from dpo_train.peers import Peers
 from dpo_train.session import Diverged, Session, open_session
 from tune.config import ResourcesConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from dpo_train.config import one_line
+from dpo_train.errors import one_line
 from tune.records import Records
 
 _POLL_SECONDS = 2.0

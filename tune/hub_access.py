@@ -14,7 +14,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from dpo_train.config import InputError, one_line
+from dpo_train.errors import InputError, one_line
 from tune.config import HubConfig
 
 T = TypeVar("T")

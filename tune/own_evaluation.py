@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 
 
 def refuse_missing(name: str) -> None:

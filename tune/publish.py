@@ -22,7 +22,8 @@ from huggingface_hub import (
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from dpo_train import model
-from dpo_train.config import InputError, one_line, parse
+from dpo_train.errors import InputError, one_line
+from dpo_train.parts import parse
 from tune import card, hub_access, redact, repository
 from tune.config import HubConfig, SearchConfig, load_search
 from tune.results import Publication, Results, load_results, write_results

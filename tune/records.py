@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from dpo_train.config import InputError
-from dpo_train.reference import write_atomically
+from dpo_train.errors import InputError
+from dpo_train.files import write_atomically
 from tune.cluster import runs_dir
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]

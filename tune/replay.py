@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_train.config import InputError, override
+from dpo_train.errors import InputError
+from dpo_train.parts import override
 from dpo_train.session import Diverged, open_session
 from tune.records import Report, find_run
 from tune.runs import opened

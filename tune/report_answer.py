@@ -11,7 +11,8 @@ import time
 from html import escape
 from typing import Any
 
-from dpo_train.config import TrainConfig, override
+from dpo_train.config import TrainConfig
+from dpo_train.parts import override
 from tune.progress import describe
 from tune.records import ENDED
 from tune.results import Results

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpo_train.config import InputError
-from dpo_train.reference import write_atomically
+from dpo_train.errors import InputError
+from dpo_train.files import write_atomically
 from tune import checkpoints
 from tune.config import SearchConfig
 from tune.inbox import FILE, WEIGHTS, Inbox, Request

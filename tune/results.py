@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
-from dpo_train.config import InputError
-from dpo_train.reference import write_atomically
+from dpo_train.errors import InputError
+from dpo_train.files import write_atomically
 from tune.confirm import Confirmation
 from tune.records import STATES, Document, Objective, Records, Report, TrialRecord, find_run
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_train.config import InputError
-from dpo_train.reference import write_atomically
+from dpo_train.errors import InputError
+from dpo_train.files import write_atomically
 from tune import confirm
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox

@@ -19,7 +19,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from dpo_train.config import one_line
+from dpo_train.errors import one_line
 from dpo_train.metrics import MODES
 from tune import checkpoints, confirm
 from tune.cluster import Places, overfull

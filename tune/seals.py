@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo_train.reference import checksum
+from dpo_train.files import checksum
 
 _SEAL = ".seal.json"
 

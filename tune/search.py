@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train import data, model, reference
-from dpo_train.config import InputError, one_line
+from dpo_train.errors import InputError, one_line
 from tune import checkpoints, cluster, deploy, doctor, runs
 from tune.config import SearchConfig, check, load_search
 from tune.environment import describe

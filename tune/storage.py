@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from dpo_train.config import InputError, one_line
+from dpo_train.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -14,7 +14,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from dpo_train.config import one_line
+from dpo_train.errors import one_line
 from tune.config import SearchConfig
 from tune.records import ENDED, Records, State, TrialRecord
 from tune.space import Point, suggest, to_optuna

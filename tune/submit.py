@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train.config import InputError, one_line
+from dpo_train.errors import InputError, one_line
 from tune import runs
 from tune.config import SearchConfig
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from tune import redact
 from tune.config import SearchConfig
 from tune.records import ENDED, TrialRecord

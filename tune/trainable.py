@@ -13,8 +13,10 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.tune import Trainable
 
-from dpo_train.config import InputError, TrainConfig, one_line, override
+from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError, one_line
 from dpo_train.model import forget_base
+from dpo_train.parts import override
 from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with_less_at_once
 from tune import checkpoints, engines
 from tune.cluster import refuse_unseen_run

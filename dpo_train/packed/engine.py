@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_train import metrics, model, reference
-from dpo_train.config import InputError, LoraConfig, ModelConfig, TrainConfig
+from dpo_train import metrics, model, reference, scoring
+from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
+from dpo_train.errors import InputError
 from dpo_train.packed import adapters
 from dpo_train.packed.adapters import Layer, Layout
 from dpo_train.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
@@ -190,7 +191,7 @@ class Engine:
     ) -> dict[str, metrics.Floats] | None:
         if not np.isfinite(logps).all():
             return None
-        pairs = reference.pair_logps(self._eval.columns, logps[:, 0], logps[:, 1])
+        pairs = scoring.pair_logps(self._eval.columns, logps[:, 0], logps[:, 1])
         dpo, tokens = trial.config.dpo, self._eval.tokens
         rest = (dpo.beta, dpo.label_smoothing, dpo.discopop_tau, len(tokens) / tokens[:, 0].sum())
         known = [*logps.T, *self._eval.reference.T, *tokens.T]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from dpo_train.config import InputError
+from dpo_train.errors import InputError
 from dpo_train.packed.rows import Rows
 
 if TYPE_CHECKING:

@@ -1,0 +1,102 @@
+"""Log-probs of a split's completions under a model, and beside the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpo_train import metrics
+
+if TYPE_CHECKING:
+    import torch
+
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+
+
+def score_batches(
+    rows_of_batches: Iterable[tuple[list[int], dict[str, torch.Tensor]]],
+    rows: int,
+    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+) -> tuple[metrics.Floats, metrics.Floats]:
+    """Summed completion log-probs of every pair's chosen and rejected, each of shape (rows,).
+
+    `forward` takes a batch of TRL's preference collator and returns summed log-probs of shape
+    (2B,), chosen first.
+    """
+    chosen: metrics.Floats = np.zeros(rows)
+    rejected: metrics.Floats = np.zeros(rows)
+    for members, batch in rows_of_batches:
+        first, second = forward(batch).double().cpu().chunk(2)
+        chosen[members], rejected[members] = first.numpy(), second.numpy()
+    return chosen, rejected
+
+
+def batches(
+    columns: dict[str, list[Any]], pad_token_id: int, device: str
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """(row numbers, collated batch on the device), rows of like length together."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    collate = DataCollatorForPreference(pad_token_id=pad_token_id)
+    names = [name for name in columns if name.endswith(("_ids", "_logps"))]
+    data = {name: columns[name] for name in names}
+    lengths = [
+        len(prompt) + max(len(chosen), len(rejected))
+        for prompt, chosen, rejected in zip(
+            data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True
+        )
+    ]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        size = max(1, _TOKENS_PER_BATCH[device] // (2 * lengths[order[-1]]))
+        members, order = order[-size:], order[:-size]
+        batch = collate([{name: data[name][row] for name in names} for row in members])
+        yield members, {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def forward_pass(base: Any, device: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
+    """The pass over a batch that `score_batches` wants, for any causal model, without gradients."""
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
+
+    from dpo_train import trl_patches  # noqa: F401
+
+    add_fused_lm_head(base)
+    base.eval()
+
+    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids, mask = batch["input_ids"], batch["completion_mask"]
+        labels = ids.masked_fill(mask == 0, -100)
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda")
+        with torch.no_grad(), autocast:
+            outputs = base(
+                input_ids=ids,
+                attention_mask=batch["attention_mask"],
+                labels=labels,
+                fused_lm_head=True,
+            )
+        summed: torch.Tensor = outputs.log_probs.sum(dim=1)
+        return summed
+
+    return forward
+
+
+def pair_logps(
+    columns: dict[str, list[Any]], chosen: metrics.Floats, rejected: metrics.Floats
+) -> metrics.PairLogps:
+    """A policy's scores beside the stored reference's."""
+    return metrics.PairLogps(
+        chosen=chosen,
+        rejected=rejected,
+        ref_chosen=column(columns, "ref_chosen_logps"),
+        ref_rejected=column(columns, "ref_rejected_logps"),
+        chosen_tokens=np.array([len(ids) for ids in columns["chosen_ids"]], dtype=np.float64),
+        rejected_tokens=np.array([len(ids) for ids in columns["rejected_ids"]], dtype=np.float64),
+    )
+
+
+def column(columns: dict[str, list[Any]], name: str) -> metrics.Floats:
+    """A column of numbers, of shape (rows,)."""
+    return np.array(columns[name], dtype=np.float64)
