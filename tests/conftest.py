@@ -14,6 +14,7 @@ import pytest
 
 from dpo_train import data, reference
 from dpo_train.config import DataConfig, TrainConfig
+from tests.simulated_search import YAML
 from tests.wandb_server import WandbServer
 
 ROOT = Path(__file__).parent.parent
@@ -111,3 +112,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
         monkeypatch.setenv("WANDB_BASE_URL", there.url)
         monkeypatch.setenv("WANDB_API_KEY", there.key)
         yield there
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "sim.yaml"
+    path.write_text(YAML)
+    return path

@@ -16,7 +16,8 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from dpo_train.parts import parse
     from dpo_train.session import open_session
     from tune import checkpoints, environment, runs
-    from tune.config import SearchConfig, check
+    from tune.checks import check
+    from tune.config import SearchConfig
     from tune.records import create_run
     from tune.results import assemble, write_results
 

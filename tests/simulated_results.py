@@ -5,7 +5,8 @@ from typing import Any
 
 from dpo_train.session import Diverged
 from dpo_train.simulated import SimulatedSession
-from tune.config import SearchConfig, check
+from tune.checks import check
+from tune.config import SearchConfig
 from tune.records import Objective, TrialRecord
 from tune.results import Cost, Results, Winner
 

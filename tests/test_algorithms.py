@@ -1,7 +1,6 @@
 """Searcher and scheduler as Tune calls them, over records on disk, without Ray's processes."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,82 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from dpo_train.errors import InputError
-from dpo_train.parts import parse
-from tune.checkpoints import offer_export
-from tune.config import SearchConfig, check
-from tune.halt import Halt
-from tune.judging import Judging
-from tune.progress import Progress
-from tune.records import Objective, Records, create_run
-from tune.scheduler import SearchScheduler
-from tune.searcher import StudySearcher
-
-RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
-
-
-class Driver:
-    """Plays Ray Tune's part: what it calls, in its order."""
-
-    def __init__(self, folder: Path, **content: Any) -> None:
-        basics = {"name": "x", "trainer": "simulated", "trials": 4, "space": RATE}
-        self.config = check(parse(SearchConfig, {**basics, **content}, {}, "x.yaml"))
-        if not (folder / "run.json").exists():
-            create_run(folder, Path(), "cpu")
-        objective = Objective(metric=self.config.objective, mode=self.config.mode)
-        self.records = Records(folder, objective)
-        self.records.begin_sitting()
-        progress = Progress(self.records, self.config.total_trials)
-        self.judging = Judging(self.config, self.records)
-        self.searcher = StudySearcher(self.config, self.records, self.judging, progress, lambda: 8)
-        self.halt = Halt(self.records)
-        self.scheduler = SearchScheduler(
-            self.config, self.records, self.searcher, self.judging, progress, 512, self.halt
-        )
-        self.asked = 0
-
-    def start(self) -> Any:
-        self.asked += 1
-        config = self.searcher.suggest(f"tune{self.asked}")
-        if not isinstance(config, dict):
-            return config
-        trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
-                                run_metadata=SimpleNamespace(num_failures=0))  # fmt: skip
-        self.scheduler.on_trial_add(None, trial)
-        return trial
-
-    def report(self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5) -> str:
-        result = self.result(pairs, accuracy, nll)
-        decision = self.scheduler.on_trial_result(None, trial, result)
-        if decision == TrialScheduler.STOP:
-            self.complete(trial, result)
-        return decision
-
-    def finish(self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5) -> None:
-        self.complete(trial, {**self.result(pairs, accuracy, nll), "ended": "finished"})
-
-    def fail(self, trial: Any, error: str = "loss is nan") -> None:
-        self.complete(trial, {"ended": "failed", "error": error})
-
-    def complete(self, trial: Any, result: dict[str, Any]) -> None:
-        self.scheduler.on_trial_complete(None, trial, result)
-        self.searcher.on_trial_complete(trial.trial_id, result)
-
-    @staticmethod
-    def result(pairs: int, accuracy: float, nll: float) -> dict[str, Any]:
-        report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll, "eval/drift": 1}
-        named = {f"report/{name}": value for name, value in report.items()}
-        basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": "[]"}
-        place = {"node_ip": "127.0.0.1", "pid": 1, "gpus": ""}
-        return {**named, **basics, **place, "micro_batch": None, "note": "", "ended": ""}
-
-    @property
-    def study(self) -> Any:
-        return self.searcher._study
-
-    @property
-    def rungs(self) -> Any:
-        (bracket,) = self.scheduler._rungs._brackets
-        return {milestone: sorted(values) for milestone, values in bracket._rungs}
+from tests.driver import Driver, export
 
 
 def test_optuna_is_told_the_truth_about_each_ending(tmp_path: Path) -> None:
@@ -305,15 +229,6 @@ def test_a_judging_that_fails_costs_its_numbers_alone(
     assert driver.judging.is_done
     assert driver.judging.stamp is not None
     assert "could not be judged on test: no memory" in capsys.readouterr().out
-
-
-def export(driver: Driver, trial: Any, accuracy: float) -> None:
-    """As the trial's session does, before the driver hears of the report."""
-    report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": 1.0}
-    offer_export(
-        driver.records.folder, trial.config["trial"], trial.config["point"], report,
-        driver.records.objective, 3, lambda folder: (folder / "weights").mkdir(parents=True),
-    )  # fmt: skip
 
 
 def test_open_trials_of_a_search_whose_budget_is_spent_end_with_it(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import ROOT, Run
 from tests.network import Network
 from tests.ray_cluster import RayCluster
-from tests.test_search import hurry
+from tests.simulated_search import hurry
 from tune.records import TrialRecord, read_records
 from tune.results import load_results
 

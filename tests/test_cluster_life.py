@@ -11,8 +11,8 @@ from tests.conftest import Run, Start
 from tests.hub_server import HubServer
 from tests.network import Network
 from tests.ray_cluster import RayCluster
+from tests.simulated_search import ended, hurry, wait_until
 from tests.test_cluster import most_at_once, places
-from tests.test_search import ended, hurry, wait_until
 from tune.results import load_results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]

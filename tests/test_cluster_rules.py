@@ -9,9 +9,10 @@ import pytest
 
 from dpo_train.errors import InputError
 from tests.conftest import ROOT
-from tests.test_algorithms import Driver
+from tests.driver import Driver
 from tune import cluster, submit
-from tune.config import SearchConfig, check, load_search
+from tune.checks import check
+from tune.config import SearchConfig, load_search
 from tune.records import find_run
 
 

@@ -13,12 +13,13 @@ from dpo_train.errors import InputError
 from dpo_train.parts import override, parse
 from dpo_train.session import open_session
 from tests.conftest import Run, Start
+from tests.driver import RATE, Driver
 from tests.simulated_results import simulated
-from tests.test_algorithms import RATE, Driver
-from tests.test_search import YAML, ended, wait_until
+from tests.simulated_search import YAML, ended, wait_until
 from tune import card, confirm, report_answer, show
 from tune.checkpoints import offer_export
-from tune.config import SearchConfig, check
+from tune.checks import check
+from tune.config import SearchConfig
 from tune.confirm import Confirmation, Finalist
 from tune.confirm import Run as SeedRun
 from tune.records import read_records

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpo_train.errors import InputError
-from tests.test_algorithms import Driver
+from tests.driver import Driver
 from tune.config import load_search
 
 YAML = """

@@ -14,7 +14,7 @@ import ray
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from tests.conftest import Start
-from tests.test_search import _trial_processes, wait_until
+from tests.simulated_search import trial_processes, wait_until
 from tune import engines
 from tune.engines import Broker, EngineLost, EngineSession
 from tune.records import read_records
@@ -55,7 +55,7 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
     wait_until(
         lambda: [len(record.curve) >= 2 for record in read_records(run)] == [True] * 4, process
     )
-    workers = _trial_processes(process.pid)
+    workers = trial_processes(process.pid)
     engines = [worker for worker in workers if has_torch(worker)]
     assert len(engines) == 2  # one for each CPU, and no torch in a trial's own process
     assert len(workers) >= 2 + 4

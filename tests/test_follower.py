@@ -13,7 +13,8 @@ from tests.test_tracking import reports, wandb
 from tests.wandb_operations import Sweep
 from tests.wandb_server import WandbServer
 from tune import runs
-from tune.config import SearchConfig, check
+from tune.checks import check
+from tune.config import SearchConfig
 from tune.records import Objective, Records, create_run
 from tune.results import Cost, Publication, Results, load_results, write_results
 from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send

@@ -16,7 +16,7 @@ from tests.publish_scenarios import (
     round_trips,
     with_xet,
 )
-from tests.test_search import wait_until
+from tests.simulated_search import wait_until
 from tune import load_results
 
 

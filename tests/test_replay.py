@@ -6,7 +6,7 @@ import pytest
 
 from dpo_train.errors import InputError
 from dpo_train.session import open_session
-from tests.test_algorithms import Driver
+from tests.driver import Driver
 from tune.records import Report
 from tune.replay import replay
 from tune.runs import write_yaml

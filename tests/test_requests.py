@@ -7,8 +7,8 @@ import pytest
 
 from dpo_train.errors import InputError
 from tests.conftest import Run, Start
-from tests.test_algorithms import Driver, export
-from tests.test_search import wait_until
+from tests.driver import Driver, export
+from tests.simulated_search import wait_until
 from tune.config import ConfirmConfig
 from tune.records import read_records
 from tune.requests import clone, stop

@@ -2,75 +2,25 @@
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dpo_train import sample
-from dpo_train.files import write_atomically
 from tests.conftest import Run, Start
+from tests.simulated_search import (
+    hurry,
+    trial_processes,
+    wait_for_ended,
+    wait_until,
+)
 from tune import load_results
 from tune.records import read_records
 
 pytestmark = pytest.mark.slow
-
-YAML = """
-name: sim
-trainer: simulated
-trials: 12
-space:
-  optim.learning_rate: {log_uniform: [1e-5, 1e-2]}
-  dpo.beta: {log_uniform: [0.05, 0.5]}
-stopping: {grace_pairs: 64, reduction: 3}
-save_every_minutes: 0
-resources: {cpus: 0.5}
-wandb: {mode: disabled}
-"""
-
-
-@pytest.fixture
-def yaml(tmp_path: Path) -> Path:
-    path = tmp_path / "sim.yaml"
-    path.write_text(YAML)
-    return path
-
-
-def ended(run: Path) -> dict[str, Any]:
-    return {
-        record.id: record.model_dump()
-        for record in read_records(run)
-        if record.state in ("finished", "stopped", "failed")
-    }
-
-
-def wait_for_ended(run: Path, count: int, process: subprocess.Popen[str]) -> None:
-    wait_until(lambda: len(ended(run)) >= count, process)
-
-
-def wait_until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Waits for what a search that goes on will bring about, however slow the machine."""
-    deadline = time.monotonic() + 120
-    while not holds():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the search does not get on"
-        time.sleep(0.05)
-
-
-def hurry(run: Path) -> None:
-    """Lets the processes that start from now on report without a pause.
-
-    A test that must see a search half done makes it so slow that the slowest machine sees it too.
-    """
-    yaml = run / "search.yaml"
-    text = re.sub(r"seconds_per_report: .*", "seconds_per_report: 0.0", yaml.read_text())
-    write_atomically(yaml, text)
 
 
 def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
@@ -180,7 +130,7 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
         lambda: [len(record.curve) >= 3 for record in read_records(run)] == [True] * 2, process
     )
     hurry(run)
-    os.kill(_trial_processes(process.pid)[0], signal.SIGKILL)
+    os.kill(trial_processes(process.pid)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     records = list(read_records(run))
@@ -190,28 +140,3 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
     # The process that took its place did not sleep, and did not begin anew.
     (again,) = (r for r in records if r.curve[-1]["train_seconds"] == 0)
     assert {report["train_seconds"] for report in again.curve[:2]} == {1.5}
-
-
-def children(parent: int) -> list[tuple[int, str]]:
-    """The processes that a process started, and their commands."""
-    found = subprocess.run(
-        # -ww: else ps cuts lines to COLUMNS, which pytest has set, before a long path's end.
-        ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    lines = (line.split(maxsplit=1) for line in found.stdout.splitlines())
-    return [(int(pid), command) for pid, command in lines]
-
-
-def _trial_processes(driver: int) -> list[int]:
-    """Ray workers below a driver that started its own Ray: the raylet starts none in advance."""
-
-    raylets = [pid for pid, command in children(driver) if "raylet/raylet" in command]
-    # The title that Ray gives a worker is not seen in every sandbox, only how it was started.
-    return [
-        pid
-        for raylet in raylets
-        for pid, command in children(raylet)
-        if "default_worker.py" in command
-        or (command.startswith("ray::") and "Agent" not in command)
-    ]

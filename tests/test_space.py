@@ -4,7 +4,8 @@ import pytest
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from dpo_train.parts import parse
-from tune.config import SearchConfig, check, load_search
+from tune.checks import check
+from tune.config import SearchConfig, load_search
 from tune.space import Axis, check_point, check_space, grid, suggest
 
 WITH_LORA = {

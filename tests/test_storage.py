@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from dpo_train.errors import InputError
 from tests.conftest import Run
-from tests.test_algorithms import Driver
+from tests.driver import Driver
 from tune.storage import check_storage, open_storage
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from dpo_train.parts import parse
 from tune import sweep
-from tune.config import SearchConfig, check
+from tune.checks import check
+from tune.config import SearchConfig
 from tune.records import TrialRecord
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run, Start
-from tests.test_search import ended, hurry, wait_for_ended, wait_until
+from tests.simulated_search import ended, hurry, wait_for_ended, wait_until
 from tests.wandb_server import WandbServer
 from tune import load_results
 from tune.records import TrialRecord

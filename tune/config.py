@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,9 +13,9 @@ from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from dpo_train.metrics import MODES
 from dpo_train.parts import Part, override, parse, read_yaml
+from tune.checks import check
 from tune.cluster import runs_dir
-from tune.space import Axis, Point, check_point, check_space, grid
-from tune.storage import check_storage
+from tune.space import Axis, Point, grid
 
 Metric = Literal[
     "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
@@ -308,105 +306,3 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     config = parse(SearchConfig, {**content, "points": []}, overrides or {}, str(path))
     points = best_points(earlier, config.space, config.objective)
     return check(config.model_copy(update={"points": points}))
-
-
-def check(config: SearchConfig) -> SearchConfig:
-    """The checks that look across parts. Raises InputError; returns the config."""
-    check_space(config.space, config.base_trial())
-    if config.resources.members > 1:
-        if config.trainer == "packed":
-            raise InputError(
-                f"resources.gpus: {config.resources.gpus:g} for one trial; packed trials share a "
-                "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
-            )
-        sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
-        if "optim.batch_size" in config.space and config.space["optim.batch_size"].kind == "int":
-            sizes = list(range(sizes[0], sizes[1] + 1))
-        for size in sizes:
-            config.trial({"optim.batch_size": size})
-    for point in config.points:
-        check_point(point, config.space)
-        config.trial(point)
-    if config.sampler.name == "grid":
-        _check_grid(config)
-    if config.sampler.name != "grid" and config.trials is None:
-        raise InputError("trials: say how many, like `trials: 24`; only a grid knows by itself")
-    searched = [path for path in config.space if path.startswith("dpo.")]
-    for field, metric in (
-        ("objective", config.objective),
-        ("stopping.metric", config.stopping.metric),
-    ):
-        if metric == "eval/loss" and searched:
-            raise InputError(
-                f"{field}: eval/loss can't be compared between trials that differ in "
-                f"{', '.join(searched)}; use eval/accuracy, eval/ranking or eval/nll"
-            )
-    if config.hub.when == "improved" and config.objective == "eval/loss":
-        raise InputError(
-            "hub.when: improved can't compare eval/loss between models; use always, or another "
-            "objective"
-        )
-    if "://" in config.runs_dir:
-        raise InputError(
-            f"runs_dir: {config.runs_dir!r} is a URL; give a path: mount a storage that all nodes "
-            "share (NFS, EFS, Filestore, FSx)"
-        )
-    check_storage(config.storage)
-    _check_confirm(config)
-    _check_rungs(config)
-    _warn_of_annealing(config)
-    return config
-
-
-def _check_grid(config: SearchConfig) -> None:
-    if not config.space:
-        raise InputError("sampler: a grid needs a space")
-    points = len(config.first_points)
-    if config.total_trials > points:
-        raise InputError(
-            f"trials: {config.trials} of a grid that has {points} points; leave trials out, or "
-            "take another sampler"
-        )
-
-
-def _check_confirm(config: SearchConfig) -> None:
-    if config.confirm is None:
-        return
-    if "seed" in config.space:
-        raise InputError(
-            "confirm: it trains the finalists with seeds of its own, so seed can't be an axis; "
-            "take it out of the space"
-        )
-    if config.confirm.decide_by and config.select != "best":
-        raise InputError(
-            f"select: {config.select} goes by the objective, confirm.decide_by by "
-            f"{config.confirm.decide_by}; leave one out"
-        )
-
-
-def _check_rungs(config: SearchConfig) -> None:
-    grace, every = config.stopping.grace_pairs, config.eval_every_pairs
-    if config.stopping.name != "none" and grace % every:
-        below, above = max(1, grace // every) * every, math.ceil(grace / every) * every
-        nearest = " or ".join(str(value) for value in sorted({below, above}))
-        raise InputError(
-            f"stopping.grace_pairs: {grace} is no multiple of eval_every_pairs {every}, so no "
-            f"trial would be measured at the rungs; the nearest that fit: {nearest}"
-        )
-
-
-def _warn_of_annealing(config: SearchConfig) -> None:
-    schedules = {config.optim.schedule} | set(_choices(config, "optim.schedule"))
-    annealed = schedules & {"linear", "cosine"}
-    if annealed and "optim.epochs" in config.space and config.stopping.name == "asha":
-        warnings.warn(
-            f"schedule {' and '.join(sorted(annealed))} with epochs searched under ASHA: a rung "
-            "compares trials at different points of their annealing; constant_with_warmup "
-            "compares like with like",
-            UserWarning,
-            stacklevel=2,
-        )
-
-
-def _choices(config: SearchConfig, path: str) -> list[Any]:
-    return config.space[path].corners if path in config.space else []

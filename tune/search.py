@@ -19,7 +19,8 @@ from typing import Any
 from dpo_train import data, model, reference
 from dpo_train.errors import InputError, one_line
 from tune import checkpoints, cluster, deploy, doctor, runs
-from tune.config import SearchConfig, check, load_search
+from tune.checks import check
+from tune.config import SearchConfig, load_search
 from tune.environment import describe
 from tune.records import Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn

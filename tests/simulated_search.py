@@ -1,0 +1,80 @@
+"""A search with simulated sessions on real Ray processes: its YAML, and what a test sees of it."""
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dpo_train.files import write_atomically
+from tune.records import read_records
+
+YAML = """
+name: sim
+trainer: simulated
+trials: 12
+space:
+  optim.learning_rate: {log_uniform: [1e-5, 1e-2]}
+  dpo.beta: {log_uniform: [0.05, 0.5]}
+stopping: {grace_pairs: 64, reduction: 3}
+save_every_minutes: 0
+resources: {cpus: 0.5}
+wandb: {mode: disabled}
+"""
+
+
+def ended(run: Path) -> dict[str, Any]:
+    return {
+        record.id: record.model_dump()
+        for record in read_records(run)
+        if record.state in ("finished", "stopped", "failed")
+    }
+
+
+def wait_for_ended(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    wait_until(lambda: len(ended(run)) >= count, process)
+
+
+def wait_until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Waits for what a search that goes on will bring about, however slow the machine."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the search does not get on"
+        time.sleep(0.05)
+
+
+def hurry(run: Path) -> None:
+    """Lets the processes that start from now on report without a pause.
+
+    A test that must see a search half done makes it so slow that the slowest machine sees it too.
+    """
+    yaml = run / "search.yaml"
+    text = re.sub(r"seconds_per_report: .*", "seconds_per_report: 0.0", yaml.read_text())
+    write_atomically(yaml, text)
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """The processes that a process started, and their commands."""
+    found = subprocess.run(
+        # -ww: else ps cuts lines to COLUMNS, which pytest has set, before a long path's end.
+        ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = (line.split(maxsplit=1) for line in found.stdout.splitlines())
+    return [(int(pid), command) for pid, command in lines]
+
+
+def trial_processes(driver: int) -> list[int]:
+    """Ray workers below a driver that started its own Ray: the raylet starts none in advance."""
+
+    raylets = [pid for pid, command in children(driver) if "raylet/raylet" in command]
+    # The title that Ray gives a worker is not seen in every sandbox, only how it was started.
+    return [
+        pid
+        for raylet in raylets
+        for pid, command in children(raylet)
+        if "default_worker.py" in command
+        or (command.startswith("ray::") and "Agent" not in command)
+    ]
