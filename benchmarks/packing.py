@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
@@ -36,14 +37,29 @@ from dpo_train.config import TrainConfig  # noqa: E402
 from dpo_train.parts import override  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Words of a prompt, chosen and rejected; with the chat template's tokens a CPU's rows have 31.
-SIZES = {
-    "cpu": {"shape": "tiny", "pairs": 700, "trials": 64, "train_pairs": 64, "batches": [2, 4, 8],
-            "lengths": {"prompt": (6, 6), "chosen": (12, 12), "rejected": (12, 12)}},
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained on a device."""
+
+    shape: str
+    pairs: int
+    trials: int
+    train_pairs: int
+    """Of each trial."""
+    batches: list[int]
+    lengths: dict[str, tuple[int, int]]
+    """Fewest and most words of prompt, chosen and rejected; the chat template adds its own."""
+
+
+SIZE = {
+    # Rows of 31 tokens.
+    "cpu": Size("tiny", 700, 64, 64, [2, 4, 8],
+                {"prompt": (6, 6), "chosen": (12, 12), "rejected": (12, 12)}),
     # truthy-dpo's lengths: short questions, some with a system prompt, answers of 20 to 100 tokens.
-    "cuda": {"shape": "qwen2-0.5b", "pairs": 1000, "trials": 48, "train_pairs": 256,
-             "batches": [4, 8, 16],
-             "lengths": {"prompt": (15, 60), "chosen": (20, 100), "rejected": (20, 100)}},
+    "cuda": Size("qwen2-0.5b", 1000, 48, 256, [4, 8, 16],
+                 {"prompt": (15, 60), "chosen": (20, 100), "rejected": (20, 100)}),
 }[DEVICE]  # fmt: skip
 LORA = {"r": 8, "alpha": 16} if DEVICE == "cpu" else {"r": 16, "alpha": 32}
 BATCHES, PACKS = [2, 4, 8, 16, 32, 64], [1, 2, 4, 8, 16, 32]
@@ -57,9 +73,9 @@ def prepared(
     model, rows = folder / "model", folder / f"{name}.jsonl"
     dtype = "bfloat16" if DEVICE == "cuda" else "float32"
     if not model.exists():
-        write_model(model, str(SIZES["shape"]), dtype)
+        write_model(model, SIZE.shape, dtype)
     if not rows.exists():
-        write_pairs(rows, int(SIZES["pairs"]), lengths)
+        write_pairs(rows, SIZE.pairs, lengths)
     config = TrainConfig.model_validate(
         {
             "model": {"id": str(model), "dtype": dtype},
@@ -80,7 +96,7 @@ def points(trials: int) -> list[dict[str, Any]]:
     return [
         {
             "optim.learning_rate": 10 ** draw.uniform(-5, -3),
-            "optim.batch_size": draw.choice(SIZES["batches"]),  # type: ignore[call-overload]
+            "optim.batch_size": draw.choice(SIZE.batches),
             "dpo.beta": 10 ** draw.uniform(-1.5, -0.3),
             "seed": number,
         }
@@ -90,7 +106,7 @@ def points(trials: int) -> list[dict[str, Any]]:
 
 def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
     """B1 or B2: plain processes, their start counted."""
-    prepared(folder, SIZES["lengths"], "rows")  # type: ignore[arg-type]
+    prepared(folder, SIZE.lengths, "rows")
 
     def run(point: dict[str, Any]) -> None:
         size = point["optim.batch_size"]
@@ -101,7 +117,7 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
             "lora": {"r": LORA["r"], "lora_alpha": LORA["alpha"]},
             "arguments": {
                 "per_device_train_batch_size": size,
-                "max_steps": int(SIZES["train_pairs"]) // size,
+                "max_steps": SIZE.train_pairs // size,
                 "learning_rate": point["optim.learning_rate"],
                 "lr_scheduler_type": "constant_with_warmup",
                 "warmup_steps": -(-16 // size),
@@ -110,7 +126,7 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
             },
         }
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / "stock_trial.py")], check=True,
-                       input=json.dumps(asked), capture_output=True, text=True)  # fmt: skip
+                       input=json.dumps(asked), stdout=subprocess.DEVNULL, text=True)  # fmt: skip
 
     if DEVICE == "cuda":
         run(points(1)[0])  # warm-up: files in the cache
@@ -124,17 +140,17 @@ def warm_trials(folder: Path) -> dict[str, Any]:
     """B3: one warm session after another; training alone, and with opening and closing."""
     from dpo_train.session import open_session
 
-    config, planned = prepared(folder, SIZES["lengths"], "rows")  # type: ignore[arg-type]
+    config, planned = prepared(folder, SIZE.lengths, "rows")
 
     def run(point: dict[str, Any]) -> tuple[float, float]:
-        every = {"trainer": "trl", "eval_every_pairs": SIZES["train_pairs"]}
+        every = {"trainer": "trl", "eval_every_pairs": SIZE.train_pairs}
         session = open_session(override(config, {**every, **point}), planned, DEVICE)
         report = session.advance()
         session.close()
         return report["step"], report["train_seconds"]
 
     run(points(1)[0])
-    trials = points(int(SIZES["trials"]) if DEVICE == "cpu" else BASELINE_TRIALS)
+    trials = points(SIZE.trials if DEVICE == "cpu" else BASELINE_TRIALS)
     began = time.perf_counter()
     done = [run(point) for point in trials]
     wall = time.perf_counter() - began
@@ -154,7 +170,7 @@ def packed_trials(folder: Path) -> dict[str, Any]:
     """E: trials join as others leave, up to 32 at once; and the table of batch and pack sizes."""
     from dpo_train.packed.engine import Engine
 
-    config, planned = prepared(folder, SIZES["lengths"], "rows")  # type: ignore[arg-type]
+    config, planned = prepared(folder, SIZE.lengths, "rows")
     engine = Engine(config.model, planned, DEVICE)
     opening = time.perf_counter() - BEGAN
 
@@ -171,10 +187,10 @@ def packed_trials(folder: Path) -> dict[str, Any]:
             torch.cuda.synchronize()
         return steps, time.perf_counter() - began
 
-    pairs = int(SIZES["train_pairs"])
+    pairs = SIZE.train_pairs
     train(points(4), 4, 16)
     alone = train(points(BASELINE_TRIALS), 1, pairs)
-    steps, seconds = train(points(int(SIZES["trials"])), 32, pairs)
+    steps, seconds = train(points(SIZE.trials), 32, pairs)
     rates = {}
     for size in BATCHES:
         for pack in PACKS:
@@ -183,11 +199,11 @@ def packed_trials(folder: Path) -> dict[str, Any]:
             _, spent = train(asked, pack, each)
             rates[f"{size} {pack}"] = pack * each / spent
     return {
-        "trials_per_hour": 3600 * int(SIZES["trials"]) / (seconds + opening),
+        "trials_per_hour": 3600 * SIZE.trials / (seconds + opening),
         "steps_per_second": steps / seconds,
         "steps_per_second_alone": alone[0] / alone[1],
         "pairs_per_second": rates,
-        "utilisation": utilisation(engine, pairs * int(SIZES["trials"]) / seconds),
+        "utilisation": utilisation(engine, pairs * SIZE.trials / seconds),
     }
 
 
@@ -199,9 +215,9 @@ def utilisation(engine: Any, pairs_per_second: float) -> float | None:
     peak = next((flops for kind, flops in peaks.items() if kind in name), None)
     if peak is None:
         return None
-    pairs = engine._train.pairs
+    pairs = engine.train.pairs
     tokens = sum(len(pair.ids) for pair in pairs) / len(pairs)
-    weights = sum(weight.numel() for weight in engine._base.parameters())
+    weights = sum(weight.numel() for weight in engine.base.parameters())
     return 4 * weights * tokens * pairs_per_second / peak
 
 
@@ -214,11 +230,11 @@ def prefix(folder: Path) -> dict[str, float]:
     config, planned = prepared(folder, lengths, "long-prompts")
     engine = Engine(config.model, planned, DEVICE)
     columns = reference.prepare(planned).split("train")[:]
-    layouts = {"shared": engine._train.pairs, "plain": lay_out_all(columns, shared=False)}
+    layouts = {"shared": engine.train.pairs, "plain": lay_out_all(columns, shared=False)}
     best = dict.fromkeys(layouts, float("inf"))
     for _ in range(3):
         for name, pairs in layouts.items():
-            engine._train.pairs = pairs
+            engine.train.pairs = pairs
             trials = [engine.join(override(config, {"optim.batch_size": 4, "seed": n}))
                       for n in range(8)]  # fmt: skip
             for step in range(15):
@@ -329,9 +345,8 @@ def main() -> None:
           ", ".join(f"{name} {version(name)}" for name in libraries))  # fmt: skip
     if not options.table:
         for part in PARTS:
-            subprocess.run([sys.executable, __file__, "--only", part, "--folder",
-                            str(options.folder)], check=True, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL)  # fmt: skip
+            command = [sys.executable, __file__, "--only", part, "--folder", str(options.folder)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json") if p.stem in PARTS}
     table(found)
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,17 @@ class Played:
         return max(self.reported, key=lambda report: report["eval/accuracy"])
 
 
+@lru_cache
+def best_of(seed: int) -> float:
+    """Of a seed's world: the same for every way and budget."""
+    return World(seed).best()
+
+
 def regret(job: tuple[str, int, int]) -> float:
     """How far the true accuracy of the winner is below the best that there is."""
     name, budget, seed = job
     world = World(seed)
-    return world.best() - winner(WAYS[name], world, budget * TRAIN, seed)["truth"]
+    return best_of(seed) - winner(WAYS[name], world, budget * TRAIN, seed)["truth"]
 
 
 def winner(way: Way, world: World, budget: int, seed: int) -> dict[str, float]:
@@ -236,9 +243,9 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
     import optuna
 
     from tune.config import SearchConfig
-    from tune.scheduler import _rungs, _TrialKey
+    from tune.scheduler import TrialKey, make_rungs
     from tune.space import suggest
-    from tune.study import _sampler
+    from tune.study import make_sampler
 
     config = SearchConfig.model_validate(
         {
@@ -257,10 +264,10 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
             "eval_every_pairs": EVERY,
         }
     )
-    rungs = _rungs(config, TRAIN)
+    rungs = make_rungs(config, TRAIN)
     draw = np.random.default_rng(seed)
     is_stock = way.sampler == "stock"
-    sampler = optuna.samplers.TPESampler(seed=seed) if is_stock else _sampler(config, 0)
+    sampler = optuna.samplers.TPESampler(seed=seed) if is_stock else make_sampler(config, 0)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     running: list[Played] = []
     done: list[Played] = []
@@ -271,7 +278,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
         point = suggest(trial, config.space)
         of_seed = int(draw.integers(SEEDS))
         played = Played(trial, point, world.curve(point, of_seed), of_seed)
-        rungs.on_trial_add(None, _TrialKey(str(trial.number)))
+        rungs.on_trial_add(None, TrialKey(str(trial.number)))
         return played
 
     while spent < budget:
@@ -282,7 +289,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
             played.reported.append(report)
             spent += int(report["pairs_seen"] - before)
             played.trial.report(report["eval/accuracy"], int(report["pairs_seen"]))
-            key = _TrialKey(str(played.trial.number))
+            key = TrialKey(str(played.trial.number))
             is_whole = len(played.reported) == len(played.curve)
             if is_whole:
                 rungs.on_trial_complete(None, key, report)

@@ -40,17 +40,7 @@ def shaped(factor: int, trials: int) -> tuple[SearchConfig, list[dict[str, Any]]
     """The quickstart with so many times the pairs, and the points, drawn once for both sides."""
     config = load_search(ROOT / "searches" / "quickstart.yaml", {"eval_every_pairs": 128 * factor,
         "stopping.grace_pairs": 128 * factor, "stopping.metric": "eval/margin"})  # fmt: skip
-    draw = random.Random(0)
-    points = [
-        {
-            "optim.learning_rate": 10 ** draw.uniform(-5, -3),
-            "optim.batch_size": draw.choice([4, 8, 16]),
-            "optim.epochs": draw.choice([1, 2]) * factor,
-            "dpo.beta": 10 ** draw.uniform(-1.5, -0.3),
-        }
-        for _ in range(trials)
-    ]
-    return config, points
+    return config, draw_points(trials, [4, 8, 16], factor)
 
 
 def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
@@ -68,17 +58,20 @@ def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
                   "optim.epochs": {"int": [1, 2]}},
         "points": [],
     })  # fmt: skip
+    return config, draw_points(64, [2, 4, 8])
+
+
+def draw_points(trials: int, batch_sizes: list[int], factor: int = 1) -> list[dict[str, Any]]:
     draw = random.Random(0)
-    points = [
+    return [
         {
             "optim.learning_rate": 10 ** draw.uniform(-5, -3),
-            "optim.batch_size": draw.choice([2, 4, 8]),
-            "optim.epochs": draw.choice([1, 2]),
+            "optim.batch_size": draw.choice(batch_sizes),
+            "optim.epochs": draw.choice([1, 2]) * factor,
             "dpo.beta": 10 ** draw.uniform(-1.5, -0.3),
         }
-        for _ in range(64)
+        for _ in range(trials)
     ]
-    return config, points
 
 
 BOUNDS = {

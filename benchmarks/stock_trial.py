@@ -1,18 +1,14 @@
 """One trial as TRL's documentation has it: a process of its own, DPOTrainer with PEFT, no Ray.
 
-Reads {model, pairs, device, arguments, lora} as JSON from stdin, prints as JSON {steps, training,
-seconds}: of training, and of the whole.
+Reads {model, pairs, device, arguments, lora} as JSON from stdin.
 """
 
 import json
 import sys
 import tempfile
-import time
-
-BEGAN = time.perf_counter()
 
 
-def train(asked: dict) -> dict[str, float]:
+def train(asked: dict) -> None:
     import peft
     import torch
     from datasets import load_dataset
@@ -41,11 +37,8 @@ def train(asked: dict) -> dict[str, float]:
             task_type="CAUSAL_LM", target_modules="all-linear", **asked["lora"]
         ),
     )
-    began = time.perf_counter()
     trainer.train()
-    now = time.perf_counter()
-    return {"steps": trainer.state.global_step, "training": now - began, "seconds": now - BEGAN}
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(train(json.load(sys.stdin))))
+    train(json.load(sys.stdin))

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = str(ROOT)
+sys.path.insert(0, str(ROOT))
+
+from tune.records import read_records  # noqa: E402
 
 SIMULATED = {
     "trainer": "simulated",
@@ -63,34 +65,25 @@ def run(content: dict[str, Any], kill_every: float | None) -> dict[str, Any]:
         draw = random.Random(0)
         while process.poll() is None:
             time.sleep(kill_every or 1)
-            running = list(trial_processes(process.pid)) if kill_every else []
-            if running:
-                os.kill(draw.choice(running), signal.SIGKILL)
+            training = trial_processes(Path(folder) / "runs" / "soak") if kill_every else []
+            if training:
+                os.kill(draw.choice(training), signal.SIGKILL)
                 kills += 1
         seconds = time.perf_counter() - began
         results = json.loads((Path(folder) / "runs" / "soak" / "results.json").read_text())
     return {"seconds": seconds, "kills": kills, "code": process.returncode, **results}
 
 
-def trial_processes(driver: int) -> Iterator[int]:
-    """Ray workers below a driver that started its own Ray."""
-    for raylet, command in children(driver):
-        if "raylet/raylet" in command:
-            for worker, title in children(raylet):
-                if "Agent" not in title and ("ray::" in title or "default_worker" in title):
-                    yield worker
-
-
-def children(pid: int) -> list[tuple[int, str]]:
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in path.read_text().split():
-            try:
-                title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-            except OSError:  # it ended just now
-                continue
-            found.append((int(child), title))
-    return found
+def trial_processes(run: Path) -> list[int]:
+    """Those that have reported. One that is killed as it starts, before it has a trial, is missed
+    by Ray only after a minute (worker_register_timeout_seconds)."""
+    running = {record.id for record in read_records(run) if record.state == "running"}
+    places = run / "places.jsonl"
+    notes = map(json.loads, places.read_text().splitlines() if places.exists() else [])
+    last = {note["trial"]: int(note["pid"]) for note in notes}
+    return [
+        pid for trial, pid in last.items() if trial in running and Path(f"/proc/{pid}").exists()
+    ]
 
 
 def main() -> None:

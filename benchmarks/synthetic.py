@@ -53,8 +53,7 @@ def write_pairs(path: Path, pairs: int, lengths: dict[str, tuple[int, int]], see
 
 
 def _tokenizer() -> pretrain.Qwen2Tokenizer:
-    pretrain.VOCABULARY = 512
-    return pretrain.build_tokenizer(build_pairs(seed=0))
+    return pretrain.build_tokenizer(build_pairs(seed=0), vocabulary=512)
 
 
 def _words() -> list[str]:

@@ -3,6 +3,7 @@
 Imports nothing heavy: every mistake in a YAML is found before torch is loaded.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -106,6 +107,10 @@ class OptimConfig(Part):
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
+
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(self.warmup_pairs / self.batch_size)
 
     @property
     def pairs_at_once(self) -> int:

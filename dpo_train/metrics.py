@@ -61,11 +61,6 @@ def means(values: dict[str, Floats]) -> dict[str, float]:
     return {name: float(np.mean(each)) for name, each in values.items()}
 
 
-def pair_metrics(pairs: PairLogps) -> dict[str, float]:
-    """The held-out metrics, without the prefix `eval/`."""
-    return means(pair_values(pairs))
-
-
 def ranking(pairs: PairLogps) -> Floats:
     """Shape (N,): 1 where the chosen completion has the higher mean log-prob per token, else 0.
 

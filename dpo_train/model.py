@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_train import sample
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.errors import InputError, one_line
+from dpo_train.files import checksum
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,8 +70,7 @@ def fingerprint(config: ModelConfig) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for pattern in _WANTED for path in folder.glob(pattern)):
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(checksum(path)))
     return f"folder:{digest.hexdigest()}"
 
 

@@ -73,11 +73,11 @@ def parse(
     kind: type[Config], content: Mapping[str, Any], overrides: Mapping[str, Any], where: str
 ) -> Config:
     """Validates content with overrides applied. Raises InputError with one line of cause."""
-    merged = {key: value for key, value in content.items()}
+    merged = dict(content)
     known = field_paths(kind)
     for path, value in overrides.items():
         if path not in known:
-            raise InputError(f"{where}: unknown path {path!r}; {_nearest(path, known)}")
+            raise InputError(f"{where}: {unknown_path(path, known)}")
         merged = _with_value(merged, path.split("."), value)
     try:
         return kind.model_validate(merged)

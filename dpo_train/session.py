@@ -15,6 +15,9 @@ class Session(Protocol):
     pairs_total: int
     """Pairs that the whole trial trains on; the last evaluation has pairs_seen equal to it."""
 
+    reference_pairs: int
+    """Pairs whose reference log-probs were computed as it opened."""
+
     held_out: dict[str, list[float]]
     """At the last evaluation each metric's value for each held-out pair, in the order of the
     prepared rows; their mean is what was reported. By it two trials are compared pair by pair."""
@@ -48,6 +51,11 @@ class Session(Protocol):
 
 class Diverged(ArithmeticError):
     """The training loss became NaN or infinite. The message names step and learning rate."""
+
+
+def diverged(loss: float, step: int, learning_rate: float) -> Diverged:
+    """The error, which travels between processes by its message alone."""
+    return Diverged(f"loss is {loss:g} at step {step}, learning rate {learning_rate:g}")
 
 
 class OutOfMemory(MemoryError):

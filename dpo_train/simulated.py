@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from dpo_train.config import TrainConfig
-from dpo_train.session import Diverged, OutOfMemory
+from dpo_train.session import OutOfMemory, diverged
 
 
 class SimulatedSession:
@@ -23,6 +23,7 @@ class SimulatedSession:
         self._curve = config.simulated
         self._pairs_seen = self._head_start = 0
         self.pairs_total = self._curve.pairs * config.optim.epochs
+        self.reference_pairs = 0
         self.held_out: dict[str, list[float]] = {}
 
     def advance(self) -> dict[str, float]:
@@ -33,7 +34,7 @@ class SimulatedSession:
         steps = math.ceil(target / optim.batch_size)
         self._pairs_seen = min(steps * optim.batch_size, self.pairs_total)
         if optim.learning_rate > self._curve.diverges_above and not first_report:
-            raise Diverged(f"loss is nan at step {steps}, learning rate {optim.learning_rate:g}")
+            raise diverged(math.nan, steps, optim.learning_rate)
         memory = self._curve.memory_pairs
         if memory is not None and optim.pairs_at_once > memory and not first_report:
             raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")

@@ -26,7 +26,7 @@ from dpo_train import export, metrics, model, reference, scoring, trl_patches  #
 from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.errors import one_line
 from dpo_train.peers import ALONE, Peers
-from dpo_train.session import Diverged, OutOfMemory, is_out_of_memory
+from dpo_train.session import OutOfMemory, diverged, is_out_of_memory
 
 
 class TrlSession:
@@ -226,7 +226,7 @@ class _Trainer(DPOTrainer):
         self._step_losses.clear()
         first_step = self.state.global_step - len(losses) + 1
         for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
-            raise self._diverged(float(losses[offset]), first_step + offset)
+            raise diverged(float(losses[offset]), first_step + offset, self.args.learning_rate)
         began = time.monotonic()
         held_out = self._held_out()
         peak = size = 0.0
@@ -265,14 +265,10 @@ class _Trainer(DPOTrainer):
         self._metrics["eval"].clear()
         if not all(np.isfinite(logps).all() for logps in scores):
             # The last steps' losses were finite, the weights they led to are not.
-            raise self._diverged(math.nan, self.state.global_step)
+            raise diverged(math.nan, self.state.global_step, self.args.learning_rate)
         values = metrics.pair_values(scoring.pair_logps(self._eval_rows, *scores))
         self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         return {**metrics.means(values), "loss": loss_sum / rows}
-
-    def _diverged(self, loss: float, step: int) -> Diverged:
-        rate = self.args.learning_rate
-        return Diverged(f"loss is {loss:g} at step {step}, learning rate {rate:g}")
 
 
 class _LogProbs:
@@ -298,7 +294,7 @@ def _arguments(config: TrainConfig, scratch: Path, device: str, peers: Peers) ->
         num_train_epochs=optim.epochs,
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
-        warmup_steps=0 if optim.schedule == "constant" else _warmup_steps(config),
+        warmup_steps=0 if optim.schedule == "constant" else optim.warmup_steps,
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
         loss_type=dpo.losses,
@@ -329,7 +325,3 @@ def _pairs_at_once(optim: OptimConfig, peers: Peers) -> int:
     """Of one peer: no more than its part of them all, in equal parts of its share of the batch."""
     share, most = optim.batch_size // peers.count, max(1, optim.pairs_at_once // peers.count)
     return max(pairs for pairs in range(1, most + 1) if share % pairs == 0)
-
-
-def _warmup_steps(config: TrainConfig) -> int:
-    return math.ceil(config.optim.warmup_pairs / config.optim.batch_size)

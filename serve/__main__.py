@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(f"can't listen on {asked.host}:{asked.port}: {reason}; give another --port")
     with listening:
         try:
-            for line in needs(places, checked.slots, checked.context):
+            for line in needs(places, checked.slots, checked.context, checked.engine):
                 print(line, flush=True)
             _serve(checked, listening)
         except ModelError as error:

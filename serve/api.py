@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from serve.engine import Chunk, Full
 from serve.forms import ChatForm, CompletionForm, Form
 from serve.guard import Guard
-from serve.models import Served
+from serve.models import Served, engines
 from serve.pending import Merged, Pending
 from serve.schema import (
     ApiError,
@@ -33,6 +33,7 @@ from serve.schema import (
     model_card,
     usage,
 )
+from serve.sources import one_line
 
 T = TypeVar("T")
 _PART_SECONDS = 0.02
@@ -95,7 +96,7 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
     @app.get("/healthz")
     @app.get("/readyz")
     async def healthy() -> Response:
-        if all(model.engine.is_alive for model in models.values()):
+        if all(engine.is_alive for engine in engines(models)):
             return PlainTextResponse("ok")
         raise ApiError(503, "an engine has ended", "server_error")
 
@@ -119,7 +120,7 @@ def chat_tokens(model: Served, messages: list[dict[str, str]]) -> list[int]:
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
     except Exception as error:  # templates raise what they like
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ApiError(400, f"messages: the chat template refuses them: {reason}") from None
     return list(encoded["input_ids"])
 
@@ -164,7 +165,7 @@ def _text_tokens(model: Served, text: str) -> list[int]:
     try:
         return list(model.tokenizer(text)["input_ids"])
     except Exception as error:  # a lone surrogate, for one
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ApiError(400, f"prompt: {reason}", param="prompt") from None
 
 

@@ -48,10 +48,12 @@ class ModelServer:
         from serve.compose import compose
         from serve.instruments import RayInstruments
 
-        for line in needs(split(self._options.model), self._options.slots, self._options.context):
+        options = self._options
+        places = split(options.model)
+        for line in needs(places, options.slots, options.context, options.engine):
             logging.getLogger("ray.serve").warning(line)
-        options = Options(**self._options.model_dump(include=set(Options.model_fields)))
-        self._composed = compose(options, RayInstruments(), min(1.0, self._options.gpus or 1.0))
+        memory = min(1.0, options.gpus or 1.0)
+        self._composed = compose(options, RayInstruments(), memory)
         return self._composed.app
 
     def check_health(self) -> None:

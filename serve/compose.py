@@ -23,12 +23,12 @@ class Composed:
 
     def close(self) -> None:
         """Ends the engines after the answers that somebody still waits for."""
-        for engine in {id(model.engine): model.engine for model in self.models.values()}.values():
+        for engine in models.engines(self.models):
             engine.close()
 
     @property
     def is_alive(self) -> bool:
-        return all(model.engine.is_alive for model in self.models.values())
+        return all(engine.is_alive for engine in models.engines(self.models))
 
 
 def compose(options: Options, instruments: Instruments, memory: float = 1.0) -> Composed:

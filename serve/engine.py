@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from serve.sampling import Sampling, TokenChoice
 
@@ -80,7 +80,6 @@ class Unwatched:
 class Engine(Protocol):
     """Makes answers, many at once."""
 
-    tokenizer: Any
     watch: Watch
     slots: int
     """Answers made at once; `most_waiting` more may be queued."""

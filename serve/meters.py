@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from serve.engine import Answer
 from serve.guard import Message, Receive, Send
 from serve.instruments import Instruments, Record
-from serve.models import Served
+from serve.models import Served, engines
 from serve.schema import ApiError
 
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -24,7 +24,7 @@ def mount(app: FastAPI, models: dict[str, Served], instruments: Instruments) -> 
     requests = instruments.counter("requests", "Requests, by path and status", ("path", "status"))
     app.add_middleware(_Counting, requests=requests)
     meters = _Meters(instruments)
-    for engine in {id(model.engine): model.engine for model in models.values()}.values():
+    for engine in engines(models):
         names = {model.adapter: model.name for model in models.values() if model.engine is engine}
         engine.watch = _EngineMeters(meters, names)
 

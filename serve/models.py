@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.engine import Engine
-from serve.sources import Copy, EngineName, ModelError, Source, read
+from serve.sources import Copy, EngineName, ModelError, Source, one_line, read
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Served:
     """Its own, for its chat template: adapters may have been trained with different ones."""
     adapter: str | None
     created: int
+
+
+def engines(models: dict[str, Served]) -> list[Engine]:
+    """Each engine once; models that share weights share it."""
+    return list({id(model.engine): model.engine for model in models.values()}.values())
 
 
 def load(
@@ -47,9 +52,7 @@ def load(
         if engine == "vllm":
             from serve.vllm_engine import VllmEngine
 
-            made = VllmEngine(
-                copy, adapters, tokenizer, slots, context, most_waiting, memory / len(groups)
-            )
+            made = VllmEngine(copy, adapters, slots, context, most_waiting, memory / len(groups))
         else:
             from serve.slots import SlotEngine
             from serve.weights import load_weights
@@ -73,5 +76,5 @@ def _tokenizer(place: str, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision)
     except Exception as error:  # the library raises a dozen kinds; each is about the place
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ModelError(f"{place!r} has no tokenizer to load: {reason}") from None

@@ -7,6 +7,7 @@ allocated once.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ import torch
 from serve.attention import Part, SlotCache, Step
 from serve.engine import Answer, Chunk, Unwatched, Waiting, Watch
 from serve.sampling import choose
-from serve.sources import ModelError
+from serve.sources import ModelError, one_line
 from serve.text import TextStream
 from serve.weights import adapter_name
 
@@ -39,7 +40,7 @@ class SlotEngine:
         """
         context = min(context, model.config.max_position_embeddings)
         self.model = model
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.slots, self.context, self.most_waiting = slots, context, most_waiting
         self._cache = SlotCache(slots + 1, context)
         self._ends = _end_tokens(model, tokenizer)
@@ -77,7 +78,7 @@ class SlotEngine:
             step = Step([], [Part(0, 0, 2)], self.model.device)
             self._forward([[0, 0]], step, [None], [1])
         except Exception as error:  # what a model's own code raises
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ModelError(f"{self.model.name_or_path!r} can't be served: {reason}") from None
 
     def _run(self) -> None:
@@ -111,7 +112,7 @@ class SlotEngine:
             answer = self._waiting.get(block=is_idle)
             if answer is None:
                 return not is_idle
-            self._reading.append(_Running(answer, self.tokenizer))
+            self._reading.append(_Running(answer, self._tokenizer))
         return True
 
     @torch.inference_mode()
@@ -127,7 +128,7 @@ class SlotEngine:
         )  # fmt: skip
         ids = [one.answer.ids[-1:] for one in self._writing]
         ids += [one.answer.prompt[p.start : p.start + p.length] for one, p in parts]
-        told = [sum(map(len, ids[: row + 1])) - 1 for row in range(len(rows))]
+        told = [end - 1 for end in itertools.accumulate(map(len, ids))]
         names = [one.answer.model for one in rows]
         logits = self._forward(ids, step, names, told)
         for one, part in parts:

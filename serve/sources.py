@@ -19,6 +19,11 @@ class ModelError(ValueError):
     """What was asked to be served can't be. One line: given, and what to type."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """What an error says, on one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 @dataclass(frozen=True)
 class Copy:
     """Weights in memory: a folder or a Hub id, and of that a branch, tag or commit."""
@@ -75,13 +80,16 @@ def read(models: list[str]) -> list[Source]:
     return sources
 
 
-def needs(models: list[str], slots: int, context: int) -> list[str]:
+def needs(
+    models: list[str], slots: int, context: int, engine: EngineName = "transformers"
+) -> list[str]:
     """A line for each copy of weights in memory and its cache, before anything is loaded.
 
     Raises ModelError for what can be seen to be wrong by then.
     """
     copies = dict.fromkeys(source.copy for source in read(models))
-    return [_needs(copy, slots, context) for copy in copies]
+    lines = [_needs(copy, slots, context) for copy in copies]
+    return lines if engine == "transformers" else []  # vLLM fills the GPU, and says so itself
 
 
 def dtype_on(device: str) -> str:
@@ -150,7 +158,7 @@ def _content(place: str, name: str, revision: str | None) -> dict[str, Any] | No
 
 
 def _unread(place: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return ModelError(f"{place!r} can't be read from the Hub: {reason}")
 
 
@@ -160,7 +168,7 @@ def _needs(copy: Copy, slots: int, context: int) -> str:
     try:
         config: Any = AutoConfig.from_pretrained(copy.place, revision=copy.revision)
     except Exception as error:  # the library raises a dozen kinds; each is about the place
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ModelError(f"{copy.place!r} has no configuration to load: {reason}") from None
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

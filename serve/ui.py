@@ -22,9 +22,7 @@ body:not(.comparing) #other {display: none}
 """
 
 
-def mount(
-    app: FastAPI, models: list[str], author: str = "", examples: list[str] | None = None
-) -> FastAPI:
+def mount(app: FastAPI, models: list[str], author: str, examples: list[str]) -> None:
     """Adds the page to an application that serves `models`, by name, the first by default.
 
     With one named `base`, both answers can be seen.
@@ -59,8 +57,7 @@ def mount(
         gr.on([generate.click, prompt.submit], None, inputs, answer, js=by_first)
         gr.on([compare.click], None, inputs, [answer, other], js=by_both)
     head = f"<script>{_SCRIPT.read_text()}</script>"
-    mounted: FastAPI = gr.mount_gradio_app(app, page, path="/", css=_STYLE, head=head)
-    return mounted
+    gr.mount_gradio_app(app, page, path="/", css=_STYLE, head=head)
 
 
 def _answer_box(label: str, name: str) -> gr.Textbox:

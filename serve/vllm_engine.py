@@ -24,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from serve.engine import Answer, Chunk, Full, Unwatched, Watch
 from serve.sampling import Sampling, TokenChoice
-from serve.sources import Copy, ModelError, Source
+from serve.sources import Copy, ModelError, Source, one_line
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has kernels for."""
@@ -37,14 +37,12 @@ class VllmEngine:
         self,
         copy: Copy,
         adapters: list[Source],
-        tokenizer: Any,
         slots: int,
         context: int,
         most_waiting: int,
         memory: float,
     ) -> None:
         """Fills `memory` of the GPU, 0 to 1, with weights and cache. Raises ModelError."""
-        self.tokenizer = tokenizer
         self.watch: Watch = Unwatched()
         self.slots, self.most_waiting = slots, most_waiting
         self._asked = 0
@@ -68,7 +66,7 @@ class VllmEngine:
         try:
             self._vllm = asyncio.run_coroutine_threadsafe(_start(arguments), self._loop).result()
         except Exception as error:  # of many kinds: the model, the memory, the device
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise ModelError(f"vLLM can't serve {copy.place!r}: {reason}") from None
         self.context = self._vllm.model_config.max_model_len
 

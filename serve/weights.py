@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve import attention
-from serve.sources import Copy, ModelError, Source, dtype_on
+from serve.sources import Copy, ModelError, Source, dtype_on, one_line
 
 
 def load_weights(copy: Copy, adapters: list[Source]) -> Any:
@@ -53,7 +53,7 @@ def _with_adapter(model: Any, source: Source) -> Any:
 
 
 def _unloadable(place: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return ModelError(f"{place!r} can't be loaded: {reason}")
 
 

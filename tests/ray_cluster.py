@@ -3,16 +3,15 @@
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 
 from tests.network import Network
+from tests.ports import wait_for_port
 
 _PORT, _DASHBOARD = 6379, 8265
 
@@ -53,7 +52,8 @@ class RayCluster:
         self._start(0, "--head", f"--port={_PORT}", "--include-dashboard=true",
                     f"--dashboard-host={self._network.address(0)}", f"--num-cpus={cpus}",
                     f"--dashboard-port={_DASHBOARD}", "--num-gpus=0")  # fmt: skip
-        self._wait(_DASHBOARD)
+        log = self._folder / "node0.log"
+        wait_for_port(self._network.address(0), _DASHBOARD, self._nodes[0], log)
 
     def start_node(self, number: int, cpus: int = 4, gpus: int = 4) -> None:
         self._start(number, f"--address={self._network.address(0)}:{_PORT}",
@@ -93,14 +93,3 @@ class RayCluster:
                 stderr=log,
                 start_new_session=True,
             )
-
-    def _wait(self, port: int) -> None:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                socket.create_connection((self._network.address(0), port), timeout=1).close()
-                return
-            except OSError:
-                assert self._nodes[0].poll() is None, (self._folder / "node0.log").read_text()
-                assert time.monotonic() < deadline, "the head does not answer"
-                time.sleep(0.2)

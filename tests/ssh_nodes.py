@@ -4,15 +4,14 @@ temporary folder of Ray's, and the one folder that all share.
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 
 from tests.network import Network
+from tests.ports import wait_for_port
 
 TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync")
 _SSHD_PATH = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
@@ -71,15 +70,8 @@ class SshNodes:
                 stdout=log, stderr=log,
             )  # fmt: skip
         self._running.append(process)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection((self._network.address(node), 22), timeout=1).close()
-                return
-            except OSError:
-                assert process.poll() is None, (self._folder / f"sshd{node}.log").read_text()
-                assert time.monotonic() < deadline, "sshd does not answer"
-                time.sleep(0.1)
+        log_path = self._folder / f"sshd{node}.log"
+        wait_for_port(self._network.address(node), 22, process, log_path, 20)
 
     def close(self) -> None:
         for process in self._running:

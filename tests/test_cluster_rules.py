@@ -54,7 +54,7 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
 def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
-    assert cluster.places(config) == 64
+    assert cluster.room_for_trials(config) == 64
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(1, 2), (0.001, 3), (0.7, 8), (4, 0.5), (0.5, 0)])

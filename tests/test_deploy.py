@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, Run
-from tests.test_serve import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture

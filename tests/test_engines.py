@@ -119,7 +119,10 @@ def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
     broker = Broker(idle_seconds=1)
     on_gpus = [broker.enter(f"g{n}", node, str(n % 2)) for n in range(4)]
     assert [engine is on_gpus[0] for engine in on_gpus] == [True, False, True, False]
-    seen = [ray.get(engine.visible_gpus.remote()) for engine in on_gpus[:2]]
+    seen = [
+        ray.get(engine.__ray_call__.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"]))
+        for engine in on_gpus[:2]
+    ]
     assert seen == ["0", "1"]
     on_cpus = [broker.enter(f"c{n}", node, None) for n in range(4)]
     assert [engine is on_cpus[0] for engine in on_cpus] == [True, False, True, False]

@@ -135,19 +135,21 @@ def test_a_neighbour_that_is_no_number_changes_no_bit(
     assert torch.equal(*weights)
 
 
-def test_a_prompt_computed_once_gives_the_same_log_probs(pack: Engine) -> None:
-    rows = pack._eval.columns
+def test_a_prompt_computed_once_gives_the_same_log_probs(
+    pack: Engine, small_prepared: Path
+) -> None:
+    rows = reference.prepare(small_prepared).split("eval")[:]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     with torch.no_grad():
         once, twice = (
             forward.completion_logps(
-                pack._base,
+                pack.base,
                 collate([[lay_out(*(rows[n][i] for n in names), shared) for i in range(5)]], "cpu"),
             )
             for shared in (True, False)
         )
     assert once == pytest.approx(twice.numpy(), abs=1e-4)
-    assert once.numpy() == pytest.approx(pack._eval.reference[:5], abs=1e-4)
+    assert once.numpy() == pytest.approx(pack.eval.reference[:5], abs=1e-4)
 
 
 def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
@@ -177,7 +179,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     rows = data.split("eval")[:]
     score = scoring.forward_pass(policy.get_base_model(), "cpu")
     scores = scoring.score_batches(scoring.batches(rows, data.pad_token_id, "cpu"), 10, score)
-    found = metrics.pair_metrics(scoring.pair_logps(rows, *scores))
+    found = metrics.means(metrics.pair_values(scoring.pair_logps(rows, *scores)))
     assert report["eval/drift"] > 1e-4
     for other in (found["margin"], told["eval/margin"]):
         assert other == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
@@ -261,7 +263,7 @@ def test_schedules_are_those_of_transformers(schedule: Any) -> None:
 def test_a_model_that_computes_something_else_is_refused(
     small_config: TrainConfig, small_prepared: Path, pack: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = pack._base.get_output_embeddings()
+    layer = pack.base.get_output_embeddings()
     pack.close()
     capped = torch.nn.Linear.forward
 
@@ -271,7 +273,7 @@ def test_a_model_that_computes_something_else_is_refused(
         def forward(self, x: Any) -> Any:
             return capped(layer, x)
 
-    monkeypatch.setattr(type(pack._base), "get_output_embeddings", lambda _: Softcap())
+    monkeypatch.setattr(type(pack.base), "get_output_embeddings", lambda _: Softcap())
     with pytest.raises(InputError, match=r"packed can't train this model .* type `trainer: trl`"):
         Engine(small_config.model, small_prepared, "cpu")
 

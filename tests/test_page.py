@@ -42,7 +42,8 @@ def browser() -> Iterator[Browser]:
 
 def app(loaded: dict[str, Served], key: str | None = None) -> Any:
     made = api.create_app(loaded, api.Limits(), key)
-    return ui.mount(made, list(loaded), "By Jo", ["Do bats see?", EXAMPLE])
+    ui.mount(made, list(loaded), "By Jo", ["Do bats see?", EXAMPLE])
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from dpo_train.config import LoraConfig, OptimConfig, TrainConfig
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
@@ -22,8 +22,7 @@ TOLERANCE = 1e-5
 def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: bool) -> Any:
     """Every rank's reports of both trials."""
     out.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     asked = {"config": config.model_dump(mode="json"), "prepared": str(prepared), "out": str(out)}
     ranks = []
     for rank in range(count):

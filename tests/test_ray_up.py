@@ -3,10 +3,8 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import yaml
 from tests import cluster_yaml
 from tests.conftest import ROOT, Run
 from tests.network import Network
+from tests.ports import free_port, wait_for_port
 from tests.ssh_nodes import SshNodes, missing_tools
 from tests.test_cluster import places
 from tune.results import load_results
@@ -88,24 +87,16 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
 @contextlib.contextmanager
 def _tunnel(folder: Path) -> Iterator[str]:
     """`ray dashboard`, as long as it is needed, on a port of this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [Path(sys.executable).parent / "ray", "dashboard", "-p", str(port),
-         str(folder / "cluster.yaml")],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    port, log = free_port(), folder / "tunnel.log"
+    with log.open("w") as told:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "ray", "dashboard", "-p", str(port),
+             str(folder / "cluster.yaml")],
+            cwd=ROOT, stdout=told, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, process.communicate()[0]
-                assert time.monotonic() < deadline, "no tunnel"
-                time.sleep(0.3)
+        wait_for_port("127.0.0.1", port, process, log, 60)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()

@@ -4,8 +4,12 @@ import csv
 import io
 from pathlib import Path
 
-from tests.simulated_results import simulated
+from tests.simulated_results import SEARCH, simulated
+from tune import redact
+from tune.checks import check
+from tune.config import SearchConfig
 from tune.records import Objective, Records, create_run
+from tune.results import Deployment
 from tune.show import to_csv
 
 
@@ -38,3 +42,13 @@ def test_held_out_values_are_those_of_the_best_report(tmp_path: Path) -> None:
     assert held_out(192, 0.8) == [0.9]
     # Trained again from the first, the second is no longer the best, and its values are gone.
     assert held_out(128, 0.5) == []
+
+
+def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
+    config = check(SearchConfig.model_validate({**SEARCH, "serve": {"after": True, "port": 81}}))
+    served = Deployment(url="http://127.0.0.1:81", error="to try again: serve deploy /home/jo/x")
+    results = simulated(3).model_copy(update={"served": served})
+    told = redact.results(results, config).to_json()
+    assert "127.0.0.1" not in told
+    assert "/home/jo" not in told
+    assert redact.search(config).serve == SearchConfig(name="x").serve

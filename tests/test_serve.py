@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from dpo_train import sample
 from serve import app
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 CONFIG = ROOT / "deploy" / "serve.yaml"
 QUESTION = "Is it true that goldfish forget everything in seconds?"
@@ -112,12 +113,6 @@ def test_a_folder_is_served_with_its_page(serve: Serve) -> None:
     assert process.returncode == 0
     assert time.monotonic() - began < 20
     assert "Traceback" not in output
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -34,14 +34,15 @@ from tune.search import Interrupted, _ray
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "moments", [3, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+    ("moments", "trials"),
+    [(3, 9), pytest.param(10, 60, marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
 )
 def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
-    tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start, moments: int
+    tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start, moments: int, trials: int
 ) -> None:
     """Each sitting's reports last another time, so that one sees which sitting trained them. After
     the first kill a saved state is damaged too: its trial goes on from the one before."""
-    run, trials = tmp_path / "runs" / "sim", 3 + 2 * moments
+    run = tmp_path / "runs" / "sim"
     draw = random.Random(moments)
     command: tuple[object, ...] = ("run", yaml, "--set", f"trials={trials}", "--set",
                                    "simulated.seconds_per_report=0.15")  # fmt: skip

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tune.confirm import Confirmation
 from tune.progress import describe, duration
 from tune.report_answer import trial_yaml, verdict
-from tune.results import Results
+from tune.results import UNTRAINED, Results
 from tune.savings import saved
 from tune.space import Axis
 
@@ -26,7 +26,6 @@ _METRICS = {
     "drift": "mean absolute log-ratio to the base per token, in nats",
 }
 _LENGTH = "mean tokens of a greedy answer"
-_UNTRAINED = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0}
 _MOST_TRIALS = 20
 
 
@@ -151,7 +150,7 @@ def _named(source: str, what: str) -> str:
 
 def _numbers(results: Results) -> str:
     assert results.winner is not None
-    base, test = {**_UNTRAINED, **results.base["test"]}, results.winner.test
+    base, test = {**UNTRAINED, **results.base["test"]}, results.winner.test
     rows = [
         [f"{name}: {meaning}", _value(name, base), _value(name, test)]
         for name, meaning in _METRICS.items()
@@ -231,7 +230,7 @@ def _confirmed(confirmation: Confirmation) -> str:
     """How the finalists did with other seeds, one after the other."""
     told = []
     for finalist in confirmation.finalists:
-        seeds = ", ".join("failed" if r.value is None else f"{r.value:.3f}" for r in finalist.runs)
+        seeds = ", ".join(finalist.seeds_told)
         told.append(f"{finalist.trial} {seeds} (searched: {finalist.searched:.3f})")
     count = len(confirmation.finalists)
     return f"{confirmation.decided_by}, of {count} finalists trained again: {'; '.join(told)}"

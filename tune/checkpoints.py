@@ -104,19 +104,21 @@ def offer_export(
     to_beat = own or (others[keep - 1 : keep] if confirms is None else [])
     if to_beat and objective.key(report) <= objective.key(to_beat[0]["report"]):
         return
-    part = run / "best" / trial_id / ".part"
+    folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
+    part = folder.with_name(".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
+    part.mkdir(parents=True)
+    made = part / folder.name  # in a folder of its own, with whatever the export begins beside it
     stamp = {"trial": trial_id, "config": point, "report": report}
     if confirms is not None:
         stamp["configuration"] = confirms
     with leaving_no_part(part):
-        export(part)
-        (part / STAMP).write_text(json.dumps(stamp, indent=1))
-        seal(part)
-    folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
+        export(made)
+        (made / STAMP).write_text(json.dumps(stamp, indent=1))
+        seal(made)
     shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    made.replace(folder)
+    part.rmdir()
 
 
 def prune_exports(

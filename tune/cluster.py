@@ -67,7 +67,7 @@ def refuse_or_wait(config: SearchConfig) -> None:
         print(f"{wants}, the cluster has {there.get(name, 0):g} yet; waiting for more", flush=True)
 
 
-def places(config: SearchConfig) -> int:
+def room_for_trials(config: SearchConfig) -> int:
     """How many trials the cluster can hold at once, as it is now.
 
     With `at_once` and a cluster elsewhere so many, held or not: each that waits calls for a node.

@@ -50,6 +50,11 @@ class Finalist(Document):
     evaluation: dict[str, float] = {}
     """What `confirm.evaluate` said of the best run's folder."""
 
+    @property
+    def seeds_told(self) -> list[str]:
+        """Each seed's value, as a person reads it."""
+        return ["failed" if run.value is None else f"{run.value:.3f}" for run in self.runs]
+
 
 class Confirmation(Document):
     winner: str
@@ -147,10 +152,11 @@ def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirma
         return None, None
     best = exported[0]
     error = _standard_error(np.array(records.trials[best["trial"]].held_out), records)
+    metric = records.objective.metric
     near = [
         stamp
         for stamp in exported
-        if _distance(records.objective, best["report"], stamp["report"]) <= error
+        if abs(best["report"][metric] - stamp["report"][metric]) <= error
     ]
     least = min(near, key=lambda stamp: stamp["report"]["eval/drift"])
     return checkpoints.configuration(least), None
@@ -161,7 +167,7 @@ def _confirm(config: SearchConfig, records: Records) -> Confirmation | None:
     if not entries:
         return None
     objective = records.objective
-    searched = max(entries, key=lambda e: objective.key(_searched(e, records))).finalist.trial
+    searched = entries[0].finalist.trial
     entries.sort(key=lambda e: _rank(objective, e.finalist), reverse=True)
     best = entries[0]
     decided_by = f"the mean of {objective.metric} over {len(best.finalist.runs)} seeds"
@@ -252,10 +258,6 @@ def _entry(
     return _Entry(finalist, np.mean([run.held_out for run in whole], axis=0) if told else None)
 
 
-def _searched(entry: _Entry, records: Records) -> dict[str, float]:
-    return records.trials[entry.finalist.trial].metrics
-
-
 def _rank(objective: Objective, finalist: Finalist) -> tuple[bool, tuple[float, float]]:
     """Larger is better. A seed that failed says that the configuration is not to be relied on."""
     if finalist.mean is None or finalist.drift is None:
@@ -276,10 +278,6 @@ def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
     interval = metrics.bootstrap_interval(difference, _prompts(records, len(difference)))
     told = {"difference": float(difference.mean()), "interval": interval}
     return entry.finalist.model_copy(update={"behind": told})
-
-
-def _distance(objective: Objective, best: dict[str, float], other: dict[str, float]) -> float:
-    return abs(best[objective.metric] - other[objective.metric])
 
 
 def _standard_error(pairs: metrics.Floats, records: Records) -> float:

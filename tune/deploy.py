@@ -5,7 +5,6 @@ Writes a config file and lets Ray's own `serve deploy` do it; knows nothing of w
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from dpo_train.errors import InputError, one_line
-from dpo_train.files import checksum, write_atomically
+from dpo_train.files import checksum
 from tune.checkpoints import STAMP
 from tune.config import SearchConfig
 from tune.results import Deployment, Results, write_results
+from tune.runs import dump_yaml
 
 CONFIG = "serve.yaml"
 """In the run folder."""
@@ -60,9 +60,7 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
     if results.served is not None and not results.served.error:
         return results
     path = results.folder / CONFIG
-    yaml, stream = YAML(), io.StringIO()
-    yaml.dump(_content(results.folder, config), stream)
-    write_atomically(path, stream.getvalue())
+    dump_yaml(path, _content(results.folder, config))
     try:
         _serve("deploy", str(path.absolute()))
         _wait_until_running()

@@ -14,6 +14,7 @@ from dpo_train.errors import InputError
 from tune import deploy
 from tune.config import SearchConfig
 from tune.own_evaluation import refuse_missing
+from tune.room import free_bytes
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -73,14 +74,6 @@ def gpu_names() -> list[str]:
     names = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return names if visible is None else names[: len([d for d in visible.split(",") if d])]
-
-
-def free_bytes(folder: Path) -> int:
-    """Free disk where the folder stands or would stand."""
-    folder = folder.expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def trainable_share(config: SearchConfig, weights: int) -> int:

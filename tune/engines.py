@@ -159,15 +159,12 @@ class EngineActor:
 
     def ping(self) -> None: ...
 
-    def visible_gpus(self) -> str:
-        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
-
     def open(self, trial: str, config: TrainConfig, prepared: Path, device: str) -> dict[str, int]:
         with self._opening:  # libraries that import late don't bear it from two threads
             _one_thread()
             self.close(trial)  # of a process of this trial that died
             session = self._sessions[trial] = open_session(config, prepared, device)
-            counted = self._uncounted + getattr(session, "reference_pairs", 0)
+            counted = self._uncounted + session.reference_pairs
             self._uncounted = 0
         return {"pairs_total": session.pairs_total, "reference_pairs": counted}
 

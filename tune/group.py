@@ -39,7 +39,7 @@ def bundles(resources: ResourcesConfig) -> PlacementGroupFactory:
 
 
 class Group:
-    """The members of one trial's process. `sharded` as in Peers."""
+    """The members of one trial's process."""
 
     def __init__(self, resources: ResourcesConfig) -> None:
         placement = get_current_placement_group()
@@ -56,7 +56,7 @@ class Group:
         host, port = ray.get(self._members[0].meeting_place.remote())
         count = resources.members
         self._peers = [Peers(rank, count, host, port, resources.sharded) for rank in range(count)]
-        self.gpus = ",".join(self._all("gpus"))
+        self.gpus = ",".join(ray.get([member.gpus.remote() for member in self._members]))
         """What each member sees, in the order of their ranks."""
 
     def open(self, config: TrainConfig, prepared: Path, device: str) -> Session:
@@ -65,8 +65,7 @@ class Group:
             member.open.remote(config, prepared, device, peers)
             for member, peers in zip(self._members, self._peers, strict=True)
         ]
-        self._get(opened)
-        return _GroupSession(self)
+        return _GroupSession(self, self._get(opened))
 
     def first(self, function: Any, *arguments: Any) -> Any:
         """What a function returns in the first member's process, on its GPU."""
@@ -82,8 +81,12 @@ class Group:
             ray.kill(member)
         self._members = []
 
-    def _all(self, name: str, *arguments: Any) -> list[Any]:
-        return self._get([member.call.remote(name, *arguments) for member in self._members])
+    def advance(self) -> list[tuple[dict[str, float], dict[str, list[float]]]]:
+        return self._get([member.advance.remote() for member in self._members])
+
+    def call(self, method: str, *arguments: Any) -> None:
+        """A method of every member's session."""
+        self._get([member.call.remote(method, *arguments) for member in self._members])
 
     def _get(self, answers: list[Any]) -> list[Any]:
         try:
@@ -100,32 +103,33 @@ class Group:
 class _GroupSession:
     """A Session whose every call is each member's; rank 0 answers."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, opened: list[tuple[int, int]]) -> None:
+        """`opened`: pairs_total and reference_pairs of each member's."""
         self._group = group
-        self.pairs_total: int = group._all("pairs_total")[0]
-        self.reference_pairs: int = sum(group._all("reference_pairs"))
+        self.pairs_total = opened[0][0]
+        self.reference_pairs = sum(computed for _, computed in opened)
         self.held_out: dict[str, list[float]] = {}
 
     def advance(self) -> dict[str, float]:
-        reports: list[dict[str, float]] = self._group._all("advance")
-        self.held_out = self._group._all("held_out")[0]
-        peak = max(report.get("peak_memory_gb", 0.0) for report in reports)
-        return {**reports[0], "peak_memory_gb": peak}
+        told = self._group.advance()
+        report, self.held_out = told[0]
+        peak = max(each.get("peak_memory_gb", 0.0) for each, _ in told)
+        return {**report, "peak_memory_gb": peak}
 
     def start_from(self, folder: Path) -> None:
-        self._group._all("start_from", folder)
+        self._group.call("start_from", folder)
 
     def save(self, folder: Path) -> None:
-        self._group._all("save", folder)
+        self._group.call("save", folder)
 
     def restore(self, folder: Path) -> None:
-        self._group._all("restore", folder)
+        self._group.call("restore", folder)
 
     def export(self, folder: Path) -> None:
-        self._group._all("export", folder)
+        self._group.call("export", folder)
 
     def close(self) -> None:
-        self._group._all("close")
+        self._group.call("close")
 
 
 class _Member:
@@ -138,16 +142,25 @@ class _Member:
         with socket.create_server(("", 0)) as free:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
-    def open(self, config: TrainConfig, prepared: Path, device: str, peers: Peers) -> None:
+    def gpus(self) -> str:
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+    def open(
+        self, config: TrainConfig, prepared: Path, device: str, peers: Peers
+    ) -> tuple[int, int]:
         if config.trainer == "trl":
             limit_threads()
-        self._session = open_session(config, prepared, device, peers)
+        self._rank = peers.rank
+        self._session = session = open_session(config, prepared, device, peers)
+        return session.pairs_total, session.reference_pairs
+
+    def advance(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        assert self._session is not None
+        report = self._session.advance()
+        return report, self._session.held_out if self._rank == 0 else {}
 
     def run(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        if name == "gpus":
-            return os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        asked = getattr(self._session, name, 0)
-        return asked(*arguments) if callable(asked) else asked
+    def call(self, method: str, *arguments: Any) -> None:
+        getattr(self._session, method)(*arguments)

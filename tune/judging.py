@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from tune import checkpoints, confirm
@@ -108,4 +107,4 @@ class Judging:
         )
         if self.stamp["trial"] == self.confirmation.searched or folder is None:
             return None
-        return str(Path(folder).relative_to(self._records.folder))
+        return str(folder.relative_to(self._records.folder))

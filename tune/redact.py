@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import ModelConfig
-from tune.config import HubConfig, SearchConfig, WandbConfig
+from tune.config import HubConfig, SearchConfig, ServeConfig, WandbConfig
 from tune.confirm import Confirmation
 from tune.records import TrialRecord
 from tune.results import Results
@@ -55,6 +55,7 @@ def search(config: SearchConfig) -> SearchConfig:
             "storage": None,
             "wandb": WandbConfig(),
             "hub": HubConfig(),
+            "serve": ServeConfig(),
         }
     )
 
@@ -71,6 +72,7 @@ def results(content: Results, config: SearchConfig) -> Results:
         "confirmation": _confirmation(content.confirmation),
         "search": shown,
         "published": None,
+        "served": None,
         "answers": answers,
     }
     return content.model_copy(update=changes)

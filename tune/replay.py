@@ -45,8 +45,9 @@ def replay(
 ) -> Replay:
     """Trains a trial as far as it came, in this process and without Ray, and compares.
 
-    `watch` is given each report as recorded and as it is now. On a CPU the numbers are the same to
-    the last bit; on a GPU sums are not associative. Raises InputError.
+    `watch` is given each report as recorded and as it is now. By `trainer: trl` on a CPU the
+    numbers are the same to the last bit; a packed trial's last digits depend on its neighbours, and
+    on a GPU sums are not associative. Raises InputError.
     """
     folder = find_run(run_folder)
     config, records = opened(folder)

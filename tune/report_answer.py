@@ -15,13 +15,9 @@ from dpo_train.config import TrainConfig
 from dpo_train.parts import override
 from tune.progress import describe
 from tune.records import ENDED
-from tune.results import Results
+from tune.results import UNTRAINED, Results
 from tune.savings import most_pairs
 
-# An untrained policy is its own reference, so all its log-ratios are 0.
-_BASE = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0} | dict.fromkeys(
-    ("chosen_shift", "rejected_shift"), 0.0
-)
 _MEANINGS = {
     "ranking": "chosen answer likelier than the rejected one, per token",
     "accuracy": "log-ratio of the chosen answer above that of the rejected one",
@@ -113,7 +109,7 @@ def _numbers(results: Results) -> str:
     """Base and winner in each metric; numbers of the base that hold by definition included."""
     assert results.winner is not None
     base, test, held_out = results.base.get("test", {}), results.winner.test, results.winner.eval
-    columns = {"base, test": {**_BASE, **base} if test else {}, "winner, test": test}
+    columns = {"base, test": {**UNTRAINED, **base} if test else {}, "winner, test": test}
     if results.confirmation is not None and results.confirmation.searched_test:
         columns["winner as searched, test"] = results.confirmation.searched_test
     columns["winner, eval"] = held_out
@@ -143,7 +139,7 @@ def _confirmation(results: Results) -> str:
         return ""
     rows = []
     for finalist in confirmation.finalists:
-        seeds = ", ".join("failed" if r.value is None else f"{r.value:.3f}" for r in finalist.runs)
+        seeds = ", ".join(finalist.seeds_told)
         behind = ""
         if finalist.behind:
             low, high = finalist.behind["interval"]

@@ -57,6 +57,12 @@ class Publication(Document):
     error: str = ""
 
 
+UNTRAINED = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0} | dict.fromkeys(
+    ("chosen_shift", "rejected_shift"), 0.0
+)
+"""What the base would report: it is its own reference, so all its log-ratios are 0."""
+
+
 class Deployment(Document):
     """Where Ray Serve answers with the winner, or why it does not."""
 

@@ -1,4 +1,4 @@
-"""A disk that is full, noticed whatever the library says that could not write."""
+"""Room on disk: how much there is, and a disk that is full, whatever the writing library says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def leaving_no_part(part: Path) -> Iterator[None]:
         yield
     except Exception as error:
         places = [part, Path(tempfile.gettempdir())]
-        full = next((place for place in places if _free(place) < _ROOM), None)
+        full = next((place for place in places if free_bytes(place) < _ROOM), None)
         shutil.rmtree(part, ignore_errors=True)
         said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full is None and not said:
@@ -33,7 +33,9 @@ def leaving_no_part(part: Path) -> Iterator[None]:
         raise NoRoom(f"no room on disk to save in {full or part.parent}") from error
 
 
-def _free(place: Path) -> int:
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+def free_bytes(folder: Path) -> int:
+    """Free disk where the folder stands or would stand."""
+    folder = folder.expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

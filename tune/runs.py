@@ -65,13 +65,16 @@ def is_finished(folder: Path) -> bool:
 
 def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> None:
     """Saves the resolved configuration as `search.yaml`, or only what was given in it."""
+    content = config.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
+    dump_yaml(folder / "search.yaml", content)
+
+
+def dump_yaml(path: Path, content: dict[str, Any]) -> None:
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="rt", pure=True)
     stream = io.StringIO()
-    content = config.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
-    yaml.dump(content, stream)
-    write_atomically(folder / "search.yaml", stream.getvalue())
+    YAML(typ="rt", pure=True).dump(content, stream)
+    write_atomically(path, stream.getvalue())
 
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:

@@ -32,7 +32,7 @@ from tune.searcher import StudySearcher
 
 
 @dataclass(frozen=True)
-class _TrialKey:
+class TrialKey:
     """All that ASHA and the median rule want of a Tune trial, under our own id."""
 
     trial_id: str
@@ -58,7 +58,7 @@ class SearchScheduler(FIFOScheduler):
         self._judging = judging
         self._progress = progress
         self._halt = halt
-        self._rungs = _rungs(config, most_pairs)
+        self._rungs = make_rungs(config, most_pairs)
         self._known: set[str] = set()
         self._places = Places(records.folder)
         self.input_error = ""
@@ -82,7 +82,7 @@ class SearchScheduler(FIFOScheduler):
             return str(TrialScheduler.STOP)
         if self._confirms(trial_id):
             return str(TrialScheduler.CONTINUE)
-        return str(self._rungs.on_trial_result(tune_controller, _TrialKey(trial_id), report))
+        return str(self._rungs.on_trial_result(tune_controller, TrialKey(trial_id), report))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         trial_id = trial.config["trial"]
@@ -102,7 +102,7 @@ class SearchScheduler(FIFOScheduler):
         if ended == "finished":
             report = self._record(trial_id, result)
             if not self._confirms(trial_id):
-                self._rungs.on_trial_complete(tune_controller, _TrialKey(trial_id), report)
+                self._rungs.on_trial_complete(tune_controller, TrialKey(trial_id), report)
         self._end(trial_id, ended or "stopped", result.get("error"))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
@@ -168,7 +168,7 @@ class SearchScheduler(FIFOScheduler):
     def _replay(self, record: TrialRecord) -> None:
         """Refills the rungs with what a trial of an earlier sitting reported."""
         self._introduce(record.id)
-        key = _TrialKey(record.id)
+        key = TrialKey(record.id)
         for report in record.curve:
             if self._config.stopping.name == "median":
                 # Only remembers: asked again out of its order the rule might stop what went on.
@@ -183,11 +183,11 @@ class SearchScheduler(FIFOScheduler):
         # ASHA draws a bracket from numpy's global generator: let the trial's id decide.
         state = np.random.get_state()
         np.random.seed(zlib.crc32(trial_id.split("-")[1].encode()))
-        self._rungs.on_trial_add(None, _TrialKey(trial_id))
+        self._rungs.on_trial_add(None, TrialKey(trial_id))
         np.random.set_state(state)
 
 
-def _rungs(config: SearchConfig, most_pairs: int) -> Any:
+def make_rungs(config: SearchConfig, most_pairs: int) -> Any:
     stopping = config.stopping
     asked = {
         "time_attr": "pairs_seen",

@@ -204,7 +204,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
         progress = Progress(records, config.total_runs)
         judging = Judging(config, records)
         searcher = StudySearcher(
-            config, records, judging, progress, partial(cluster.places, config)
+            config, records, judging, progress, partial(cluster.room_for_trials, config)
         )
         most_pairs = _most_pairs(config, records)
         halt = Halt(records)

@@ -37,10 +37,10 @@ class StudySearcher(Searcher):
         records: Records,
         judging: Judging,
         progress: Progress,
-        places: Callable[[], int],
+        room: Callable[[], int],
     ) -> None:
         super().__init__()
-        self._places = places
+        self._room = room
         self._config = config
         self._records = records
         self._judging = judging
@@ -61,7 +61,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         # One waits beside those that run: it is what takes over a process, or calls for a node.
-        most = min(self._config.resources.at_once or math.inf, self._places() + 1)
+        most = min(self._config.resources.at_once or math.inf, self._room() + 1)
         if self._judging.was_given:
             return Searcher.FINISHED
         if len(self._open) >= most:

@@ -7,7 +7,7 @@ import io
 
 from tune.progress import describe, duration
 from tune.records import TrialRecord
-from tune.results import Results
+from tune.results import UNTRAINED, Results
 
 
 def render(results: Results, rows: int = 10) -> str:
@@ -53,7 +53,7 @@ def _numbers(results: Results) -> list[str]:
     """Base and winner on the test split; with a confirmation the winner as searched between."""
     assert results.winner is not None
     test = results.winner.test
-    base = {"accuracy": 0.5, "drift": 0.0, **results.base["test"]}
+    base = {**UNTRAINED, **results.base["test"]}
     models = {"base": base, "winner": test}
     if results.confirmation is not None and results.confirmation.searched_test:
         searched = results.confirmation.searched_test
@@ -95,7 +95,7 @@ def _confirmation(results: Results) -> str:
     width = max(len("other seeds"), 6 * len(confirmation.finalists[0].runs))
     lines = [f"{'finalist':12} {'searched':>8}  {'other seeds':{width}} {'mean':>6}  drift  behind"]
     for finalist in confirmation.finalists:
-        values = " ".join("failed" if r.value is None else f"{r.value:.3f}" for r in finalist.runs)
+        values = " ".join(finalist.seeds_told)
         mean = "-" if finalist.mean is None else f"{finalist.mean:.3f}"
         drift = "-" if finalist.drift is None else f"{finalist.drift:.2f}"
         told = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())

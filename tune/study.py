@@ -90,7 +90,7 @@ class SearchStudy:
             storage=storage,
             study_name=name,
             direction="maximize" if self._config.mode == "max" else "minimize",
-            sampler=_sampler(self._config, len(self._records.searched)),
+            sampler=make_sampler(self._config, len(self._records.searched)),
         )
         for record in self._records.searched:
             if record.state in ENDED:
@@ -137,7 +137,7 @@ class SearchStudy:
         return ask()
 
 
-def _sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.BaseSampler:
+def make_sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.BaseSampler:
     # A later sitting must not draw the first one's numbers again.
     seed = config.sampler.seed + 7919 * trials_before
     with warnings.catch_warnings():

@@ -33,7 +33,8 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class DpoTrial(Trainable):
-    """Reports metrics with `ended`: "" while it trains, then "finished" or "failed" with `error`.
+    """Reports metrics with `ended`: "" while it trains, then "finished", or with `error`
+    "failed", "wrong input" or "no room".
 
     Nothing is raised that trying again would not mend: Tune retries what is raised.
     """
@@ -131,7 +132,7 @@ class DpoTrial(Trainable):
         except Exception:
             forget_base()  # the one that stays in this process may carry half of an adapter
             raise
-        self._reference_pairs += getattr(self._session, "reference_pairs", 0)
+        self._reference_pairs += self._session.reference_pairs
         if self._asked["weights"]:
             self._session.start_from(self._run / self._asked["weights"])
         self._go_on_from_saved_state()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_train import metrics, model, reference, scoring
+from dpo_train import metrics, model, reference
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
 from dpo_train.errors import InputError
 from dpo_train.packed import adapters
@@ -36,7 +36,6 @@ class Split:
     """The pairs of a prepared split, and the reference's log-probs: (pairs, 2), chosen first."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
-        self.columns = columns
         self.pairs = lay_out_all(columns)
         reference = columns["ref_chosen_logps"], columns["ref_rejected_logps"]
         self.reference = np.stack(reference, axis=1)
@@ -53,12 +52,12 @@ class Engine:
         self.reference_pairs = data.computed_pairs
         warm = model.load_base(base, device)
         self.tokenizer = warm.tokenizer
-        self._base = warm.fresh(trained_in_full=False).eval().requires_grad_(False)
-        self._base.set_attn_implementation(ATTENTION)
+        self.base = warm.fresh(trained_in_full=False).eval().requires_grad_(False)
+        self.base.set_attn_implementation(ATTENTION)
         warm.undo = self.close
         self.is_closed = False
         self._device = device
-        self._train, self._eval = (Split(data.split(name)[:]) for name in ("train", "eval"))
+        self.train, self.eval = (Split(data.split(name)[:]) for name in ("train", "eval"))
         self._layers: dict[str, tuple[Layer, ...]] = {}
         self._stacks: dict[Layer, StackedLinear] = {}
         self._packs: list[Pack] = []
@@ -71,7 +70,7 @@ class Engine:
         """A new trial, which trains when it is named to `step`."""
         assert config.lora is not None
         layout = Layout(self._adapted_layers(config.lora), config.lora.r)
-        return PackedTrial(config, layout, len(self._train.pairs), self._device)
+        return PackedTrial(config, layout, len(self.train.pairs), self._device)
 
     def close(self) -> None:
         """Leaves the base as it was; its next borrower sees to it too."""
@@ -81,7 +80,7 @@ class Engine:
         self._packs.clear()
         for stack in self._stacks.values():
             stack.remove()
-        self._base.set_attn_implementation("sdpa")
+        self.base.set_attn_implementation("sdpa")
 
     def step(self, trials: Sequence[PackedTrial]) -> None:
         """Computes for each trial the next part of its step, and updates those whose step it ends.
@@ -112,10 +111,10 @@ class Engine:
     def _step(self, pack: Pack) -> None:
         most = self._pairs_each(pack)
         parts = [trial.take(most) for trial in pack.trials]
-        pairs = [[self._train.pairs[number] for number in part] for part in parts]
+        pairs = [[self.train.pairs[number] for number in part] for part in parts]
         rows = collate(pairs, self._device)
         pack.put_onto(self._stacks)
-        losses = self._losses(pack.trials, parts, completion_logps(self._base, rows))
+        losses = self._losses(pack.trials, parts, completion_logps(self.base, rows))
         losses.sum().backward()
         for trial, part, own, loss in zip(pack.trials, parts, pairs, losses.detach(), strict=True):
             if trial.add(len(part), loss, sum(pair.padded_tokens for pair in own)):
@@ -124,7 +123,7 @@ class Engine:
     def _pairs_each(self, pack: Pack) -> int:
         """Of each trial in one pass: no more than the smallest batch, so that none waits empty."""
         smallest = min(trial.config.optim.pairs_at_once for trial in pack.trials)
-        fit = self.tokens_per_forward / self._train.mean_length / len(pack.trials)
+        fit = self.tokens_per_forward / self.train.mean_length / len(pack.trials)
         return max(1, min(smallest, int(fit)))
 
     def _losses(
@@ -133,9 +132,14 @@ class Engine:
         """What each trial's part adds to the loss of its step, shape (k,). logps: (pairs, 2)."""
         numbers = [number for part in parts for number in part]
         owners = [place for place, part in enumerate(parts) for _ in part]
-        of_trial = np.array([self._constants(trial) for trial in trials])
+        of_trial = np.array(
+            [
+                [*_constants(trial, self.train.tokens[trial.batch, 0]), 1 / len(trial.batch)]
+                for trial in trials
+            ]
+        )
         known = np.concatenate(
-            [self._train.reference[numbers], self._train.tokens[numbers], of_trial[owners]], axis=1
+            [self.train.reference[numbers], self.train.tokens[numbers], of_trial[owners]], axis=1
         )
         *columns, share = torch.from_numpy(known).float().to(self._device).T
         owner = torch.tensor(owners, device=self._device)
@@ -148,21 +152,14 @@ class Engine:
             sums = sums.index_add(0, owner[index], losses)
         return sums
 
-    def _constants(self, trial: PackedTrial) -> list[float]:
-        """Of each pair of the trial's batch: the last fields of PairScores, and the pair's share
-        in the mean."""
-        dpo, pairs = trial.config.dpo, len(trial.batch)
-        token_share = pairs / self._train.tokens[trial.batch, 0].sum()
-        return [dpo.beta, dpo.label_smoothing, dpo.discopop_tau, token_share, 1 / pairs]
-
     def _held_out(self, pack: Pack) -> np.ndarray[Any, Any]:
         """Log-probs of the eval pairs under each trial: (k, pairs, 2)."""
         k = len(pack.trials)
-        scores = np.zeros((k, len(self._eval.pairs), 2))
+        scores = np.zeros((k, len(self.eval.pairs), 2))
         pack.put_onto(self._stacks)
         for members, rows in self._eval_rows(self.tokens_per_forward // k):
             with torch.no_grad():
-                logps = completion_logps(self._base, rows.tile(k))
+                logps = completion_logps(self.base, rows.tile(k))
             scores[:, members] = logps.double().cpu().numpy().reshape(k, len(members), 2)
         return scores
 
@@ -174,7 +171,7 @@ class Engine:
         return self._eval_rows_by_size[tokens]
 
     def _lay_out_eval(self, tokens: int) -> list[tuple[list[int], Rows]]:
-        lengths = [len(pair.ids) for pair in self._eval.pairs]
+        lengths = [len(pair.ids) for pair in self.eval.pairs]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         parts: list[list[int]] = [[]]
         for number in order:
@@ -182,7 +179,7 @@ class Engine:
                 parts.append([])
             parts[-1].append(number)
         return [
-            (part, collate([[self._eval.pairs[number] for number in part]], self._device))
+            (part, collate([[self.eval.pairs[number] for number in part]], self._device))
             for part in parts
         ]
 
@@ -191,18 +188,17 @@ class Engine:
     ) -> dict[str, metrics.Floats] | None:
         if not np.isfinite(logps).all():
             return None
-        pairs = scoring.pair_logps(self._eval.columns, logps[:, 0], logps[:, 1])
-        dpo, tokens = trial.config.dpo, self._eval.tokens
-        rest = (dpo.beta, dpo.label_smoothing, dpo.discopop_tau, len(tokens) / tokens[:, 0].sum())
-        known = [*logps.T, *self._eval.reference.T, *tokens.T]
+        known = [*logps.T, *self.eval.reference.T, *self.eval.tokens.T]
+        rest = _constants(trial, self.eval.tokens[:, 0])
         scores = [torch.from_numpy(column) for column in known]
-        scores += [torch.full((len(tokens),), value, dtype=torch.float64) for value in rest]
+        scores += [torch.full((len(logps),), value, dtype=torch.float64) for value in rest]
         losses = pair_losses(*trial.loss_terms, PairScores(*scores))
-        return {**metrics.pair_values(pairs), "loss": losses.numpy()}
+        values = metrics.pair_values(metrics.PairLogps(*known))
+        return {**values, "loss": losses.numpy()}
 
     def _packs_of(self, trials: Sequence[PackedTrial]) -> list[Pack]:
         """The trials in packs that fit a pass; those of the call before where nothing changed."""
-        size = max(1, self.tokens_per_forward // self._train.longest)
+        size = max(1, self.tokens_per_forward // self.train.longest)
         wanted = [tuple(trials[at : at + size]) for at in range(0, len(trials), size)]
         if [pack.trials for pack in self._packs] != wanted:
             for pack in self._packs:
@@ -213,7 +209,7 @@ class Engine:
     def _fits(self, act: Callable[[], None]) -> bool:
         """Whether memory sufficed; if not, the next pass has half the tokens. Raises OutOfMemory
         if one pair is too much."""
-        lowest = max(self._train.longest, self._eval.longest)
+        lowest = max(self.train.longest, self.eval.longest)
         try:
             act()
             return True
@@ -236,21 +232,27 @@ class Engine:
         if key not in self._layers:
             for stack in self._stacks.values():
                 stack.remove()
-            self._layers[key] = adapters.adapted_layers(self._base, lora)
+            self._layers[key] = adapters.adapted_layers(self.base, lora)
             layers = dict.fromkeys(layer for layers in self._layers.values() for layer in layers)
-            modules = dict(self._base.named_modules())
+            modules = dict(self.base.named_modules())
             self._stacks = {layer: StackedLinear(modules[layer.name]) for layer in layers}
-            self._packs = []
         return self._layers[key]
 
     def _refuse_other_architectures(self) -> None:
         """Compares the packed pass over some pairs with the reference's own, whatever the model
         may do that the packed one doesn't know."""
-        some = self._eval.pairs[:4]
+        some = self.eval.pairs[:4]
         with torch.no_grad():
-            logps = completion_logps(self._base, collate([some], self._device)).cpu().numpy()
-        apart = np.abs(logps - self._eval.reference[:4]) / self._eval.tokens[:4]
-        if not apart.max() <= _TOLERANCE[AUTOCAST.get(self._device, self._base.dtype)]:
+            logps = completion_logps(self.base, collate([some], self._device)).cpu().numpy()
+        apart = np.abs(logps - self.eval.reference[:4]) / self.eval.tokens[:4]
+        if not apart.max() <= _TOLERANCE[AUTOCAST.get(self._device, self.base.dtype)]:
             raise InputError(
                 refusal(f"its log-probs come out {apart.max():.2g} nats a token apart from its own")
             )
+
+
+def _constants(trial: PackedTrial, chosen_tokens: metrics.Floats) -> list[float]:
+    """The last fields of PairScores, the same for all pairs over which a mean is taken."""
+    dpo = trial.config.dpo
+    token_share = len(chosen_tokens) / chosen_tokens.sum()
+    return [dpo.beta, dpo.label_smoothing, dpo.discopop_tau, token_share]

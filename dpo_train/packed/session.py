@@ -8,9 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
@@ -18,6 +19,8 @@ from dpo_train.packed import adapters
 from dpo_train.packed.engine import Engine
 from dpo_train.packed.trial import PackedTrial
 from dpo_train.session import Diverged
+
+T = TypeVar("T")
 
 
 class PackedSession:
@@ -98,9 +101,7 @@ class _Shared:
         return count
 
     def join(self, config: TrainConfig) -> PackedTrial:
-        joined: list[PackedTrial] = []
-        self._between_steps(lambda: joined.append(self._engine.join(config)))
-        return joined[0]
+        return self._between_steps(lambda: self._engine.join(config))
 
     def leave(self, trial: PackedTrial) -> None:
         def part() -> None:
@@ -127,24 +128,21 @@ class _Shared:
             raise answer
         return answer
 
-    def _between_steps(self, act: Callable[[], None]) -> None:
-        done = threading.Event()
-        failed: list[BaseException] = []
+    def _between_steps(self, act: Callable[[], T]) -> T:
+        done: Future[T] = Future()
 
         def asked() -> None:
             try:
-                act()
+                done.set_result(act())
             except BaseException as error:  # it belongs to whoever asked
-                failed.append(error)
-            done.set()
+                done.set_exception(error)
 
         with self._turn:
             self._asked.append(asked)
             self._turn.notify_all()
-            while not done.is_set():
+            while not done.done():
                 self._drive_or_wait()
-        if failed:
-            raise failed[0]
+        return done.result()
 
     def _drive_or_wait(self) -> None:
         if self._is_driven:

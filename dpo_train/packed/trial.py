@@ -18,7 +18,7 @@ from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.packed import adapters
 from dpo_train.packed.adapters import Layout
 from dpo_train.packed.losses import loss_terms
-from dpo_train.session import Diverged
+from dpo_train.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
 
@@ -52,10 +52,8 @@ class PackedTrial:
         """How many of them are."""
         self._train_pairs = train_pairs
         self._step_loss = torch.zeros((), device=device)
-        self._losses: list[Tensor] = []
-        self._tokens = 0
         self._batches = self._draw_batches()
-        self._resume()
+        self.resume()
 
     def take(self, most: int) -> list[int]:
         """The next pairs to compute, at most so many, all of one step and in parts of like size."""
@@ -126,10 +124,11 @@ class PackedTrial:
         seconds = time.monotonic() - self._resumed_at - eval_seconds
         losses = torch.stack(self._losses).cpu()
         tokens, pairs = self._tokens, self.pairs_seen - self._resumed_pairs
+        rate = self.config.optim.learning_rate
         for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
-            raise self._diverged(float(losses[offset]), self.step - len(losses) + 1 + offset)
+            raise diverged(float(losses[offset]), self.step - len(losses) + 1 + offset, rate)
         if values is None:
-            raise self._diverged(math.nan, self.step)
+            raise diverged(math.nan, self.step, rate)
         self.is_due = False
         self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         on_gpu = self.weights.device.type == "cuda"
@@ -149,15 +148,9 @@ class PackedTrial:
 
     def resume(self) -> None:
         """The clock of the next report starts, and its losses."""
-        self._losses, self._tokens = [], 0
-        self._resume()
-
-    def _resume(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens = 0
         self._resumed_at, self._resumed_pairs = time.monotonic(), self.pairs_seen
-
-    def _diverged(self, loss: float, step: int) -> Diverged:
-        rate = self.config.optim.learning_rate
-        return Diverged(f"loss is {loss:g} at step {step}, learning rate {rate:g}")
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -207,7 +200,6 @@ class PackedTrial:
         self.step, self.pairs_seen = progress["step"], progress["pairs_seen"]
         self.steps.fill_(self.step)
         self._batches = self._draw_batches(*divmod(self.step, self._steps_per_epoch))
-        self.resume()
 
 
 def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> float:
@@ -217,7 +209,7 @@ def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> flo
     """
     if optim.schedule == "constant":
         return 1.0
-    warmup = math.ceil(optim.warmup_pairs / optim.batch_size)
+    warmup = optim.warmup_steps
     if step < warmup:
         return step / max(1, warmup)
     progress = (step - warmup) / max(1, total_steps - warmup)

@@ -32,7 +32,7 @@ Row = dict[str, str]
 Example = tuple[list[int], int]  # token ids, and how many of them are the prompt's
 
 
-def build_tokenizer(rows: Sequence[Row]) -> Qwen2Tokenizer:
+def build_tokenizer(rows: Sequence[Row], vocabulary: int = VOCABULARY) -> Qwen2Tokenizer:
     """Learn a byte-level BPE from the rows' texts.
 
     A model of type qwen2 gets Qwen2Tokenizer's own normalizer and pre-tokenizer when loaded,
@@ -42,7 +42,7 @@ def build_tokenizer(rows: Sequence[Row]) -> Qwen2Tokenizer:
     learner = Tokenizer(models.BPE())
     learner.normalizer, learner.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIALS),
+        vocab_size=vocabulary - len(SPECIALS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
