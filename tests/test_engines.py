@@ -92,6 +92,14 @@ def is_alive(engine: object) -> bool:
     return True
 
 
+def await_death(engine: object) -> None:
+    """Ray kills an actor some time after it is told to."""
+    deadline = time.monotonic() + 10
+    while is_alive(engine):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
     broker = Broker(idle_seconds=1)
     engine = broker.enter("a", node, "0")
@@ -104,14 +112,12 @@ def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
     time.sleep(1.5)
     assert is_alive(engine)
     broker.leave("c")
-    deadline = time.monotonic() + 10
-    while is_alive(engine):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    await_death(engine)
     again = broker.enter("d", node, "0")
     assert again is not engine
     assert is_alive(again)
     ray.kill(again)
+    await_death(again)
     assert is_alive(broker.enter("e", node, "0"))  # and one that died is not handed out
 
 
