@@ -14,6 +14,7 @@ import pytest
 
 from dpo_train import data, reference
 from dpo_train.config import DataConfig, TrainConfig
+from tests.one_node import one_node
 from tests.simulated_search import YAML
 from tests.wandb_server import WandbServer
 
@@ -82,6 +83,27 @@ def start(tmp_path: Path) -> Iterator[Start]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        # As a search starts its own.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+    }
+    with one_node(2, "--include-dashboard=false", **environment) as address:
+        yield address
+
+
+@pytest.fixture
+def shared_ray(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches run on a cluster of two CPUs that is there: half of a short one's time is to start
+    a Ray of its own and to end it."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 @pytest.fixture(scope="session")

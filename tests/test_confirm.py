@@ -332,6 +332,7 @@ def score(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_driver_killed_while_it_confirms_goes_on_and_asks_the_users_judge_once(
     tmp_path: Path, dpo_tune: Run, start: Start
 ) -> None:

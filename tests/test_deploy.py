@@ -1,57 +1,38 @@
 """A search whose last step is to serve its winner: a real Ray cluster that outlives it."""
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT, Run
+from tests.one_node import one_node
 from tests.ports import free_port
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One node, and the environment in which the commands find it."""
-    port, dashboard = free_port(), free_port()
+    port = free_port()
     environment = {
         "PYTHONPATH": str(ROOT),
-        "RAY_ADDRESS": f"127.0.0.1:{port}",
-        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{port}",
         "RAY_AUTH_MODE": "disabled",
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with tempfile.TemporaryDirectory(prefix="dt-", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen(
-            [Path(sys.executable).parent / "ray", "start", "--head", "--block",
-             "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}",
-             "--num-cpus=3", f"--temp-dir={folder}", "--disable-usage-stats"],
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + 60
-            while not is_there(environment["RAY_DASHBOARD_ADDRESS"]):
-                assert head.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-            yield
-        finally:
-            for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            head.wait()
+    with one_node(3, f"--dashboard-port={port}") as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        deadline = time.monotonic() + 60
+        while not is_there(environment["RAY_DASHBOARD_ADDRESS"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield
 
 
 def is_there(url: str) -> bool:

@@ -15,6 +15,7 @@ from tune.records import read_records
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_trial_without_memory_goes_on_with_less_at_once_or_fails_and_the_search_goes_on(
     tmp_path: Path, yaml: Path, dpo_tune: Run
 ) -> None:

@@ -106,6 +106,7 @@ hub: {when: improved, repo: acme/won}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dpo_tune: Run, start: Start
 ) -> None:
@@ -183,6 +184,7 @@ def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
     tmp_path: Path,
 ) -> None:

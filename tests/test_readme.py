@@ -49,6 +49,7 @@ def test_the_file_map_is_true() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_run_can_be_shown_listed_and_removed(tmp_path: Path, dpo_tune: Run) -> None:
     yaml = tmp_path / "first-try.yaml"
     yaml.write_text(

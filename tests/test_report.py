@@ -250,6 +250,7 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_search_ends_with_its_report(tmp_path: Path, dpo_tune: Run) -> None:
     yaml = tmp_path / "sim.yaml"
     yaml.write_text(

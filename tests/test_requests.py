@@ -198,6 +198,7 @@ def test_a_trial_that_has_ended_is_not_stopped(tmp_path: Path, driver: Driver) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_running_search_is_steered_from_another_process(
     tmp_path: Path, dpo_tune: Run, start: Start
 ) -> None:

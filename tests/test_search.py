@@ -23,6 +23,7 @@ from tune.records import read_records
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     tmp_path: Path, yaml: Path, dpo_tune: Run
 ) -> None:
@@ -60,6 +61,7 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     assert len(grown.trials) == 15
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_signal_ends_with_130_and_the_search_can_go_on(
     tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_signal_ends_with_130_and_the_search_can_go_on(
     assert "running" in dpo_tune("show", "sim").stdout
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_trials_that_diverge_are_rows_with_their_error(
     tmp_path: Path, yaml: Path, dpo_tune: Run
 ) -> None:
@@ -99,6 +102,7 @@ def test_trials_that_diverge_are_rows_with_their_error(
     assert results.winner is not None
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_a_search_in_which_nothing_is_measured_exits_1(
     tmp_path: Path, yaml: Path, dpo_tune: Run
 ) -> None:

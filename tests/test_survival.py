@@ -37,6 +37,7 @@ from tune.search import Interrupted, _ray
     ("moments", "trials"),
     [(3, 9), pytest.param(10, 60, marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
 )
+@pytest.mark.usefixtures("shared_ray")
 def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start, moments: int, trials: int
 ) -> None:

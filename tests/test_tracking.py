@@ -87,6 +87,7 @@ def assert_told(record: TrialRecord, config: dict[str, Any], summary: dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_on_disk_lies_what_the_records_say(
     tmp_path: Path, yaml: Path, dpo_tune: Run, server: WandbServer
 ) -> None:
@@ -114,6 +115,7 @@ def test_on_disk_lies_what_the_records_say(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_an_interrupted_search_goes_on_in_the_same_sweep_and_runs(
     tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start, server: WandbServer
 ) -> None:
@@ -168,6 +170,7 @@ def test_an_interrupted_search_goes_on_in_the_same_sweep_and_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_server_that_hangs_costs_seconds_at_the_end_and_the_rest_can_be_sent(
     tmp_path: Path, yaml: Path, start: Start, server: WandbServer
 ) -> None:
