@@ -31,8 +31,6 @@ from tune.config import SearchConfig, load_search  # noqa: E402
 
 SHAPES = {"short": (1, 24), "long": (10, 4)}
 """Times the quickstart's pairs, and trials: twenty-four long ones would take hours on two cores."""
-B1_TRIALS = 16
-"""Of the packed shape's 64 on B1's side, which would take a quarter of an hour and more."""
 WORKERS = os.cpu_count() or 1
 
 
@@ -53,7 +51,7 @@ def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
     config = load_search(ROOT / "searches" / "quickstart.yaml", {
         "model.id": str(model), "data.id": str(rows), "trainer": "packed",
         "lora": {"r": 8, "alpha": 16}, "eval_every_pairs": 64, "stopping.grace_pairs": 64,
-        "stopping.metric": "eval/margin", "resources.cpus": 0.125,
+        "stopping.metric": "eval/margin",
         "space": {**BOUNDS, "optim.batch_size": {"choice": [2, 4, 8]},
                   "optim.epochs": {"int": [1, 2]}},
         "points": [],
@@ -180,8 +178,7 @@ def main() -> None:
     if only in (None, "packed"):
         with tempfile.TemporaryDirectory() as folder:
             config, points = packed_shape(Path(folder))
-            # A trial costs B1 the same start and the same steps, the tenth as the fiftieth.
-            show("packed", ours(config, points), stock(config, points[:B1_TRIALS]))
+            show("packed", ours(config, points), stock(config, points))
     if only in (None, "step"):
         seconds = steps()
         ratio = seconds["ours"] / seconds["stock"]

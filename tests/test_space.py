@@ -153,7 +153,7 @@ def test_the_users_own_grid_is_all_its_points() -> None:
 
 def test_packed_trials_share_a_cpu_by_default() -> None:
     packed = {"trainer": "packed", "lora": {}, "space": {"dpo.beta": {"uniform": [0.1, 0.2]}}}
-    assert search(**packed).resources.cpus == 0.125
-    assert search(**packed, resources={"gpus": 0.25}).resources.cpus == 0.125
+    assert search(**packed).resources.cpus == 0.25
+    assert search(**packed, resources={"gpus": 0.25}).resources.cpus == 0.25
     assert search(**packed, resources={"cpus": 0.5}).resources.cpus == 0.5
     assert search(space=packed["space"]).resources.cpus == 1

@@ -57,8 +57,8 @@ class StoppingConfig(Part):
 
 class ResourcesConfig(Part):
     cpus: float = Field(1, gt=0, le=1024)
-    """CPUs of one trial; by default 1, and 1/8 under `trainer: packed`: more trials in a step
-    gain nothing there (benchmarks/RESULTS.md)."""
+    """CPUs of one trial; by default 1, and 1/4 under `trainer: packed`: eight trials in a step
+    gain a seventh over four, and each costs a process (benchmarks/RESULTS.md)."""
     gpus: float = Field(0, ge=0)
     """GPUs of one trial: 0, a fraction, 1, or several, which train it together."""
     sharded: bool = False
@@ -227,7 +227,7 @@ class SearchConfig(TrainConfig):
         if isinstance(content, dict) and content.get("trainer") == "packed":
             resources = content.get("resources") or {}
             if isinstance(resources, dict):
-                return {**content, "resources": {"cpus": 0.125, **resources}}
+                return {**content, "resources": {"cpus": 0.25, **resources}}
         return content
 
     @property
