@@ -34,6 +34,7 @@ from synthetic import write_model, write_pairs  # noqa: E402
 
 from dpo_train import data, reference  # noqa: E402
 from dpo_train.config import TrainConfig  # noqa: E402
+from dpo_train.packed.pack_size import PackSize  # noqa: E402
 from dpo_train.parts import override  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,16 +139,10 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
 
 def warm_trials(folder: Path) -> dict[str, Any]:
     """B3: one warm session after another; training alone, and with opening and closing."""
-    from dpo_train.session import open_session
-
     config, planned = prepared(folder, SIZE.lengths, "rows")
 
     def run(point: dict[str, Any]) -> tuple[float, float]:
-        every = {"trainer": "trl", "eval_every_pairs": SIZE.train_pairs}
-        session = open_session(override(config, {**every, **point}), planned, DEVICE)
-        report = session.advance()
-        session.close()
-        return report["step"], report["train_seconds"]
+        return warm_trial(override(config, point), planned)
 
     run(points(1)[0])
     trials = points(SIZE.trials if DEVICE == "cpu" else BASELINE_TRIALS)
@@ -166,31 +161,55 @@ def warm_trials(folder: Path) -> dict[str, Any]:
     }
 
 
+def warm_trial(trial: TrainConfig, planned: Path) -> tuple[float, float]:
+    """Its steps, and the seconds that they took."""
+    from dpo_train.session import open_session
+
+    every = {"trainer": "trl", "eval_every_pairs": SIZE.train_pairs}
+    session = open_session(override(trial, every), planned, DEVICE)
+    report = session.advance()
+    session.close()
+    return report["step"], report["train_seconds"]
+
+
+def train_packed(
+    engine: Any, trials: list[TrainConfig], at_once: int, pairs: int
+) -> tuple[int, float]:
+    """Trial-steps and seconds; trials join as others leave, after so many pairs each."""
+    waiting, running = list(trials), list[Any]()
+    steps, began = 0, time.perf_counter()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(engine.join(waiting.pop(0)))
+        engine.step(running)
+        steps += sum(trial.step for trial in running if trial.pairs_seen >= pairs)
+        running = [trial for trial in running if trial.pairs_seen < pairs]
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return steps, time.perf_counter() - began
+
+
 def packed_trials(folder: Path) -> dict[str, Any]:
-    """E: trials join as others leave, up to 32 at once; and the table of batch and pack sizes."""
+    """E: up to 32 trials at once; and the table of batch and pack sizes."""
     from dpo_train.packed.engine import Engine
 
     config, planned = prepared(folder, SIZE.lengths, "rows")
     engine = Engine(config.model, planned, DEVICE)
+    found_by_trying, engine.pack_size = engine.pack_size, _All()
     opening = time.perf_counter() - BEGAN
 
-    def train(waiting: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
-        running: list[Any] = []
-        steps, began = 0, time.perf_counter()
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                running.append(engine.join(override(config, waiting.pop(0))))
-            engine.step(running)
-            steps += sum(trial.step for trial in running if trial.pairs_seen >= pairs)
-            running = [trial for trial in running if trial.pairs_seen < pairs]
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        return steps, time.perf_counter() - began
+    def train(asked: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
+        return train_packed(engine, [override(config, p) for p in asked], at_once, pairs)
 
     pairs = SIZE.train_pairs
     train(points(4), 4, 16)
     alone = train(points(BASELINE_TRIALS), 1, pairs)
     steps, seconds = train(points(SIZE.trials), 32, pairs)
+    engine.pack_size = found_by_trying
+    tried = train(points(SIZE.trials), 32, pairs)
+    found = engine.pack_size.of(32)
+    again = train(points(SIZE.trials), 32, pairs)
+    engine.pack_size = _All()
     rates = {}
     for size in BATCHES:
         for pack in PACKS:
@@ -202,9 +221,21 @@ def packed_trials(folder: Path) -> dict[str, Any]:
         "trials_per_hour": 3600 * SIZE.trials / (seconds + opening),
         "steps_per_second": steps / seconds,
         "steps_per_second_alone": alone[0] / alone[1],
+        "steps_per_second_tried": tried[0] / tried[1],
+        "steps_per_second_found": again[0] / again[1],
+        "pack_size_found": found,
         "pairs_per_second": rates,
         "utilisation": utilisation(engine, pairs * SIZE.trials / seconds),
     }
+
+
+class _All(PackSize):
+    """All trials in one pass, whatever that takes: what the table is about."""
+
+    is_trying = False
+
+    def of(self, trials: int) -> int:
+        return trials
 
 
 def utilisation(engine: Any, pairs_per_second: float) -> float | None:
@@ -244,6 +275,25 @@ def prefix(folder: Path) -> dict[str, float]:
             best[name] = min(best[name], (time.perf_counter() - began) / 10)
     ids = columns["prompt_ids"][0], columns["chosen_ids"][0]
     return {**best, "prompt_tokens": len(ids[0]), "completion_tokens": len(ids[1])}
+
+
+def embedded(folder: Path) -> dict[str, float]:
+    """Trial-steps per second of sixteen trials of the embedded model: eight at once, and one after
+    another in a warm `trl` session."""
+    from dpo_train.packed.engine import Engine
+
+    config = TrainConfig.model_validate(
+        {"trainer": "packed", "lora": LORA, "data": {"limit": 600}, "eval_every_pairs": 10**9,
+         "optim": {"warmup_pairs": 16, "epochs": 100}}
+    )  # fmt: skip
+    planned = reference.plan(config, data.load_pairs(config.data), folder / "prepared", DEVICE)
+    trials = [override(config, point) for point in points(17)]
+    warm_trial(trials[0], planned)
+    done = [warm_trial(trial, planned) for trial in trials[1:]]
+    engine = Engine(config.model, planned, DEVICE)
+    train_packed(engine, trials[:1], 1, SIZE.train_pairs)
+    steps, seconds = train_packed(engine, trials[1:], 8, SIZE.train_pairs)
+    return {"E": steps / seconds, "B3": sum(s for s, _ in done) / sum(t for _, t in done)}
 
 
 def quality(folder: Path) -> dict[str, Any]:
@@ -290,6 +340,7 @@ PARTS = {
     "B3": warm_trials,
     "E": packed_trials,
     "prefix": prefix,
+    "embedded": embedded,
     "quality": quality,
 }
 
@@ -308,6 +359,13 @@ def table(found: dict[str, Any]) -> None:
         theirs = b3["steps_per_second"]
         row("trial-steps per second, E / B3", e["steps_per_second"], theirs)
         row("trial-steps per second, E alone / B3", e["steps_per_second_alone"], theirs)
+    if e:
+        all_in_one, size = e["steps_per_second"], e["pack_size_found"]
+        row("the same, pack size being tried / all in one", e["steps_per_second_tried"], all_in_one)
+        row(f"the same, by {size}, as was found / all in one", e["steps_per_second_found"],
+            all_in_one)  # fmt: skip
+    if "embedded" in found:
+        row("trial-steps per second, embedded model, E / B3", *found["embedded"].values())
     if "prefix" in found:
         p = found["prefix"]
         row("step, prompts twice / once", 1000 * p["plain"], 1000 * p["shared"], "ms")

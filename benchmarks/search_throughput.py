@@ -94,6 +94,7 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
                        stdout=subprocess.DEVNULL)  # fmt: skip
         seconds = time.perf_counter() - began
         results = json.loads((Path(folder) / "ours" / "results.json").read_text())
+        places = (Path(folder) / "ours" / "places.jsonl").read_text().splitlines()
     curves = [trial["curve"] for trial in results["trials"]]
     return {
         "seconds": seconds,
@@ -102,7 +103,20 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
         "step_seconds": sum(point["train_seconds"] for curve in curves for point in curve),
         "evaluation_seconds": sum(point["eval_seconds"] for curve in curves for point in curve),
         "outside": outside_of_ours(results["trials"]),
+        "handover": handover(results["trials"], [json.loads(line) for line in places]),
     }
+
+
+def handover(trials: list[dict[str, Any]], places: list[dict[str, Any]]) -> float:
+    """Median seconds from a trial's end to the next one's begin in the same process."""
+    process = {place["trial"]: place["pid"] for place in places}
+    last: dict[int, float] = {}
+    seconds = []
+    for trial in sorted(trials, key=lambda trial: trial["began"]):
+        if (pid := process[trial["id"]]) in last:
+            seconds.append(trial["began"] - last[pid])
+        last[pid] = trial["ended"]
+    return median(seconds)
 
 
 def outside_of_ours(trials: list[dict[str, Any]]) -> float:
@@ -201,6 +215,7 @@ def show(shape: str, a: dict[str, float], b: dict[str, float]) -> None:
     row("pairs per second", *(side["pairs"] / side["seconds"] for side in (a, b)))
     row("seconds, cold start and end counted", a["seconds"], b["seconds"])
     row("pairs trained on", a["pairs"], b["pairs"])
+    print(f"{'seconds for a process to take its next trial':44} {a['handover']:10.2f}")
     if shape == "packed":
         return  # trials share their steps
     row("seconds in steps, per 1,000 pairs",

@@ -5,6 +5,7 @@ Driven by one thread at a time. Trials join and leave between two calls.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dpo_train.packed.forward import ATTENTION, AUTOCAST, completion_logps, refu
 from dpo_train.packed.linear import StackedLinear
 from dpo_train.packed.losses import PairScores, pair_losses
 from dpo_train.packed.pack import Pack
+from dpo_train.packed.pack_size import PackSize
 from dpo_train.packed.rows import Rows, collate, lay_out_all
 from dpo_train.packed.trial import PackedTrial
 from dpo_train.session import OutOfMemory, is_out_of_memory
@@ -61,6 +63,7 @@ class Engine:
         self._layers: dict[str, tuple[Layer, ...]] = {}
         self._stacks: dict[Layer, StackedLinear] = {}
         self._packs: list[Pack] = []
+        self.pack_size = PackSize()
         self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
         self.tokens_per_forward = _TOKENS_PER_FORWARD[device]
         """Bounds the memory of a pass; lowered when it runs out."""
@@ -89,8 +92,11 @@ class Engine:
         """
 
         def steps() -> None:
-            for pack in self._packs_of(trials):
-                self._step(pack)
+            size = self.pack_size.of(len(trials))
+            began = self._now()
+            tokens = sum(self._step(pack) for pack in self._packs_of(trials, size))
+            if self.pack_size.is_trying:
+                self.pack_size.took(tokens, self._now() - began)
 
         if not self._fits(steps):
             for trial in trials:
@@ -108,7 +114,13 @@ class Engine:
             pass
         return [self._values(trial, logps) for trial, logps in zip(trials, scores, strict=True)]
 
-    def _step(self, pack: Pack) -> None:
+    def _now(self) -> float:
+        if self._device == "cuda" and self.pack_size.is_trying:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _step(self, pack: Pack) -> int:
+        """Returns the tokens that it trained on."""
         most = self._pairs_each(pack)
         parts = [trial.take(most) for trial in pack.trials]
         pairs = [[self.train.pairs[number] for number in part] for part in parts]
@@ -119,6 +131,7 @@ class Engine:
         for trial, part, own, loss in zip(pack.trials, parts, pairs, losses.detach(), strict=True):
             if trial.add(len(part), loss, sum(pair.padded_tokens for pair in own)):
                 trial.end_step()
+        return sum(len(pair.ids) for own in pairs for pair in own)
 
     def _pairs_each(self, pack: Pack) -> int:
         """Of each trial in one pass: no more than the smallest batch, so that none waits empty."""
@@ -196,9 +209,10 @@ class Engine:
         values = metrics.pair_values(metrics.PairLogps(*known))
         return {**values, "loss": losses.numpy()}
 
-    def _packs_of(self, trials: Sequence[PackedTrial]) -> list[Pack]:
-        """The trials in packs that fit a pass; those of the call before where nothing changed."""
-        size = max(1, self.tokens_per_forward // self.train.longest)
+    def _packs_of(self, trials: Sequence[PackedTrial], most: int | None = None) -> list[Pack]:
+        """The trials in packs that fit a pass, of at most so many; those of the call before where
+        nothing changed."""
+        size = max(1, min(most or len(trials), self.tokens_per_forward // self.train.longest))
         wanted = [tuple(trials[at : at + size]) for at in range(0, len(trials), size)]
         if [pack.trials for pack in self._packs] != wanted:
             for pack in self._packs:
