@@ -243,7 +243,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
     import optuna
 
     from tune.config import SearchConfig
-    from tune.scheduler import TrialKey, make_rungs
+    from tune.rungs import TrialKey, make_rungs
     from tune.space import suggest
     from tune.study import make_sampler
 

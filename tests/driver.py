@@ -13,7 +13,7 @@ from tune.config import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging
 from tune.progress import Progress
-from tune.records import Objective, Records, create_run
+from tune.records import Records, create_run
 from tune.scheduler import SearchScheduler
 from tune.searcher import StudySearcher
 
@@ -28,8 +28,7 @@ class Driver:
         self.config = check(parse(SearchConfig, {**basics, **content}, {}, "x.yaml"))
         if not (folder / "run.json").exists():
             create_run(folder, Path(), "cpu")
-        objective = Objective(metric=self.config.objective, mode=self.config.mode)
-        self.records = Records(folder, objective)
+        self.records = Records(folder, self.config.goal)
         self.records.begin_sitting()
         progress = Progress(self.records, self.config.total_trials)
         self.judging = Judging(self.config, self.records)
@@ -50,15 +49,19 @@ class Driver:
         self.scheduler.on_trial_add(None, trial)
         return trial
 
-    def report(self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5) -> str:
-        result = self.result(pairs, accuracy, nll)
+    def report(
+        self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
+    ) -> str:
+        result = self.result(pairs, accuracy, nll, drift)
         decision = self.scheduler.on_trial_result(None, trial, result)
         if decision == TrialScheduler.STOP:
             self.complete(trial, result)
         return decision
 
-    def finish(self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5) -> None:
-        self.complete(trial, {**self.result(pairs, accuracy, nll), "ended": "finished"})
+    def finish(
+        self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
+    ) -> None:
+        self.complete(trial, {**self.result(pairs, accuracy, nll, drift), "ended": "finished"})
 
     def fail(self, trial: Any, error: str = "loss is nan") -> None:
         self.complete(trial, {"ended": "failed", "error": error})
@@ -68,8 +71,9 @@ class Driver:
         self.searcher.on_trial_complete(trial.trial_id, result)
 
     @staticmethod
-    def result(pairs: int, accuracy: float, nll: float) -> dict[str, Any]:
-        report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll, "eval/drift": 1}
+    def result(pairs: int, accuracy: float, nll: float, drift: float = 1) -> dict[str, Any]:
+        report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll}
+        report["eval/drift"] = drift
         named = {f"report/{name}": value for name, value in report.items()}
         basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": "[]"}
         place = {"node_ip": "127.0.0.1", "pid": 1, "gpus": ""}

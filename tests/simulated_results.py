@@ -28,7 +28,7 @@ SEARCH: dict[str, Any] = {
 def simulated(count: int, **changes: Any) -> Results:
     """The results of a search that random draws and a fixed share of stops stand in for."""
     config = check(SearchConfig.model_validate({**SEARCH, "trials": count, **changes}))
-    objective = Objective(metric=config.objective, mode=config.mode)
+    objective = config.goal
     trials = [trial(config, objective, number) for number in range(count)]
     best = max(trials, key=lambda record: objective.key(record.metrics))
     winner = Winner(
@@ -53,6 +53,7 @@ def simulated(count: int, **changes: Any) -> Results:
         answers=[{"prompt": "Why?", "base": "No.", "winner": "Yes.", "chosen": "Because."}],
         ended=f"all {count} trials",
         search=config.model_dump(mode="json", by_alias=True),
+        front=[record.id for record in objective.front(trials)],
     )
 
 

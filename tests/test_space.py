@@ -104,7 +104,7 @@ def test_a_loss_that_trials_do_not_share_is_no_objective() -> None:
     with pytest.raises(InputError, match="stopping.metric: eval/loss"):
         search(space=beta, stopping={"metric": "eval/loss"})
     rate = {"optim.learning_rate": {"log_uniform": [1e-6, 1e-4]}}
-    assert search(space=rate, objective="eval/loss").mode == "min"
+    assert search(space=rate, objective="eval/loss").goal.mode == "min"
 
 
 def test_rungs_off_the_evaluations_are_refused_with_the_nearest_that_fit() -> None:

@@ -190,8 +190,10 @@ def _search(results: Results, publishing: Publishing) -> str:
     assert results.winner is not None
     search, winner = results.search, results.winner
     stopping, sampler, pairs = search["stopping"], search["sampler"], results.data["pairs"]
+    second = results.objective.second
+    compared = stopping["metric"] + (f" and {second.metric}, by their fronts" if second else "")
     rules = {
-        "asha": f"ASHA on {stopping['metric']}, first rung at {stopping['grace_pairs']} pairs, one "
+        "asha": f"ASHA on {compared}, first rung at {stopping['grace_pairs']} pairs, one "
         f"in {stopping['reduction']} goes on",
         "median": f"the median rule on {stopping['metric']}, from {stopping['grace_pairs']} pairs",
         "none": "none",
@@ -203,7 +205,8 @@ def _search(results: Results, publishing: Publishing) -> str:
         "proposed by": "a grid, point by point"
         if sampler["name"] == "grid"
         else f"Optuna's {sampler['name']}, seed {sampler['seed']}",
-        "objective": f"{results.objective.mode}imise {results.objective.metric} on held-out pairs",
+        "objective": " and ".join(f"{p.mode}imise {p.metric}" for p in results.objective.parts)
+        + " on held-out pairs",
         "early stopping": rules[stopping["name"]],
         "trials": results.counted(),
         "ended by": results.ended,
@@ -212,6 +215,8 @@ def _search(results: Results, publishing: Publishing) -> str:
         "seed of its training": str(winner.config.get("seed", search["seed"])),
         "pairs": f"{splits}; no prompt on two sides" + left_out.replace(",", "; left out:", 1),
     }
+    if told := results.about_front():
+        facts["result"] = told
     if results.confirmation is not None:
         facts["confirmed by"] = _confirmed(results.confirmation)
     if winner.warm_from:
@@ -237,22 +242,21 @@ def _confirmed(confirmation: Confirmation) -> str:
 
 
 def _trials(results: Results) -> str:
-    metric = results.objective.metric
+    metric, second = results.objective.metric, results.objective.other.metric
     rows = [
         [
             trial.id,
             trial.state,
             str(trial.pairs_seen),
             f"{trial.metrics[metric]:.3f}" if trial.metrics else "",
-            f"{trial.metrics['eval/drift']:.2f}" if trial.metrics else "",
+            f"{trial.metrics[second]:.3f}" if trial.metrics else "",
             describe(trial.config),
         ]
         for trial in results.ranked()[:_MOST_TRIALS]
     ]
     more = len(results.trials) - len(rows)
-    return _table(["trial", "state", "pairs", metric, "drift", "config"], rows) + (
-        f"\n\nand {more} more in `results.json`." if more else ""
-    )
+    head = ["trial", "state", "pairs", metric, second, "config"]
+    return _table(head, rows) + (f"\n\nand {more} more in `results.json`." if more else "")
 
 
 def _limits(results: Results) -> str:

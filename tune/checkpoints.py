@@ -66,8 +66,9 @@ def drop_state(run: Path, trial_id: str) -> None:
 
 
 def exports(run: Path, objective: Objective) -> list[_Export]:
-    """(folder, stamp) of the best export of each configuration that has one, the best first."""
-    return _best_of_each(_all_exports(run, objective))
+    """(folder, stamp) of the best export of each configuration that has one, the best first; with
+    two objectives front by front."""
+    return _ranked(_best_of_each(_all_exports(run, objective)), objective)
 
 
 def configuration(stamp: dict[str, Any]) -> str:
@@ -100,16 +101,19 @@ def offer_export(
     """
     there = exports(run, objective)
     own = [stamp for _, stamp in there if configuration(stamp) == (confirms or trial_id)]
-    others = [stamp for _, stamp in there if configuration(stamp) != (confirms or trial_id)]
-    to_beat = own or (others[keep - 1 : keep] if confirms is None else [])
-    if to_beat and objective.key(report) <= objective.key(to_beat[0]["report"]):
+    if own and objective.key(report) <= objective.key(own[0]["report"]):
         return
+    stamp = {"trial": trial_id, "config": point, "report": report}
+    if not own and confirms is None:
+        # Behind its equals, for the sort is stable.
+        kept = _ranked([*there, (run, stamp)], objective)[:keep]
+        if all(other is not stamp for _, other in kept):
+            return
     folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
     part = folder.with_name(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     made = part / folder.name  # in a folder of its own, with whatever the export begins beside it
-    stamp = {"trial": trial_id, "config": point, "report": report}
     if confirms is not None:
         stamp["configuration"] = confirms
     with leaving_no_part(part):
@@ -127,7 +131,7 @@ def prune_exports(
     """Leaves the best export of each of the k best configurations and of each finalist's, and that
     of the best finalist before its new seeds, with which a winner is compared; for the driver."""
     seen = _all_exports(run, objective)
-    best = _best_of_each(seen)
+    best = _ranked(_best_of_each(seen), objective)
     kept = {folder for folder, _ in best[:keep]}
     kept.update(folder for folder, stamp in best if configuration(stamp) in finalists)
     kept.update([folder for folder, stamp in seen if stamp["trial"] in finalists][:1])
@@ -150,6 +154,10 @@ def _best_of_each(ranked: list[_Export]) -> list[_Export]:
     for folder, stamp in ranked:
         best.setdefault(configuration(stamp), (folder, stamp))
     return list(best.values())
+
+
+def _ranked(exports: list[_Export], objective: Objective) -> list[_Export]:
+    return objective.ranked(exports, lambda export: export[1]["report"])
 
 
 def _all_exports(run: Path, objective: Objective) -> list[_Export]:

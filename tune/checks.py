@@ -37,7 +37,7 @@ def check(config: SearchConfig) -> SearchConfig:
         raise InputError("trials: say how many, like `trials: 24`; only a grid knows by itself")
     searched = [path for path in config.space if path.startswith("dpo.")]
     for field, metric in (
-        ("objective", config.objective),
+        *(("objective", part.metric) for part in config.goal.parts),
         ("stopping.metric", config.stopping.metric),
     ):
         if metric == "eval/loss" and searched:
@@ -45,7 +45,7 @@ def check(config: SearchConfig) -> SearchConfig:
                 f"{field}: eval/loss can't be compared between trials that differ in "
                 f"{', '.join(searched)}; use eval/accuracy, eval/ranking or eval/nll"
             )
-    if config.hub.when == "improved" and config.objective == "eval/loss":
+    if config.hub.when == "improved" and config.goal.metric == "eval/loss":
         raise InputError(
             "hub.when: improved can't compare eval/loss between models; use always, or another "
             "objective"
@@ -56,6 +56,7 @@ def check(config: SearchConfig) -> SearchConfig:
             "share (NFS, EFS, Filestore, FSx)"
         )
     check_storage(config.storage)
+    _check_two_objectives(config)
     _check_confirm(config)
     _check_rungs(config)
     _warn_of_annealing(config)
@@ -70,6 +71,32 @@ def _check_grid(config: SearchConfig) -> None:
         raise InputError(
             f"trials: {config.trials} of a grid that has {points} points; leave trials out, or "
             "take another sampler"
+        )
+
+
+def _check_two_objectives(config: SearchConfig) -> None:
+    first, second, stopping = config.goal.metric, config.goal.second, config.stopping
+    if second is None:
+        return
+    if first == "eval/drift":
+        raise InputError(
+            "objective: eval/drift comes first, so every trial would stand for its first report, "
+            f"where it has learnt least; type `objective: [{second.metric}, eval/drift]`"
+        )
+    if config.sampler.name == "cmaes":
+        raise InputError(
+            "sampler: cmaes knows one objective; with two type `sampler: {name: tpe}`, or gp, "
+            "random or grid"
+        )
+    if stopping.name == "median":
+        raise InputError(
+            "stopping: the median rule knows one objective; with two type "
+            "`stopping: {name: asha}`, or none"
+        )
+    if stopping.name == "asha" and stopping.metric == second.metric:
+        raise InputError(
+            f"stopping.metric: {stopping.metric} is the second objective, so the rungs would "
+            f"compare it with itself; type `--set stopping.metric={first}`"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
@@ -15,11 +15,23 @@ from dpo_train.metrics import MODES
 from dpo_train.parts import Part, override, parse, read_yaml
 from tune.checks import check
 from tune.cluster import runs_dir
+from tune.records import Objective
 from tune.space import Axis, Point, grid
 
 Metric = Literal[
     "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
 ]
+
+
+def _one_or_two(value: Any) -> Any:
+    names = list(value) if isinstance(value, list | tuple) else [value]
+    known = all(name in list(MODES) for name in names)
+    if known and (isinstance(value, str) or (len(names) == 2 and names[0] != names[1])):
+        return value
+    raise ValueError(
+        f"must be one of {', '.join(MODES)}, or two different ones, like "
+        "`[eval/accuracy, eval/drift]`"
+    )
 
 
 class SamplerConfig(Part):
@@ -35,7 +47,8 @@ class StoppingConfig(Part):
     """How weak trials are found: asynchronous successive halving (arXiv:1810.05934), the median
     of the others' running means, or not at all."""
     metric: Metric = "eval/nll"
-    """What is compared: smoother than the objective, so that fewer are stopped by noise."""
+    """What is compared: smoother than the objective, so that fewer are stopped by noise. With two
+    objectives ASHA compares pairs: this in place of the first, and the second."""
     grace_pairs: int = Field(64, ge=1, le=10**9)
     """No trial is stopped before; ASHA's first rung."""
     reduction: int = Field(3, ge=2)
@@ -133,7 +146,8 @@ class HubConfig(Part):
 class ConfirmConfig(Part):
     finalists: int = Field(2, ge=1, le=1000)
     """How many of the best configurations are trained again. Two by two did best where it was
-    measured (benchmarks/RESULTS.md)."""
+    measured (benchmarks/RESULTS.md). With two objectives they come from the front, the best in the
+    first one before the others, and where it has fewer, from the next front."""
     seeds: int = Field(2, ge=1, le=1000)
     """How often each, with other seeds than the search's; their mean decides."""
     evaluate: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
@@ -191,11 +205,17 @@ class SearchConfig(TrainConfig):
     points of an earlier search's best trials that lie in this space."""
     trials: int | None = Field(None, ge=1, le=1_000_000)
     """How many; a grid is tried whole by default."""
-    objective: Metric = "eval/accuracy"
-    """By which the winner is picked; ties go to the lower eval/drift."""
+    objective: Annotated[Metric | tuple[Metric, Metric], BeforeValidator(_one_or_two)] = (
+        "eval/accuracy"
+    )
+    """By which the winner is picked; ties go to the lower eval/drift. Or two, like
+    `[eval/accuracy, eval/drift]`: then the search is for their Pareto front, and `select` says
+    which trial of it wins. A trial stands there by its report of the best first one."""
     select: Literal["best", "one_standard_error"] = "best"
     """The best, or of those within one standard error of the best (over held-out prompts) the one
-    of least eval/drift; among the finalists, or without confirmation among the `keep_best`."""
+    of least eval/drift; among the finalists, or without confirmation among the `keep_best`. With
+    two objectives: of their front the best in the first, or of those within one standard error of
+    it the best in the second."""
     confirm: ConfirmConfig | None = None
     """Trains the best again with other seeds before one is crowned; null goes by the search."""
     sampler: SamplerConfig = SamplerConfig()
@@ -207,7 +227,7 @@ class SearchConfig(TrainConfig):
     budget: BudgetConfig = BudgetConfig()
     """When one is spent no trial starts and running ones stop at their next report."""
     keep_best: int = Field(3, ge=1, le=1000)
-    """How many exported trials stay on disk."""
+    """How many exported trials stay on disk; with two objectives in the finalists' order."""
     storage: str | None = None
     """Where Optuna's study is kept for Optuna's own tools: a database's URL, or the path of a
     journal file. In memory by default; the search itself needs none."""
@@ -244,8 +264,9 @@ class SearchConfig(TrainConfig):
         return "cuda" if self.resources.gpus else "cpu"
 
     @property
-    def mode(self) -> Literal["min", "max"]:
-        return MODES[self.objective]
+    def goal(self) -> Objective:
+        """The objective, or the two, with which way is better."""
+        return Objective.of(self.objective)
 
     @property
     def first_points(self) -> list[Point]:
@@ -304,5 +325,5 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     from tune.earlier import best_points
 
     config = parse(SearchConfig, {**content, "points": []}, overrides or {}, str(path))
-    points = best_points(earlier, config.space, config.objective)
+    points = best_points(earlier, config.space, config.goal)
     return check(config.model_copy(update={"points": points}))

@@ -44,6 +44,8 @@ class Finalist(Document):
     """Of the runs; None if one of them failed."""
     drift: float | None
     """Mean `eval/drift` of the runs."""
+    second: float | None = None
+    """With two objectives the second's mean of the runs."""
     behind: dict[str, Any] = {}
     """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
     its 95 % `interval` over prompts; empty for the winner and where a run failed."""
@@ -78,8 +80,9 @@ class _Entry:
 
 
 def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
-    """The best trials of the search. One that started from another's weights is none: its point
-    alone would not train it again."""
+    """The best trials of the search; with two objectives its front from the best in the first on,
+    then the next front. One that started from another's weights is none: its point alone would not
+    train it again."""
     if config.confirm is None:
         return []
     measured = [
@@ -87,8 +90,8 @@ def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
         for record in records.searched
         if record.metrics and not record.warm and record.state in ENDED
     ]
-    measured.sort(key=lambda record: records.objective.key(record.metrics), reverse=True)
-    return measured[: config.confirm.finalists]
+    ranked = records.objective.ranked(measured, lambda record: record.metrics)
+    return ranked[: config.confirm.finalists]
 
 
 def next_run(config: SearchConfig, records: Records) -> tuple[str, dict[str, Any]] | None:
@@ -158,7 +161,7 @@ def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirma
         for stamp in exported
         if abs(best["report"][metric] - stamp["report"][metric]) <= error
     ]
-    least = min(near, key=lambda stamp: stamp["report"]["eval/drift"])
+    least = max(near, key=lambda stamp: records.objective.key(stamp["report"])[1])
     return checkpoints.configuration(least), None
 
 
@@ -188,9 +191,10 @@ def _confirm(config: SearchConfig, records: Records) -> Confirmation | None:
     elif config.select == "one_standard_error" and best.pairs is not None:
         error = _standard_error(best.pairs, records)
         near = [entry for entry in entries if _gap(best, entry) <= error]
-        entries.sort(key=lambda e: (e in near, -(e.finalist.drift or 0)), reverse=True)
+        entries.sort(key=lambda e: (e in near, _rank(objective, e.finalist)[1][1]), reverse=True)
+        other = f"best {objective.second.metric}" if objective.second else "least drift"
         decided_by = (
-            f"the least drift among those within one standard error ({error:.4f}) of the best mean"
+            f"the {other} among those within one standard error ({error:.4f}) of the best mean"
         )
     winner = entries[0]
     return Confirmation(
@@ -235,8 +239,10 @@ def _entry(
 ) -> _Entry:
     whole = [run for run in runs if run.state == "finished"]
     all_whole = len(whole) == len(runs)
-    values = [run.metrics[objective.metric] for run in whole]
-    drifts = [run.metrics["eval/drift"] for run in whole]
+    means = {
+        metric: float(np.mean([run.metrics[metric] for run in whole])) if all_whole else None
+        for metric in (objective.metric, objective.other.metric, "eval/drift")
+    }
     finalist = Finalist(
         trial=record.id,
         config=record.config,
@@ -250,8 +256,9 @@ def _entry(
             )
             for run in runs
         ],
-        mean=float(np.mean(values)) if all_whole else None,
-        drift=float(np.mean(drifts)) if all_whole else None,
+        mean=means[objective.metric],
+        drift=means["eval/drift"],
+        second=means[objective.second.metric] if objective.second else None,
         evaluation=evaluation,
     )
     told = all_whole and all(run.held_out for run in whole)
@@ -262,7 +269,8 @@ def _rank(objective: Objective, finalist: Finalist) -> tuple[bool, tuple[float, 
     """Larger is better. A seed that failed says that the configuration is not to be relied on."""
     if finalist.mean is None or finalist.drift is None:
         return False, (0, 0)
-    return True, objective.key({objective.metric: finalist.mean, "eval/drift": finalist.drift})
+    other = finalist.drift if finalist.second is None else finalist.second
+    return True, objective.key({objective.metric: finalist.mean, objective.other.metric: other})
 
 
 def _gap(best: _Entry, other: _Entry) -> float:

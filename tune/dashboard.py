@@ -22,6 +22,7 @@ def save(run: str | Path) -> str:
     folder = find_run(run)
     config = load_search(folder / "search.yaml")
     entity, project = _place(folder, config)
+    goal = config.goal
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise InputError(
             "a dashboard needs wandb-workspaces; type `pip install 'dpo-tune[dashboard]'`"
@@ -36,12 +37,12 @@ def save(run: str | Path) -> str:
                   for name, panels in _sections(config).items()],
         runset_settings=ws.RunsetSettings(
             filters=[ws.Metric("Group") == config.name, ws.Metric("JobType") == "trial"],
-            order=[ws.Ordering(ws.Summary(config.objective), ascending=config.mode == "min")],
+            order=[ws.Ordering(ws.Summary(goal.metric), ascending=goal.mode == "min")],
             pinned_columns=[
                 "summary:state",
                 "summary:rung",
-                f"summary:{config.objective}",
-                "summary:eval/drift",
+                f"summary:{goal.metric}",
+                f"summary:{goal.other.metric}",
                 *(f"config:{path}" for path in config.space),
             ],
         ),
@@ -70,7 +71,8 @@ def _place(folder: Path, config: SearchConfig) -> tuple[str, str]:
 def _sections(config: SearchConfig) -> dict[str, list[Any]]:
     import wandb_workspaces.reports.v2 as wr
 
-    objective = config.objective
+    objective = config.goal.metric
+    plane = config.goal.plane
     axes = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(path)) for path in config.space]
     result = wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(objective))
     curves = [metric for metric in _CURVES if metric != objective]
@@ -78,9 +80,9 @@ def _sections(config: SearchConfig) -> dict[str, list[Any]]:
         "What was reached": [
             wr.LinePlot(title=objective, x="pairs_seen", y=[objective]),
             wr.ScatterPlot(
-                title="accuracy against drift",
-                x=wr.SummaryMetric("eval/drift"),
-                y=wr.SummaryMetric("eval/accuracy"),
+                title=f"{plane.metric} against {plane.other.metric}",
+                x=wr.SummaryMetric(plane.other.metric),
+                y=wr.SummaryMetric(plane.metric),
             ),
         ],
         "What decided": [

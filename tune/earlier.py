@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_train.errors import InputError
-from dpo_train.metrics import MODES
 from tune.records import Objective, find_run, read_records
 from tune.space import Point, Space, check_point
 
 
-def best_points(asked: Mapping[str, Any], space: Space, metric: str) -> list[Point]:
-    """The points of an earlier search's best trials by a metric, of those that lie in this space.
+def best_points(asked: Mapping[str, Any], space: Space, objective: Objective) -> list[Point]:
+    """The points of an earlier search's best trials by this one's objective, of those that lie in
+    this space.
 
     Raises InputError if none does, or if what is asked is not understood.
     """
@@ -23,11 +23,9 @@ def best_points(asked: Mapping[str, Any], space: Space, metric: str) -> list[Poi
             f"points: {dict(asked)} is no list of points, and not `{{from: runs/earlier, best: 5}}`"
         )
     folder = find_run(str(asked["from"]))
-    objective = Objective(metric=metric, mode=MODES[metric])
     measured = [trial for trial in read_records(folder) if trial.metrics and not trial.confirms]
-    measured.sort(key=lambda trial: objective.key(trial.metrics), reverse=True)
     points: list[Point] = []
-    for trial in measured:
+    for trial in objective.ranked(measured, lambda trial: trial.metrics):
         if len(points) < count and trial.config not in points and _fits(trial.config, space):
             points.append(trial.config)
     if not points:

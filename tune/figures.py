@@ -11,10 +11,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tune.config import StoppingConfig
+from tune.fronts import front_numbers
 from tune.plots import Drawn, plot
 from tune.progress import describe
 from tune.records import STATES, TrialRecord
-from tune.results import Results
+from tune.results import UNTRAINED, Results
 from tune.savings import saved
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.
@@ -52,27 +53,30 @@ _UNMEASURED = "No trial was measured so far."
 
 def draw(results: Results) -> dict[str, Drawn]:
     """The figures of each section, by its name; or the sentence that stands in their place."""
-    metric = results.objective.metric
+    metrics = [part.metric for part in results.objective.parts]
     drawn = plot(results)
     if isinstance(drawn["history"], list):
-        _complete_history(results, drawn["history"][0])
+        for figure, metric in zip(drawn["history"], metrics, strict=True):
+            _complete_history(results, figure, metric)
     if isinstance(drawn["importance"], list):
-        drawn["importance"][0].update_traces(marker_color=_LOOKS["finished"][0])
+        for figure in drawn["importance"]:
+            figure.update_traces(marker_color=_LOOKS["finished"][0])
+    measured = any(trial.curve for trial in results.trials)
     drawn |= {
-        "curves": _curves(results, metric),
+        "curves": [_curves(results, metric) for metric in metrics] if measured else _UNMEASURED,
         "pareto": _pareto(results),
         "cost": _cost(results),
     }
-    compared = results.search.get("stopping", {}).get("metric", metric)
-    if _rungs(results) and compared != metric:
-        drawn["compared"] = _curves(results, compared)
+    compared = results.search.get("stopping", {}).get("metric", metrics[0])
+    if _rungs(results) and compared not in metrics:
+        drawn["compared"] = [_curves(results, compared)] if measured else _UNMEASURED
     for figures in drawn.values():
         for figure in figures if isinstance(figures, list) else []:
             figure.update_layout(template=_STYLE, title=None)
     return drawn
 
 
-def _complete_history(results: Results, figure: go.Figure) -> None:
+def _complete_history(results: Results, figure: go.Figure, metric: str) -> None:
     """Adds the stopped trials, which Optuna leaves out."""
     for trace in figure.data:
         if trace.mode == "lines":
@@ -82,14 +86,12 @@ def _complete_history(results: Results, figure: go.Figure) -> None:
     stopped = [i for i, t in enumerate(results.trials) if t.state == "stopped" and t.metrics]
     if stopped:
         some = [results.trials[number] for number in stopped]
-        values = [trial.metrics[results.objective.metric] for trial in some]
+        values = [trial.metrics[metric] for trial in some]
         _add_points(figure, stopped, values, some, "stopped", "stopped: best until then")
 
 
-def _curves(results: Results, metric: str) -> Drawn:
+def _curves(results: Results, metric: str) -> go.Figure:
     """The metric against pairs_seen, with the rungs, and a mark where each trial ended."""
-    if not any(trial.curve for trial in results.trials):
-        return _UNMEASURED
     figure = go.Figure()
     for look, trials in _by_look(results).items():
         x: list[float | None] = []
@@ -124,7 +126,7 @@ def _curves(results: Results, metric: str) -> Drawn:
     figure.update_layout(
         xaxis={"title": "pairs trained on", "rangemode": "tozero"}, yaxis_title=metric
     )
-    return [figure]
+    return figure
 
 
 def _rungs(results: Results) -> list[int]:
@@ -136,41 +138,47 @@ def _rungs(results: Results) -> list[int]:
 
 
 def _pareto(results: Results) -> Drawn:
-    """Each trial's best report: accuracy against drift."""
+    """Each trial's best report: the two objectives, or of one alone accuracy against drift."""
     looks = _by_look(results)
     if not looks:
         return _UNMEASURED
-    points = [
-        (trial.metrics["eval/drift"], trial.metrics["eval/accuracy"])
-        for trials in looks.values()
-        for trial in trials
+    plane = results.objective.plane
+    x, y = plane.other.metric, plane.metric
+    base = _base(results)
+    points = [trial.metrics for trials in looks.values() for trial in trials]
+    points += [base] if {x, y} <= base.keys() else []
+    front = [
+        point
+        for point, number in zip(points, front_numbers([plane.key(p) for p in points]), strict=True)
+        if number == 0
     ]
-    front = _front([(0.0, 0.5), *points])
+    front.sort(key=lambda point: point[x])
     figure = go.Figure()
     figure.add_scatter(
-        x=[drift for drift, _ in front],
-        y=[accuracy for _, accuracy in front],
+        x=[point[x] for point in front],
+        y=[point[y] for point in front],
         mode="lines",
-        line={"color": _GREY, "shape": "hv"},
+        # Steps: between two trials nothing was reached that one of them does not have.
+        line={"color": _GREY, "shape": "hv" if plane.other.mode == "min" else "vh"},
         name="Pareto front",
         hoverinfo="skip",
     )
     for look, trials in looks.items():
-        x = [trial.metrics["eval/drift"] for trial in trials]
-        y = [trial.metrics["eval/accuracy"] for trial in trials]
-        _add_points(figure, x, y, trials, look, look)
-    figure.add_scatter(x=[0], y=[0.5], mode="markers", name="base", marker=_marker("base"))
-    figure.update_layout(xaxis_title="eval/drift, nats per token", yaxis_title="eval/accuracy")
+        at = [trial.metrics[x] for trial in trials]
+        _add_points(figure, at, [trial.metrics[y] for trial in trials], trials, look, look)
+    if base in points:
+        marker = _marker("base")
+        figure.add_scatter(x=[base[x]], y=[base[y]], mode="markers", name="base", marker=marker)
+    unit = ", nats per token" if x == "eval/drift" else ""
+    figure.update_layout(xaxis_title=x + unit, yaxis_title=y)
     return [figure]
 
 
-def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(drift, accuracy) of those that none beats in both, by rising drift."""
-    front: list[tuple[float, float]] = []
-    for drift, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((drift, accuracy))
-    return front
+def _base(results: Results) -> dict[str, float]:
+    """What is known of the base on the held-out pairs."""
+    known = {f"eval/{name}": value for name, value in UNTRAINED.items()}
+    ranking = results.base.get("eval", {}).get("ranking")
+    return known if ranking is None else {**known, "eval/ranking": ranking}
 
 
 def _cost(results: Results) -> Drawn:

@@ -16,6 +16,7 @@ from optuna import visualization
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
+from tune.records import Objective
 from tune.results import Results
 from tune.space import Axis, to_optuna
 from tune.study import OPTUNA_STATES
@@ -29,20 +30,28 @@ _TOP_TRIALS = 5
 
 
 def plot(results: Results) -> dict[str, Drawn]:
-    """`history`, `parallel`, `importance` and `slices`; one figure an axis in the last."""
+    """`history`, `parallel`, `importance` and `slices`; one figure an axis in the last, and with
+    two objectives those of the second after those of the first."""
     names = ("history", "parallel", "importance", "slices")
     if not results.search:
         return dict.fromkeys(names, _NO_SPACE)
-    study = _study(results)
-    metric = results.objective.metric
     makers = (_history, _parallel, _importance, _slices)
-    return {name: make(study, metric) for name, make in zip(names, makers, strict=True)}
+    drawn: dict[str, Drawn] = {}
+    for part in results.objective.parts:
+        study = _study(results, part)
+        for name, make in zip(names, makers, strict=True):
+            more, there = make(study, part.metric), drawn.setdefault(name, [])
+            if isinstance(more, list):
+                drawn[name] = [*there, *more] if isinstance(there, list) else more
+            elif not there:
+                drawn[name] = more
+    return drawn
 
 
-def _study(results: Results) -> optuna.Study:
-    """The search as Optuna saw it; its trials keep their numbers."""
+def _study(results: Results, objective: Objective) -> optuna.Study:
+    """The search as Optuna saw it, by one objective; its trials keep their numbers."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction: Any = "maximize" if results.objective.mode == "max" else "minimize"
+    direction: Any = "maximize" if objective.mode == "max" else "minimize"
     study = optuna.create_study(direction=direction)
     space = {
         path: Axis.model_validate(content) for path, content in results.search["space"].items()
@@ -52,7 +61,7 @@ def _study(results: Results) -> optuna.Study:
     study.add_trials(
         optuna.trial.create_trial(
             state=OPTUNA_STATES[trial.state],
-            value=trial.metrics[results.objective.metric] if trial.state == "finished" else None,
+            value=trial.metrics[objective.metric] if trial.state == "finished" else None,
             params={names[path]: _scalar(value) for path, value in trial.config.items()},
             distributions={names[path]: distributions[path] for path in trial.config},
         )
@@ -132,7 +141,8 @@ def _importance(study: optuna.Study, metric: str) -> Drawn:
         params=telling,
         target_name=metric,
     )
-    return [figure.update_layout(xaxis_title="importance", yaxis_title=None, margin_r=45)]
+    title = f"importance for {metric}"
+    return [figure.update_layout(xaxis_title=title, yaxis_title=None, margin_r=45)]
 
 
 def _slices(study: optuna.Study, metric: str) -> Drawn:

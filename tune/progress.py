@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from tune.records import ENDED, Records, TrialRecord
+from tune.records import ENDED, Objective, Records, TrialRecord
 
 
 class Progress:
@@ -66,8 +66,7 @@ class Progress:
         if failed := count("failed"):
             parts.append(f"{failed} failed")
         if best := self._records.best():
-            metric = self._records.objective.metric
-            parts.append(f"best {metric} {best.metrics[metric]:.3f} ({best.id})")
+            parts.append(f"best {_values(self._records.objective, best)} ({best.id})")
         done_here = ended - self._ended_before
         if done_here and ended < self._total:
             left = (time.monotonic() - self._began) / done_here * (self._total - ended)
@@ -75,13 +74,17 @@ class Progress:
         return " · ".join(parts)
 
     def _trial_line(self, record: TrialRecord) -> str:
-        metric = self._records.objective.metric
         again = f"  {record.confirms} again" if record.confirms else ""
-        value = f"{metric} {record.metrics[metric]:.3f}" if record.metrics else record.error or ""
+        value = _values(self._records.objective, record) if record.metrics else record.error or ""
         return (
             f"{record.id} {record.state:8} {record.pairs_seen:>6} pairs  {value}  "
             f"{describe(record.config)}{again}"
         )
+
+
+def _values(objective: Objective, record: TrialRecord) -> str:
+    """Of a trial's best report, by name."""
+    return " ".join(f"{p.metric} {record.metrics[p.metric]:.3f}" for p in objective.parts)
 
 
 def describe(point: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -48,6 +49,7 @@ def answer(results: Results) -> str:
             f'{head}<p class="answer">{escape(sentence)}</p>',
             f"<h3>The winner: {escape(winner.trial)}, after {winner.pairs_seen} pairs</h3>",
             table([], [[path, _shown(value)] for path, value in winner.config.items()]),
+            *_front(results),
             "<h3>Its numbers</h3>",
             _numbers(results),
             _confirmation(results),
@@ -71,7 +73,28 @@ def _stand(results: Results) -> str:
     seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
     stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
     written = "Ended" if results.ended else "Written"
-    return f"{told} Objective: {results.objective.metric}. {written} {stamp}."
+    return f"{told} Objective: {results.objective.told}. {written} {stamp}."
+
+
+def _front(results: Results) -> Iterator[str]:
+    """With two objectives the trials between which `select` decided."""
+    names = [part.metric for part in results.objective.parts]
+    trials = {trial.id: trial for trial in results.trials}
+    rows = [
+        [
+            trial.id + (" won" if results.winner and trial.id == results.winner.trial else ""),
+            *(f"{trial.metrics[name]:.3f}" for name in names),
+            trial.state,
+            str(int(trial.metrics["pairs_seen"])),
+            describe(trial.config),
+        ]
+        for trial in map(trials.__getitem__, results.front)
+    ]
+    if rows:
+        yield "<h3>The Pareto front</h3>"
+        yield table(["trial", *names, "", "pairs", ""], rows)
+        told = results.about_front()
+        yield note(f"{told[0].upper()}{told[1:]}. Each trial stands here by its best report.")
 
 
 def _best_so_far(results: Results) -> str:
@@ -144,7 +167,8 @@ def _confirmation(results: Results) -> str:
         if finalist.behind:
             low, high = finalist.behind["interval"]
             behind = f"{finalist.behind['difference']:.3f} [{low:+.3f}, {high:+.3f}]"
-        numbers = (finalist.mean, finalist.drift)
+        second = finalist.drift if finalist.second is None else finalist.second
+        numbers = (finalist.mean, second)
         rows.append(
             [
                 finalist.trial,
@@ -161,7 +185,7 @@ def _confirmation(results: Results) -> str:
         "as searched",
         "other seeds",
         "mean",
-        "drift",
+        results.objective.other.metric.removeprefix("eval/"),
         "behind",
         "own evaluation",
         "",

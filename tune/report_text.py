@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 from tune.progress import describe, duration
+from tune.records import Objective
 from tune.report_answer import note, table
 from tune.results import Results
 from tune.savings import saved
@@ -16,7 +17,7 @@ Section = tuple[str, str, str]
 
 def sections(results: Results) -> Iterator[Section]:
     """All that follows the answer."""
-    metric = results.objective.metric
+    objective = results.objective
     yield (
         "history",
         "Optimization history",
@@ -25,8 +26,8 @@ def sections(results: Results) -> Iterator[Section]:
     yield (
         "parallel",
         "Parallel coordinates",
-        note(f"A line for each finished trial, through its {metric} and its values; the darker, "
-             "the better."),
+        note(f"A line for each finished trial, through its {objective.told} and its values; the "
+             "darker, the better."),
     )  # fmt: skip
     yield (
         "importance",
@@ -36,30 +37,38 @@ def sections(results: Results) -> Iterator[Section]:
     )  # fmt: skip
     yield "curves", "Learning curves", note(_about_curves(results))
     stopping = results.search.get("stopping", {})
-    if stopping.get("name", "none") != "none" and stopping["metric"] != metric:
+    metrics = [part.metric for part in objective.parts]
+    if stopping.get("name", "none") != "none" and stopping["metric"] not in metrics:
         yield (
             "compared",
             "What early stopping looked at",
-            note(f"{stopping['metric']} of the same trials: what is compared at the rungs."),
+            note(
+                f"{stopping['metric']} of the same trials: what is compared at the rungs"
+                + (f", together with {metrics[1]}." if objective.second else ".")
+            ),
         )
-    yield (
-        "pareto",
-        "Accuracy against drift",
-        note("Each trial at its best report. Up is better, right is farther from the base; no "
-             "trial lies above and left of the grey line."),
-    )  # fmt: skip
+    yield "pareto", *_about_pareto(results.objective.plane)
     yield (
         "slices",
         "Slices",
-        note(f"{metric} of the finished trials against each axis; the darker, the later."),
+        note(f"{objective.told} of the finished trials against each axis; the darker, the later."),
     )
     yield "cost", "Time", _time(results)
     yield "failures", "Failures", _failures(results)
     yield "answers", "Sample answers", _answers(results)
 
 
+def _about_pareto(plane: Objective) -> tuple[str, str]:
+    name, other = (part.metric.removeprefix("eval/") for part in plane.parts)
+    sides = {"max": ("up", "right"), "min": ("down", "left")}
+    better = f"{sides[plane.mode][0]} is better in {plane.metric}, "
+    better += f"{sides[plane.other.mode][1]} in {plane.other.metric}"
+    told = f"Each trial at its best report: {better}; no trial lies on that side of the grey line."
+    return f"{name.capitalize()} against {other}", note(told)
+
+
 def _about_curves(results: Results) -> str:
-    told = f"{results.objective.metric} at every report. A cross stands where a trial was stopped"
+    told = f"{results.objective.told} at every report. A cross stands where a trial was stopped"
     told += ", a star at the weights that won." if results.winner else "."
     name = results.search.get("stopping", {}).get("name")
     if name == "asha":

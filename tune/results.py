@@ -84,6 +84,9 @@ class Results(Document):
     """The finalists' runs with other seeds."""
     confirmation: Confirmation | None = None
     """How the finalists compare by them."""
+    front: list[str] = []
+    """With two objectives the trials that no other beats in one without losing in the other, each
+    at its best report: by the first, of which the second is what it had there."""
     cost: Cost
     data: dict[str, Any] = {}
     """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
@@ -128,8 +131,24 @@ class Results(Document):
         return json.dumps(content, indent=1)
 
     def ranked(self) -> list[TrialRecord]:
-        """The best trial first, those that were not measured last."""
-        return sorted(self.trials, key=lambda t: self.objective.key(t.metrics), reverse=True)
+        """The best trial first, those that were not measured last; with two objectives front by
+        front."""
+        return self.objective.ranked(self.trials, lambda trial: trial.metrics)
+
+    def about_front(self) -> str:
+        """How many trials lie on the front, and how one of them is taken; empty with one
+        objective."""
+        first, second = self.objective, self.objective.second
+        if second is None:
+            return ""
+        told = f"the Pareto front of {first.told}: {len(self.front)} of {len(self.trials)} trials"
+        if self.confirmation is not None:
+            count = len(self.confirmation.finalists)
+            return f"{told}; the winner is one of {count} finalists, trained again"
+        taken = f"the best {first.metric}"
+        if self.search.get("select") == "one_standard_error":
+            taken = f"the best {second.metric} of those within one standard error of {taken}"
+        return f"{told}; the winner has {taken}"
 
     def counted(self) -> str:
         """For example `11 finished, 13 stopped`."""
@@ -200,6 +219,7 @@ def assemble(
         trials=records.searched,
         confirmations=records.confirmations,
         confirmation=confirmation,
+        front=[record.id for record in records.objective.front(records.searched)],
         cost=Cost(
             wall_seconds=records.run.wall_seconds,
             gpu_seconds=seconds * config.resources.gpus,

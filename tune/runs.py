@@ -16,7 +16,7 @@ from dpo_train.files import write_atomically
 from tune import confirm
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox
-from tune.records import ENDED, Objective, Records, read_records
+from tune.records import ENDED, Records, read_records
 from tune.results import load_results
 
 PREPARED = ".prepared"
@@ -44,7 +44,7 @@ def is_run(folder: Path) -> bool:
 def opened(folder: Path) -> tuple[SearchConfig, Records]:
     """The resolved configuration of a run folder, and its records."""
     config = load_search(folder / "search.yaml")
-    return config, Records(folder, Objective(metric=config.objective, mode=config.mode))
+    return config, Records(folder, config.goal)
 
 
 def is_finished(folder: Path) -> bool:

@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
-from dpo_train.metrics import MODES
 from tune import checkpoints, confirm
 from tune.cluster import Places, overfull
 from tune.config import SearchConfig
@@ -28,14 +21,8 @@ from tune.halt import Halt
 from tune.judging import Judging, is_task
 from tune.progress import Progress
 from tune.records import Records, State, TrialRecord
+from tune.rungs import TrialKey, make_rungs
 from tune.searcher import StudySearcher
-
-
-@dataclass(frozen=True)
-class TrialKey:
-    """All that ASHA and the median rule want of a Tune trial, under our own id."""
-
-    trial_id: str
 
 
 class SearchScheduler(FIFOScheduler):
@@ -142,9 +129,7 @@ class SearchScheduler(FIFOScheduler):
         if result["note"]:
             self._progress.say(f"{trial_id}: {result['note']}")
         if is_new and not self._confirms(trial_id):
-            self._searcher.report(
-                trial_id, int(report["pairs_seen"]), report[self._config.objective]
-            )
+            self._searcher.report(trial_id, report)
         finalists = [record.id for record in confirm.finalists(self._config, self._records)]
         checkpoints.prune_exports(
             self._records.folder, self._records.objective, self._config.exports_kept, finalists
@@ -185,29 +170,3 @@ class SearchScheduler(FIFOScheduler):
         np.random.seed(zlib.crc32(trial_id.split("-")[1].encode()))
         self._rungs.on_trial_add(None, TrialKey(trial_id))
         np.random.set_state(state)
-
-
-def make_rungs(config: SearchConfig, most_pairs: int) -> Any:
-    stopping = config.stopping
-    asked = {
-        "time_attr": "pairs_seen",
-        "metric": stopping.metric,
-        "mode": MODES[stopping.metric],
-    }
-    if stopping.name == "asha":
-        return AsyncHyperBandScheduler(
-            **asked,
-            # ASHA stops what reaches max_t; a trial ends by itself, so none does.
-            max_t=max(most_pairs, stopping.grace_pairs) + 1,
-            grace_period=stopping.grace_pairs,
-            reduction_factor=stopping.reduction,
-            brackets=stopping.brackets,
-        )
-    if stopping.name == "median":
-        return MedianStoppingRule(
-            **asked,
-            grace_period=stopping.grace_pairs,
-            # Never pauses a trial to let others catch up.
-            min_time_slice=float("inf"),
-        )
-    return FIFOScheduler()

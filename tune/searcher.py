@@ -21,7 +21,7 @@ from tune.config import SearchConfig
 from tune.inbox import Inbox, Request
 from tune.judging import Judging
 from tune.progress import Progress
-from tune.records import ENDED, Records, State, TrialRecord
+from tune.records import ENDED, Records, Report, State, TrialRecord
 from tune.study import SearchStudy
 
 _FALSE_STARTS = 3
@@ -96,8 +96,8 @@ class StudySearcher(Searcher):
             if record.confirms is None:
                 self._study.tell(record)
 
-    def report(self, trial_id: str, pairs_seen: int, value: float) -> None:
-        self._study.report(trial_id, pairs_seen, value)
+    def report(self, trial_id: str, report: Report) -> None:
+        self._study.report(trial_id, report)
 
     def propose_again(self, trial: Any) -> bool:
         """Whether a trial whose process died before it began gets another: Tune gives it up."""

@@ -6,7 +6,7 @@ import csv
 import io
 
 from tune.progress import describe, duration
-from tune.records import TrialRecord
+from tune.records import Objective, TrialRecord
 from tune.results import UNTRAINED, Results
 
 
@@ -93,18 +93,21 @@ def _confirmation(results: Results) -> str:
     if confirmation is None:
         return ""
     width = max(len("other seeds"), 6 * len(confirmation.finalists[0].runs))
-    lines = [f"{'finalist':12} {'searched':>8}  {'other seeds':{width}} {'mean':>6}  drift  behind"]
+    other = results.objective.other.metric.removeprefix("eval/")
+    head = f"{'finalist':12} {'searched':>8}  {'other seeds':{width}} {'mean':>6}"
+    lines = [f"{head} {other:>6}  behind"]
     for finalist in confirmation.finalists:
         values = " ".join(finalist.seeds_told)
         mean = "-" if finalist.mean is None else f"{finalist.mean:.3f}"
-        drift = "-" if finalist.drift is None else f"{finalist.drift:.2f}"
+        number = finalist.drift if finalist.second is None else finalist.second
+        second = "-" if number is None else f"{number:.2f}"
         told = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())
         if finalist.behind:
             behind = finalist.behind
             told = f"  {behind['difference']:.3f}, 95 % {_signed(behind['interval'])}{told}"
         lines.append(
-            f"{finalist.trial:12} {finalist.searched:8.3f}  {values:{width}} {mean:>6} {drift:>6}"
-            f"{told}"
+            f"{finalist.trial:12} {finalist.searched:8.3f}  {values:{width}} {mean:>6} "
+            f"{second:>{max(6, len(other))}}{told}"
         )
     lines.append(f"{confirmation.winner} won by {confirmation.decided_by}")
     if confirmation.winner != confirmation.searched:
@@ -113,24 +116,37 @@ def _confirmation(results: Results) -> str:
 
 
 def _table(results: Results, rows: int) -> str:
-    ranked = results.ranked()
-    lines = [f"{'trial':12} {'state':9} {'pairs':>6} {results.objective.metric:>13}  drift  config"]
-    lines += [_row(trial, results.objective.metric) for trial in ranked[:rows]]
+    """The best trials; with two objectives the whole front, whatever `rows` says."""
+    ranked, objective, front = results.ranked(), results.objective, set(results.front)
+    second = objective.second.metric if objective.second else "drift"
+    head = f"{'trial':12} {'state':9} {'pairs':>6} {objective.metric:>13} {second:>6}"
+    lines = [f"{head}{_mark(objective, False)}config"]
+    rows = max(rows, len(front))
+    lines += [_row(trial, objective, trial.id in front) for trial in ranked[:rows]]
     if len(ranked) > rows:
         lines.append(f"… and {len(ranked) - rows} more: dpo-tune show {results.name} --csv")
+    if front:
+        lines.append(f"* {results.about_front()}")
     return "\n".join(lines)
 
 
-def _row(trial: TrialRecord, metric: str) -> str:
+def _row(trial: TrialRecord, objective: Objective, on_front: bool) -> str:
+    width, digits = (len(objective.second.metric), 3) if objective.second else (6, 2)
     if trial.metrics:
-        value = f"{trial.metrics[metric]:13.3f}  {trial.metrics['eval/drift']:5.2f}"
+        other = trial.metrics[objective.other.metric]
+        value = f"{trial.metrics[objective.metric]:13.3f} {other:{width}.{digits}f}"
     else:
-        value = f"{'-':>13}      -"
+        value = f"{'-':>13} {'-':>{width}}"
     told = f"  {trial.error}" if trial.error else ""
     if trial.cloned_from:
         told += f"  {'warm ' if trial.warm else ''}clone of {trial.cloned_from}"
     stood = f"{trial.id:12} {trial.state:9} {trial.pairs_seen:6} {value}"
-    return f"{stood}  {describe(trial.config)}{told}"
+    return f"{stood}{_mark(objective, on_front)}{describe(trial.config)}{told}"
+
+
+def _mark(objective: Objective, on_front: bool) -> str:
+    """What stands before a trial's configuration."""
+    return "  " if objective.second is None else " * " if on_front else "   "
 
 
 def _answers(results: Results) -> str:

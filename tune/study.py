@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import optuna
@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from dpo_train.errors import one_line
 from tune.config import SearchConfig
-from tune.records import ENDED, Records, State, TrialRecord
+from tune.records import ENDED, Records, Report, State, TrialRecord
 from tune.space import Point, suggest, to_optuna
 from tune.storage import open_storage
 
@@ -67,18 +67,18 @@ class SearchStudy:
         if record.id not in self._open:
             self._open[record.id] = self._twice_if_lost(lambda: self._reopened(record))
 
-    def report(self, trial_id: str, pairs_seen: int, value: float) -> None:
+    def report(self, trial_id: str, report: Report) -> None:
         with self._leaving_a_lost_storage():
-            self._open[trial_id].report(value, pairs_seen)
+            for pairs_seen, value in _intermediate([report], self._config).items():
+                self._open[trial_id].report(value, pairs_seen)
 
     def tell(self, record: TrialRecord) -> None:
         """How a trial ended. One that has not, though Tune let go of it, is opened again later."""
         trial = self._open.pop(record.id, None)
         if trial is None or record.state not in ENDED:
             return
-        value = record.metrics[self._config.objective] if record.state == "finished" else None
         with self._leaving_a_lost_storage():
-            self._study.tell(trial, value, OPTUNA_STATES[record.state])
+            self._study.tell(trial, _values(record, self._config), OPTUNA_STATES[record.state])
 
     def _build(self, storage: BaseStorage | None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -89,7 +89,9 @@ class SearchStudy:
         self._study = optuna.create_study(
             storage=storage,
             study_name=name,
-            direction="maximize" if self._config.mode == "max" else "minimize",
+            directions=[
+                "maximize" if part.mode == "max" else "minimize" for part in self._config.goal.parts
+            ],
             sampler=make_sampler(self._config, len(self._records.searched)),
         )
         for record in self._records.searched:
@@ -101,8 +103,8 @@ class SearchStudy:
     def _reopened(self, record: TrialRecord) -> optuna.Trial:
         self._enqueue(record.config)
         trial, _ = self._ask(record.id)
-        for report in record.curve:
-            trial.report(report[self._config.objective], int(report["pairs_seen"]))
+        for pairs_seen, value in _intermediate(record.curve, self._config).items():
+            trial.report(value, pairs_seen)
         return trial
 
     def _enqueue(self, point: Point) -> None:
@@ -155,14 +157,32 @@ def make_sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.Ba
 
 
 def _frozen(record: TrialRecord, config: SearchConfig) -> optuna.trial.FrozenTrial:
-    finished = record.state == "finished"
     return optuna.trial.create_trial(
         state=OPTUNA_STATES[record.state],
-        value=record.metrics[config.objective] if finished else None,
+        values=_values(record, config),
         user_attrs={"trial": record.id},
         params={path: to_optuna(value) for path, value in record.config.items()},
         distributions={path: config.space[path].distribution() for path in record.config},
-        intermediate_values={
-            int(report["pairs_seen"]): report[config.objective] for report in record.curve
-        },
+        intermediate_values=_intermediate(record.curve, config),
     )
+
+
+def _values(record: TrialRecord, config: SearchConfig) -> list[float] | None:
+    """Of a trial that trained all its pairs; what a stopped one reached is no such value."""
+    if record.state != "finished":
+        return None
+    return [record.metrics[part.metric] for part in config.goal.parts]
+
+
+def _intermediate(curve: Sequence[Report], config: SearchConfig) -> dict[int, float]:
+    """The objective by pairs_seen; empty with two, of which Optuna takes none.
+
+    A stopped trial is PRUNED all the same. TPE then counts it and puts its point with the bad ones,
+    behind all COMPLETE ones (optuna 5.0, `_split_trials`), where with one objective the values
+    would only rank the stopped among themselves; one that has some raises there. COMPLETE with what
+    it had would be wrong: drift grows with training, so whoever is stopped early would lie on the
+    front by it. GP reads COMPLETE trials alone, with one objective too.
+    """
+    if config.goal.second:
+        return {}
+    return {int(report["pairs_seen"]): report[config.goal.metric] for report in curve}

@@ -32,7 +32,8 @@ def definition(config: SearchConfig) -> dict[str, Any]:
         "name": config.name,
         "method": "custom",
         "controller": {"type": "local"},
-        "metric": {"name": config.objective, "goal": f"{config.mode}imize"},
+        # W&B knows one; of two the first.
+        "metric": {"name": config.goal.metric, "goal": f"{config.goal.mode}imize"},
         "parameters": {path: _parameter(axis) for path, axis in config.space.items()},
     }
 

@@ -24,7 +24,7 @@ from tune.config import SearchConfig, load_search
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
 from tune.own_evaluation import ask
-from tune.records import Objective, Report, Sittings
+from tune.records import Report, Sittings
 from tune.room import NoRoom
 from tune.threads import limit_threads
 
@@ -74,7 +74,7 @@ class DpoTrial(Trainable):
         except Exception as error:
             return self._failure(error)
         self._pairs_seen = int(report["pairs_seen"])
-        held_out = self._session.held_out.get(self._search.objective, [])
+        held_out = self._session.held_out.get(self._search.goal.metric, [])
         finished = self._pairs_seen >= self._session.pairs_total
         at_once = self._trial.optim.pairs_at_once
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
@@ -211,13 +211,12 @@ class DpoTrial(Trainable):
 
     def _offer_export(self, report: Report) -> None:
         assert self._session is not None
-        objective = Objective(metric=self._search.objective, mode=self._search.mode)
         checkpoints.offer_export(
             self._run,
             self._id,
             self._point,
             report,
-            objective,
+            self._search.goal,
             self._search.exports_kept,
             self._session.export,
             self._asked["confirms"],

@@ -1,0 +1,101 @@
+"""The rules that stop weak trials: Ray's ASHA and median rule, and ASHA over two objectives."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+
+from dpo_train.metrics import MODES
+from tune.config import SearchConfig, StoppingConfig
+from tune.fronts import Pair, front_numbers, spread
+from tune.records import Objective
+
+
+@dataclass(frozen=True)
+class TrialKey:
+    """All that a rule wants of a Tune trial, under our own id."""
+
+    trial_id: str
+
+
+def make_rungs(config: SearchConfig, most_pairs: int) -> Any:
+    """The rule that the configuration asks for; no trial trains on more than `most_pairs`."""
+    stopping = config.stopping
+    mode = MODES[stopping.metric]
+    asked = {"time_attr": "pairs_seen", "metric": stopping.metric, "mode": mode}
+    if stopping.name == "asha" and config.goal.second:
+        compared = Objective(metric=stopping.metric, mode=mode, second=config.goal.second)
+        return ParetoRungs(compared, stopping)
+    if stopping.name == "asha":
+        return AsyncHyperBandScheduler(
+            **asked,
+            # ASHA stops what reaches max_t; a trial ends by itself, so none does.
+            max_t=max(most_pairs, stopping.grace_pairs) + 1,
+            grace_period=stopping.grace_pairs,
+            reduction_factor=stopping.reduction,
+            brackets=stopping.brackets,
+        )
+    if stopping.name == "median":
+        return MedianStoppingRule(
+            **asked,
+            grace_period=stopping.grace_pairs,
+            # Never pauses a trial to let others catch up.
+            min_time_slice=float("inf"),
+        )
+    return FIFOScheduler()
+
+
+class ParetoRungs(FIFOScheduler):
+    """ASHA over two objectives: at each rung one in `reduction` goes on, front by front, and of a
+    front that has more the ones that cover it best.
+
+    MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639), which ranks a rung by non-domination and
+    then by an epsilon-net, in the form that Ray's ASHA has: who comes to a rung is compared with
+    those who came before, and goes on at once or is stopped.
+    """
+
+    def __init__(self, objective: Objective, stopping: StoppingConfig) -> None:
+        super().__init__()
+        self._objective = objective
+        self._stopping = stopping
+        self._bracket_of: dict[str, int] = {}
+        self.rungs: defaultdict[tuple[int, int], dict[str, Pair]] = defaultdict(dict)
+        """By bracket and pairs_seen what each trial had there, in the order of their coming."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # As in Ray's: each later start is e times rarer.
+        weights = np.exp(-np.arange(self._stopping.brackets))
+        drawn = np.random.choice(len(weights), p=weights / weights.sum())
+        self._bracket_of[trial.trial_id] = int(drawn)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, float]) -> str:
+        bracket = self._bracket_of[trial.trial_id]
+        reached = self._stopping.rungs(int(result["pairs_seen"]))[bracket:]
+        if not reached or trial.trial_id in self.rungs[bracket, reached[-1]]:
+            return str(TrialScheduler.CONTINUE)
+        rung = self.rungs[bracket, reached[-1]]
+        rung[trial.trial_id] = self._objective.key(result)
+        goes_on = _place_of_last(list(rung.values())) * self._stopping.reduction < len(rung)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, float]) -> None:
+        self.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
+
+
+def _place_of_last(pairs: list[Pair]) -> int:
+    """How many pairs stand before the last one."""
+    fronts = front_numbers(pairs)
+    peers = [pair for pair, front in zip(pairs, fronts, strict=True) if front == fronts[-1]]
+    before = sum(front < fronts[-1] for front in fronts)
+    return before + spread(peers).index(len(peers) - 1)
