@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_train import export, metrics, model, reference, scoring
+from dpo_train import export, metrics, model, reference, sampled_kl, scoring
 from dpo_train.config import ModelConfig
 
 SHOWN = 5
@@ -20,13 +21,19 @@ _AT_ONCE = 16
 
 
 def judge(
-    winner: Path, base: ModelConfig, prepared: Path, device: str, searched: Path | None = None
+    winner: Path,
+    base: ModelConfig,
+    prepared: Path,
+    device: str,
+    searched: Path | None = None,
+    sampled: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """`test`: metrics on the untouched split, with the 95 % interval of `ranking` over prompts,
     `answer_tokens`, and `over_base`: the difference of `ranking`, pair by pair, with its interval.
     `answers`: greedy ones of base and winner to the first test prompts, beside the chosen.
     `base`: its `answer_tokens`. With another model that had been `searched`: its `test` numbers,
-    and in the winner's `over_searched` the differences.
+    and in the winner's `over_searched` the differences. Of the `sampled` folders `sampled_kl`, by
+    their names.
     """
     data = reference.prepare(prepared)
     rows = data.split("test")[:]
@@ -63,6 +70,11 @@ def judge(
         test["over_searched"] = _over(rows, **differences)
         over_base = _over(rows, ranking=other.values["ranking"] - before)
         verdict["searched"] = {**other.numbers(), "over_base": over_base}
+    if sampled:
+        verdict["sampled_kl"] = {
+            name: sampled_kl.estimate(folder, base, prepared, device)
+            for name, folder in sampled.items()
+        }
     return verdict
 
 

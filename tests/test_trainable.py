@@ -20,7 +20,14 @@ class Process(DpoTrial):
 
     def __init__(self, run: Path, trial: str) -> None:
         self._run = run
-        self._asked = {"trial": trial, "run": str(run), "searched": "", "exported": "", "cwd": "."}
+        self._asked = {
+            "trial": trial,
+            "run": str(run),
+            "searched": "",
+            "sampled": {},
+            "exported": "",
+            "cwd": ".",
+        }
         confirm = {"evaluate": "my:function"}
         self._search = SearchConfig.model_validate({"name": "x", "confirm": confirm})
 

@@ -284,7 +284,9 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert results.winner is not None
     assert results.winner.trial == results.front[0]
 
+    results.winner.sampled_kl = {"mean": 12.34, "interval": [10.0, 15.0]}
     terminal = show.render(results, rows=1)
+    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in terminal
     rows = [line for line in terminal.splitlines() if line.startswith("abc123-")]
     assert [row.split()[0] for row in rows] == results.front
     assert all(" * " in row for row in rows)
@@ -297,6 +299,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert simulated(24).about_front() == ""
 
     assert f"{results.winner.trial} won" in report_answer.answer(results)
+    assert "KL from the base is 12.3 nats an answer" in report_answer.answer(results)
     page = report.render(results)
     for figure in ("history-1", "importance-1", "curves-1", "slices-9", "pareto-0"):
         assert f'id="{figure}"' in page
@@ -309,6 +312,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert "maximise eval/accuracy and minimise eval/drift on held-out pairs" in shown
     assert "ASHA on eval/nll and eval/drift, by their fronts" in shown
     assert count.removeprefix("* ") in shown
+    assert "so does a KL of 12.3 nats on answers that it samples" in shown
     assert definition(config())["metric"] == {"name": "eval/accuracy", "goal": "maximize"}
 
 
@@ -330,6 +334,31 @@ def test_no_point_lies_on_the_better_side_of_the_line(
         for x, y in zip(trace.x, trace.y, strict=True):
             assert not any(_beats((signs[0] * y, signs[1] * x), there) for there in corners)
     assert corner in [(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)]
+
+
+def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: Path) -> None:
+    def judged(name: str, **content: Any) -> tuple[Driver, dict[str, Any]]:
+        driver = played(tmp_path / name, trainer="trl", **content)
+        while (trial := driver.start()).config["trial"] != "judging":
+            finish(driver, trial, 0.8, 0.3)
+        return driver, trial.config["sampled"]
+
+    driver, sampled = judged("alone")
+    assert list(sampled) == [driver.judging.stamp["trial"]]  # type: ignore[index]
+    driver, sampled = judged("confirmed", confirm={"finalists": 2, "seeds": 1})
+    told = driver.judging.confirmation
+    assert told is not None
+    assert numbers(sorted(sampled)) == [0, 2]
+    assert all((tmp_path / "confirmed" / folder).is_dir() for folder in sampled.values())
+    kl = {trial: {"mean": float(n), "interval": [0, 9]} for n, trial in enumerate(sampled)}
+    driver.judging.end("judging", {"verdict": json.dumps({"test": {}, "sampled_kl": kl})})
+    assert {each.trial: each.sampled_kl for each in told.finalists} == kl
+    assert "sampled KL" in report_answer.answer(simulated(9).model_copy(
+        update={"confirmation": told}))  # fmt: skip
+
+    other = Driver(tmp_path / "one", trainer="trl", trials=1)
+    finish(other, other.start(), 0.8, 0.3)
+    assert other.start().config["sampled"] == {}
 
 
 @pytest.mark.slow

@@ -262,6 +262,8 @@ def _trials(results: Results) -> str:
 def _limits(results: Results) -> str:
     assert results.winner is not None
     held_out, test = results.data["pairs"]["eval"], results.winner.test
+    kl = results.winner.sampled_kl
+    on_its_own = f"; so does a KL of {kl['mean']:.3g} nats on answers that it samples" if kl else ""
     lines = [
         f"It was picked as the best of {len(results.trials)} on {held_out} held-out pairs, and the "
         "best of many is partly lucky there: the test numbers above are the ones to quote.",
@@ -269,7 +271,8 @@ def _limits(results: Results) -> str:
         "else was measured: not what it knows, not what it refuses, not other languages or longer "
         "conversations.",
         "DPO widens the gap between chosen and rejected answers; both may have become less likely. "
-        f"The drift of {test['drift']:.2f} nats per token says how far it left the base.",
+        f"The drift of {test['drift']:.2f} nats per token says how far it left the base"
+        f"{on_its_own}.",
         "What the base does wrong it may still do wrong.",
     ]
     if "sample" in (results.search["model"]["id"], results.search["data"]["id"]):

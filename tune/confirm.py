@@ -49,6 +49,8 @@ class Finalist(Document):
     behind: dict[str, Any] = {}
     """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
     its 95 % `interval` over prompts; empty for the winner and where a run failed."""
+    sampled_kl: dict[str, Any] = {}
+    """As the winner's, of this one's best run."""
     evaluation: dict[str, float] = {}
     """What `confirm.evaluate` said of the best run's folder."""
 

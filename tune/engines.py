@@ -240,12 +240,18 @@ class EngineSession:
 
 
 def judge(
-    winner: Path, base: ModelConfig, prepared: Path, device: str, searched: Path | None
+    winner: Path,
+    base: ModelConfig,
+    prepared: Path,
+    device: str,
+    searched: Path | None,
+    sampled: dict[str, Path],
 ) -> dict[str, Any]:
     """`dpo_train.evaluation.judge`, where the base is warm."""
     engine = _Entered("judging")
     try:
-        verdict: dict[str, Any] = engine.ask("judge", winner, base, prepared, device, searched)
+        asked = (winner, base, prepared, device, searched, sampled)
+        verdict: dict[str, Any] = engine.ask("judge", *asked)
         return verdict
     finally:
         engine.leave()

@@ -75,7 +75,8 @@ class Judging:
         self.is_done = self.stamp is None or self._config.trainer == "simulated"
         if self.is_done:
             return None
-        return {"trial": JUDGING, "run": str(run), "searched": self._searched()}
+        folders = {"searched": self._searched(), "sampled": self._sampled()}
+        return {"trial": JUDGING, "run": str(run), **folders}
 
     def end(self, name: str, result: dict[str, Any]) -> None:
         """Takes what a task found. One that failed costs its numbers, not what was paid for."""
@@ -90,6 +91,8 @@ class Judging:
             is_same = self.stamp["trial"] == self.confirmation.searched
             told = self.verdict["test"] if is_same else self.verdict.get("searched", {})
             self.confirmation.searched_test = told
+            for finalist in self.confirmation.finalists:
+                finalist.sampled_kl = self.verdict.get("sampled_kl", {}).get(finalist.trial, {})
 
     def _end_evaluation(self, run_id: str, result: dict[str, Any]) -> None:
         if said := json.loads(result.get("evaluation", "{}")):
@@ -108,3 +111,18 @@ class Judging:
         if self.stamp["trial"] == self.confirmation.searched or folder is None:
             return None
         return str(folder.relative_to(self._records.folder))
+
+    def _sampled(self) -> dict[str, str]:
+        """By configuration the folders whose KL to the base is estimated on their own answers:
+        those of finalists and winner, where a search is about the distance from the base."""
+        records, stamp = self._records, self.stamp
+        if stamp is None or "eval/drift" not in {part.metric for part in records.objective.parts}:
+            return {}
+        wanted = {checkpoints.configuration(stamp)}
+        if self.confirmation is not None:
+            wanted.update(finalist.trial for finalist in self.confirmation.finalists)
+        return {
+            checkpoints.configuration(stamp): str(folder.relative_to(records.folder))
+            for folder, stamp in checkpoints.exports(records.folder, records.objective)
+            if checkpoints.configuration(stamp) in wanted
+        }

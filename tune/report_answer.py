@@ -149,6 +149,12 @@ def _numbers(results: Results) -> str:
             f"Pair by pair the winner's ranking is {over['ranking']['difference']:+.3f} from the "
             f"base's (95 % interval {low:+.3f} to {high:+.3f}). "
         )
+    if kl := results.winner.sampled_kl:
+        low, high = kl["interval"]
+        told += (
+            f"On answers that the winner samples to held-out prompts its KL from the base is "
+            f"{kl['mean']:.3g} nats an answer (95 % interval {low:.3g} to {high:.3g}). "
+        )
     return shown + note(
         f"{told}The winner was picked on eval, where the best of many is partly lucky: the test "
         "numbers are the ones to quote."
@@ -163,7 +169,10 @@ def _confirmation(results: Results) -> str:
     rows = []
     for finalist in confirmation.finalists:
         seeds = ", ".join(finalist.seeds_told)
-        behind = ""
+        behind = kl = ""
+        if finalist.sampled_kl:
+            low, high = finalist.sampled_kl["interval"]
+            kl = f"{finalist.sampled_kl['mean']:.3g} [{low:.3g}, {high:.3g}]"
         if finalist.behind:
             low, high = finalist.behind["interval"]
             behind = f"{finalist.behind['difference']:.3f} [{low:+.3f}, {high:+.3f}]"
@@ -175,6 +184,7 @@ def _confirmation(results: Results) -> str:
                 f"{finalist.searched:.3f}",
                 seeds,
                 *("failed" if number is None else f"{number:.3f}" for number in numbers),
+                kl,
                 behind,
                 ", ".join(f"{name} {value:.4g}" for name, value in finalist.evaluation.items()),
                 describe(finalist.config),
@@ -186,10 +196,13 @@ def _confirmation(results: Results) -> str:
         "other seeds",
         "mean",
         results.objective.other.metric.removeprefix("eval/"),
+        "sampled KL",
         "behind",
         "own evaluation",
         "",
     ]
+    told_of = [n for n, title in enumerate(head) if not title or any(row[n] for row in rows)]
+    shown = table([head[n] for n in told_of], [[row[n] for n in told_of] for row in rows])
     told = f"{confirmation.winner} won by {confirmation.decided_by}."
     if confirmation.winner != confirmation.searched:
         told += f" Without confirmation {confirmation.searched} would have won."
@@ -197,7 +210,7 @@ def _confirmation(results: Results) -> str:
         f" Numbers are {metric} on eval; behind is the difference to the winner's mean, pair by "
         "pair over the same held-out pairs, with its 95 % interval over prompts."
     )
-    return f"<h3>Confirmed with other seeds</h3>\n{table(head, rows)}{note(told)}"
+    return f"<h3>Confirmed with other seeds</h3>\n{shown}{note(told)}"
 
 
 def _value(name: str, numbers: dict[str, Any]) -> str:

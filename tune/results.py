@@ -38,6 +38,9 @@ class Winner(Document):
     test: dict[str, Any] = {}
     """Metrics on the test split without the prefix eval/; `interval` is that of `ranking`;
     `answer_tokens`; `over_base` and `over_searched` are differences, pair by pair."""
+    sampled_kl: dict[str, Any] = {}
+    """Where eval/drift is an objective: KL from the base in nats an answer, estimated on sampled
+    answers to held-out prompts (dpo_train/sampled_kl.py); `mean` and its 95 % `interval`."""
 
 
 class Cost(Document):
@@ -210,6 +213,7 @@ def assemble(
             pairs_seen=int(stamp["report"]["pairs_seen"]),
             warm_from=record.cloned_from if record.warm else None,
             test=verdict.get("test", {}),
+            sampled_kl=verdict.get("sampled_kl", {}).get(record.confirms or record.id, {}),
         )
     return Results(
         name=config.name,

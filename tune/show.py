@@ -44,7 +44,7 @@ def _verdict(results: Results) -> str:
     point = describe(winner.config)
     lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
     if results.base.get("test") and winner.test:
-        return "\n".join(lines + _numbers(results))
+        return "\n".join([*lines, *_numbers(results), *_sampled_kl(results)])
     metric = results.objective.metric
     return "\n".join([*lines, f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"])
 
@@ -77,6 +77,17 @@ def _numbers(results: Results) -> list[str]:
     return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *told]
 
 
+def _sampled_kl(results: Results) -> list[str]:
+    told = results.winner.sampled_kl if results.winner else {}
+    if not told:
+        return []
+    low, high = told["interval"]
+    return [
+        f"  on held-out prompts, its sampled answers have a KL of {told['mean']:.3g} nats from the "
+        f"base, 95 % interval {low:.3g} to {high:.3g}"
+    ]
+
+
 def _interval(bounds: list[float]) -> str:
     low, high = bounds
     return f"{low:.2f}–{high:.2f}"
@@ -99,9 +110,12 @@ def _confirmation(results: Results) -> str:
     for finalist in confirmation.finalists:
         values = " ".join(finalist.seeds_told)
         mean = "-" if finalist.mean is None else f"{finalist.mean:.3f}"
-        number = finalist.drift if finalist.second is None else finalist.second
-        second = "-" if number is None else f"{number:.2f}"
+        second = "-" if finalist.drift is None else f"{finalist.drift:.2f}"
+        if finalist.second is not None:
+            second = f"{finalist.second:.3f}"
         told = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())
+        if finalist.sampled_kl:
+            told = f"  sampled KL {finalist.sampled_kl['mean']:.3g}{told}"
         if finalist.behind:
             behind = finalist.behind
             told = f"  {behind['difference']:.3f}, 95 % {_signed(behind['interval'])}{told}"

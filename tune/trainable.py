@@ -168,7 +168,8 @@ class DpoTrial(Trainable):
         run = self._find_run()
         winner, prepared = self._run / "winner", Path(run.prepared)
         searched = self._run / self._asked["searched"] if self._asked["searched"] else None
-        asked = (winner, self._search.model, prepared, run.device, searched)
+        sampled = {name: self._run / folder for name, folder in self._asked["sampled"].items()}
+        asked = (winner, self._search.model, prepared, run.device, searched, sampled)
         try:
             if self._search.trainer == "packed":
                 verdict = engines.judge(*asked)

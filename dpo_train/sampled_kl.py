@@ -1,0 +1,105 @@
+"""How far a policy lies from the reference where it speaks: KL, estimated on answers it samples.
+
+`eval/drift` looks at given answers, which the policy itself may never give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_train import export, metrics, model, reference, scoring
+from dpo_train.config import ModelConfig
+
+PROMPTS = 32
+"""Held-out prompts, over which the interval is: as many as greedy answers are measured of."""
+SAMPLES = 4
+"""Answers to each; an even number, for they are scored two by two."""
+MOST_TOKENS = 64
+"""Of one answer: all together twice the tokens that the greedy answers may have."""
+_SEED = 0
+"""The same noise for every policy."""
+_AT_ONCE = 16
+
+
+def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> dict[str, Any]:
+    """`mean` over prompts and its 95 % `interval` of KL(policy ‖ reference), in nats an answer.
+
+    For each prompt x the mean of log π(y|x) − log π_ref(y|x), summed over the answer's tokens and
+    its end, over SAMPLES answers y ~ π(·|x) at temperature 1: the plain Monte-Carlo estimate of
+    E_π[log π/π_ref], unbiased, and below 0 at times (k1 in Schulman, Approximating KL Divergence,
+    2020). An answer that is cut counts up to there, so it is the KL of beginnings, which is no
+    more than that of whole answers.
+    """
+    data = reference.prepare(prepared)
+    rows = data.split("eval")[:]
+    first = {key: number for number, key in reversed(list(enumerate(rows["prompt_key"])))}
+    chosen = sorted(first.values())[:PROMPTS]
+    policy, tokenizer = export.load(folder, device)
+    is_adapter = hasattr(policy, "peft_config")
+    inner: Any = policy.get_base_model() if is_adapter else policy
+    prompts = [rows["prompt_ids"][number] for number in chosen for _ in range(SAMPLES)]
+    answers = sample(inner, tokenizer, prompts, _SEED)
+    # Scored two by two as the pairs of a split are, so that both models are asked alike.
+    pairs = {
+        "prompt_ids": prompts[::2],
+        "chosen_ids": answers[::2],
+        "rejected_ids": answers[1::2],
+    }
+    ours = _scores(inner, pairs, data.pad_token_id, device)
+    if is_adapter:
+        policy.unload()
+    untrained = model.load_base(base, device).fresh(trained_in_full=False)
+    theirs = _scores(untrained, pairs, data.pad_token_id, device)
+    values = (ours - theirs).mean(axis=0)
+    keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]
+    return {"mean": float(values.mean()), "interval": metrics.bootstrap_interval(values, keys)}
+
+
+def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
+    """One answer to each prompt, from the policy's own distribution: its tokens, the end included
+    if it came to one."""
+    import torch
+    from transformers import GenerationConfig
+
+    kept = policy.generation_config
+    ends = kept.eos_token_id
+    # In place of the model's own, which may cut the distribution or punish repetition.
+    policy.generation_config = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=MOST_TOKENS,
+        eos_token_id=tokenizer.eos_token_id if ends is None else ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return [
+                answer
+                for first in range(0, len(prompts), _AT_ONCE)
+                for answer in _generated(policy, tokenizer, prompts[first : first + _AT_ONCE])
+            ]
+    finally:
+        policy.generation_config = kept
+
+
+def _generated(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+    tokenizer.padding_side = "left"
+    inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(policy.device)
+    output = policy.eval().generate(**inputs)
+    ends = policy.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+        length = next((n for n, token in enumerate(row, 1) if token in ends), len(row))
+        yield row[:length]
+
+
+def _scores(policy: Any, pairs: dict[str, Any], pad_token_id: int, device: str) -> metrics.Floats:
+    """Summed log-probs of the answers, of shape (2, pairs)."""
+    forward = scoring.forward_pass(policy, device)
+    batches = scoring.batches(pairs, pad_token_id, device)
+    return np.stack(scoring.score_batches(batches, len(pairs["prompt_ids"]), forward))
