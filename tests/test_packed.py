@@ -19,7 +19,12 @@ from dpo_train.packed.rows import collate, lay_out
 from dpo_train.packed.trial import PackedTrial, learning_rate_factor
 from dpo_train.parts import override
 from dpo_train.session import Diverged, OutOfMemory, open_session
-from tests.test_trl_session import curve, goes_on_to_the_last_bit, numbers
+from tests.test_trl_session import (
+    curve,
+    goes_on_to_the_last_bit,
+    numbers,
+    trains_on_to_the_last_bit,
+)
 
 DEFAULTS: dict[str, Any] = {
     "trainer": "packed",
@@ -157,6 +162,7 @@ def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
 ) -> None:
     trial = config(small_config, optim__epochs=2)
     goes_on_to_the_last_bit(trial, small_prepared, tmp_path)
+    trains_on_to_the_last_bit(trial, small_prepared, tmp_path)
 
 
 def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(

@@ -12,10 +12,9 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.errors import InputError
-from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.simulated_results import simulated
-from tests.simulated_search import YAML, ended, wait_for_ended
+from tests.simulated_search import YAML
 from tests.test_confirm import right
 from tune import card, report, report_answer, show
 from tune.checkpoints import exports, offer_export
@@ -25,7 +24,6 @@ from tune.confirm import finalists
 from tune.earlier import best_points
 from tune.fronts import front_numbers, spread
 from tune.records import Objective, Records
-from tune.results import load_results
 from tune.sweep import definition
 
 TWO = ["eval/accuracy", "eval/drift"]
@@ -359,34 +357,3 @@ def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: 
     other = Driver(tmp_path / "one", trainer="trl", trials=1)
     finish(other, other.start(), 0.8, 0.3)
     assert other.start().config["sampled"] == {}
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_a_killed_search_of_two_objectives_goes_on_to_its_front(
-    tmp_path: Path, dpo_tune: Run, start: Start
-) -> None:
-    (tmp_path / "sim.yaml").write_text(YAML)
-    run = tmp_path / "runs" / "sim"
-    wanted = ("objective=[eval/accuracy, eval/drift]", "select=one_standard_error",
-              "confirm={finalists: 2, seeds: 1}", "simulated.noise=0.05",
-              "simulated.seconds_per_report=0.1")  # fmt: skip
-    process = start("run", "sim.yaml", *(word for value in wanted for word in ("--set", value)))
-    wait_for_ended(run, 5, process)
-    process.kill()
-    process.communicate()
-    before = ended(run)
-    done = dpo_tune("resume", run)
-    assert done.returncode == 0, done.stderr
-    after = ended(run)
-    assert {trial: after[trial] for trial in before} == before
-    results = load_results(run)
-    assert len(results.trials) == 12
-    assert {trial.state for trial in results.trials} == {"finished", "stopped"}
-    assert results.front == [t.id for t in results.objective.front(results.trials)]
-    assert results.confirmation is not None
-    assert {f.trial for f in results.confirmation.finalists} == {t.id for t in results.ranked()[:2]}
-    assert f"{len(results.front)} of 12 trials; the winner is one of 2 finalists" in done.stdout
-    assert json.loads((run / "results.json").read_text())["objective"]["second"] == {
-        "metric": "eval/drift", "mode": "min", "second": None,
-    }  # fmt: skip

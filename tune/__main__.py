@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -43,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="go on with a run, or let it grow")
     _add_run(resume)
-    resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
+    grow = resume.add_mutually_exclusive_group()
+    grow.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
+    grow.add_argument("--max-pairs", metavar="xN",
+                      help="the best finished trials train on, to N times their pairs")  # fmt: skip
     resume.set_defaults(command=_resume)
 
     show = commands.add_parser("show", help="the numbers of a run")
@@ -156,7 +160,7 @@ def _resume(options: argparse.Namespace) -> int:
     from tune.records import find_run
 
     folder = find_run(options.run)
-    trials = None
+    trials, times = None, 1
     if options.trials is not None:
         digits = options.trials.removeprefix("+")
         if not (digits.isascii() and digits.isdigit()):
@@ -164,9 +168,16 @@ def _resume(options: argparse.Namespace) -> int:
         grows = options.trials.startswith("+")
         now = load_search(folder / "search.yaml").total_trials
         trials = int(digits) + (now if grows else 0)
+    if options.max_pairs is not None:
+        digits = options.max_pairs.removeprefix("x")
+        if digits == options.max_pairs or not re.fullmatch("[0-9]{1,6}", digits) or int(digits) < 2:
+            raise InputError(
+                f"--max-pairs: {options.max_pairs!r} is no multiple; type `x2` or more"
+            )
+        times = int(digits)
     from tune.search import resume
 
-    return _finish(lambda: resume(folder, trials))
+    return _finish(lambda: resume(folder, trials, times))
 
 
 def _finish(search: Any) -> int:

@@ -71,22 +71,30 @@ def replay(
     session = open_session(asked, prepared, records.run.device)
     worst = (0.0, "", 0)
     try:
+        now: Report = {"pairs_seen": 0}
+        not_now: tuple[str, ...] = ()
         for then in record.curve:
             try:
-                now = session.advance()
+                if now["pairs_seen"] < then["pairs_seen"]:
+                    now = session.advance()
             except Diverged:
                 worst = (math.inf, "train/loss", int(then["pairs_seen"]))
                 break
+            if now["pairs_seen"] > then["pairs_seen"]:
+                # Where it had ended before it trained on; the next loss is of the steps since.
+                not_now = ("train/loss",)
+                continue
             if watch:
                 watch(then, now)
-            worst = max(worst, _difference(then, now))
+            worst = max(worst, _difference(then, now, not_now))
+            not_now = ()
     finally:
         session.close()
     return Replay(len(record.curve), *worst)
 
 
-def _difference(then: Report, now: Report) -> tuple[float, str, int]:
-    compared = [name for name in then if name not in _NOT_OF_TRAINING]
+def _difference(then: Report, now: Report, leave_out: tuple[str, ...]) -> tuple[float, str, int]:
+    compared = [name for name in then if name not in (*_NOT_OF_TRAINING, *leave_out)]
     differences = {name: abs(then[name] - now[name]) for name in compared}
     differences = {name: x if math.isfinite(x) else math.inf for name, x in differences.items()}
     name = max(differences, key=differences.__getitem__)

@@ -86,7 +86,8 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
             continue
         old, new = there.get(path), here.get(path)
         pinned = path.endswith("revision") and new is None
-        grown = path == "trials" and isinstance(old, int) and isinstance(new, int) and old > new
+        grows = path in ("trials", "optim.epochs")  # by `resume`
+        grown = grows and isinstance(old, int) and isinstance(new, int) and old > new
         if old != new and not pinned and not grown:
             raise InputError(
                 f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "

@@ -18,7 +18,7 @@ from typing import Any
 
 from dpo_train import data, model, reference
 from dpo_train.errors import InputError, one_line
-from tune import checkpoints, cluster, deploy, doctor, runs
+from tune import checkpoints, cluster, deploy, doctor, longer, runs
 from tune.checks import check
 from tune.config import SearchConfig, load_search
 from tune.environment import describe
@@ -100,10 +100,13 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
         return _go_on(folder)
 
 
-def resume(run_folder: str | Path, trials: int | None = None) -> Results:
-    """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
+def resume(run_folder: str | Path, trials: int | None = None, times: int = 1) -> Results:
+    """Goes on with a run folder; with `trials`, the search grows to so many; with `times`, its
+    survivors train on to so many times their pairs. Raises InputError."""
     folder = find_run(run_folder)
     with runs.only_driver(folder):
+        if times > 1:
+            longer.lengthen(folder, times)
         config = load_search(folder / "search.yaml")
         if trials is not None:
             if trials < config.total_trials:

@@ -20,6 +20,7 @@ from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.inbox import Inbox, Request
 from tune.judging import Judging
+from tune.longer import prune_ends
 from tune.progress import Progress
 from tune.records import ENDED, Records, Report, State, TrialRecord
 from tune.study import SearchStudy
@@ -138,6 +139,7 @@ class StudySearcher(Searcher):
         record = self._records.end(trial_id, state, error)
         self.inbox.drop(record)
         checkpoints.drop_state(self._records.folder, trial_id)
+        prune_ends(self._records.folder, self._config)
         return record
 
     def save(self, checkpoint_path: str) -> None: ...

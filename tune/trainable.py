@@ -23,6 +23,7 @@ from tune.cluster import refuse_unseen_run
 from tune.config import SearchConfig, load_search
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
+from tune.longer import keep_end
 from tune.own_evaluation import ask
 from tune.records import Report, Sittings
 from tune.room import NoRoom
@@ -68,6 +69,7 @@ class DpoTrial(Trainable):
             report = self._advance()
             assert self._session is not None
             self._offer_export(report)
+            self._keep_end(report)
         except (engines.EngineLost, RayActorError):
             # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere.
             raise
@@ -222,6 +224,13 @@ class DpoTrial(Trainable):
             self._session.export,
             self._asked["confirms"],
         )
+
+    def _keep_end(self, report: Report) -> None:
+        assert self._session is not None
+        pairs_seen = int(report["pairs_seen"])
+        if pairs_seen >= self._session.pairs_total and self._asked["confirms"] is None:
+            save = self._session.save
+            keep_end(self._run, self._search, self._id, self._trial, pairs_seen, save)
 
     def _save_if_due(self) -> None:
         """Saves at the beginning of a step: by then the driver has recorded the last report and
