@@ -64,7 +64,7 @@ class Confirmation(Document):
     winner: str
     """The trial whose configuration won."""
     searched: str
-    """The trial that would have won without confirmation."""
+    """The best trial of the search, before its finalists' new seeds."""
     decided_by: str
     finalists: list[Finalist]
     """The best first."""

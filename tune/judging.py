@@ -102,7 +102,7 @@ class Judging:
         self._evaluating.discard(run_id)  # last: a winner that is chosen now must see it
 
     def _searched(self) -> str | None:
-        """The export that would have won without confirmation, where it is another."""
+        """The export of the search's best, where it is another."""
         if self.confirmation is None or self.stamp is None:
             return None
         folder = checkpoints.export_of(

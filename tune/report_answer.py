@@ -205,7 +205,7 @@ def _confirmation(results: Results) -> str:
     shown = table([head[n] for n in told_of], [[row[n] for n in told_of] for row in rows])
     told = f"{confirmation.winner} won by {confirmation.decided_by}."
     if confirmation.winner != confirmation.searched:
-        told += f" Without confirmation {confirmation.searched} would have won."
+        told += f" The best of the search alone was {confirmation.searched}."
     told += (
         f" Numbers are {metric} on eval; behind is the difference to the winner's mean, pair by "
         "pair over the same held-out pairs, with its 95 % interval over prompts."

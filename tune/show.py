@@ -125,7 +125,7 @@ def _confirmation(results: Results) -> str:
         )
     lines.append(f"{confirmation.winner} won by {confirmation.decided_by}")
     if confirmation.winner != confirmation.searched:
-        lines[-1] += f"; without confirmation it would have been {confirmation.searched}"
+        lines[-1] += f"; the best of the search alone was {confirmation.searched}"
     return "\n".join(lines)
 
 
