@@ -1,7 +1,8 @@
 """A search under fire: a trial's process killed with -9 every few seconds, against one left alone.
 
-Prints what became of the trials and what the kills cost. `--trainer trl` trains the embedded model,
-whose processes take ten seconds to import what they need: kill them less often.
+Prints what became of the trials and what the kills cost. `--trainer packed` trains the embedded
+model; so does `trl`, whose processes take ten seconds to import what they need: kill them less
+often.
 """
 
 import argparse
@@ -31,17 +32,12 @@ SIMULATED = {
     "resources": {"cpus": 0.25},
     "eval_every_pairs": 64,
 }
-TRAINED = {
-    "trainer": "trl",
-    "data": {"limit": 200},
-    "resources": {"cpus": 1},
-    "eval_every_pairs": 32,
-}
+TRAINED = {"data": {"limit": 200}, "lora": {"r": 4, "alpha": 8}, "eval_every_pairs": 32}
 
 
 def search(trainer: str, trials: int) -> dict[str, Any]:
     return {
-        **(SIMULATED if trainer == "simulated" else TRAINED),
+        **(SIMULATED if trainer == "simulated" else {"trainer": trainer, **TRAINED}),
         "name": "soak",
         "trials": trials,
         "space": {"optim.learning_rate": {"log_uniform": [1e-5, 1e-3]}},
@@ -90,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--every", type=float, default=5, help="seconds between two kills")
-    parser.add_argument("--trainer", choices=["simulated", "trl"], default="simulated")
+    parser.add_argument("--trainer", choices=["simulated", "packed", "trl"], default="simulated")
     options = parser.parse_args()
     content = search(options.trainer, options.trials)
     alone = run(content, None)

@@ -31,21 +31,34 @@ from tune.config import SearchConfig
 from tune.records import read_records
 from tune.search import Interrupted, _ray
 
+AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moments", "trials"),
-    [(3, 9), pytest.param(10, 60, marks=[pytest.mark.soak, pytest.mark.timeout(600)])],
+    ("moments", "trials", "objective"),
+    [
+        (3, 9, "eval/accuracy"),
+        pytest.param(10, 60, "eval/accuracy", marks=AT_LENGTH),
+        pytest.param(10, 60, "[eval/accuracy, eval/drift]", marks=AT_LENGTH),
+    ],
 )
 @pytest.mark.usefixtures("shared_ray")
 def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
-    tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start, moments: int, trials: int
+    tmp_path: Path,
+    yaml: Path,
+    dpo_tune: Run,
+    start: Start,
+    moments: int,
+    trials: int,
+    objective: str,
 ) -> None:
     """Each sitting's reports last another time, so that one sees which sitting trained them. After
     the first kill a saved state is damaged too: its trial goes on from the one before."""
     run = tmp_path / "runs" / "sim"
     draw = random.Random(moments)
     command: tuple[object, ...] = ("run", yaml, "--set", f"trials={trials}", "--set",
+                                   f"objective={objective}", "--set",
                                    "simulated.seconds_per_report=0.15")  # fmt: skip
     before: dict[str, Any] = {}
     said, damaged = "", ""
