@@ -35,7 +35,7 @@ def keep_end(
 ) -> None:
     """Saves the state of a trial that has trained all its pairs, if it may train on one day. A disk
     that has no room for it costs that alone."""
-    wanted = trial.optim.schedule in _OPEN_ENDED and "optim.epochs" not in config.space
+    wanted = trial.optim.schedule in _OPEN_ENDED and may_keep_ends(config)
     if not wanted or trial_id not in _best(run, config):
         return
     folder = _ends(run) / trial_id
@@ -48,6 +48,12 @@ def keep_end(
         seal(made)
         shutil.rmtree(folder, ignore_errors=True)  # of a process that died right after
         part.replace(folder)
+
+
+def may_keep_ends(config: SearchConfig) -> bool:
+    """Whether any trial of a search may train on one day."""
+    schedules = config.optim.schedule in _OPEN_ENDED or "optim.schedule" in config.space
+    return schedules and "optim.epochs" not in config.space
 
 
 def prune_ends(run: Path, config: SearchConfig) -> None:
