@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import metrics, model, scoring
+from dpo_train import metrics, mirror, model, scoring
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.data import SPLITS, Pairs, Row, row_to_json
 from dpo_train.errors import InputError
-from dpo_train.files import checksum, write_atomically
+from dpo_train.files import checksum, write_atomically, write_here
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,7 +76,7 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "plan.json").exists():
+    if not mirror.exists(folder / "plan.json"):
         write_atomically(folder / "rows.jsonl", text)
         asked = {**recipe, "base": config.model.model_dump(mode="json")}
         write_atomically(folder / "plan.json", json.dumps(asked, indent=1))
@@ -84,16 +84,21 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
 
 
 def prepare(folder: Path) -> PreparedData:
-    """The prepared data at a planned folder, computed if it isn't whole yet.
+    """The prepared data at a planned folder, computed if it isn't whole yet; of a URL what another
+    node computed is taken.
 
     Raises InputError if no pair is left after tokenising.
     """
     if finished := _finished(folder, computed=0):
         return finished
+    folder.mkdir(parents=True, exist_ok=True)  # of a URL
     with _one_process(folder / "lock"):
-        if finished := _finished(folder, computed=0):
+        if finished := _finished(folder, computed=0) or _bring(folder, computed=0):
             return finished
-        return _compute(folder)
+        for name in ("rows.jsonl", "plan.json"):
+            mirror.fetch_once(folder / name)
+        finished = _compute(folder)
+        return _bring(folder, finished.computed_pairs) or _hand_out(finished)
 
 
 def _finished(folder: Path, computed: int) -> PreparedData | None:
@@ -108,6 +113,27 @@ def _finished(folder: Path, computed: int) -> PreparedData | None:
     return PreparedData(
         folder, manifest["pad_token_id"], manifest["base"], manifest["dropped"], computed
     )
+
+
+def _bring(folder: Path, computed: int) -> PreparedData | None:
+    """What another node computed and brought onto the folder's URL."""
+    if mirror.url(folder) is None:
+        return None
+    try:
+        manifest = json.loads(mirror.read_text(folder / "manifest.json"))
+    except FileNotFoundError:
+        return None
+    for name in manifest["sha256"]:
+        mirror.fetch(folder / name)
+    mirror.fetch(folder / "manifest.json")
+    return _finished(folder, computed)
+
+
+def _hand_out(prepared: PreparedData) -> PreparedData:
+    """Brings the folder onto its URL, the manifest last."""
+    for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
+        mirror.put(prepared.folder / name)
+    return prepared
 
 
 def _is_as_written(file: Path, wanted: str) -> bool:
@@ -140,7 +166,7 @@ def _compute(folder: Path) -> PreparedData:
     asked = json.loads((folder / "plan.json").read_text())
     base = ModelConfig(**asked["base"])
     if checksum(folder / "rows.jsonl") != asked["rows"]:
-        (folder / "plan.json").unlink()
+        mirror.remove(folder / "plan.json")
         raise InputError(
             f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
             "written anew from the dataset"
@@ -186,7 +212,7 @@ def _compute(folder: Path) -> PreparedData:
         "base": numbers,
         "sha256": sums,
     }
-    write_atomically(working / "manifest.json", json.dumps(manifest, indent=1))
+    write_here(working / "manifest.json", json.dumps(manifest, indent=1))
     (working / "manifest.json").replace(folder / "manifest.json")
     shutil.rmtree(working)
     finished = _finished(folder, computed=sum(pairs.values()))

@@ -103,6 +103,11 @@ def _read(model: str) -> Source:
     if place == "sample":
         return Source(name or "sample", str(_SAMPLE), None, None)
     is_folder = folder.is_dir()
+    if "://" in place:
+        raise ModelError(
+            f"{place}: a URL; bring the folder here first, like `aws s3 cp --recursive {place} "
+            "winner`, and give its path"
+        )
     if not is_folder and place.startswith((".", "/", "~")):
         raise ModelError(f"{place}: no such folder; give an exported model's folder or a Hub id")
     revision = None

@@ -14,6 +14,7 @@ import pytest
 
 from dpo_train import data, reference
 from dpo_train.config import DataConfig, TrainConfig
+from tests.object_store import LOGIN
 from tests.one_node import one_node
 from tests.simulated_search import YAML
 from tests.wandb_server import WandbServer
@@ -86,8 +87,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {
+        # Of runs on an object store its processes have their own login and mirror.
+        **LOGIN,
+        "DPO_TUNE_CACHE": str(tmp_path_factory.mktemp("node")),
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
         # As a search starts its own.

@@ -88,7 +88,11 @@ class RayCluster:
         with (self._folder / f"node{number}.log").open("w") as log:
             self._nodes[number] = subprocess.Popen(
                 self._network.inside(number, command, disk),
-                env={**self._environment, "HF_HOME": str(disk / "hf")},
+                env={
+                    **self._environment,
+                    "HF_HOME": str(disk / "hf"),
+                    "DPO_TUNE_CACHE": str(disk / "cache"),
+                },
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

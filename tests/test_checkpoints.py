@@ -6,6 +6,7 @@ import pytest
 
 from tune import checkpoints
 from tune.records import Objective
+from tune.seals import seal
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
 
@@ -55,6 +56,7 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
         (tmp_path / "best" / trial / "64").mkdir(parents=True)
         stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
         (tmp_path / "best" / trial / "64" / checkpoints.STAMP).write_text(json.dumps(stamp))
+        seal(tmp_path / "best" / trial / "64")
     remove = shutil.rmtree
 
     def add_then_remove(folder: Path, **options: bool) -> None:

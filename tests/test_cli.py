@@ -27,7 +27,7 @@ BROKEN = {
     "no such model": (GOOD + "model: {id: ./nothing}\n", "nothing has no config.json"),
     "no such data": (GOOD + "data: {id: ./nothing.jsonl}\n", "no file nothing.jsonl"),
     "too many gpus": (GOOD + "resources: {gpus: 1}\n", "resources.gpus: a trial wants 1"),
-    "runs in a bucket": (GOOD + "runs_dir: s3://bucket/runs\n", "is a URL; give a path: mount"),
+    "a login in a URL": (GOOD + "runs_dir: s3://key:secret@bucket/runs\n", "URL holds a secret"),
     "half a gpu too many": (GOOD + "resources: {gpus: 1.5}\n", "must be a whole number"),
     "a batch for three": (
         GOOD + "resources: {gpus: 3}\n",

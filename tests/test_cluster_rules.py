@@ -48,7 +48,7 @@ def test_a_job_does_not_write_into_the_copy_that_ray_removes(
 
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"does not see {tmp_path}; give a path that all nodes"):
-        cluster.refuse_unseen_run(tmp_path)
+        cluster.find_run_here(str(tmp_path))
 
 
 def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Process(DpoTrial):
         self._search = SearchConfig.model_validate({"name": "x", "confirm": confirm})
 
     def _find_run(self) -> Any:
-        return SimpleNamespace(prepared="", device="cpu")
+        return SimpleNamespace(prepared_folder=Path(), device="cpu")
 
     def _on_device(self, function: Any, *arguments: Any) -> Any:
         raise RayActorError

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.errors import InputError
+from dpo_train.store import StoreFailed
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -23,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         return int(options.command(options))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return _WRONG_INPUT
+    except StoreFailed as error:
+        hint = "its bucket, its region (`?region=…`), the login in the environment"
+        print(f"error: {error}; look at {hint}", file=sys.stderr)
         return _WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -112,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder or its name")
+    parser.add_argument("run", help="a run folder, its name or its URL")
 
 
 def _add_trial(parser: argparse.ArgumentParser) -> None:
@@ -181,6 +186,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _finish(search: Any) -> int:
+    from dpo_train import mirror
     from tune.search import Interrupted
     from tune.show import render
     from tune.tracker import how_to_send
@@ -193,15 +199,18 @@ def _finish(search: Any) -> int:
             print(unsent, file=sys.stderr)
         return _INTERRUPTED
     print(render(results))
-    folder = results.folder
-    if unsent := how_to_send(folder):
+    if unsent := how_to_send(results.folder):
         print(f"\n{unsent}")
     if results.winner is None:
         return _NOTHING_WON
-    print(f"\nthe winner lies in {folder}/winner, all numbers in {folder}/results.json")
-    if (folder / "report.html").exists():
-        print(f"the report: {folder}/report.html")
-    print(f"more trials: dpo-tune resume {folder} --trials +{max(8, len(results.trials) // 3)}")
+    winner, numbers, page = (
+        mirror.shown(results.folder / name) for name in ("winner", "results.json", "report.html")
+    )
+    print(f"\nthe winner lies in {winner}, all numbers in {numbers}")
+    if (results.folder / "report.html").exists():
+        print(f"the report: {page}")
+    more = max(8, len(results.trials) // 3)
+    print(f"more trials: dpo-tune resume {results.place} --trials +{more}")
     code = _DONE
     if results.published is not None and results.published.error:
         print(f"not pushed: {results.published.error}", file=sys.stderr)
@@ -263,11 +272,12 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from dpo_train import mirror
     from tune.report import write
     from tune.search import current_results
 
     path = write(current_results(options.run)).absolute()
-    print(path)
+    print(mirror.shown(path))
     if options.open:
         import webbrowser
 
@@ -299,10 +309,9 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from tune.cluster import runs_dir
-    from tune.runs import stored
+    from tune.runs import root, stored
 
-    there = stored(Path(runs_dir()))
+    there = stored(root())
     print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
     for item in there:
         trials = str(item.trials) if item.kind == "run" else ""
@@ -311,14 +320,13 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from tune.cluster import runs_dir
-    from tune.runs import remove
+    from tune.runs import remove, root
 
     if not options.names:
         _list(options)
         print("to remove: dpo-tune clean NAME …")
         return _DONE
-    for item in remove(Path(runs_dir()), options.names):
+    for item in remove(root(), options.names):
         print(f"removed {item.name} ({item.gigabytes:.3f} GB)")
     return _DONE
 

@@ -1,6 +1,7 @@
 """What stays on disk of a trial's weights: the state to go on from, and the k best exports.
 
-Every folder appears under its name only when it is complete.
+Every folder appears under its name only when it is complete. Of a run on a URL states and exports
+lie there alone, and are brought where they are read.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_train import mirror
+from dpo_train.mirror import SEAL
 from tune.records import Objective, Report
 from tune.room import leaving_no_part
 from tune.seals import is_whole, seal
@@ -33,28 +36,40 @@ def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path],
         save(part / "session")
         seal(part)
     part.replace(folder / str(pairs_seen))
+    mirror.hand_over(folder / str(pairs_seen))
     for pairs in saved_pairs(run, trial_id)[:-2]:
-        shutil.rmtree(folder / str(pairs))
+        mirror.remove(folder / str(pairs))
 
 
 def saved_pairs(run: Path, trial_id: str) -> list[int]:
     """The pairs_seen of a trial's saved states, ascending."""
-    return sorted(
-        int(path.name) for path in (run / "state" / trial_id).glob("*") if path.name.isdigit()
-    )
+    found = mirror.find(run / "state" / trial_id, f"[0-9]*/{SEAL}")
+    return sorted(int(seal.parent.name) for seal in found)
 
 
 def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
     """The pairs_seen of the last saved state whose files are as they were written, 0 for none, and
-    what to say of those that are not, which it removes."""
+    what to say of those that are not, which it removes. Of a URL that state is brought here."""
     told = ""
     for pairs in reversed(saved_pairs(run, trial_id)):
         folder = run / "state" / trial_id / str(pairs)
-        if is_whole(folder):
+        if is_whole(mirror.pull(folder)):
             return pairs, told
         told = f"its state at {pairs} pairs is damaged; it goes on from the one before"
-        shutil.rmtree(folder)
+        mirror.remove(folder)
     return 0, told
+
+
+def last_state(run: Path, trial_id: str, recorded: int) -> tuple[int, str]:
+    """The same for the driver, which brings no state here: of a URL the last one that is not ahead
+    of the record, as a driver's death may have left it. It removes those that are."""
+    if mirror.url(run) is None:
+        return last_whole_state(run, trial_id)
+    saved = saved_pairs(run, trial_id)
+    for pairs in saved:
+        if pairs > recorded:
+            mirror.remove(run / "state" / trial_id / str(pairs))
+    return max((pairs for pairs in saved if pairs <= recorded), default=0), ""
 
 
 def saved_session(run: Path, trial_id: str, pairs_seen: int) -> Path:
@@ -62,7 +77,19 @@ def saved_session(run: Path, trial_id: str, pairs_seen: int) -> Path:
 
 
 def drop_state(run: Path, trial_id: str) -> None:
-    shutil.rmtree(run / "state" / trial_id, ignore_errors=True)
+    mirror.remove(run / "state" / trial_id)
+
+
+def drop_ended_states(run: Path, ended: Collection[str]) -> None:
+    """What a driver's death left of trials that had just ended."""
+    for sealed in mirror.find(run / "state", f"*/[0-9]*/{SEAL}"):
+        if sealed.parents[1].name in ended:
+            mirror.remove(sealed.parent)
+
+
+def forget_state(run: Path, trial_id: str) -> None:
+    """What a process brought here of its trial's state, once it needs it no more."""
+    mirror.forget(run / "state" / trial_id)
 
 
 def exports(run: Path, objective: Objective) -> list[_Export]:
@@ -123,6 +150,7 @@ def offer_export(
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
     part.rmdir()
+    mirror.hand_over(folder)
 
 
 def prune_exports(
@@ -137,7 +165,7 @@ def prune_exports(
     kept.update([folder for folder, stamp in seen if stamp["trial"] in finalists][:1])
     for folder, _ in seen:
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            mirror.remove(folder)
             with contextlib.suppress(OSError):  # the trial is writing its next one there
                 folder.parent.rmdir()
 
@@ -145,8 +173,11 @@ def prune_exports(
 def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
     """Removes what a trial exported past the state that it goes on from."""
     for folder in (run / "best" / trial_id).glob("*"):
-        if not folder.name.isdigit() or int(folder.name) > saved:
+        if not folder.name.isdigit():
             shutil.rmtree(folder, ignore_errors=True)
+    for sealed in mirror.find(run / "best" / trial_id, f"[0-9]*/{SEAL}"):
+        if int(sealed.parent.name) > saved:
+            mirror.remove(sealed.parent)
 
 
 def _best_of_each(ranked: list[_Export]) -> list[_Export]:
@@ -161,10 +192,8 @@ def _ranked(exports: list[_Export], objective: Objective) -> list[_Export]:
 
 
 def _all_exports(run: Path, objective: Objective) -> list[_Export]:
-    found = []
-    for stamp in (run / "best").glob("*/[0-9]*/" + STAMP):
-        with contextlib.suppress(FileNotFoundError):  # the driver removed it just now
-            found.append((stamp.parent, json.loads(stamp.read_text())))
+    stamps = mirror.sealed_texts(run / "best", f"*/[0-9]*/{STAMP}")
+    found = [(path.parent, json.loads(text)) for path, text in stamps]
     return sorted(found, key=lambda item: objective.key(item[1]["report"]), reverse=True)
 
 
@@ -176,7 +205,7 @@ def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[st
     ranked = _all_exports(run, objective)
     if chosen is not None:
         ranked = [item for item in ranked if configuration(item[1]) == chosen]
-    while ranked and not is_whole(ranked[0][0]):
+    while ranked and not is_whole(mirror.pull(ranked[0][0])):
         print(f"warning: {ranked[0][0]} is damaged; the next best export is taken", flush=True)
         ranked.pop(0)
     if not ranked:
@@ -191,4 +220,6 @@ def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[st
         (run / "winner").replace(old)
     part.replace(run / "winner")
     shutil.rmtree(old, ignore_errors=True)
+    mirror.push(run / "winner")
+    mirror.forget(folder)
     return stamp

@@ -6,6 +6,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from dpo_train import mirror, store
 from dpo_train.errors import InputError
 from tune.space import check_point, check_space
 from tune.storage import check_storage
@@ -50,11 +51,8 @@ def check(config: SearchConfig) -> SearchConfig:
             "hub.when: improved can't compare eval/loss between models; use always, or another "
             "objective"
         )
-    if "://" in config.runs_dir:
-        raise InputError(
-            f"runs_dir: {config.runs_dir!r} is a URL; give a path: mount a storage that all nodes "
-            "share (NFS, EFS, Filestore, FSx)"
-        )
+    if mirror.is_url(config.runs_dir):
+        store.refuse_url("runs_dir", config.runs_dir)
     check_storage(config.storage)
     _check_two_objectives(config)
     _check_confirm(config)

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_train import mirror
 from dpo_train.errors import InputError
+from dpo_train.store import StoreFailed
 
 if TYPE_CHECKING:
     from tune.config import SearchConfig
@@ -43,13 +45,25 @@ def refuse_private_folder(folder: Path) -> None:
         )
 
 
-def refuse_unseen_run(folder: Path) -> None:
-    """Raises InputError on a node that does not see the run folder."""
+def find_run_here(run: str) -> Path:
+    """The run folder on this node; of a URL what a trial reads there is brought here. Raises
+    InputError on a node that does not see it."""
+    folder, node = mirror.local(run), socket.gethostname()
+    try:
+        for name in ("search.yaml", "run.json"):
+            mirror.fetch(folder / name)
+    except StoreFailed as error:
+        raise InputError(
+            f"runs_dir: the node {node} can't read the run: {error}; every node needs the login "
+            "in the environment in which its Ray was started"
+        ) from None
     if not (folder / "run.json").is_file():
         raise InputError(
-            f"runs_dir: the node {socket.gethostname()} does not see {folder}; give a path that "
-            f"all nodes share, by {RUNS} or `--set runs_dir=…`, and mount it on every node"
+            f"runs_dir: the node {node} does not see {mirror.shown(folder)}; give a path that all "
+            f"nodes share, by {RUNS} or `--set runs_dir=…`, and mount it on every node; or a URL "
+            "like s3://bucket/runs"
         )
+    return folder
 
 
 def refuse_or_wait(config: SearchConfig) -> None:
@@ -132,3 +146,4 @@ class Places:
             self._last[trial] = place
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"at": at, "trial": trial, **place}) + "\n")
+            mirror.put_later(self._file)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dpo_train import mirror
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from dpo_train.metrics import MODES
@@ -196,8 +197,8 @@ class SearchConfig(TrainConfig):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names the run folder."""
     runs_dir: str = Field(default_factory=runs_dir)
-    """Where run folders and prepared data stand: seen by every node of a cluster. By default what
-    DPO_TUNE_RUNS says, or `runs`."""
+    """Where run folders and prepared data stand: a path that every node of a cluster sees, or a
+    URL like s3://bucket/runs. By default what DPO_TUNE_RUNS says, or `runs`."""
     space: dict[str, Axis] = {}
     """Dotted paths into the trial's config, and what each may be."""
     points: list[Point] = []
@@ -253,12 +254,12 @@ class SearchConfig(TrainConfig):
 
     @property
     def folder(self) -> Path:
-        return Path(self.runs_dir).expanduser() / self.name
+        return mirror.local(self.runs_dir) / self.name
 
     @property
     def prepared_root(self) -> Path:
         """Shared by all searches of a folder, so that a second one computes nothing."""
-        return Path(self.runs_dir).expanduser() / ".prepared"
+        return mirror.local(self.runs_dir) / ".prepared"
 
     @property
     def device(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_train import metrics
+from dpo_train import metrics, mirror
 from dpo_train.files import write_atomically
 from dpo_train.reference import prompt_keys
 from tune import checkpoints
@@ -139,7 +139,7 @@ def keep_evaluation(run: Path, run_id: str, said: dict[str, float]) -> None:
 
 def forget_evaluations(run: Path) -> None:
     """For another function than the one that said them."""
-    (run / _EVALUATIONS).unlink(missing_ok=True)
+    mirror.remove(run / _EVALUATIONS)
 
 
 def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirmation | None]:
@@ -297,8 +297,8 @@ def _standard_error(pairs: metrics.Floats, records: Records) -> float:
 def _prompts(records: Records, pairs: int) -> list[str]:
     """Pairs of one prompt are not independent: the prompts of the held-out pairs, in their order.
     Of a simulated search each pair is its own."""
-    prepared = Path(records.run.prepared)
-    if not (prepared / "eval.arrow").is_file():
+    prepared = records.run.prepared_folder
+    if not mirror.fetch_once(prepared / "eval.arrow").is_file():
         return [str(number) for number in range(pairs)]
     return prompt_keys(prepared, "eval")
 

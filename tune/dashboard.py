@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dpo_train import mirror
 from dpo_train.errors import InputError, one_line
 from tune.config import SearchConfig, load_search
 from tune.records import find_run
@@ -62,8 +63,8 @@ def _place(folder: Path, config: SearchConfig) -> tuple[str, str]:
         return entity, project
     if config.wandb.entity is None:
         raise InputError(
-            f"{folder}: W&B was not told of it from here, so whose project it is, is not known; "
-            f"run it with `--set wandb.mode=online`, or set `wandb: {{entity: …}}`"
+            f"{mirror.shown(folder)}: W&B was not told of it from here, so whose project it is, is "
+            f"not known; run it with `--set wandb.mode=online`, or set `wandb: {{entity: …}}`"
         )
     return config.wandb.entity, config.wandb.project
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from dpo_train import mirror
 from dpo_train.errors import InputError, one_line
 from dpo_train.files import checksum
 from tune.checkpoints import STAMP
@@ -35,6 +36,11 @@ def check(config: SearchConfig) -> None:
     """Raises InputError if the winner could not be served: better now than after the search."""
     if config.trainer == "simulated":
         raise InputError("serve.after: simulated trials leave no model; leave it out")
+    if mirror.is_url(config.runs_dir):
+        raise InputError(
+            f"serve.after: replicas read the winner from a path, and runs_dir is "
+            f"{config.runs_dir}; leave serve.after out, or give a path that all nodes share"
+        )
     if "RAY_ADDRESS" not in os.environ:
         raise InputError(
             "serve.after: the search would run on a Ray of its own, which ends with it; start a "

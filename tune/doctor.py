@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_train import model
+from dpo_train import mirror, model
 from dpo_train.errors import InputError
 from tune import deploy
+from tune.claim import refresh
 from tune.config import SearchConfig
 from tune.longer import may_keep_ends
 from tune.own_evaluation import refuse_missing
@@ -44,8 +45,9 @@ def refuse_impossible(config: SearchConfig) -> None:
             )
     if config.trainer != "simulated" and model.local_folder(config.model) is not None:
         model.resolve(config.model)
-        need, free = disk_bytes(config), free_bytes(Path(config.runs_dir))
-        if need > free:
+        need, free = disk_bytes(config), free_bytes(config.folder.parent)
+        # Of a URL there is but what is on its way, here or on another node.
+        if need > free and not mirror.is_url(config.runs_dir):
             raise InputError(
                 f"runs_dir: the search may write {need / 1e9:.1f} GB to {config.runs_dir}, where "
                 f"{free / 1e9:.1f} GB are free; free some, lower keep_best, or set another runs_dir"
@@ -160,12 +162,16 @@ def _needs(config: SearchConfig) -> list[str]:
         return [*lines, "             simulated: no model, no data"]
     resolved = config.model_copy(update={"model": model.resolve(config.model)})
     weights = model.parameter_count(resolved.model)
-    exists = "exists" if config.folder.exists() else "new"
+    refresh(config.folder)
+    exists = "exists" if (config.folder / "run.json").exists() else "new"
+    free = ""
+    if not mirror.is_url(config.runs_dir):
+        free = f"; {free_bytes(config.folder) / 1e9:.1f} GB free"
     return [
         *lines,
         f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights",
         f"one trial    about {memory_bytes(resolved) / 1e9:.2f} GB for weights, gradients and "
         "optimizer; activations come on top",
-        f"disk         at most about {disk_bytes(resolved) / 1e9:.2f} GB in {config.folder} "
-        f"({exists}; {free_bytes(config.folder) / 1e9:.1f} GB free)",
+        f"disk         at most about {disk_bytes(resolved) / 1e9:.2f} GB in "
+        f"{mirror.shown(config.folder)} ({exists}{free})",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dpo_train import mirror
 from dpo_train.errors import InputError
 from tune.records import Objective, find_run, read_records
 from tune.space import Point, Space, check_point
@@ -30,8 +31,8 @@ def best_points(asked: Mapping[str, Any], space: Space, objective: Objective) ->
             points.append(trial.config)
     if not points:
         raise InputError(
-            f"points: none of the {len(measured)} measured trials of {folder} lies in this space; "
-            "leave points out, or widen the axes"
+            f"points: none of the {len(measured)} measured trials of {mirror.shown(folder)} lies "
+            "in this space; leave points out, or widen the axes"
         )
     return points
 

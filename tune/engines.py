@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from dpo_train import mirror
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.errors import one_line
 from dpo_train.session import Session, open_session
@@ -51,7 +52,7 @@ def brokered(config: SearchConfig, prepared: str) -> Iterator[None]:
     nodes = ray.nodes()
     if config.device == "cpu" and len(nodes) == 1:
         # The engines import and prepare while Tune starts the trials' processes.
-        opening = (config.base_trial(), Path(prepared), config.device)
+        opening = (config.base_trial(), mirror.local(prepared), config.device)
         broker.open_ahead.remote(nodes[0]["NodeID"], config.total_trials, opening)
     try:
         yield

@@ -20,8 +20,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from dpo_train import mirror
 from dpo_train.errors import one_line
-from dpo_train.files import write_atomically
+from dpo_train.files import write_here
+from dpo_train.store import StoreFailed
 from tune import sweep, tracking
 from tune.config import load_search
 from tune.records import ENDED, Sittings, TrialRecord
@@ -55,7 +57,11 @@ class Memory:
             fcntl.flock(file, fcntl.LOCK_EX)  # an heir writes too
             self._read()
             content = {"sweep": self.sweep, "app": self.app, "told": self.told}
-            write_atomically(self._path, json.dumps(content, indent=1))
+            write_here(self._path, json.dumps(content, indent=1))
+            # Files of runs that were told on disk lie on this machine alone.
+            sent = {run: mode for run, mode in self.told.items() if mode == "online"}
+            with contextlib.suppress(StoreFailed):
+                mirror.put(self._path, json.dumps({**content, "told": sent}, indent=1))
 
     def _read(self) -> None:
         content = json.loads(self._path.read_text()) if self._path.exists() else {}

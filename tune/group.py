@@ -25,8 +25,9 @@ from tune.config import ResourcesConfig
 from tune.threads import limit_threads
 
 
-def bundles(resources: ResourcesConfig) -> PlacementGroupFactory:
-    """What a trial asks of Ray: of several GPUs one bundle each, and one for who drives them."""
+def bundles(resources: ResourcesConfig, one_node: bool = False) -> PlacementGroupFactory:
+    """What a trial asks of Ray: of several GPUs one bundle each, and one for who drives them; on
+    one node where they fit, or on no other."""
     each = {"CPU": resources.cpus, "GPU": resources.gpus}
     if resources.members > 1:
         each["GPU"] = 1
@@ -34,7 +35,9 @@ def bundles(resources: ResourcesConfig) -> PlacementGroupFactory:
         driver = min(0.001, resources.cpus / 2)
         first = {**each, "CPU": resources.cpus - driver}
         rest = [each] * (resources.members - 1)
-        return PlacementGroupFactory([{"CPU": driver}, first, *rest], strategy="PACK")
+        return PlacementGroupFactory(
+            [{"CPU": driver}, first, *rest], "STRICT_PACK" if one_node else "PACK"
+        )
     return PlacementGroupFactory([{name: amount for name, amount in each.items() if amount}])
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from ray.tune import Stopper
 
+from dpo_train import mirror
 from dpo_train.errors import one_line
+from dpo_train.store import StoreFailed
 from tune.records import Records
 
 _POLL_SECONDS = 2.0
@@ -32,7 +34,9 @@ class Halt(Stopper):
 
     def stop_all(self) -> bool:
         if error := self._records.unwritten:
-            self.reason = f"{self._records.folder} can't be written ({one_line(error)})"
+            self.reason = (
+                f"{mirror.shown(self._records.folder)} can't be written ({one_line(error)})"
+            )
         elif time.monotonic() - self._looked > _POLL_SECONDS:
             self._looked = time.monotonic()
             if _is_cut_off():
@@ -42,6 +46,13 @@ class Halt(Stopper):
         if self.reason:
             raise Halted(self.reason)
         return False
+
+
+def store_failure(error: BaseException | None) -> BaseException | None:
+    """What Tune was told of a store that failed, inside what it makes of that."""
+    while error is not None and not isinstance(error, StoreFailed):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_cut_off() -> bool:

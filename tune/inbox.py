@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal
 
+from dpo_train import mirror
+from dpo_train.files import write_atomically
+from dpo_train.store import StoreFailed
 from tune.records import Document, TrialRecord
 
 FILE, WEIGHTS = "request.json", "weights"
+_POLL_SECONDS = 5.0
+"""Between two looks at a URL, where each costs a request."""
 
 
 class Request(Document):
@@ -31,6 +36,8 @@ class Inbox:
     def __init__(self, run: Path) -> None:
         self._run = run
         self.folder = run / "requests"
+        self._looked = -_POLL_SECONDS
+        self._seen: list[tuple[Path, Request]] = []
 
     def stops(self, trial: str) -> bool:
         """Whether someone asked to stop this trial."""
@@ -42,7 +49,8 @@ class Inbox:
 
     def taken(self, request: Path) -> None:
         """Marks a request as done; weights beside it stay until `drop`."""
-        (request / FILE).unlink(missing_ok=True)
+        mirror.remove(request / FILE)
+        self._looked = -_POLL_SECONDS
         with contextlib.suppress(OSError):
             request.rmdir()
 
@@ -50,9 +58,10 @@ class Inbox:
         """Removes what was asked of, or laid beside, a trial that has ended."""
         for path, request in self._all():
             if request.kind == "stop" and request.trial == record.id:
-                shutil.rmtree(path, ignore_errors=True)
+                mirror.remove(path)
+                self._looked = -_POLL_SECONDS
         if record.request:
-            shutil.rmtree(self.folder / record.request, ignore_errors=True)
+            mirror.remove(self.folder / record.request)
 
     def weights(self, record: TrialRecord) -> str | None:
         """Where the weights lie that a warm clone starts from, in the run folder."""
@@ -61,13 +70,24 @@ class Inbox:
         return str((self.folder / record.request / WEIGHTS).relative_to(self._run))
 
     def _all(self) -> list[tuple[Path, Request]]:
+        is_recent = time.monotonic() - self._looked < _POLL_SECONDS
+        if mirror.url(self.folder) is not None and is_recent:
+            return self._seen
+        with contextlib.suppress(StoreFailed):  # the next look finds it
+            self._seen = self._look()
+        self._looked = time.monotonic()
+        return self._seen
+
+    def _look(self) -> list[tuple[Path, Request]]:
         found = []
-        for path in sorted(self.folder.glob("[0-9]*/" + FILE)):
+        for path in mirror.find(self.folder, "[0-9]*/" + FILE):
             try:
-                found.append((path.parent, Request.model_validate_json(path.read_text())))
+                text = mirror.read_text(path)
+                found.append((path.parent, Request.model_validate_json(text)))
             except OSError:  # taken just now
                 continue
             except ValueError as error:  # of a later version, or a person's own hand
-                path.replace(path.with_suffix(".refused"))
+                write_atomically(path.with_suffix(".refused"), text)
+                mirror.remove(path)
                 print(f"warning: {path} was not understood: {str(error).splitlines()[0]}")
         return found

@@ -7,6 +7,7 @@ import json
 import os
 from typing import Any
 
+from dpo_train import mirror
 from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.confirm import Confirmation
@@ -51,13 +52,13 @@ class Judging:
         """What Tune gives to a process next; None while a trial is open, or with nothing to do."""
         if self.was_given or self._records.open_trials():
             return None
-        run = self._records.folder.absolute()
+        run = mirror.name(self._records.folder.absolute())
         if asked := confirm.next_evaluation(self._config, self._records, self._tried):
             run_id, folder = asked
             self._tried.add(run_id)
             self._evaluating.add(run_id)
             place = {"exported": str(folder.relative_to(self._records.folder)), "cwd": os.getcwd()}
-            return {"trial": EVALUATING + run_id, "run": str(run), **place}
+            return {"trial": EVALUATING + run_id, "run": run, **place}
         if self._evaluating:
             return None
         self.was_given = True
@@ -76,7 +77,7 @@ class Judging:
         if self.is_done:
             return None
         folders = {"searched": self._searched(), "sampled": self._sampled()}
-        return {"trial": JUDGING, "run": str(run), **folders}
+        return {"trial": JUDGING, "run": run, **folders}
 
     def end(self, name: str, result: dict[str, Any]) -> None:
         """Takes what a task found. One that failed costs its numbers, not what was paid for."""

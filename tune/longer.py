@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from dpo_train import mirror
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from dpo_train.files import write_atomically
+from dpo_train.mirror import SEAL
 from tune import checkpoints, runs
 from tune.config import SearchConfig
 from tune.records import Records, TrialRecord
@@ -46,8 +48,9 @@ def keep_end(
         made.mkdir(parents=True)
         save(made / "session")
         seal(made)
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that died right after
+        mirror.remove(folder)  # of a process that died right after
         part.replace(folder)
+        mirror.hand_over(folder / str(pairs_seen))
 
 
 def may_keep_ends(config: SearchConfig) -> bool:
@@ -59,9 +62,10 @@ def may_keep_ends(config: SearchConfig) -> bool:
 def prune_ends(run: Path, config: SearchConfig) -> None:
     """Leaves the ends of the best trials; for the driver."""
     best = _best(run, config)
-    for folder in _ends(run).glob("[!.]*"):
-        if folder.name not in best:
-            shutil.rmtree(folder, ignore_errors=True)
+    there = {path.name for path in _ends(run).glob("[!.]*")}
+    sealed = mirror.find(_ends(run), f"[!.]*/[0-9]*/{SEAL}")
+    for trial in there.union(path.parents[1].name for path in sealed) - best:
+        mirror.remove(_ends(run) / trial)
 
 
 def lengthen(folder: Path, times: int) -> None:
@@ -79,14 +83,14 @@ def lengthen(folder: Path, times: int) -> None:
     except ValueError:
         raise InputError(f"--max-pairs: that is {epochs} epochs; give fewer") from None
     # First, so that whatever follows a kill is no finished search: its winner is judged anew.
-    (folder / "results.json").unlink()
+    mirror.remove(folder / "results.json")
     runs.write_yaml(folder, longer)
     _tell_anew(folder, [record.id for record in survivors])
     for record in survivors:
-        state = folder / "state" / record.id
+        end, state = _ends(folder) / record.id, folder / "state" / record.id
         checkpoints.drop_state(folder, record.id)
-        state.parent.mkdir(exist_ok=True)
-        (_ends(folder) / record.id).rename(state)
+        mirror.move(end / str(record.pairs_seen), state / str(record.pairs_seen))
+        mirror.remove(end)
         records.reopen(record.id, record.pairs_seen)
 
 
@@ -104,7 +108,8 @@ def _survivors(config: SearchConfig, records: Records) -> list[TrialRecord]:
         )
     elif not runs.is_finished(folder):
         raise InputError(
-            f"--max-pairs: the search has not ended; type `dpo-tune resume {folder}` first"
+            f"--max-pairs: the search has not ended; type `dpo-tune resume "
+            f"{mirror.shown(folder)}` first"
         )
     elif records.confirmations:
         told = "its finalists were confirmed at the length that they have"
@@ -112,13 +117,13 @@ def _survivors(config: SearchConfig, records: Records) -> list[TrialRecord]:
         record
         for record in records.searched
         if record.state == "finished"
-        and is_whole(_ends(folder) / record.id / str(record.pairs_seen))
+        and _is_kept(_ends(folder) / record.id / str(record.pairs_seen))
     ]
     if told or not survivors:
-        told = told or f"no finished trial's last state is kept in {_ends(folder)}"
+        told = told or f"no finished trial's last state is kept in {mirror.shown(_ends(folder))}"
         raise InputError(
             f"--max-pairs: {told}; give another search more optim.epochs and the best points of "
-            f"this one, `points: {{from: {folder}}}`"
+            f"this one, `points: {{from: {mirror.shown(folder)}}}`"
         )
     return survivors
 
@@ -130,6 +135,11 @@ def _tell_anew(folder: Path, trials: list[str]) -> None:
         memory = json.loads(path.read_text())
         memory["told"] = {name: how for name, how in memory["told"].items() if name not in trials}
         write_atomically(path, json.dumps(memory, indent=1))
+
+
+def _is_kept(end: Path) -> bool:
+    """On a URL what is sealed was whole when it came there."""
+    return mirror.exists(end / SEAL) if mirror.url(end) else is_whole(end)
 
 
 def _best(run: Path, config: SearchConfig) -> set[str]:

@@ -21,13 +21,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from dpo_train import model
+from dpo_train import mirror, model
 from dpo_train.errors import InputError, one_line
 from dpo_train.parts import parse
 from tune import card, hub_access, redact, repository
+from tune.claim import only_driver
 from tune.config import HubConfig, SearchConfig, load_search
 from tune.results import Publication, Results, load_results, write_results
-from tune.runs import only_driver
 
 _HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")
 _OF_ANOTHER_KIND = ("model*.safetensors", "model.safetensors.index.json", "adapter_*.safetensors",
@@ -114,7 +114,7 @@ class _Push:
     def command(self) -> str:
         """What pushes the same again."""
         hub, usual = self.hub, HubConfig()
-        words = ["dpo-tune", "push", str(self.results.folder), "--repo", str(hub.repo)]
+        words = ["dpo-tune", "push", mirror.name(self.results.folder), "--repo", str(hub.repo)]
         words += [] if hub.private else ["--public"]
         words += ["--merged"] if hub.merged else []
         words += ["--dtype", hub.dtype] if hub.dtype != usual.dtype else []
@@ -159,8 +159,8 @@ def _push(job: _Push, parent: str | None = None) -> Results:
 
 def _failed(job: _Push, reason: str) -> PushFailed:
     return PushFailed(
-        f"{reason}; the winner lies in {job.results.folder}/winner, and to try again type: "
-        f"{job.command}"
+        f"{reason}; the winner lies in {mirror.shown(job.results.folder / 'winner')}, and to try "
+        f"again type: {job.command}"
     )
 
 

@@ -16,10 +16,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from dpo_train import mirror, store
 from dpo_train.errors import InputError
-from dpo_train.files import write_atomically
+from dpo_train.files import write_atomically, write_here
 from dpo_train.metrics import MODES
-from tune.cluster import runs_dir
+from tune.claim import refresh
+from tune.cluster import RUNS, runs_dir
 from tune.fronts import front_numbers
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
@@ -149,9 +151,15 @@ class Sittings(Document):
 
     prefix: str
     prepared: str
+    """The prepared data, as every node knows it: a path or a URL."""
     device: str
     sittings: list[tuple[float, float]] = []
     """Unix times at which a driver began and was last seen."""
+
+    @property
+    def prepared_folder(self) -> Path:
+        """Where this machine has it, or would."""
+        return mirror.local(self.prepared)
 
     @property
     def wall_seconds(self) -> float:
@@ -268,7 +276,9 @@ class Records:
         """The record that a person names. Raises InputError."""
         if trial_id not in self.trials:
             known = ", ".join(self.trials) or "none yet"
-            raise InputError(f"{self.folder} has no trial {trial_id!r}; trials: {known}")
+            raise InputError(
+                f"{mirror.shown(self.folder)} has no trial {trial_id!r}; trials: {known}"
+            )
         return self.trials[trial_id]
 
     def open_trials(self) -> list[TrialRecord]:
@@ -284,15 +294,17 @@ class Records:
     def _write(self, record: TrialRecord) -> TrialRecord:
         self.trials[record.id] = record
         content = json.dumps(record.model_dump(), indent=1)
-        self._write_file(self.folder / "trials" / f"{record.id}.json", content)
+        self._write_file(write_atomically, self.folder / "trials" / f"{record.id}.json", content)
         return record
 
     def _write_run(self) -> None:
-        self._write_file(self.folder / "run.json", self.run.model_dump_json(indent=1))
+        path, content = self.folder / "run.json", self.run.model_dump_json(indent=1)
+        self._write_file(write_here, path, content)
+        mirror.put_later(path, content)
 
-    def _write_file(self, path: Path, content: str) -> None:
+    def _write_file(self, write: Callable[[Path, str], None], path: Path, content: str) -> None:
         try:
-            write_atomically(path, content)
+            write(path, content)
         except OSError as error:
             self.unwritten = error
             raise
@@ -303,7 +315,7 @@ def create_run(folder: Path, prepared: Path, device: str) -> None:
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     letters = string.ascii_lowercase + string.digits
     prefix = "".join(random.SystemRandom().choice(letters) for _ in range(6))
-    run = Sittings(prefix=prefix, prepared=str(prepared), device=device)
+    run = Sittings(prefix=prefix, prepared=mirror.name(prepared), device=device)
     write_atomically(folder / "run.json", run.model_dump_json(indent=1))
 
 
@@ -313,13 +325,23 @@ def read_records(folder: Path) -> Iterator[TrialRecord]:
 
 
 def find_run(run: str | Path) -> Path:
-    """The run folder that a path or a name means. Raises InputError."""
-    there = Path(runs_dir()).expanduser()
-    for folder in (Path(run), there / run):
+    """The run folder that a path, a URL or a name means; of a URL what is there now is brought
+    here. Raises InputError and StoreFailed."""
+    if mirror.is_url(run):
+        store.refuse_url("run", str(run))
+    elif mirror.is_url(runs_dir()):
+        store.refuse_url(RUNS, runs_dir())
+    there = mirror.local(runs_dir())
+    places = [mirror.local(run)] if mirror.is_url(run) else [Path(run), there / run]
+    for folder in places:
+        if isinstance(run, str):
+            refresh(folder)
         if (folder / "run.json").is_file():
             return folder
-    known = sorted(path.parent.name for path in there.glob("*/run.json"))
+    if mirror.is_url(run):
+        raise InputError(f"there is no run at {run}; give a run's own URL, like s3://bucket/runs/x")
+    known = sorted(path.parent.name for path in mirror.find(there, "*/run.json"))
     said = f"there are: {', '.join(known)}" if known else "there is none"
     raise InputError(
-        f"no run {str(run)!r}: give a run folder's path or name; under {there}/ {said}"
+        f"no run {str(run)!r}: give a run folder's path or name; under {mirror.name(there)}/ {said}"
     )

@@ -64,7 +64,7 @@ def replay(
         find_prepared(config, records)
         # As many as Ray gave the trial: sums are split by the threads.
         torch.set_num_threads(max(1, int(config.resources.cpus)))
-    prepared = Path(records.run.prepared)
+    prepared = records.run.prepared_folder
     asked = config.trial(record.config)
     if record.micro_batch:
         asked = override(asked, {"optim.micro_batch_size": record.micro_batch})

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
+from dpo_train import mirror
 from dpo_train.errors import one_line
 from dpo_train.files import write_atomically
 from tune import report_answer, report_text
@@ -38,7 +39,8 @@ def write_or_warn(folder: Path, current: Callable[[], Results]) -> None:
     except Exception as error:
         print(
             f"warning: the report could not be written ({type(error).__name__}: "
-            f"{one_line(error)}); to try again: dpo-tune report {folder}",
+            f"{one_line(error)}); to try again: dpo-tune report "
+            f"{mirror.shown(folder)}",
             flush=True,
         )
 

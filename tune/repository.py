@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from dpo_train import export
+from dpo_train import export, mirror
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from tune import card, redact, report
@@ -49,17 +49,18 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     if config.trainer == "simulated":
         raise InputError("a simulated search has no model to publish")
     if results.winner is None:
-        raise InputError(f"{results.folder} has no winner; type `dpo-tune resume {results.folder}`")
-    stamp = json.loads((results.folder / "winner" / STAMP).read_text())
+        raise InputError(f"{results.place} has no winner; type `dpo-tune resume {results.place}`")
+    winner = mirror.pull(results.folder / "winner")
+    stamp = json.loads((winner / STAMP).read_text())
     if stamp["trial"] != (results.winner.run or results.winner.trial):
         raise InputError(
-            f"{results.folder}: winner/ is of {stamp['trial']}, results.json of "
-            f"{results.winner.trial}; type `dpo-tune resume {results.folder}` to end the search"
+            f"{results.place}: winner/ is of {stamp['trial']}, results.json of "
+            f"{results.winner.trial}; type `dpo-tune resume {results.place}` to end the search"
         )
     if not results.winner.test:
         raise InputError(
-            f"{results.folder}: its winner was not judged on test, so a card would have no number "
-            f"to quote; type `dpo-tune resume {results.folder} --trials +1`"
+            f"{results.place}: its winner was not judged on test, so a card would have no number "
+            f"to quote; type `dpo-tune resume {results.place} --trials +1`"
         )
 
 
@@ -186,6 +187,8 @@ def _refuse_traces(folder: Path, run: Path) -> None:
     """The last look before anything leaves: paths of this machine, and what logs one in."""
     places = {Path.home(), Path.cwd(), run.absolute()} - {Path("/")}
     traces = {f"{place}/" for place in places}
+    if there := mirror.url(run):
+        traces.add(there.partition("?")[0])
     secrets = {os.environ.get("WANDB_API_KEY"), get_token()} - {None, ""}
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or path.suffix == ".safetensors" or path.name == "tokenizer.json":

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dpo_train import mirror
 from dpo_train.errors import InputError
 from dpo_train.files import write_atomically
 from tune import checkpoints
@@ -38,7 +39,8 @@ def clone(run_folder: str | Path, trial: str, changes: dict[str, Any], warm: boo
     """
     folder = find_run(run_folder)
     if is_finished(folder):
-        raise InputError(f"{folder} has ended; let it grow: dpo-tune resume {folder} --trials +8")
+        place = mirror.shown(folder)
+        raise InputError(f"{place} has ended; let it grow: dpo-tune resume {place} --trials +8")
     config, records = opened(folder)
     point = {**records.find(trial).config, **changes}
     for path, axis in config.space.items():
@@ -64,10 +66,12 @@ def _ask(folder: Path, request: Request, weights: Path | None = None) -> None:
     asked.mkdir(parents=True)
     try:
         if weights is not None:
-            shutil.copytree(weights, asked / WEIGHTS)
+            shutil.copytree(mirror.pull(weights), asked / WEIGHTS)
+            mirror.hand_over(asked / WEIGHTS)
+            mirror.forget(weights)
         write_atomically(asked / FILE, request.model_dump_json(indent=1))
     except BaseException:
-        shutil.rmtree(asked, ignore_errors=True)
+        mirror.remove(asked)
         raise
 
 

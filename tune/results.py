@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
+from dpo_train import mirror
 from dpo_train.errors import InputError
 from dpo_train.files import write_atomically
 from tune.confirm import Confirmation
@@ -112,6 +113,11 @@ class Results(Document):
     def folder(self) -> Path:
         """Where these results were read or written."""
         return self._folder
+
+    @property
+    def place(self) -> str:
+        """The same as a person types it: a URL, if the run stands there."""
+        return mirror.shown(self._folder)
 
     def at(self, folder: Path) -> Results:
         self._folder = folder
@@ -232,7 +238,7 @@ def assemble(
         ),
         data={
             **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
-            **({"key": Path(records.run.prepared).name} if manifest else {}),
+            **({"key": records.run.prepared_folder.name} if manifest else {}),
         },
         answers=verdict.get("answers", []),
         ended=stop_reason,
@@ -249,7 +255,7 @@ def _base(manifest: dict[str, Any], verdict: dict[str, Any]) -> dict[str, dict[s
 
 
 def _manifest(records: Records) -> dict[str, Any]:
-    path = Path(records.run.prepared) / "manifest.json"
+    path = mirror.fetch_once(records.run.prepared_folder / "manifest.json")
     manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return manifest
 
@@ -264,7 +270,8 @@ def load_results(run: str | Path) -> Results:
     path = folder / "results.json"
     if not path.is_file():
         raise InputError(
-            f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
+            f"{mirror.shown(folder)}: the search has no results yet; type `dpo-tune resume "
+            f"{mirror.shown(folder)}` to finish it"
         )
     content = json.loads(path.read_text())
     return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)

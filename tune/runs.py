@@ -1,19 +1,21 @@
-"""The run folder: laid out, guarded against a second driver, listed, removed."""
+"""The run folder: laid out, compared, listed, removed."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import shutil
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_train import mirror, store
 from dpo_train.errors import InputError
 from dpo_train.files import write_atomically
 from tune import confirm
+from tune.claim import BEAT, only_driver, refresh
+from tune.cluster import RUNS, runs_dir
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox
 from tune.records import ENDED, Records, read_records
@@ -89,9 +91,11 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
         grows = path in ("trials", "optim.epochs")  # by `resume`
         grown = grows and isinstance(old, int) and isinstance(new, int) and old > new
         if old != new and not pinned and not grown:
+            where = mirror.shown(folder)
+            under = f"{RUNS}={mirror.shown(folder.parent)} " if mirror.url(folder) else ""
             raise InputError(
-                f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "
-                f"`--name NEW`, or remove it with `dpo-tune clean {folder.name}`"
+                f"{where} holds another search ({path}: {old!r} there, {new!r} here); give "
+                f"`--name NEW`, or remove it with `{under}dpo-tune clean {folder.name}`"
             )
 
 
@@ -109,55 +113,66 @@ def _evaluate(config: SearchConfig) -> str | None:
     return config.confirm.evaluate if config.confirm else None
 
 
-@contextlib.contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock dies with it. Raises InputError if held."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process runs this search now; watch it with "
-                f"`dpo-tune show {folder.name}`, or give `--name NEW`"
-            ) from None
-        yield
+def refuse_other_files(folder: Path) -> None:
+    """Raises InputError if a new run's folder holds something already."""
+    if mirror.url(folder) is not None:
+        there = set(mirror.sizes(folder))
+    else:
+        there = {path.name for path in folder.glob("*")}
+    if there - {".lock", BEAT}:
+        raise InputError(
+            f"{mirror.shown(folder)} holds other files; give `--name NEW` or move them away"
+        )
+
+
+def root() -> Path:
+    """Where runs stand if no YAML says otherwise. Raises InputError."""
+    if mirror.is_url(runs_dir()):
+        store.refuse_url(RUNS, runs_dir())
+    return mirror.local(runs_dir())
 
 
 def stored(runs_dir: Path) -> list[Stored]:
-    """Every run and every prepared dataset, by name."""
-    found = []
-    for folder in sorted(runs_dir.glob("[!.]*/")):
-        if is_run(folder):
-            records = list(read_records(folder))
-            ended = sum(record.state in ENDED for record in records)
-            state = "finished" if (folder / "results.json").exists() else "unfinished"
-            found.append(Stored(folder.name, "run", state, ended, _gigabytes(folder), folder))
-    for folder in sorted((runs_dir / PREPARED).glob("*/")):
-        state = "complete" if (folder / "manifest.json").exists() else "incomplete"
-        name = f"{PREPARED}/{folder.name}"
-        found.append(Stored(name, "prepared data", state, 0, _gigabytes(folder), folder))
-    return found
+    """Every run and every prepared dataset, by name. Raises StoreFailed."""
+    sizes = mirror.sizes(runs_dir)
+    occupied: Counter[str] = Counter()
+    for path, size in sizes.items():
+        first, _, rest = path.partition("/")
+        name = f"{PREPARED}/{rest.partition('/')[0]}" if first == PREPARED else first
+        occupied[name] += size
+    found, prepared = [], []
+    for name, size in sorted(occupied.items()):
+        folder, gigabytes = runs_dir / name, size / 1e9
+        if name.startswith(f"{PREPARED}/"):
+            state = "complete" if f"{name}/manifest.json" in sizes else "incomplete"
+            prepared.append(Stored(name, "prepared data", state, 0, gigabytes, folder))
+        elif not name.startswith(".") and f"{name}/run.json" in sizes:
+            refresh(folder)
+            ended = sum(record.state in ENDED for record in read_records(folder))
+            state = "finished" if f"{name}/results.json" in sizes else "unfinished"
+            found.append(Stored(name, "run", state, ended, gigabytes, folder))
+    return found + prepared
 
 
 def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
-    """Removes what is named, all or nothing. Raises InputError for a name that isn't there."""
+    """Removes what is named, all or nothing. Raises InputError for a name that isn't there, and
+    StoreFailed."""
     there = {item.name: item for item in stored(runs_dir)}
     for name in names:
         if name not in there:
             known = ", ".join(there) or "nothing"
-            raise InputError(f"clean: no {name!r} under {runs_dir}; there is: {known}")
+            raise InputError(f"clean: no {name!r} under {mirror.name(runs_dir)}; there is: {known}")
     chosen = [there[name] for name in names]
     with contextlib.ExitStack() as stack:
         for item in chosen:
             if item.kind == "run":
                 stack.enter_context(only_driver(item.folder))
         for item in chosen:
-            shutil.rmtree(item.folder)
+            if mirror.url(item.folder) is None:
+                shutil.rmtree(item.folder)
+            else:
+                mirror.remove(item.folder, "run.json")
     return chosen
-
-
-def _gigabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
 
 
 def flat(tree: object, prefix: str = "") -> dict[str, Any]:

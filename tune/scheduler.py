@@ -5,6 +5,7 @@ It writes every report into the records, and refills its rungs from them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from typing import Any
@@ -14,6 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
+from dpo_train.store import StoreFailed
 from tune import checkpoints, confirm
 from tune.cluster import Places, overfull
 from tune.config import SearchConfig
@@ -131,9 +133,10 @@ class SearchScheduler(FIFOScheduler):
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
         finalists = [record.id for record in confirm.finalists(self._config, self._records)]
-        checkpoints.prune_exports(
-            self._records.folder, self._records.objective, self._config.exports_kept, finalists
-        )
+        with contextlib.suppress(StoreFailed):  # the next report tries again
+            checkpoints.prune_exports(
+                self._records.folder, self._records.objective, self._config.exports_kept, finalists
+            )
         self._progress.update()
         return report
 

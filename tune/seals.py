@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 
 from dpo_train.files import checksum
-
-_SEAL = ".seal.json"
+from dpo_train.mirror import SEAL
 
 
 def seal(folder: Path) -> None:
     """Writes the checksums of all files below the folder into it."""
-    (folder / _SEAL).write_text(json.dumps(_checksums(folder), indent=1))
+    (folder / SEAL).write_text(json.dumps(_checksums(folder), indent=1))
 
 
 def is_whole(folder: Path) -> bool:
     """Whether the files are those that were sealed."""
     try:
-        sealed = json.loads((folder / _SEAL).read_text())
+        sealed = json.loads((folder / SEAL).read_text())
         return bool(sealed == _checksums(folder))
     except (OSError, ValueError):  # the seal itself
         return False
@@ -28,5 +27,5 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): checksum(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != _SEAL
+        if path.is_file() and path.name != SEAL
     }

@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dpo_train import data, model, reference
+from dpo_train import data, mirror, model, reference
 from dpo_train.errors import InputError, one_line
+from dpo_train.store import StoreFailed
 from tune import checkpoints, cluster, deploy, doctor, longer, runs
 from tune.checks import check
+from tune.claim import only_driver, refresh
 from tune.config import SearchConfig, load_search
 from tune.environment import describe
-from tune.records import Records, create_run, find_run
+from tune.records import ENDED, Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn
 from tune.results import Results, assemble, load_results, write_results
 from tune.room import NoRoom
@@ -52,15 +54,15 @@ class Interrupted(Exception):
     """The search was interrupted; the message says why and how it goes on."""
 
     def __init__(self, folder: Path, reason: str = "interrupted") -> None:
-        super().__init__(f"{reason}; to go on: dpo-tune resume {folder}")
+        super().__init__(f"{reason}; to go on: dpo-tune resume {mirror.shown(folder)}")
         self.folder = folder
 
 
 def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None = None) -> Results:
     """Runs a search to its end and returns its results; the same as `dpo-tune run`.
 
-    Goes on where an unfinished search of the same configuration stands. Raises InputError, and
-    Interrupted after SIGINT or SIGTERM.
+    Goes on where an unfinished search of the same configuration stands. Raises InputError,
+    StoreFailed before work, and Interrupted after SIGINT or SIGTERM.
     """
     if isinstance(search, SearchConfig):
         config = check(search)
@@ -70,14 +72,14 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     doctor.refuse_impossible_end(config)
     folder = config.folder
     cluster.refuse_private_folder(folder)
+    refresh(folder)
     if runs.is_run(folder):
         runs.refuse_other_search(folder, config)
-        with runs.only_driver(folder):
+        with only_driver(folder):
             runs.adopt(folder, config)
             return _go_on(folder)
     open_storage(config.storage)
-    if folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
-        raise InputError(f"{folder} holds other files; give `--name NEW` or move them away")
+    runs.refuse_other_files(folder)
     if config.trainer == "simulated":
         prepared = Path()
     else:
@@ -94,7 +96,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
             config.base_trial(), pairs, config.prepared_root.absolute(), config.device
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with runs.only_driver(folder):
+    with only_driver(folder):
         runs.write_yaml(folder, config)
         create_run(folder, prepared, config.device)
         return _go_on(folder)
@@ -104,7 +106,7 @@ def resume(run_folder: str | Path, trials: int | None = None, times: int = 1) ->
     """Goes on with a run folder; with `trials`, the search grows to so many; with `times`, its
     survivors train on to so many times their pairs. Raises InputError."""
     folder = find_run(run_folder)
-    with runs.only_driver(folder):
+    with only_driver(folder):
         if times > 1:
             longer.lengthen(folder, times)
         config = load_search(folder / "search.yaml")
@@ -135,7 +137,7 @@ def _go_on(folder: Path) -> Results:
     try:
         return _to_the_end(folder)
     except OSError as error:
-        if not isinstance(error, NoRoom) and error.errno not in _DISK_FAILED:
+        if not isinstance(error, NoRoom | StoreFailed) and error.errno not in _DISK_FAILED:
             raise
         raise Interrupted(folder, one_line(error)) from error
 
@@ -146,8 +148,10 @@ def _to_the_end(folder: Path) -> Results:
         return _publish(load_results(folder), config)
     if config.trainer != "simulated":
         find_prepared(config, records)
+    ended = {record.id for record in records.trials.values() if record.state in ENDED}
+    checkpoints.drop_ended_states(folder, ended)
     for record in records.open_trials():
-        saved, told = checkpoints.last_whole_state(folder, record.id)
+        saved, told = checkpoints.last_state(folder, record.id, record.pairs_seen)
         if told:
             print(f"warning: {record.id}: {told}", flush=True)
         records.reopen(record.id, saved)
@@ -169,17 +173,20 @@ def _publish(results: Results, config: SearchConfig) -> Results:
 
 def find_prepared(config: SearchConfig, records: Records) -> None:
     """Plans the prepared data anew where it was removed, or where the runs folder was moved."""
-    if (Path(records.run.prepared) / "plan.json").exists():
+    there = records.run.prepared_folder
+    if mirror.exists(there / "plan.json"):
+        for name in ("plan.json", "rows.jsonl"):
+            mirror.fetch_once(there / name)
         return
     pairs = data.load_pairs(config.data)
     root = config.prepared_root.absolute()
     prepared = reference.plan(config.base_trial(), pairs, root, config.device)
-    if prepared.name != Path(records.run.prepared).name:
+    if prepared.name != there.name:
         raise InputError(
-            f"{records.folder}: its model or data have changed since it began, so its trials can't "
-            "be compared with new ones; start another search with `--name NEW`"
+            f"{mirror.shown(records.folder)}: its model or data have changed since it began, so "
+            "its trials can't be compared with new ones; start another search with `--name NEW`"
         )
-    records.run.prepared = str(prepared)
+    records.run.prepared = mirror.name(prepared)
 
 
 def _search(config: SearchConfig, records: Records) -> Results:
@@ -194,7 +201,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
         from ray.tune import with_resources as on
 
         from tune.group import bundles
-        from tune.halt import Halt, Halted
+        from tune.halt import Halt, Halted, store_failure
         from tune.judging import Judging
         from tune.progress import Progress
         from tune.scheduler import SearchScheduler
@@ -213,7 +220,8 @@ def _search(config: SearchConfig, records: Records) -> Results:
         halt = Halt(records)
         scheduler = SearchScheduler(config, records, searcher, judging, progress, most_pairs, halt)
         tuner = Tuner(
-            on(DpoTrial, bundles(config.resources)),
+            # Members write one state together: of a URL into one node's folder, to be brought.
+            on(DpoTrial, bundles(config.resources, mirror.is_url(config.runs_dir))),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -235,9 +243,10 @@ def _search(config: SearchConfig, records: Records) -> Results:
             try:
                 tuner.fit()
             except Exception as error:
-                if not (isinstance(error, Halted) or records.unwritten):
+                failed = records.unwritten or store_failure(error)
+                if not (isinstance(error, Halted) or failed):
                     raise
-                reason = str(error) if isinstance(error, Halted) else one_line(records.unwritten)
+                reason = str(error) if isinstance(error, Halted) else one_line(failed)
                 raise Interrupted(records.folder, reason) from error
             finally:
                 progress.close()
@@ -258,8 +267,9 @@ def _search(config: SearchConfig, records: Records) -> Results:
     results = results.model_copy(update={"environment": environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)
+    where = mirror.shown(records.folder)
     if not runs.is_finished(records.folder) and not searcher.budget_spent:
-        print(f"a clone was asked for at the very end; dpo-tune resume {records.folder} tries it")
+        print(f"a clone was asked for at the very end; dpo-tune resume {where} tries it")
     return results.at(records.folder)
 
 
@@ -267,7 +277,7 @@ def _most_pairs(config: SearchConfig, records: Records) -> int:
     """No trial trains on more: the rows before tokenising, times the most epochs."""
     if config.trainer == "simulated":
         return config.simulated.pairs * config.most_epochs
-    rows = (Path(records.run.prepared) / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = (records.run.prepared_folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
     return len(rows) * config.most_epochs
 
 

@@ -6,6 +6,7 @@ them: its own `save` and `restore` keep nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -15,7 +16,9 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from dpo_train import mirror
 from dpo_train.errors import InputError
+from dpo_train.store import StoreFailed
 from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.inbox import Inbox, Request
@@ -86,7 +89,7 @@ class StudySearcher(Searcher):
             "weights": self.inbox.weights(record),
             "confirms": record.confirms,
             "micro_batch": record.micro_batch,
-            "run": str(self._records.folder.absolute()),
+            "run": mirror.name(self._records.folder.absolute()),
         }
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -137,9 +140,10 @@ class StudySearcher(Searcher):
     def end_trial(self, trial_id: str, state: State, error: str | None) -> TrialRecord:
         """Writes how a trial ended, and removes what only an unended one needs."""
         record = self._records.end(trial_id, state, error)
-        self.inbox.drop(record)
-        checkpoints.drop_state(self._records.folder, trial_id)
-        prune_ends(self._records.folder, self._config)
+        with contextlib.suppress(StoreFailed):  # what is left now, the next sitting removes
+            self.inbox.drop(record)
+            checkpoints.drop_state(self._records.folder, trial_id)
+            prune_ends(self._records.folder, self._config)
         return record
 
     def save(self, checkpoint_path: str) -> None: ...

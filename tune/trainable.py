@@ -13,13 +13,16 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.tune import Trainable
 
+from dpo_train import mirror
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError, one_line
+from dpo_train.files import write_atomically
 from dpo_train.model import forget_base
 from dpo_train.parts import override
 from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with_less_at_once
+from dpo_train.store import StoreFailed
 from tune import checkpoints, engines
-from tune.cluster import refuse_unseen_run
+from tune.cluster import find_run_here
 from tune.config import SearchConfig, load_search
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
@@ -136,11 +139,11 @@ class DpoTrial(Trainable):
             raise
         self._reference_pairs += self._session.reference_pairs
         if self._asked["weights"]:
-            self._session.start_from(self._run / self._asked["weights"])
+            self._session.start_from(mirror.pull(self._run / self._asked["weights"]))
         self._go_on_from_saved_state()
 
     def _open_session(self) -> Session:
-        prepared, device = Path(self._sittings.prepared), self._sittings.device
+        prepared, device = self._sittings.prepared_folder, self._sittings.device
         if self._trial.trainer == "packed":
             return engines.EngineSession(self._id, self._trial, prepared, device)
         if self._search.resources.members > 1:
@@ -159,8 +162,7 @@ class DpoTrial(Trainable):
         return self._group
 
     def _find_run(self) -> Sittings:
-        self._run = Path(self._asked["run"])
-        refuse_unseen_run(self._run)
+        self._run = find_run_here(self._asked["run"])
         self._search, run = _read_search(self._run)
         if self._search.trainer == "trl":
             limit_threads()
@@ -168,11 +170,16 @@ class DpoTrial(Trainable):
 
     def _judge(self) -> dict[str, Any]:
         run = self._find_run()
-        winner, prepared = self._run / "winner", Path(run.prepared)
-        searched = self._run / self._asked["searched"] if self._asked["searched"] else None
-        sampled = {name: self._run / folder for name, folder in self._asked["sampled"].items()}
-        asked = (winner, self._search.model, prepared, run.device, searched, sampled)
         try:
+            winner, prepared = mirror.pull(self._run / "winner"), run.prepared_folder
+            searched = None
+            if self._asked["searched"]:
+                searched = mirror.pull(self._run / self._asked["searched"])
+            sampled = {
+                name: mirror.pull(self._run / folder)
+                for name, folder in self._asked["sampled"].items()
+            }
+            asked = (winner, self._search.model, prepared, run.device, searched, sampled)
             if self._search.trainer == "packed":
                 verdict = engines.judge(*asked)
             else:
@@ -183,6 +190,9 @@ class DpoTrial(Trainable):
             raise
         except Exception as error:
             return self._failure(error)
+        finally:
+            for folder in filter(None, [self._asked["searched"], *self._asked["sampled"].values()]):
+                mirror.forget(self._run / folder)
         return {"verdict": json.dumps(verdict), "done": True}
 
     def _evaluate(self) -> dict[str, Any]:
@@ -194,13 +204,15 @@ class DpoTrial(Trainable):
             said = self._on_device(
                 ask,
                 self._search.confirm.evaluate,
-                self._run / self._asked["exported"],
+                mirror.pull(self._run / self._asked["exported"]),
                 self._asked["cwd"],
             )
         except RayActorError:
             raise
         except Exception as error:
             return self._failure(error)
+        finally:
+            mirror.forget(self._run / self._asked["exported"])
         return {"evaluation": json.dumps(said), "done": True}
 
     def _go_on_from_saved_state(self) -> None:
@@ -237,18 +249,20 @@ class DpoTrial(Trainable):
         decided that the trial goes on, so the state is never ahead of the record."""
         assert self._session is not None
         due = time.monotonic() - self._saved_at >= 60 * self._search.save_every_minutes
+        if not due:
+            return
         saved = checkpoints.saved_pairs(self._run, self._id)
-        if due and self._pairs_seen > max(saved, default=0):
+        if self._pairs_seen > max(saved, default=0):
             checkpoints.save_state(self._run, self._id, self._pairs_seen, self._session.save)
             self._saved_at = time.monotonic()
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         message = str(error)
-        if isinstance(error, NoRoom):
+        if isinstance(error, NoRoom | StoreFailed):
             return {"ended": "no room", "error": message, "done": True}
         if not isinstance(error, Diverged | InputError | OutOfMemory):
-            log = Path(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
-            log.write_text(traceback.format_exc())
+            log = mirror.local(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
+            write_atomically(log, traceback.format_exc())
             message = f"{type(error).__name__}: {one_line(error, 300)} (trials/{log.name})"
         return {
             "ended": "wrong input" if isinstance(error, InputError) else "failed",
@@ -260,6 +274,7 @@ class DpoTrial(Trainable):
         if self._session is not None:
             self._session.close()
             self._session = None
+            checkpoints.forget_state(self._run, self._id)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,164 @@
+"""A run folder has one driver: by a lock on this machine, by a heartbeat on the folder's URL.
+
+Under it, what is on the URL is brought here, for the driver goes on from that alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo_train import mirror
+from dpo_train.errors import InputError
+
+BEAT_SECONDS = 10.0
+"""A driver says so often that it lives, and brings what could wait."""
+DEAD_SECONDS = 35.0
+"""A driver of another machine that is silent for so long has died."""
+BEAT = ".driver.json"
+"""On a run's URL: who drives it, as often as that is said."""
+_BRINGING = ".bringing"
+
+
+@contextlib.contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the lock dies with it. Raises InputError if held, and
+    StoreFailed."""
+    if mirror.url(folder) is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(_held(folder, "another process")) from None
+        if mirror.url(folder) is None:
+            yield
+            return
+        with (folder / _BRINGING).open("w") as bringing:
+            fcntl.flock(bringing, fcntl.LOCK_EX)
+            with _beating(folder):
+                _bring(folder)
+                yield
+
+
+def refresh(folder: Path) -> None:
+    """Brings a run's documents from its URL, unless its driver is at work here, who has the newest.
+
+    Raises StoreFailed.
+    """
+    if mirror.url(folder) is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _BRINGING).open("w") as bringing:
+        try:
+            fcntl.flock(bringing, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        _bring(folder)
+
+
+def _bring(folder: Path) -> None:
+    mirror.bring_files(folder)
+    mirror.bring_files(folder / "trials")
+    if not (folder / "run.json").is_file():
+        # What lies here is of a run that is no more.
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _beating(folder: Path) -> Iterator[None]:
+    file = folder / BEAT
+    mine: dict[str, Any] = {"id": secrets.token_hex(8), "where": _where(), "pid": os.getpid()}
+    _wait_for_another(folder, file)
+    mirror.put(file, json.dumps({**mine, "beat": 0}))
+    is_over = threading.Event()
+    beating = threading.Thread(target=_beat, args=[folder, file, mine, is_over], daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        beating.join()
+        with contextlib.suppress(OSError):
+            if (_read(file) or {}).get("id") == mine["id"]:
+                if mirror.exists(folder / "run.json"):  # not removed just now
+                    mirror.flush()
+                mirror.remove(file)
+
+
+def _beat(folder: Path, file: Path, mine: dict[str, Any], is_over: threading.Event) -> None:
+    beat = 0
+    while not is_over.wait(BEAT_SECONDS):
+        beat += 1
+        with contextlib.suppress(OSError):  # the records tell of it, if it lasts
+            theirs = _read(file)
+            if theirs is not None and theirs["id"] != mine["id"]:
+                # Nothing of this process may be mixed into what the other writes.
+                mirror.close(folder, f"{_name(theirs)} drives {mirror.shown(folder)} now")
+                return
+            mirror.put(file, json.dumps({**mine, "beat": beat}))
+            mirror.flush()
+
+
+def _wait_for_another(folder: Path, file: Path) -> None:
+    """Until it is known that no other driver lives. Raises InputError if one does.
+
+    By whether its heartbeat changes: clocks of two machines are not compared.
+    """
+    if (first := _read(file)) is None or _is_dead_here(first):
+        return
+    print(
+        f"{mirror.shown(folder)} was driven by {_name(first)}; looking for at most "
+        f"{DEAD_SECONDS:.0f} s whether that lives",
+        flush=True,
+    )
+    deadline = time.monotonic() + DEAD_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, BEAT_SECONDS))
+        if (now := _read(file)) is None:
+            return
+        if now != first:
+            raise InputError(_held(folder, _name(now)))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(mirror.read_text(file))
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _is_dead_here(theirs: dict[str, Any]) -> bool:
+    return theirs["where"] == _where() and not Path(f"/proc/{theirs['pid']}").exists()
+
+
+def _where() -> list[str]:
+    """Where a process id means this process: the host, since its start, and its container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return [socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")]
+
+
+def _name(theirs: dict[str, Any]) -> str:
+    return f"process {theirs['pid']} on {theirs['where'][0]}"
+
+
+def _held(folder: Path, who: str) -> str:
+    where = mirror.shown(folder)
+    watch = folder.name if mirror.url(folder) is None else where
+    return (
+        f"{where}: {who} runs this search now; watch it with `dpo-tune show {watch}`, or give "
+        "`--name NEW`"
+    )
