@@ -7,7 +7,8 @@ from dpo_train.session import Diverged
 from dpo_train.simulated import SimulatedSession
 from tune.checks import check
 from tune.config import SearchConfig
-from tune.records import Objective, TrialRecord
+from tune.objective import Objective
+from tune.records import TrialRecord
 from tune.results import Cost, Results, Winner
 
 SEARCH: dict[str, Any] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tune import checkpoints
-from tune.records import Objective
+from tune.objective import Objective
 from tune.seals import seal
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")

@@ -15,7 +15,8 @@ from tests.wandb_server import WandbServer
 from tune import runs
 from tune.checks import check
 from tune.config import SearchConfig
-from tune.records import Objective, Records, create_run
+from tune.objective import Objective
+from tune.records import Records, create_run
 from tune.results import Cost, Publication, Results, load_results, write_results
 from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send
 

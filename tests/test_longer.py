@@ -16,7 +16,8 @@ from tune.__main__ import main
 from tune.checkpoints import last_whole_state
 from tune.config import load_search
 from tune.longer import keep_end, lengthen, prune_ends
-from tune.records import Objective, Records, read_records
+from tune.objective import Objective
+from tune.records import Records, read_records
 from tune.replay import replay
 from tune.results import assemble, load_results, write_results
 from tune.runs import is_finished, refuse_other_search, write_yaml

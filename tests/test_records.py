@@ -8,7 +8,8 @@ from tests.simulated_results import SEARCH, simulated
 from tune import redact
 from tune.checks import check
 from tune.config import SearchConfig
-from tune.records import Objective, Records, create_run
+from tune.objective import Objective
+from tune.records import Records, create_run
 from tune.results import Deployment
 from tune.show import to_csv
 

@@ -7,7 +7,7 @@ import pytest
 from dpo_train.errors import InputError
 from dpo_train.session import open_session
 from tests.driver import Driver
-from tune.records import Report
+from tune.objective import Report
 from tune.replay import replay
 from tune.runs import write_yaml
 

@@ -28,8 +28,9 @@ from tests.simulated_search import (
 from tune import load_results, search
 from tune.checkpoints import saved_pairs
 from tune.config import SearchConfig
+from tune.connection import connected
 from tune.records import read_records
-from tune.search import Interrupted, _ray
+from tune.search import Interrupted
 
 AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -171,7 +172,7 @@ def test_only_ray_address_names_a_cluster_to_search_on(
     if named:
         monkeypatch.setenv("RAY_ADDRESS", named)
     config = SearchConfig(name="x", trainer="simulated", trials=1)
-    with pytest.raises((ConnectionError, InputError)) as raised, _ray(config):
+    with pytest.raises((ConnectionError, InputError)) as raised, connected(config):
         pass
     assert ("RAY_ADDRESS: no Ray cluster answers" in str(raised.value)) == bool(named)
     assert asked == [named or "local"]

@@ -23,7 +23,8 @@ from tune.config import SearchConfig, load_search
 from tune.confirm import finalists
 from tune.earlier import best_points
 from tune.fronts import front_numbers, spread
-from tune.records import Objective, Records
+from tune.objective import Objective
+from tune.records import Records
 from tune.sweep import definition
 
 TWO = ["eval/accuracy", "eval/drift"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from dpo_train import mirror
 from dpo_train.mirror import SEAL
-from tune.records import Objective, Report
+from tune.objective import Objective, Report
 from tune.room import leaving_no_part
 from tune.seals import is_whole, seal
 

@@ -16,7 +16,7 @@ from dpo_train.metrics import MODES
 from dpo_train.parts import Part, override, parse, read_yaml
 from tune.checks import check
 from tune.cluster import runs_dir
-from tune.records import Objective
+from tune.objective import Objective
 from tune.space import Axis, Point, grid
 
 Metric = Literal[

@@ -18,7 +18,8 @@ from dpo_train.files import write_atomically
 from dpo_train.reference import prompt_keys
 from tune import checkpoints
 from tune.config import SearchConfig
-from tune.records import ENDED, Document, Objective, Records, TrialRecord
+from tune.objective import Objective
+from tune.records import ENDED, Document, Records, TrialRecord
 
 _EVALUATIONS = "evaluations.json"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from dpo_train import mirror
 from dpo_train.errors import InputError
-from tune.records import Objective, find_run, read_records
+from tune.objective import Objective
+from tune.records import find_run, read_records
 from tune.space import Point, Space, check_point
 
 

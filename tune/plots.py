@@ -16,7 +16,7 @@ from optuna import visualization
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from tune.records import Objective
+from tune.objective import Objective
 from tune.results import Results
 from tune.space import Axis, to_optuna
 from tune.study import OPTUNA_STATES

@@ -7,7 +7,8 @@ import sys
 import time
 from typing import Any, TextIO
 
-from tune.records import ENDED, Objective, Records, TrialRecord
+from tune.objective import Objective
+from tune.records import ENDED, Records, TrialRecord
 
 
 class Progress:

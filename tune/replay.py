@@ -10,7 +10,8 @@ from pathlib import Path
 from dpo_train.errors import InputError
 from dpo_train.parts import override
 from dpo_train.session import Diverged, open_session
-from tune.records import Report, find_run
+from tune.objective import Report
+from tune.records import find_run
 from tune.runs import opened
 from tune.search import find_prepared
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+from tune.objective import Objective
 from tune.progress import describe, duration
-from tune.records import Objective
 from tune.report_answer import note, table
 from tune.results import Results
 from tune.savings import saved

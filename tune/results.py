@@ -16,7 +16,8 @@ from dpo_train import mirror
 from dpo_train.errors import InputError
 from dpo_train.files import write_atomically
 from tune.confirm import Confirmation
-from tune.records import STATES, Document, Objective, Records, Report, TrialRecord, find_run
+from tune.objective import Objective, Report
+from tune.records import STATES, Document, Records, TrialRecord, find_run
 
 if TYPE_CHECKING:
     import pandas

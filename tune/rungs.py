@@ -17,7 +17,7 @@ from ray.tune.schedulers import (
 from dpo_train.metrics import MODES
 from tune.config import SearchConfig, StoppingConfig
 from tune.fronts import Pair, front_numbers, spread
-from tune.records import Objective
+from tune.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from tune import checkpoints, cluster, deploy, doctor, longer, runs
 from tune.checks import check
 from tune.claim import only_driver, refresh
 from tune.config import SearchConfig, load_search
+from tune.connection import connected
 from tune.environment import describe
 from tune.records import ENDED, Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn
@@ -31,21 +31,6 @@ from tune.room import NoRoom
 from tune.storage import open_storage
 from tune.tracker import Tracker
 
-# Tune leaves no files but ours, writes no snapshots, keeps the workers in our folder, and starts
-# all processes at once, where it would wait for each before the next; those that Ray starts in
-# advance fit no trial.
-_RAY_ENVIRONMENT = {
-    "TUNE_MAX_PENDING_TRIALS_PG": "256",
-    "RAY_enable_worker_prestart": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_WARN_THRESHOLD_S": "60",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 # A disk that is full, or gone; what was written is whole.
 _DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
@@ -191,7 +176,7 @@ def find_prepared(config: SearchConfig, records: Records) -> None:
 
 def _search(config: SearchConfig, records: Records) -> Results:
     with (
-        _ray(config),
+        connected(config),
         _scratch_folder() as scratch,
         _termination_as_interrupt(),
         _broker(config, records),
@@ -279,37 +264,6 @@ def _most_pairs(config: SearchConfig, records: Records) -> int:
         return config.simulated.pairs * config.most_epochs
     rows = (records.run.prepared_folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
     return len(rows) * config.most_epochs
-
-
-@contextlib.contextmanager
-def _ray(config: SearchConfig) -> Iterator[None]:
-    """The cluster that is connected, that RAY_ADDRESS names, or one on this machine."""
-    os.environ.update(_RAY_ENVIRONMENT)
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    # Ray's daemons take seconds to come up: what the driver needs next is imported meanwhile.
-    importing = threading.Thread(target=importlib.import_module, args=["tune.scheduler"])
-    importing.start()
-    # Never a cluster that only happens to run here, or whose address an earlier one left behind.
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    except ConnectionError as error:
-        if address == "local":
-            raise
-        raise InputError(
-            f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error, 300)}); start it "
-            "with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
-        ) from None
-    importing.join()
-    try:
-        cluster.refuse_or_wait(config)
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager

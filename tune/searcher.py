@@ -24,8 +24,9 @@ from tune.config import SearchConfig
 from tune.inbox import Inbox, Request
 from tune.judging import Judging
 from tune.longer import prune_ends
+from tune.objective import Report
 from tune.progress import Progress
-from tune.records import ENDED, Records, Report, State, TrialRecord
+from tune.records import ENDED, Records, State, TrialRecord
 from tune.study import SearchStudy
 
 _FALSE_STARTS = 3

@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 
 from dpo_train.errors import one_line
 from tune.config import SearchConfig
-from tune.records import ENDED, Records, Report, State, TrialRecord
+from tune.objective import Report
+from tune.records import ENDED, Records, State, TrialRecord
 from tune.space import Point, suggest, to_optuna
 from tune.storage import open_storage
 

@@ -27,8 +27,9 @@ from tune.config import SearchConfig, load_search
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
 from tune.longer import keep_end
+from tune.objective import Report
 from tune.own_evaluation import ask
-from tune.records import Report, Sittings
+from tune.records import Sittings
 from tune.room import NoRoom
 from tune.threads import limit_threads
 

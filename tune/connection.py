@@ -1,0 +1,60 @@
+"""The Ray that a search runs on: a cluster that is there, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+
+from dpo_train.errors import InputError, one_line
+from tune import cluster
+from tune.config import SearchConfig
+
+# Tune leaves no files but ours, writes no snapshots, keeps the workers in our folder, and starts
+# all processes at once, where it would wait for each before the next; those that Ray starts in
+# advance fit no trial.
+_ENVIRONMENT = {
+    "TUNE_MAX_PENDING_TRIALS_PG": "256",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def connected(config: SearchConfig) -> Iterator[None]:
+    """The cluster that is connected, that RAY_ADDRESS names, or one on this machine."""
+    os.environ.update(_ENVIRONMENT)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray's daemons take seconds to come up: what the driver needs next is imported meanwhile.
+    importing = threading.Thread(target=importlib.import_module, args=["tune.scheduler"])
+    importing.start()
+    # Never a cluster that only happens to run here, or whose address an earlier one left behind.
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except ConnectionError as error:
+        if address == "local":
+            raise
+        raise InputError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error, 300)}); start it "
+            "with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
+    importing.join()
+    try:
+        cluster.refuse_or_wait(config)
+        yield
+    finally:
+        ray.shutdown()
