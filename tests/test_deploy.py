@@ -52,7 +52,7 @@ def search(dpo_tune: Run, port: int) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
 def test_the_winner_answers_when_its_search_has_ended(dpo_tune: Run, tmp_path: Path) -> None:
     port = free_port()
