@@ -9,6 +9,7 @@ the same on the disk, or nothing. What asks the store raises StoreFailed.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shlex
 import shutil
@@ -204,15 +205,19 @@ def sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file below a folder, by relative path."""
     if there := url(folder):
         return {file: info.size for file, info in store.listed(there).items()}
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    found: dict[str, int] = {}
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):  # removed just now
+                found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return found
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
-    """The files below a folder whose relative path matches, as `Path.glob` has it."""
+    """The files below a folder whose relative path matches, as `glob` has it."""
     if there := url(folder):
         return sorted(folder / file for file in store.listed(there) if _fits(file, pattern))
-    return sorted(path for path in folder.glob(pattern) if path.is_file())
+    return sorted(path for path in _glob(folder, pattern) if path.is_file())
 
 
 def sealed_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
@@ -220,7 +225,7 @@ def sealed_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
     texts: list[tuple[Path, str]] = []
     there = url(folder)
     if there is None:
-        for path in folder.glob(pattern):
+        for path in _glob(folder, pattern):
             with contextlib.suppress(FileNotFoundError):  # removed just now
                 if (path.parent / SEAL).is_file():
                     texts.append((path, path.read_text(encoding="utf-8")))
@@ -284,6 +289,11 @@ def _is_here(folder: Path, files: dict[str, Any], seal: str) -> bool:
         return all((folder / file).stat().st_size == info.size for file, info in files.items())
     except OSError:
         return False
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    """What another process removes meanwhile is passed over, where `Path.glob` raises."""
+    return [folder / found for found in glob.glob(pattern, root_dir=folder)]
 
 
 def _fits(file: str, pattern: str) -> bool:

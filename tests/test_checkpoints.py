@@ -1,9 +1,12 @@
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from dpo_train import mirror
 from tune import checkpoints
 from tune.objective import Objective
 from tune.seals import seal
@@ -164,3 +167,26 @@ def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(tmp_path
     assert kept(tmp_path) == ["a"]
     checkpoints.drop_later_exports(tmp_path, "a", 64)
     assert kept(tmp_path) == []
+
+
+def test_what_is_removed_while_one_looks_is_passed_over(tmp_path: Path) -> None:
+    """The driver removes exports while trials look for the best of all."""
+    looked = threading.Event()
+
+    def come_and_go() -> None:
+        while not looked.is_set():
+            for trial in range(20):
+                folder = tmp_path / "best" / f"x-{trial:03d}" / "64"
+                folder.mkdir(parents=True)
+                (folder / "trial.json").write_text("{}")
+            shutil.rmtree(tmp_path / "best")
+
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(come_and_go)
+        try:
+            for _ in range(300):
+                assert checkpoints.exports(tmp_path, ACCURACY) == []  # none has its seal
+                mirror.sizes(tmp_path)
+        finally:
+            looked.set()
+        going.result()
