@@ -16,13 +16,13 @@ from tests.driver import Driver
 from tests.simulated_results import simulated
 from tests.simulated_search import YAML
 from tests.test_confirm import right
+from tests.test_fronts import beats
 from tune import card, report, report_answer, show
 from tune.checkpoints import exports, offer_export
 from tune.checks import check
 from tune.config import SearchConfig, load_search
 from tune.confirm import finalists
 from tune.earlier import best_points
-from tune.fronts import front_numbers, spread
 from tune.objective import Objective
 from tune.records import Records
 from tune.sweep import definition
@@ -58,59 +58,6 @@ def test_neither_one_nor_two_metrics_are_refused(tmp_path: Path, objective: str)
     (tmp_path / "x.yaml").write_text(YAML + f"objective: {objective}\n")
     with pytest.raises(InputError, match="objective: must be one of .* or two different ones"):
         load_search(tmp_path / "x.yaml")
-
-
-def test_fronts_are_those_of_the_definition() -> None:
-    draw = random.Random(0)
-    for size in (1, 2, 7, 60):
-        pairs = [(float(draw.randint(0, 9)), float(draw.randint(0, 9))) for _ in range(size)]
-        left, number = set(range(size)), 0
-        wanted = [0] * size
-        while left:
-            free = {i for i in left if not any(_beats(pairs[j], pairs[i]) for j in left)}
-            for index in free:
-                wanted[index] = number
-            left, number = left - free, number + 1
-        assert front_numbers(pairs) == wanted
-
-
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one != other and one[0] >= other[0] and one[1] >= other[1]
-
-
-def test_a_front_is_covered_from_its_best_to_its_far_end_to_its_middle() -> None:
-    # The second value has a hundred times the range: that must not decide.
-    pairs = [(0.6, -10.0), (0.9, -40.0), (0.5, 0.0), (0.75, -20.0), (0.88, -39.0)]
-    assert spread(pairs) == [1, 2, 3, 0, 4]
-    assert sorted(spread([(0.5, 0.1)] * 3)) == [0, 1, 2]
-
-
-def test_what_is_no_number_lies_on_no_front() -> None:
-    nothing = {"eval/accuracy": float("nan"), "eval/drift": 0.0}
-    some = {"eval/accuracy": 0.6, "eval/drift": 0.3}
-    assert Objective.of(TWO).ranked([nothing, some], lambda report: report) == [some, nothing]
-    goal = Objective.of(TWO)
-    assert front_numbers([goal.key(nothing), goal.key(some)]) == [1, 0]
-
-
-def test_at_a_rung_the_dominated_stop_and_a_front_is_thinned(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, objective=TWO, trials=8, stopping={"reduction": 2})
-    seen = []
-    # (nll, drift): the first always goes on; the second beats it in nothing; the third is the best
-    # in nll; the fourth the front's other end; the fifth lies right beside the third.
-    for nll, drift in [(0.50, 0.20), (0.55, 0.30), (0.30, 0.60), (0.60, 0.05), (0.31, 0.59)]:
-        seen.append(driver.report(driver.start(), 64, 0.7, nll, drift) == TrialScheduler.CONTINUE)
-    assert seen == [True, False, True, True, False]
-    (rung,) = driver.scheduler._rungs.rungs.values()
-    assert len(rung) == 5
-
-
-def test_a_trial_is_compared_once_at_each_rung(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, objective=TWO)
-    trial = driver.start()
-    for pairs in (64, 128, 192, 256):
-        assert driver.report(trial, pairs, 0.7) == TrialScheduler.CONTINUE
-    assert sorted(driver.scheduler._rungs.rungs) == [(0, 64), (0, 192)]
 
 
 def test_a_rebuilt_search_has_the_same_rungs_and_study(tmp_path: Path) -> None:
@@ -279,7 +226,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     front = [trial for trial in results.trials if trial.id in results.front]
     others = [trial for trial in results.trials if trial.id not in results.front and trial.metrics]
     key = results.objective.key
-    assert not any(_beats(key(o.metrics), key(f.metrics)) for f in front for o in others)
+    assert not any(beats(key(o.metrics), key(f.metrics)) for f in front for o in others)
     assert results.winner is not None
     assert results.winner.trial == results.front[0]
 
@@ -331,7 +278,7 @@ def test_no_point_lies_on_the_better_side_of_the_line(
     assert list(line.x) == sorted(line.x)
     for trace in points:
         for x, y in zip(trace.x, trace.y, strict=True):
-            assert not any(_beats((signs[0] * y, signs[1] * x), there) for there in corners)
+            assert not any(beats((signs[0] * y, signs[1] * x), there) for there in corners)
     assert corner in [(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)]
 
 
