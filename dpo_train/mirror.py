@@ -85,8 +85,8 @@ def put_later(file: Path, text: str | None = None) -> None:
 
 def flush() -> None:
     """What can't be brought now waits for the next."""
-    for file, text in list(_later.items()):
-        _later.pop(file, None)
+    for file in list(_later):
+        text = _later.pop(file, None)  # the newest, and not what it was when this began
         try:
             put(file, text)
         except StoreFailed:
@@ -206,7 +206,7 @@ def sizes(folder: Path) -> dict[str, int]:
     if there := url(folder):
         return {file: info.size for file, info in store.listed(there).items()}
     found: dict[str, int] = {}
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, followlinks=True):
         for path in (Path(parent) / name for name in names):
             with contextlib.suppress(FileNotFoundError):  # removed just now
                 found[path.relative_to(folder).as_posix()] = path.stat().st_size
@@ -245,9 +245,11 @@ def sealed_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
 def remove(path: Path, first: str = SEAL) -> None:
     """Removes a file or folder, here and on its URL; of a folder, the file of that name goes
     first: what is left by a death is not whole."""
-    _remove_here(path)
-    if there := url(path):
+    there = url(path)
+    if there:
         _refuse_closed(path)
+    _remove_here(path)
+    if there:
         store.remove(there, first)
 
 

@@ -126,7 +126,11 @@ def _bring(folder: Path, computed: int) -> PreparedData | None:
     for name in manifest["sha256"]:
         mirror.fetch(folder / name)
     mirror.fetch(folder / "manifest.json")
-    return _finished(folder, computed)
+    if finished := _finished(folder, computed):
+        return finished
+    # Not as it was written: two nodes may have brought theirs at once. It is computed anew.
+    mirror.remove(folder / "manifest.json")
+    return None
 
 
 def _hand_out(prepared: PreparedData) -> PreparedData:
@@ -167,6 +171,7 @@ def _compute(folder: Path) -> PreparedData:
     base = ModelConfig(**asked["base"])
     if checksum(folder / "rows.jsonl") != asked["rows"]:
         mirror.remove(folder / "plan.json")
+        mirror.forget(folder / "rows.jsonl")
         raise InputError(
             f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
             "written anew from the dataset"

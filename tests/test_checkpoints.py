@@ -190,3 +190,18 @@ def test_what_is_removed_while_one_looks_is_passed_over(tmp_path: Path) -> None:
         finally:
             looked.set()
         going.result()
+
+
+def test_what_a_death_left_of_a_state_is_in_nobodys_way(tmp_path: Path) -> None:
+    def save(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text("new")
+
+    checkpoints.save_state(tmp_path, "a", 64, save)
+    left = tmp_path / "state" / "a" / "128" / "session"
+    left.mkdir(parents=True)
+    (left / "weights").write_text("half")
+    assert checkpoints.last_whole_state(tmp_path, "a") == (64, "")
+    checkpoints.save_state(tmp_path, "a", 128, save)
+    assert checkpoints.last_whole_state(tmp_path, "a") == (128, "")
+    assert (left / "weights").read_text() == "new"

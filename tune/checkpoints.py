@@ -35,6 +35,8 @@ def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path],
         part.mkdir(parents=True)
         save(part / "session")
         seal(part)
+    # What a death left there, which is no state: one that is whole is not reached again.
+    shutil.rmtree(folder / str(pairs_seen), ignore_errors=True)
     part.replace(folder / str(pairs_seen))
     mirror.hand_over(folder / str(pairs_seen))
     for pairs in saved_pairs(run, trial_id)[:-2]:
@@ -82,9 +84,9 @@ def drop_state(run: Path, trial_id: str) -> None:
 
 def drop_ended_states(run: Path, ended: Collection[str]) -> None:
     """What a driver's death left of trials that had just ended."""
-    for sealed in mirror.find(run / "state", f"*/[0-9]*/{SEAL}"):
-        if sealed.parents[1].name in ended:
-            mirror.remove(sealed.parent)
+    sealed = mirror.find(run / "state", f"*/[0-9]*/{SEAL}")
+    for trial_id in {path.parents[1].name for path in sealed}.intersection(ended):
+        drop_state(run, trial_id)
 
 
 def forget_state(run: Path, trial_id: str) -> None:
@@ -149,7 +151,7 @@ def offer_export(
         seal(made)
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
-    part.rmdir()
+    shutil.rmtree(part, ignore_errors=True)
     mirror.hand_over(folder)
 
 
@@ -206,7 +208,10 @@ def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[st
     if chosen is not None:
         ranked = [item for item in ranked if configuration(item[1]) == chosen]
     while ranked and not is_whole(mirror.pull(ranked[0][0])):
-        print(f"warning: {ranked[0][0]} is damaged; the next best export is taken", flush=True)
+        print(
+            f"warning: {mirror.shown(ranked[0][0])} is damaged; the next best export is taken",
+            flush=True,
+        )
         ranked.pop(0)
     if not ranked:
         return None

@@ -28,6 +28,7 @@ DEAD_SECONDS = 35.0
 BEAT = ".driver.json"
 """On a run's URL: who drives it, as often as that is said."""
 _BRINGING = ".bringing"
+"""The lock of who makes the files here those of the URL; a driver holds it as long as it works."""
 
 
 @contextlib.contextmanager

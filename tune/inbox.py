@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpo_train import mirror
-from dpo_train.files import write_atomically
 from dpo_train.store import StoreFailed
 from tune.records import Document, TrialRecord
 
@@ -82,12 +81,14 @@ class Inbox:
         found = []
         for path in mirror.find(self.folder, "[0-9]*/" + FILE):
             try:
-                text = mirror.read_text(path)
-                found.append((path.parent, Request.model_validate_json(text)))
+                found.append((path.parent, Request.model_validate_json(mirror.read_text(path))))
             except OSError:  # taken just now
                 continue
             except ValueError as error:  # of a later version, or a person's own hand
-                write_atomically(path.with_suffix(".refused"), text)
+                refused = path.with_suffix(".refused")
+                mirror.fetch(path).replace(refused)
+                mirror.put(refused)
                 mirror.remove(path)
-                print(f"warning: {path} was not understood: {str(error).splitlines()[0]}")
+                reason = str(error).splitlines()[0]
+                print(f"warning: {mirror.shown(path)} was not understood: {reason}")
         return found

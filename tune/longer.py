@@ -50,7 +50,8 @@ def keep_end(
         seal(made)
         mirror.remove(folder)  # of a process that died right after
         part.replace(folder)
-        mirror.hand_over(folder / str(pairs_seen))
+        with contextlib.suppress(FileNotFoundError):  # the driver has pruned it just now
+            mirror.hand_over(folder / str(pairs_seen))
 
 
 def may_keep_ends(config: SearchConfig) -> bool:

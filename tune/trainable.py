@@ -140,7 +140,9 @@ class DpoTrial(Trainable):
             raise
         self._reference_pairs += self._session.reference_pairs
         if self._asked["weights"]:
-            self._session.start_from(mirror.pull(self._run / self._asked["weights"]))
+            weights = self._run / self._asked["weights"]
+            self._session.start_from(mirror.pull(weights))
+            mirror.forget(weights)
         self._go_on_from_saved_state()
 
     def _open_session(self) -> Session:
