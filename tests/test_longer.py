@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dpo_train.config import OptimConfig
 from dpo_train.errors import InputError
 from dpo_train.parts import override
 from dpo_train.simulated import SimulatedSession
@@ -69,6 +70,24 @@ def test_survivors_are_opened_again_where_they_ended(tmp_path: Path) -> None:
     assert list(json.loads((tmp_path / "wandb.json").read_text())["told"]) == ids[:2]
     assert not (tmp_path / "results.json").exists()
     refuse_other_search(tmp_path, driver.config)  # the same `run` goes on with it
+    two = driver.config.model_copy(update={"optim": OptimConfig(epochs=2)})
+    with pytest.raises(InputError, match="holds another search .optim.epochs: 3 there, 2 here"):
+        refuse_other_search(tmp_path, two)
+
+
+def test_fewer_epochs_than_a_search_began_with_are_another_search(tmp_path: Path) -> None:
+    driver = search(tmp_path, optim={"epochs": 3})
+    one = driver.config.model_copy(update={"optim": OptimConfig(epochs=1)})
+    with pytest.raises(InputError, match="optim.epochs: 3 there, 1 here"):
+        refuse_other_search(tmp_path, one)
+
+
+def test_a_search_whose_hours_are_spent_stays(tmp_path: Path) -> None:
+    driver = search(tmp_path, budget={"hours": 1})
+    driver.records.run.sittings = [(0.0, 7200.0)]
+    driver.records.note_longer(1)
+    with pytest.raises(InputError, match="budget.hours: 1 spent"):
+        lengthen(tmp_path, 2)
 
 
 @pytest.mark.parametrize("given", ["2", "x1", "x", "+2", "x2.5"])

@@ -85,14 +85,17 @@ def lengthen(folder: Path, times: int) -> None:
         raise InputError(f"--max-pairs: that is {epochs} epochs; give fewer") from None
     # First, so that whatever follows a kill is no finished search: its winner is judged anew.
     mirror.remove(folder / "results.json")
+    records.note_longer(times)
     runs.write_yaml(folder, longer)
     _tell_anew(folder, [record.id for record in survivors])
+    # All are open before any state moves: what a death then costs is training, no survivor.
+    for record in survivors:
+        records.reopen(record.id, record.pairs_seen)
     for record in survivors:
         end, state = _ends(folder) / record.id, folder / "state" / record.id
         checkpoints.drop_state(folder, record.id)
         mirror.move(end / str(record.pairs_seen), state / str(record.pairs_seen))
         mirror.remove(end)
-        records.reopen(record.id, record.pairs_seen)
 
 
 def _survivors(config: SearchConfig, records: Records) -> list[TrialRecord]:
@@ -112,6 +115,8 @@ def _survivors(config: SearchConfig, records: Records) -> list[TrialRecord]:
             f"--max-pairs: the search has not ended; type `dpo-tune resume "
             f"{mirror.shown(folder)}` first"
         )
+    elif config.budget.hours and records.run.wall_seconds >= 3600 * config.budget.hours:
+        told = f"budget.hours: {config.budget.hours:g} spent"
     elif records.confirmations:
         told = "its finalists were confirmed at the length that they have"
     survivors = [

@@ -80,6 +80,8 @@ class Sittings(Document):
     device: str
     sittings: list[tuple[float, float]] = []
     """Unix times at which a driver began and was last seen."""
+    times: int = 1
+    """How many times the epochs of its YAML its trials train since it was let train on."""
 
     @property
     def prepared_folder(self) -> Path:
@@ -111,6 +113,11 @@ class Records:
         """Notes that the driver is alive; what the budget of hours counts."""
         self.run.sittings[-1] = (self.run.sittings[-1][0], time.time())
         self._write_run()
+
+    def note_longer(self, times: int) -> None:
+        """Trials train on to so many times their epochs from now on."""
+        self.run.times *= times
+        self._write_file(write_atomically, self.folder / "run.json", self._run_text())
 
     def next_id(self) -> str:
         return f"{self.run.prefix}-{len(self.trials):03d}"
@@ -223,9 +230,12 @@ class Records:
         return record
 
     def _write_run(self) -> None:
-        path, content = self.folder / "run.json", self.run.model_dump_json(indent=1)
+        path, content = self.folder / "run.json", self._run_text()
         self._write_file(write_here, path, content)
         mirror.put_later(path, content)
+
+    def _run_text(self) -> str:
+        return self.run.model_dump_json(indent=1)
 
     def _write_file(self, write: Callable[[Path, str], None], path: Path, content: str) -> None:
         try:

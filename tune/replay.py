@@ -73,6 +73,7 @@ def replay(
     worst = (0.0, "", 0)
     try:
         now: Report = {"pairs_seen": 0}
+        compared = 0
         not_now: tuple[str, ...] = ()
         for then in record.curve:
             try:
@@ -80,6 +81,7 @@ def replay(
                     now = session.advance()
             except Diverged:
                 worst = (math.inf, "train/loss", int(then["pairs_seen"]))
+                compared += 1
                 break
             if now["pairs_seen"] > then["pairs_seen"]:
                 # Where it had ended before it trained on; the next loss is of the steps since.
@@ -88,10 +90,11 @@ def replay(
             if watch:
                 watch(then, now)
             worst = max(worst, _difference(then, now, not_now))
+            compared += 1
             not_now = ()
     finally:
         session.close()
-    return Replay(len(record.curve), *worst)
+    return Replay(compared, *worst)
 
 
 def _difference(then: Report, now: Report, leave_out: tuple[str, ...]) -> tuple[float, str, int]:

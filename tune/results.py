@@ -157,7 +157,10 @@ class Results(Document):
             return f"{told}; the winner is one of {count} finalists, trained again"
         taken = f"the best {first.metric}"
         if self.search.get("select") == "one_standard_error":
-            taken = f"the best {second.metric} of those within one standard error of {taken}"
+            taken = (
+                f"of the {self.search['keep_best']} whose weights are kept the best "
+                f"{second.metric} of those within one standard error of {taken}"
+            )
         return f"{told}; the winner has {taken}"
 
     def counted(self) -> str:

@@ -18,7 +18,7 @@ from tune.claim import BEAT, only_driver, refresh
 from tune.cluster import RUNS, runs_dir
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox
-from tune.records import ENDED, Records, read_records
+from tune.records import ENDED, Records, Sittings, read_records
 from tune.results import load_results
 
 PREPARED = ".prepared"
@@ -83,13 +83,19 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
     there = flat(load_search(folder / "search.yaml").model_dump(mode="json"))
     here = flat(config.model_dump(mode="json"))
+    times = Sittings.model_validate_json((folder / "run.json").read_text()).times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
         old, new = there.get(path), here.get(path)
         pinned = path.endswith("revision") and new is None
-        grows = path in ("trials", "optim.epochs")  # by `resume`
-        grown = grows and isinstance(old, int) and isinstance(new, int) and old > new
+        grown = (
+            isinstance(old, int)
+            and isinstance(new, int)
+            and (  # by `resume`
+                (path == "trials" and old > new) or (path == "optim.epochs" and old == new * times)
+            )
+        )
         if old != new and not pinned and not grown:
             where = mirror.shown(folder)
             under = f"{RUNS}={mirror.shown(folder.parent)} " if mirror.url(folder) else ""

@@ -243,7 +243,9 @@ class DpoTrial(Trainable):
     def _keep_end(self, report: Report) -> None:
         assert self._session is not None
         pairs_seen = int(report["pairs_seen"])
-        if pairs_seen >= self._session.pairs_total and self._asked["confirms"] is None:
+        # A warm clone's first weights go when it ends, and without them it can't be opened again.
+        stays = self._asked["confirms"] is not None or self._asked["weights"]
+        if pairs_seen >= self._session.pairs_total and not stays:
             save = self._session.save
             keep_end(self._run, self._search, self._id, self._trial, pairs_seen, save)
 
