@@ -12,13 +12,13 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.errors import InputError
-from tests.driver import Driver
+from tests.driver import RATE, Driver
 from tests.simulated_results import simulated
 from tests.simulated_search import YAML
-from tests.test_confirm import right
+from tests.test_confirm import finish
 from tests.test_fronts import beats
 from tune import card, report, report_answer, show
-from tune.checkpoints import exports, offer_export
+from tune.checkpoints import exports
 from tune.checks import check
 from tune.config import SearchConfig, load_search
 from tune.confirm import finalists
@@ -28,11 +28,10 @@ from tune.records import Records
 from tune.sweep import definition
 
 TWO = ["eval/accuracy", "eval/drift"]
-SPACE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
 
 
 def config(**content: Any) -> SearchConfig:
-    basics = {"name": "x", "trainer": "simulated", "trials": 4, "space": SPACE, "objective": TWO}
+    basics = {"name": "x", "trainer": "simulated", "trials": 4, "space": RATE, "objective": TWO}
     return check(SearchConfig.model_validate({**basics, **content}))
 
 
@@ -108,7 +107,7 @@ def test_optuna_hears_both_values_of_the_finished_and_none_of_the_stopped(tmp_pa
 @pytest.mark.parametrize("name", ["tpe", "gp", "random", "grid"])
 def test_each_sampler_goes_on_past_finished_and_stopped_trials(tmp_path: Path, name: str) -> None:
     rates = [10 ** (-5 + number / 8) for number in range(24)]
-    space = {"optim.learning_rate": {"choice": rates}} if name == "grid" else SPACE
+    space = {"optim.learning_rate": {"choice": rates}} if name == "grid" else RATE
     driver = Driver(tmp_path, objective=TWO, sampler={"name": name}, trials=24, space=space)
     points = []
     running = [driver.start()]
@@ -138,19 +137,6 @@ def test_tpe_counts_the_stopped_and_puts_them_behind_all_finished_ones(tmp_path:
         good, bad = _split_trials(driver.searcher._study._study, told, count)
         assert (len(good), len(good) + len(bad)) == (count, 12)
         assert count == 12 or {trial.number for trial in good} <= set(complete)
-
-
-def finish(driver: Driver, trial: Any, accuracy: float, drift: float) -> None:
-    """Ends a trial with one report, whose weights it offers as a session would."""
-    result = driver.result(512, accuracy, 0.5, drift)
-    result["held_out"] = json.dumps(right(accuracy))
-    offer_export(
-        driver.records.folder, trial.config["trial"], trial.config["point"],
-        {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": drift},
-        driver.records.objective, driver.config.exports_kept, Path.mkdir,
-        trial.config["confirms"],
-    )  # fmt: skip
-    driver.complete(trial, {**result, "ended": "finished"})
 
 
 # The second is dominated by the first; the front is 0, 2, 3, 4.

@@ -174,12 +174,12 @@ def _resume(options: argparse.Namespace) -> int:
         now = load_search(folder / "search.yaml").total_trials
         trials = int(digits) + (now if grows else 0)
     if options.max_pairs is not None:
-        digits = options.max_pairs.removeprefix("x")
-        if digits == options.max_pairs or not re.fullmatch("[0-9]{1,6}", digits) or int(digits) < 2:
+        given = re.fullmatch("x([0-9]{1,6})", options.max_pairs)
+        times = int(given[1]) if given else 0
+        if times < 2:
             raise InputError(
                 f"--max-pairs: {options.max_pairs!r} is no multiple; type `x2` or more"
             )
-        times = int(digits)
     from tune.search import resume
 
     return _finish(lambda: resume(folder, trials, times))

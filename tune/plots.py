@@ -36,15 +36,12 @@ def plot(results: Results) -> dict[str, Drawn]:
     if not results.search:
         return dict.fromkeys(names, _NO_SPACE)
     makers = (_history, _parallel, _importance, _slices)
+    studies = [(_study(results, part), part.metric) for part in results.objective.parts]
     drawn: dict[str, Drawn] = {}
-    for part in results.objective.parts:
-        study = _study(results, part)
-        for name, make in zip(names, makers, strict=True):
-            more, there = make(study, part.metric), drawn.setdefault(name, [])
-            if isinstance(more, list):
-                drawn[name] = [*there, *more] if isinstance(there, list) else more
-            elif not there:
-                drawn[name] = more
+    for name, make in zip(names, makers, strict=True):
+        made = [make(study, metric) for study, metric in studies]
+        figures = [figure for each in made if isinstance(each, list) for figure in each]
+        drawn[name] = figures or made[0]
     return drawn
 
 

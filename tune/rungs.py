@@ -30,11 +30,13 @@ class TrialKey:
 def make_rungs(config: SearchConfig, most_pairs: int) -> Any:
     """The rule that the configuration asks for; no trial trains on more than `most_pairs`."""
     stopping = config.stopping
-    mode = MODES[stopping.metric]
-    asked = {"time_attr": "pairs_seen", "metric": stopping.metric, "mode": mode}
     if stopping.name == "asha" and config.goal.second:
-        compared = Objective(metric=stopping.metric, mode=mode, second=config.goal.second)
-        return ParetoRungs(compared, stopping)
+        return ParetoRungs(Objective.of((stopping.metric, config.goal.second.metric)), stopping)
+    asked = {
+        "time_attr": "pairs_seen",
+        "metric": stopping.metric,
+        "mode": MODES[stopping.metric],
+    }
     if stopping.name == "asha":
         return AsyncHyperBandScheduler(
             **asked,

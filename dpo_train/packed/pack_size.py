@@ -37,14 +37,12 @@ class PackSize:
         if trials > self._tried_for:
             self._tried_for = self._most = 1 << (trials - 1).bit_length()
             self._begin()
-        most = self._most if self._most == 1 or not self._is_halfs_turn else self._most // 2
-        return -(-trials // -(-trials // most))
+        return -(-trials // -(-trials // self._size))
 
     def took(self, tokens: int, seconds: float) -> None:
         """What a step of the size last given took."""
         if self._step % _BLOCK:
-            size = self._most // 2 if self._is_halfs_turn else self._most
-            self._seconds_a_token[size].append(seconds / tokens)
+            self._seconds_a_token[self._size].append(seconds / tokens)
         self._step += 1
         if self.is_trying:
             return
@@ -57,8 +55,9 @@ class PackSize:
                 self._begin()
 
     @property
-    def _is_halfs_turn(self) -> bool:
-        return self.is_trying and self._step // _BLOCK % 2 == 1
+    def _size(self) -> int:
+        is_halfs_turn = self.is_trying and self._step // _BLOCK % 2 == 1
+        return self._most // 2 if is_halfs_turn else self._most
 
     def _begin(self) -> None:
         self._step = 0
