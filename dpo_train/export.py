@@ -65,19 +65,6 @@ def write_around(
     part.replace(folder)
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Puts an exported folder's weights, or its adapter's, into a model of the same kind."""
-    if json.loads((folder / MANIFEST).read_text())["kind"] == "adapter":
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), str(model.device)))
-    else:
-        from transformers import AutoModelForCausalLM
-
-        exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
-        model.load_state_dict(exported.state_dict())
-
-
 def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
     """Writes an exported folder anew for people who do not have this project: no manifest, weights
     in `dtype`, with `merged` an adapter's added to its base's.

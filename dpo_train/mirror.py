@@ -138,15 +138,6 @@ def pull(folder: Path) -> Path:
     return folder
 
 
-def move(folder: Path, to: Path) -> None:
-    """Gives a sealed folder another name."""
-    pull(folder)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    folder.rename(to)
-    hand_over(to)
-    remove(folder)
-
-
 def fetch(file: Path) -> Path:
     """Brings a file here from its URL, whether it is here or not; an older one that isn't there
     any more is removed."""

@@ -27,11 +27,6 @@ class Session(Protocol):
         no number, and OutOfMemory, after which the session can only be closed."""
         ...
 
-    def start_from(self, folder: Path) -> None:
-        """Starts from an exported folder's weights, with the base as reference all the same; only
-        before the first `advance`."""
-        ...
-
     def save(self, folder: Path) -> None:
         """Writes what going on needs: weights, optimizer, schedule, data order, random state."""
         ...

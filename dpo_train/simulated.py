@@ -21,7 +21,7 @@ class SimulatedSession:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._curve = config.simulated
-        self._pairs_seen = self._head_start = 0
+        self._pairs_seen = 0
         self.pairs_total = self._curve.pairs * config.optim.epochs
         self.reference_pairs = 0
         self.held_out: dict[str, list[float]] = {}
@@ -60,14 +60,11 @@ class SimulatedSession:
     def _accuracy(self) -> float:
         decades = abs(math.log10(self._config.optim.learning_rate / self._curve.best_learning_rate))
         ceiling = max(0.5, 0.95 - 0.1 * decades)
-        learned = (self._head_start + self._pairs_seen) / self._curve.pairs
+        learned = self._pairs_seen / self._curve.pairs
         mean = 0.5 + (ceiling - 0.5) * (1 - math.exp(-4 * learned))
         place = f"{self._config.seed} {self._pairs_seen} {self._config.optim.learning_rate!r}"
         noise = random.Random(zlib.crc32(place.encode())).gauss(0, self._curve.noise)
         return min(1.0, max(0.0, mean + noise))
-
-    def start_from(self, folder: Path) -> None:
-        self._head_start = json.loads((folder / "simulated.json").read_text())["pairs_seen"]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +74,7 @@ class SimulatedSession:
         self._pairs_seen = json.loads((folder / "simulated.json").read_text())["pairs_seen"]
 
     def export(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        learned = {"pairs_seen": self._head_start + self._pairs_seen}
-        (folder / "simulated.json").write_text(json.dumps(learned))
+        self.save(folder)
 
     def close(self) -> None:
         pass

@@ -68,9 +68,6 @@ class TrlSession:
         self.held_out = self._trainer.held_out
         return report
 
-    def start_from(self, folder: Path) -> None:
-        export.load_weights(self._trainer.model, folder)
-
     def save(self, folder: Path) -> None:
         self._control.commands.put("save")
         checkpoint = self._answer()

@@ -23,13 +23,11 @@ from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.object_store import LOGIN, ObjectStore
 from tests.simulated_search import hurry, wait_until
-from tests.test_longer import search as finished_search
 from tune import checkpoints, claim, deploy, load_results, run, runs
 from tune.checks import check
 from tune.claim import only_driver
 from tune.config import SearchConfig
 from tune.group import bundles
-from tune.longer import lengthen
 from tune.records import ENDED, create_run, find_run
 from tune.requests import clone, stop
 
@@ -105,14 +103,15 @@ def test_a_search_goes_on_from_the_url_alone(
 ) -> None:
     before = half_done(store, yaml)
     machine(monkeypatch, tmp_path, "a terminal's")
-    clone(store.run("sim"), next(iter(before)), {"dpo.beta": 0.2}, warm=True)
+    clone(store.run("sim"), next(iter(before)), {"dpo.beta": 0.2})
     machine(monkeypatch, tmp_path, "another")
     done = dpo_tune("resume", store.run("sim"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the winner lies in '{store.run('sim/winner')}'" in done.stdout
     after = store.records("sim")
     assert len(after) == 5
-    assert [record["cloned_from"] for record in after.values() if record["warm"]] == [*before]
+    clones = [record["cloned_from"] for record in after.values() if record["cloned_from"]]
+    assert clones == [*before]
     assert {key: after[key] for key in before} == before
     for record in after.values():
         assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
@@ -259,21 +258,6 @@ def test_a_runs_documents_are_those_of_the_url(store: ObjectStore) -> None:
     claim.refresh(run)
     assert not (run / "run.json").exists()
     assert not (run / "trials").exists()
-
-
-def test_survivors_go_on_from_ends_that_lie_on_the_url(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = mirror.local(store.run("x"))
-    (run / "trials").mkdir(parents=True)
-    ids = list(finished_search(run).records.trials)
-    assert {path.split("/")[2] for path in store.read("x/ends/")} == set(ids[2:])
-    machine(monkeypatch, tmp_path, "another")
-    there = find_run(store.run("x"))
-    lengthen(there, 2)
-    assert [checkpoints.saved_pairs(there, trial) for trial in ids] == [[], [], [512], [512]]
-    assert store.read("x/ends/") == {}
-    assert {r["state"] for r in store.records("x").values()} == {"finished", "pending"}
 
 
 def test_prepared_data_is_computed_once_for_all_machines(

@@ -20,7 +20,6 @@ from dpo_train.session import Diverged, OutOfMemory, open_session
 from tests.test_trl_session import (
     curve,
     goes_on_to_the_last_bit,
-    trains_on_to_the_last_bit,
 )
 
 DEFAULTS: dict[str, Any] = {
@@ -159,7 +158,6 @@ def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
 ) -> None:
     trial = config(small_config, optim__epochs=2)
     goes_on_to_the_last_bit(trial, small_prepared, tmp_path)
-    trains_on_to_the_last_bit(trial, small_prepared, tmp_path)
 
 
 def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
@@ -171,11 +169,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     session = open_session(config(small_config, optim__learning_rate=5e-3), small_prepared, "cpu")
     report = session.advance()
     session.export(tmp_path / "export")
-    again = open_session(config(small_config, optim__learning_rate=1e-12), small_prepared, "cpu")
-    again.start_from(tmp_path / "export")
-    told = again.advance()
-    for opened in (session, again):
-        opened.close()
+    session.close()
     base = AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype="float32")
     policy = PeftModel.from_pretrained(base, tmp_path / "export")
     data = reference.prepare(small_prepared)
@@ -184,8 +178,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     scores = scoring.score_batches(scoring.batches(rows, data.pad_token_id, "cpu"), 10, score)
     found = metrics.means(metrics.pair_values(scoring.pair_logps(rows, *scores)))
     assert report["eval/drift"] > 1e-4
-    for other in (found["margin"], told["eval/margin"]):
-        assert other == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
+    assert found["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
     assert json.loads((tmp_path / "export/manifest.json").read_text())["kind"] == "adapter"
     loaded, _ = export.load(tmp_path / "export", "cpu")  # on the base that the engine gave back
     assert loaded.peft_config["default"].base_model_name_or_path == "sample"

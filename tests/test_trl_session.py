@@ -151,34 +151,6 @@ def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) ->
     assert rest == whole[3:]
 
 
-def test_a_trial_that_had_ended_trains_on_as_one_that_was_planned_longer(
-    small_config: TrainConfig, small_prepared: Path, tmp_path: Path
-) -> None:
-    trial = config(small_config, optim__epochs=2)
-    trains_on_to_the_last_bit(trial, small_prepared, tmp_path)
-
-
-def trains_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
-    whole = [numbers(report) for report in curve(trial, prepared)]
-    session = open_session(override(trial, {"optim.epochs": 1}), prepared, "cpu")
-    while session.advance()["pairs_seen"] < session.pairs_total:
-        pass
-    session.save(folder / "end")
-    session.close()
-    longer = open_session(trial, prepared, "cpu")
-    longer.restore(folder / "end")
-    first = numbers(longer.advance())
-    rest = [first]
-    while rest[-1]["pairs_seen"] < longer.pairs_total:
-        rest.append(numbers(longer.advance()))
-    longer.close()
-    wanted = whole[-len(rest) :]
-    assert len(rest) > 1
-    # The one loss is the mean of the steps since its end, the other since the report before it.
-    first["train/loss"] = wanted[0]["train/loss"]
-    assert rest == wanted
-
-
 def test_evaluations_stand_at_the_first_step_past_each_multiple_and_at_the_end(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
@@ -218,25 +190,6 @@ def test_an_export_scores_as_the_session_did(
         assert json.loads((tmp_path / "export/adapter_config.json").read_text())[
             "base_model_name_or_path"
         ] == "sample"  # fmt: skip
-
-
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_a_trial_may_start_from_anothers_weights_with_the_base_as_its_reference(
-    small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
-) -> None:
-    moved = config(small_config, lora=lora, optim__learning_rate=5e-3)
-    first = open_session(moved, small_prepared, "cpu")
-    told = first.advance()
-    first.export(tmp_path / "export")
-    first.close()
-    still = config(small_config, lora=lora, optim__learning_rate=1e-12)
-    second = open_session(still, small_prepared, "cpu")
-    second.start_from(tmp_path / "export")
-    again = second.advance()
-    second.close()
-    assert told["eval/drift"] > 1e-4
-    for name in ("eval/accuracy", "eval/margin", "eval/drift", "eval/ranking"):
-        assert again[name] == pytest.approx(told[name], rel=1e-4)
 
 
 def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prepared: Path) -> None:

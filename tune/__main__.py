@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -49,10 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = commands.add_parser("resume", help="go on with a run, or let it grow")
     _add_run(resume)
-    grow = resume.add_mutually_exclusive_group()
-    grow.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
-    grow.add_argument("--max-pairs", metavar="xN",
-                      help="the best finished trials train on, to N times their pairs")  # fmt: skip
+    resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
     resume.set_defaults(command=_resume)
 
     show = commands.add_parser("show", help="the numbers of a run")
@@ -69,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     clone = commands.add_parser("clone", help="try a trial's point soon, with changes")
     _add_trial(clone)
     _add_set(clone)
-    clone.add_argument("--warm", action="store_true", help="start from its exported weights")
     clone.set_defaults(command=_clone, name=None)
 
     replay = commands.add_parser("replay", help="train a trial again and compare the numbers")
@@ -165,7 +160,7 @@ def _resume(options: argparse.Namespace) -> int:
     from tune.records import find_run
 
     folder = find_run(options.run)
-    trials, times = None, 1
+    trials = None
     if options.trials is not None:
         digits = options.trials.removeprefix("+")
         if not (digits.isascii() and digits.isdigit()):
@@ -173,16 +168,9 @@ def _resume(options: argparse.Namespace) -> int:
         grows = options.trials.startswith("+")
         now = load_search(folder / "search.yaml").total_trials
         trials = int(digits) + (now if grows else 0)
-    if options.max_pairs is not None:
-        given = re.fullmatch("x([0-9]{1,6})", options.max_pairs)
-        times = int(given[1]) if given else 0
-        if times < 2:
-            raise InputError(
-                f"--max-pairs: {options.max_pairs!r} is no multiple; type `x2` or more"
-            )
     from tune.search import resume
 
-    return _finish(lambda: resume(folder, trials, times))
+    return _finish(lambda: resume(folder, trials))
 
 
 def _finish(search: Any) -> int:
@@ -251,7 +239,7 @@ def _clone(options: argparse.Namespace) -> int:
     from tune.progress import describe
     from tune.requests import clone
 
-    point = clone(options.run, options.trial, _overrides(options), options.warm)
+    point = clone(options.run, options.trial, _overrides(options))
     print(f"asked: {describe(point)} is tried as soon as a place is free")
     return _DONE
 

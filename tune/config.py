@@ -228,8 +228,8 @@ class SearchConfig(TrainConfig):
     budget: BudgetConfig = BudgetConfig()
     """When one is spent no trial starts and running ones stop at their next report."""
     keep_best: int = Field(3, ge=1, le=1000)
-    """How many exported trials stay on disk, and if they trained to their end their last states,
-    for `resume --max-pairs`; with two objectives in the finalists' order."""
+    """How many trials' exported weights stay on disk; with two objectives in the finalists'
+    order."""
     storage: str | None = None
     """Where Optuna's study is kept for Optuna's own tools: a database's URL, or the path of a
     journal file. In memory by default; the search itself needs none."""

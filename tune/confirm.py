@@ -84,15 +84,10 @@ class _Entry:
 
 def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
     """The best trials of the search; with two objectives its front from the best in the first on,
-    then the next front. One that started from another's weights is none: its point alone would not
-    train it again."""
+    then the next front."""
     if config.confirm is None:
         return []
-    measured = [
-        record
-        for record in records.searched
-        if record.metrics and not record.warm and record.state in ENDED
-    ]
+    measured = [record for record in records.searched if record.metrics and record.state in ENDED]
     ranked = records.objective.ranked(measured, lambda record: record.metrics)
     return ranked[: config.confirm.finalists]
 

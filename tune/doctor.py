@@ -14,7 +14,6 @@ from dpo_train.errors import InputError
 from tune import deploy
 from tune.claim import refresh
 from tune.config import SearchConfig
-from tune.longer import may_keep_ends
 from tune.own_evaluation import refuse_missing
 from tune.room import free_bytes
 
@@ -95,14 +94,11 @@ def memory_bytes(config: SearchConfig) -> int:
 
 
 def disk_bytes(config: SearchConfig) -> int:
-    """The most that a search holds: k best exports, the winner, two states a running trial, and
-    the last ones of the best."""
+    """The most that a search holds: k best exports, the winner, two states a running trial."""
     weights = model.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
     states = 2 * min(at_once, config.total_trials)
-    if may_keep_ends(config):
-        states += config.keep_best
     return (config.exports_kept + 2) * exported + states * 3 * exported
 
 

@@ -222,9 +222,6 @@ class EngineSession:
         report, self.held_out = self._engine.ask("advance")
         return report
 
-    def start_from(self, folder: Path) -> None:
-        self._engine.ask("call", "start_from", folder)
-
     def save(self, folder: Path) -> None:
         self._engine.ask("call", "save", folder)
 

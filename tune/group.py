@@ -119,9 +119,6 @@ class _GroupSession:
         peak = max(each.get("peak_memory_gb", 0.0) for each, _ in told)
         return {**report, "peak_memory_gb": peak}
 
-    def start_from(self, folder: Path) -> None:
-        self._group.call("start_from", folder)
-
     def save(self, folder: Path) -> None:
         self._group.call("save", folder)
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from dpo_train import mirror
 from dpo_train.store import StoreFailed
-from tune.records import Document, TrialRecord
+from tune.records import Document
 
-FILE, WEIGHTS = "request.json", "weights"
+FILE = "request.json"
 _POLL_SECONDS = 5.0
 """Between two looks at a URL, where each costs a request."""
 
@@ -25,15 +25,14 @@ class Request(Document):
     """Whom to stop, or what to clone."""
     point: dict[str, Any] = {}
     """Of the clone."""
-    warm: bool = False
-    """Whether the clone starts from the exported weights, which lie beside the request."""
+    warm: Literal[False] = False
+    """Earlier versions could start a clone from exported weights; such a request is refused."""
 
 
 class Inbox:
     """The requests of one run folder."""
 
     def __init__(self, run: Path) -> None:
-        self._run = run
         self.folder = run / "requests"
         self._looked = -_POLL_SECONDS
         self._seen: list[tuple[Path, Request]] = []
@@ -47,26 +46,18 @@ class Inbox:
         return next((item for item in self._all() if item[1].kind == "clone"), None)
 
     def taken(self, request: Path) -> None:
-        """Marks a request as done; weights beside it stay until `drop`."""
+        """Removes a request that is done."""
         mirror.remove(request / FILE)
         self._looked = -_POLL_SECONDS
         with contextlib.suppress(OSError):
             request.rmdir()
 
-    def drop(self, record: TrialRecord) -> None:
-        """Removes what was asked of, or laid beside, a trial that has ended."""
+    def drop(self, trial: str) -> None:
+        """Removes the requests to stop a trial that has ended."""
         for path, request in self._all():
-            if request.kind == "stop" and request.trial == record.id:
+            if request.kind == "stop" and request.trial == trial:
                 mirror.remove(path)
                 self._looked = -_POLL_SECONDS
-        if record.request:
-            mirror.remove(self.folder / record.request)
-
-    def weights(self, record: TrialRecord) -> str | None:
-        """Where the weights lie that a warm clone starts from, in the run folder."""
-        if not (record.warm and record.request):
-            return None
-        return str((self.folder / record.request / WEIGHTS).relative_to(self._run))
 
     def _all(self) -> list[tuple[Path, Request]]:
         is_recent = time.monotonic() - self._looked < _POLL_SECONDS

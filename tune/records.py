@@ -55,7 +55,8 @@ class TrialRecord(Document):
     request: str | None = None
     """The request that asked for this clone, in the run folder's `requests/`."""
     warm: bool = False
-    """Whether it starts from the exported weights of `cloned_from` in place of the base's."""
+    """Whether an earlier version started it from the exported weights of `cloned_from`, in place of
+    the base's. Its configuration alone does not give its numbers."""
     confirms: str | None = None
     """The trial whose configuration is trained here once more, with another seed."""
     held_out: list[float] = []
@@ -80,8 +81,6 @@ class Sittings(Document):
     device: str
     sittings: list[tuple[float, float]] = []
     """Unix times at which a driver began and was last seen."""
-    times: int = 1
-    """How many times the epochs of its YAML its trials train since it was let train on."""
 
     @property
     def prepared_folder(self) -> Path:
@@ -113,11 +112,6 @@ class Records:
         """Notes that the driver is alive; what the budget of hours counts."""
         self.run.sittings[-1] = (self.run.sittings[-1][0], time.time())
         self._write_run()
-
-    def note_longer(self, times: int) -> None:
-        """Trials train on to so many times their epochs from now on."""
-        self.run.times *= times
-        self._write_file(write_atomically, self.folder / "run.json", self._run_text())
 
     def next_id(self) -> str:
         return f"{self.run.prefix}-{len(self.trials):03d}"

@@ -72,33 +72,31 @@ def replay(
     session = open_session(asked, prepared, records.run.device)
     worst = (0.0, "", 0)
     try:
-        now: Report = {"pairs_seen": 0}
         compared = 0
-        not_now: tuple[str, ...] = ()
         for then in record.curve:
             try:
-                if now["pairs_seen"] < then["pairs_seen"]:
-                    now = session.advance()
+                now = session.advance()
             except Diverged:
                 worst = (math.inf, "train/loss", int(then["pairs_seen"]))
                 compared += 1
                 break
-            if now["pairs_seen"] > then["pairs_seen"]:
-                # Where it had ended before it trained on; the next loss is of the steps since.
-                not_now = ("train/loss",)
-                continue
+            if now["pairs_seen"] != then["pairs_seen"]:
+                raise InputError(
+                    f"{trial}: it reported at {then['pairs_seen']:.0f} pairs, and trained again it "
+                    f"reports at {now['pairs_seen']:.0f}; an earlier version let it train on after "
+                    "its end, which can't be replayed any more"
+                )
             if watch:
                 watch(then, now)
-            worst = max(worst, _difference(then, now, not_now))
+            worst = max(worst, _difference(then, now))
             compared += 1
-            not_now = ()
     finally:
         session.close()
     return Replay(compared, *worst)
 
 
-def _difference(then: Report, now: Report, leave_out: tuple[str, ...]) -> tuple[float, str, int]:
-    compared = [name for name in then if name not in (*_NOT_OF_TRAINING, *leave_out)]
+def _difference(then: Report, now: Report) -> tuple[float, str, int]:
+    compared = [name for name in then if name not in _NOT_OF_TRAINING]
     differences = {name: abs(then[name] - now[name]) for name in compared}
     differences = {name: x if math.isfinite(x) else math.inf for name, x in differences.items()}
     name = max(differences, key=differences.__getitem__)

@@ -6,7 +6,6 @@ and wherever it could start a trial.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from typing import Any
 from dpo_train import mirror
 from dpo_train.errors import InputError
 from dpo_train.files import write_atomically
-from tune import checkpoints
-from tune.config import SearchConfig
-from tune.inbox import FILE, WEIGHTS, Inbox, Request
-from tune.records import ENDED, Records, find_run
+from tune.inbox import FILE, Inbox, Request
+from tune.records import ENDED, find_run
 from tune.runs import is_finished, opened
 from tune.space import Point, check_point, is_active
 
@@ -31,11 +28,10 @@ def stop(run_folder: str | Path, trial: str) -> None:
     _ask(folder, Request(kind="stop", trial=trial))
 
 
-def clone(run_folder: str | Path, trial: str, changes: dict[str, Any], warm: bool = False) -> Point:
+def clone(run_folder: str | Path, trial: str, changes: dict[str, Any]) -> Point:
     """Asks a search to try a trial's point soon, with changes; returns the point.
 
-    Axes that the changes call to life are drawn. With `warm` the clone starts from that trial's
-    exported weights; its reference stays the base. Raises InputError.
+    Axes that the changes call to life are drawn. Raises InputError.
     """
     folder = find_run(run_folder)
     if is_finished(folder):
@@ -48,44 +44,11 @@ def clone(run_folder: str | Path, trial: str, changes: dict[str, Any], warm: boo
             del point[path]  # the changes leave it without a meaning
     check_point(point, config.space)
     config.trial(point)
-    request = Request(kind="clone", trial=trial, point=point, warm=warm)
-    if not warm:
-        _ask(folder, request)
-        return point
-    for _ in range(3):
-        try:
-            _ask(folder, request, _exported(config, records, trial, point))
-        except (FileNotFoundError, shutil.Error):  # a better one took its place just now
-            continue
-        return point
-    raise InputError(f"--warm: {trial} improves faster than its weights can be copied; try again")
+    _ask(folder, Request(kind="clone", trial=trial, point=point))
+    return point
 
 
-def _ask(folder: Path, request: Request, weights: Path | None = None) -> None:
+def _ask(folder: Path, request: Request) -> None:
     asked = Inbox(folder).folder / str(time.time_ns())
     asked.mkdir(parents=True)
-    try:
-        if weights is not None:
-            shutil.copytree(mirror.pull(weights), asked / WEIGHTS)
-            mirror.hand_over(asked / WEIGHTS)
-            mirror.forget(weights)
-        write_atomically(asked / FILE, request.model_dump_json(indent=1))
-    except BaseException:
-        mirror.remove(asked)
-        raise
-
-
-def _exported(config: SearchConfig, records: Records, trial: str, point: Point) -> Path:
-    exports = checkpoints.exports(records.folder, records.objective)
-    there = {stamp["trial"]: (path, stamp) for path, stamp in exports}
-    if trial not in there:
-        known = ", ".join(there) or "none yet"
-        raise InputError(
-            f"--warm: {trial} has no exported weights, only the {config.keep_best} best trials "
-            f"have: {known}"
-        )
-    path, stamp = there[trial]
-    before, after = config.trial(stamp["config"]).lora, config.trial(point).lora
-    if before != after:
-        raise InputError(f"--warm: {trial} was trained with lora {before}, this is {after}")
-    return path
+    write_atomically(asked / FILE, request.model_dump_json(indent=1))

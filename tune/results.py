@@ -35,8 +35,8 @@ class Winner(Document):
     """The metrics at the report whose weights were exported, without the prefix eval/."""
     pairs_seen: int
     warm_from: str | None = None
-    """The trial from whose weights it started, if not from the base's: its point alone would not
-    train it again."""
+    """The trial from whose weights an earlier version started it, if not from the base's: its
+    configuration alone does not give its numbers."""
     test: dict[str, Any] = {}
     """Metrics on the test split without the prefix eval/; `interval` is that of `ranking`;
     `answer_tokens`; `over_base` and `over_searched` are differences, pair by pair."""
@@ -221,7 +221,6 @@ def assemble(
             config=stamp["config"],
             eval=report,
             pairs_seen=int(stamp["report"]["pairs_seen"]),
-            warm_from=record.cloned_from if record.warm else None,
             test=verdict.get("test", {}),
             sampled_kl=verdict.get("sampled_kl", {}).get(record.confirms or record.id, {}),
         )

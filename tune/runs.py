@@ -18,7 +18,7 @@ from tune.claim import BEAT, only_driver, refresh
 from tune.cluster import RUNS, runs_dir
 from tune.config import SearchConfig, load_search
 from tune.inbox import Inbox
-from tune.records import ENDED, Records, Sittings, read_records
+from tune.records import ENDED, Records, read_records
 from tune.results import load_results
 
 PREPARED = ".prepared"
@@ -83,18 +83,13 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
     there = flat(load_search(folder / "search.yaml").model_dump(mode="json"))
     here = flat(config.model_dump(mode="json"))
-    times = Sittings.model_validate_json((folder / "run.json").read_text()).times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
         old, new = there.get(path), here.get(path)
         pinned = path.endswith("revision") and new is None
-        grown = (
-            isinstance(old, int)
-            and isinstance(new, int)
-            and (  # by `resume`
-                (path == "trials" and old > new) or (path == "optim.epochs" and old == new * times)
-            )
+        grown = (  # by `resume`
+            path == "trials" and isinstance(old, int) and isinstance(new, int) and old > new
         )
         if old != new and not pinned and not grown:
             where = mirror.shown(folder)
@@ -102,6 +97,18 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
             raise InputError(
                 f"{where} holds another search ({path}: {old!r} there, {new!r} here); give "
                 f"`--name NEW`, or remove it with `{under}dpo-tune clean {folder.name}`"
+            )
+
+
+def refuse_warm_clones(records: Records) -> None:
+    """Raises InputError for a search that holds trials which only earlier versions can train."""
+    for record in records.trials.values():
+        if record.warm:
+            raise InputError(
+                f"{mirror.shown(records.folder)}: {record.id} is a warm clone, which an earlier "
+                f"version started from the weights of {record.cloned_from}; this version can't "
+                "train it or compare others with it; start another search with `--name NEW` and "
+                f"`points: {{from: {mirror.shown(records.folder)}}}`"
             )
 
 

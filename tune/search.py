@@ -18,7 +18,7 @@ from typing import Any
 from dpo_train import data, mirror, model, reference
 from dpo_train.errors import InputError, one_line
 from dpo_train.store import StoreFailed
-from tune import checkpoints, cluster, deploy, doctor, longer, runs
+from tune import checkpoints, cluster, deploy, doctor, runs
 from tune.checks import check
 from tune.claim import only_driver, refresh
 from tune.config import SearchConfig, load_search
@@ -87,13 +87,10 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
         return _go_on(folder)
 
 
-def resume(run_folder: str | Path, trials: int | None = None, times: int = 1) -> Results:
-    """Goes on with a run folder; with `trials`, the search grows to so many; with `times`, its
-    survivors train on to so many times their pairs. Raises InputError."""
+def resume(run_folder: str | Path, trials: int | None = None) -> Results:
+    """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
     folder = find_run(run_folder)
     with only_driver(folder):
-        if times > 1:
-            longer.lengthen(folder, times)
         config = load_search(folder / "search.yaml")
         if trials is not None:
             if trials < config.total_trials:
@@ -101,6 +98,7 @@ def resume(run_folder: str | Path, trials: int | None = None, times: int = 1) ->
                     f"--trials {trials}: this search has {config.total_trials}; give more, or "
                     "`+16` for 16 more"
                 )
+            runs.refuse_warm_clones(runs.opened(folder)[1])
             runs.write_yaml(folder, config.model_copy(update={"trials": trials}))
         if not runs.is_finished(folder):
             doctor.refuse_impossible_end(config)
@@ -131,6 +129,7 @@ def _to_the_end(folder: Path) -> Results:
     config, records = runs.opened(folder)
     if runs.is_finished(folder):
         return _publish(load_results(folder), config)
+    runs.refuse_warm_clones(records)
     if config.trainer != "simulated":
         find_prepared(config, records)
     ended = {record.id for record in records.trials.values() if record.state in ENDED}

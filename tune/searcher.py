@@ -23,7 +23,6 @@ from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.inbox import Inbox, Request
 from tune.judging import Judging
-from tune.longer import prune_ends
 from tune.objective import Report
 from tune.progress import Progress
 from tune.records import ENDED, Records, State, TrialRecord
@@ -87,7 +86,6 @@ class StudySearcher(Searcher):
         return {
             "trial": record.id,
             "point": record.config,
-            "weights": self.inbox.weights(record),
             "confirms": record.confirms,
             "micro_batch": record.micro_batch,
             "run": mirror.name(self._records.folder.absolute()),
@@ -142,9 +140,8 @@ class StudySearcher(Searcher):
         """Writes how a trial ended, and removes what only an unended one needs."""
         record = self._records.end(trial_id, state, error)
         with contextlib.suppress(StoreFailed):  # what is left now, the next sitting removes
-            self.inbox.drop(record)
+            self.inbox.drop(trial_id)
             checkpoints.drop_state(self._records.folder, trial_id)
-            prune_ends(self._records.folder, self._config)
         return record
 
     def save(self, checkpoint_path: str) -> None: ...
@@ -191,7 +188,6 @@ class StudySearcher(Searcher):
                 self._study.ask(trial_id, request.point),
                 cloned_from=request.trial,
                 request=folder.name,
-                warm=request.warm,
             )
         self.inbox.taken(folder)
         return record

@@ -26,7 +26,6 @@ from tune.cluster import find_run_here
 from tune.config import SearchConfig, load_search
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
-from tune.longer import keep_end
 from tune.objective import Report
 from tune.own_evaluation import ask
 from tune.records import Sittings
@@ -73,7 +72,6 @@ class DpoTrial(Trainable):
             report = self._advance()
             assert self._session is not None
             self._offer_export(report)
-            self._keep_end(report)
         except (engines.EngineLost, RayActorError):
             # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere.
             raise
@@ -139,10 +137,6 @@ class DpoTrial(Trainable):
             forget_base()  # the one that stays in this process may carry half of an adapter
             raise
         self._reference_pairs += self._session.reference_pairs
-        if self._asked["weights"]:
-            weights = self._run / self._asked["weights"]
-            self._session.start_from(mirror.pull(weights))
-            mirror.forget(weights)
         self._go_on_from_saved_state()
 
     def _open_session(self) -> Session:
@@ -239,15 +233,6 @@ class DpoTrial(Trainable):
             self._session.export,
             self._asked["confirms"],
         )
-
-    def _keep_end(self, report: Report) -> None:
-        assert self._session is not None
-        pairs_seen = int(report["pairs_seen"])
-        # A warm clone's first weights go when it ends, and without them it can't be opened again.
-        stays = self._asked["confirms"] is not None or self._asked["weights"]
-        if pairs_seen >= self._session.pairs_total and not stays:
-            save = self._session.save
-            keep_end(self._run, self._search, self._id, self._trial, pairs_seen, save)
 
     def _save_if_due(self) -> None:
         """Saves at the beginning of a step: by then the driver has recorded the last report and

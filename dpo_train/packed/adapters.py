@@ -120,15 +120,3 @@ def save(layout: Layout, flat: Tensor, base: ModelConfig, lora: LoraConfig, fold
     # The layers by name: what `all-linear` meant for this base.
     config.target_modules = sorted({layer.name.rpartition(".")[2] for layer in layout.layers})
     config.save_pretrained(str(folder))
-
-
-def load(layout: Layout, folder: Path) -> Tensor:
-    """The flat vector of a saved adapter, which must be of this layout's rank and layers."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / "adapter_model.safetensors")
-    flat = torch.zeros(layout.size)
-    for layer, a, b in layout.views(flat):
-        a.copy_(tensors[f"{_PREFIX}{layer.name}.lora_A.weight"])
-        b.copy_(tensors[f"{_PREFIX}{layer.name}.lora_B.weight"].T)
-    return flat

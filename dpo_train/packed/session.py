@@ -39,9 +39,6 @@ class PackedSession:
         self.held_out = self._trial.held_out
         return report
 
-    def start_from(self, folder: Path) -> None:
-        self._trial.start_from(adapters.load(self._trial.own_layout, folder))
-
     def save(self, folder: Path) -> None:
         self._trial.save(folder)
 

@@ -175,9 +175,6 @@ class PackedTrial:
         """The adapter in the trial's own rank and layers, on the CPU."""
         return self.layout.carry(self.weights, self.own_layout).cpu()
 
-    def start_from(self, weights: Tensor) -> None:
-        self.weights = self.own_layout.carry(weights.to(self.weights.device), self.layout)
-
     def save(self, folder: Path) -> None:
         """Writes what going on needs; for a trial that is between two steps."""
         from safetensors.torch import save_file
