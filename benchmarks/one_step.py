@@ -34,7 +34,7 @@ class Clock(TrainerCallback):
 def ours(clock: Clock) -> None:
     from dpo_train import data, reference
     from dpo_train.config import TrainConfig
-    from dpo_train.trl_session import TrlSession
+    from dpo_train.trainers.trl_session import TrlSession
 
     config = TrainConfig(eval_every_pairs=10**6)
     with tempfile.TemporaryDirectory() as folder:

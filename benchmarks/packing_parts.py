@@ -24,8 +24,8 @@ from synthetic import write_model, write_pairs  # noqa: E402
 
 from dpo_train import data, reference  # noqa: E402
 from dpo_train.config import TrainConfig  # noqa: E402
-from dpo_train.packed.pack_size import PackSize  # noqa: E402
-from dpo_train.parts import override  # noqa: E402
+from dpo_train.config_base import override  # noqa: E402
+from dpo_train.trainers.packed.pack_size import PackSize  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEVICE_NAME = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
@@ -154,7 +154,7 @@ def warm_trials(folder: Path) -> dict[str, Any]:
 
 def warm_trial(trial: TrainConfig, planned: Path) -> tuple[float, float]:
     """Its steps, and the seconds that they took."""
-    from dpo_train.session import open_session
+    from dpo_train.trainers.open import open_session
 
     every = {"trainer": "trl", "eval_every_pairs": SIZE.train_pairs}
     session = open_session(override(trial, every), planned, DEVICE)
@@ -182,7 +182,7 @@ def train_packed(
 
 def packed_trials(folder: Path) -> dict[str, Any]:
     """E: up to 32 trials at once; and the table of batch and pack sizes."""
-    from dpo_train.packed.engine import Engine
+    from dpo_train.trainers.packed.engine import Engine
 
     config, planned = prepared(folder, SIZE.lengths, "rows")
     engine = Engine(config.model, planned, DEVICE)
@@ -244,8 +244,8 @@ def utilisation(engine: Any, pairs_per_second: float) -> float | None:
 
 def prefix(folder: Path) -> dict[str, float]:
     """A step with each prompt once against one with it twice, in turn, three times."""
-    from dpo_train.packed.engine import Engine
-    from dpo_train.packed.rows import lay_out_all
+    from dpo_train.trainers.packed.engine import Engine
+    from dpo_train.trainers.packed.rows import lay_out_all
 
     lengths = {"prompt": (21, 21), "chosen": (14, 14), "rejected": (14, 14)}
     config, planned = prepared(folder, lengths, "long-prompts")
@@ -270,7 +270,7 @@ def prefix(folder: Path) -> dict[str, float]:
 def embedded(folder: Path) -> dict[str, float]:
     """Trial-steps per second of sixteen trials of the embedded model: eight at once, and one after
     another in a warm `trl` session."""
-    from dpo_train.packed.engine import Engine
+    from dpo_train.trainers.packed.engine import Engine
 
     config = TrainConfig.model_validate(
         {"trainer": "packed", "lora": LORA, "data": {"limit": 600}, "eval_every_pairs": 10**9,
@@ -289,8 +289,8 @@ def embedded(folder: Path) -> dict[str, float]:
 def quality(folder: Path) -> dict[str, Any]:
     """Best eval/accuracy of six trials of the sample, E's minus the `trl` session's (which a test
     holds to a stock trainer's numbers), the same points, for each of five seeds."""
-    from dpo_train.packed.engine import Engine
-    from dpo_train.session import open_session
+    from dpo_train.trainers.open import open_session
+    from dpo_train.trainers.packed.engine import Engine
 
     config = TrainConfig.model_validate(
         {"trainer": "packed", "lora": LORA, "data": {"limit": 600}, "eval_every_pairs": 160,

@@ -77,8 +77,8 @@ def grid_config() -> Any:
 
 
 def record_one(prepared: Path, point: tuple[int, int, int]) -> tuple[int, int, int]:
-    from dpo_train.parts import override
-    from dpo_train.session import open_session
+    from dpo_train.config_base import override
+    from dpo_train.trainers.open import open_session
 
     rate, beta, seed = point
     trial = override(

@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = str(ROOT)
 
 from dpo_train import data  # noqa: E402
-from dpo_train.model import local_folder  # noqa: E402
+from dpo_train.model_source import local_folder  # noqa: E402
 from tune.config import SearchConfig, load_search  # noqa: E402
 
 SHAPES = {"short": (1, 24), "long": (10, 4)}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import TrainConfig, load_train
+from dpo_train.config_base import parse_value
 from dpo_train.errors import InputError
-from dpo_train.parts import parse_value
 
 
 def main() -> int:
@@ -38,12 +38,13 @@ def main() -> int:
 
 def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     """Trains to the end and exports the last weights; prints every evaluation."""
-    from dpo_train import data, model, reference
-    from dpo_train.session import Diverged, open_session
+    from dpo_train import data, model_source, reference
+    from dpo_train.trainers.open import open_session
+    from dpo_train.trainers.session import Diverged
 
     prepared, device = Path(), "cpu"
     if config.trainer != "simulated":
-        config = config.model_copy(update={"model": model.resolve(config.model)})
+        config = config.model_copy(update={"model": model_source.resolve(config.model)})
         pairs = data.load_pairs(config.data)
         print(pairs.summary(), flush=True)
         import torch

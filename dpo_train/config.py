@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpo_train.parts import Part, parse, read_yaml
+from dpo_train.config_base import Part, parse, read_yaml
 
 LOSSES = (
     "sigmoid",

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import metrics, mirror, model, scoring
+from dpo_train import model, model_source
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.data import SPLITS, Pairs, Row, row_to_json
 from dpo_train.errors import InputError
-from dpo_train.files import checksum, write_atomically, write_here
+from dpo_train.scoring import logps, metrics
+from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.storage import mirror
+from dpo_train.storage.files import checksum, write_atomically, write_here
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,7 +70,7 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     text = "\n".join(rows) + "\n"
     recipe = {
         "format": FORMAT,
-        "model": model.fingerprint(config.model),
+        "model": model_source.fingerprint(config.model),
         "dtype": config.model.dtype,
         "device": device,
         "max_length_tokens": config.data.max_length_tokens,
@@ -190,16 +193,14 @@ def _compute(folder: Path) -> PreparedData:
     _refuse_nothing_left(columns, dropped)
 
     pad_token_id = int(warm.tokenizer.pad_token_id)
-    forward = scoring.forward_pass(warm.fresh(trained_in_full=False), asked["device"])
+    forward = logps.forward_pass(warm.fresh(trained_in_full=False), asked["device"])
     numbers: dict[str, dict[str, Any]] = {}
     sums: dict[str, str] = {}
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     for name in SPLITS:
-        collated = scoring.batches(columns[name], pad_token_id, asked["device"])
-        chosen, rejected = scoring.score_batches(
-            collated, len(columns[name]["prompt_ids"]), forward
-        )
+        collated = logps.batches(columns[name], pad_token_id, asked["device"])
+        chosen, rejected = logps.score_batches(collated, len(columns[name]["prompt_ids"]), forward)
         columns[name]["ref_chosen_logps"] = chosen.tolist()
         columns[name]["ref_rejected_logps"] = rejected.tolist()
         Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)
@@ -296,9 +297,9 @@ def prompt_keys(folder: Path, split: str) -> list[str]:
 def _base_numbers(
     columns: dict[str, list[Any]], chosen: metrics.Floats, rejected: metrics.Floats
 ) -> dict[str, Any]:
-    won = metrics.ranking(scoring.pair_logps(columns, chosen, rejected))
+    won = metrics.ranking(logps.pair_logps(columns, chosen, rejected))
     return {
         "ranking": float(won.mean()),
-        "interval": metrics.bootstrap_interval(won, columns["prompt_key"]),
+        "interval": bootstrap_interval(won, columns["prompt_key"]),
         "pairs": len(won),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
 
-from dpo_train.parts import parse
+from dpo_train.config_base import parse
 from tune.checkpoints import offer_export
 from tune.checks import check
 from tune.config import SearchConfig

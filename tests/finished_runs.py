@@ -12,9 +12,10 @@ POINTS = ({"dpo.beta": 0.1}, {"dpo.beta": 0.3})
 
 def make_run(root: Path, name: str, **content: Any) -> Path:
     """A finished search of two trials on 60 of the sample's pairs, made without Ray."""
-    from dpo_train import data, evaluation, model, reference
-    from dpo_train.parts import parse
-    from dpo_train.session import open_session
+    from dpo_train import data, model_source, reference
+    from dpo_train.config_base import parse
+    from dpo_train.evaluation import test_split
+    from dpo_train.trainers.open import open_session
     from tune import checkpoints, environment, runs
     from tune.checks import check
     from tune.config import SearchConfig
@@ -34,7 +35,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         **content,
     }
     config = check(parse(SearchConfig, content, {}, name))
-    config = config.model_copy(update={"model": model.resolve(config.model)})
+    config = config.model_copy(update={"model": model_source.resolve(config.model)})
     pairs = data.load_pairs(config.data)
     prepared = reference.plan(config.base_trial(), pairs, root / "prepared", "cpu")
     folder = config.folder
@@ -56,7 +57,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         session.close()
         records.end(trial_id, "finished")
     stamp = checkpoints.crown(folder, records.objective)
-    verdict = evaluation.judge(folder / "winner", config.model, prepared, "cpu")
+    verdict = test_split.judge(folder / "winner", config.model, prepared, "cpu")
     results = assemble(config, records, stamp, verdict, "all 2 trials")
     ran_on = environment.describe({"CPU": 2})
     write_results(folder, results.model_copy(update={"environment": ran_on}))

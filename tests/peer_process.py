@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import TrainConfig
-from dpo_train.peers import Peers
-from dpo_train.session import Session, open_session
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.process_group import Peers
+from dpo_train.trainers.session import Session
 
 
 def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:

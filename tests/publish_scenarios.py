@@ -257,8 +257,8 @@ def failures(root: Path) -> dict[str, Any]:
 def refusals(root: Path) -> dict[str, str]:
     """What stops a search before it begins."""
     with served(root) as hub:
+        from dpo_train.config_base import parse
         from dpo_train.errors import InputError
-        from dpo_train.parts import parse
         from tune.config import SearchConfig
         from tune.publish import check
 

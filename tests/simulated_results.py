@@ -3,8 +3,8 @@
 import random
 from typing import Any
 
-from dpo_train.session import Diverged
-from dpo_train.simulated import SimulatedSession
+from dpo_train.trainers.session import Diverged
+from dpo_train.trainers.simulated import SimulatedSession
 from tune.checks import check
 from tune.config import SearchConfig
 from tune.objective import Objective

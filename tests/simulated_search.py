@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpo_train.files import write_atomically
+from dpo_train.storage.files import write_atomically
 from tune.records import read_records
 
 YAML = """

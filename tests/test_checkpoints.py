@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dpo_train import mirror
+from dpo_train.storage import mirror
+from dpo_train.storage.checksums import seal
 from tune import checkpoints
 from tune.objective import Objective
-from tune.seals import seal
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_train import mirror
+from dpo_train.storage import mirror
 from tests.conftest import Run, Start
 from tests.network import Network
 from tests.object_store import LOGIN, ObjectStore

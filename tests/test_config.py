@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from dpo_train.config import TrainConfig, load_train
+from dpo_train.config_base import field_paths, override, parse, parse_value, read_yaml
 from dpo_train.errors import InputError
-from dpo_train.parts import field_paths, override, parse, parse_value, read_yaml
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpo_train import evaluation, reference
+from dpo_train import reference
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import override, parse
 from dpo_train.errors import InputError
-from dpo_train.parts import override, parse
-from dpo_train.session import open_session
+from dpo_train.evaluation import test_split
+from dpo_train.trainers.open import open_session
 from tests.conftest import Run, Start
 from tests.driver import RATE, Driver
 from tests.simulated_results import simulated
@@ -272,7 +273,7 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
             assert np.mean(values) == pytest.approx(report[metric])
         session.export(tmp_path / name)
         session.close()
-    told = evaluation.judge(
+    told = test_split.judge(
         tmp_path / "winner", small_config.model, small_prepared, "cpu", tmp_path / "searched"
     )
     base = reference.prepare(small_prepared).base["test"]

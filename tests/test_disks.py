@@ -47,9 +47,9 @@ from pathlib import Path
 
 os.environ["TMPDIR"] = "runs"  # the trainer's own scratch too
 from dpo_train.config import TrainConfig
-from dpo_train.session import open_session
+from dpo_train.trainers.session import open_session
 from tune import checkpoints
-from tune.room import NoRoom
+from dpo_train.storage.disk import NoRoom
 
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))
 session = open_session(trial, Path(sys.argv[2]), "cpu")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpo_train.parts import parse
+from dpo_train.config_base import parse
 from tests.test_tracking import reports, wandb
 from tests.wandb_operations import Sweep
 from tests.wandb_server import WandbServer

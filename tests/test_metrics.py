@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from dpo_train.metrics import PairLogps, bootstrap_interval, means, pair_values
+from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.scoring.metrics import PairLogps, means, pair_values
 
 
 def measure(scores: PairLogps) -> dict[str, float]:

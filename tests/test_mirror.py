@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from dpo_train import data, mirror, reference
+from dpo_train import data, reference
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import read_yaml
 from dpo_train.errors import InputError
-from dpo_train.mirror import SEAL
-from dpo_train.parts import read_yaml
-from dpo_train.session import open_session
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.mirror import SEAL
+from dpo_train.storage.object_store import StoreFailed
+from dpo_train.trainers.open import open_session
 from serve import sources
 from serve.sources import ModelError
 from tests.conftest import Run, Start

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dpo_train.packed.pack_size import PackSize
+from dpo_train.trainers.packed.pack_size import PackSize
 
 
 def always(_: int) -> float:

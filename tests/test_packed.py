@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_train import data, export, metrics, model, reference, sample, scoring
+from dpo_train import data, export, model, reference, sample
 from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.config_base import override
 from dpo_train.errors import InputError
-from dpo_train.packed import adapters, engine, forward
-from dpo_train.packed.engine import Engine
-from dpo_train.packed.losses import LOSSES
-from dpo_train.packed.rows import collate, lay_out
-from dpo_train.packed.trial import PackedTrial, learning_rate_factor
-from dpo_train.parts import override
-from dpo_train.session import Diverged, OutOfMemory, open_session
+from dpo_train.scoring import logps, metrics
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.packed import adapters, engine, forward
+from dpo_train.trainers.packed.engine import Engine
+from dpo_train.trainers.packed.losses import LOSSES
+from dpo_train.trainers.packed.rows import collate, lay_out
+from dpo_train.trainers.packed.trial import PackedTrial, learning_rate_factor
+from dpo_train.trainers.session import Diverged, OutOfMemory
 from tests.test_trl_session import (
     curve,
     goes_on_to_the_last_bit,
@@ -174,9 +176,9 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     policy = PeftModel.from_pretrained(base, tmp_path / "export")
     data = reference.prepare(small_prepared)
     rows = data.split("eval")[:]
-    score = scoring.forward_pass(policy.get_base_model(), "cpu")
-    scores = scoring.score_batches(scoring.batches(rows, data.pad_token_id, "cpu"), 10, score)
-    found = metrics.means(metrics.pair_values(scoring.pair_logps(rows, *scores)))
+    score = logps.forward_pass(policy.get_base_model(), "cpu")
+    scores = logps.score_batches(logps.batches(rows, data.pad_token_id, "cpu"), 10, score)
+    found = metrics.means(metrics.pair_values(logps.pair_logps(rows, *scores)))
     assert report["eval/drift"] > 1e-4
     assert found["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
     assert json.loads((tmp_path / "export/manifest.json").read_text())["kind"] == "adapter"

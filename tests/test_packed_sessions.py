@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from dpo_train.config import TrainConfig
-from dpo_train.packed.engine import Engine
-from dpo_train.packed.trial import PackedTrial
-from dpo_train.session import OutOfMemory, open_session
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.packed.engine import Engine
+from dpo_train.trainers.packed.trial import PackedTrial
+from dpo_train.trainers.session import OutOfMemory
 from tests.test_packed import config
 from tests.test_trl_session import curve, numbers
 

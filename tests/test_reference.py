@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dpo_train import data, model, reference
+from dpo_train import data, model, model_source, reference
 from dpo_train.config import DataConfig, ModelConfig, TrainConfig
+from dpo_train.config_base import override
 from dpo_train.data import Pairs, Row
 from dpo_train.errors import InputError
-from dpo_train.parts import override
 
 
 def plan(config: TrainConfig, root: Path) -> Path:
@@ -42,15 +42,19 @@ def test_the_key_holds_what_decides_the_numbers_and_nothing_else(
 def test_other_weights_are_another_reference(tmp_path: Path) -> None:
     copy = tmp_path / "model"
     copy.mkdir()
-    source = model.local_folder(ModelConfig())
+    source = model_source.local_folder(ModelConfig())
     assert source is not None
     for path in source.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    assert model.fingerprint(ModelConfig(id=str(copy))) == model.fingerprint(ModelConfig())
+    assert model_source.fingerprint(ModelConfig(id=str(copy))) == model_source.fingerprint(
+        ModelConfig()
+    )
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert model.fingerprint(ModelConfig(id=str(copy))) != model.fingerprint(ModelConfig())
+    assert model_source.fingerprint(ModelConfig(id=str(copy))) != model_source.fingerprint(
+        ModelConfig()
+    )
 
 
 @pytest.mark.parametrize("damage", ["manifest", "cut", "gone"])

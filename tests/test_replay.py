@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpo_train.errors import InputError
-from dpo_train.session import open_session
+from dpo_train.trainers.open import open_session
 from tests.driver import Driver
 from tune.objective import Report
 from tune.replay import replay

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dpo_train.config import TrainConfig
-from dpo_train.parts import parse_value
+from dpo_train.config_base import parse_value
 from tests.conftest import ROOT, Run
 from tests.simulated_results import SEARCH, simulated
 from tune import load_results, report

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dpo_train import export, model, reference, sampled_kl
+from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
-from dpo_train.parts import override
-from dpo_train.session import open_session
+from dpo_train.config_base import override
+from dpo_train.evaluation import sampled_kl
+from dpo_train.trainers.open import open_session
 
 
 def base(config: TrainConfig) -> Any:

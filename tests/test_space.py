@@ -2,8 +2,8 @@ import optuna
 import pytest
 
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import parse
 from dpo_train.errors import InputError
-from dpo_train.parts import parse
 from tune.checks import check
 from tune.config import SearchConfig, load_search
 from tune.space import Axis, check_point, check_space, grid, suggest

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dpo_train.errors import InputError
-from dpo_train.files import write_atomically
+from dpo_train.storage.files import write_atomically
 from tests.conftest import Run, Start
 from tests.simulated_search import (
     children,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpo_train.parts import parse
+from dpo_train.config_base import parse
 from tune import sweep
 from tune.checks import check
 from tune.config import SearchConfig

@@ -11,11 +11,14 @@ import torch
 import trl.trainer.utils
 from trl import DPOTrainer
 
-from dpo_train import data, evaluation, export, model, reference, sample, scoring
+from dpo_train import data, export, model, reference, sample
 from dpo_train.config import LOSSES, TrainConfig
+from dpo_train.config_base import override
 from dpo_train.data import row_to_json
-from dpo_train.parts import override
-from dpo_train.session import Diverged, open_session
+from dpo_train.evaluation import test_split
+from dpo_train.scoring import logps
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import Diverged
 
 ROOT = Path(__file__).parent.parent
 LORA = {"r": 4, "alpha": 8}
@@ -179,10 +182,10 @@ def test_an_export_scores_as_the_session_did(
     prepared = reference.prepare(small_prepared)
     rows = prepared.split("eval")[:]
     is_adapter = hasattr(policy, "peft_config")
-    forward = scoring.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
-    batches = scoring.batches(rows, prepared.pad_token_id, "cpu")
-    scores = scoring.pair_logps(rows, *scoring.score_batches(batches, 10, forward))
-    measured = evaluation.metrics.means(evaluation.metrics.pair_values(scores))
+    forward = logps.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
+    batches = logps.batches(rows, prepared.pad_token_id, "cpu")
+    scores = logps.pair_logps(rows, *logps.score_batches(batches, 10, forward))
+    measured = test_split.metrics.means(test_split.metrics.pair_values(scores))
     assert measured["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
     assert tokenizer.chat_template
     if is_adapter:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.errors import InputError
-from dpo_train.store import StoreFailed
+from dpo_train.storage.object_store import StoreFailed
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -131,7 +131,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    from dpo_train.parts import parse_value
+    from dpo_train.config_base import parse_value
 
     overrides: dict[str, Any] = {"name": options.name} if options.name else {}
     for text in options.set:
@@ -174,7 +174,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _finish(search: Any) -> int:
-    from dpo_train import mirror
+    from dpo_train.storage import mirror
     from tune.search import Interrupted
     from tune.show import render
     from tune.tracker import how_to_send
@@ -260,7 +260,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from dpo_train import mirror
+    from dpo_train.storage import mirror
     from tune.report import write
     from tune.search import current_results
 

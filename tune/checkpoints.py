@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_train import mirror
-from dpo_train.mirror import SEAL
+from dpo_train.storage import mirror
+from dpo_train.storage.checksums import is_whole, seal
+from dpo_train.storage.disk import leaving_no_part
+from dpo_train.storage.mirror import SEAL
 from tune.objective import Objective, Report
-from tune.room import leaving_no_part
-from tune.seals import is_whole, seal
 
 STAMP = "trial.json"
 """In an exported folder: which trial, its values, and the report at which it was written."""

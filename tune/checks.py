@@ -6,8 +6,8 @@ import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import mirror, store
 from dpo_train.errors import InputError
+from dpo_train.storage import mirror, object_store
 from tune.space import check_point, check_space
 from tune.storage import check_storage
 
@@ -52,7 +52,7 @@ def check(config: SearchConfig) -> SearchConfig:
             "objective"
         )
     if mirror.is_url(config.runs_dir):
-        store.refuse_url("runs_dir", config.runs_dir)
+        object_store.refuse_url("runs_dir", config.runs_dir)
     check_storage(config.storage)
     _check_two_objectives(config)
     _check_confirm(config)

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo_train import mirror
 from dpo_train.errors import InputError
+from dpo_train.storage import mirror
 
 BEAT_SECONDS = 10.0
 """A driver says so often that it lives, and brings what could wait."""

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import mirror
 from dpo_train.errors import InputError
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.object_store import StoreFailed
 
 if TYPE_CHECKING:
     from tune.config import SearchConfig

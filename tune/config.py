@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dpo_train import mirror
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import Part, override, parse, read_yaml
 from dpo_train.errors import InputError
-from dpo_train.metrics import MODES
-from dpo_train.parts import Part, override, parse, read_yaml
+from dpo_train.scoring.metrics import MODES
+from dpo_train.storage import mirror
 from tune.checks import check
 from tune.cluster import runs_dir
 from tune.objective import Objective

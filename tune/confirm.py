@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from dpo_train import metrics, mirror
-from dpo_train.files import write_atomically
 from dpo_train.reference import prompt_keys
+from dpo_train.scoring import metrics
+from dpo_train.scoring.bootstrap import bootstrap_interval, standard_error
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_atomically
 from tune import checkpoints
 from tune.config import SearchConfig
 from tune.objective import Objective
@@ -281,13 +283,13 @@ def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
     if entry is winner or winner.pairs is None or entry.pairs is None:
         return entry.finalist
     difference = winner.pairs - entry.pairs
-    interval = metrics.bootstrap_interval(difference, _prompts(records, len(difference)))
+    interval = bootstrap_interval(difference, _prompts(records, len(difference)))
     told = {"difference": float(difference.mean()), "interval": interval}
     return entry.finalist.model_copy(update={"behind": told})
 
 
 def _standard_error(pairs: metrics.Floats, records: Records) -> float:
-    return metrics.standard_error(pairs, _prompts(records, len(pairs))) if len(pairs) else 0.0
+    return standard_error(pairs, _prompts(records, len(pairs))) if len(pairs) else 0.0
 
 
 def _prompts(records: Records, pairs: int) -> list[str]:

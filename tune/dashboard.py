@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo_train import mirror
 from dpo_train.errors import InputError, one_line
+from dpo_train.storage import mirror
 from tune.config import SearchConfig, load_search
 from tune.records import find_run
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from dpo_train import mirror
 from dpo_train.errors import InputError, one_line
-from dpo_train.files import checksum
+from dpo_train.storage import mirror
+from dpo_train.storage.files import checksum
 from tune.checkpoints import STAMP
 from tune.config import SearchConfig
 from tune.results import Deployment, Results, write_results

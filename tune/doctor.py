@@ -9,13 +9,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_train import mirror, model
+from dpo_train import model_source
 from dpo_train.errors import InputError
+from dpo_train.storage import mirror
+from dpo_train.storage.disk import free_bytes
 from tune import deploy
 from tune.claim import refresh
 from tune.config import SearchConfig
 from tune.own_evaluation import refuse_missing
-from tune.room import free_bytes
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -42,8 +43,8 @@ def refuse_impossible(config: SearchConfig) -> None:
                 f"{there}; type `--set resources.gpus=0` for the CPU, or set RAY_ADDRESS to a "
                 "cluster that has some"
             )
-    if config.trainer != "simulated" and model.local_folder(config.model) is not None:
-        model.resolve(config.model)
+    if config.trainer != "simulated" and model_source.local_folder(config.model) is not None:
+        model_source.resolve(config.model)
         need, free = disk_bytes(config), free_bytes(config.folder.parent)
         # Of a URL there is but what is on its way, here or on another node.
         if need > free and not mirror.is_url(config.runs_dir):
@@ -89,13 +90,13 @@ def trainable_share(config: SearchConfig, weights: int) -> int:
 
 def memory_bytes(config: SearchConfig) -> int:
     """Weights, gradients and AdamW's two moments of one trial; activations come on top."""
-    weights = model.parameter_count(config.model)
+    weights = model_source.parameter_count(config.model)
     return weights * _BYTES[config.model.dtype] + trainable_share(config, weights) * 12
 
 
 def disk_bytes(config: SearchConfig) -> int:
     """The most that a search holds: k best exports, the winner, two states a running trial."""
-    weights = model.parameter_count(config.model)
+    weights = model_source.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
     states = 2 * min(at_once, config.total_trials)
@@ -156,8 +157,8 @@ def _needs(config: SearchConfig) -> list[str]:
     ]
     if config.trainer == "simulated":
         return [*lines, "             simulated: no model, no data"]
-    resolved = config.model_copy(update={"model": model.resolve(config.model)})
-    weights = model.parameter_count(resolved.model)
+    resolved = config.model_copy(update={"model": model_source.resolve(config.model)})
+    weights = model_source.parameter_count(resolved.model)
     refresh(config.folder)
     exists = "exists" if (config.folder / "run.json").exists() else "new"
     free = ""

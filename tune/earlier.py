@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_train import mirror
 from dpo_train.errors import InputError
+from dpo_train.storage import mirror
 from tune.objective import Objective
 from tune.records import find_run, read_records
 from tune.space import Point, Space, check_point

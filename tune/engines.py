@@ -19,10 +19,11 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dpo_train import mirror
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.errors import one_line
-from dpo_train.session import Session, open_session
+from dpo_train.storage import mirror
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import Session
 from tune.config import SearchConfig
 
 _BROKER = "dpo-tune-engines"
@@ -187,10 +188,10 @@ class EngineActor:
             session.close()
 
     def judge(self, _: str, *asked: Any) -> Any:
-        from dpo_train import evaluation
+        from dpo_train.evaluation import test_split
 
         _one_thread()
-        return evaluation.judge(*asked)
+        return test_split.judge(*asked)
 
 
 def _one_thread() -> None:
@@ -245,7 +246,7 @@ def judge(
     searched: Path | None,
     sampled: dict[str, Path],
 ) -> dict[str, Any]:
-    """`dpo_train.evaluation.judge`, where the base is warm."""
+    """`dpo_train.evaluation.test_split.judge`, where the base is warm."""
     engine = _Entered("judging")
     try:
         asked = (winner, base, prepared, device, searched, sampled)

@@ -20,10 +20,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo_train import mirror
 from dpo_train.errors import one_line
-from dpo_train.files import write_here
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_here
+from dpo_train.storage.object_store import StoreFailed
 from tune import sweep, tracking
 from tune.config import load_search
 from tune.records import ENDED, Sittings, TrialRecord

@@ -19,8 +19,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
-from dpo_train.peers import Peers
-from dpo_train.session import Diverged, Session, open_session
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.process_group import Peers
+from dpo_train.trainers.session import Diverged, Session
 from tune.config import ResourcesConfig
 from tune.threads import limit_threads
 

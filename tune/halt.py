@@ -8,9 +8,9 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from dpo_train import mirror
 from dpo_train.errors import one_line
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.object_store import StoreFailed
 from tune.records import Records
 
 _POLL_SECONDS = 2.0

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from dpo_train import mirror
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.object_store import StoreFailed
 from tune.records import Document
 
 FILE = "request.json"

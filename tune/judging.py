@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from dpo_train import mirror
+from dpo_train.storage import mirror
 from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.confirm import Confirmation
@@ -41,7 +41,7 @@ class Judging:
         self.confirmation: Confirmation | None = None
         """How the finalists compare, if they were trained again."""
         self.verdict: dict[str, Any] = {}
-        """As `dpo_train.evaluation.judge` gives it."""
+        """As `dpo_train.evaluation.test_split.judge` gives it."""
 
     @property
     def is_waiting(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
-from dpo_train.metrics import MODES
+from dpo_train.scoring.metrics import MODES
 from tune.fronts import front_numbers
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
-from dpo_train import mirror, model
+from dpo_train import model_source
+from dpo_train.config_base import parse
 from dpo_train.errors import InputError, one_line
-from dpo_train.parts import parse
+from dpo_train.storage import mirror
 from tune import card, hub_access, redact, repository
 from tune.claim import only_driver
 from tune.config import HubConfig, SearchConfig, load_search
@@ -44,7 +45,7 @@ def check(config: SearchConfig) -> str:
 
     Raises InputError if not: the login, its right to write, the name, the licence.
     """
-    config = config.model_copy(update={"model": model.resolve(config.model)})
+    config = config.model_copy(update={"model": model_source.resolve(config.model)})
     repository.refuse_unpublishable_search(config, config.hub)
     repository.find_license(config, config.hub)
     return hub_access.check(config.hub)

@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from dpo_train import mirror, store
 from dpo_train.errors import InputError
-from dpo_train.files import write_atomically, write_here
+from dpo_train.storage import mirror, object_store
+from dpo_train.storage.files import write_atomically, write_here
 from tune.claim import refresh
 from tune.cluster import RUNS, runs_dir
 from tune.objective import Objective, Report
@@ -257,9 +257,9 @@ def find_run(run: str | Path) -> Path:
     """The run folder that a path, a URL or a name means; of a URL what is there now is brought
     here. Raises InputError and StoreFailed."""
     if mirror.is_url(run):
-        store.refuse_url("run", str(run))
+        object_store.refuse_url("run", str(run))
     elif mirror.is_url(runs_dir()):
-        store.refuse_url(RUNS, runs_dir())
+        object_store.refuse_url(RUNS, runs_dir())
     there = mirror.local(runs_dir())
     places = [mirror.local(run)] if mirror.is_url(run) else [Path(run), there / run]
     for folder in places:

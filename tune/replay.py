@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpo_train.config_base import override
 from dpo_train.errors import InputError
-from dpo_train.parts import override
-from dpo_train.session import Diverged, open_session
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import Diverged
 from tune.objective import Report
 from tune.records import find_run
 from tune.runs import opened

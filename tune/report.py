@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
-from dpo_train import mirror
 from dpo_train.errors import one_line
-from dpo_train.files import write_atomically
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_atomically
 from tune import report_answer, report_text
 from tune.results import Results
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from dpo_train.config import TrainConfig
-from dpo_train.parts import override
+from dpo_train.config_base import override
 from tune.progress import describe
 from tune.records import ENDED
 from tune.results import UNTRAINED, Results

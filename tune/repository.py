@@ -13,9 +13,10 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from dpo_train import export, mirror
+from dpo_train import export
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
+from dpo_train.storage import mirror
 from tune import card, redact, report
 from tune.checkpoints import STAMP
 from tune.config import HubConfig, SearchConfig

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpo_train import mirror
 from dpo_train.errors import InputError
-from dpo_train.files import write_atomically
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_atomically
 from tune.inbox import FILE, Inbox, Request
 from tune.records import ENDED, find_run
 from tune.runs import is_finished, opened

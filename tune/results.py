@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
-from dpo_train import mirror
 from dpo_train.errors import InputError
-from dpo_train.files import write_atomically
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_atomically
 from tune.confirm import Confirmation
 from tune.objective import Objective, Report
 from tune.records import STATES, Document, Records, TrialRecord, find_run
@@ -42,7 +42,8 @@ class Winner(Document):
     `answer_tokens`; `over_base` and `over_searched` are differences, pair by pair."""
     sampled_kl: dict[str, Any] = {}
     """Where eval/drift is an objective: KL from the base in nats an answer, estimated on sampled
-    answers to held-out prompts (dpo_train/sampled_kl.py); `mean` and its 95 % `interval`."""
+    answers to held-out prompts (dpo_train/evaluation/sampled_kl.py); `mean` and its 95 %
+    `interval`."""
 
 
 class Cost(Document):

@@ -14,7 +14,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from dpo_train.metrics import MODES
+from dpo_train.scoring.metrics import MODES
 from tune.config import SearchConfig, StoppingConfig
 from tune.fronts import Pair, front_numbers, spread
 from tune.objective import Objective

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_train import mirror, store
 from dpo_train.errors import InputError
-from dpo_train.files import write_atomically
+from dpo_train.storage import mirror, object_store
+from dpo_train.storage.files import write_atomically
 from tune import confirm
 from tune.claim import BEAT, only_driver, refresh
 from tune.cluster import RUNS, runs_dir
@@ -141,7 +141,7 @@ def refuse_other_files(folder: Path) -> None:
 def root() -> Path:
     """Where runs stand if no YAML says otherwise. Raises InputError."""
     if mirror.is_url(runs_dir()):
-        store.refuse_url(RUNS, runs_dir())
+        object_store.refuse_url(RUNS, runs_dir())
     return mirror.local(runs_dir())
 
 

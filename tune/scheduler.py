@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
-from dpo_train.store import StoreFailed
+from dpo_train.storage.object_store import StoreFailed
 from tune import checkpoints, confirm
 from tune.cluster import Places, overfull
 from tune.config import SearchConfig

@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dpo_train import data, mirror, model, reference
+from dpo_train import data, model_source, reference
 from dpo_train.errors import InputError, one_line
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.disk import NoRoom
+from dpo_train.storage.object_store import StoreFailed
 from tune import checkpoints, cluster, deploy, doctor, runs
 from tune.checks import check
 from tune.claim import only_driver, refresh
@@ -27,7 +29,6 @@ from tune.environment import describe
 from tune.records import ENDED, Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn
 from tune.results import Results, assemble, load_results, write_results
-from tune.room import NoRoom
 from tune.storage import open_storage
 from tune.tracker import Tracker
 
@@ -68,7 +69,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     if config.trainer == "simulated":
         prepared = Path()
     else:
-        config = config.model_copy(update={"model": model.resolve(config.model)})
+        config = config.model_copy(update={"model": model_source.resolve(config.model)})
         pairs = data.load_pairs(config.data)
         print(f"{config.name}: {pairs.summary()}", flush=True)
         if len(pairs.splits["eval"]) < 10:

@@ -16,9 +16,9 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from dpo_train import mirror
 from dpo_train.errors import InputError
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.object_store import StoreFailed
 from tune import checkpoints, confirm
 from tune.config import SearchConfig
 from tune.inbox import Inbox, Request

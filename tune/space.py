@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import Part, field_paths, override, unknown_path
 from dpo_train.errors import InputError
-from dpo_train.parts import Part, field_paths, override, unknown_path
 
 if TYPE_CHECKING:
     import optuna

@@ -13,14 +13,16 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.tune import Trainable
 
-from dpo_train import mirror
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
 from dpo_train.errors import InputError, one_line
-from dpo_train.files import write_atomically
 from dpo_train.model import forget_base
-from dpo_train.parts import override
-from dpo_train.session import Diverged, OutOfMemory, Session, open_session, with_less_at_once
-from dpo_train.store import StoreFailed
+from dpo_train.storage import mirror
+from dpo_train.storage.disk import NoRoom
+from dpo_train.storage.files import write_atomically
+from dpo_train.storage.object_store import StoreFailed
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
 from tune import checkpoints, engines
 from tune.cluster import find_run_here
 from tune.config import SearchConfig, load_search
@@ -29,7 +31,6 @@ from tune.judging import EVALUATING, JUDGING
 from tune.objective import Report
 from tune.own_evaluation import ask
 from tune.records import Sittings
-from tune.room import NoRoom
 from tune.threads import limit_threads
 
 _Search = tuple[SearchConfig, Sittings]
@@ -180,7 +181,7 @@ class DpoTrial(Trainable):
             if self._search.trainer == "packed":
                 verdict = engines.judge(*asked)
             else:
-                from dpo_train.evaluation import judge
+                from dpo_train.evaluation.test_split import judge
 
                 verdict = self._on_device(judge, *asked)
         except (engines.EngineLost, RayActorError):

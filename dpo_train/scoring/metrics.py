@@ -1,6 +1,5 @@
 """What an evaluation reports: pure functions of summed log-probs. Knows no model and no torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,33 +68,3 @@ def ranking(pairs: PairLogps) -> Floats:
     difference = pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens
     won: Floats = (difference > 0) + 0.5 * (difference == 0)
     return won
-
-
-def bootstrap_interval(
-    values: Floats, prompts: Sequence[str], samples: int = 2000, seed: int = 0
-) -> list[float]:
-    """The 95 % interval of the mean of values, prompts drawn with replacement.
-
-    Percentile bootstrap (Efron 1979) over clusters: pairs of one prompt are drawn together. Of the
-    differences of two models' values for the same pairs it is the paired one.
-    """
-    low, high = np.quantile(_bootstrap_means(values, prompts, samples, seed), [0.025, 0.975])
-    return [float(low), float(high)]
-
-
-def standard_error(
-    values: Floats, prompts: Sequence[str], samples: int = 2000, seed: int = 0
-) -> float:
-    """Of the mean of values, from the same draws as `bootstrap_interval`."""
-    return float(_bootstrap_means(values, prompts, samples, seed).std())
-
-
-def _bootstrap_means(values: Floats, prompts: Sequence[str], samples: int, seed: int) -> Floats:
-    groups: dict[str, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(index)
-    sums = np.array([values[members].sum() for members in groups.values()])
-    sizes = np.array([len(members) for members in groups.values()])
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(samples, len(sums)))
-    drawn_means: Floats = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    return drawn_means

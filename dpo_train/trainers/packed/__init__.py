@@ -4,6 +4,6 @@ Each trial has its own adapter, loss, beta, learning rate, schedule, batch size,
 and trains as it would alone: it meets the others only in matrix products whose rows don't mix.
 """
 
-from dpo_train.packed.session import PackedSession
+from dpo_train.trainers.packed.session import PackedSession
 
 __all__ = ["PackedSession"]

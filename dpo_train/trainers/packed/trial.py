@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from dpo_train import metrics
 from dpo_train.config import OptimConfig, TrainConfig
-from dpo_train.packed import adapters
-from dpo_train.packed.adapters import Layout
-from dpo_train.packed.losses import loss_terms
-from dpo_train.session import diverged
+from dpo_train.scoring import metrics
+from dpo_train.trainers.packed import adapters
+from dpo_train.trainers.packed.adapters import Layout
+from dpo_train.trainers.packed.losses import loss_terms
+from dpo_train.trainers.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dpo_train import export, metrics, model, reference, scoring
+from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
+from dpo_train.scoring import logps, metrics
+from dpo_train.scoring.bootstrap import bootstrap_interval
 
 PROMPTS = 32
 """Held-out prompts, over which the interval is: as many as greedy answers are measured of."""
@@ -56,7 +58,7 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
     theirs = _scores(untrained, pairs, data.pad_token_id, device)
     values = (ours - theirs).mean(axis=0)
     keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]
-    return {"mean": float(values.mean()), "interval": metrics.bootstrap_interval(values, keys)}
+    return {"mean": float(values.mean()), "interval": bootstrap_interval(values, keys)}
 
 
 def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
@@ -100,6 +102,6 @@ def _generated(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> Ite
 
 def _scores(policy: Any, pairs: dict[str, Any], pad_token_id: int, device: str) -> metrics.Floats:
     """Summed log-probs of the answers, of shape (2, pairs)."""
-    forward = scoring.forward_pass(policy, device)
-    batches = scoring.batches(pairs, pad_token_id, device)
-    return np.stack(scoring.score_batches(batches, len(pairs["prompt_ids"]), forward))
+    forward = logps.forward_pass(policy, device)
+    batches = logps.batches(pairs, pad_token_id, device)
+    return np.stack(logps.score_batches(batches, len(pairs["prompt_ids"]), forward))

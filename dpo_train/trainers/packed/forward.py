@@ -12,7 +12,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from dpo_train.errors import InputError
-from dpo_train.packed.rows import Rows
+from dpo_train.trainers.packed.rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_train import metrics, model, reference
+from dpo_train import model, reference
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
 from dpo_train.errors import InputError
-from dpo_train.packed import adapters
-from dpo_train.packed.adapters import Layer, Layout
-from dpo_train.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
-from dpo_train.packed.linear import StackedLinear
-from dpo_train.packed.losses import PairScores, pair_losses
-from dpo_train.packed.pack import Pack
-from dpo_train.packed.pack_size import PackSize
-from dpo_train.packed.rows import Rows, collate, lay_out_all
-from dpo_train.packed.trial import PackedTrial
-from dpo_train.session import OutOfMemory, is_out_of_memory
+from dpo_train.scoring import metrics
+from dpo_train.trainers.packed import adapters
+from dpo_train.trainers.packed.adapters import Layer, Layout
+from dpo_train.trainers.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
+from dpo_train.trainers.packed.linear import StackedLinear
+from dpo_train.trainers.packed.losses import PairScores, pair_losses
+from dpo_train.trainers.packed.pack import Pack
+from dpo_train.trainers.packed.pack_size import PackSize
+from dpo_train.trainers.packed.rows import Rows, collate, lay_out_all
+from dpo_train.trainers.packed.trial import PackedTrial
+from dpo_train.trainers.session import OutOfMemory, is_out_of_memory
 
 _TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpo_train import metrics
+from dpo_train.scoring import metrics
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def forward_pass(base: Any, device: str) -> Callable[[dict[str, torch.Tensor]], 
     import torch
     from trl.trainer.utils import add_fused_lm_head
 
-    from dpo_train import trl_patches  # noqa: F401
+    from dpo_train.trainers import trl_patches  # noqa: F401
 
     add_fused_lm_head(base)
     base.eval()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from dpo_train.packed.adapters import Layer, Layout
-from dpo_train.packed.linear import Adapters, StackedLinear
-from dpo_train.packed.trial import PackedTrial
+from dpo_train.trainers.packed.adapters import Layer, Layout
+from dpo_train.trainers.packed.linear import Adapters, StackedLinear
+from dpo_train.trainers.packed.trial import PackedTrial
 
 
 class Pack:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_train import export, metrics, model, reference, sampled_kl, scoring
+from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
+from dpo_train.evaluation import sampled_kl
+from dpo_train.scoring import logps, metrics
+from dpo_train.scoring.bootstrap import bootstrap_interval
 
 SHOWN = 5
 """Answers that a person reads."""
@@ -42,8 +45,8 @@ def judge(
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
     base_tokens = _mean_length(said)
-    alone = scoring.pair_logps(
-        rows, *(scoring.column(rows, f"ref_{name}_logps") for name in ("chosen", "rejected"))
+    alone = logps.pair_logps(
+        rows, *(logps.column(rows, f"ref_{name}_logps") for name in ("chosen", "rejected"))
     )
     before = metrics.ranking(alone)
 
@@ -88,7 +91,7 @@ class _Judged:
     def numbers(self) -> dict[str, Any]:
         return {
             **metrics.means(self.values),
-            "interval": metrics.bootstrap_interval(self.values["ranking"], self.prompt_keys),
+            "interval": bootstrap_interval(self.values["ranking"], self.prompt_keys),
             "pairs": len(self.prompt_keys),
             "answer_tokens": _mean_length(self.answers),
         }
@@ -100,12 +103,12 @@ def _judge_one(
     policy, tokenizer = export.load(folder, device)
     said = _answers(policy, tokenizer, prompts)
     is_adapter = hasattr(policy, "peft_config")
-    forward = scoring.forward_pass(policy.get_base_model() if is_adapter else policy, device)
-    collated = scoring.batches(rows, pad_token_id, device)
-    scores = scoring.score_batches(collated, len(rows["prompt"]), forward)
+    forward = logps.forward_pass(policy.get_base_model() if is_adapter else policy, device)
+    collated = logps.batches(rows, pad_token_id, device)
+    scores = logps.score_batches(collated, len(rows["prompt"]), forward)
     if is_adapter:
         policy.unload()
-    values = metrics.pair_values(scoring.pair_logps(rows, *scores))
+    values = metrics.pair_values(logps.pair_logps(rows, *scores))
     return _Judged(values, rows["prompt_key"], said)
 
 
@@ -113,7 +116,7 @@ def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str
     return {
         name: {
             "difference": float(each.mean()),
-            "interval": metrics.bootstrap_interval(each, rows["prompt_key"]),
+            "interval": bootstrap_interval(each, rows["prompt_key"]),
         }
         for name, each in differences.items()
     }

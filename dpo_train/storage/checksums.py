@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dpo_train.files import checksum
-from dpo_train.mirror import SEAL
+from dpo_train.storage.files import checksum
+from dpo_train.storage.mirror import SEAL
 
 
 def seal(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from dpo_train import mirror
+from dpo_train.storage import mirror
 
 
 def write_atomically(path: Path, text: str) -> None:

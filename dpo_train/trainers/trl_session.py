@@ -22,11 +22,13 @@ import torch
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from dpo_train import export, metrics, model, reference, scoring, trl_patches  # noqa: F401
+from dpo_train import export, model, reference
 from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.errors import one_line
-from dpo_train.peers import ALONE, Peers
-from dpo_train.session import OutOfMemory, diverged, is_out_of_memory
+from dpo_train.scoring import logps, metrics
+from dpo_train.trainers import trl_patches  # noqa: F401
+from dpo_train.trainers.process_group import ALONE, Peers
+from dpo_train.trainers.session import OutOfMemory, diverged, is_out_of_memory
 
 
 class TrlSession:
@@ -178,7 +180,7 @@ class _Trainer(DPOTrainer):
     def hold(self, control: _Control, data: reference.PreparedData, device: str) -> None:
         self._hand = control
         self._eval_rows = data.split("eval")[:]
-        self._eval_batches = list(scoring.batches(self._eval_rows, data.pad_token_id, device))
+        self._eval_batches = list(logps.batches(self._eval_rows, data.pad_token_id, device))
         self.held_out: dict[str, list[float]] = {}
         self._step_losses: list[torch.Tensor] = []
         self._parts_seen = 0
@@ -257,13 +259,13 @@ class _Trainer(DPOTrainer):
             return seen.log_probs.sum(dim=1)
 
         self.model.eval()
-        scores = scoring.score_batches(self._eval_batches, rows, forward)
+        scores = logps.score_batches(self._eval_batches, rows, forward)
         self.model.train()
         self._metrics["eval"].clear()
         if not all(np.isfinite(logps).all() for logps in scores):
             # The last steps' losses were finite, the weights they led to are not.
             raise diverged(math.nan, self.state.global_step, self.args.learning_rate)
-        values = metrics.pair_values(scoring.pair_logps(self._eval_rows, *scores))
+        values = metrics.pair_values(logps.pair_logps(self._eval_rows, *scores))
         self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         return {**metrics.means(values), "loss": loss_sum / rows}
 

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 from dpo_train.config import TrainConfig
-from dpo_train.session import OutOfMemory, diverged
+from dpo_train.trainers.session import OutOfMemory, diverged
 
 
 class SimulatedSession:

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Protocol
 
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
 from dpo_train.errors import InputError
-from dpo_train.parts import override
-from dpo_train.peers import ALONE, Peers
 
 
 class Session(Protocol):
@@ -83,21 +82,3 @@ def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
             f"out of memory with a batch of {at_once}, which {', '.join(config.dpo.losses)} does "
             "not allow to be split; lower optim.batch_size"
         ) from None
-
-
-def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE) -> Session:
-    """The session that the config asks for, over the prepared data at that folder.
-
-    Of peers each opens one, with the same arguments but its rank, and all are driven together.
-    """
-    if config.trainer == "simulated":
-        from dpo_train.simulated import SimulatedSession
-
-        return SimulatedSession(config)
-    if config.trainer == "packed":
-        from dpo_train.packed import PackedSession
-
-        return PackedSession(config, prepared, device)
-    from dpo_train.trl_session import TrlSession
-
-    return TrlSession(config, prepared, device, peers)

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
-from dpo_train.packed import adapters
-from dpo_train.packed.engine import Engine
-from dpo_train.packed.trial import PackedTrial
-from dpo_train.session import Diverged
+from dpo_train.trainers.packed import adapters
+from dpo_train.trainers.packed.engine import Engine
+from dpo_train.trainers.packed.trial import PackedTrial
+from dpo_train.trainers.session import Diverged
 
 T = TypeVar("T")
 

@@ -20,8 +20,8 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from dpo_train import store
-from dpo_train.store import StoreFailed
+from dpo_train.storage import object_store
+from dpo_train.storage.object_store import StoreFailed
 
 SEAL = ".seal.json"
 """The file of a folder that is written, and brought, last."""
@@ -46,7 +46,7 @@ def local(place: str | Path) -> Path:
     if not is_url(place):
         return Path(place).expanduser()
     parts = urlsplit(str(place))
-    return _root() / quote(store.without_path(str(place)), safe="") / parts.path.strip("/")
+    return _root() / quote(object_store.without_path(str(place)), safe="") / parts.path.strip("/")
 
 
 def url(path: Path) -> str | None:
@@ -74,7 +74,7 @@ def put(file: Path, text: str | None = None) -> None:
     if there := url(file):
         _refuse_closed(file)
         _later.pop(file, None)
-        store.send(there, file if text is None else text)
+        object_store.send(there, file if text is None else text)
 
 
 def put_later(file: Path, text: str | None = None) -> None:
@@ -105,7 +105,7 @@ def push(folder: Path) -> None:
     """Brings a sealed folder onto its URL, its seal last."""
     if there := url(folder):
         _refuse_closed(folder)
-        store.remove(there, SEAL)
+        object_store.remove(there, SEAL)
         files = [path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL]
         _each(put, files)
         put(folder / SEAL)
@@ -117,7 +117,7 @@ def pull(folder: Path) -> Path:
     there = url(folder)
     if there is None:
         return folder
-    files = store.listed(there)
+    files = object_store.listed(there)
     if SEAL not in files:
         raise FileNotFoundError(f"there is no {there}")
     seal = read_text(folder / SEAL)
@@ -126,7 +126,7 @@ def pull(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _each(lambda file: store.get(name(folder / file), part / file), files)
+        _each(lambda file: object_store.get(name(folder / file), part / file), files)
         part.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
@@ -143,7 +143,7 @@ def fetch(file: Path) -> Path:
     any more is removed."""
     if there := url(file):
         try:
-            store.get(there, file)
+            object_store.get(there, file)
         except FileNotFoundError:
             file.unlink(missing_ok=True)
     return file
@@ -160,7 +160,7 @@ def bring_files(folder: Path) -> None:
     there = url(folder)
     if there is None:
         return
-    files = store.listed(there, recursive=False)
+    files = object_store.listed(there, recursive=False)
     files = {file: info for file, info in files.items() if not file.startswith(".")}
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("[!.]*"):
@@ -174,7 +174,7 @@ def bring_files(folder: Path) -> None:
             if (stat.st_size, stat.st_mtime_ns) == (info.size, info.mtime_ns):
                 return
         with contextlib.suppress(FileNotFoundError):  # removed there just now
-            store.get(name(path), path)
+            object_store.get(name(path), path)
             os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 
     _each(bring, files.items())
@@ -183,19 +183,19 @@ def bring_files(folder: Path) -> None:
 def read_text(file: Path) -> str:
     """Raises FileNotFoundError."""
     there = url(file)
-    return file.read_text(encoding="utf-8") if there is None else store.read_text(there)
+    return file.read_text(encoding="utf-8") if there is None else object_store.read_text(there)
 
 
 def exists(file: Path) -> bool:
     """Whether there is such a file."""
     there = url(file)
-    return file.is_file() if there is None else store.exists(there)
+    return file.is_file() if there is None else object_store.exists(there)
 
 
 def sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file below a folder, by relative path."""
     if there := url(folder):
-        return {file: info.size for file, info in store.listed(there).items()}
+        return {file: info.size for file, info in object_store.listed(there).items()}
     found: dict[str, int] = {}
     for parent, _, names in os.walk(folder, followlinks=True):
         for path in (Path(parent) / name for name in names):
@@ -207,7 +207,7 @@ def sizes(folder: Path) -> dict[str, int]:
 def find(folder: Path, pattern: str) -> list[Path]:
     """The files below a folder whose relative path matches, as `glob` has it."""
     if there := url(folder):
-        return sorted(folder / file for file in store.listed(there) if _fits(file, pattern))
+        return sorted(folder / file for file in object_store.listed(there) if _fits(file, pattern))
     return sorted(path for path in _glob(folder, pattern) if path.is_file())
 
 
@@ -221,7 +221,7 @@ def sealed_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
                 if (path.parent / SEAL).is_file():
                     texts.append((path, path.read_text(encoding="utf-8")))
         return texts
-    files = store.listed(there)
+    files = object_store.listed(there)
     for file, info in files.items():
         path = folder / file
         if _fits(file, pattern) and (PurePath(file).parent / SEAL).as_posix() in files:
@@ -241,7 +241,7 @@ def remove(path: Path, first: str = SEAL) -> None:
         _refuse_closed(path)
     _remove_here(path)
     if there:
-        store.remove(there, first)
+        object_store.remove(there, first)
 
 
 def forget(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Base and winner compared: the test split, and KL on answers that they sample."""

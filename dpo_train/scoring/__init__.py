@@ -1,0 +1,1 @@
+"""Log-probs of pairs, the metrics that are made of them, and their uncertainty."""

@@ -1,0 +1,27 @@
+"""Opens the session that a trial's configuration asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo_train.config import TrainConfig
+from dpo_train.trainers.process_group import ALONE, Peers
+from dpo_train.trainers.session import Session
+
+
+def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE) -> Session:
+    """The session that the config asks for, over the prepared data at that folder.
+
+    Of peers each opens one, with the same arguments but its rank, and all are driven together.
+    """
+    if config.trainer == "simulated":
+        from dpo_train.trainers.simulated import SimulatedSession
+
+        return SimulatedSession(config)
+    if config.trainer == "packed":
+        from dpo_train.trainers.packed import PackedSession
+
+        return PackedSession(config, prepared, device)
+    from dpo_train.trainers.trl_session import TrlSession
+
+    return TrlSession(config, prepared, device, peers)
