@@ -242,9 +242,9 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
     """Trials on four workers of one speed, until the pairs are spent."""
     import optuna
 
-    from tune.config import SearchConfig
+    from tune.config.schema import SearchConfig
+    from tune.config.space import suggest
     from tune.rungs import TrialKey, make_rungs
-    from tune.space import suggest
     from tune.study import make_sampler
 
     config = SearchConfig.model_validate(

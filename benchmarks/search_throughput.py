@@ -27,7 +27,8 @@ os.environ["PYTHONPATH"] = str(ROOT)
 
 from dpo_train import data  # noqa: E402
 from dpo_train.model_source import local_folder  # noqa: E402
-from tune.config import SearchConfig, load_search  # noqa: E402
+from tune.config.load import load_search  # noqa: E402
+from tune.config.schema import SearchConfig  # noqa: E402
 
 SHAPES = {"short": (1, 24), "long": (10, 4)}
 """Times the quickstart's pairs, and trials: twenty-four long ones would take hours on two cores."""

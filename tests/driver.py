@@ -8,8 +8,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.config_base import parse
 from tune.checkpoints import offer_export
-from tune.checks import check
-from tune.config import SearchConfig
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging
 from tune.progress import Progress

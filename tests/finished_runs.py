@@ -17,8 +17,8 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from dpo_train.evaluation import test_split
     from dpo_train.trainers.open import open_session
     from tune import checkpoints, environment, runs
-    from tune.checks import check
-    from tune.config import SearchConfig
+    from tune.config.checks import check
+    from tune.config.schema import SearchConfig
     from tune.records import create_run
     from tune.results import assemble, write_results
 

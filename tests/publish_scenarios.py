@@ -174,7 +174,7 @@ def _answers(model: Any, dtype: str | None, revision: str | None = None) -> list
 def comparisons(root: Path) -> dict[str, Any]:
     """What `when: improved` pushes: the first, then only what is better on the same pairs."""
     with served(root) as hub:
-        from tune.config import load_search
+        from tune.config.load import load_search
         from tune.publish import push_if_asked
         from tune.results import load_results
 
@@ -259,7 +259,7 @@ def refusals(root: Path) -> dict[str, str]:
     with served(root) as hub:
         from dpo_train.config_base import parse
         from dpo_train.errors import InputError
-        from tune.config import SearchConfig
+        from tune.config.schema import SearchConfig
         from tune.publish import check
 
         hub.repositories["models/acme/public"] = hub.repositories["models/acme/base"]

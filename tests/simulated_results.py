@@ -5,9 +5,9 @@ from typing import Any
 
 from dpo_train.trainers.session import Diverged
 from dpo_train.trainers.simulated import SimulatedSession
-from tune.checks import check
-from tune.config import SearchConfig
-from tune.objective import Objective
+from tune.config.checks import check
+from tune.config.objective import Objective
+from tune.config.schema import SearchConfig
 from tune.records import TrialRecord
 from tune.results import Cost, Results, Winner
 

@@ -9,7 +9,7 @@ import pytest
 from dpo_train.storage import mirror
 from dpo_train.storage.checksums import seal
 from tune import checkpoints
-from tune.objective import Objective
+from tune.config.objective import Objective
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
 

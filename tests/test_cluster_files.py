@@ -14,7 +14,7 @@ from serve.app import ReplicaOptions
 from tests import cluster_yaml
 from tests.conftest import ROOT
 from tune.__main__ import _parser
-from tune.config import load_search
+from tune.config.load import load_search
 
 # Of what KubeRay 1.6's custom resources know; its own reader passes over what it does not know.
 KNOWN = {

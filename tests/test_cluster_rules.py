@@ -11,8 +11,9 @@ from dpo_train.errors import InputError
 from tests.conftest import ROOT
 from tests.driver import Driver
 from tune import cluster, submit
-from tune.checks import check
-from tune.config import SearchConfig, load_search
+from tune.config.checks import check
+from tune.config.load import load_search
+from tune.config.schema import SearchConfig
 from tune.records import find_run
 
 

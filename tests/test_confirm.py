@@ -19,8 +19,8 @@ from tests.simulated_results import simulated
 from tests.simulated_search import YAML, ended, wait_until
 from tune import card, confirm, report_answer, show
 from tune.checkpoints import offer_export
-from tune.checks import check
-from tune.config import SearchConfig
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
 from tune.confirm import Confirmation, Finalist
 from tune.confirm import Run as SeedRun
 from tune.records import read_records

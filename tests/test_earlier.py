@@ -6,7 +6,8 @@ import pytest
 
 from dpo_train.errors import InputError
 from tests.driver import Driver
-from tune.config import load_search
+from tune.config.load import load_search
+from tune.warm_start import with_earlier_points
 
 YAML = """
 trainer: simulated
@@ -29,7 +30,8 @@ def earlier(tmp_path: Path) -> list[float]:
 def load(tmp_path: Path, points: str, high: float = 1e-2) -> list[float]:
     yaml = tmp_path / "new.yaml"
     yaml.write_text(YAML % (high, points))
-    return [point["optim.learning_rate"] for point in load_search(yaml).points]
+    config = with_earlier_points(load_search(yaml))
+    return [point["optim.learning_rate"] for point in config.given_points]
 
 
 def test_the_best_points_come_first(tmp_path: Path, earlier: list[float]) -> None:
@@ -45,7 +47,9 @@ def test_points_outside_the_new_space_are_passed_over(tmp_path: Path, earlier: l
         load(tmp_path, f"{{from: {tmp_path / 'old'}}}", 1.00001e-5)
 
 
-@pytest.mark.parametrize("points", ["{best: 2}", "{from: old, best: 0}", "{from: old, bets: 2}"])
+@pytest.mark.parametrize(
+    "points", ["{best: 2}", "{from: old, best: 0}", "{from: old, bets: 2}", "[3]", "3"]
+)
 def test_what_is_not_understood_is_refused(tmp_path: Path, points: str) -> None:
     with pytest.raises(InputError, match="and not `{from: runs/earlier, best: 5}`"):
         load(tmp_path, points)
@@ -54,3 +58,9 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, points: str) -> None:
 def test_a_search_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run 'runs/none'"):
         load(tmp_path, "{from: runs/none}")
+
+
+def test_reading_the_yaml_opens_no_earlier_run(tmp_path: Path) -> None:
+    yaml = tmp_path / "new.yaml"
+    yaml.write_text(YAML % (1e-2, "{from: runs/none}"))
+    assert load_search(yaml).given_points == []

@@ -15,7 +15,7 @@ from dpo_train.config import TrainConfig
 from tests.driver import Driver
 from tune.__main__ import main
 from tune.checkpoints import STAMP
-from tune.config import load_search
+from tune.config.load import load_search
 from tune.records import read_records
 from tune.runs import write_yaml
 

@@ -13,9 +13,9 @@ from tests.test_tracking import reports, wandb
 from tests.wandb_operations import Sweep
 from tests.wandb_server import WandbServer
 from tune import runs
-from tune.checks import check
-from tune.config import SearchConfig
-from tune.objective import Objective
+from tune.config.checks import check
+from tune.config.objective import Objective
+from tune.config.schema import SearchConfig
 from tune.records import Records, create_run
 from tune.results import Cost, Publication, Results, load_results, write_results
 from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send

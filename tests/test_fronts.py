@@ -2,8 +2,8 @@
 
 import random
 
-from tune.fronts import front_numbers, spread
-from tune.objective import Objective
+from tune.config.objective import Objective
+from tune.config.pareto import front_numbers, spread
 
 
 def test_fronts_are_those_of_the_definition() -> None:

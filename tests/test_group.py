@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpo_train.config import OptimConfig, TrainConfig
 from tests.conftest import ROOT
-from tune.config import ResourcesConfig
+from tune.config.schema import ResourcesConfig
 from tune.group import Group, bundles
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]

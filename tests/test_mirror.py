@@ -25,9 +25,9 @@ from tests.driver import Driver
 from tests.object_store import LOGIN, ObjectStore
 from tests.simulated_search import hurry, wait_until
 from tune import checkpoints, claim, deploy, load_results, run, runs
-from tune.checks import check
 from tune.claim import only_driver
-from tune.config import SearchConfig
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
 from tune.group import bundles
 from tune.records import ENDED, create_run, find_run
 from tune.requests import clone, stop

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tests.simulated_results import SEARCH, simulated
 from tune import redact
-from tune.checks import check
-from tune.config import SearchConfig
-from tune.objective import Objective
+from tune.config.checks import check
+from tune.config.objective import Objective
+from tune.config.schema import SearchConfig
 from tune.records import Records, create_run
 from tune.results import Deployment
 from tune.show import to_csv

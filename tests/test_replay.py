@@ -7,7 +7,7 @@ import pytest
 from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from tests.driver import Driver
-from tune.objective import Report
+from tune.config.objective import Report
 from tune.replay import replay
 from tune.runs import write_yaml
 

@@ -16,7 +16,7 @@ from dpo_train.config_base import parse_value
 from tests.conftest import ROOT, Run
 from tests.simulated_results import SEARCH, simulated
 from tune import load_results, report
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.records import TrialRecord
 from tune.results import Results
 

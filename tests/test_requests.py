@@ -9,7 +9,7 @@ from dpo_train.errors import InputError
 from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.simulated_search import wait_until
-from tune.config import ConfirmConfig
+from tune.config.schema import ConfirmConfig
 from tune.records import read_records
 from tune.requests import clone, stop
 from tune.results import Cost, Results, write_results

@@ -4,9 +4,10 @@ import pytest
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import parse
 from dpo_train.errors import InputError
-from tune.checks import check
-from tune.config import SearchConfig, load_search
-from tune.space import Axis, check_point, check_space, grid, suggest
+from tune.config.checks import check
+from tune.config.load import load_search
+from tune.config.schema import SearchConfig
+from tune.config.space import Axis, check_point, check_space, grid, suggest
 
 WITH_LORA = {
     "lora": Axis(choice=[None, {"alpha": 8}]),

@@ -11,7 +11,8 @@ from optuna.trial import TrialState
 from dpo_train.errors import InputError
 from tests.conftest import Run
 from tests.driver import Driver
-from tune.storage import check_storage, open_storage
+from tune.config.checks import check_storage
+from tune.storage import open_storage
 
 
 def play(driver: Driver) -> None:

@@ -27,7 +27,7 @@ from tests.simulated_search import (
 )
 from tune import load_results, search
 from tune.checkpoints import saved_pairs
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.connection import connected
 from tune.records import read_records
 from tune.search import Interrupted

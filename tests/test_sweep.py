@@ -4,8 +4,8 @@ from pathlib import Path
 
 from dpo_train.config_base import parse
 from tune import sweep
-from tune.checks import check
-from tune.config import SearchConfig
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
 from tune.records import TrialRecord
 
 

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.trainers.session import OutOfMemory
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.judging import EVALUATING, JUDGING
 from tune.trainable import DpoTrial
 

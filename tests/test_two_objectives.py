@@ -10,6 +10,7 @@ import pytest
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
+from tune.earlier import best_points
 
 from dpo_train.errors import InputError
 from tests.driver import RATE, Driver
@@ -19,11 +20,11 @@ from tests.test_confirm import finish
 from tests.test_fronts import beats
 from tune import card, report, report_answer, show
 from tune.checkpoints import exports
-from tune.checks import check
-from tune.config import SearchConfig, load_search
+from tune.config.checks import check
+from tune.config.load import load_search
+from tune.config.objective import Objective
+from tune.config.schema import SearchConfig
 from tune.confirm import finalists
-from tune.earlier import best_points
-from tune.objective import Objective
 from tune.records import Records
 from tune.sweep import definition
 

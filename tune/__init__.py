@@ -20,7 +20,7 @@ _PLACES = {
     "clone": "tune.requests",
     "Interrupted": "tune.search",
     "load_results": "tune.results",
-    "load_search": "tune.config",
+    "load_search": "tune.config.load",
     "InputError": "dpo_train.errors",
 }
 __all__ = list(_PLACES)

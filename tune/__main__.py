@@ -143,7 +143,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tune.config import load_search
+    from tune.config.load import load_search
 
     config = load_search(options.yaml, _overrides(options))
     if options.submit is not None:
@@ -156,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from tune.config import load_search
+    from tune.config.load import load_search
     from tune.records import find_run
 
     folder = find_run(options.run)
@@ -320,10 +320,13 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from tune.config import load_search
+    from tune.config.load import load_search
     from tune.doctor import examine, refuse_impossible
+    from tune.warm_start import with_earlier_points
 
-    config = load_search(options.yaml, _overrides(options)) if options.yaml else None
+    config = None
+    if options.yaml:
+        config = with_earlier_points(load_search(options.yaml, _overrides(options)))
     for line in examine(config):
         print(line)
     if config is not None:

@@ -11,12 +11,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from tune.config.space import Axis
 from tune.confirm import Confirmation
 from tune.progress import describe, duration
 from tune.report_answer import trial_yaml, verdict
 from tune.results import UNTRAINED, Results
 from tune.savings import saved
-from tune.space import Axis
 
 _METRICS = {
     "ranking": "chosen answer likelier than the rejected one, per token",

@@ -17,7 +17,7 @@ from dpo_train.storage import mirror
 from dpo_train.storage.checksums import is_whole, seal
 from dpo_train.storage.disk import leaving_no_part
 from dpo_train.storage.mirror import SEAL
-from tune.objective import Objective, Report
+from tune.config.objective import Objective, Report
 
 STAMP = "trial.json"
 """In an exported folder: which trial, its values, and the report at which it was written."""

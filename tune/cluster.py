@@ -16,18 +16,13 @@ from typing import TYPE_CHECKING, Any
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreFailed
+from tune.config.places import RUNS
 
 if TYPE_CHECKING:
-    from tune.config import SearchConfig
+    from tune.config.schema import SearchConfig
 
-RUNS = "DPO_TUNE_RUNS"
-"""Where run folders stand, for all processes of a cluster; in place of `runs`."""
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the entry point of a job, and for nothing else."""
-
-
-def runs_dir() -> str:
-    return os.environ.get(RUNS) or "runs"
 
 
 def refuse_private_folder(folder: Path) -> None:

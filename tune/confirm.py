@@ -19,8 +19,8 @@ from dpo_train.scoring.bootstrap import bootstrap_interval, standard_error
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune import checkpoints
-from tune.config import SearchConfig
-from tune.objective import Objective
+from tune.config.objective import Objective
+from tune.config.schema import SearchConfig
 from tune.records import ENDED, Document, Records, TrialRecord
 
 _EVALUATIONS = "evaluations.json"

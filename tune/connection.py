@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from dpo_train.errors import InputError, one_line
 from tune import cluster
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 
 # Tune leaves no files but ours, writes no snapshots, keeps the workers in our folder, and starts
 # all processes at once, where it would wait for each before the next; those that Ray starts in

@@ -12,7 +12,8 @@ from typing import Any
 
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
-from tune.config import SearchConfig, load_search
+from tune.config.load import load_search
+from tune.config.schema import SearchConfig
 from tune.records import find_run
 
 _CURVES = ("eval/nll", "eval/ranking", "eval/margin", "eval/drift", "train/loss")

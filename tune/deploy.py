@@ -20,7 +20,7 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
 from tune.checkpoints import STAMP
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.results import Deployment, Results, write_results
 from tune.runs import dump_yaml
 

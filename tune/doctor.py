@@ -15,7 +15,7 @@ from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune import deploy
 from tune.claim import refresh
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.own_evaluation import refuse_missing
 
 _BYTES = {"float32": 4, "bfloat16": 2}

@@ -24,7 +24,7 @@ from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 
 _BROKER = "dpo-tune-engines"
 _TRIALS_PER_ENGINE = 256

@@ -10,8 +10,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from tune.config import StoppingConfig
-from tune.fronts import front_numbers
+from tune.config.pareto import front_numbers
+from tune.config.schema import StoppingConfig
 from tune.plots import Drawn, plot
 from tune.progress import describe
 from tune.records import STATES, TrialRecord

@@ -25,7 +25,7 @@ from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
 from dpo_train.storage.object_store import StoreFailed
 from tune import sweep, tracking
-from tune.config import load_search
+from tune.config.load import load_search
 from tune.records import ENDED, Sittings, TrialRecord
 from tune.results import load_results
 from tune.tracker import children, environment, folders_of, kill, mark_unsent

@@ -22,7 +22,7 @@ from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.process_group import Peers
 from dpo_train.trainers.session import Diverged, Session
-from tune.config import ResourcesConfig
+from tune.config.schema import ResourcesConfig
 from tune.threads import limit_threads
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_train.storage import mirror
 from tune import checkpoints, confirm
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.confirm import Confirmation
 from tune.records import Records
 

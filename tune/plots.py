@@ -16,9 +16,9 @@ from optuna import visualization
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from tune.objective import Objective
+from tune.config.objective import Objective
+from tune.config.space import Axis, to_optuna
 from tune.results import Results
-from tune.space import Axis, to_optuna
 from tune.study import OPTUNA_STATES
 
 Drawn = list[go.Figure] | str

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from tune.objective import Objective
+from tune.config.objective import Objective
 from tune.records import ENDED, Records, TrialRecord
 
 

@@ -27,7 +27,8 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune import card, hub_access, redact, repository
 from tune.claim import only_driver
-from tune.config import HubConfig, SearchConfig, load_search
+from tune.config.load import load_search
+from tune.config.schema import HubConfig, SearchConfig
 from tune.results import Publication, Results, load_results, write_results
 
 _HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")

@@ -19,8 +19,8 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror, object_store
 from dpo_train.storage.files import write_atomically, write_here
 from tune.claim import refresh
-from tune.cluster import RUNS, runs_dir
-from tune.objective import Objective, Report
+from tune.config.objective import Objective, Report
+from tune.config.places import RUNS, runs_dir
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
 STATES: tuple[State, ...] = get_args(State)

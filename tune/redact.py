@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import ModelConfig
-from tune.config import HubConfig, SearchConfig, ServeConfig, WandbConfig
+from tune.config.schema import HubConfig, SearchConfig, ServeConfig, WandbConfig
 from tune.confirm import Confirmation
 from tune.records import TrialRecord
 from tune.results import Results

@@ -11,7 +11,7 @@ from dpo_train.config_base import override
 from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged
-from tune.objective import Report
+from tune.config.objective import Report
 from tune.records import find_run
 from tune.runs import opened
 from tune.search import find_prepared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from tune.objective import Objective
+from tune.config.objective import Objective
 from tune.progress import describe, duration
 from tune.report_answer import note, table
 from tune.results import Results

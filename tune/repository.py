@@ -19,7 +19,7 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune import card, redact, report
 from tune.checkpoints import STAMP
-from tune.config import HubConfig, SearchConfig
+from tune.config.schema import HubConfig, SearchConfig
 from tune.results import Results, write_results
 from tune.runs import write_yaml
 

@@ -13,10 +13,10 @@ from typing import Any
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
+from tune.config.space import Point, check_point, is_active
 from tune.inbox import FILE, Inbox, Request
 from tune.records import ENDED, find_run
 from tune.runs import is_finished, opened
-from tune.space import Point, check_point, is_active
 
 
 def stop(run_folder: str | Path, trial: str) -> None:

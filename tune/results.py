@@ -15,14 +15,14 @@ from pydantic import PrivateAttr
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
+from tune.config.objective import Objective, Report
 from tune.confirm import Confirmation
-from tune.objective import Objective, Report
 from tune.records import STATES, Document, Records, TrialRecord, find_run
 
 if TYPE_CHECKING:
     import pandas
 
-    from tune.config import SearchConfig
+    from tune.config.schema import SearchConfig
 
 
 class Winner(Document):

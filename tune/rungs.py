@@ -15,9 +15,9 @@ from ray.tune.schedulers import (
 )
 
 from dpo_train.scoring.metrics import MODES
-from tune.config import SearchConfig, StoppingConfig
-from tune.fronts import Pair, front_numbers, spread
-from tune.objective import Objective
+from tune.config.objective import Objective
+from tune.config.pareto import ValuePair, front_numbers, spread
+from tune.config.schema import SearchConfig, StoppingConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ParetoRungs(FIFOScheduler):
         self._objective = objective
         self._stopping = stopping
         self._bracket_of: dict[str, int] = {}
-        self.rungs: defaultdict[tuple[int, int], dict[str, Pair]] = defaultdict(dict)
+        self.rungs: defaultdict[tuple[int, int], dict[str, ValuePair]] = defaultdict(dict)
         """By bracket and pairs_seen what each trial had there, in the order of their coming."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -95,7 +95,7 @@ class ParetoRungs(FIFOScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
 
 
-def _place_of_last(pairs: list[Pair]) -> int:
+def _place_of_last(pairs: list[ValuePair]) -> int:
     """How many pairs stand before the last one."""
     fronts = front_numbers(pairs)
     peers = [pair for pair, front in zip(pairs, fronts, strict=True) if front == fronts[-1]]

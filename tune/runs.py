@@ -15,8 +15,9 @@ from dpo_train.storage import mirror, object_store
 from dpo_train.storage.files import write_atomically
 from tune import confirm
 from tune.claim import BEAT, only_driver, refresh
-from tune.cluster import RUNS, runs_dir
-from tune.config import SearchConfig, load_search
+from tune.config.load import load_search
+from tune.config.places import RUNS, runs_dir
+from tune.config.schema import SearchConfig
 from tune.inbox import Inbox
 from tune.records import ENDED, Records, read_records
 from tune.results import load_results

@@ -18,7 +18,7 @@ from dpo_train.errors import one_line
 from dpo_train.storage.object_store import StoreFailed
 from tune import checkpoints, confirm
 from tune.cluster import Places, overfull
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging, is_task
 from tune.progress import Progress

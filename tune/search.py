@@ -21,9 +21,10 @@ from dpo_train.storage import mirror
 from dpo_train.storage.disk import NoRoom
 from dpo_train.storage.object_store import StoreFailed
 from tune import checkpoints, cluster, deploy, doctor, runs
-from tune.checks import check
 from tune.claim import only_driver, refresh
-from tune.config import SearchConfig, load_search
+from tune.config.checks import check
+from tune.config.load import load_search
+from tune.config.schema import SearchConfig
 from tune.connection import connected
 from tune.environment import describe
 from tune.records import ENDED, Records, create_run, find_run
@@ -31,6 +32,7 @@ from tune.report import keep_fresh, write_or_warn
 from tune.results import Results, assemble, load_results, write_results
 from tune.storage import open_storage
 from tune.tracker import Tracker
+from tune.warm_start import with_earlier_points
 
 # A disk that is full, or gone; what was written is whole.
 _DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
@@ -54,6 +56,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
         config = check(search)
     else:
         config = load_search(Path(search), overrides)
+    config = with_earlier_points(config)
     doctor.refuse_impossible(config)
     doctor.refuse_impossible_end(config)
     folder = config.folder

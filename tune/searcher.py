@@ -20,10 +20,10 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreFailed
 from tune import checkpoints, confirm
-from tune.config import SearchConfig
+from tune.config.objective import Report
+from tune.config.schema import SearchConfig
 from tune.inbox import Inbox, Request
 from tune.judging import Judging
-from tune.objective import Report
 from tune.progress import Progress
 from tune.records import ENDED, Records, State, TrialRecord
 from tune.study import SearchStudy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from tune.objective import Objective
+from tune.config.objective import Objective
 from tune.progress import describe, duration
 from tune.records import TrialRecord
 from tune.results import UNTRAINED, Results

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
 
 from dpo_train.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-
-
-def check_storage(storage: str | None) -> None:
-    """Refuses what can be seen to be wrong before anything is imported. Raises InputError."""
-    try:
-        url = urlsplit(storage or "")
-    except ValueError as error:
-        raise InputError(f"storage: {storage!r} is no URL: {error}") from None
-    if url.password or "password" in parse_qs(url.query):
-        raise InputError(
-            "storage: the URL holds a password, which would be saved with the search; leave it out "
-            "and give it as PostgreSQL's own PGPASSWORD or ~/.pgpass"
-        )
 
 
 def open_storage(storage: str | None) -> BaseStorage | None:

@@ -15,10 +15,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from dpo_train.errors import one_line
-from tune.config import SearchConfig
-from tune.objective import Report
+from tune.config.objective import Report
+from tune.config.schema import SearchConfig
+from tune.config.space import Point, suggest, to_optuna
 from tune.records import ENDED, Records, State, TrialRecord
-from tune.space import Point, suggest, to_optuna
 from tune.storage import open_storage
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_train.errors import InputError, one_line
 from tune import runs
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

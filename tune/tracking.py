@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tune import sweep
-from tune.config import SearchConfig
+from tune.config.schema import SearchConfig
 from tune.records import TrialRecord
 from tune.results import Results
 

@@ -25,10 +25,11 @@ from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
 from tune import checkpoints, engines
 from tune.cluster import find_run_here
-from tune.config import SearchConfig, load_search
+from tune.config.load import load_search
+from tune.config.objective import Report
+from tune.config.schema import SearchConfig
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
-from tune.objective import Report
 from tune.own_evaluation import ask
 from tune.records import Sittings
 from tune.threads import limit_threads

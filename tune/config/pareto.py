@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Pair = tuple[float, float]
+ValuePair = tuple[float, float]
 
 
-def front_numbers(pairs: Sequence[Pair]) -> list[int]:
+def front_numbers(pairs: Sequence[ValuePair]) -> list[int]:
     """The front on which each pair lies: 0 where no other beats it in one value without losing in
     the other, 1 where only pairs of front 0 do, and so on; equal pairs share one.
 
     Non-dominated sorting (NSGA-II, Deb et al. 2002), for two values in one sweep.
     """
     numbers = [0] * len(pairs)
-    last: list[Pair] = []  # of each front so far: of its pairs the best in the second value
+    last: list[ValuePair] = []  # of each front so far: of its pairs the best in the second value
     seconds: list[float] = []  # theirs, negated, which ascend
     for index in sorted(range(len(pairs)), key=pairs.__getitem__, reverse=True):
         pair = pairs[index]
@@ -30,7 +30,7 @@ def front_numbers(pairs: Sequence[Pair]) -> list[int]:
     return numbers
 
 
-def spread(pairs: Sequence[Pair]) -> list[int]:
+def spread(pairs: Sequence[ValuePair]) -> list[int]:
     """The indices of a front's pairs in an order of which every beginning covers it: the best in
     the first value, then always the pair farthest from all before it.
 

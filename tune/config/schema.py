@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dpo_train.config import TrainConfig
-from dpo_train.config_base import Part, override, parse, read_yaml
+from dpo_train.config_base import Part, override
 from dpo_train.errors import InputError
 from dpo_train.scoring.metrics import MODES
 from dpo_train.storage import mirror
-from tune.checks import check
-from tune.cluster import runs_dir
-from tune.objective import Objective
-from tune.space import Axis, Point, grid
+from tune.config.objective import Objective
+from tune.config.places import runs_dir
+from tune.config.space import Axis, Point, grid
 
 Metric = Literal[
     "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
@@ -33,6 +32,26 @@ def _one_or_two(value: Any) -> Any:
         f"must be one of {', '.join(MODES)}, or two different ones, like "
         "`[eval/accuracy, eval/drift]`"
     )
+
+
+class EarlierPoints(Part):
+    """The best points of an earlier search that lie in this one's space."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    run: str = Field(alias="from")
+    """The earlier run's folder, name or URL."""
+    best: int = Field(5, ge=1)
+    """How many at most."""
+
+
+def _earlier_or_list(value: Any) -> Any:
+    is_list = isinstance(value, list) and all(isinstance(point, dict) for point in value)
+    if is_list or isinstance(value, EarlierPoints):
+        return value
+    with contextlib.suppress(ValidationError):
+        return EarlierPoints.model_validate(value)
+    raise ValueError(f"{value} is no list of points, and not `{{from: runs/earlier, best: 5}}`")
 
 
 class SamplerConfig(Part):
@@ -201,9 +220,9 @@ class SearchConfig(TrainConfig):
     URL like s3://bucket/runs. By default what DPO_TUNE_RUNS says, or `runs`."""
     space: dict[str, Axis] = {}
     """Dotted paths into the trial's config, and what each may be."""
-    points: list[Point] = []
-    """Tried first; axes left out are drawn. In a YAML also `{from: runs/earlier, best: 5}`, the
-    points of an earlier search's best trials that lie in this space."""
+    points: Annotated[list[Point] | EarlierPoints, BeforeValidator(_earlier_or_list)] = []
+    """Tried first; axes left out are drawn. Or `{from: runs/earlier, best: 5}`, the points of an
+    earlier search's best trials that lie in this space."""
     trials: int | None = Field(None, ge=1, le=1_000_000)
     """How many; a grid is tried whole by default."""
     objective: Annotated[Metric | tuple[Metric, Metric], BeforeValidator(_one_or_two)] = (
@@ -271,10 +290,16 @@ class SearchConfig(TrainConfig):
         return Objective.of(self.objective)
 
     @property
+    def given_points(self) -> list[Point]:
+        """The list in `points`; empty while those of an earlier search are not read yet."""
+        return self.points if isinstance(self.points, list) else []
+
+    @property
     def first_points(self) -> list[Point]:
         """The user's own, then the whole of a grid."""
+        given = self.given_points
         rest = grid(self.space) if self.sampler.name == "grid" else []
-        return self.points + [point for point in rest if point not in self.points]
+        return given + [point for point in rest if point not in given]
 
     @property
     def total_trials(self) -> int:
@@ -314,18 +339,3 @@ class SearchConfig(TrainConfig):
 
 
 _TRIAL_FIELDS = tuple(TrainConfig.model_fields)
-
-
-def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchConfig:
-    """Reads a search's YAML and checks all that can be checked before work. Raises InputError."""
-    content = read_yaml(path)
-    if "name" not in content:
-        content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)
-    earlier = content.get("points")
-    if not isinstance(earlier, dict):
-        return check(parse(SearchConfig, content, overrides or {}, str(path)))
-    from tune.earlier import best_points
-
-    config = parse(SearchConfig, {**content, "points": []}, overrides or {}, str(path))
-    points = best_points(earlier, config.space, config.goal)
-    return check(config.model_copy(update={"points": points}))

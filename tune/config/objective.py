@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from dpo_train.scoring.metrics import MODES
-from tune.fronts import front_numbers
-
-if TYPE_CHECKING:
-    from tune.records import TrialRecord
+from tune.config.pareto import front_numbers
 
 Report = dict[str, float]
 """A trial's numbers at one evaluation, by name."""
 T = TypeVar("T")
+
+
+class Measured(Protocol):
+    """What is ranked: a trial with its best report, which is empty before the first one."""
+
+    @property
+    def metrics(self) -> Report: ...
+
+
+M = TypeVar("M", bound=Measured)
 
 
 class Objective(BaseModel):
@@ -71,7 +78,7 @@ class Objective(BaseModel):
         fronts = front_numbers([self.key(report(item)) for item in best_first])
         return [best_first[n] for n in sorted(range(len(fronts)), key=fronts.__getitem__)]
 
-    def front(self, trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    def front(self, trials: Iterable[M]) -> list[M]:
         """With two objectives the measured trials that no other beats in one without losing in the
         other, from the best in the first on; each at its best report."""
         if self.second is None:
@@ -81,7 +88,7 @@ class Objective(BaseModel):
         front = [trial for trial, number in zip(measured, numbers, strict=True) if number == 0]
         return self.ranked(front, lambda trial: trial.metrics)
 
-    def best(self, trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    def best(self, trials: Iterable[M]) -> M | None:
         """The best of those that were measured."""
         measured = [trial for trial in trials if trial.metrics]
         return max(measured, key=lambda trial: self.key(trial.metrics), default=None)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror, object_store
-from tune.space import check_point, check_space
-from tune.storage import check_storage
+from tune.config.space import check_point, check_space
 
 if TYPE_CHECKING:
-    from tune.config import SearchConfig
+    from tune.config.schema import SearchConfig
 
 
 def check(config: SearchConfig) -> SearchConfig:
@@ -29,7 +29,7 @@ def check(config: SearchConfig) -> SearchConfig:
             sizes = list(range(sizes[0], sizes[1] + 1))
         for size in sizes:
             config.trial({"optim.batch_size": size})
-    for point in config.points:
+    for point in config.given_points:
         check_point(point, config.space)
         config.trial(point)
     if config.sampler.name == "grid":
@@ -139,3 +139,16 @@ def _warn_of_annealing(config: SearchConfig) -> None:
 
 def _choices(config: SearchConfig, path: str) -> list[Any]:
     return config.space[path].corners if path in config.space else []
+
+
+def check_storage(storage: str | None) -> None:
+    """Refuses what can be seen to be wrong before anything is imported. Raises InputError."""
+    try:
+        url = urlsplit(storage or "")
+    except ValueError as error:
+        raise InputError(f"storage: {storage!r} is no URL: {error}") from None
+    if url.password or "password" in parse_qs(url.query):
+        raise InputError(
+            "storage: the URL holds a password, which would be saved with the search; leave it out "
+            "and give it as PostgreSQL's own PGPASSWORD or ~/.pgpass"
+        )

@@ -1,0 +1,13 @@
+"""Where run folders stand if no YAML says otherwise."""
+
+from __future__ import annotations
+
+import os
+
+RUNS = "DPO_TUNE_RUNS"
+"""Where run folders stand, for all processes of a cluster; in place of `runs`."""
+
+
+def runs_dir() -> str:
+    """A path or a URL, from the environment of this process."""
+    return os.environ.get(RUNS) or "runs"

@@ -1,0 +1,42 @@
+"""`points: {from: RUN, best: 5}`: a search begins with the best points of an earlier one."""
+
+from __future__ import annotations
+
+from dpo_train.errors import InputError
+from dpo_train.storage import mirror
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
+from tune.config.space import Point, Space, check_point
+from tune.records import find_run, read_records
+
+
+def with_earlier_points(config: SearchConfig) -> SearchConfig:
+    """The config with the points of the earlier search that it names in place of that name.
+
+    Taken are those of its best trials by this search's objective that lie in this search's space.
+    Raises InputError if none does, or if there is no such run.
+    """
+    earlier = config.points
+    if isinstance(earlier, list):
+        return config
+    folder = find_run(earlier.run)
+    measured = [trial for trial in read_records(folder) if trial.metrics and not trial.confirms]
+    points: list[Point] = []
+    for trial in config.goal.ranked(measured, lambda trial: trial.metrics):
+        is_new = trial.config not in points and _fits(trial.config, config.space)
+        if len(points) < earlier.best and is_new:
+            points.append(trial.config)
+    if not points:
+        raise InputError(
+            f"points: none of the {len(measured)} measured trials of {mirror.shown(folder)} lies "
+            "in this space; leave points out, or widen the axes"
+        )
+    return check(config.model_copy(update={"points": points}))
+
+
+def _fits(point: Point, space: Space) -> bool:
+    try:
+        check_point(point, space)
+    except InputError:
+        return False
+    return bool(point)
