@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 
-from tune.records import read_records  # noqa: E402
+from tune.run_folder.records import read_records  # noqa: E402
 
 SIMULATED = {
     "trainer": "simulated",

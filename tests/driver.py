@@ -7,13 +7,13 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.config_base import parse
-from tune.checkpoints import offer_export
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging
 from tune.progress import Progress
-from tune.records import Records, create_run
+from tune.run_folder.exports import offer_export
+from tune.run_folder.records import Records, create_run
 from tune.scheduler import SearchScheduler
 from tune.searcher import StudySearcher
 

@@ -16,11 +16,13 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from dpo_train.config_base import parse
     from dpo_train.evaluation import test_split
     from dpo_train.trainers.open import open_session
-    from tune import checkpoints, environment, runs
+    from tune import environment
     from tune.config.checks import check
     from tune.config.schema import SearchConfig
-    from tune.records import create_run
-    from tune.results import assemble, write_results
+    from tune.run_folder import exports, yaml_file
+    from tune.run_folder.folder import open_run
+    from tune.run_folder.records import create_run
+    from tune.run_folder.results import assemble, write_results
 
     space = {"dpo.beta": {"uniform": [0.05, 0.5]}}
     content = {
@@ -40,9 +42,9 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     prepared = reference.plan(config.base_trial(), pairs, root / "prepared", "cpu")
     folder = config.folder
     folder.mkdir(parents=True)
-    runs.write_yaml(folder, config)
+    yaml_file.write_yaml(folder, config)
     create_run(folder, prepared, "cpu")
-    _, records = runs.opened(folder)
+    _, records = open_run(folder)
     records.begin_sitting()
     for point in POINTS:
         trial_id = records.next_id()
@@ -51,12 +53,10 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         session = open_session(config.trial(point), prepared, "cpu")
         report = session.advance()
         records.report(trial_id, report, 1.0, 0, time.time())
-        checkpoints.offer_export(
-            folder, trial_id, point, report, records.objective, 3, session.export
-        )
+        exports.offer_export(folder, trial_id, point, report, records.objective, 3, session.export)
         session.close()
         records.end(trial_id, "finished")
-    stamp = checkpoints.crown(folder, records.objective)
+    stamp = exports.crown(folder, records.objective)
     verdict = test_split.judge(folder / "winner", config.model, prepared, "cpu")
     results = assemble(config, records, stamp, verdict, "all 2 trials")
     ran_on = environment.describe({"CPU": 2})

@@ -176,7 +176,7 @@ def comparisons(root: Path) -> dict[str, Any]:
     with served(root) as hub:
         from tune.config.load import load_search
         from tune.publish import push_if_asked
-        from tune.results import load_results
+        from tune.run_folder.results import load_results
 
         wanted = {"when": "improved", "repo": "acme/best", "private": False,
                   "license": "apache-2.0"}  # fmt: skip

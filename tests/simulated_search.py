@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.storage.files import write_atomically
-from tune.records import read_records
+from tune.run_folder.records import read_records
 
 YAML = """
 name: sim

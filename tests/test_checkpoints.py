@@ -8,8 +8,8 @@ import pytest
 
 from dpo_train.storage import mirror
 from dpo_train.storage.checksums import seal
-from tune import checkpoints
 from tune.config.objective import Objective
+from tune.run_folder import exports, trial_state
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
 
@@ -26,13 +26,13 @@ def offer(run: Path, trial: str, **values: float) -> bool:
         exported.append(folder)
 
     shown = report(**values)  # type: ignore[arg-type]
-    checkpoints.offer_export(run, trial, {}, shown, ACCURACY, 2, export)
-    checkpoints.prune_exports(run, ACCURACY, 2)
+    exports.offer_export(run, trial, {}, shown, ACCURACY, 2, export)
+    exports.prune_exports(run, ACCURACY, 2)
     return bool(exported)
 
 
 def kept(run: Path) -> list[str]:
-    return [stamp["trial"] for _, stamp in checkpoints.exports(run, ACCURACY)]
+    return [stamp["trial"] for _, stamp in exports.exports(run, ACCURACY)]
 
 
 def test_only_the_k_best_are_exported_and_kept(tmp_path: Path) -> None:
@@ -58,19 +58,19 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
     for trial, accuracy in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
         (tmp_path / "best" / trial / "64").mkdir(parents=True)
         stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
-        (tmp_path / "best" / trial / "64" / checkpoints.STAMP).write_text(json.dumps(stamp))
+        (tmp_path / "best" / trial / "64" / exports.STAMP).write_text(json.dumps(stamp))
         seal(tmp_path / "best" / trial / "64")
     remove = shutil.rmtree
 
     def add_then_remove(folder: Path, **options: bool) -> None:
         monkeypatch.setattr(shutil, "rmtree", remove)
-        checkpoints.offer_export(
+        exports.offer_export(
             tmp_path, "c", {}, report(0.95, pairs=128), ACCURACY, 2, lambda part: part.mkdir()
         )
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", add_then_remove)
-    checkpoints.prune_exports(tmp_path, ACCURACY, 2)
+    exports.prune_exports(tmp_path, ACCURACY, 2)
     assert kept(tmp_path)[0] == "c"
 
 
@@ -78,47 +78,47 @@ def test_a_tie_goes_to_the_lower_drift(tmp_path: Path) -> None:
     offer(tmp_path, "a", accuracy=0.7, drift=2.0)
     offer(tmp_path, "b", accuracy=0.7, drift=1.0)
     assert kept(tmp_path) == ["b", "a"]
-    stamp = checkpoints.crown(tmp_path, ACCURACY)
+    stamp = exports.crown(tmp_path, ACCURACY)
     assert stamp is not None
     assert stamp["trial"] == "b"
-    assert (tmp_path / "winner" / checkpoints.STAMP).exists()
+    assert (tmp_path / "winner" / exports.STAMP).exists()
 
 
 def test_a_finalists_exports_outlast_better_ones_of_others(tmp_path: Path) -> None:
     def offer(trial: str, accuracy: float, confirms: str | None = None) -> None:
-        checkpoints.offer_export(
+        exports.offer_export(
             tmp_path, trial, {}, report(accuracy), ACCURACY, 1, Path.mkdir, confirms
         )
-        checkpoints.prune_exports(tmp_path, ACCURACY, 1, ["a"])
+        exports.prune_exports(tmp_path, ACCURACY, 1, ["a"])
 
     offer("a", 0.7)
     offer("lucky", 0.9)
     offer("a-again", 0.6, "a")
     assert kept(tmp_path) == ["lucky", "a"]
     offer("a-third", 0.8, "a")
-    assert checkpoints.export_of(tmp_path, ACCURACY, "a")  # with which the winner is compared
+    assert exports.export_of(tmp_path, ACCURACY, "a")  # with which the winner is compared
     shutil.rmtree(tmp_path / "best" / "a")
     shutil.rmtree(tmp_path / "best" / "a-third")
     offer("a-fourth", 0.5, "a")
-    stamp = checkpoints.crown(tmp_path, ACCURACY, "a")
+    stamp = exports.crown(tmp_path, ACCURACY, "a")
     assert stamp is not None
     assert stamp["trial"] == "a-fourth"
 
 
 def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
-    assert checkpoints.crown(tmp_path, ACCURACY) is None
+    assert exports.crown(tmp_path, ACCURACY) is None
 
 
 def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
-    checkpoints.save_state(tmp_path, "a", 64, lambda folder: folder.mkdir())
-    checkpoints.save_state(tmp_path, "a", 128, lambda folder: folder.mkdir())
-    assert checkpoints.saved_pairs(tmp_path, "a") == [64, 128]
+    trial_state.save_state(tmp_path, "a", 64, lambda folder: folder.mkdir())
+    trial_state.save_state(tmp_path, "a", 128, lambda folder: folder.mkdir())
+    assert trial_state.saved_pairs(tmp_path, "a") == [64, 128]
     (tmp_path / "state" / "a" / ".part" / "session").mkdir(parents=True)
-    assert checkpoints.saved_pairs(tmp_path, "a") == [64, 128]
-    checkpoints.save_state(tmp_path, "a", 192, lambda folder: folder.mkdir())
-    assert checkpoints.saved_pairs(tmp_path, "a") == [128, 192]
-    checkpoints.drop_state(tmp_path, "a")
-    assert checkpoints.saved_pairs(tmp_path, "a") == []
+    assert trial_state.saved_pairs(tmp_path, "a") == [64, 128]
+    trial_state.save_state(tmp_path, "a", 192, lambda folder: folder.mkdir())
+    assert trial_state.saved_pairs(tmp_path, "a") == [128, 192]
+    trial_state.drop_state(tmp_path, "a")
+    assert trial_state.saved_pairs(tmp_path, "a") == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "seal"])
@@ -128,8 +128,8 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
         (folder / "deep" / "weights").write_bytes(b"0123456789")
 
     for pairs in (64, 128):
-        checkpoints.save_state(tmp_path, "a", pairs, save)
-    assert checkpoints.last_whole_state(tmp_path, "a") == (128, "")
+        trial_state.save_state(tmp_path, "a", pairs, save)
+    assert trial_state.last_whole_state(tmp_path, "a") == (128, "")
     newest = tmp_path / "state" / "a" / "128"
     weights = newest / "session" / "deep" / "weights"
     match damage:
@@ -141,12 +141,12 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
             weights.unlink()
         case "seal":
             (newest / ".seal.json").write_text("{")
-    pairs, told = checkpoints.last_whole_state(tmp_path, "a")
+    pairs, told = trial_state.last_whole_state(tmp_path, "a")
     assert pairs == 64
     assert "its state at 128 pairs is damaged; it goes on from the one before" in told
-    assert checkpoints.saved_pairs(tmp_path, "a") == [64]
+    assert trial_state.saved_pairs(tmp_path, "a") == [64]
     (tmp_path / "state" / "a" / "64" / "session" / "deep" / "weights").unlink()
-    assert checkpoints.last_whole_state(tmp_path, "a")[0] == 0
+    assert trial_state.last_whole_state(tmp_path, "a")[0] == 0
 
 
 def test_a_damaged_export_is_not_crowned(
@@ -155,7 +155,7 @@ def test_a_damaged_export_is_not_crowned(
     offer(tmp_path, "a", accuracy=0.7)
     offer(tmp_path, "b", accuracy=0.9)
     (tmp_path / "best" / "b" / "64" / "weights").write_text("more than was sealed")
-    stamp = checkpoints.crown(tmp_path, ACCURACY)
+    stamp = exports.crown(tmp_path, ACCURACY)
     assert stamp is not None
     assert stamp["trial"] == "a"
     assert "best/b/64 is damaged; the next best export is taken" in capsys.readouterr().out
@@ -163,9 +163,9 @@ def test_a_damaged_export_is_not_crowned(
 
 def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(tmp_path: Path) -> None:
     offer(tmp_path, "a", accuracy=0.7, pairs=128)
-    checkpoints.drop_later_exports(tmp_path, "a", 128)
+    exports.drop_later_exports(tmp_path, "a", 128)
     assert kept(tmp_path) == ["a"]
-    checkpoints.drop_later_exports(tmp_path, "a", 64)
+    exports.drop_later_exports(tmp_path, "a", 64)
     assert kept(tmp_path) == []
 
 
@@ -185,7 +185,7 @@ def test_what_is_removed_while_one_looks_is_passed_over(tmp_path: Path) -> None:
         going = pool.submit(come_and_go)
         try:
             for _ in range(300):
-                assert checkpoints.exports(tmp_path, ACCURACY) == []  # none has its seal
+                assert exports.exports(tmp_path, ACCURACY) == []  # none has its seal
                 mirror.sizes(tmp_path)
         finally:
             looked.set()
@@ -197,11 +197,11 @@ def test_what_a_death_left_of_a_state_is_in_nobodys_way(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "weights").write_text("new")
 
-    checkpoints.save_state(tmp_path, "a", 64, save)
+    trial_state.save_state(tmp_path, "a", 64, save)
     left = tmp_path / "state" / "a" / "128" / "session"
     left.mkdir(parents=True)
     (left / "weights").write_text("half")
-    assert checkpoints.last_whole_state(tmp_path, "a") == (64, "")
-    checkpoints.save_state(tmp_path, "a", 128, save)
-    assert checkpoints.last_whole_state(tmp_path, "a") == (128, "")
+    assert trial_state.last_whole_state(tmp_path, "a") == (64, "")
+    trial_state.save_state(tmp_path, "a", 128, save)
+    assert trial_state.last_whole_state(tmp_path, "a") == (128, "")
     assert (left / "weights").read_text() == "new"

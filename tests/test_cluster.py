@@ -18,8 +18,8 @@ from tests.conftest import ROOT, Run
 from tests.network import Network
 from tests.ray_cluster import RayCluster
 from tests.simulated_search import hurry
-from tune.records import TrialRecord, read_records
-from tune.results import load_results
+from tune.run_folder.records import TrialRecord, read_records
+from tune.run_folder.results import load_results
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from tests.network import Network
 from tests.ray_cluster import RayCluster
 from tests.simulated_search import ended, hurry, wait_until
 from tests.test_cluster import most_at_once, places
-from tune.results import load_results
+from tune.run_folder.results import load_results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 

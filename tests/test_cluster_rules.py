@@ -14,7 +14,7 @@ from tune import cluster, submit
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
-from tune.records import find_run
+from tune.run_folder.folder import find_run, find_run_here, refuse_private_folder
 
 
 def job(monkeypatch: pytest.MonkeyPatch, **runtime_env: Any) -> None:
@@ -38,18 +38,18 @@ def test_a_job_does_not_write_into_the_copy_that_ray_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cluster.refuse_private_folder(Path("runs/x"))
+    refuse_private_folder(Path("runs/x"))
     job(monkeypatch)  # KubeRay's entry point may run in the image's own folder
-    cluster.refuse_private_folder(Path("runs/x"))
+    refuse_private_folder(Path("runs/x"))
     job(monkeypatch, working_dir="gcs://_ray_pkg_0.zip")
-    cluster.refuse_private_folder(Path("/mnt/shared/x"))
+    refuse_private_folder(Path("/mnt/shared/x"))
     with pytest.raises(InputError, match="set DPO_TUNE_RUNS on the cluster's nodes, or type"):
-        cluster.refuse_private_folder(Path("runs/x"))
+        refuse_private_folder(Path("runs/x"))
 
 
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"does not see {tmp_path}; give a path that all nodes"):
-        cluster.find_run_here(str(tmp_path))
+        find_run_here(str(tmp_path))
 
 
 def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

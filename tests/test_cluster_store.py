@@ -13,8 +13,8 @@ from tests.network import Network
 from tests.object_store import LOGIN, ObjectStore
 from tests.ray_cluster import RayCluster
 from tests.simulated_search import wait_until
-from tune.records import ENDED
-from tune.results import load_results
+from tune.run_folder.records import ENDED
+from tune.run_folder.results import load_results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -18,13 +18,13 @@ from tests.driver import RATE, Driver
 from tests.simulated_results import simulated
 from tests.simulated_search import YAML, ended, wait_until
 from tune import card, confirm, report_answer, show
-from tune.checkpoints import offer_export
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.confirm import Confirmation, Finalist
-from tune.confirm import Run as SeedRun
-from tune.records import read_records
-from tune.results import load_results
+from tune.run_folder.confirmation import Confirmation, Finalist
+from tune.run_folder.confirmation import Run as SeedRun
+from tune.run_folder.exports import offer_export
+from tune.run_folder.records import read_records
+from tune.run_folder.results import load_results
 
 PAIRS = 200
 """Held-out pairs of the played search."""

@@ -14,10 +14,10 @@ from dpo_train import export, model
 from dpo_train.config import TrainConfig
 from tests.driver import Driver
 from tune.__main__ import main
-from tune.checkpoints import STAMP
 from tune.config.load import load_search
-from tune.records import read_records
-from tune.runs import write_yaml
+from tune.run_folder.exports import STAMP
+from tune.run_folder.records import read_records
+from tune.run_folder.yaml_file import write_yaml
 
 WARM = "ow7ao1-001"
 

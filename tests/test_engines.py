@@ -17,7 +17,7 @@ from tests.conftest import Start
 from tests.simulated_search import trial_processes, wait_until
 from tune import engines
 from tune.engines import Broker, EngineLost, EngineSession
-from tune.records import read_records
+from tune.run_folder.records import read_records
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,9 @@ from tune import runs
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
-from tune.records import Records, create_run
-from tune.results import Cost, Publication, Results, load_results, write_results
+from tune.run_folder import yaml_file
+from tune.run_folder.records import Records, create_run
+from tune.run_folder.results import Cost, Publication, Results, load_results, write_results
 from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send
 
 
@@ -31,7 +32,7 @@ class Search:
         self.config = check(parse(SearchConfig, content, {}, "x.yaml"))
         self.folder = folder / "x"
         create_run(self.folder, Path(), "cpu")
-        runs.write_yaml(self.folder, self.config)
+        yaml_file.write_yaml(self.folder, self.config)
         objective = Objective(metric="eval/accuracy", mode="max")
         self.records = Records(self.folder, objective)
         self.records.begin_sitting()

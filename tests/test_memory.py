@@ -12,7 +12,7 @@ from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import OutOfMemory, with_less_at_once
 from tests.conftest import ROOT, Run
-from tune.records import read_records
+from tune.run_folder.records import read_records
 
 
 @pytest.mark.slow

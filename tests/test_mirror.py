@@ -24,13 +24,15 @@ from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.object_store import LOGIN, ObjectStore
 from tests.simulated_search import hurry, wait_until
-from tune import checkpoints, claim, deploy, load_results, run, runs
-from tune.claim import only_driver
+from tune import deploy, load_results, run, runs
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.group import bundles
-from tune.records import ENDED, create_run, find_run
 from tune.requests import clone, stop
+from tune.run_folder import driver_lease, exports, trial_state, yaml_file
+from tune.run_folder.driver_lease import only_driver
+from tune.run_folder.folder import find_run, runs_root
+from tune.run_folder.records import ENDED, create_run
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
     folder = mirror.local(store.run("sim"))
     (folder / "trials").mkdir(parents=True)
     driver = Driver(folder, **config)
-    runs.write_yaml(folder, driver.config)
+    yaml_file.write_yaml(folder, driver.config)
     done, ahead, even = driver.start(), driver.start(), driver.start()
     sessions = {}
     for trial, reports in ((done, 4), (ahead, 1), (even, 2)):
@@ -86,14 +88,14 @@ def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
             report = session.advance()
             result = {f"report/{name}": value for name, value in report.items()}
             driver.scheduler.on_trial_result(None, trial, {**driver.result(0, 0, 0), **result})
-            checkpoints.save_state(folder, trial_id, int(report["pairs_seen"]), session.save)
-        checkpoints.offer_export(
+            trial_state.save_state(folder, trial_id, int(report["pairs_seen"]), session.save)
+        exports.offer_export(
             folder, trial_id, trial.config["point"], report, driver.records.objective, 3,
             session.export,
         )  # fmt: skip
     driver.records.end(done.config["trial"], "finished")  # and then it died
     sessions[ahead.config["trial"]].advance()
-    checkpoints.save_state(folder, ahead.config["trial"], 128, sessions[ahead.config["trial"]].save)
+    trial_state.save_state(folder, ahead.config["trial"], 128, sessions[ahead.config["trial"]].save)
     return {done.config["trial"]: store.records("sim")[done.config["trial"]]}
 
 
@@ -131,11 +133,11 @@ def test_a_search_goes_on_from_the_url_alone(
     with pytest.raises(InputError, match=rf"DPO_TUNE_RUNS='{re.escape(store.url)}' dpo-tune clean"):
         run(yaml, {"runs_dir": store.url, "trials": 9, "seed": 1})
     monkeypatch.setenv("DPO_TUNE_RUNS", store.url)
-    (stored,) = runs.stored(runs.root())
+    (stored,) = runs.stored(runs_root())
     assert (stored.name, stored.state, stored.trials) == ("sim", "finished", 5)
     with pytest.raises(InputError, match="has ended already"):
         stop("sim", best)
-    runs.remove(runs.root(), ["sim"])
+    runs.remove(runs_root(), ["sim"])
     assert store.read() == {}
     with pytest.raises(InputError, match=r"under s3://bucket/runs.*there is none"):
         load_results("sim")
@@ -204,8 +206,8 @@ def test_a_store_that_fails_ends_the_sitting_with_a_line(
 def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(claim, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(claim, "DEAD_SECONDS", 0.6)
+    monkeypatch.setattr(driver_lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(driver_lease, "DEAD_SECONDS", 0.6)
     here, there = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
     with only_driver(here):
         with (
@@ -253,10 +255,10 @@ def test_a_runs_documents_are_those_of_the_url(store: ObjectStore) -> None:
     create_run(run, Path(), "cpu")
     mirror.put(run / "trials" / "a.json", "{}")
     (run / "trials" / "stale.json").write_text("{}")
-    claim.refresh(run)
+    driver_lease.refresh(run)
     assert [path.name for path in (run / "trials").iterdir()] == ["a.json"]
     store.remove("x/run.json")
-    claim.refresh(run)
+    driver_lease.refresh(run)
     assert not (run / "run.json").exists()
     assert not (run / "trials").exists()
 

@@ -17,7 +17,7 @@ from tests.network import Network
 from tests.ports import free_port, wait_for_port
 from tests.ssh_nodes import SshNodes, missing_tools
 from tests.test_cluster import places
-from tune.results import load_results
+from tune.run_folder.results import load_results
 
 pytestmark = [
     pytest.mark.cluster,

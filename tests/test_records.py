@@ -9,8 +9,8 @@ from tune import redact
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
-from tune.records import Records, create_run
-from tune.results import Deployment
+from tune.run_folder.records import Records, create_run
+from tune.run_folder.results import Deployment
 from tune.show import to_csv
 
 

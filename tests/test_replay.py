@@ -9,7 +9,7 @@ from dpo_train.trainers.open import open_session
 from tests.driver import Driver
 from tune.config.objective import Report
 from tune.replay import replay
-from tune.runs import write_yaml
+from tune.run_folder.yaml_file import write_yaml
 
 
 @pytest.fixture

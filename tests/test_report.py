@@ -17,8 +17,8 @@ from tests.conftest import ROOT, Run
 from tests.simulated_results import SEARCH, simulated
 from tune import load_results, report
 from tune.config.schema import SearchConfig
-from tune.records import TrialRecord
-from tune.results import Results
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import Results
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 

@@ -10,10 +10,11 @@ from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.simulated_search import wait_until
 from tune.config.schema import ConfirmConfig
-from tune.records import read_records
 from tune.requests import clone, stop
-from tune.results import Cost, Results, write_results
-from tune.runs import adopt, is_finished, write_yaml
+from tune.run_folder.records import read_records
+from tune.run_folder.results import Cost, Results, write_results
+from tune.run_folder.yaml_file import write_yaml
+from tune.runs import adopt, is_finished
 
 YAML = """
 name: sim

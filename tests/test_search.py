@@ -18,7 +18,7 @@ from tests.simulated_search import (
     wait_until,
 )
 from tune import load_results
-from tune.records import read_records
+from tune.run_folder.records import read_records
 
 pytestmark = pytest.mark.slow
 

@@ -26,10 +26,10 @@ from tests.simulated_search import (
     wait_until,
 )
 from tune import load_results, search
-from tune.checkpoints import saved_pairs
 from tune.config.schema import SearchConfig
 from tune.connection import connected
-from tune.records import read_records
+from tune.run_folder.records import read_records
+from tune.run_folder.trial_state import saved_pairs
 from tune.search import Interrupted
 
 AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]

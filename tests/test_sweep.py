@@ -6,7 +6,7 @@ from dpo_train.config_base import parse
 from tune import sweep
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.records import TrialRecord
+from tune.run_folder.records import TrialRecord
 
 
 def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:

@@ -10,7 +10,6 @@ import pytest
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
-from tune.earlier import best_points
 
 from dpo_train.errors import InputError
 from tests.driver import RATE, Driver
@@ -19,14 +18,15 @@ from tests.simulated_search import YAML
 from tests.test_confirm import finish
 from tests.test_fronts import beats
 from tune import card, report, report_answer, show
-from tune.checkpoints import exports
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.objective import Objective
-from tune.config.schema import SearchConfig
+from tune.config.schema import EarlierPoints, SearchConfig
 from tune.confirm import finalists
-from tune.records import Records
+from tune.run_folder.exports import exports
+from tune.run_folder.records import Records
 from tune.sweep import definition
+from tune.warm_start import with_earlier_points
 
 TWO = ["eval/accuracy", "eval/drift"]
 
@@ -201,11 +201,10 @@ def test_finalists_are_compared_by_the_same_rule(tmp_path: Path, select: str, wi
 def test_points_of_an_earlier_search_come_from_its_front(tmp_path: Path) -> None:
     played(tmp_path / "old")
     records = Records(tmp_path / "old", Objective.of(TWO))
-    points = best_points(
-        {"from": str(tmp_path / "old"), "best": 4}, config().space, Objective.of(TWO)
-    )
+    earlier = EarlierPoints(run=str(tmp_path / "old"), best=4)
+    found = with_earlier_points(config().model_copy(update={"points": earlier}))
     trials = list(records.trials.values())
-    assert points == [trials[number].config for number in (0, 2, 3, 4)]
+    assert found.points == [trials[number].config for number in (0, 2, 3, 4)]
 
 
 def test_the_front_is_shown_wherever_the_trials_are() -> None:

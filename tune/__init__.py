@@ -19,7 +19,7 @@ _PLACES = {
     "stop": "tune.requests",
     "clone": "tune.requests",
     "Interrupted": "tune.search",
-    "load_results": "tune.results",
+    "load_results": "tune.run_folder.results",
     "load_search": "tune.config.load",
     "InputError": "dpo_train.errors",
 }

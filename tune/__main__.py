@@ -157,7 +157,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from tune.config.load import load_search
-    from tune.records import find_run
+    from tune.run_folder.folder import find_run
 
     folder = find_run(options.run)
     trials = None
@@ -236,8 +236,8 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _clone(options: argparse.Namespace) -> int:
-    from tune.progress import describe
     from tune.requests import clone
+    from tune.run_folder.wording import describe
 
     point = clone(options.run, options.trial, _overrides(options))
     print(f"asked: {describe(point)} is tried as soon as a place is free")
@@ -297,9 +297,10 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from tune.runs import root, stored
+    from tune.run_folder.folder import runs_root
+    from tune.runs import stored
 
-    there = stored(root())
+    there = stored(runs_root())
     print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
     for item in there:
         trials = str(item.trials) if item.kind == "run" else ""
@@ -308,13 +309,14 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from tune.runs import remove, root
+    from tune.run_folder.folder import runs_root
+    from tune.runs import remove
 
     if not options.names:
         _list(options)
         print("to remove: dpo-tune clean NAME …")
         return _DONE
-    for item in remove(root(), options.names):
+    for item in remove(runs_root(), options.names):
         print(f"removed {item.name} ({item.gigabytes:.3f} GB)")
     return _DONE
 

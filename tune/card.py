@@ -12,10 +12,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.config.space import Axis
-from tune.confirm import Confirmation
-from tune.progress import describe, duration
 from tune.report_answer import trial_yaml, verdict
-from tune.results import UNTRAINED, Results
+from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.wording import describe, duration
 from tune.savings import saved
 
 _METRICS = {

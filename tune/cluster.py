@@ -5,60 +5,15 @@ The folder is the one thing that all nodes share. Ray is imported where it is as
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import socket
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreFailed
-from tune.config.places import RUNS
 
 if TYPE_CHECKING:
     from tune.config.schema import SearchConfig
-
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets it for the entry point of a job, and for nothing else."""
-
-
-def refuse_private_folder(folder: Path) -> None:
-    """Raises InputError if a Ray job would write its run into the copy of its working directory.
-
-    Ray removes that copy some time after the job, and no other node has it.
-    """
-    job = json.loads(os.environ.get(_JOB, "{}"))
-    brought = (job.get("runtime_env") or {}).get("working_dir")
-    if brought and folder.absolute().is_relative_to(Path.cwd()):
-        raise InputError(
-            f"runs_dir: {folder.parent} lies in this job's own folder, which no other node sees "
-            f"and which goes with the job; set {RUNS} on the cluster's nodes, or type "
-            "`--set runs_dir=/a/path/that/all/nodes/share`"
-        )
-
-
-def find_run_here(run: str) -> Path:
-    """The run folder on this node; of a URL what a trial reads there is brought here. Raises
-    InputError on a node that does not see it."""
-    folder, node = mirror.local(run), socket.gethostname()
-    try:
-        for name in ("search.yaml", "run.json"):
-            mirror.fetch(folder / name)
-    except StoreFailed as error:
-        raise InputError(
-            f"runs_dir: the node {node} can't read the run: {error}; every node needs the login "
-            "in the environment in which its Ray was started"
-        ) from None
-    if not (folder / "run.json").is_file():
-        raise InputError(
-            f"runs_dir: the node {node} does not see {mirror.shown(folder)}; give a path that all "
-            f"nodes share, by {RUNS} or `--set runs_dir=…`, and mount it on every node; or a URL "
-            "like s3://bucket/runs"
-        )
-    return folder
 
 
 def refuse_or_wait(config: SearchConfig) -> None:
@@ -123,22 +78,3 @@ def keep_secrets_out_of_ray() -> None:
 
     kept = (name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_"))
     class_cache.ENV_VARS_TO_PROPAGATE = set(kept)
-
-
-class Places:
-    """`places.jsonl` in the run folder: which trial took which place, and when.
-
-    One line each time: `at` (Unix time), `trial`, `node` (its address), `gpus` (as the process
-    sees them), `pid`. A trial holds its place until its next line or its end.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self._file = run / "places.jsonl"
-        self._last: dict[str, dict[str, Any]] = {}
-
-    def note(self, trial: str, place: dict[str, Any], at: float) -> None:
-        if self._last.get(trial) != place:
-            self._last[trial] = place
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"at": at, "trial": trial, **place}) + "\n")
-            mirror.put_later(self._file)

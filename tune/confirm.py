@@ -6,7 +6,6 @@ Ray; the records say what was run, so a search that was killed goes on where it 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,62 +16,11 @@ from dpo_train.reference import prompt_keys
 from dpo_train.scoring import metrics
 from dpo_train.scoring.bootstrap import bootstrap_interval, standard_error
 from dpo_train.storage import mirror
-from dpo_train.storage.files import write_atomically
-from tune import checkpoints
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
-from tune.records import ENDED, Document, Records, TrialRecord
-
-_EVALUATIONS = "evaluations.json"
-
-
-class Run(Document):
-    """One seed of a finalist."""
-
-    id: str
-    seed: int
-    value: float | None
-    """Of the objective at its best report; None if it failed."""
-    error: str | None = None
-
-
-class Finalist(Document):
-    trial: str
-    """The trial of the search whose configuration this is."""
-    config: dict[str, Any]
-    searched: float
-    """Of the objective at the trial's best report in the search, by which it became a finalist."""
-    runs: list[Run]
-    mean: float | None
-    """Of the runs; None if one of them failed."""
-    drift: float | None
-    """Mean `eval/drift` of the runs."""
-    second: float | None = None
-    """With two objectives the second's mean of the runs."""
-    behind: dict[str, Any] = {}
-    """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
-    its 95 % `interval` over prompts; empty for the winner and where a run failed."""
-    sampled_kl: dict[str, Any] = {}
-    """As the winner's, of this one's best run."""
-    evaluation: dict[str, float] = {}
-    """What `confirm.evaluate` said of the best run's folder."""
-
-    @property
-    def seeds_told(self) -> list[str]:
-        """Each seed's value, as a person reads it."""
-        return ["failed" if run.value is None else f"{run.value:.3f}" for run in self.runs]
-
-
-class Confirmation(Document):
-    winner: str
-    """The trial whose configuration won."""
-    searched: str
-    """The best trial of the search, before its finalists' new seeds."""
-    decided_by: str
-    finalists: list[Finalist]
-    """The best first."""
-    searched_test: dict[str, Any] = {}
-    """The test split's numbers of `searched`, before its seeds were tried."""
+from tune.run_folder import exports
+from tune.run_folder.confirmation import Confirmation, Finalist, Run, evaluations
+from tune.run_folder.records import ENDED, Records, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -115,29 +63,12 @@ def next_evaluation(
     if config.confirm is None or config.confirm.evaluate is None:
         return None
     known = evaluations(records.folder).keys() | tried
-    exported = checkpoints.exports(records.folder, records.objective)
+    exported = exports.exports(records.folder, records.objective)
     wanted = {record.id for record in finalists(config, records)}
     for folder, stamp in exported:
-        if checkpoints.configuration(stamp) in wanted and stamp["trial"] not in known:
+        if exports.configuration(stamp) in wanted and stamp["trial"] not in known:
             return stamp["trial"], folder
     return None
-
-
-def evaluations(run: Path) -> dict[str, dict[str, float]]:
-    """What `confirm.evaluate` said, by the id of the run that it was given."""
-    path = run / _EVALUATIONS
-    said: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    return said
-
-
-def keep_evaluation(run: Path, run_id: str, said: dict[str, float]) -> None:
-    """Kept, for an evaluation may cost more than a trial."""
-    write_atomically(run / _EVALUATIONS, json.dumps({**evaluations(run), run_id: said}, indent=1))
-
-
-def forget_evaluations(run: Path) -> None:
-    """For another function than the one that said them."""
-    mirror.remove(run / _EVALUATIONS)
 
 
 def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirmation | None]:
@@ -150,7 +81,7 @@ def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirma
         return confirmation.winner, confirmation
     if config.select == "best":
         return None, None
-    exported = [stamp for _, stamp in checkpoints.exports(records.folder, records.objective)]
+    exported = [stamp for _, stamp in exports.exports(records.folder, records.objective)]
     if not exported:
         return None, None
     best = exported[0]
@@ -162,7 +93,7 @@ def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirma
         if abs(best["report"][metric] - stamp["report"][metric]) <= error
     ]
     least = max(near, key=lambda stamp: records.objective.key(stamp["report"])[1])
-    return checkpoints.configuration(least), None
+    return exports.configuration(least), None
 
 
 def _confirm(config: SearchConfig, records: Records) -> Confirmation | None:
@@ -221,8 +152,8 @@ def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
         return []
     known = evaluations(records.folder)
     said = {
-        checkpoints.configuration(stamp): known[stamp["trial"]]
-        for _, stamp in checkpoints.exports(records.folder, records.objective)
+        exports.configuration(stamp): known[stamp["trial"]]
+        for _, stamp in exports.exports(records.folder, records.objective)
         if stamp["trial"] in known
     }
     return [

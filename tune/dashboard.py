@@ -14,7 +14,7 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
-from tune.records import find_run
+from tune.run_folder.folder import find_run
 
 _CURVES = ("eval/nll", "eval/ranking", "eval/margin", "eval/drift", "train/loss")
 

@@ -19,10 +19,10 @@ from ruamel.yaml import YAML
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
-from tune.checkpoints import STAMP
 from tune.config.schema import SearchConfig
-from tune.results import Deployment, Results, write_results
-from tune.runs import dump_yaml
+from tune.run_folder.exports import STAMP
+from tune.run_folder.results import Deployment, Results, write_results
+from tune.run_folder.yaml_file import dump_yaml
 
 CONFIG = "serve.yaml"
 """In the run folder."""

@@ -14,9 +14,9 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune import deploy
-from tune.claim import refresh
 from tune.config.schema import SearchConfig
 from tune.own_evaluation import refuse_missing
+from tune.run_folder.driver_lease import refresh
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 

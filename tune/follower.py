@@ -26,8 +26,8 @@ from dpo_train.storage.files import write_here
 from dpo_train.storage.object_store import StoreFailed
 from tune import sweep, tracking
 from tune.config.load import load_search
-from tune.records import ENDED, Sittings, TrialRecord
-from tune.results import load_results
+from tune.run_folder.records import ENDED, Sittings, TrialRecord
+from tune.run_folder.results import load_results
 from tune.tracker import children, environment, folders_of, kill, mark_unsent
 
 _POLL_SECONDS = 1.0

@@ -11,7 +11,7 @@ from ray.tune import Stopper
 from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreFailed
-from tune.records import Records
+from tune.run_folder.records import Records
 
 _POLL_SECONDS = 2.0
 

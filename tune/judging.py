@@ -8,10 +8,11 @@ import os
 from typing import Any
 
 from dpo_train.storage import mirror
-from tune import checkpoints, confirm
+from tune import confirm
 from tune.config.schema import SearchConfig
-from tune.confirm import Confirmation
-from tune.records import Records
+from tune.run_folder import confirmation, exports
+from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.records import Records
 
 JUDGING = "judging"
 """What stands where a trial's id would, in the task that Tune is given."""
@@ -64,9 +65,9 @@ class Judging:
         self.was_given = True
         chosen, self.confirmation = confirm.choose(self._config, self._records)
         objective = self._records.objective
-        self.stamp = checkpoints.crown(self._records.folder, objective, chosen)
+        self.stamp = exports.crown(self._records.folder, objective, chosen)
         if self.stamp is None and chosen is not None:
-            self.stamp = checkpoints.crown(self._records.folder, objective)
+            self.stamp = exports.crown(self._records.folder, objective)
             if self.stamp is not None:
                 print(
                     f"warning: no export of {chosen}, which won, is whole; the best of the others, "
@@ -97,7 +98,7 @@ class Judging:
 
     def _end_evaluation(self, run_id: str, result: dict[str, Any]) -> None:
         if said := json.loads(result.get("evaluation", "{}")):
-            confirm.keep_evaluation(self._records.folder, run_id, said)
+            confirmation.keep_evaluation(self._records.folder, run_id, said)
         else:
             print(f"warning: confirm.evaluate failed for {run_id}: {result['error']}", flush=True)
         self._evaluating.discard(run_id)  # last: a winner that is chosen now must see it
@@ -106,7 +107,7 @@ class Judging:
         """The export of the search's best, where it is another."""
         if self.confirmation is None or self.stamp is None:
             return None
-        folder = checkpoints.export_of(
+        folder = exports.export_of(
             self._records.folder, self._records.objective, self.confirmation.searched
         )
         if self.stamp["trial"] == self.confirmation.searched or folder is None:
@@ -119,11 +120,11 @@ class Judging:
         records, stamp = self._records, self.stamp
         if stamp is None or "eval/drift" not in {part.metric for part in records.objective.parts}:
             return {}
-        wanted = {checkpoints.configuration(stamp)}
+        wanted = {exports.configuration(stamp)}
         if self.confirmation is not None:
             wanted.update(finalist.trial for finalist in self.confirmation.finalists)
         return {
-            checkpoints.configuration(stamp): str(folder.relative_to(records.folder))
-            for folder, stamp in checkpoints.exports(records.folder, records.objective)
-            if checkpoints.configuration(stamp) in wanted
+            exports.configuration(stamp): str(folder.relative_to(records.folder))
+            for folder, stamp in exports.exports(records.folder, records.objective)
+            if exports.configuration(stamp) in wanted
         }

@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tune.config.objective import Objective
 from tune.config.space import Axis, to_optuna
-from tune.results import Results
-from tune.study import OPTUNA_STATES
+from tune.run_folder.optuna_states import OPTUNA_STATES
+from tune.run_folder.results import Results
 
 Drawn = list[go.Figure] | str
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
 from tune.config.objective import Objective
-from tune.records import ENDED, Records, TrialRecord
+from tune.run_folder.records import ENDED, Records, TrialRecord
+from tune.run_folder.wording import describe, duration
 
 
 class Progress:
@@ -86,19 +87,3 @@ class Progress:
 def _values(objective: Objective, record: TrialRecord) -> str:
     """Of a trial's best report, by name."""
     return " ".join(f"{p.metric} {record.metrics[p.metric]:.3f}" for p in objective.parts)
-
-
-def describe(point: dict[str, Any]) -> str:
-    """A point on one line, by the last part of each path."""
-    parts = []
-    for path, value in point.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        parts.append(f"{path.rpartition('.')[2]}={shown}")
-    return " ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -26,10 +26,10 @@ from dpo_train.config_base import parse
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune import card, hub_access, redact, repository
-from tune.claim import only_driver
 from tune.config.load import load_search
 from tune.config.schema import HubConfig, SearchConfig
-from tune.results import Publication, Results, load_results, write_results
+from tune.run_folder.driver_lease import only_driver
+from tune.run_folder.results import Publication, Results, load_results, write_results
 
 _HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")
 _OF_ANOTHER_KIND = ("model*.safetensors", "model.safetensors.index.json", "adapter_*.safetensors",

@@ -11,9 +11,9 @@ from typing import Any
 
 from dpo_train.config import ModelConfig
 from tune.config.schema import HubConfig, SearchConfig, ServeConfig, WandbConfig
-from tune.confirm import Confirmation
-from tune.records import TrialRecord
-from tune.results import Results
+from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import Results
 
 
 def text(content: str) -> str:

@@ -12,8 +12,7 @@ from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged
 from tune.config.objective import Report
-from tune.records import find_run
-from tune.runs import opened
+from tune.run_folder.folder import find_run, open_run
 from tune.search import find_prepared
 
 _NOT_OF_TRAINING = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
@@ -52,7 +51,7 @@ def replay(
     on a GPU sums are not associative. Raises InputError.
     """
     folder = find_run(run_folder)
-    config, records = opened(folder)
+    config, records = open_run(folder)
     record = records.find(trial)
     if not record.curve:
         raise InputError(f"{trial} has no report to compare with ({record.state})")

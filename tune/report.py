@@ -18,7 +18,7 @@ from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune import report_answer, report_text
-from tune.results import Results
+from tune.run_folder.results import Results
 
 _PAUSE_SECONDS = 60.0
 _SHARE = 50

@@ -14,9 +14,9 @@ from typing import Any
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from tune.progress import describe
-from tune.records import ENDED
-from tune.results import UNTRAINED, Results
+from tune.run_folder.records import ENDED
+from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.wording import describe
 from tune.savings import most_pairs
 
 _MEANINGS = {

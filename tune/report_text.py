@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from html import escape
 
 from tune.config.objective import Objective
-from tune.progress import describe, duration
 from tune.report_answer import note, table
-from tune.results import Results
+from tune.run_folder.results import Results
+from tune.run_folder.wording import describe, duration
 from tune.savings import saved
 
 Section = tuple[str, str, str]

@@ -18,10 +18,10 @@ from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune import card, redact, report
-from tune.checkpoints import STAMP
 from tune.config.schema import HubConfig, SearchConfig
-from tune.results import Results, write_results
-from tune.runs import write_yaml
+from tune.run_folder.exports import STAMP
+from tune.run_folder.results import Results, write_results
+from tune.run_folder.yaml_file import write_yaml
 
 _OWN_LICENSE = {"license": "apache-2.0"}
 _WANDB = "https://wandb.ai"

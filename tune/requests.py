@@ -14,15 +14,16 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.space import Point, check_point, is_active
-from tune.inbox import FILE, Inbox, Request
-from tune.records import ENDED, find_run
-from tune.runs import is_finished, opened
+from tune.run_folder.folder import find_run, open_run
+from tune.run_folder.inbox import FILE, Inbox, Request
+from tune.run_folder.records import ENDED
+from tune.runs import is_finished
 
 
 def stop(run_folder: str | Path, trial: str) -> None:
     """Asks a search to end a trial at its next report. Raises InputError."""
     folder = find_run(run_folder)
-    _, records = opened(folder)
+    _, records = open_run(folder)
     if (record := records.find(trial)).state in ENDED:
         raise InputError(f"{trial} has ended already ({record.state})")
     _ask(folder, Request(kind="stop", trial=trial))
@@ -37,7 +38,7 @@ def clone(run_folder: str | Path, trial: str, changes: dict[str, Any]) -> Point:
     if is_finished(folder):
         place = mirror.shown(folder)
         raise InputError(f"{place} has ended; let it grow: dpo-tune resume {place} --trials +8")
-    config, records = opened(folder)
+    config, records = open_run(folder)
     point = {**records.find(trial).config, **changes}
     for path, axis in config.space.items():
         if path in point and path not in changes and not is_active(axis, point):

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror, object_store
-from dpo_train.storage.files import write_atomically
+from dpo_train.storage import mirror
 from tune import confirm
-from tune.claim import BEAT, only_driver, refresh
 from tune.config.load import load_search
-from tune.config.places import RUNS, runs_dir
+from tune.config.places import RUNS
 from tune.config.schema import SearchConfig
-from tune.inbox import Inbox
-from tune.records import ENDED, Records, read_records
-from tune.results import load_results
+from tune.run_folder import confirmation
+from tune.run_folder.driver_lease import BEAT, only_driver, refresh
+from tune.run_folder.folder import open_run
+from tune.run_folder.inbox import Inbox
+from tune.run_folder.records import ENDED, Records, read_records
+from tune.run_folder.results import load_results
+from tune.run_folder.yaml_file import flat, write_yaml
 
 PREPARED = ".prepared"
 # Nothing of the trials themselves.
@@ -40,19 +40,9 @@ class Stored:
     folder: Path
 
 
-def is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file()
-
-
-def opened(folder: Path) -> tuple[SearchConfig, Records]:
-    """The resolved configuration of a run folder, and its records."""
-    config = load_search(folder / "search.yaml")
-    return config, Records(folder, config.goal)
-
-
 def is_finished(folder: Path) -> bool:
     """Whether nothing is left to do in a run folder."""
-    config, records = opened(folder)
+    config, records = open_run(folder)
     complete = records.proposed >= config.total_trials and not records.open_trials()
     if not complete or not (folder / "results.json").exists() or Inbox(folder).next_clone():
         return False
@@ -64,20 +54,6 @@ def is_finished(folder: Path) -> bool:
     if any(results.search.get(name, now[name]) != now[name] for name in _CHOOSES):
         return False
     return len(results.runs) == len(records.trials)
-
-
-def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> None:
-    """Saves the resolved configuration as `search.yaml`, or only what was given in it."""
-    content = config.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
-    dump_yaml(folder / "search.yaml", content)
-
-
-def dump_yaml(path: Path, content: dict[str, Any]) -> None:
-    from ruamel.yaml import YAML
-
-    stream = io.StringIO()
-    YAML(typ="rt", pure=True).dump(content, stream)
-    write_atomically(path, stream.getvalue())
 
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:
@@ -118,7 +94,7 @@ def adopt(folder: Path, config: SearchConfig) -> None:
     there = load_search(folder / "search.yaml")
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
     if _evaluate(there) != _evaluate(config):
-        confirm.forget_evaluations(folder)
+        confirmation.forget_evaluations(folder)
     if any(getattr(there, name) != value for name, value in changes.items()):
         write_yaml(folder, there.model_copy(update=changes))
 
@@ -137,13 +113,6 @@ def refuse_other_files(folder: Path) -> None:
         raise InputError(
             f"{mirror.shown(folder)} holds other files; give `--name NEW` or move them away"
         )
-
-
-def root() -> Path:
-    """Where runs stand if no YAML says otherwise. Raises InputError."""
-    if mirror.is_url(runs_dir()):
-        object_store.refuse_url(RUNS, runs_dir())
-    return mirror.local(runs_dir())
 
 
 def stored(runs_dir: Path) -> list[Stored]:
@@ -187,13 +156,3 @@ def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
             else:
                 mirror.remove(item.folder, "run.json")
     return chosen
-
-
-def flat(tree: object, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested mapping by their dotted paths."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tune.records import TrialRecord
-from tune.results import Results
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import Results
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
 from dpo_train.storage.object_store import StoreFailed
-from tune import checkpoints, confirm
-from tune.cluster import Places, overfull
+from tune import confirm
+from tune.cluster import overfull
 from tune.config.schema import SearchConfig
 from tune.halt import Halt
 from tune.judging import Judging, is_task
 from tune.progress import Progress
-from tune.records import Records, State, TrialRecord
+from tune.run_folder import exports
+from tune.run_folder.placements import Places
+from tune.run_folder.records import Records, State, TrialRecord
 from tune.rungs import TrialKey, make_rungs
 from tune.searcher import StudySearcher
 
@@ -134,7 +136,7 @@ class SearchScheduler(FIFOScheduler):
             self._searcher.report(trial_id, report)
         finalists = [record.id for record in confirm.finalists(self._config, self._records)]
         with contextlib.suppress(StoreFailed):  # the next report tries again
-            checkpoints.prune_exports(
+            exports.prune_exports(
                 self._records.folder, self._records.objective, self._config.exports_kept, finalists
             )
         self._progress.update()

@@ -20,16 +20,18 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import NoRoom
 from dpo_train.storage.object_store import StoreFailed
-from tune import checkpoints, cluster, deploy, doctor, runs
-from tune.claim import only_driver, refresh
+from tune import cluster, deploy, doctor, runs
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.connection import connected
 from tune.environment import describe
-from tune.records import ENDED, Records, create_run, find_run
 from tune.report import keep_fresh, write_or_warn
-from tune.results import Results, assemble, load_results, write_results
+from tune.run_folder import trial_state, yaml_file
+from tune.run_folder.driver_lease import only_driver, refresh
+from tune.run_folder.folder import find_run, is_run, open_run, refuse_private_folder
+from tune.run_folder.records import ENDED, Records, create_run
+from tune.run_folder.results import Results, assemble, load_results, write_results
 from tune.storage import open_storage
 from tune.tracker import Tracker
 from tune.warm_start import with_earlier_points
@@ -60,9 +62,9 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     doctor.refuse_impossible(config)
     doctor.refuse_impossible_end(config)
     folder = config.folder
-    cluster.refuse_private_folder(folder)
+    refuse_private_folder(folder)
     refresh(folder)
-    if runs.is_run(folder):
+    if is_run(folder):
         runs.refuse_other_search(folder, config)
         with only_driver(folder):
             runs.adopt(folder, config)
@@ -86,7 +88,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
         )
     folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder):
-        runs.write_yaml(folder, config)
+        yaml_file.write_yaml(folder, config)
         create_run(folder, prepared, config.device)
         return _go_on(folder)
 
@@ -102,8 +104,8 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
                     f"--trials {trials}: this search has {config.total_trials}; give more, or "
                     "`+16` for 16 more"
                 )
-            runs.refuse_warm_clones(runs.opened(folder)[1])
-            runs.write_yaml(folder, config.model_copy(update={"trials": trials}))
+            runs.refuse_warm_clones(open_run(folder)[1])
+            yaml_file.write_yaml(folder, config.model_copy(update={"trials": trials}))
         if not runs.is_finished(folder):
             doctor.refuse_impossible_end(config)
         return _go_on(folder)
@@ -112,7 +114,7 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
 def current_results(run_folder: str | Path) -> Results:
     """The results of a run folder as it stands: of a running search, without a winner."""
     folder = find_run(run_folder)
-    config, records = runs.opened(folder)
+    config, records = open_run(folder)
     if (folder / "results.json").exists() and not records.open_trials():
         results = load_results(folder)
         if len(results.runs) == len(records.trials):
@@ -130,16 +132,16 @@ def _go_on(folder: Path) -> Results:
 
 
 def _to_the_end(folder: Path) -> Results:
-    config, records = runs.opened(folder)
+    config, records = open_run(folder)
     if runs.is_finished(folder):
         return _publish(load_results(folder), config)
     runs.refuse_warm_clones(records)
     if config.trainer != "simulated":
         find_prepared(config, records)
     ended = {record.id for record in records.trials.values() if record.state in ENDED}
-    checkpoints.drop_ended_states(folder, ended)
+    trial_state.drop_ended_states(folder, ended)
     for record in records.open_trials():
-        saved, told = checkpoints.last_state(folder, record.id, record.pairs_seen)
+        saved, told = trial_state.last_state(folder, record.id, record.pairs_seen)
         if told:
             print(f"warning: {record.id}: {told}", flush=True)
         records.reopen(record.id, saved)

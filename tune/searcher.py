@@ -19,13 +19,14 @@ from ray.tune.search import Searcher
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreFailed
-from tune import checkpoints, confirm
+from tune import confirm
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
-from tune.inbox import Inbox, Request
 from tune.judging import Judging
 from tune.progress import Progress
-from tune.records import ENDED, Records, State, TrialRecord
+from tune.run_folder import trial_state
+from tune.run_folder.inbox import Inbox, Request
+from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.study import SearchStudy
 
 _FALSE_STARTS = 3
@@ -141,7 +142,7 @@ class StudySearcher(Searcher):
         record = self._records.end(trial_id, state, error)
         with contextlib.suppress(StoreFailed):  # what is left now, the next sitting removes
             self.inbox.drop(trial_id)
-            checkpoints.drop_state(self._records.folder, trial_id)
+            trial_state.drop_state(self._records.folder, trial_id)
         return record
 
     def save(self, checkpoint_path: str) -> None: ...

@@ -6,9 +6,9 @@ import csv
 import io
 
 from tune.config.objective import Objective
-from tune.progress import describe, duration
-from tune.records import TrialRecord
-from tune.results import UNTRAINED, Results
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.wording import describe, duration
 
 
 def render(results: Results, rows: int = 10) -> str:

@@ -12,23 +12,16 @@ from typing import TypeVar
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
 
 from dpo_train.errors import one_line
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.config.space import Point, suggest, to_optuna
-from tune.records import ENDED, Records, State, TrialRecord
+from tune.run_folder.optuna_states import OPTUNA_STATES
+from tune.run_folder.records import ENDED, Records, TrialRecord
 from tune.storage import open_storage
 
 T = TypeVar("T")
-OPTUNA_STATES: dict[State, TrialState] = {
-    "finished": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-    "running": TrialState.RUNNING,
-    "pending": TrialState.WAITING,
-}
 
 
 class SearchStudy:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train.errors import InputError, one_line
-from tune import runs
 from tune.config.schema import SearchConfig
+from tune.run_folder import yaml_file
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -119,7 +119,7 @@ def _luggage(config: SearchConfig) -> Iterator[Path]:
         for package in _PACKAGES:
             unwanted = shutil.ignore_patterns("__pycache__")
             shutil.copytree(sources / package, folder / package, ignore=unwanted)
-        runs.write_yaml(folder, _as_sent(config, folder), only_set=True)
+        yaml_file.write_yaml(folder, _as_sent(config, folder), only_set=True)
         yield folder
 
 

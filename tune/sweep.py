@@ -12,9 +12,9 @@ from dpo_train.errors import InputError
 from tune import redact
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
-from tune.records import ENDED, TrialRecord
-from tune.results import Results
-from tune.runs import flat
+from tune.run_folder.records import ENDED, TrialRecord
+from tune.run_folder.results import Results
+from tune.run_folder.yaml_file import flat
 
 _NOT_SETTINGS = ("name", "runs_dir", "space", "points", "trials", "storage", "wandb", "hub")
 """What is no setting of a trial: where and how long one searches, and in which ranges."""

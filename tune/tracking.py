@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from tune import sweep
 from tune.config.schema import SearchConfig
-from tune.records import TrialRecord
-from tune.results import Results
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import Results
 
 Mode = Literal["online", "offline"]
 

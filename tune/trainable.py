@@ -23,15 +23,16 @@ from dpo_train.storage.files import write_atomically
 from dpo_train.storage.object_store import StoreFailed
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
-from tune import checkpoints, engines
-from tune.cluster import find_run_here
+from tune import engines
 from tune.config.load import load_search
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.group import Group
 from tune.judging import EVALUATING, JUDGING
 from tune.own_evaluation import ask
-from tune.records import Sittings
+from tune.run_folder import exports, trial_state
+from tune.run_folder.folder import find_run_here
+from tune.run_folder.records import Sittings
 from tune.threads import limit_threads
 
 _Search = tuple[SearchConfig, Sittings]
@@ -216,16 +217,16 @@ class DpoTrial(Trainable):
 
     def _go_on_from_saved_state(self) -> None:
         assert self._session is not None
-        saved, told = checkpoints.last_whole_state(self._run, self._id)
+        saved, told = trial_state.last_whole_state(self._run, self._id)
         self._note = told or self._note
-        checkpoints.drop_later_exports(self._run, self._id, saved)
+        exports.drop_later_exports(self._run, self._id, saved)
         if saved:
             self._pairs_seen = saved
-            self._session.restore(checkpoints.saved_session(self._run, self._id, saved))
+            self._session.restore(trial_state.saved_session(self._run, self._id, saved))
 
     def _offer_export(self, report: Report) -> None:
         assert self._session is not None
-        checkpoints.offer_export(
+        exports.offer_export(
             self._run,
             self._id,
             self._point,
@@ -243,9 +244,9 @@ class DpoTrial(Trainable):
         due = time.monotonic() - self._saved_at >= 60 * self._search.save_every_minutes
         if not due:
             return
-        saved = checkpoints.saved_pairs(self._run, self._id)
+        saved = trial_state.saved_pairs(self._run, self._id)
         if self._pairs_seen > max(saved, default=0):
-            checkpoints.save_state(self._run, self._id, self._pairs_seen, self._session.save)
+            trial_state.save_state(self._run, self._id, self._pairs_seen, self._session.save)
             self._saved_at = time.monotonic()
 
     def _failure(self, error: Exception) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class DpoTrial(Trainable):
         if self._session is not None:
             self._session.close()
             self._session = None
-            checkpoints.forget_state(self._run, self._id)
+            trial_state.forget_state(self._run, self._id)
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,8 @@ from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.config.space import Point, Space, check_point
-from tune.records import find_run, read_records
+from tune.run_folder.folder import find_run
+from tune.run_folder.records import read_records
 
 
 def with_earlier_points(config: SearchConfig) -> SearchConfig:

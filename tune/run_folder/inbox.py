@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreFailed
-from tune.records import Document
+from tune.run_folder.records import Document
 
 FILE = "request.json"
 _POLL_SECONDS = 5.0

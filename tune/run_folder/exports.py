@@ -1,15 +1,11 @@
-"""What stays on disk of a trial's weights: the state to go on from, and the k best exports.
-
-Every folder appears under its name only when it is complete. Of a run on a URL states and exports
-lie there alone, and are brought where they are read.
-"""
+"""TODO"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,74 +20,6 @@ STAMP = "trial.json"
 
 
 _Export = tuple[Path, dict[str, Any]]
-
-
-def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path], None]) -> None:
-    """Writes `state/<trial>/<pairs_seen>/`, and leaves it and the one before. Raises NoRoom."""
-    folder = run / "state" / trial_id
-    part = folder / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    with leaving_no_part(part):
-        part.mkdir(parents=True)
-        save(part / "session")
-        seal(part)
-    # What a death left there, which is no state: one that is whole is not reached again.
-    shutil.rmtree(folder / str(pairs_seen), ignore_errors=True)
-    part.replace(folder / str(pairs_seen))
-    mirror.hand_over(folder / str(pairs_seen))
-    for pairs in saved_pairs(run, trial_id)[:-2]:
-        mirror.remove(folder / str(pairs))
-
-
-def saved_pairs(run: Path, trial_id: str) -> list[int]:
-    """The pairs_seen of a trial's saved states, ascending."""
-    found = mirror.find(run / "state" / trial_id, f"[0-9]*/{SEAL}")
-    return sorted(int(seal.parent.name) for seal in found)
-
-
-def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
-    """The pairs_seen of the last saved state whose files are as they were written, 0 for none, and
-    what to say of those that are not, which it removes. Of a URL that state is brought here."""
-    told = ""
-    for pairs in reversed(saved_pairs(run, trial_id)):
-        folder = run / "state" / trial_id / str(pairs)
-        if is_whole(mirror.pull(folder)):
-            return pairs, told
-        told = f"its state at {pairs} pairs is damaged; it goes on from the one before"
-        mirror.remove(folder)
-    return 0, told
-
-
-def last_state(run: Path, trial_id: str, recorded: int) -> tuple[int, str]:
-    """The same for the driver, which brings no state here: of a URL the last one that is not ahead
-    of the record, as a driver's death may have left it. It removes those that are."""
-    if mirror.url(run) is None:
-        return last_whole_state(run, trial_id)
-    saved = saved_pairs(run, trial_id)
-    for pairs in saved:
-        if pairs > recorded:
-            mirror.remove(run / "state" / trial_id / str(pairs))
-    return max((pairs for pairs in saved if pairs <= recorded), default=0), ""
-
-
-def saved_session(run: Path, trial_id: str, pairs_seen: int) -> Path:
-    return run / "state" / trial_id / str(pairs_seen) / "session"
-
-
-def drop_state(run: Path, trial_id: str) -> None:
-    mirror.remove(run / "state" / trial_id)
-
-
-def drop_ended_states(run: Path, ended: Collection[str]) -> None:
-    """What a driver's death left of trials that had just ended."""
-    sealed = mirror.find(run / "state", f"*/[0-9]*/{SEAL}")
-    for trial_id in {path.parents[1].name for path in sealed}.intersection(ended):
-        drop_state(run, trial_id)
-
-
-def forget_state(run: Path, trial_id: str) -> None:
-    """What a process brought here of its trial's state, once it needs it no more."""
-    mirror.forget(run / "state" / trial_id)
 
 
 def exports(run: Path, objective: Objective) -> list[_Export]:

@@ -16,8 +16,9 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
-from tune.confirm import Confirmation
-from tune.records import STATES, Document, Records, TrialRecord, find_run
+from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.folder import find_run
+from tune.run_folder.records import STATES, Document, Records, TrialRecord
 
 if TYPE_CHECKING:
     import pandas

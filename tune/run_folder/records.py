@@ -16,11 +16,9 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror, object_store
+from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically, write_here
-from tune.claim import refresh
 from tune.config.objective import Objective, Report
-from tune.config.places import RUNS, runs_dir
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
 STATES: tuple[State, ...] = get_args(State)
@@ -251,26 +249,3 @@ def create_run(folder: Path, prepared: Path, device: str) -> None:
 def read_records(folder: Path) -> Iterator[TrialRecord]:
     for path in sorted((folder / "trials").glob("*.json")):
         yield TrialRecord.model_validate_json(path.read_text())
-
-
-def find_run(run: str | Path) -> Path:
-    """The run folder that a path, a URL or a name means; of a URL what is there now is brought
-    here. Raises InputError and StoreFailed."""
-    if mirror.is_url(run):
-        object_store.refuse_url("run", str(run))
-    elif mirror.is_url(runs_dir()):
-        object_store.refuse_url(RUNS, runs_dir())
-    there = mirror.local(runs_dir())
-    places = [mirror.local(run)] if mirror.is_url(run) else [Path(run), there / run]
-    for folder in places:
-        if isinstance(run, str):
-            refresh(folder)
-        if (folder / "run.json").is_file():
-            return folder
-    if mirror.is_url(run):
-        raise InputError(f"there is no run at {run}; give a run's own URL, like s3://bucket/runs/x")
-    known = sorted(path.parent.name for path in mirror.find(there, "*/run.json"))
-    said = f"there are: {', '.join(known)}" if known else "there is none"
-    raise InputError(
-        f"no run {str(run)!r}: give a run folder's path or name; under {mirror.name(there)}/ {said}"
-    )

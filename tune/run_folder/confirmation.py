@@ -1,0 +1,79 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_atomically
+from tune.run_folder.records import Document
+
+_EVALUATIONS = "evaluations.json"
+
+
+class Run(Document):
+    """One seed of a finalist."""
+
+    id: str
+    seed: int
+    value: float | None
+    """Of the objective at its best report; None if it failed."""
+    error: str | None = None
+
+
+class Finalist(Document):
+    trial: str
+    """The trial of the search whose configuration this is."""
+    config: dict[str, Any]
+    searched: float
+    """Of the objective at the trial's best report in the search, by which it became a finalist."""
+    runs: list[Run]
+    mean: float | None
+    """Of the runs; None if one of them failed."""
+    drift: float | None
+    """Mean `eval/drift` of the runs."""
+    second: float | None = None
+    """With two objectives the second's mean of the runs."""
+    behind: dict[str, Any] = {}
+    """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
+    its 95 % `interval` over prompts; empty for the winner and where a run failed."""
+    sampled_kl: dict[str, Any] = {}
+    """As the winner's, of this one's best run."""
+    evaluation: dict[str, float] = {}
+    """What `confirm.evaluate` said of the best run's folder."""
+
+    @property
+    def seeds_told(self) -> list[str]:
+        """Each seed's value, as a person reads it."""
+        return ["failed" if run.value is None else f"{run.value:.3f}" for run in self.runs]
+
+
+class Confirmation(Document):
+    winner: str
+    """The trial whose configuration won."""
+    searched: str
+    """The best trial of the search, before its finalists' new seeds."""
+    decided_by: str
+    finalists: list[Finalist]
+    """The best first."""
+    searched_test: dict[str, Any] = {}
+    """The test split's numbers of `searched`, before its seeds were tried."""
+
+
+def evaluations(run: Path) -> dict[str, dict[str, float]]:
+    """What `confirm.evaluate` said, by the id of the run that it was given."""
+    path = run / _EVALUATIONS
+    said: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    return said
+
+
+def keep_evaluation(run: Path, run_id: str, said: dict[str, float]) -> None:
+    """Kept, for an evaluation may cost more than a trial."""
+    write_atomically(run / _EVALUATIONS, json.dumps({**evaluations(run), run_id: said}, indent=1))
+
+
+def forget_evaluations(run: Path) -> None:
+    """For another function than the one that said them."""
+    mirror.remove(run / _EVALUATIONS)

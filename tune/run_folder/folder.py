@@ -1,0 +1,100 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpo_train.errors import InputError
+from dpo_train.storage import mirror, object_store
+from dpo_train.storage.object_store import StoreFailed
+from tune.config.load import load_search
+from tune.config.places import RUNS, runs_dir
+from tune.run_folder.driver_lease import refresh
+from tune.run_folder.records import Records
+
+if TYPE_CHECKING:
+    from tune.config.schema import SearchConfig
+
+
+def find_run(run: str | Path) -> Path:
+    """The run folder that a path, a URL or a name means; of a URL what is there now is brought
+    here. Raises InputError and StoreFailed."""
+    if mirror.is_url(run):
+        object_store.refuse_url("run", str(run))
+    elif mirror.is_url(runs_dir()):
+        object_store.refuse_url(RUNS, runs_dir())
+    there = mirror.local(runs_dir())
+    places = [mirror.local(run)] if mirror.is_url(run) else [Path(run), there / run]
+    for folder in places:
+        if isinstance(run, str):
+            refresh(folder)
+        if (folder / "run.json").is_file():
+            return folder
+    if mirror.is_url(run):
+        raise InputError(f"there is no run at {run}; give a run's own URL, like s3://bucket/runs/x")
+    known = sorted(path.parent.name for path in mirror.find(there, "*/run.json"))
+    said = f"there are: {', '.join(known)}" if known else "there is none"
+    raise InputError(
+        f"no run {str(run)!r}: give a run folder's path or name; under {mirror.name(there)}/ {said}"
+    )
+
+
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it for the entry point of a job, and for nothing else."""
+
+
+def refuse_private_folder(folder: Path) -> None:
+    """Raises InputError if a Ray job would write its run into the copy of its working directory.
+
+    Ray removes that copy some time after the job, and no other node has it.
+    """
+    job = json.loads(os.environ.get(_JOB, "{}"))
+    brought = (job.get("runtime_env") or {}).get("working_dir")
+    if brought and folder.absolute().is_relative_to(Path.cwd()):
+        raise InputError(
+            f"runs_dir: {folder.parent} lies in this job's own folder, which no other node sees "
+            f"and which goes with the job; set {RUNS} on the cluster's nodes, or type "
+            "`--set runs_dir=/a/path/that/all/nodes/share`"
+        )
+
+
+def find_run_here(run: str) -> Path:
+    """The run folder on this node; of a URL what a trial reads there is brought here. Raises
+    InputError on a node that does not see it."""
+    folder, node = mirror.local(run), socket.gethostname()
+    try:
+        for name in ("search.yaml", "run.json"):
+            mirror.fetch(folder / name)
+    except StoreFailed as error:
+        raise InputError(
+            f"runs_dir: the node {node} can't read the run: {error}; every node needs the login "
+            "in the environment in which its Ray was started"
+        ) from None
+    if not (folder / "run.json").is_file():
+        raise InputError(
+            f"runs_dir: the node {node} does not see {mirror.shown(folder)}; give a path that all "
+            f"nodes share, by {RUNS} or `--set runs_dir=…`, and mount it on every node; or a URL "
+            "like s3://bucket/runs"
+        )
+    return folder
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file()
+
+
+def open_run(folder: Path) -> tuple[SearchConfig, Records]:
+    """The resolved configuration of a run folder, and its records."""
+    config = load_search(folder / "search.yaml")
+    return config, Records(folder, config.goal)
+
+
+def runs_root() -> Path:
+    """Where runs stand if no YAML says otherwise. Raises InputError."""
+    if mirror.is_url(runs_dir()):
+        object_store.refuse_url(RUNS, runs_dir())
+    return mirror.local(runs_dir())

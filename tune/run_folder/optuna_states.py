@@ -1,0 +1,15 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from optuna.trial import TrialState
+
+from tune.run_folder.records import State
+
+OPTUNA_STATES: dict[State, TrialState] = {
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+    "pending": TrialState.WAITING,
+}

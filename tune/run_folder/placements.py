@@ -1,0 +1,31 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_train.storage import mirror
+
+if TYPE_CHECKING:
+    pass
+
+
+class Places:
+    """`places.jsonl` in the run folder: which trial took which place, and when.
+
+    One line each time: `at` (Unix time), `trial`, `node` (its address), `gpus` (as the process
+    sees them), `pid`. A trial holds its place until its next line or its end.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = run / "places.jsonl"
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def note(self, trial: str, place: dict[str, Any], at: float) -> None:
+        if self._last.get(trial) != place:
+            self._last[trial] = place
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"at": at, "trial": trial, **place}) + "\n")
+            mirror.put_later(self._file)

@@ -1,0 +1,34 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from dpo_train.storage.files import write_atomically
+from tune.config.schema import SearchConfig
+
+
+def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> None:
+    """Saves the resolved configuration as `search.yaml`, or only what was given in it."""
+    content = config.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
+    dump_yaml(folder / "search.yaml", content)
+
+
+def dump_yaml(path: Path, content: dict[str, Any]) -> None:
+    from ruamel.yaml import YAML
+
+    stream = io.StringIO()
+    YAML(typ="rt", pure=True).dump(content, stream)
+    write_atomically(path, stream.getvalue())
+
+
+def flat(tree: object, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested mapping by their dotted paths."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
