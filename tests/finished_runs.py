@@ -16,7 +16,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from dpo_train.config_base import parse
     from dpo_train.evaluation import test_split
     from dpo_train.trainers.open import open_session
-    from tune import environment
+    from tune.cluster import environment
     from tune.config.checks import check
     from tune.config.schema import SearchConfig
     from tune.run_folder import exports, yaml_file

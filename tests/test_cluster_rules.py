@@ -10,11 +10,13 @@ import pytest
 from dpo_train.errors import InputError
 from tests.conftest import ROOT
 from tests.driver import Driver
-from tune import cluster, submit
+from tune import submit
+from tune.cluster import capacity
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.run_folder.folder import find_run, find_run_here, refuse_private_folder
+from tune.workers import gpu_share
 
 
 def job(monkeypatch: pytest.MonkeyPatch, **runtime_env: Any) -> None:
@@ -55,7 +57,7 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
 def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
-    assert cluster.room_for_trials(config) == 64
+    assert capacity.trial_capacity(config) == 64
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(1, 2), (0.001, 3), (0.7, 8), (4, 0.5), (0.5, 0)])
@@ -63,14 +65,14 @@ def test_a_trial_takes_no_more_than_its_members_do(cpus: float, gpus: float) -> 
     asked = {"name": "x", "resources": {"cpus": cpus, "gpus": gpus}}
     config = SearchConfig.model_validate(asked)
     wanted = {"CPU": round(cpus * config.resources.members, 4), "GPU": gpus}
-    assert cluster._wanted(config) == {name: amount for name, amount in wanted.items() if amount}
+    assert capacity._wanted(config) == {name: amount for name, amount in wanted.items() if amount}
 
 
 def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Path) -> None:
     def said(gpus: float, took: float) -> str:
         config = SearchConfig.model_validate({"name": "x", "resources": {"gpus": gpus}})
         report = {"peak_memory_gb": took, "device_memory_gb": 24.0}
-        return cluster.overfull(config, report)
+        return gpu_share.overfull(config, report)
 
     assert said(0.25, 5.9) == said(1, 23.0) == ""
     assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in said(0.25, 7.5)
@@ -97,7 +99,7 @@ def test_a_batch_of_any_size_is_not_shared_out_among_gpus() -> None:
 def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:
     from ray.tune.execution import class_cache
 
-    cluster.keep_secrets_out_of_ray()
+    capacity.keep_secrets_out_of_ray()
     names = class_cache.ENV_VARS_TO_PROPAGATE
     assert "RAY_CHDIR_TO_TRIAL_DIR" in names
     assert not [name for name in names if name.startswith("AWS")]

@@ -15,9 +15,9 @@ from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from tests.conftest import Start
 from tests.simulated_search import trial_processes, wait_until
-from tune import engines
-from tune.engines import Broker, EngineLost, EngineSession
 from tune.run_folder.records import read_records
+from tune.workers import engine_broker
+from tune.workers.engine_broker import Broker, EngineLost, EngineSession
 
 pytestmark = pytest.mark.slow
 
@@ -146,8 +146,8 @@ class Recorded:
 def test_a_trial_that_comes_to_another_engine_is_closed_in_the_one_it_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engines, "_start", Recorded)
-    monkeypatch.setattr(engines, "_is_alive", lambda _: True)
+    monkeypatch.setattr(engine_broker, "_start", Recorded)
+    monkeypatch.setattr(engine_broker, "_is_alive", lambda _: True)
     broker = Broker()
     left = broker.enter("a", "node", "0")
     broker.enter("b", "node", "0")
@@ -175,7 +175,7 @@ class Refusing:
 def test_a_trial_that_could_not_be_opened_leaves_its_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engines, "_Entered", Refusing)
+    monkeypatch.setattr(engine_broker, "_Entered", Refusing)
     with pytest.raises(InputError):
         EngineSession("a", TrainConfig(), Path(), "cpu")
     assert Refusing.left == ["a"]

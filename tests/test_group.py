@@ -11,8 +11,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpo_train.config import OptimConfig, TrainConfig
 from tests.conftest import ROOT
+from tune.cluster.capacity import bundles
 from tune.config.schema import ResourcesConfig
-from tune.group import Group, bundles
+from tune.workers.multi_gpu import Group
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 RESOURCES = ResourcesConfig(cpus=1, gpus=2)

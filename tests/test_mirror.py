@@ -25,9 +25,9 @@ from tests.driver import Driver
 from tests.object_store import LOGIN, ObjectStore
 from tests.simulated_search import hurry, wait_until
 from tune import deploy, load_results, run, runs
+from tune.cluster.capacity import bundles
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.group import bundles
 from tune.requests import clone, stop
 from tune.run_folder import driver_lease, exports, trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver

@@ -26,8 +26,8 @@ from tests.simulated_search import (
     wait_until,
 )
 from tune import load_results, search
+from tune.cluster.connection import connected
 from tune.config.schema import SearchConfig
-from tune.connection import connected
 from tune.run_folder.records import read_records
 from tune.run_folder.trial_state import saved_pairs
 from tune.search import Interrupted

@@ -11,8 +11,8 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.trainers.session import OutOfMemory
 from tune.config.schema import SearchConfig
-from tune.judging import EVALUATING, JUDGING
-from tune.trainable import DpoTrial
+from tune.workers.tasks import EVALUATING, JUDGING
+from tune.workers.trainable import DpoTrial
 
 
 class Process(DpoTrial):

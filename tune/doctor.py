@@ -15,8 +15,8 @@ from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune import deploy
 from tune.config.schema import SearchConfig
-from tune.own_evaluation import refuse_missing
 from tune.run_folder.driver_lease import refresh
+from tune.workers.user_evaluation import refuse_missing
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 

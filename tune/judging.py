@@ -13,16 +13,7 @@ from tune.config.schema import SearchConfig
 from tune.run_folder import confirmation, exports
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.records import Records
-
-JUDGING = "judging"
-"""What stands where a trial's id would, in the task that Tune is given."""
-EVALUATING = "evaluating-"
-"""The same of an evaluation, before the id of the run."""
-
-
-def is_task(name: str) -> bool:
-    """Whether what Tune was given under that name is no trial."""
-    return name == JUDGING or name.startswith(EVALUATING)
+from tune.workers.tasks import EVALUATING, JUDGING
 
 
 class Judging:

@@ -17,16 +17,17 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from dpo_train.errors import one_line
 from dpo_train.storage.object_store import StoreFailed
 from tune import confirm
-from tune.cluster import overfull
 from tune.config.schema import SearchConfig
 from tune.halt import Halt
-from tune.judging import Judging, is_task
+from tune.judging import Judging
 from tune.progress import Progress
 from tune.run_folder import exports
 from tune.run_folder.placements import Places
 from tune.run_folder.records import Records, State, TrialRecord
 from tune.rungs import TrialKey, make_rungs
 from tune.searcher import StudySearcher
+from tune.workers.gpu_share import overfull
+from tune.workers.tasks import is_task
 
 
 class SearchScheduler(FIFOScheduler):

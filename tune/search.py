@@ -20,12 +20,12 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import NoRoom
 from dpo_train.storage.object_store import StoreFailed
-from tune import cluster, deploy, doctor, runs
+from tune import deploy, doctor, runs
+from tune.cluster.connection import connected
+from tune.cluster.environment import describe
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
-from tune.connection import connected
-from tune.environment import describe
 from tune.report import keep_fresh, write_or_warn
 from tune.run_folder import trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver, refresh
@@ -190,21 +190,21 @@ def _search(config: SearchConfig, records: Records) -> Results:
         from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
         from ray.tune import with_resources as on
 
-        from tune.group import bundles
+        from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
         from tune.halt import Halt, Halted, store_failure
         from tune.judging import Judging
         from tune.progress import Progress
         from tune.scheduler import SearchScheduler
         from tune.searcher import StudySearcher
-        from tune.trainable import DpoTrial
+        from tune.workers.trainable import DpoTrial
 
         # Of a process that died Tune would print a traceback; the scheduler says it in a line.
         logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-        cluster.keep_secrets_out_of_ray()
+        keep_secrets_out_of_ray()
         progress = Progress(records, config.total_runs)
         judging = Judging(config, records)
         searcher = StudySearcher(
-            config, records, judging, progress, partial(cluster.room_for_trials, config)
+            config, records, judging, progress, partial(trial_capacity, config)
         )
         most_pairs = _most_pairs(config, records)
         halt = Halt(records)
@@ -274,7 +274,7 @@ def _most_pairs(config: SearchConfig, records: Records) -> int:
 @contextlib.contextmanager
 def _broker(config: SearchConfig, records: Records) -> Iterator[None]:
     """Where packed trials find the engine of their device."""
-    from tune.engines import brokered
+    from tune.workers.engine_broker import brokered
 
     with brokered(config, records.run.prepared):
         yield

@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.tune import PlacementGroupFactory
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,24 +21,9 @@ from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.process_group import Peers
 from dpo_train.trainers.session import Diverged, Session
+from tune.cluster.capacity import bundles
 from tune.config.schema import ResourcesConfig
-from tune.threads import limit_threads
-
-
-def bundles(resources: ResourcesConfig, one_node: bool = False) -> PlacementGroupFactory:
-    """What a trial asks of Ray: of several GPUs one bundle each, and one for who drives them; on
-    one node where they fit, or on no other."""
-    each = {"CPU": resources.cpus, "GPU": resources.gpus}
-    if resources.members > 1:
-        each["GPU"] = 1
-        # Taken from the first one: a machine with just the members' CPUs must hold the trial.
-        driver = min(0.001, resources.cpus / 2)
-        first = {**each, "CPU": resources.cpus - driver}
-        rest = [each] * (resources.members - 1)
-        return PlacementGroupFactory(
-            [{"CPU": driver}, first, *rest], "STRICT_PACK" if one_node else "PACK"
-        )
-    return PlacementGroupFactory([{name: amount for name, amount in each.items() if amount}])
+from tune.workers.threads import limit_threads
 
 
 class Group:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 
 from dpo_train.errors import InputError, one_line
-from tune import cluster
 from tune.config.schema import SearchConfig
 
 # Tune leaves no files but ours, writes no snapshots, keeps the workers in our folder, and starts
@@ -33,7 +32,7 @@ _ENVIRONMENT = {
 def connected(config: SearchConfig) -> Iterator[None]:
     """The cluster that is connected, that RAY_ADDRESS names, or one on this machine."""
     os.environ.update(_ENVIRONMENT)
-    import ray
+    import ray  # It reads that environment when it is imported, and it takes a second.
 
     if ray.is_initialized():
         yield
@@ -54,7 +53,9 @@ def connected(config: SearchConfig) -> Iterator[None]:
         ) from None
     importing.join()
     try:
-        cluster.refuse_or_wait(config)
+        from tune.cluster.capacity import refuse_or_wait  # imports Ray, so not before the above
+
+        refuse_or_wait(config)
         yield
     finally:
         ray.shutdown()

@@ -23,17 +23,17 @@ from dpo_train.storage.files import write_atomically
 from dpo_train.storage.object_store import StoreFailed
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
-from tune import engines
 from tune.config.load import load_search
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
-from tune.group import Group
-from tune.judging import EVALUATING, JUDGING
-from tune.own_evaluation import ask
 from tune.run_folder import exports, trial_state
 from tune.run_folder.folder import find_run_here
 from tune.run_folder.records import Sittings
-from tune.threads import limit_threads
+from tune.workers import engine_broker
+from tune.workers.multi_gpu import Group
+from tune.workers.tasks import EVALUATING, JUDGING
+from tune.workers.threads import limit_threads
+from tune.workers.user_evaluation import ask
 
 _Search = tuple[SearchConfig, Sittings]
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -75,7 +75,7 @@ class DpoTrial(Trainable):
             report = self._advance()
             assert self._session is not None
             self._offer_export(report)
-        except (engines.EngineLost, RayActorError):
+        except (engine_broker.EngineLost, RayActorError):
             # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere.
             raise
         except Exception as error:
@@ -145,7 +145,7 @@ class DpoTrial(Trainable):
     def _open_session(self) -> Session:
         prepared, device = self._sittings.prepared_folder, self._sittings.device
         if self._trial.trainer == "packed":
-            return engines.EngineSession(self._id, self._trial, prepared, device)
+            return engine_broker.EngineSession(self._id, self._trial, prepared, device)
         if self._search.resources.members > 1:
             return self._group_here().open(self._trial, prepared, device)
         return open_session(self._trial, prepared, device)
@@ -181,12 +181,12 @@ class DpoTrial(Trainable):
             }
             asked = (winner, self._search.model, prepared, run.device, searched, sampled)
             if self._search.trainer == "packed":
-                verdict = engines.judge(*asked)
+                verdict = engine_broker.judge(*asked)
             else:
                 from dpo_train.evaluation.test_split import judge
 
                 verdict = self._on_device(judge, *asked)
-        except (engines.EngineLost, RayActorError):
+        except (engine_broker.EngineLost, RayActorError):
             raise
         except Exception as error:
             return self._failure(error)
