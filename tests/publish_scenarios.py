@@ -175,7 +175,7 @@ def comparisons(root: Path) -> dict[str, Any]:
     """What `when: improved` pushes: the first, then only what is better on the same pairs."""
     with served(root) as hub:
         from tune.config.load import load_search
-        from tune.publish import push_if_asked
+        from tune.publish.push import push_if_asked
         from tune.run_folder.results import load_results
 
         wanted = {"when": "improved", "repo": "acme/best", "private": False,
@@ -225,7 +225,7 @@ def failures(root: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     with served(root) as hub:
         from tune import push
-        from tune.publish import PushFailed
+        from tune.publish.push import PushFailed
 
         run = make_run(root, "full")
         weights = (run / "winner" / "model.safetensors").read_bytes()
@@ -260,7 +260,7 @@ def refusals(root: Path) -> dict[str, str]:
         from dpo_train.config_base import parse
         from dpo_train.errors import InputError
         from tune.config.schema import SearchConfig
-        from tune.publish import check
+        from tune.publish.push import check
 
         hub.repositories["models/acme/public"] = hub.repositories["models/acme/base"]
         readers = {"role": "read"}

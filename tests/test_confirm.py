@@ -17,9 +17,11 @@ from tests.conftest import Run, Start
 from tests.driver import RATE, Driver
 from tests.simulated_results import simulated
 from tests.simulated_search import YAML, ended, wait_until
-from tune import card, confirm, report_answer, show
+from tune import confirm
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
+from tune.publish import model_card
+from tune.report import terminal, winner_section
 from tune.run_folder.confirmation import Confirmation, Finalist
 from tune.run_folder.confirmation import Run as SeedRun
 from tune.run_folder.exports import offer_export
@@ -309,17 +311,19 @@ def test_terminal_report_and_card_say_how_much_was_luck() -> None:
         "data": {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}},
     })  # fmt: skip
     assert results.confirmation is not None
-    terminal = show.render(results)
+    shown = terminal.render(results)
     for said in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
                  "the best of the search alone was abc123-001", "20.0", "30.0",
                  "+0.350 from the base's, 95 % interval +0.250 to +0.450"):  # fmt: skip
-        assert said in terminal
-    page = report_answer.answer(results)
+        assert said in shown
+    page = winner_section.answer(results)
     for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
                  "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
         assert said in page
-    publishing = card.Publishing("me/x", None, None, {"license": "mit"}, "full", "float32", None)
-    shown = str(card.render(results, publishing))
+    publishing = model_card.Publishing(
+        "me/x", None, None, {"license": "mit"}, "full", "float32", None
+    )
+    shown = str(model_card.render(results, publishing))
     assert "0.710, 0.770 (searched: 0.910)" in shown
     assert "| mean tokens of a greedy answer | 20.0 | 30.0 |" in shown
 

@@ -19,7 +19,7 @@ from tune.config.schema import SearchConfig
 from tune.run_folder import yaml_file
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Cost, Publication, Results, load_results, write_results
-from tune.tracker import CLOSE_SECONDS, Tracker, how_to_send
+from tune.tracking.child_process import CLOSE_SECONDS, Tracker, how_to_send
 
 
 class Search:

@@ -38,8 +38,11 @@ def test_there_are_sources_to_walk() -> None:
         ("ray.serve", "serve/"),
         ("ray", ("tune/", "serve/")),
         ("trl", "dpo_train/"),
-        ("wandb", "tune/tracking.py"),
-        ("tune.tracking", ("tune/follower.py", "tune/doctor.py")),  # no search's driver pays for it
+        ("wandb", "tune/tracking/wandb_client.py"),
+        (
+            "tune.tracking.wandb_client",
+            ("tune/tracking/follower.py", "tune/doctor.py"),
+        ),  # no search's driver pays for it
         ("gradio", "serve/ui.py"),
         ("dpo_train", ("dpo_train/", "tune/")),
         ("tune", "tune/"),

@@ -5,13 +5,13 @@ import io
 from pathlib import Path
 
 from tests.simulated_results import SEARCH, simulated
-from tune import redact
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
+from tune.publish import redact
+from tune.report.terminal import to_csv
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Deployment
-from tune.show import to_csv
 
 
 def test_the_frame_has_the_rows_of_the_csv() -> None:

@@ -15,8 +15,9 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import parse_value
 from tests.conftest import ROOT, Run
 from tests.simulated_results import SEARCH, simulated
-from tune import load_results, report
+from tune import load_results
 from tune.config.schema import SearchConfig
+from tune.report import page
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 
@@ -60,8 +61,8 @@ def results() -> Results:
     return simulated(24)
 
 
-def page(results: Results) -> Page:
-    return Page(report.render(results))
+def parsed(results: Results) -> Page:
+    return Page(page.render(results))
 
 
 def names(figure: dict[str, Any]) -> set[str]:
@@ -69,7 +70,7 @@ def names(figure: dict[str, Any]) -> set[str]:
 
 
 def test_every_figure_has_its_place_and_no_address_leads_outside(results: Results) -> None:
-    shown = page(results)
+    shown = parsed(results)
     assert shown.addresses == []
     assert len(shown.scripts) == 3
     assert {name.rpartition("-")[0] for name in shown.figures} == {
@@ -80,7 +81,7 @@ def test_every_figure_has_its_place_and_no_address_leads_outside(results: Result
 
 
 def test_the_answer_comes_first_with_test_numbers_and_intervals(results: Results) -> None:
-    text = page(results).text
+    text = parsed(results).text
     winner = results.winner
     assert winner is not None
     verdict = (
@@ -96,20 +97,20 @@ def test_the_answer_comes_first_with_test_numbers_and_intervals(results: Results
 def test_overlapping_intervals_are_pointed_out(results: Results) -> None:
     base = {"ranking": 0.8, "interval": [0.7, 0.9], "pairs": 99}
     even = results.model_copy(update={"base": {"test": base}})
-    assert "do not count on a difference" in page(even).text
+    assert "do not count on a difference" in parsed(even).text
 
 
 def test_the_yaml_on_the_page_is_the_winners_configuration(results: Results) -> None:
     winner = results.winner
     assert winner is not None
-    html = report.render(results)
+    html = page.render(results)
     recipe = Page(html[html.index("<pre") : html.index("</pre>")] + "<script>{}</script>").text
     wanted = SearchConfig.model_validate(results.search).trial(winner.config)
     assert TrainConfig.model_validate(parse_value(recipe)) == wanted
 
 
 def test_curves_show_rungs_and_where_trials_were_stopped(results: Results) -> None:
-    curves = page(results).figures["curves-0"]
+    curves = parsed(results).figures["curves-0"]
     assert {shape["x0"] for shape in curves["layout"]["shapes"]} == {64, 192}
     assert names(curves) == {"stopped", "failed", "finished", "winner"}
     crosses = next(t for t in curves["data"] if t["name"] == "stopped" and t["mode"] == "markers")
@@ -119,7 +120,7 @@ def test_curves_show_rungs_and_where_trials_were_stopped(results: Results) -> No
 
 
 def test_no_point_lies_above_and_left_of_the_front(results: Results) -> None:
-    front, *others = page(results).figures["pareto-0"]["data"]
+    front, *others = parsed(results).figures["pareto-0"]["data"]
     corners = list(zip(front["x"], front["y"], strict=True))
     assert corners[0] == (0, 0.5)
     assert corners == sorted(corners)
@@ -132,7 +133,7 @@ def test_what_stopping_saved_is_an_estimate_from_each_trials_own_speed(results: 
     stopped = [record for record in results.trials if record.state == "stopped"]
     pairs = sum(512 - record.pairs_seen for record in stopped)
     assert stopped
-    shown = page(results)
+    shown = parsed(results)
     assert f"Saved is an estimate: the {pairs} pairs" in shown.text
     bar = next(t for t in shown.figures["cost-0"]["data"] if t["y"] == ["saved (estimate)"])
     minutes = sum((512 - record.pairs_seen) * 6 / record.pairs_seen for record in stopped) / 60
@@ -141,7 +142,7 @@ def test_what_stopping_saved_is_an_estimate_from_each_trials_own_speed(results: 
 
 def test_failures_stand_with_their_errors(results: Results) -> None:
     failed = [record for record in results.trials if record.state == "failed"]
-    text = page(results).text
+    text = parsed(results).text
     assert failed
     assert all(record.error and record.error in text for record in failed)
 
@@ -156,10 +157,10 @@ def test_what_comes_from_the_search_is_text_and_never_markup(results: Results) -
             "ended": f"budget {HOSTILE}",
         }
     )
-    html = report.render(hostile)
+    html = page.render(hostile)
     assert "<script>alert" not in html
     assert "<img" not in html
-    shown = page(hostile)
+    shown = parsed(hostile)
     assert "img" not in shown.tags
     assert len(shown.scripts) == 3
     assert shown.text.count("alert(1)") >= 6
@@ -175,27 +176,27 @@ def test_an_unfinished_search_says_how_it_stands(results: Results) -> None:
     ]
     pending = TrialRecord(id="abc123-008", config=results.trials[8].config)
     update = {"trials": [*running, pending], "winner": None, "ended": "", "answers": []}
-    shown = page(results.model_copy(update=update))
+    shown = parsed(results.model_copy(update=update))
     assert "of 24 trials ended" in shown.text
     assert "No winner yet. Best so far: abc123-" in shown.text
     assert "running" in names(shown.figures["curves-0"])
 
 
 def test_a_search_that_has_just_begun_has_sentences_for_figures(results: Results) -> None:
-    shown = page(results.model_copy(update={"trials": [], "winner": None, "ended": ""}))
+    shown = parsed(results.model_copy(update={"trials": [], "winner": None, "ended": ""}))
     assert shown.figures == {}
     assert "No trial was measured" in shown.text
 
 
 def test_importance_is_left_out_where_nothing_can_be_compared(results: Results) -> None:
     one_axis = simulated(24, space={"dpo.beta": SEARCH["space"]["dpo.beta"]})
-    assert "fewer than two axes" in page(one_axis).text
+    assert "fewer than two axes" in parsed(one_axis).text
     few = [record for record in results.trials if record.state == "finished"][:3]
-    shown = page(results.model_copy(update={"trials": few, "winner": None}))
+    shown = parsed(results.model_copy(update={"trials": few, "winner": None}))
     assert "This needs 4 finished trials; there are 3." in shown.text
     assert "importance-0" not in shown.figures
     alike = [record.model_copy(update={"metrics": few[0].metrics}) for record in few * 3]
-    assert "too alike" in page(results.model_copy(update={"trials": alike, "winner": None})).text
+    assert "too alike" in parsed(results.model_copy(update={"trials": alike, "winner": None})).text
 
 
 def test_results_from_before_search_was_kept_still_make_a_page(
@@ -207,13 +208,16 @@ def test_results_from_before_search_was_kept_still_make_a_page(
     (tmp_path / "results.json").write_text(json.dumps(content))
     old = load_results(tmp_path)
     assert old.search == {}
-    shown = page(old)
+    shown = parsed(old)
     assert {"curves-0", "pareto-0", "cost-0"} == set(shown.figures)
     assert "does not say what was searched" in shown.text
 
 
 def test_a_report_needs_no_ray_and_no_torch() -> None:
-    script = "import sys, tune.report, tune.figures; print({'ray', 'torch'} & set(sys.modules))"
+    script = (
+        "import sys, tune.report.page, tune.report.figures; "
+        "print({'ray', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -221,7 +225,7 @@ def test_a_report_needs_no_ray_and_no_torch() -> None:
 
 
 def test_five_hundred_trials_fit_in_ten_megabytes() -> None:
-    html = report.render(simulated(500))
+    html = page.render(simulated(500))
     assert len(html.encode()) < 10_000_000
     assert "parallel-0" in Page(html).figures
 
@@ -240,8 +244,8 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
             raise OSError("no disk")
         return results
 
-    monkeypatch.setattr(report, "_SHARE", 0)
-    with report.keep_fresh(tmp_path, current, pause=0.01):
+    monkeypatch.setattr(page, "_SHARE", 0)
+    with page.keep_fresh(tmp_path, current, pause=0.01):
         deadline = time.monotonic() + 60
         while not (tmp_path / "report.html").exists():
             assert time.monotonic() < deadline

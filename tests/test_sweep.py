@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from dpo_train.config_base import parse
-from tune import sweep
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import TrialRecord
+from tune.tracking import payload
 
 
 def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
@@ -23,7 +23,7 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "objective": "eval/nll",
     }
     config = check(parse(SearchConfig, content, {}, "x.yaml"))
-    made = sweep.definition(config)
+    made = payload.definition(config)
     assert made["metric"] == {"name": "eval/nll", "goal": "minimize"}
     assert made["parameters"] == {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
@@ -32,7 +32,7 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "lora": {"values": [None, '{"r": 8}']},
     }
     record = TrialRecord(id="a-000", config={"lora": {"r": 8}, "dpo.beta": 0.2})
-    told = sweep.run_config(config, record)
+    told = payload.run_config(config, record)
     assert (told["lora"], told["lora.r"], told["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
     assert told["optim.learning_rate"] == config.optim.learning_rate
 
@@ -48,8 +48,8 @@ def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
     record = TrialRecord(
         id="a-000", config={}, state="failed", error="OSError: no '/home/jo/x.bin' at https://a/b/c"
     )
-    assert sweep.run_config(config, record)["data.id"] == "a.csv"
-    assert sweep.summary(config, record)["error"] == "OSError: no 'x.bin' at https://a/b/c"
+    assert payload.run_config(config, record)["data.id"] == "a.csv"
+    assert payload.summary(config, record)["error"] == "OSError: no 'x.bin' at https://a/b/c"
 
 
 def test_the_last_rung_is_the_one_that_was_reached() -> None:
@@ -58,5 +58,5 @@ def test_the_last_rung_is_the_one_that_was_reached() -> None:
     reached = []
     for pairs in (0, 63, 64, 191, 192, 600):
         record = TrialRecord(id="a-0", config={}, curve=[{"pairs_seen": pairs}])
-        reached.append(sweep.summary(config, record)["rung"])
+        reached.append(payload.summary(config, record)["rung"])
     assert reached == [0, 0, 64, 64, 192, 576]

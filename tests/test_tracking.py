@@ -17,7 +17,7 @@ from tests.simulated_search import ended, hurry, wait_for_ended, wait_until
 from tests.wandb_server import WandbServer
 from tune import load_results
 from tune.run_folder.records import TrialRecord
-from tune.tracker import CLOSE_SECONDS, how_to_send
+from tune.tracking.child_process import CLOSE_SECONDS, how_to_send
 
 YAML = """
 name: sim

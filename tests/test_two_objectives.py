@@ -17,15 +17,16 @@ from tests.simulated_results import simulated
 from tests.simulated_search import YAML
 from tests.test_confirm import finish
 from tests.test_fronts import beats
-from tune import card, report, report_answer, show
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.objective import Objective
 from tune.config.schema import EarlierPoints, SearchConfig
 from tune.confirm import finalists
+from tune.publish import model_card
+from tune.report import page, terminal, winner_section
 from tune.run_folder.exports import exports
 from tune.run_folder.records import Records
-from tune.sweep import definition
+from tune.tracking.payload import definition
 from tune.warm_start import with_earlier_points
 
 TWO = ["eval/accuracy", "eval/drift"]
@@ -217,30 +218,32 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert results.winner.trial == results.front[0]
 
     results.winner.sampled_kl = {"mean": 12.34, "interval": [10.0, 15.0]}
-    terminal = show.render(results, rows=1)
-    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in terminal
-    rows = [line for line in terminal.splitlines() if line.startswith("abc123-")]
+    told = terminal.render(results, rows=1)
+    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in told
+    rows = [line for line in told.splitlines() if line.startswith("abc123-")]
     assert [row.split()[0] for row in rows] == results.front
     assert all(" * " in row for row in rows)
     count = f"* the Pareto front of eval/accuracy and eval/drift: {len(front)} of 24 trials"
-    assert f"{count}; the winner has the best eval/accuracy" in terminal
+    assert f"{count}; the winner has the best eval/accuracy" in told
     near = simulated(24, objective=TWO, select="one_standard_error").about_front()
     assert near.endswith(
         "the best eval/drift of those within one standard error of the best eval/accuracy"
     )
     assert simulated(24).about_front() == ""
 
-    assert f"{results.winner.trial} won" in report_answer.answer(results)
-    assert "KL from the base is 12.3 nats an answer" in report_answer.answer(results)
-    page = report.render(results)
+    assert f"{results.winner.trial} won" in winner_section.answer(results)
+    assert "KL from the base is 12.3 nats an answer" in winner_section.answer(results)
+    html = page.render(results)
     for figure in ("history-1", "importance-1", "curves-1", "slices-9", "pareto-0"):
-        assert f'id="{figure}"' in page
-    assert "eval/nll of the same trials: what is compared at the rungs, together with eval" in page
+        assert f'id="{figure}"' in html
+    assert "eval/nll of the same trials: what is compared at the rungs, together with eval" in html
 
-    publishing = card.Publishing("me/x", None, None, {"license": "mit"}, "full", "float32", None)
+    publishing = model_card.Publishing(
+        "me/x", None, None, {"license": "mit"}, "full", "float32", None
+    )
     results.data = {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}}
     results.winner.test |= {"nll": 0.6, "margin": 2.0}
-    shown = str(card.render(results, publishing))
+    shown = str(model_card.render(results, publishing))
     assert "maximise eval/accuracy and minimise eval/drift on held-out pairs" in shown
     assert "ASHA on eval/nll and eval/drift, by their fronts" in shown
     assert count.removeprefix("* ") in shown
@@ -256,7 +259,7 @@ def test_no_point_lies_on_the_better_side_of_the_line(
 ) -> None:
     stopping = {"metric": "eval/nll"}
     results = simulated(24, objective=objective, stopping=stopping)
-    from tune.figures import draw
+    from tune.report.figures import draw
 
     line, *points = draw(results)["pareto"][0].data  # type: ignore[union-attr]
     signs = [1 if part.mode == "max" else -1 for part in results.objective.parts]
@@ -285,7 +288,7 @@ def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: 
     kl = {trial: {"mean": float(n), "interval": [0, 9]} for n, trial in enumerate(sampled)}
     driver.judging.end("judging", {"verdict": json.dumps({"test": {}, "sampled_kl": kl})})
     assert {each.trial: each.sampled_kl for each in told.finalists} == kl
-    assert "sampled KL" in report_answer.answer(simulated(9).model_copy(
+    assert "sampled KL" in winner_section.answer(simulated(9).model_copy(
         update={"confirmation": told}))  # fmt: skip
 
     other = Driver(tmp_path / "one", trainer="trl", trials=1)

@@ -15,7 +15,7 @@ _PLACES = {
     "run": "tune.search",
     "resume": "tune.search",
     "replay": "tune.replay",
-    "push": "tune.publish",
+    "push": "tune.publish.push",
     "stop": "tune.requests",
     "clone": "tune.requests",
     "Interrupted": "tune.search",

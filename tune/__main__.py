@@ -175,9 +175,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
+    from tune.report.terminal import render
     from tune.search import Interrupted
-    from tune.show import render
-    from tune.tracker import how_to_send
+    from tune.tracking.child_process import how_to_send
 
     try:
         results = search()
@@ -214,8 +214,8 @@ def _finish(search: Any) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from tune.report.terminal import render, to_csv
     from tune.search import current_results
-    from tune.show import render, to_csv
 
     results = current_results(options.run)
     if options.json:
@@ -261,7 +261,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from dpo_train.storage import mirror
-    from tune.report import write
+    from tune.report.page import write
     from tune.search import current_results
 
     path = write(current_results(options.run)).absolute()
@@ -281,7 +281,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from tune.publish import PushFailed, push, write
+    from tune.publish.push import PushFailed, push, write
 
     names = ("repo", "private", "merged", "dtype", "license")
     changes = {name: getattr(options, name) for name in names}

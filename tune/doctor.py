@@ -64,9 +64,9 @@ def refuse_impossible_end(config: SearchConfig) -> str:
         deploy.check(config)
     if config.hub.when == "never":
         return ""
-    from tune import publish
+    from tune.publish import push
 
-    return publish.check(config)
+    return push.check(config)
 
 
 def gpu_names() -> list[str]:
@@ -129,7 +129,7 @@ def _machine() -> list[str]:
 def _logins(config: SearchConfig | None) -> list[str]:
     from huggingface_hub import constants, get_token
 
-    from tune.tracking import is_logged_in
+    from tune.tracking.wandb_client import is_logged_in
 
     hub = "logged in" if get_token() else "not logged in (`hf auth login`; public models need none)"
     offline = " (HF_HUB_OFFLINE is set: only what is cached)" if constants.HF_HUB_OFFLINE else ""

@@ -26,14 +26,14 @@ from tune.cluster.environment import describe
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
-from tune.report import keep_fresh, write_or_warn
+from tune.report.page import keep_fresh, write_or_warn
 from tune.run_folder import trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import find_run, is_run, open_run, refuse_private_folder
 from tune.run_folder.records import ENDED, Records, create_run
 from tune.run_folder.results import Results, assemble, load_results, write_results
 from tune.storage import open_storage
-from tune.tracker import Tracker
+from tune.tracking.child_process import Tracker
 from tune.warm_start import with_earlier_points
 
 # A disk that is full, or gone; what was written is whole.
@@ -155,7 +155,7 @@ def _to_the_end(folder: Path) -> Results:
 
 def _publish(results: Results, config: SearchConfig) -> Results:
     if config.hub.when != "never":
-        from tune.publish import push_if_asked
+        from tune.publish.push import push_if_asked
 
         results = push_if_asked(results, config)
     return deploy.deploy_if_asked(results, config)

@@ -12,11 +12,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.config.space import Axis
-from tune.report_answer import trial_yaml, verdict
+from tune.report.facts import trial_yaml, verdict
+from tune.report.savings import saved
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
-from tune.savings import saved
 
 _METRICS = {
     "ranking": "chosen answer likelier than the rejected one, per token",

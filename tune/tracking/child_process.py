@@ -1,6 +1,6 @@
 """The driver's side of Weights & Biases: one child process, started, ended in time, left behind.
 
-Knows no client: the child (`tune/follower.py`) reads the trial records and tells W&B of them.
+Knows no client: the child, `tune/tracking/follower.py`, reads the trial records and tells W&B.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _start(folder: Path) -> subprocess.Popen[str]:
     (folder / "wandb").mkdir(exist_ok=True)
     with (folder / "wandb" / "tracking.log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tune.follower", str(folder.absolute())],
+            [sys.executable, "-m", "tune.tracking.follower", str(folder.absolute())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -139,7 +139,7 @@ def environment() -> dict[str, str]:
         if name in _ACCESS or not name.startswith("WANDB_")
     }
     # A notebook may have found this package by a path of its own.
-    paths = [str(Path(__file__).parent.parent), *filter(None, [kept.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
     return kept | {
         "PYTHONPATH": os.pathsep.join(paths),
         "WANDB_SILENT": "true",

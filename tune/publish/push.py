@@ -25,9 +25,9 @@ from dpo_train import model_source
 from dpo_train.config_base import parse
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
-from tune import card, hub_access, redact, repository
 from tune.config.load import load_search
 from tune.config.schema import HubConfig, SearchConfig
+from tune.publish import hub_access, model_card, redact, repository
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.results import Publication, Results, load_results, write_results
 
@@ -185,7 +185,7 @@ def _not_better(job: _Push) -> tuple[str, str | None]:
         path = hub_access.patiently(lambda: hf_hub_download(repo, "README.md", revision=head))
         text = Path(path).read_text(encoding="utf-8")
         there_card = ModelCard(text, ignore_metadata_errors=True)
-        numbers = card.compared(there_card, redact.results(job.results, job.config))
+        numbers = model_card.compared(there_card, redact.results(job.results, job.config))
     except RepositoryNotFoundError:
         return "", None
     except RemoteEntryNotFoundError:

@@ -17,8 +17,9 @@ from dpo_train import export
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
-from tune import card, redact, report
 from tune.config.schema import HubConfig, SearchConfig
+from tune.publish import model_card, redact
+from tune.report import page
 from tune.run_folder.exports import STAMP
 from tune.run_folder.results import Results, write_results
 from tune.run_folder.yaml_file import write_yaml
@@ -145,7 +146,7 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dic
 def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:
     if not _trained_in_full(results):
         _refuse_adapter_without_base(config, hub)
-    publishing = card.Publishing(
+    publishing = model_card.Publishing(
         repo=hub.repo or f"your-name/{config.name}",
         base=None if _is_ours_alone(config.model) else config.model.id,
         dataset=None
@@ -158,10 +159,10 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
     )
     export.convert(results.folder / "winner", folder, hub.merged, hub.dtype)
     shown = redact.results(results, config)
-    (folder / "README.md").write_text(str(card.render(shown, publishing)), encoding="utf-8")
+    (folder / "README.md").write_text(str(model_card.render(shown, publishing)), encoding="utf-8")
     write_yaml(folder, redact.search(config))
     write_results(folder, shown)
-    (folder / "report.html").write_text(report.render(shown), encoding="utf-8")
+    (folder / "report.html").write_text(page.render(shown), encoding="utf-8")
 
 
 def _is_ours_alone(model: ModelConfig) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from html import escape
 
 from tune.config.objective import Objective
-from tune.report_answer import note, table
+from tune.report.html import note, table
+from tune.report.savings import saved
 from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
-from tune.savings import saved
 
 Section = tuple[str, str, str]
 """The name of its figures, its title, the HTML that stands between the two."""

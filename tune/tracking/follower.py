@@ -1,7 +1,8 @@
 """The child process that tells W&B of a search: it follows the trial records, and asks them alone.
 
-`python -m tune.follower RUN` goes on until its stdin closes, then finishes what is open. It writes
-`wandb.json` and under `wandb/` in the run folder and nowhere else, and may be killed at any time.
+`python -m tune.tracking.follower RUN` goes on until its stdin closes, then finishes what is open.
+It writes `wandb.json` and under `wandb/` in the run folder and nowhere else, and may be killed at
+any time.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
 from dpo_train.storage.object_store import StoreFailed
-from tune import sweep, tracking
 from tune.config.load import load_search
 from tune.run_folder.records import ENDED, Sittings, TrialRecord
 from tune.run_folder.results import load_results
-from tune.tracker import children, environment, folders_of, kill, mark_unsent
+from tune.tracking import payload, wandb_client
+from tune.tracking.child_process import children, environment, folders_of, kill, mark_unsent
 
 _POLL_SECONDS = 1.0
 _CONNECT_SECONDS = 6.0
@@ -86,11 +87,11 @@ class Follower:
         self._config = load_search(folder / "search.yaml")
         self._memory = Memory(folder)
         self._seen: dict[str, int] = {}
-        self._open: dict[str, tracking.OpenRun] = {}
+        self._open: dict[str, wandb_client.OpenRun] = {}
         self._heir: subprocess.Popen[bytes] | None = None
         self._closing = False
         wants_server = self._config.wandb.mode == "online" and not is_heir
-        self._mode: tracking.Mode = "online" if wants_server and self._connect() else "offline"
+        self._mode: wandb_client.Mode = "online" if wants_server and self._connect() else "offline"
 
     def look(self) -> None:
         """Tells what has changed in the records since the last look."""
@@ -133,10 +134,10 @@ class Follower:
 
         def connect() -> None:
             try:
-                tracking.log_in()
+                wandb_client.log_in()
                 if not self._config.wandb.sweep and not self._memory.sweep:
-                    self._memory.sweep = tracking.make_sweep(self._config)
-                    self._memory.app = tracking.app_url()
+                    self._memory.sweep = wandb_client.make_sweep(self._config)
+                    self._memory.app = wandb_client.app_url()
                     self._memory.save()
                 problem.clear()
             except Exception as error:
@@ -157,16 +158,16 @@ class Follower:
             is_time = ended or self._closing or self._mode == "online"
             if record.state == "pending" or not is_time:
                 return
-            run = self._start(record.id, sweep.run_config(self._config, record))
+            run = self._start(record.id, payload.run_config(self._config, record))
             if run is None:
                 return
         run.log(record)
         if ended or self._closing:
-            run.summarize(sweep.summary(self._config, record))
+            run.summarize(payload.summary(self._config, record))
         if ended:
             run.end(1 if record.state == "failed" else 0)
 
-    def _start(self, run_id: str, content: dict[str, Any] | None) -> tracking.OpenRun | None:
+    def _start(self, run_id: str, content: dict[str, Any] | None) -> wandb_client.OpenRun | None:
         """Opens a run; None if the server is lost: then an heir does."""
         made = (self._memory.sweep or "").rpartition("/")[2]
         sweep_id = self._config.wandb.sweep or made or None
@@ -174,7 +175,7 @@ class Follower:
         if self._mode == "offline":
             _remove(before)  # written anew from the record
         try:
-            run = tracking.OpenRun(
+            run = wandb_client.OpenRun(
                 self._config, self._folder, run_id, self._mode, sweep_id, content
             )
         except Exception as error:
@@ -218,7 +219,7 @@ class Follower:
         run.end(0)
         if self._mode == "online" and self._memory.sweep:
             try:
-                tracking.stop_sweep(self._memory.sweep)
+                wandb_client.stop_sweep(self._memory.sweep)
             except Exception:  # it was ended before, or by someone else
                 traceback.print_exc()
 
@@ -240,7 +241,7 @@ def main(folder: Path, *heir: str) -> None:
         except Exception as error:
             traceback.print_exc()
             say(f"{one_line(error)}; nothing more is told, see {folder}/wandb/tracking.log")
-        tracking.end()
+        wandb_client.end()
     _leave()
 
 
@@ -276,7 +277,7 @@ def _only_child(folder: Path) -> Iterator[None]:
 
 
 def _start_heir(folder: Path, others: Collection[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tune.follower", str(folder), "heir", *others]
+    command = [sys.executable, "-m", "tune.tracking.follower", str(folder), "heir", *others]
     return subprocess.Popen(command, env=environment())  # stdin is the same: it ends with us
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_train.errors import InputError
-from tune import redact
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
+from tune.publish import redact
 from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
 from tune.run_folder.yaml_file import flat

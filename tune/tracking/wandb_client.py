@@ -1,6 +1,6 @@
 """All that is known of Weights & Biases' client: the login, the sweep, a run, its end.
 
-Imported by the child process (`tune/follower.py`) and by `doctor`, never by a search's driver.
+Imported by the child process, `tune/tracking/follower.py`, and by `doctor`; never by a driver.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from tune import sweep
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.tracking import payload
 
 Mode = Literal["online", "offline"]
 
@@ -46,7 +46,7 @@ def make_sweep(config: SearchConfig) -> str:
     import wandb
 
     wanted = config.wandb
-    made = wandb.sweep(sweep.definition(config), entity=wanted.entity, project=wanted.project)
+    made = wandb.sweep(payload.definition(config), entity=wanted.entity, project=wanted.project)
     # Where it came to lie, the client leaves in this process's environment.
     return f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
 
@@ -136,15 +136,15 @@ class OpenRun:
         where the winner was pushed to."""
         import wandb
 
-        columns, rows = sweep.table(config, results)
+        columns, rows = payload.table(config, results)
         told = {"trials": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}
         if report.exists():
             told["report"] = wandb.Html(report.read_text(encoding="utf-8"), inject=False)
         self._run.log(told)
-        self._run.summary.update(sweep.verdict(results))
+        self._run.summary.update(payload.verdict(results))
         if results.published is not None and results.published.url:
             winner = wandb.Artifact(
-                f"{config.name}-winner", "model", metadata=sweep.verdict(results)
+                f"{config.name}-winner", "model", metadata=payload.verdict(results)
             )
             # By its address alone, which names a commit: nothing is fetched.
             winner.add_reference(results.published.url, name="repository", checksum=False)

@@ -5,31 +5,18 @@ As HTML; every text that comes from the search is escaped.
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from dpo_train.config import TrainConfig
-from dpo_train.config_base import override
+from tune.report.facts import _MEANINGS, trial_yaml, verdict
+from tune.report.html import note, table
+from tune.report.savings import most_pairs
 from tune.run_folder.records import ENDED
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe
-from tune.savings import most_pairs
-
-_MEANINGS = {
-    "ranking": "chosen answer likelier than the rejected one, per token",
-    "accuracy": "log-ratio of the chosen answer above that of the rejected one",
-    "nll": "mean −log σ(0.1 · margin)",
-    "margin": "difference of the two log-ratios, in nats",
-    "drift": "mean absolute log-ratio per token, in nats",
-    "chosen_shift": "log-ratio of the chosen answer, in nats",
-    "rejected_shift": "log-ratio of the rejected answer, in nats",
-    "loss": "the trial's own loss",
-    "answer_tokens": "mean length of greedy answers, in tokens: longer ones often please judges",
-}
 
 
 def answer(results: Results) -> str:
@@ -106,26 +93,6 @@ def _best_so_far(results: Results) -> str:
     return f'<p class="answer">{escape(told)}</p>\n' + table(
         [], [[path, _shown(value)] for path, value in best.config.items()]
     )
-
-
-def verdict(results: Results) -> str:
-    """One sentence in numbers of the test split; empty if the winner was not judged."""
-    base = results.base.get("test")
-    test = results.winner.test if results.winner else {}
-    if not base or not test:
-        return ""
-    sentence = (
-        f"On {test['pairs']} test pairs that decided nothing, the winner finds the chosen answer "
-        f"likelier in {_percent(test)} and the base in {_percent(base)}."
-    )
-    if test["interval"][0] <= base["interval"][1]:
-        sentence += " The intervals overlap: do not count on a difference."
-    return sentence
-
-
-def _percent(numbers: dict[str, Any]) -> str:
-    low, high = numbers["interval"]
-    return f"{numbers['ranking']:.1%} (95 % interval {100 * low:.1f}–{100 * high:.1f})"
 
 
 def _numbers(results: Results) -> str:
@@ -240,35 +207,6 @@ def _recipe(results: Results, whole: int | None) -> str:
         '<button type="button" data-copies="recipe">Copy</button>\n'
         f'<pre id="recipe">{escape(trial_yaml(results))}</pre>'
     )
-
-
-def trial_yaml(results: Results) -> str:
-    """The winner's configuration, one line a part; what is null by default is left out."""
-    from ruamel.yaml import YAML
-
-    assert results.winner is not None
-    fields = {name: results.search[name] for name in TrainConfig.model_fields}
-    config = override(TrainConfig.model_validate(fields), results.winner.config)
-    unused = set() if config.trainer == "simulated" else {"simulated"}
-    stream = io.StringIO()
-    yaml = YAML(typ="rt", pure=True)
-    yaml.default_flow_style = None
-    yaml.width = 10_000
-    yaml.dump(config.model_dump(mode="json", exclude_none=True, exclude=unused), stream)
-    return stream.getvalue()
-
-
-def note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>' if text else ""
-
-
-def table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    lines = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    top = f"<thead><tr>{titles}</tr></thead>" if head else ""
-    return f'<div class="wide"><table class="{kind}">{top}<tbody>\n{lines}\n</tbody></table></div>'
 
 
 def _shown(value: Any) -> str:

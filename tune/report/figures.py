@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 
 from tune.config.pareto import front_numbers
 from tune.config.schema import StoppingConfig
-from tune.plots import Drawn, plot
+from tune.report.optuna_figures import Drawn, plot
+from tune.report.savings import saved
 from tune.run_folder.records import STATES, TrialRecord
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe
-from tune.savings import saved
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.
 _LOOKS = {

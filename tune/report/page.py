@@ -1,6 +1,6 @@
 """`report.html`: a search on one page that opens offline, made from its results alone.
 
-Knows no Ray, and imports Plotly when a page is made. `report_page.html` is the frame: style, and
+Knows no Ray, and imports Plotly when a page is made. `page.html` is the frame: style, and
 the script that draws the figures.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
-from tune import report_answer, report_text
+from tune.report import html, sections, winner_section
 from tune.run_folder.results import Results
 
 _PAUSE_SECONDS = 60.0
@@ -76,16 +76,16 @@ def render(results: Results) -> str:
     """The page as HTML, with plotly.js in it."""
     from plotly.offline import get_plotlyjs
 
-    from tune.figures import draw
+    from tune.report.figures import draw
 
     drawn = draw(results)
     figures: list[str] = []
-    parts = [report_answer.answer(results)]
-    for name, title, told in report_text.sections(results):
+    parts = [winner_section.answer(results)]
+    for name, title, told in sections.sections(results):
         made = drawn.get(name, "")
         parts.append(f"<h2>{escape(title)}</h2>\n{told}")
         if isinstance(made, str):
-            parts.append(report_answer.note(made))
+            parts.append(html.note(made))
             continue
         places = ""
         for number, figure in enumerate(made):
@@ -94,7 +94,7 @@ def render(results: Results) -> str:
             label = f'role="img" aria-label="{escape(title)}"'
             places += f'<div class="figure" id="{name}-{number}" {label}></div>\n'
         parts.append(f'<div class="figures {name}">\n{places}</div>')
-    frame = Path(__file__).with_name("report_page.html").read_text(encoding="utf-8")
+    frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return string.Template(frame).substitute(
         title=escape(results.name),
         body="\n".join(parts),

@@ -1,0 +1,1 @@
+"""TODO tune.tracking.wandb_client."""
