@@ -244,8 +244,8 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
 
     from tune.config.schema import SearchConfig
     from tune.config.space import suggest
-    from tune.rungs import TrialKey, make_rungs
-    from tune.study import make_sampler
+    from tune.search.early_stopping import TrialKey, make_rungs
+    from tune.search.study import make_sampler
 
     config = SearchConfig.model_validate(
         {

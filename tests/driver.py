@@ -9,13 +9,13 @@ from ray.tune.schedulers import TrialScheduler
 from dpo_train.config_base import parse
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.halt import Halt
-from tune.judging import Judging
-from tune.progress import Progress
 from tune.run_folder.exports import offer_export
 from tune.run_folder.records import Records, create_run
-from tune.scheduler import SearchScheduler
-from tune.searcher import StudySearcher
+from tune.search.abort import Halt
+from tune.search.final_tasks import Judging
+from tune.search.progress import Progress
+from tune.search.scheduler import SearchScheduler
+from tune.search.searcher import StudySearcher
 
 RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
 

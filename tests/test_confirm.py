@@ -17,7 +17,6 @@ from tests.conftest import Run, Start
 from tests.driver import RATE, Driver
 from tests.simulated_results import simulated
 from tests.simulated_search import YAML, ended, wait_until
-from tune import confirm
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.publish import model_card
@@ -27,6 +26,7 @@ from tune.run_folder.confirmation import Run as SeedRun
 from tune.run_folder.exports import offer_export
 from tune.run_folder.records import read_records
 from tune.run_folder.results import load_results
+from tune.search import choose_winner
 
 PAIRS = 200
 """Held-out pairs of the played search."""
@@ -229,18 +229,18 @@ def test_a_users_own_number_may_decide(tmp_path: Path, capsys: pytest.CaptureFix
     runs = driver.records.confirmations
     said = {first: {"wins": 0}, second: {"wins": 1}, runs[0].id: {"wins": 2}}
     (tmp_path / "evaluations.json").write_text(json.dumps(said))
-    told = confirm.choose(driver.config, driver.records)[1]
+    told = choose_winner.choose(driver.config, driver.records)[1]
     assert told is not None
     assert [each.evaluation["wins"] for each in told.finalists] == [1, 0]
     driver.records.end(runs[1].id, "failed", "lost")
-    told = confirm.choose(driver.config, driver.records)[1]
+    told = choose_winner.choose(driver.config, driver.records)[1]
     assert told is not None
     assert told.winner == first
     # A later sitting does not ask again.
-    assert confirm.next_evaluation(driver.config, driver.records, set()) is None
+    assert choose_winner.next_evaluation(driver.config, driver.records, set()) is None
 
     (tmp_path / "evaluations.json").write_text(json.dumps({first: {"other": 1}}))
-    told = confirm.choose(driver.config, driver.records)[1]
+    told = choose_winner.choose(driver.config, driver.records)[1]
     assert told is not None
     assert told.winner == first
     assert "gave no 'wins' for every finalist" in capsys.readouterr().out

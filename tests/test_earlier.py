@@ -7,7 +7,7 @@ import pytest
 from dpo_train.errors import InputError
 from tests.driver import Driver
 from tune.config.load import load_search
-from tune.warm_start import with_earlier_points
+from tune.search.warm_start import with_earlier_points
 
 YAML = """
 trainer: simulated

@@ -12,13 +12,13 @@ from dpo_train.config_base import parse
 from tests.test_tracking import reports, wandb
 from tests.wandb_operations import Sweep
 from tests.wandb_server import WandbServer
-from tune import runs
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
 from tune.run_folder import yaml_file
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Cost, Publication, Results, load_results, write_results
+from tune.search import resume_checks
 from tune.tracking.child_process import CLOSE_SECONDS, Tracker, how_to_send
 
 
@@ -151,7 +151,7 @@ def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
     assert server.asked.total() == 0
 
     online = search.config.wandb.model_copy(update={"mode": "online"})
-    runs.adopt(search.folder, search.config.model_copy(update={"wandb": online}))
+    resume_checks.adopt(search.folder, search.config.model_copy(update={"wandb": online}))
     tracker = Tracker(search.folder, online)
     search.report(1)
     search.end()

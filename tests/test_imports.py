@@ -1,4 +1,5 @@
-"""Who may know what: held by walking the imports of every source file."""
+"""Who may import whom: the walls of docs/architecture.md, held by walking the imports of every source
+file, late imports and those for type checkers included."""
 
 import ast
 from collections.abc import Iterator
@@ -7,53 +8,142 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = [folder for name in ("dpo_train", "tune", "serve") if (folder := ROOT / name).is_dir()]
-SOURCES = sorted(path for folder in PACKAGES for path in folder.rglob("*.py"))
+PACKAGES = ("dpo_train", "tune", "serve")
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 
 
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imports(source: str) -> Iterator[str]:
+    """The dotted names that a source imports: modules, and what it takes out of them."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that this test can follow them"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def users_of(module: str) -> set[str]:
-    return {
-        str(path.relative_to(ROOT))
-        for path in SOURCES
-        if any(name == module or name.startswith(module + ".") for name in imported(path))
+def own_module(name: str) -> str | None:
+    """The project's module that an imported name is, or lies in."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+IMPORTS = {module: list(imports(path.read_text())) for module, path in MODULES.items()}
+GRAPH = {
+    module: {found for name in names if (found := own_module(name)) and found != module}
+    for module, names in IMPORTS.items()
+}
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def breaches(graph: dict[str, set[str]], inside: str, allowed: tuple[str, ...]) -> list[str]:
+    """The imports by which modules of a package reach what they may not."""
+    return [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        if is_in(module, inside)
+        for other in sorted(others)
+        if not any(is_in(other, package) for package in (inside, *allowed))
+    ]
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one import circle, in its order; empty if there is none."""
+    finished: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in finished:
+            return []
+        for other in sorted(graph.get(module, ())):
+            if found := visit(other, [*path, module]):
+                return found
+        finished.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module, []))), [])
+
+
+WALLS = {
+    "serve": (),
+    "dpo_train": (),
+    "dpo_train.storage": ("dpo_train.errors",),
+    "tune.config": ("dpo_train",),
+    "tune.run_folder": ("dpo_train", "tune.config"),
+    "tune.cluster": ("dpo_train", "tune.config"),
+    "tune.workers": ("dpo_train", "tune.config", "tune.run_folder", "tune.cluster"),
+    "tune.report": ("dpo_train", "tune.config", "tune.run_folder"),
+    "tune.publish": ("dpo_train", "tune.config", "tune.run_folder", "tune.report"),
+    "tune.tracking": ("dpo_train", "tune.config", "tune.run_folder", "tune.publish"),
+}
+"""What a package may import of the project beside itself."""
+
+LIBRARIES = {
+    "ray.tune": ("tune.search", "tune.workers", "tune.cluster"),
+    "ray.serve": ("serve", "tune.search.deploy"),
+    "ray": ("tune.search", "tune.workers", "tune.cluster", "serve"),
+    "trl": ("dpo_train",),
+    "wandb": ("tune.tracking",),
+    "optuna": ("tune.search", "tune.config.space", "tune.run_folder.optuna_states", "tune.report"),
+    "gradio": ("serve.ui",),
+    "tune.tracking.wandb_client": ("tune.tracking.follower", "tune.commands.doctor"),
+}
+"""Where a library, or a module that imports a slow one, is known, and nowhere else."""
+
+
+@pytest.mark.parametrize("package", WALLS)
+def test_a_package_imports_what_it_may(package: str) -> None:
+    assert breaches(GRAPH, package, WALLS[package]) == []
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_known_only_where_it_belongs(library: str) -> None:
+    users = {
+        module for module, names in IMPORTS.items() if any(is_in(name, library) for name in names)
     }
+    assert users
+    allowed = LIBRARIES[library]
+    assert {m for m in users if not any(is_in(m, package) for package in allowed)} == set()
 
 
-def test_there_are_sources_to_walk() -> None:
-    assert len(SOURCES) > 20
+def test_no_import_circle() -> None:
+    assert circle(GRAPH) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "allowed"),
-    [
-        ("ray.tune", "tune/"),
-        ("ray.serve", "serve/"),
-        ("ray", ("tune/", "serve/")),
-        ("trl", "dpo_train/"),
-        ("wandb", "tune/tracking/wandb_client.py"),
-        (
-            "tune.tracking.wandb_client",
-            ("tune/tracking/follower.py", "tune/doctor.py"),
-        ),  # no search's driver pays for it
-        ("gradio", "serve/ui.py"),
-        ("dpo_train", ("dpo_train/", "tune/")),
-        ("tune", "tune/"),
-        ("serve", "serve/"),
-    ],
-)
-def test_a_library_is_known_only_where_it_belongs(
-    module: str, allowed: str | tuple[str, ...]
-) -> None:
-    assert {path for path in users_of(module) if not path.startswith(allowed)} == set()
+def test_circles_and_breaches_are_found() -> None:
+    """The walk itself: late imports, imports for type checkers, circles of three."""
+    late = "def f():\n    from tune.search import driver\nif TYPE_CHECKING:\n    import serve.api\n"
+    assert {own_module(name) for name in imports(late)} == {"tune.search.driver", "serve.api"}
+    graph = {"a.x": {"b.y"}, "b.y": {"c.z"}, "c.z": {"a.x"}, "d": {"a.x"}}
+    assert sorted(circle(graph)) == ["a.x", "b.y", "c.z"]
+    assert circle({"a": {"b"}, "b": {"c"}, "d": {"b", "c"}}) == []
+    assert breaches(graph, "a", ("c",)) == ["a.x imports b.y"]
+    assert breaches(graph, "a", ("b",)) == []
 
 
 def test_no_file_is_named_for_nothing() -> None:
     assert not {"utils.py", "common.py", "helpers.py"} & {path.name for path in SOURCES}
+
+
+def test_tune_has_three_files_at_most_beside_its_folders() -> None:
+    assert len(list((ROOT / "tune").glob("*.*"))) <= 3
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_owns_one_thing(path: Path) -> None:
+    """A file that grows past this owns two things. Tables of data may be longer."""
+    if path != ROOT / "dpo_train" / "sample" / "facts.py":
+        assert len(path.read_text().splitlines()) <= 320

@@ -24,15 +24,17 @@ from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.object_store import LOGIN, ObjectStore
 from tests.simulated_search import hurry, wait_until
-from tune import deploy, load_results, run, runs
+from tune import load_results, run
 from tune.cluster.capacity import bundles
+from tune.commands import list_clean
+from tune.commands.stop_clone import clone, stop
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.requests import clone, stop
 from tune.run_folder import driver_lease, exports, trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.folder import find_run, runs_root
 from tune.run_folder.records import ENDED, create_run
+from tune.search import deploy
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +135,11 @@ def test_a_search_goes_on_from_the_url_alone(
     with pytest.raises(InputError, match=rf"DPO_TUNE_RUNS='{re.escape(store.url)}' dpo-tune clean"):
         run(yaml, {"runs_dir": store.url, "trials": 9, "seed": 1})
     monkeypatch.setenv("DPO_TUNE_RUNS", store.url)
-    (stored,) = runs.stored(runs_root())
+    (stored,) = list_clean.stored(runs_root())
     assert (stored.name, stored.state, stored.trials) == ("sim", "finished", 5)
     with pytest.raises(InputError, match="has ended already"):
         stop("sim", best)
-    runs.remove(runs_root(), ["sim"])
+    list_clean.remove(runs_root(), ["sim"])
     assert store.read() == {}
     with pytest.raises(InputError, match=r"under s3://bucket/runs.*there is none"):
         load_results("sim")

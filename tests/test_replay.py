@@ -7,8 +7,8 @@ import pytest
 from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from tests.driver import Driver
+from tune.commands.replay import replay
 from tune.config.objective import Report
-from tune.replay import replay
 from tune.run_folder.yaml_file import write_yaml
 
 

@@ -9,12 +9,12 @@ from dpo_train.errors import InputError
 from tests.conftest import Run, Start
 from tests.driver import Driver
 from tests.simulated_search import wait_until
+from tune.commands.stop_clone import clone, stop
 from tune.config.schema import ConfirmConfig
-from tune.requests import clone, stop
 from tune.run_folder.records import read_records
 from tune.run_folder.results import Cost, Results, write_results
 from tune.run_folder.yaml_file import write_yaml
-from tune.runs import adopt, is_finished
+from tune.search.resume_checks import adopt, is_finished
 
 YAML = """
 name: sim

@@ -12,7 +12,7 @@ from dpo_train.errors import InputError
 from tests.conftest import Run
 from tests.driver import Driver
 from tune.config.checks import check_storage
-from tune.storage import open_storage
+from tune.search.study_storage import open_storage
 
 
 def play(driver: Driver) -> None:

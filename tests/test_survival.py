@@ -25,12 +25,13 @@ from tests.simulated_search import (
     wait_for_ended,
     wait_until,
 )
-from tune import load_results, search
+from tune import load_results
 from tune.cluster.connection import connected
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import read_records
 from tune.run_folder.trial_state import saved_pairs
-from tune.search import Interrupted
+from tune.search import driver
+from tune.search.driver import Interrupted
 
 AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -185,10 +186,10 @@ def test_only_a_disk_that_failed_is_an_interruption(
     def fail(_: Path) -> None:
         raise OSError(number, "no")
 
-    monkeypatch.setattr(search, "_to_the_end", fail)
+    monkeypatch.setattr(driver, "_to_the_end", fail)
     expected = PermissionError if number == errno.EACCES else Interrupted
     with pytest.raises(expected):
-        search._go_on(Path("x"))
+        driver._go_on(Path("x"))
 
 
 @pytest.mark.slow

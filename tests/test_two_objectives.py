@@ -21,13 +21,13 @@ from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.objective import Objective
 from tune.config.schema import EarlierPoints, SearchConfig
-from tune.confirm import finalists
 from tune.publish import model_card
 from tune.report import page, terminal, winner_section
 from tune.run_folder.exports import exports
 from tune.run_folder.records import Records
+from tune.search.choose_winner import finalists
+from tune.search.warm_start import with_earlier_points
 from tune.tracking.payload import definition
-from tune.warm_start import with_earlier_points
 
 TWO = ["eval/accuracy", "eval/drift"]
 
@@ -125,7 +125,7 @@ def test_each_sampler_goes_on_past_finished_and_stopped_trials(tmp_path: Path, n
 
 
 def test_tpe_counts_the_stopped_and_puts_them_behind_all_finished_ones(tmp_path: Path) -> None:
-    """A contract with Optuna: what tune/study.py relies on."""
+    """A contract with Optuna: what tune/search/study.py relies on."""
     driver = Driver(tmp_path, objective=TWO, trials=12)
     for number in range(12):
         trial = driver.start()

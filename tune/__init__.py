@@ -12,13 +12,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 _PLACES = {
-    "run": "tune.search",
-    "resume": "tune.search",
-    "replay": "tune.replay",
+    "run": "tune.search.driver",
+    "resume": "tune.search.driver",
+    "replay": "tune.commands.replay",
     "push": "tune.publish.push",
-    "stop": "tune.requests",
-    "clone": "tune.requests",
-    "Interrupted": "tune.search",
+    "stop": "tune.commands.stop_clone",
+    "clone": "tune.commands.stop_clone",
+    "Interrupted": "tune.search.driver",
     "load_results": "tune.run_folder.results",
     "load_search": "tune.config.load",
     "InputError": "dpo_train.errors",

@@ -150,7 +150,7 @@ def _run(options: argparse.Namespace) -> int:
         from tune.submit import submit
 
         return submit(config, options.submit)
-    from tune.search import run
+    from tune.search.driver import run
 
     return _finish(lambda: run(config))
 
@@ -168,7 +168,7 @@ def _resume(options: argparse.Namespace) -> int:
         grows = options.trials.startswith("+")
         now = load_search(folder / "search.yaml").total_trials
         trials = int(digits) + (now if grows else 0)
-    from tune.search import resume
+    from tune.search.driver import resume
 
     return _finish(lambda: resume(folder, trials))
 
@@ -176,7 +176,7 @@ def _resume(options: argparse.Namespace) -> int:
 def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
     from tune.report.terminal import render
-    from tune.search import Interrupted
+    from tune.search.driver import Interrupted
     from tune.tracking.child_process import how_to_send
 
     try:
@@ -215,7 +215,7 @@ def _finish(search: Any) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from tune.report.terminal import render, to_csv
-    from tune.search import current_results
+    from tune.run_folder.results import current_results
 
     results = current_results(options.run)
     if options.json:
@@ -228,7 +228,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from tune.requests import stop
+    from tune.commands.stop_clone import stop
 
     stop(options.run, options.trial)
     print(f"asked: {options.trial} stops at its next report")
@@ -236,7 +236,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _clone(options: argparse.Namespace) -> int:
-    from tune.requests import clone
+    from tune.commands.stop_clone import clone
     from tune.run_folder.wording import describe
 
     point = clone(options.run, options.trial, _overrides(options))
@@ -245,7 +245,7 @@ def _clone(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from tune.replay import replay
+    from tune.commands.replay import replay
 
     print(f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   as recorded, as it is now")
 
@@ -262,7 +262,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from dpo_train.storage import mirror
     from tune.report.page import write
-    from tune.search import current_results
+    from tune.run_folder.results import current_results
 
     path = write(current_results(options.run)).absolute()
     print(mirror.shown(path))
@@ -297,8 +297,8 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
+    from tune.commands.list_clean import stored
     from tune.run_folder.folder import runs_root
-    from tune.runs import stored
 
     there = stored(runs_root())
     print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
@@ -309,8 +309,8 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
+    from tune.commands.list_clean import remove
     from tune.run_folder.folder import runs_root
-    from tune.runs import remove
 
     if not options.names:
         _list(options)
@@ -322,9 +322,10 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from tune.commands.doctor import examine
     from tune.config.load import load_search
-    from tune.doctor import examine, refuse_impossible
-    from tune.warm_start import with_earlier_points
+    from tune.search.preflight import refuse_impossible
+    from tune.search.warm_start import with_earlier_points
 
     config = None
     if options.yaml:

@@ -38,7 +38,7 @@ def connected(config: SearchConfig) -> Iterator[None]:
         yield
         return
     # Ray's daemons take seconds to come up: what the driver needs next is imported meanwhile.
-    importing = threading.Thread(target=importlib.import_module, args=["tune.scheduler"])
+    importing = threading.Thread(target=importlib.import_module, args=["tune.search.scheduler"])
     importing.start()
     # Never a cluster that only happens to run here, or whose address an earlier one left behind.
     address = os.environ.get("RAY_ADDRESS") or "local"

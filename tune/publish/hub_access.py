@@ -15,7 +15,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from dpo_train.errors import InputError, one_line
-from tune.config.schema import HubConfig
+from tune.config.outputs import HubConfig
 
 T = TypeVar("T")
 _WAITS = (2.0, 8.0)

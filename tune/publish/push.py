@@ -26,7 +26,8 @@ from dpo_train.config_base import parse
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune.config.load import load_search
-from tune.config.schema import HubConfig, SearchConfig
+from tune.config.outputs import HubConfig
+from tune.config.schema import SearchConfig
 from tune.publish import hub_access, model_card, redact, repository
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.results import Publication, Results, load_results, write_results

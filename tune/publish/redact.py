@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import ModelConfig
-from tune.config.schema import HubConfig, SearchConfig, ServeConfig, WandbConfig
+from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
+from tune.config.schema import SearchConfig
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results

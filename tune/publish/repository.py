@@ -17,7 +17,8 @@ from dpo_train import export
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
-from tune.config.schema import HubConfig, SearchConfig
+from tune.config.outputs import HubConfig
+from tune.config.schema import SearchConfig
 from tune.publish import model_card, redact
 from tune.report import page
 from tune.run_folder.exports import STAMP

@@ -1,6 +1,6 @@
 """What was asked of a running search, as its driver finds it in the run folder.
 
-`requests/<time>/request.json` is written last and whole, by `tune/requests.py`.
+`requests/<time>/request.json` is written last and whole, by `tune/commands/stop_clone.py`.
 """
 
 from __future__ import annotations

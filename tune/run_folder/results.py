@@ -17,7 +17,7 @@ from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
 from tune.run_folder.confirmation import Confirmation
-from tune.run_folder.folder import find_run
+from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.records import STATES, Document, Records, TrialRecord
 
 if TYPE_CHECKING:
@@ -280,3 +280,14 @@ def load_results(run: str | Path) -> Results:
         )
     content = json.loads(path.read_text())
     return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
+
+
+def current_results(run_folder: str | Path) -> Results:
+    """The results of a run folder as it stands: of a running search, without a winner."""
+    folder = find_run(run_folder)
+    config, records = open_run(folder)
+    if (folder / "results.json").exists() and not records.open_trials():
+        results = load_results(folder)
+        if len(results.runs) == len(records.trials):
+            return results
+    return assemble(config, records, None, {}, "").at(folder)

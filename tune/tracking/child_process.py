@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tune.config.schema import WandbConfig
+from tune.config.outputs import WandbConfig
 
 CLOSE_SECONDS = 10.0
 """The most that a search waits for W&B at its end; it never waits before."""

@@ -13,7 +13,7 @@ from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged
 from tune.config.objective import Report
 from tune.run_folder.folder import find_run, open_run
-from tune.search import find_prepared
+from tune.search.prepared_data import find_prepared
 
 _NOT_OF_TRAINING = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
                     "peak_memory_gb")  # fmt: skip

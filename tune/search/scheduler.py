@@ -16,16 +16,16 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
 from dpo_train.storage.object_store import StoreFailed
-from tune import confirm
 from tune.config.schema import SearchConfig
-from tune.halt import Halt
-from tune.judging import Judging
-from tune.progress import Progress
 from tune.run_folder import exports
 from tune.run_folder.placements import Places
 from tune.run_folder.records import Records, State, TrialRecord
-from tune.rungs import TrialKey, make_rungs
-from tune.searcher import StudySearcher
+from tune.search import choose_winner
+from tune.search.abort import Halt
+from tune.search.early_stopping import TrialKey, make_rungs
+from tune.search.final_tasks import Judging
+from tune.search.progress import Progress
+from tune.search.searcher import StudySearcher
 from tune.workers.gpu_share import overfull
 from tune.workers.tasks import is_task
 
@@ -135,7 +135,7 @@ class SearchScheduler(FIFOScheduler):
             self._progress.say(f"{trial_id}: {result['note']}")
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
-        finalists = [record.id for record in confirm.finalists(self._config, self._records)]
+        finalists = [record.id for record in choose_winner.finalists(self._config, self._records)]
         with contextlib.suppress(StoreFailed):  # the next report tries again
             exports.prune_exports(
                 self._records.folder, self._records.objective, self._config.exports_kept, finalists

@@ -8,11 +8,11 @@ import os
 from typing import Any
 
 from dpo_train.storage import mirror
-from tune import confirm
 from tune.config.schema import SearchConfig
 from tune.run_folder import confirmation, exports
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.records import Records
+from tune.search import choose_winner
 from tune.workers.tasks import EVALUATING, JUDGING
 
 
@@ -45,7 +45,7 @@ class Judging:
         if self.was_given or self._records.open_trials():
             return None
         run = mirror.name(self._records.folder.absolute())
-        if asked := confirm.next_evaluation(self._config, self._records, self._tried):
+        if asked := choose_winner.next_evaluation(self._config, self._records, self._tried):
             run_id, folder = asked
             self._tried.add(run_id)
             self._evaluating.add(run_id)
@@ -54,7 +54,7 @@ class Judging:
         if self._evaluating:
             return None
         self.was_given = True
-        chosen, self.confirmation = confirm.choose(self._config, self._records)
+        chosen, self.confirmation = choose_winner.choose(self._config, self._records)
         objective = self._records.objective
         self.stamp = exports.crown(self._records.folder, objective, chosen)
         if self.stamp is None and chosen is not None:

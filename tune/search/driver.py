@@ -20,7 +20,6 @@ from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import NoRoom
 from dpo_train.storage.object_store import StoreFailed
-from tune import deploy, doctor, runs
 from tune.cluster.connection import connected
 from tune.cluster.environment import describe
 from tune.config.checks import check
@@ -32,9 +31,11 @@ from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import find_run, is_run, open_run, refuse_private_folder
 from tune.run_folder.records import ENDED, Records, create_run
 from tune.run_folder.results import Results, assemble, load_results, write_results
-from tune.storage import open_storage
+from tune.search import deploy, preflight, resume_checks
+from tune.search.prepared_data import find_prepared
+from tune.search.study_storage import open_storage
+from tune.search.warm_start import with_earlier_points
 from tune.tracking.child_process import Tracker
-from tune.warm_start import with_earlier_points
 
 # A disk that is full, or gone; what was written is whole.
 _DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
@@ -59,18 +60,18 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     else:
         config = load_search(Path(search), overrides)
     config = with_earlier_points(config)
-    doctor.refuse_impossible(config)
-    doctor.refuse_impossible_end(config)
+    preflight.refuse_impossible(config)
+    preflight.refuse_impossible_end(config)
     folder = config.folder
     refuse_private_folder(folder)
     refresh(folder)
     if is_run(folder):
-        runs.refuse_other_search(folder, config)
+        resume_checks.refuse_other_search(folder, config)
         with only_driver(folder):
-            runs.adopt(folder, config)
+            resume_checks.adopt(folder, config)
             return _go_on(folder)
     open_storage(config.storage)
-    runs.refuse_other_files(folder)
+    resume_checks.refuse_other_files(folder)
     if config.trainer == "simulated":
         prepared = Path()
     else:
@@ -104,22 +105,11 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
                     f"--trials {trials}: this search has {config.total_trials}; give more, or "
                     "`+16` for 16 more"
                 )
-            runs.refuse_warm_clones(open_run(folder)[1])
+            resume_checks.refuse_warm_clones(open_run(folder)[1])
             yaml_file.write_yaml(folder, config.model_copy(update={"trials": trials}))
-        if not runs.is_finished(folder):
-            doctor.refuse_impossible_end(config)
+        if not resume_checks.is_finished(folder):
+            preflight.refuse_impossible_end(config)
         return _go_on(folder)
-
-
-def current_results(run_folder: str | Path) -> Results:
-    """The results of a run folder as it stands: of a running search, without a winner."""
-    folder = find_run(run_folder)
-    config, records = open_run(folder)
-    if (folder / "results.json").exists() and not records.open_trials():
-        results = load_results(folder)
-        if len(results.runs) == len(records.trials):
-            return results
-    return assemble(config, records, None, {}, "").at(folder)
 
 
 def _go_on(folder: Path) -> Results:
@@ -133,9 +123,9 @@ def _go_on(folder: Path) -> Results:
 
 def _to_the_end(folder: Path) -> Results:
     config, records = open_run(folder)
-    if runs.is_finished(folder):
+    if resume_checks.is_finished(folder):
         return _publish(load_results(folder), config)
-    runs.refuse_warm_clones(records)
+    resume_checks.refuse_warm_clones(records)
     if config.trainer != "simulated":
         find_prepared(config, records)
     ended = {record.id for record in records.trials.values() if record.state in ENDED}
@@ -161,24 +151,6 @@ def _publish(results: Results, config: SearchConfig) -> Results:
     return deploy.deploy_if_asked(results, config)
 
 
-def find_prepared(config: SearchConfig, records: Records) -> None:
-    """Plans the prepared data anew where it was removed, or where the runs folder was moved."""
-    there = records.run.prepared_folder
-    if mirror.exists(there / "plan.json"):
-        for name in ("plan.json", "rows.jsonl"):
-            mirror.fetch_once(there / name)
-        return
-    pairs = data.load_pairs(config.data)
-    root = config.prepared_root.absolute()
-    prepared = reference.plan(config.base_trial(), pairs, root, config.device)
-    if prepared.name != there.name:
-        raise InputError(
-            f"{mirror.shown(records.folder)}: its model or data have changed since it began, so "
-            "its trials can't be compared with new ones; start another search with `--name NEW`"
-        )
-    records.run.prepared = mirror.name(prepared)
-
-
 def _search(config: SearchConfig, records: Records) -> Results:
     with (
         connected(config),
@@ -191,11 +163,11 @@ def _search(config: SearchConfig, records: Records) -> Results:
         from ray.tune import with_resources as on
 
         from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
-        from tune.halt import Halt, Halted, store_failure
-        from tune.judging import Judging
-        from tune.progress import Progress
-        from tune.scheduler import SearchScheduler
-        from tune.searcher import StudySearcher
+        from tune.search.abort import Halt, Halted, store_failure
+        from tune.search.final_tasks import Judging
+        from tune.search.progress import Progress
+        from tune.search.scheduler import SearchScheduler
+        from tune.search.searcher import StudySearcher
         from tune.workers.trainable import DpoTrial
 
         # Of a process that died Tune would print a traceback; the scheduler says it in a line.
@@ -258,7 +230,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)
     where = mirror.shown(records.folder)
-    if not runs.is_finished(records.folder) and not searcher.budget_spent:
+    if not resume_checks.is_finished(records.folder) and not searcher.budget_spent:
         print(f"a clone was asked for at the very end; dpo-tune resume {where} tries it")
     return results.at(records.folder)
 

@@ -1,4 +1,4 @@
-"""What is here and what a search needs, said before anything is spent."""
+"""TODO"""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 from dpo_train import model_source
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
-from tune import deploy
 from tune.config.schema import SearchConfig
-from tune.run_folder.driver_lease import refresh
+from tune.search import deploy
 from tune.workers.user_evaluation import refuse_missing
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -101,74 +98,3 @@ def disk_bytes(config: SearchConfig) -> int:
     at_once = config.resources.at_once or os.cpu_count() or 1
     states = 2 * min(at_once, config.total_trials)
     return (config.exports_kept + 2) * exported + states * 3 * exported
-
-
-def examine(config: SearchConfig | None) -> Iterator[str]:
-    """The lines that `dpo-tune doctor` prints. Raises InputError after those that still hold."""
-    yield from _machine()
-    yield from _logins(config)
-    if config is not None:
-        yield from _needs(config)
-        if pushed := refuse_impossible_end(config):
-            yield f"push         {pushed}"
-
-
-def _machine() -> list[str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = gpu_names()
-    cluster = os.environ.get("RAY_ADDRESS", "none set; Ray starts on this machine")
-    return [
-        f"CPUs         {len(os.sched_getaffinity(0))}",
-        f"memory       {memory / 1e9:.1f} GB",
-        f"GPUs         {len(gpus)}" + "".join(f"\n             {name}" for name in gpus),
-        f"cluster      {cluster}",
-        f"free disk    {free_bytes(Path('.')) / 1e9:.1f} GB here",
-    ]
-
-
-def _logins(config: SearchConfig | None) -> list[str]:
-    from huggingface_hub import constants, get_token
-
-    from tune.tracking.wandb_client import is_logged_in
-
-    hub = "logged in" if get_token() else "not logged in (`hf auth login`; public models need none)"
-    offline = " (HF_HUB_OFFLINE is set: only what is cached)" if constants.HF_HUB_OFFLINE else ""
-    wandb = "logged in" if is_logged_in() else "not logged in (`wandb login`)"
-    return [f"Hub          {hub}{offline}", f"W&B          {wandb}{_wandb_mode(config)}"]
-
-
-def _wandb_mode(config: SearchConfig | None) -> str:
-    if config is None:
-        return ""
-    told = {
-        "online": f"the search is seen in {config.wandb.project} while it runs",
-        "offline": "the search writes files, `wandb sync` sends them",
-        "disabled": "the search tells it nothing",
-    }
-    return f"; {config.wandb.mode}: {told[config.wandb.mode]}"
-
-
-def _needs(config: SearchConfig) -> list[str]:
-    again = config.total_runs - config.total_trials
-    lines = [
-        f"search       {config.name}: {config.total_trials} trials"
-        + (f" and {again} runs that confirm the best, " if again else ", ")
-        + f"{config.resources.cpus:g} CPU and {config.resources.gpus:g} GPU each",
-    ]
-    if config.trainer == "simulated":
-        return [*lines, "             simulated: no model, no data"]
-    resolved = config.model_copy(update={"model": model_source.resolve(config.model)})
-    weights = model_source.parameter_count(resolved.model)
-    refresh(config.folder)
-    exists = "exists" if (config.folder / "run.json").exists() else "new"
-    free = ""
-    if not mirror.is_url(config.runs_dir):
-        free = f"; {free_bytes(config.folder) / 1e9:.1f} GB free"
-    return [
-        *lines,
-        f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights",
-        f"one trial    about {memory_bytes(resolved) / 1e9:.2f} GB for weights, gradients and "
-        "optimizer; activations come on top",
-        f"disk         at most about {disk_bytes(resolved) / 1e9:.2f} GB in "
-        f"{mirror.shown(config.folder)} ({exists}{free})",
-    ]

@@ -19,7 +19,7 @@ from tune.config.schema import SearchConfig
 from tune.config.space import Point, suggest, to_optuna
 from tune.run_folder.optuna_states import OPTUNA_STATES
 from tune.run_folder.records import ENDED, Records, TrialRecord
-from tune.storage import open_storage
+from tune.search.study_storage import open_storage
 
 T = TypeVar("T")
 

@@ -19,15 +19,15 @@ from ray.tune.search import Searcher
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreFailed
-from tune import confirm
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
-from tune.judging import Judging
-from tune.progress import Progress
 from tune.run_folder import trial_state
 from tune.run_folder.inbox import Inbox, Request
 from tune.run_folder.records import ENDED, Records, State, TrialRecord
-from tune.study import SearchStudy
+from tune.search import choose_winner
+from tune.search.final_tasks import Judging
+from tune.search.progress import Progress
+from tune.search.study import SearchStudy
 
 _FALSE_STARTS = 3
 """Processes of one trial that may die before it begins."""
@@ -174,7 +174,7 @@ class StudySearcher(Searcher):
         """A finalist's next seed, once no trial of the search is open."""
         if any(record.confirms is None for record in self._records.open_trials()):
             return None
-        if asked := confirm.next_run(self._config, self._records):
+        if asked := choose_winner.next_run(self._config, self._records):
             trial_id, point = asked
             return self._records.add(self._records.next_id(), point, confirms=trial_id)
         return None

@@ -1,0 +1,71 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_train.errors import InputError
+from dpo_train.storage import mirror
+from tune.run_folder.driver_lease import only_driver, refresh
+from tune.run_folder.records import ENDED, read_records
+
+PREPARED = ".prepared"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One thing that occupies disk under the runs folder."""
+
+    name: str
+    kind: str
+    state: str
+    trials: int
+    gigabytes: float
+    folder: Path
+
+
+def stored(runs_dir: Path) -> list[Stored]:
+    """Every run and every prepared dataset, by name. Raises StoreFailed."""
+    sizes = mirror.sizes(runs_dir)
+    occupied: Counter[str] = Counter()
+    for path, size in sizes.items():
+        first, _, rest = path.partition("/")
+        name = f"{PREPARED}/{rest.partition('/')[0]}" if first == PREPARED else first
+        occupied[name] += size
+    found, prepared = [], []
+    for name, size in sorted(occupied.items()):
+        folder, gigabytes = runs_dir / name, size / 1e9
+        if name.startswith(f"{PREPARED}/"):
+            state = "complete" if f"{name}/manifest.json" in sizes else "incomplete"
+            prepared.append(Stored(name, "prepared data", state, 0, gigabytes, folder))
+        elif not name.startswith(".") and f"{name}/run.json" in sizes:
+            refresh(folder)
+            ended = sum(record.state in ENDED for record in read_records(folder))
+            state = "finished" if f"{name}/results.json" in sizes else "unfinished"
+            found.append(Stored(name, "run", state, ended, gigabytes, folder))
+    return found + prepared
+
+
+def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
+    """Removes what is named, all or nothing. Raises InputError for a name that isn't there, and
+    StoreFailed."""
+    there = {item.name: item for item in stored(runs_dir)}
+    for name in names:
+        if name not in there:
+            known = ", ".join(there) or "nothing"
+            raise InputError(f"clean: no {name!r} under {mirror.name(runs_dir)}; there is: {known}")
+    chosen = [there[name] for name in names]
+    with contextlib.ExitStack() as stack:
+        for item in chosen:
+            if item.kind == "run":
+                stack.enter_context(only_driver(item.folder))
+        for item in chosen:
+            if mirror.url(item.folder) is None:
+                shutil.rmtree(item.folder)
+            else:
+                mirror.remove(item.folder, "run.json")
+    return chosen
