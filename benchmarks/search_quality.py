@@ -220,7 +220,7 @@ def regret(job: tuple[str, int, int]) -> float:
 
 
 def winner(way: Way, world: World, budget: int, seed: int) -> dict[str, float]:
-    """The report whose weights a search of so many pairs in all would crown."""
+    """The report whose weights a search of so many pairs in all would promote_to_winner."""
     spare = way.confirm**2 * TRAIN
     played = search(way, world, budget - spare, seed)
     played.sort(key=lambda trial: trial.best["eval/accuracy"], reverse=True)
@@ -244,7 +244,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
 
     from tune.config.schema import SearchConfig
     from tune.config.space import suggest
-    from tune.search.early_stopping import TrialKey, make_rungs
+    from tune.search.early_stopping import TrialKey, make_stopping_rule
     from tune.search.study import make_sampler
 
     config = SearchConfig.model_validate(
@@ -264,7 +264,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
             "eval_every_pairs": EVERY,
         }
     )
-    rungs = make_rungs(config, TRAIN)
+    rungs = make_stopping_rule(config, TRAIN)
     draw = np.random.default_rng(seed)
     is_stock = way.sampler == "stock"
     sampler = optuna.samplers.TPESampler(seed=seed) if is_stock else make_sampler(config, 0)
@@ -290,14 +290,14 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
             spent += int(report["pairs_seen"] - before)
             played.trial.report(report["eval/accuracy"], int(report["pairs_seen"]))
             key = TrialKey(str(played.trial.number))
-            is_whole = len(played.reported) == len(played.curve)
-            if is_whole:
+            checksums_match = len(played.reported) == len(played.curve)
+            if checksums_match:
                 rungs.on_trial_complete(None, key, report)
             elif rungs.on_trial_result(None, key, report) != "STOP":
                 continue
             running.remove(played)
             done.append(played)
-            if is_whole:
+            if checksums_match:
                 value = played.best["eval/accuracy"]
                 study.tell(played.trial, report["eval/accuracy"] if is_stock else value)
             elif way.stopped_as == "complete":

@@ -152,10 +152,10 @@ class SlotEngine:
         room = _PROMPT_TOKENS
         for one in self._reading:
             length = min(room, len(one.answer.prompt) - one.read)
-            is_whole = one.read == 0 and length == len(one.answer.prompt)
-            if length == 0 or (not is_whole and parts and parts[0][1].slot == self.slots):
+            checksums_match = one.read == 0 and length == len(one.answer.prompt)
+            if length == 0 or (not checksums_match and parts and parts[0][1].slot == self.slots):
                 break
-            slot = len(self._writing) + len(parts) if is_whole else self.slots
+            slot = len(self._writing) + len(parts) if checksums_match else self.slots
             parts.append((one, Part(slot, one.read, length)))
             room -= length
         return parts

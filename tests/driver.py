@@ -11,8 +11,8 @@ from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.run_folder.exports import offer_export
 from tune.run_folder.records import Records, create_run
-from tune.search.abort import Halt
-from tune.search.final_tasks import Judging
+from tune.search.abort import AbortStopper
+from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
 from tune.search.scheduler import SearchScheduler
 from tune.search.searcher import StudySearcher
@@ -29,13 +29,15 @@ class Driver:
         if not (folder / "run.json").exists():
             create_run(folder, Path(), "cpu")
         self.records = Records(folder, self.config.goal)
-        self.records.begin_sitting()
+        self.records.begin_driver_session()
         progress = Progress(self.records, self.config.total_trials)
-        self.judging = Judging(self.config, self.records)
-        self.searcher = StudySearcher(self.config, self.records, self.judging, progress, lambda: 8)
-        self.halt = Halt(self.records)
+        self.final_tasks = FinalTasks(self.config, self.records)
+        self.searcher = StudySearcher(
+            self.config, self.records, self.final_tasks, progress, lambda: 8
+        )
+        self.stopper = AbortStopper(self.records)
         self.scheduler = SearchScheduler(
-            self.config, self.records, self.searcher, self.judging, progress, 512, self.halt
+            self.config, self.records, self.searcher, self.final_tasks, progress, 512, self.stopper
         )
         self.asked = 0
 

@@ -45,7 +45,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     yaml_file.write_yaml(folder, config)
     create_run(folder, prepared, "cpu")
     _, records = open_run(folder)
-    records.begin_sitting()
+    records.begin_driver_session()
     for point in POINTS:
         trial_id = records.next_id()
         records.add(trial_id, point)
@@ -56,7 +56,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         exports.offer_export(folder, trial_id, point, report, records.objective, 3, session.export)
         session.close()
         records.end(trial_id, "finished")
-    stamp = exports.crown(folder, records.objective)
+    stamp = exports.promote_to_winner(folder, records.objective)
     verdict = test_split.judge(folder / "winner", config.model, prepared, "cpu")
     results = assemble(config, records, stamp, verdict, "all 2 trials")
     ran_on = environment.describe({"CPU": 2})

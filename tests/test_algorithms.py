@@ -149,8 +149,8 @@ def test_spent_hours_end_the_search_whoever_sat(tmp_path: Path) -> None:
     driver = Driver(tmp_path, budget={"hours": 1})
     trial = driver.start()
     assert driver.report(trial, 64, 0.9) == TrialScheduler.CONTINUE
-    began, _ = driver.records.run.sittings[0]
-    driver.records.run.sittings.insert(0, (began - 9000, began - 9000 + 3601))
+    began, _ = driver.records.run.driver_sessions[0]
+    driver.records.run.driver_sessions.insert(0, (began - 9000, began - 9000 + 3601))
     assert driver.report(trial, 128, 0.9) == TrialScheduler.STOP
     assert driver.start() == Searcher.FINISHED
 
@@ -176,10 +176,10 @@ def test_the_winner_is_judged_once_when_the_last_trial_has_ended(tmp_path: Path)
     driver.finish(second, 512, 0.95)
     judging = driver.start()
     assert (tmp_path / "winner" / "weights").exists()
-    assert not driver.judging.is_done
+    assert not driver.final_tasks.is_done
     driver.complete(judging, {"verdict": '{"test": {"ranking": 0.9}}'})
-    assert driver.judging.is_done
-    assert driver.judging.verdict == {"test": {"ranking": 0.9}}
+    assert driver.final_tasks.is_done
+    assert driver.final_tasks.verdict == {"test": {"ranking": 0.9}}
     assert driver.start() == Searcher.FINISHED
     assert len(driver.records.trials) == 2
 
@@ -226,8 +226,8 @@ def test_a_judging_that_fails_costs_its_numbers_alone(
     else:
         judging.get_error = lambda: "Traceback\nno memory"
         driver.scheduler.on_trial_error(None, judging)
-    assert driver.judging.is_done
-    assert driver.judging.stamp is not None
+    assert driver.final_tasks.is_done
+    assert driver.final_tasks.stamp is not None
     assert "could not be judged on test: no memory" in capsys.readouterr().out
 
 
@@ -235,8 +235,8 @@ def test_open_trials_of_a_search_whose_budget_is_spent_end_with_it(tmp_path: Pat
     driver = Driver(tmp_path, budget={"hours": 1})
     driver.report(driver.start(), 64, 0.9)
     driver.start()
-    began, _ = driver.records.run.sittings[0]
-    driver.records.run.sittings[0] = (began - 3601, began)
+    began, _ = driver.records.run.driver_sessions[0]
+    driver.records.run.driver_sessions[0] = (began - 3601, began)
     driver.records.touch()
     again = Driver(tmp_path, budget={"hours": 1})
     assert again.start() == Searcher.FINISHED

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_train.storage import mirror
-from dpo_train.storage.checksums import seal
+from dpo_train.storage.checksums import write_checksums
 from tune.config.objective import Objective
 from tune.run_folder import exports, trial_state
 
@@ -59,7 +59,7 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
         (tmp_path / "best" / trial / "64").mkdir(parents=True)
         stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
         (tmp_path / "best" / trial / "64" / exports.STAMP).write_text(json.dumps(stamp))
-        seal(tmp_path / "best" / trial / "64")
+        write_checksums(tmp_path / "best" / trial / "64")
     remove = shutil.rmtree
 
     def add_then_remove(folder: Path, **options: bool) -> None:
@@ -78,7 +78,7 @@ def test_a_tie_goes_to_the_lower_drift(tmp_path: Path) -> None:
     offer(tmp_path, "a", accuracy=0.7, drift=2.0)
     offer(tmp_path, "b", accuracy=0.7, drift=1.0)
     assert kept(tmp_path) == ["b", "a"]
-    stamp = exports.crown(tmp_path, ACCURACY)
+    stamp = exports.promote_to_winner(tmp_path, ACCURACY)
     assert stamp is not None
     assert stamp["trial"] == "b"
     assert (tmp_path / "winner" / exports.STAMP).exists()
@@ -100,13 +100,13 @@ def test_a_finalists_exports_outlast_better_ones_of_others(tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "best" / "a")
     shutil.rmtree(tmp_path / "best" / "a-third")
     offer("a-fourth", 0.5, "a")
-    stamp = exports.crown(tmp_path, ACCURACY, "a")
+    stamp = exports.promote_to_winner(tmp_path, ACCURACY, "a")
     assert stamp is not None
     assert stamp["trial"] == "a-fourth"
 
 
 def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
-    assert exports.crown(tmp_path, ACCURACY) is None
+    assert exports.promote_to_winner(tmp_path, ACCURACY) is None
 
 
 def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_damaged_export_is_not_crowned(
     offer(tmp_path, "a", accuracy=0.7)
     offer(tmp_path, "b", accuracy=0.9)
     (tmp_path / "best" / "b" / "64" / "weights").write_text("more than was sealed")
-    stamp = exports.crown(tmp_path, ACCURACY)
+    stamp = exports.promote_to_winner(tmp_path, ACCURACY)
     assert stamp is not None
     assert stamp["trial"] == "a"
     assert "best/b/64 is damaged; the next best export is taken" in capsys.readouterr().out

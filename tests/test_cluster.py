@@ -93,7 +93,7 @@ def places(run: Path) -> list[dict[str, Any]]:
 def most_at_once(run: Path) -> dict[tuple[str, str], int]:
     """Of every (node, GPU) how many trials held it at the same time, at most.
 
-    A place is held until the trial takes another or ends, or the driver of that sitting does.
+    A place is held until the trial takes another or ends, or until its driver ends.
     """
     sittings = json.loads((run / "run.json").read_text())["sittings"]
     ended = {record.id: record.ended or 0.0 for record in read_records(run)}

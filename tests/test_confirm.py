@@ -69,8 +69,8 @@ def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
         finish(driver, again, 0.85 if again.config["confirms"] == lucky else 0.92)
     assert seen == [(lucky, 1), (solid, 1), (lucky, 2), (solid, 2)]
     assert driver.start() == "FINISHED"
-    assert driver.judging.is_done
-    told = driver.judging.confirmation
+    assert driver.final_tasks.is_done
+    told = driver.final_tasks.confirmation
     assert told is not None
     assert (told.winner, told.searched) == (solid, lucky)
     first, second = told.finalists
@@ -80,8 +80,8 @@ def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
     assert second.behind["difference"] == pytest.approx(0.07)
     assert low < 0.07 < high
     # The configuration's best run is the one of the search, whose 0.93 no seed reached.
-    assert driver.judging.stamp is not None
-    assert driver.judging.stamp["trial"] == solid
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == solid
     assert weak not in {finalist.trial for finalist in told.finalists}
 
 
@@ -109,8 +109,8 @@ def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
         if first in (stamp["trial"], stamp.get("configuration")):
             export.write_text(json.dumps(stamp) + " ")
     driver.start()
-    assert driver.judging.stamp is not None
-    assert driver.judging.stamp["trial"] == second
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == second
     assert f"no export of {first}, which won, is whole" in capsys.readouterr().out
 
 
@@ -121,7 +121,7 @@ def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
     finish(driver, driver.start(), 0.9)
     finish(driver, driver.start(), 0.87)
     driver.start()
-    told = driver.judging.confirmation
+    told = driver.final_tasks.confirmation
     assert told is not None
     low, _ = told.finalists[1].behind["interval"]
     assert low > 0
@@ -162,7 +162,7 @@ def test_a_configuration_of_which_a_seed_failed_comes_last(tmp_path: Path) -> No
     driver.fail(driver.start())
     finish(driver, driver.start(), 0.7)
     driver.start()
-    told = driver.judging.confirmation
+    told = driver.final_tasks.confirmation
     assert told is not None
     assert [finalist.trial for finalist in told.finalists] == [solid, shaky]
     (failed,) = told.finalists[1].runs
@@ -175,10 +175,10 @@ def test_a_budget_that_ends_leaves_all_finalists_with_equally_many_seeds(tmp_pat
     search(driver, 0.9, 0.8)
     for _ in range(3):
         finish(driver, driver.start(), 0.85)
-    began, _ = driver.records.run.sittings[0]
-    driver.records.run.sittings.insert(0, (began - 9000, began - 9000 + 3601))
+    began, _ = driver.records.run.driver_sessions[0]
+    driver.records.run.driver_sessions.insert(0, (began - 9000, began - 9000 + 3601))
     assert driver.start() == "FINISHED"
-    told = driver.judging.confirmation
+    told = driver.final_tasks.confirmation
     assert told is not None
     assert [len(finalist.runs) for finalist in told.finalists] == [1, 1]
 
@@ -187,13 +187,13 @@ def test_one_standard_error_takes_the_least_drift_that_is_as_good(tmp_path: Path
     driver = Driver(tmp_path / "a", trials=3, select="one_standard_error")
     _, near, _ = search(driver, 0.90, 0.89, 0.70, drifts=(2.0, 0.5, 0.1))
     driver.start()
-    assert driver.judging.stamp is not None
-    assert driver.judging.stamp["trial"] == near
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == near
     best = Driver(tmp_path / "b", trials=3)
     first, _, _ = search(best, 0.90, 0.89, 0.70, drifts=(2.0, 0.5, 0.1))
     best.start()
-    assert best.judging.stamp is not None
-    assert best.judging.stamp["trial"] == first
+    assert best.final_tasks.stamp is not None
+    assert best.final_tasks.stamp["trial"] == first
 
     confirmed = Driver(
         tmp_path / "c", trials=3, select="one_standard_error", confirm={"finalists": 3, "seeds": 1}
@@ -202,7 +202,7 @@ def test_one_standard_error_takes_the_least_drift_that_is_as_good(tmp_path: Path
     for accuracy, drift in ((0.90, 2.0), (0.89, 0.5), (0.70, 0.1)):
         finish(confirmed, confirmed.start(), accuracy, drift)
     confirmed.start()
-    told = confirmed.judging.confirmation
+    told = confirmed.final_tasks.confirmation
     assert told is not None
     assert told.winner == near
     assert "one standard error (0.02" in told.decided_by
@@ -221,7 +221,7 @@ def test_a_users_own_number_may_decide(tmp_path: Path, capsys: pytest.CaptureFix
         run = task.config["trial"].removeprefix("evaluating-")
         driver.complete(task, {"evaluation": json.dumps({"wins": 1 if run == second else 0})})
     driver.start()
-    told = driver.judging.confirmation
+    told = driver.final_tasks.confirmation
     assert told is not None
     assert (told.winner, told.decided_by) == (second, "wins of judge:score")
     assert told.finalists[1].evaluation == {"wins": 0}
@@ -236,7 +236,7 @@ def test_a_users_own_number_may_decide(tmp_path: Path, capsys: pytest.CaptureFix
     told = choose_winner.choose(driver.config, driver.records)[1]
     assert told is not None
     assert told.winner == first
-    # A later sitting does not ask again.
+    # A later driver session does not ask again.
     assert choose_winner.next_evaluation(driver.config, driver.records, set()) is None
 
     (tmp_path / "evaluations.json").write_text(json.dumps({first: {"other": 1}}))

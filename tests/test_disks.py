@@ -49,7 +49,7 @@ os.environ["TMPDIR"] = "runs"  # the trainer's own scratch too
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.session import open_session
 from tune import checkpoints
-from dpo_train.storage.disk import NoRoom
+from dpo_train.storage.disk import DiskFull
 
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))
 session = open_session(trial, Path(sys.argv[2]), "cpu")
@@ -67,8 +67,8 @@ fill()
 session.advance()
 try:
     checkpoints.save_state(run, "a", 32, session.save)
-except NoRoom as error:
-    print("NoRoom:", error)
+except DiskFull as error:
+    print("DiskFull:", error)
 print(checkpoints.last_whole_state(run, "a"))
 filler.unlink()
 """
@@ -101,7 +101,7 @@ cp -r runs/sim/trials after
         timeout=200,
     )  # fmt: skip
     first, second = ((tmp_path / f"{name}.txt").read_text() for name in ("first", "second"))
-    assert "NoRoom: no room on disk to save in" in done.stdout, done.stderr
+    assert "DiskFull: no room on disk to save in" in done.stdout, done.stderr
     assert "(16, '')" in done.stdout
     assert "first: 130" in done.stdout, first
     assert "second: 0" in done.stdout, second

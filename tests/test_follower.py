@@ -35,7 +35,7 @@ class Search:
         yaml_file.write_yaml(self.folder, self.config)
         objective = Objective(metric="eval/accuracy", mode="max")
         self.records = Records(self.folder, objective)
-        self.records.begin_sitting()
+        self.records.begin_driver_session()
         self.ids: list[str] = []
         self.begin(1e-3)
 

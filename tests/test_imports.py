@@ -1,5 +1,7 @@
-"""Who may import whom: the walls of docs/architecture.md, held by walking the imports of every source
-file, late imports and those for type checkers included."""
+"""Who may import whom: the walls of docs/architecture.md.
+
+Every import of every source file is walked, late ones and those for type checkers included.
+"""
 
 import ast
 from collections.abc import Iterator

@@ -15,8 +15,8 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import read_yaml
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
-from dpo_train.storage.mirror import SEAL
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.mirror import CHECKSUMS
+from dpo_train.storage.object_store import StoreError
 from dpo_train.trainers.open import open_session
 from serve import sources
 from serve.sources import ModelError
@@ -61,7 +61,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
 
 def sealed(folder: Path, **files: str) -> Path:
     folder.mkdir(parents=True)
-    for name, text in {**files, SEAL: json.dumps(files)}.items():
+    for name, text in {**files, CHECKSUMS: json.dumps(files)}.items():
         (folder / name).write_text(text)
     return folder
 
@@ -166,7 +166,7 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
     assert len(before) < 4
     went: dict[str, int] = {}
     for path in saved:
-        if path.startswith("sim/state/") and path.endswith(SEAL):
+        if path.startswith("sim/state/") and path.endswith(CHECKSUMS):
             _, _, trial, pairs, _ = path.split("/")
             reached = store.records("sim")[trial]["curve"][-1]["pairs_seen"]
             went[trial] = max(min(int(pairs), int(reached)), went.get(trial, 0))
@@ -221,7 +221,7 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
         foreign = {"id": "f", "where": ["elsewhere", "", ""], "pid": 1, "beat": 0}
         mirror.put(here / ".driver.json", json.dumps(foreign))
         time.sleep(0.5)
-        with pytest.raises(StoreFailed, match="process 1 on elsewhere drives"):
+        with pytest.raises(StoreError, match="process 1 on elsewhere drives"):
             mirror.put(here / "run.json", "{}")
     with only_driver(there):
         assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
@@ -233,12 +233,12 @@ def test_what_is_not_whole_is_not_there(store: ObjectStore) -> None:
     folder = sealed(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
     mirror.hand_over(folder)
     assert not folder.exists()
-    assert mirror.find(folder.parents[1], f"*/[0-9]*/{SEAL}") == [folder / SEAL]
+    assert mirror.find(folder.parents[1], f"*/[0-9]*/{CHECKSUMS}") == [folder / CHECKSUMS]
     assert (mirror.pull(folder) / "weights").read_text() == "1"
     (folder / "weights").write_text("damaged here")
     assert (mirror.pull(folder) / "weights").read_text() == "1"
-    store.remove(f"x/best/a/64/{SEAL}")
-    assert mirror.find(folder.parents[1], f"*/[0-9]*/{SEAL}") == []
+    store.remove(f"x/best/a/64/{CHECKSUMS}")
+    assert mirror.find(folder.parents[1], f"*/[0-9]*/{CHECKSUMS}") == []
     with pytest.raises(FileNotFoundError):
         mirror.pull(folder)
 

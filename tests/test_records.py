@@ -30,7 +30,7 @@ def test_the_frame_has_the_rows_of_the_csv() -> None:
 def test_held_out_values_are_those_of_the_best_report(tmp_path: Path) -> None:
     create_run(tmp_path, Path(), "cpu")
     records = Records(tmp_path, Objective(metric="eval/accuracy", mode="max"))
-    records.begin_sitting()
+    records.begin_driver_session()
     records.add("a", {})
 
     def held_out(pairs: int, accuracy: float) -> list[float]:

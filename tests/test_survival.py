@@ -30,8 +30,7 @@ from tune.cluster.connection import connected
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import read_records
 from tune.run_folder.trial_state import saved_pairs
-from tune.search import driver
-from tune.search.driver import Interrupted
+from tune.search.interruption import Interrupted, disk_failure_as_interruption
 
 AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]
 
@@ -55,8 +54,8 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     trials: int,
     objective: str,
 ) -> None:
-    """Each sitting's reports last another time, so that one sees which sitting trained them. After
-    the first kill a saved state is damaged too: its trial goes on from the one before."""
+    """The reports of each driver session last another time, which tells who trained them. After the
+    first kill a saved state is damaged too: its trial goes on from the one before."""
     run = tmp_path / "runs" / "sim"
     draw = random.Random(moments)
     command: tuple[object, ...] = ("run", yaml, "--set", f"trials={trials}", "--set",
@@ -173,23 +172,17 @@ def test_only_ray_address_names_a_cluster_to_search_on(
     if named:
         monkeypatch.setenv("RAY_ADDRESS", named)
     config = SearchConfig(name="x", trainer="simulated", trials=1)
-    with pytest.raises((ConnectionError, InputError)) as raised, connected(config):
+    with pytest.raises((ConnectionError, InputError)) as raised, connected(config, "json"):
         pass
     assert ("RAY_ADDRESS: no Ray cluster answers" in str(raised.value)) == bool(named)
     assert asked == [named or "local"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE, errno.EACCES])
-def test_only_a_disk_that_failed_is_an_interruption(
-    monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def fail(_: Path) -> None:
-        raise OSError(number, "no")
-
-    monkeypatch.setattr(driver, "_to_the_end", fail)
+def test_only_a_disk_that_failed_is_an_interruption(number: int) -> None:
     expected = PermissionError if number == errno.EACCES else Interrupted
-    with pytest.raises(expected):
-        driver._go_on(Path("x"))
+    with pytest.raises(expected), disk_failure_as_interruption(Path("x")):
+        raise OSError(number, "no")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.trainers.session import OutOfMemory
 from tune.config.schema import SearchConfig
-from tune.workers.tasks import EVALUATING, JUDGING
+from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
 from tune.workers.trainable import DpoTrial
 
 
@@ -38,7 +38,7 @@ class Process(DpoTrial):
         raise RayActorError
 
 
-@pytest.mark.parametrize("task", [JUDGING, EVALUATING + "a"])
+@pytest.mark.parametrize("task", [TEST_TASK, EVALUATE_TASK + "a"])
 def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task: str) -> None:
     with pytest.raises(RayActorError):
         Process(tmp_path, task).step()

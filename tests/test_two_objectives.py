@@ -28,6 +28,7 @@ from tune.run_folder.records import Records
 from tune.search.choose_winner import finalists
 from tune.search.warm_start import with_earlier_points
 from tune.tracking.payload import definition
+from tune.workers.tasks import TEST_TASK
 
 TWO = ["eval/accuracy", "eval/drift"]
 
@@ -174,8 +175,8 @@ def test_the_exports_that_stay_are_those_of_the_front(tmp_path: Path) -> None:
 def test_select_takes_one_of_the_front(tmp_path: Path, select: str, wins: int) -> None:
     driver = played(tmp_path, select=select)
     assert driver.start() == "FINISHED"
-    assert driver.judging.stamp is not None
-    assert numbers([driver.judging.stamp["trial"]]) == [wins]
+    assert driver.final_tasks.stamp is not None
+    assert numbers([driver.final_tasks.stamp["trial"]]) == [wins]
 
 
 def test_finalists_come_from_the_front_and_then_the_next(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_finalists_are_compared_by_the_same_rule(tmp_path: Path, select: str, wi
     for accuracy, drift in [(0.80, 0.50), (0.88, 0.30), (0.87, 0.12)]:
         finish(driver, driver.start(), accuracy, drift)
     driver.start()
-    told = driver.judging.confirmation
+    told = driver.final_tasks.confirmation
     assert told is not None
     assert numbers([told.winner]) == [wins]
     assert told.finalists[0].second == told.finalists[0].drift
@@ -274,19 +275,19 @@ def test_no_point_lies_on_the_better_side_of_the_line(
 def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: Path) -> None:
     def judged(name: str, **content: Any) -> tuple[Driver, dict[str, Any]]:
         driver = played(tmp_path / name, trainer="trl", **content)
-        while (trial := driver.start()).config["trial"] != "judging":
+        while (trial := driver.start()).config["trial"] != TEST_TASK:
             finish(driver, trial, 0.8, 0.3)
         return driver, trial.config["sampled"]
 
     driver, sampled = judged("alone")
-    assert list(sampled) == [driver.judging.stamp["trial"]]  # type: ignore[index]
+    assert list(sampled) == [driver.final_tasks.stamp["trial"]]  # type: ignore[index]
     driver, sampled = judged("confirmed", confirm={"finalists": 2, "seeds": 1})
-    told = driver.judging.confirmation
+    told = driver.final_tasks.confirmation
     assert told is not None
     assert numbers(sorted(sampled)) == [0, 2]
     assert all((tmp_path / "confirmed" / folder).is_dir() for folder in sampled.values())
     kl = {trial: {"mean": float(n), "interval": [0, 9]} for n, trial in enumerate(sampled)}
-    driver.judging.end("judging", {"verdict": json.dumps({"test": {}, "sampled_kl": kl})})
+    driver.final_tasks.end(TEST_TASK, {"verdict": json.dumps({"test": {}, "sampled_kl": kl})})
     assert {each.trial: each.sampled_kl for each in told.finalists} == kl
     assert "sampled KL" in winner_section.answer(simulated(9).model_copy(
         update={"confirmation": told}))  # fmt: skip

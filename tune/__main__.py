@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.errors import InputError
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _WRONG_INPUT
-    except StoreFailed as error:
+    except StoreError as error:
         hint = "its bucket, its region (`?region=…`), the login in the environment"
         print(f"error: {error}; look at {hint}", file=sys.stderr)
         return _WRONG_INPUT
@@ -176,7 +176,7 @@ def _resume(options: argparse.Namespace) -> int:
 def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
     from tune.report.terminal import render
-    from tune.search.driver import Interrupted
+    from tune.search.interruption import Interrupted
     from tune.tracking.child_process import how_to_send
 
     try:

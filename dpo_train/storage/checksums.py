@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 
 from dpo_train.storage.files import checksum
-from dpo_train.storage.mirror import SEAL
+from dpo_train.storage.mirror import CHECKSUMS
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Writes the checksums of all files below the folder into it."""
-    (folder / SEAL).write_text(json.dumps(_checksums(folder), indent=1))
+    (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the files are those that were sealed."""
+def checksums_match(folder: Path) -> bool:
+    """Whether the files are those whose checksums were written."""
     try:
-        sealed = json.loads((folder / SEAL).read_text())
-        return bool(sealed == _checksums(folder))
-    except (OSError, ValueError):  # the seal itself
+        written = json.loads((folder / CHECKSUMS).read_text())
+        return bool(written == _checksums(folder))
+    except (OSError, ValueError):  # of the file of checksums itself
         return False
 
 
@@ -27,5 +27,5 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): checksum(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != SEAL
+        if path.is_file() and path.name != CHECKSUMS
     }

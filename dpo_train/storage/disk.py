@@ -13,13 +13,13 @@ _ROOM = 1 << 20
 """Bytes: a disk with less was filled by what just failed."""
 
 
-class NoRoom(OSError):
+class DiskFull(OSError):
     """The message says where."""
 
 
 @contextlib.contextmanager
-def leaving_no_part(part: Path) -> Iterator[None]:
-    """Removes what was half written. Raises NoRoom if that was because the disk is full: each
+def discarding_partial(part: Path) -> Iterator[None]:
+    """Removes what was half written. Raises DiskFull if that was because the disk is full: each
     library says so in words of its own."""
     try:
         yield
@@ -30,7 +30,7 @@ def leaving_no_part(part: Path) -> Iterator[None]:
         said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full is None and not said:
             raise
-        raise NoRoom(f"no room on disk to save in {full or part.parent}") from error
+        raise DiskFull(f"no room on disk to save in {full or part.parent}") from error
 
 
 def free_bytes(folder: Path) -> int:

@@ -3,7 +3,7 @@
 All other code speaks `Path`: what stands at a URL is worked on in a folder of this machine that
 mirrors it, and whose path says of which URL. What is on the URL is the truth. A folder there is
 whole if it has its seal, which is brought last. For a path that mirrors nothing each function does
-the same on the disk, or nothing. What asks the store raises StoreFailed.
+the same on the disk, or nothing. What asks the store raises StoreError.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from dpo_train.storage import object_store
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 
-SEAL = ".seal.json"
+CHECKSUMS = ".seal.json"
 """The file of a folder that is written, and brought, last."""
 CACHE = "DPO_TUNE_CACHE"
 """Where mirrors stand, in place of ~/.cache/dpo-tune."""
@@ -89,7 +89,7 @@ def flush() -> None:
         text = _later.pop(file, None)  # the newest, and not what it was when this began
         try:
             put(file, text)
-        except StoreFailed:
+        except StoreError:
             _later.setdefault(file, text)
             raise
 
@@ -105,10 +105,12 @@ def push(folder: Path) -> None:
     """Brings a sealed folder onto its URL, its seal last."""
     if there := url(folder):
         _refuse_closed(folder)
-        object_store.remove(there, SEAL)
-        files = [path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL]
+        object_store.remove(there, CHECKSUMS)
+        files = [
+            path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS
+        ]
         _each(put, files)
-        put(folder / SEAL)
+        put(folder / CHECKSUMS)
 
 
 def pull(folder: Path) -> Path:
@@ -118,9 +120,9 @@ def pull(folder: Path) -> Path:
     if there is None:
         return folder
     files = object_store.listed(there)
-    if SEAL not in files:
+    if CHECKSUMS not in files:
         raise FileNotFoundError(f"there is no {there}")
-    seal = read_text(folder / SEAL)
+    seal = read_text(folder / CHECKSUMS)
     if _is_here(folder, files, seal):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -211,20 +213,20 @@ def find(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in _glob(folder, pattern) if path.is_file())
 
 
-def sealed_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
+def complete_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
     """The same with the text of each, of those that stand in a sealed folder."""
     texts: list[tuple[Path, str]] = []
     there = url(folder)
     if there is None:
         for path in _glob(folder, pattern):
             with contextlib.suppress(FileNotFoundError):  # removed just now
-                if (path.parent / SEAL).is_file():
+                if (path.parent / CHECKSUMS).is_file():
                     texts.append((path, path.read_text(encoding="utf-8")))
         return texts
     files = object_store.listed(there)
     for file, info in files.items():
         path = folder / file
-        if _fits(file, pattern) and (PurePath(file).parent / SEAL).as_posix() in files:
+        if _fits(file, pattern) and (PurePath(file).parent / CHECKSUMS).as_posix() in files:
             known = (path, info.mtime_ns, info.size)
             with contextlib.suppress(FileNotFoundError):
                 if known not in _texts:
@@ -233,7 +235,7 @@ def sealed_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
     return texts
 
 
-def remove(path: Path, first: str = SEAL) -> None:
+def remove(path: Path, first: str = CHECKSUMS) -> None:
     """Removes a file or folder, here and on its URL; of a folder, the file of that name goes
     first: what is left by a death is not whole."""
     there = url(path)
@@ -251,7 +253,7 @@ def forget(path: Path) -> None:
 
 
 def close(folder: Path, reason: str) -> None:
-    """From now on this process changes nothing below a folder on its URL: it raises StoreFailed."""
+    """From now on this process changes nothing below a folder on its URL: it raises StoreError."""
     _closed[folder] = reason
 
 
@@ -265,7 +267,7 @@ def _root() -> Path:
 def _refuse_closed(path: Path) -> None:
     for folder, reason in _closed.items():
         if path.is_relative_to(folder):
-            raise StoreFailed(reason)
+            raise StoreError(reason)
 
 
 def _remove_here(path: Path) -> None:
@@ -277,7 +279,7 @@ def _remove_here(path: Path) -> None:
 
 def _is_here(folder: Path, files: dict[str, Any], seal: str) -> bool:
     try:
-        if (folder / SEAL).read_text(encoding="utf-8") != seal:
+        if (folder / CHECKSUMS).read_text(encoding="utf-8") != seal:
             return False
         return all((folder / file).stat().st_size == info.size for file, info in files.items())
     except OSError:

@@ -22,7 +22,7 @@ _LONGEST = 200
 """Characters of a URL without its path: a folder here is named so."""
 
 
-class StoreFailed(OSError):
+class StoreError(OSError):
     """The store at a URL did not answer, or not as it should; the message says which and why."""
 
 
@@ -59,7 +59,7 @@ def without_path(url: str) -> str:
 
 
 def send(url: str, content: Path | str) -> None:
-    """Brings a file, or a text, there. Raises StoreFailed."""
+    """Brings a file, or a text, there. Raises StoreError."""
     from pyarrow import fs
 
     with _asking(url) as (system, path):
@@ -71,7 +71,7 @@ def send(url: str, content: Path | str) -> None:
 
 
 def get(url: str, to: Path) -> None:
-    """Brings a file here, whole or not at all. Raises FileNotFoundError and StoreFailed."""
+    """Brings a file here, whole or not at all. Raises FileNotFoundError and StoreError."""
     from pyarrow import fs
 
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def get(url: str, to: Path) -> None:
 
 
 def read_text(url: str) -> str:
-    """Raises FileNotFoundError and StoreFailed."""
+    """Raises FileNotFoundError and StoreError."""
     with _reading(url) as (system, path):
         while True:
             with system.open_input_stream(path) as stream:
@@ -101,14 +101,14 @@ def read_text(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file. Raises StoreFailed."""
+    """Whether there is such a file. Raises StoreError."""
     with _asking(url) as (system, path):
         return bool(system.get_file_info(path).is_file)
 
 
 def listed(url: str, recursive: bool = True) -> dict[str, Any]:
     """The files below a folder by relative path, as pyarrow tells of them: `size` in bytes,
-    `mtime_ns`. Raises StoreFailed."""
+    `mtime_ns`. Raises StoreError."""
     from pyarrow import fs
 
     with _asking(url) as (system, path):
@@ -119,7 +119,7 @@ def listed(url: str, recursive: bool = True) -> dict[str, Any]:
 
 def remove(url: str, first: str) -> None:
     """Removes a file; or a folder, of which the file of the name `first` goes first. Raises
-    StoreFailed."""
+    StoreError."""
     from pyarrow import fs
 
     with _asking(url) as (system, path), contextlib.suppress(FileNotFoundError):
@@ -140,10 +140,10 @@ def _asking(url: str) -> Iterator[tuple[Any, str]]:
     try:
         system, prefix = _connected(without_path(url))
         yield system, "/".join(filter(None, [prefix, urlsplit(url).path.strip("/")]))
-    except (FileNotFoundError, StoreFailed):
+    except (FileNotFoundError, StoreError):
         raise
     except (OSError, ArrowException) as error:
-        raise StoreFailed(f"{url} can't be reached: {one_line(error, 300)}") from error
+        raise StoreError(f"{url} can't be reached: {one_line(error, 300)}") from error
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ def _reading(url: str) -> Iterator[tuple[Any, str]]:
     try:
         with _asking(url) as place:
             yield place
-    except StoreFailed:
+    except StoreError:
         if exists(url):
             raise
         raise FileNotFoundError(f"there is no {url}") from None

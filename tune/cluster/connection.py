@@ -29,16 +29,21 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def connected(config: SearchConfig) -> Iterator[None]:
-    """The cluster that is connected, that RAY_ADDRESS names, or one on this machine."""
+def connected(config: SearchConfig, import_meanwhile: str) -> Iterator[None]:
+    """Connects to the cluster that RAY_ADDRESS names, or starts a Ray on this machine.
+
+    A Ray that is connected already stays.
+
+    Ray's daemons take seconds to come up, in which the module `import_meanwhile` is imported.
+    Raises InputError if no cluster answers, or if this machine lacks what a trial wants.
+    """
     os.environ.update(_ENVIRONMENT)
     import ray  # It reads that environment when it is imported, and it takes a second.
 
     if ray.is_initialized():
         yield
         return
-    # Ray's daemons take seconds to come up: what the driver needs next is imported meanwhile.
-    importing = threading.Thread(target=importlib.import_module, args=["tune.search.scheduler"])
+    importing = threading.Thread(target=importlib.import_module, args=[import_meanwhile])
     importing.start()
     # Never a cluster that only happens to run here, or whose address an earlier one left behind.
     address = os.environ.get("RAY_ADDRESS") or "local"

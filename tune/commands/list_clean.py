@@ -29,7 +29,7 @@ class Stored:
 
 
 def stored(runs_dir: Path) -> list[Stored]:
-    """Every run and every prepared dataset, by name. Raises StoreFailed."""
+    """Every run and every prepared dataset, by name. Raises StoreError."""
     sizes = mirror.sizes(runs_dir)
     occupied: Counter[str] = Counter()
     for path, size in sizes.items():
@@ -52,7 +52,7 @@ def stored(runs_dir: Path) -> list[Stored]:
 
 def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
     """Removes what is named, all or nothing. Raises InputError for a name that isn't there, and
-    StoreFailed."""
+    StoreError."""
     there = {item.name: item for item in stored(runs_dir)}
     for name in names:
         if name not in there:

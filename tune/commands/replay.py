@@ -13,7 +13,7 @@ from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged
 from tune.config.objective import Report
 from tune.run_folder.folder import find_run, open_run
-from tune.search.prepared_data import find_prepared
+from tune.search.prepared_data import find_prepared_data
 
 _NOT_OF_TRAINING = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
                     "peak_memory_gb")  # fmt: skip
@@ -60,9 +60,9 @@ def replay(
             f"{trial} started from the weights of {record.cloned_from}, which are not kept for it"
         )
     if config.trainer != "simulated":
-        import torch
+        import torch  # takes seconds, and a simulated trial needs none
 
-        find_prepared(config, records)
+        find_prepared_data(config, records)
         # As many as Ray gave the trial: sums are split by the threads.
         torch.set_num_threads(max(1, int(config.resources.cpus)))
     prepared = records.run.prepared_folder

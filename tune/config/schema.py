@@ -117,7 +117,7 @@ class ResourcesConfig(Part):
 
 class BudgetConfig(Part):
     hours: float | None = Field(None, gt=0, le=100_000)
-    """Wall-clock hours of the search, all its sittings together."""
+    """Wall-clock hours of the search, all its driver sessions together."""
     failures_in_a_row: int = Field(5, ge=1)
     """After so many failed trials without one that did not, the search stops."""
 

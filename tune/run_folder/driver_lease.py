@@ -34,7 +34,7 @@ _BRINGING = ".bringing"
 @contextlib.contextmanager
 def only_driver(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the lock dies with it. Raises InputError if held, and
-    StoreFailed."""
+    StoreError."""
     if mirror.url(folder) is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
@@ -55,7 +55,7 @@ def only_driver(folder: Path) -> Iterator[None]:
 def refresh(folder: Path) -> None:
     """Brings a run's documents from its URL, unless its driver is at work here, who has the newest.
 
-    Raises StoreFailed.
+    Raises StoreError.
     """
     if mirror.url(folder) is None:
         return

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.storage import mirror
-from dpo_train.storage.checksums import is_whole, seal
-from dpo_train.storage.disk import leaving_no_part
-from dpo_train.storage.mirror import SEAL
+from dpo_train.storage.checksums import checksums_match, write_checksums
+from dpo_train.storage.disk import discarding_partial
+from dpo_train.storage.mirror import CHECKSUMS
 from tune.config.objective import Objective, Report
 
 STAMP = "trial.json"
@@ -51,7 +51,7 @@ def offer_export(
 ) -> None:
     """Exports the trial's weights if this report is among the k best of all configurations, and the
     best of its own; a finalist's runs with other seeds vie with their own configuration alone, for
-    what wins must lie there. Raises NoRoom.
+    what wins must lie there. Raises DiskFull.
 
     Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: what it
     saw as weak can't become another trial's best between its look and its hand.
@@ -73,10 +73,10 @@ def offer_export(
     made = part / folder.name  # in a folder of its own, with whatever the export begins beside it
     if confirms is not None:
         stamp["configuration"] = confirms
-    with leaving_no_part(part):
+    with discarding_partial(part):
         export(made)
         (made / STAMP).write_text(json.dumps(stamp, indent=1))
-        seal(made)
+        write_checksums(made)
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
     shutil.rmtree(part, ignore_errors=True)
@@ -105,7 +105,7 @@ def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
     for folder in (run / "best" / trial_id).glob("*"):
         if not folder.name.isdigit():
             shutil.rmtree(folder, ignore_errors=True)
-    for sealed in mirror.find(run / "best" / trial_id, f"[0-9]*/{SEAL}"):
+    for sealed in mirror.find(run / "best" / trial_id, f"[0-9]*/{CHECKSUMS}"):
         if int(sealed.parent.name) > saved:
             mirror.remove(sealed.parent)
 
@@ -122,12 +122,14 @@ def _ranked(exports: list[_Export], objective: Objective) -> list[_Export]:
 
 
 def _all_exports(run: Path, objective: Objective) -> list[_Export]:
-    stamps = mirror.sealed_texts(run / "best", f"*/[0-9]*/{STAMP}")
+    stamps = mirror.complete_texts(run / "best", f"*/[0-9]*/{STAMP}")
     found = [(path.parent, json.loads(text)) for path, text in stamps]
     return sorted(found, key=lambda item: objective.key(item[1]["report"]), reverse=True)
 
 
-def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[str, Any] | None:
+def promote_to_winner(
+    run: Path, objective: Objective, chosen: str | None = None
+) -> dict[str, Any] | None:
     """Copies the best export to `winner/` and returns its stamp; None if nothing was exported.
 
     With `chosen`, the best export of that configuration. One that is damaged is passed over.
@@ -135,7 +137,7 @@ def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[st
     ranked = _all_exports(run, objective)
     if chosen is not None:
         ranked = [item for item in ranked if configuration(item[1]) == chosen]
-    while ranked and not is_whole(mirror.pull(ranked[0][0])):
+    while ranked and not checksums_match(mirror.pull(ranked[0][0])):
         print(
             f"warning: {mirror.shown(ranked[0][0])} is damaged; the next best export is taken",
             flush=True,
@@ -146,7 +148,7 @@ def crown(run: Path, objective: Objective, chosen: str | None = None) -> dict[st
     folder, stamp = ranked[0]
     part, old = run / ".winner.part", run / ".winner.old"
     shutil.rmtree(part, ignore_errors=True)
-    with leaving_no_part(part):
+    with discarding_partial(part):
         shutil.copytree(folder, part)
     shutil.rmtree(old, ignore_errors=True)
     if (run / "winner").exists():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror, object_store
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from tune.config.load import load_search
 from tune.config.places import RUNS, runs_dir
 from tune.run_folder.driver_lease import refresh
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def find_run(run: str | Path) -> Path:
     """The run folder that a path, a URL or a name means; of a URL what is there now is brought
-    here. Raises InputError and StoreFailed."""
+    here. Raises InputError and StoreError."""
     if mirror.is_url(run):
         object_store.refuse_url("run", str(run))
     elif mirror.is_url(runs_dir()):
@@ -69,7 +69,7 @@ def find_run_here(run: str) -> Path:
     try:
         for name in ("search.yaml", "run.json"):
             mirror.fetch(folder / name)
-    except StoreFailed as error:
+    except StoreError as error:
         raise InputError(
             f"runs_dir: the node {node} can't read the run: {error}; every node needs the login "
             "in the environment in which its Ray was started"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from tune.run_folder.records import Document
 
 FILE = "request.json"
@@ -63,7 +63,7 @@ class Inbox:
         is_recent = time.monotonic() - self._looked < _POLL_SECONDS
         if mirror.url(self.folder) is not None and is_recent:
             return self._seen
-        with contextlib.suppress(StoreFailed):  # the next look finds it
+        with contextlib.suppress(StoreError):  # the next look finds it
             self._seen = self._look()
         self._looked = time.monotonic()
         return self._seen

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Places:
+class Placements:
     """`places.jsonl` in the run folder: which trial took which place, and when.
 
     One line each time: `at` (Unix time), `trial`, `node` (its address), `gpus` (as the process

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
@@ -47,7 +47,7 @@ class TrialRecord(Document):
     ended: float | None = None
     """Unix time of its end."""
     seconds: float = 0.0
-    """Time that it held its resources, over all sittings."""
+    """Time that it held its resources, over all driver sessions."""
     cloned_from: str | None = None
     """The trial whose point a person had tried again, with changes."""
     request: str | None = None
@@ -70,14 +70,14 @@ class TrialRecord(Document):
         return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
 
 
-class Sittings(Document):
+class RunInfo(Document):
     """run.json: what a run folder knows beside its trials."""
 
     prefix: str
     prepared: str
     """The prepared data, as every node knows it: a path or a URL."""
     device: str
-    sittings: list[tuple[float, float]] = []
+    driver_sessions: list[tuple[float, float]] = Field([], alias="sittings")
     """Unix times at which a driver began and was last seen."""
 
     @property
@@ -87,7 +87,7 @@ class Sittings(Document):
 
     @property
     def wall_seconds(self) -> float:
-        return sum(seen - began for began, seen in self.sittings)
+        return sum(seen - began for began, seen in self.driver_sessions)
 
 
 class Records:
@@ -97,18 +97,18 @@ class Records:
         self.folder = folder
         self.objective = objective
         self.trials = {record.id: record for record in read_records(folder)}
-        self.run = Sittings.model_validate_json((folder / "run.json").read_text())
+        self.run = RunInfo.model_validate_json((folder / "run.json").read_text())
         self.unwritten: OSError | None = None
         """Why a record could not be written: what is on disk is the truth, not what is here."""
 
-    def begin_sitting(self) -> None:
+    def begin_driver_session(self) -> None:
         now = time.time()
-        self.run.sittings.append((now, now))
+        self.run.driver_sessions.append((now, now))
         self._write_run()
 
     def touch(self) -> None:
         """Notes that the driver is alive; what the budget of hours counts."""
-        self.run.sittings[-1] = (self.run.sittings[-1][0], time.time())
+        self.run.driver_sessions[-1] = (self.run.driver_sessions[-1][0], time.time())
         self._write_run()
 
     def next_id(self) -> str:
@@ -227,7 +227,7 @@ class Records:
         mirror.put_later(path, content)
 
     def _run_text(self) -> str:
-        return self.run.model_dump_json(indent=1)
+        return self.run.model_dump_json(indent=1, by_alias=True)
 
     def _write_file(self, write: Callable[[Path, str], None], path: Path, content: str) -> None:
         try:
@@ -242,8 +242,8 @@ def create_run(folder: Path, prepared: Path, device: str) -> None:
     (folder / "trials").mkdir(parents=True, exist_ok=True)
     letters = string.ascii_lowercase + string.digits
     prefix = "".join(random.SystemRandom().choice(letters) for _ in range(6))
-    run = Sittings(prefix=prefix, prepared=mirror.name(prepared), device=device)
-    write_atomically(folder / "run.json", run.model_dump_json(indent=1))
+    run = RunInfo(prefix=prefix, prepared=mirror.name(prepared), device=device)
+    write_atomically(folder / "run.json", run.model_dump_json(indent=1, by_alias=True))
 
 
 def read_records(folder: Path) -> Iterator[TrialRecord]:

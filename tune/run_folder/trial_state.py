@@ -11,20 +11,20 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dpo_train.storage import mirror
-from dpo_train.storage.checksums import is_whole, seal
-from dpo_train.storage.disk import leaving_no_part
-from dpo_train.storage.mirror import SEAL
+from dpo_train.storage.checksums import checksums_match, write_checksums
+from dpo_train.storage.disk import discarding_partial
+from dpo_train.storage.mirror import CHECKSUMS
 
 
 def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path], None]) -> None:
-    """Writes `state/<trial>/<pairs_seen>/`, and leaves it and the one before. Raises NoRoom."""
+    """Writes `state/<trial>/<pairs_seen>/`, and leaves it and the one before. Raises DiskFull."""
     folder = run / "state" / trial_id
     part = folder / ".part"
     shutil.rmtree(part, ignore_errors=True)
-    with leaving_no_part(part):
+    with discarding_partial(part):
         part.mkdir(parents=True)
         save(part / "session")
-        seal(part)
+        write_checksums(part)
     # What a death left there, which is no state: one that is whole is not reached again.
     shutil.rmtree(folder / str(pairs_seen), ignore_errors=True)
     part.replace(folder / str(pairs_seen))
@@ -35,8 +35,8 @@ def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path],
 
 def saved_pairs(run: Path, trial_id: str) -> list[int]:
     """The pairs_seen of a trial's saved states, ascending."""
-    found = mirror.find(run / "state" / trial_id, f"[0-9]*/{SEAL}")
-    return sorted(int(seal.parent.name) for seal in found)
+    found = mirror.find(run / "state" / trial_id, f"[0-9]*/{CHECKSUMS}")
+    return sorted(int(path.parent.name) for path in found)
 
 
 def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
@@ -45,7 +45,7 @@ def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
     told = ""
     for pairs in reversed(saved_pairs(run, trial_id)):
         folder = run / "state" / trial_id / str(pairs)
-        if is_whole(mirror.pull(folder)):
+        if checksums_match(mirror.pull(folder)):
             return pairs, told
         told = f"its state at {pairs} pairs is damaged; it goes on from the one before"
         mirror.remove(folder)
@@ -74,7 +74,7 @@ def drop_state(run: Path, trial_id: str) -> None:
 
 def drop_ended_states(run: Path, ended: Collection[str]) -> None:
     """What a driver's death left of trials that had just ended."""
-    sealed = mirror.find(run / "state", f"*/[0-9]*/{SEAL}")
+    sealed = mirror.find(run / "state", f"*/[0-9]*/{CHECKSUMS}")
     for trial_id in {path.parents[1].name for path in sealed}.intersection(ended):
         drop_state(run, trial_id)
 

@@ -1,5 +1,7 @@
-"""What ends a sitting before its time, so that the search goes on in another: a disk that is full,
-a record that can't be written, the machine's own part of Ray lost."""
+"""What ends a driver session early, so that the search goes on in another one.
+
+It is a full disk, a record that can't be written, or the loss of Ray's processes on this machine.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,22 @@ from ray.tune import Stopper
 
 from dpo_train.errors import one_line
 from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from tune.run_folder.records import Records
 
 _POLL_SECONDS = 2.0
 
 
-class Halted(Exception):
-    """The message says why."""
+class SearchAborted(Exception):
+    """The driver session ends early. The message says why."""
 
 
-class Halt(Stopper):
-    """Asked by Tune at every turn of its loop; raises Halted there, where Tune ends all processes
-    and tells nobody that a trial has ended."""
+class AbortStopper(Stopper):
+    """Ray Tune asks it at every turn of its loop.
+
+    It raises SearchAborted there, because then Ray Tune ends all processes and tells nobody that a
+    trial has ended.
+    """
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -44,13 +49,13 @@ class Halt(Stopper):
                 # for ever.
                 self.reason = "Ray's processes on this machine ended"
         if self.reason:
-            raise Halted(self.reason)
+            raise SearchAborted(self.reason)
         return False
 
 
 def store_failure(error: BaseException | None) -> BaseException | None:
     """What Tune was told of a store that failed, inside what it makes of that."""
-    while error is not None and not isinstance(error, StoreFailed):
+    while error is not None and not isinstance(error, StoreError):
         error = error.__cause__ or error.__context__
     return error
 

@@ -27,11 +27,11 @@ class TrialKey:
     trial_id: str
 
 
-def make_rungs(config: SearchConfig, most_pairs: int) -> Any:
+def make_stopping_rule(config: SearchConfig, most_pairs: int) -> Any:
     """The rule that the configuration asks for; no trial trains on more than `most_pairs`."""
     stopping = config.stopping
     if stopping.name == "asha" and config.goal.second:
-        return ParetoRungs(Objective.of((stopping.metric, config.goal.second.metric)), stopping)
+        return ParetoAsha(Objective.of((stopping.metric, config.goal.second.metric)), stopping)
     asked = {
         "time_attr": "pairs_seen",
         "metric": stopping.metric,
@@ -56,7 +56,7 @@ def make_rungs(config: SearchConfig, most_pairs: int) -> Any:
     return FIFOScheduler()
 
 
-class ParetoRungs(FIFOScheduler):
+class ParetoAsha(FIFOScheduler):
     """ASHA over two objectives: at each rung one in `reduction` goes on, front by front, and of a
     front that has more the ones that cover it best.
 

@@ -13,10 +13,10 @@ from tune.run_folder import confirmation, exports
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.records import Records
 from tune.search import choose_winner
-from tune.workers.tasks import EVALUATING, JUDGING
+from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
 
 
-class Judging:
+class FinalTasks:
     """Crowns the winner once every trial has ended, then has it judged."""
 
     def __init__(self, config: SearchConfig, records: Records) -> None:
@@ -50,15 +50,15 @@ class Judging:
             self._tried.add(run_id)
             self._evaluating.add(run_id)
             place = {"exported": str(folder.relative_to(self._records.folder)), "cwd": os.getcwd()}
-            return {"trial": EVALUATING + run_id, "run": run, **place}
+            return {"trial": EVALUATE_TASK + run_id, "run": run, **place}
         if self._evaluating:
             return None
         self.was_given = True
         chosen, self.confirmation = choose_winner.choose(self._config, self._records)
         objective = self._records.objective
-        self.stamp = exports.crown(self._records.folder, objective, chosen)
+        self.stamp = exports.promote_to_winner(self._records.folder, objective, chosen)
         if self.stamp is None and chosen is not None:
-            self.stamp = exports.crown(self._records.folder, objective)
+            self.stamp = exports.promote_to_winner(self._records.folder, objective)
             if self.stamp is not None:
                 print(
                     f"warning: no export of {chosen}, which won, is whole; the best of the others, "
@@ -69,12 +69,12 @@ class Judging:
         if self.is_done:
             return None
         folders = {"searched": self._searched(), "sampled": self._sampled()}
-        return {"trial": JUDGING, "run": run, **folders}
+        return {"trial": TEST_TASK, "run": run, **folders}
 
     def end(self, name: str, result: dict[str, Any]) -> None:
         """Takes what a task found. One that failed costs its numbers, not what was paid for."""
-        if name.startswith(EVALUATING):
-            self._end_evaluation(name.removeprefix(EVALUATING), result)
+        if name.startswith(EVALUATE_TASK):
+            self._end_evaluation(name.removeprefix(EVALUATE_TASK), result)
             return
         self.is_done = True
         self.verdict = json.loads(result.get("verdict", "{}"))

@@ -1,27 +1,67 @@
-"""TODO"""
+"""The prepared data of a search: planned before its first trial, found again when it goes on.
+
+Planning writes the rows and the key; the log-probs are computed by the first trial.
+"""
 
 from __future__ import annotations
 
-from dpo_train import data, reference
+from pathlib import Path
+
+from dpo_train import data, model_source, reference
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import Records
 
+_FEW_HELD_OUT_PAIRS = 10
 
-def find_prepared(config: SearchConfig, records: Records) -> None:
-    """Plans the prepared data anew where it was removed, or where the runs folder was moved."""
-    there = records.run.prepared_folder
-    if mirror.exists(there / "plan.json"):
+
+def plan_prepared_data(config: SearchConfig) -> tuple[SearchConfig, Path]:
+    """The config with its model pinned to a commit, and the folder of its prepared data.
+
+    Raises InputError for a model or data that can't be read.
+    """
+    if config.trainer == "simulated":
+        return config, Path()
+    config = config.model_copy(update={"model": model_source.resolve(config.model)})
+    pairs = data.load_pairs(config.data)
+    print(f"{config.name}: {pairs.summary()}", flush=True)
+    if len(pairs.splits["eval"]) < _FEW_HELD_OUT_PAIRS:
+        print(
+            f"warning: {len(pairs.splits['eval'])} held-out pair(s) cannot tell trials apart; "
+            "the winner will be a matter of luck",
+            flush=True,
+        )
+    root = config.prepared_root.absolute()
+    return config, reference.plan(config.base_trial(), pairs, root, config.device)
+
+
+def find_prepared_data(config: SearchConfig, records: Records) -> None:
+    """Plans the prepared data anew where it was removed, or where the runs folder was moved.
+
+    Raises InputError if model or data have changed since the search began.
+    """
+    if config.trainer == "simulated":
+        return
+    recorded = records.run.prepared_folder
+    if mirror.exists(recorded / "plan.json"):
         for name in ("plan.json", "rows.jsonl"):
-            mirror.fetch_once(there / name)
+            mirror.fetch_once(recorded / name)
         return
     pairs = data.load_pairs(config.data)
     root = config.prepared_root.absolute()
     prepared = reference.plan(config.base_trial(), pairs, root, config.device)
-    if prepared.name != there.name:
+    if prepared.name != recorded.name:
         raise InputError(
             f"{mirror.shown(records.folder)}: its model or data have changed since it began, so "
             "its trials can't be compared with new ones; start another search with `--name NEW`"
         )
     records.run.prepared = mirror.name(prepared)
+
+
+def most_pairs(config: SearchConfig, records: Records) -> int:
+    """An upper bound of a trial's pairs: the rows before tokenising, times the most epochs."""
+    if config.trainer == "simulated":
+        return config.simulated.pairs * config.most_epochs
+    rows = (records.run.prepared_folder / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+    return len(rows) * config.most_epochs

@@ -1,4 +1,6 @@
-"""The run folder: laid out, compared, listed, removed."""
+"""What a driver asks of a run folder before it goes on there: is anything left to do, is it the
+same search, may it grow. Then it brings the open trials back to their saved states.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from dpo_train.storage import mirror
 from tune.config.load import load_search
 from tune.config.places import RUNS
 from tune.config.schema import SearchConfig
-from tune.run_folder import confirmation
+from tune.run_folder import confirmation, trial_state
 from tune.run_folder.driver_lease import BEAT
 from tune.run_folder.folder import open_run
 from tune.run_folder.inbox import Inbox
-from tune.run_folder.records import Records
+from tune.run_folder.records import ENDED, Records
 from tune.run_folder.results import load_results
 from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
@@ -72,8 +74,32 @@ def refuse_warm_clones(records: Records) -> None:
             )
 
 
+def grow(folder: Path, trials: int) -> None:
+    """Lets a search grow to so many trials. Raises InputError if it has more, or can't go on."""
+    config, records = open_run(folder)
+    if trials < config.total_trials:
+        raise InputError(
+            f"--trials {trials}: this search has {config.total_trials}; give more, or "
+            "`+16` for 16 more"
+        )
+    refuse_warm_clones(records)
+    write_yaml(folder, config.model_copy(update={"trials": trials}))
+
+
+def reopen_trials(records: Records) -> None:
+    """Brings every open trial back to its last saved state, from which it goes on."""
+    folder = records.folder
+    ended = {record.id for record in records.trials.values() if record.state in ENDED}
+    trial_state.drop_ended_states(folder, ended)
+    for record in records.open_trials():
+        saved, warning = trial_state.last_state(folder, record.id, record.pairs_seen)
+        if warning:
+            print(f"warning: {record.id}: {warning}", flush=True)
+        records.reopen(record.id, saved)
+
+
 def adopt(folder: Path, config: SearchConfig) -> None:
-    """Takes over from the configuration what may differ from sitting to sitting."""
+    """Takes over from the configuration what may differ from driver session to driver session."""
     there = load_search(folder / "search.yaml")
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
     if _evaluate(there) != _evaluate(config):

@@ -15,15 +15,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports
-from tune.run_folder.placements import Places
+from tune.run_folder.placements import Placements
 from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
-from tune.search.abort import Halt
-from tune.search.early_stopping import TrialKey, make_rungs
-from tune.search.final_tasks import Judging
+from tune.search.abort import AbortStopper
+from tune.search.early_stopping import TrialKey, make_stopping_rule
+from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
 from tune.search.searcher import StudySearcher
 from tune.workers.gpu_share import overfull
@@ -38,21 +38,21 @@ class SearchScheduler(FIFOScheduler):
         config: SearchConfig,
         records: Records,
         searcher: StudySearcher,
-        judging: Judging,
+        final_tasks: FinalTasks,
         progress: Progress,
         most_pairs: int,
-        halt: Halt,
+        stopper: AbortStopper,
     ) -> None:
         super().__init__()
         self._config = config
         self._records = records
         self._searcher = searcher
-        self._judging = judging
+        self._final_tasks = final_tasks
         self._progress = progress
-        self._halt = halt
-        self._rungs = make_rungs(config, most_pairs)
+        self._stopper = stopper
+        self._rungs = make_stopping_rule(config, most_pairs)
         self._known: set[str] = set()
-        self._places = Places(records.folder)
+        self._places = Placements(records.folder)
         self.input_error = ""
         """What a trial found to be wrong with the user's input; ends the search."""
         for record in records.searched:
@@ -79,7 +79,7 @@ class SearchScheduler(FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         trial_id = trial.config["trial"]
         if is_task(trial_id):
-            self._judging.end(trial_id, result)
+            self._final_tasks.end(trial_id, result)
             return
         ended = result.get("ended")
         if ended == "wrong input":
@@ -87,7 +87,7 @@ class SearchScheduler(FIFOScheduler):
             self._records.end(trial_id, "pending")
             return
         if ended == "no room":  # the trial has not ended: it goes on from its last saved state
-            self._halt.reason = result["error"]
+            self._stopper.reason = result["error"]
             return
         if self.input_error and not ended:
             return  # stopped for another's sake: once the input is mended, it goes on
@@ -105,7 +105,7 @@ class SearchScheduler(FIFOScheduler):
         lines = str(trial.get_error() or "its process died").strip().splitlines()
         error = one_line(lines[-1], 300)
         if is_task(trial.config["trial"]):
-            self._judging.end(trial.config["trial"], {"error": error})
+            self._final_tasks.end(trial.config["trial"], {"error": error})
         elif not (trial.status == Trial.PENDING and self._searcher.propose_again(trial)):
             self._end(trial.config["trial"], "failed", error)
 
@@ -136,7 +136,7 @@ class SearchScheduler(FIFOScheduler):
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
         finalists = [record.id for record in choose_winner.finalists(self._config, self._records)]
-        with contextlib.suppress(StoreFailed):  # the next report tries again
+        with contextlib.suppress(StoreError):  # the next report tries again
             exports.prune_exports(
                 self._records.folder, self._records.objective, self._config.exports_kept, finalists
             )
@@ -157,7 +157,7 @@ class SearchScheduler(FIFOScheduler):
         self._progress.ended(self._searcher.end_trial(trial_id, state, error))
 
     def _replay(self, record: TrialRecord) -> None:
-        """Refills the rungs with what a trial of an earlier sitting reported."""
+        """Refills the rungs with what a trial of an earlier driver session reported."""
         self._introduce(record.id)
         key = TrialKey(record.id)
         for report in record.curve:

@@ -18,14 +18,14 @@ from ray.tune.search import Searcher
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.run_folder import trial_state
 from tune.run_folder.inbox import Inbox, Request
 from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.search import choose_winner
-from tune.search.final_tasks import Judging
+from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
 from tune.search.study import SearchStudy
 
@@ -34,13 +34,14 @@ _FALSE_STARTS = 3
 
 
 class StudySearcher(Searcher):
-    """Proposes the unended trials of an earlier sitting, the queued points, then the sampler's."""
+    """Proposes the open trials of an earlier driver session, then clones, the YAML's points, the
+    sampler's points, the finalists' new seeds and the final tasks."""
 
     def __init__(
         self,
         config: SearchConfig,
         records: Records,
-        judging: Judging,
+        final_tasks: FinalTasks,
         progress: Progress,
         room: Callable[[], int],
     ) -> None:
@@ -48,7 +49,7 @@ class StudySearcher(Searcher):
         self._room = room
         self._config = config
         self._records = records
-        self._judging = judging
+        self._final_tasks = final_tasks
         self._progress = progress
         self.inbox = Inbox(records.folder)
         self._study = SearchStudy(config, records)
@@ -67,7 +68,7 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         # One waits beside those that run: it is what takes over a process, or calls for a node.
         most = min(self._config.resources.at_once or math.inf, self._room() + 1)
-        if self._judging.was_given:
+        if self._final_tasks.was_given:
             return Searcher.FINISHED
         if len(self._open) >= most:
             return None
@@ -76,8 +77,8 @@ class StudySearcher(Searcher):
             # The winner is known when the last trial has ended.
             if self._open:
                 return None
-            wait = None if self._judging.is_waiting else Searcher.FINISHED
-            return self._judging.task() or wait
+            wait = None if self._final_tasks.is_waiting else Searcher.FINISHED
+            return self._final_tasks.task() or wait
         if record.confirms is None:
             self._study.ask_again(record)
         self._ids[trial_id] = record.id
@@ -94,7 +95,7 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Tells Optuna how the trial ended; the scheduler has written it into the record."""
-        if trial_id in self._ids:  # otherwise it is the judging
+        if trial_id in self._ids:  # otherwise it is a final task
             record = self._records.trials[self._ids[trial_id]]
             self._open.discard(record.id)
             if record.confirms is None:
@@ -120,8 +121,8 @@ class StudySearcher(Searcher):
         if (
             budget.hours
             and time.time()
-            - run.sittings[-1][0]
-            + sum(seen - began for began, seen in run.sittings[:-1])
+            - run.driver_sessions[-1][0]
+            + sum(seen - began for began, seen in run.driver_sessions[:-1])
             >= 3600 * budget.hours
         ):
             self.end_search(f"budget.hours: {budget.hours:g} spent")
@@ -131,7 +132,7 @@ class StudySearcher(Searcher):
 
     def end_search(self, reason: str) -> None:
         """No trial starts, the running ones stop at their next report, those that were open in an
-        earlier sitting and wait, now."""
+        earlier driver session and wait, now."""
         self.stop_reason = self.budget_spent = reason
         for record in self._unended:
             self.end_trial(record.id, "stopped" if record.curve else "failed", reason)
@@ -140,7 +141,7 @@ class StudySearcher(Searcher):
     def end_trial(self, trial_id: str, state: State, error: str | None) -> TrialRecord:
         """Writes how a trial ended, and removes what only an unended one needs."""
         record = self._records.end(trial_id, state, error)
-        with contextlib.suppress(StoreFailed):  # what is left now, the next sitting removes
+        with contextlib.suppress(StoreError):  # what is left now, the next driver session removes
             self.inbox.drop(trial_id)
             trial_state.drop_state(self._records.folder, trial_id)
         return record
@@ -195,9 +196,9 @@ class StudySearcher(Searcher):
 
 
 def _failures_in_a_row(records: Records) -> int:
-    """Counts this sitting alone: what failed before may have been mended since."""
-    row, sitting_began = 0, records.run.sittings[-1][0]
+    """Counts this driver session alone: what failed before may have been mended since."""
+    row, session_began = 0, records.run.driver_sessions[-1][0]
     for record in records.trials.values():
-        if record.state in ENDED and (record.ended or 0) >= sitting_began:
+        if record.state in ENDED and (record.ended or 0) >= session_began:
             row = row + 1 if record.state == "failed" else 0
     return row

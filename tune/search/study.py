@@ -57,7 +57,7 @@ class SearchStudy:
         return self._twice_if_lost(ask)
 
     def ask_again(self, record: TrialRecord) -> None:
-        """Opens a trial whose point is known: of an earlier sitting, or a clone."""
+        """Opens a trial whose point is known: of an earlier driver session, or a clone."""
         if record.id not in self._open:
             self._open[record.id] = self._twice_if_lost(lambda: self._reopened(record))
 
@@ -134,7 +134,7 @@ class SearchStudy:
 
 
 def make_sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.BaseSampler:
-    # A later sitting must not draw the first one's numbers again.
+    # A later driver session must not draw the first one's numbers again.
     seed = config.sampler.seed + 7919 * trials_before
     with warnings.catch_warnings():
         # `group` and GP are marked experimental since years; both are tested here.

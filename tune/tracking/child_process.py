@@ -83,7 +83,7 @@ def how_to_send(folder: Path) -> str:
 
 
 def folders_of(folder: Path, run_id: str) -> list[Path]:
-    """The folders that the client wrote for a run, in this sitting or another."""
+    """The folders that the client wrote for a run, in this driver session or another."""
     name = re.compile(rf"(offline-)?run-\d+_\d+-{re.escape(run_id)}(-\d+)?")
     return [path for path in _folders(folder) if name.fullmatch(path.name)]
 

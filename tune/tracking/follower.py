@@ -24,9 +24,9 @@ from typing import Any
 from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from tune.config.load import load_search
-from tune.run_folder.records import ENDED, Sittings, TrialRecord
+from tune.run_folder.records import ENDED, RunInfo, TrialRecord
 from tune.run_folder.results import load_results
 from tune.tracking import payload, wandb_client
 from tune.tracking.child_process import children, environment, folders_of, kill, mark_unsent
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 class Memory:
-    """`wandb.json`: what a later sitting must know of this one. Holds no secret."""
+    """`wandb.json`: what a later driver session must know of this one. Holds no secret."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "wandb.json"
@@ -61,7 +61,7 @@ class Memory:
             write_here(self._path, json.dumps(content, indent=1))
             # Files of runs that were told on disk lie on this machine alone.
             sent = {run: mode for run, mode in self.told.items() if mode == "online"}
-            with contextlib.suppress(StoreFailed):
+            with contextlib.suppress(StoreError):
                 mirror.put(self._path, json.dumps({**content, "told": sent}, indent=1))
 
     def _read(self) -> None:
@@ -210,8 +210,8 @@ class Follower:
             return
         results = load_results(self._folder)
         if len(results.runs) < len(list(self._folder.glob("trials/*.json"))):
-            return  # they are an earlier sitting's, and this one was interrupted
-        prefix = Sittings.model_validate_json((self._folder / "run.json").read_text()).prefix
+            return  # they are those of an earlier driver session, and this one was interrupted
+        prefix = RunInfo.model_validate_json((self._folder / "run.json").read_text()).prefix
         run = self._start(f"{prefix}-search", None)
         if run is None:
             return

@@ -247,7 +247,7 @@ def judge(
     sampled: dict[str, Path],
 ) -> dict[str, Any]:
     """`dpo_train.evaluation.test_split.judge`, where the base is warm."""
-    engine = _Entered("judging")
+    engine = _Entered("test-split")
     try:
         asked = (winner, base, prepared, device, searched, sampled)
         verdict: dict[str, Any] = engine.ask("judge", *asked)

@@ -18,9 +18,9 @@ from dpo_train.config_base import override
 from dpo_train.errors import InputError, one_line
 from dpo_train.model import forget_base
 from dpo_train.storage import mirror
-from dpo_train.storage.disk import NoRoom
+from dpo_train.storage.disk import DiskFull
 from dpo_train.storage.files import write_atomically
-from dpo_train.storage.object_store import StoreFailed
+from dpo_train.storage.object_store import StoreError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
 from tune.config.load import load_search
@@ -28,14 +28,14 @@ from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports, trial_state
 from tune.run_folder.folder import find_run_here
-from tune.run_folder.records import Sittings
+from tune.run_folder.records import RunInfo
 from tune.workers import engine_broker
 from tune.workers.multi_gpu import Group
-from tune.workers.tasks import EVALUATING, JUDGING
+from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
 from tune.workers.threads import limit_threads
 from tune.workers.user_evaluation import ask
 
-_Search = tuple[SearchConfig, Sittings]
+_Search = tuple[SearchConfig, RunInfo]
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -65,9 +65,9 @@ class DpoTrial(Trainable):
         self._close()
 
     def step(self) -> dict[str, Any]:
-        if self._asked["trial"] == JUDGING:
+        if self._asked["trial"] == TEST_TASK:
             return self._judge()
-        if self._asked["trial"].startswith(EVALUATING):
+        if self._asked["trial"].startswith(EVALUATE_TASK):
             return self._evaluate()
         began = time.time()
         self._note = ""
@@ -161,7 +161,7 @@ class DpoTrial(Trainable):
             self._group = Group(self._search.resources)
         return self._group
 
-    def _find_run(self) -> Sittings:
+    def _find_run(self) -> RunInfo:
         self._run = find_run_here(self._asked["run"])
         self._search, run = _read_search(self._run)
         if self._search.trainer == "trl":
@@ -251,7 +251,7 @@ class DpoTrial(Trainable):
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         message = str(error)
-        if isinstance(error, NoRoom | StoreFailed):
+        if isinstance(error, DiskFull | StoreError):
             return {"ended": "no room", "error": message, "done": True}
         if not isinstance(error, Diverged | InputError | OutOfMemory):
             log = mirror.local(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
@@ -274,5 +274,5 @@ class DpoTrial(Trainable):
 def _read_search(run: Path) -> _Search:
     return (
         load_search(run / "search.yaml"),
-        Sittings.model_validate_json((run / "run.json").read_text()),
+        RunInfo.model_validate_json((run / "run.json").read_text()),
     )

@@ -1,0 +1,51 @@
+"""What the caller of a search gets when it did not come to its end: why, and how it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpo_train.errors import one_line
+from dpo_train.storage import mirror
+from dpo_train.storage.disk import DiskFull
+from dpo_train.storage.object_store import StoreError
+
+# The disk is full or gone. What was written before is whole.
+_DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+
+
+class Interrupted(Exception):
+    """The search was interrupted. The message says why and how it goes on."""
+
+    def __init__(self, folder: Path, reason: str = "interrupted") -> None:
+        super().__init__(f"{reason}; to go on: dpo-tune resume {mirror.shown(folder)}")
+        self.folder = folder
+
+
+@contextlib.contextmanager
+def disk_failure_as_interruption(folder: Path) -> Iterator[None]:
+    """Turns the failure of a disk or an object store into Interrupted, which can go on later."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, DiskFull | StoreError) and error.errno not in _DISK_FAILED:
+            raise
+        raise Interrupted(folder, one_line(error)) from error
+
+
+@contextlib.contextmanager
+def termination_as_interruption() -> Iterator[None]:
+    """Lets SIGTERM, which clusters send, end the search as Ctrl-C does: Tune knows only SIGINT."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,116 @@
+"""Ray Tune over a search's trials: one Tuner with our searcher, scheduler and stopper around one
+`Records`. Ray Tune places the processes; what is tried, what goes on and what is kept is ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+
+from dpo_train.errors import InputError, one_line
+from dpo_train.storage import mirror
+from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
+from tune.cluster.environment import describe
+from tune.config.schema import SearchConfig
+from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.records import Records
+from tune.search.abort import AbortStopper, SearchAborted, store_failure
+from tune.search.final_tasks import FinalTasks
+from tune.search.interruption import Interrupted
+from tune.search.prepared_data import most_pairs
+from tune.search.progress import Progress
+from tune.search.scheduler import SearchScheduler
+from tune.search.searcher import StudySearcher
+from tune.workers.engine_broker import brokered
+from tune.workers.trainable import DpoTrial
+
+_FAILURES_WITHOUT_PROGRESS = 3
+"""Deaths of a trial's process after which Ray Tune gives the trial up."""
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a driver session that came to its end found, beside the records."""
+
+    stamp: dict[str, Any] | None
+    """The winner's trial, point and report; None if nothing was exported."""
+    verdict: dict[str, Any]
+    """Base and winner on the test split, as `dpo_train.evaluation.test_split` gives them."""
+    confirmation: Confirmation | None
+    stop_reason: str
+    is_budget_spent: bool
+    environment: dict[str, Any]
+
+
+def run_trials(config: SearchConfig, records: Records) -> SearchOutcome:
+    """Trains trials until the searcher has no more and the final tasks are done.
+
+    Raises Interrupted where the search can go on later, and InputError for what a trial found to
+    be wrong with the user's input.
+    """
+    # Ray Tune would print a traceback for a process that died; the scheduler says it in a line.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    keep_secrets_out_of_ray()
+    progress = Progress(records, config.total_runs)
+    final_tasks = FinalTasks(config, records)
+    capacity = partial(trial_capacity, config)
+    searcher = StudySearcher(config, records, final_tasks, progress, capacity)
+    stopper = AbortStopper(records)
+    scheduler = SearchScheduler(
+        config, records, searcher, final_tasks, progress, most_pairs(config, records), stopper
+    )
+    # Ray Tune must write somewhere; nothing is read from there again.
+    with (
+        brokered(config, records.run.prepared),
+        tempfile.TemporaryDirectory(prefix="dpo-tune-", ignore_cleanup_errors=True) as scratch,
+    ):
+        tuner = Tuner(
+            # The members of a trial write one state together. Where runs are at a URL it is one
+            # node's folder that is uploaded, so all members must be on that node.
+            with_resources(DpoTrial, bundles(config.resources, mirror.is_url(config.runs_dir))),
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"],
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=RunConfig(
+                name=records.folder.name,
+                storage_path=scratch,
+                verbose=0,
+                failure_config=FailureConfig(max_failures=_FAILURES_WITHOUT_PROGRESS),
+                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                stop=stopper,
+            ),
+        )
+        try:
+            tuner.fit()
+        except Exception as error:
+            failed = records.unwritten or store_failure(error)
+            if not (isinstance(error, SearchAborted) or failed):
+                raise
+            reason = str(error) if isinstance(error, SearchAborted) else one_line(failed)
+            raise Interrupted(records.folder, reason) from error
+        finally:
+            progress.close()
+        records.touch()
+    if scheduler.input_error:
+        raise InputError(scheduler.input_error)
+    if not final_tasks.is_done:
+        raise Interrupted(records.folder)
+    return SearchOutcome(
+        final_tasks.stamp,
+        final_tasks.verdict,
+        final_tasks.confirmation,
+        searcher.stop_reason,
+        bool(searcher.budget_spent),
+        describe(ray.cluster_resources()),
+    )
