@@ -10,6 +10,8 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from dpo_train.errors import InputError
 
@@ -36,9 +38,6 @@ Config = TypeVar("Config", bound=Part)
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a mapping by YAML 1.2's rules: `1e-5` is a number, `off` a word, no key twice."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -60,9 +59,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """Reads one value as YAML would: for `--set a.b=VALUE`."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
         return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError):

@@ -121,7 +121,7 @@ def _file_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 rows = list(csv.DictReader(file))
             records = [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
         elif path.suffix == ".parquet":
-            import pyarrow.parquet
+            import pyarrow.parquet  # slow to import
 
             rows = pyarrow.parquet.read_table(path).to_pylist()
             records = [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
@@ -150,7 +150,7 @@ def _broken_line(path: Path) -> int:
 
 
 def _hub_records(config: DataConfig, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
+    import datasets  # slow to import
 
     datasets.disable_progress_bars()
     try:

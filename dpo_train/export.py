@@ -71,15 +71,15 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
 
     An adapter that is not merged stays as it was trained.
     """
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoTokenizer  # slow to import
+    from transformers.utils import logging  # slow to import
 
     config = TrainConfig.model_validate(json.loads((exported / MANIFEST).read_text())["config"])
     if config.lora is not None and not merged:
         for path in exported.glob("adapter_*"):
             shutil.copy(path, folder)
     else:
-        import torch
+        import torch  # slow to import
 
         logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
         policy, _ = load(exported, "cpu")
@@ -92,14 +92,14 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
 
 def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The exported model, an adapter on its base. Ready to generate."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch  # slow to import
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
     manifest = json.loads((folder / MANIFEST).read_text())
     config = TrainConfig.model_validate(manifest["config"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if manifest["kind"] == "adapter":
-        from peft import PeftModel
+        from peft import PeftModel  # slow to import
 
         warm = load_base(config.model, device)
         model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)

@@ -32,7 +32,7 @@ class WarmBase:
 
     def fresh(self, trained_in_full: bool) -> PreTrainedModel:
         """The model with the base's own weights, as if just loaded."""
-        import torch
+        import torch  # slow to import
 
         if self.undo is not None:
             self.undo()
@@ -62,8 +62,8 @@ def load_base(config: ModelConfig, device: str) -> WarmBase:
     key = (config.model_dump_json(), device)
     if key not in _loaded:
         fetch(config)  # this node may be another than the one that prepared the data
-        import torch
-        from transformers import AutoModelForCausalLM
+        import torch  # slow to import
+        from transformers import AutoModelForCausalLM  # slow to import
 
         folder = local_folder(config)
         place = {"revision": config.revision, "local_files_only": True} if folder is None else {}
@@ -90,7 +90,7 @@ def forget_base() -> None:
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a fetched model, which must have a chat template, or InputError."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # slow to import
 
     folder = local_folder(config)
     place = {"revision": config.revision, "local_files_only": True} if folder is None else {}
@@ -109,7 +109,7 @@ def peft_config(lora: LoraConfig | None) -> Any:
     """PEFT's form of the adapter's config, or None."""
     if lora is None:
         return None
-    import peft
+    import peft  # slow to import
 
     return peft.LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"

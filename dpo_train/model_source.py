@@ -32,7 +32,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
                     "it (model and tokenizer), a Hub id, or `sample`"
                 )
         return config
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download  # slow to import
 
     try:
         path = hf_hub_download(config.id, "config.json", revision=config.revision)
@@ -77,7 +77,7 @@ def fetch(config: ModelConfig) -> None:
     """
     if local_folder(config) is not None:
         return
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, snapshot_download  # slow to import
 
     mark = Path(constants.HF_HUB_CACHE) / ".fetched" / f"{config.id}@{config.revision}"
     try:
@@ -112,7 +112,7 @@ def parameter_count(config: ModelConfig) -> int:
 def _parameter_count(config: ModelConfig) -> int:
     folder = local_folder(config)
     if folder is None:
-        from huggingface_hub import get_safetensors_metadata
+        from huggingface_hub import get_safetensors_metadata  # slow to import
 
         metadata = get_safetensors_metadata(config.id, revision=config.revision)
         return sum(metadata.parameter_count.values())

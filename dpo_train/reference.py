@@ -51,7 +51,7 @@ class PreparedData:
         Columns: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (sums
         over completion tokens, in nats), prompt (messages as JSON), chosen (text), prompt_key.
         """
-        from datasets import Dataset
+        from datasets import Dataset  # slow to import
 
         return Dataset.from_file(str(self.folder / f"{name}.arrow"))
 
@@ -167,7 +167,7 @@ def _one_process(path: Path) -> Iterator[None]:
 
 
 def _compute(folder: Path) -> PreparedData:
-    from datasets import Dataset, disable_progress_bars
+    from datasets import Dataset, disable_progress_bars  # slow to import
 
     disable_progress_bars()
     asked = json.loads((folder / "plan.json").read_text())
@@ -286,7 +286,7 @@ def _refuse_nothing_left(columns: dict[str, dict[str, list[Any]]], dropped: Coun
 
 def prompt_keys(folder: Path, split: str) -> list[str]:
     """The prompt of each row of a split, in order; rows of one prompt have the same. No torch."""
-    import pyarrow
+    import pyarrow  # slow to import
 
     with pyarrow.memory_map(str(folder / f"{split}.arrow")) as file:
         table = pyarrow.ipc.open_stream(file).read_all()

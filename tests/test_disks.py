@@ -47,7 +47,7 @@ from pathlib import Path
 
 os.environ["TMPDIR"] = "runs"  # the trainer's own scratch too
 from dpo_train.config import TrainConfig
-from dpo_train.trainers.session import open_session
+from dpo_train.trainers.open import open_session
 from tune import checkpoints
 from dpo_train.storage.disk import DiskFull
 

@@ -125,6 +125,38 @@ def test_no_import_circle() -> None:
     assert circle(GRAPH) == []
 
 
+def late_imports_without_reason(source: str) -> list[int]:
+    """The lines of imports inside functions that have no comment beside them or above."""
+    tree, lines = ast.parse(source), source.splitlines()
+    late = [
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    found, explained = [], -1
+    for node in sorted(late, key=lambda node: node.lineno):
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
+        has_comment = "#" in "".join(lines[first:last]) or lines[first - 1].strip().startswith("#")
+        if has_comment or explained == first:
+            explained = last  # the reason holds for the imports right below
+        else:
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
+def test_a_late_import_has_its_reason_beside_it(module: str) -> None:
+    """In a command line's file, whose docstring says it, all are late: `--help` must be fast."""
+    assert late_imports_without_reason(MODULES[module].read_text()) == []
+
+
+def test_a_late_import_without_a_reason_is_found() -> None:
+    source = "def f():\n    import a\n    x = 1\n    import b  # slow\n    import c\n"
+    assert late_imports_without_reason(source) == [2]
+
+
 def test_circles_and_breaches_are_found() -> None:
     """The walk itself: late imports, imports for type checkers, circles of three."""
     late = "def f():\n    from tune.search import driver\nif TYPE_CHECKING:\n    import serve.api\n"

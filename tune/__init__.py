@@ -5,6 +5,7 @@ push, load_results.
 """
 
 import os
+from importlib import import_module
 from typing import Any
 
 # Each is read when its library is imported or starts its processes, so they must stand here.
@@ -30,6 +31,4 @@ def __getattr__(name: str) -> Any:
     """Imports on first use: `dpo-tune --help` must not wait for pydantic, numpy and Ray."""
     if name not in _PLACES:
         raise AttributeError(f"module 'tune' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(_PLACES[name]), name)

@@ -1,4 +1,7 @@
-"""The command line: every command parses, calls one function, prints."""
+"""The command line: every command parses, calls one function, prints.
+
+Each command imports what it needs when it runs, so that `--help` answers within a second.
+"""
 
 from __future__ import annotations
 

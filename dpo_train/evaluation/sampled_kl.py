@@ -64,8 +64,8 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
 def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
     """One answer to each prompt, from the policy's own distribution: its tokens, the end included
     if it came to one."""
-    import torch
-    from transformers import GenerationConfig
+    import torch  # slow to import
+    from transformers import GenerationConfig  # slow to import
 
     kept = policy.generation_config
     ends = kept.eos_token_id

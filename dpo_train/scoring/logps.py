@@ -37,7 +37,7 @@ def batches(
     columns: dict[str, list[Any]], pad_token_id: int, device: str
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """(row numbers, collated batch on the device), rows of like length together."""
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.dpo_trainer import DataCollatorForPreference  # slow to import
 
     collate = DataCollatorForPreference(pad_token_id=pad_token_id)
     names = [name for name in columns if name.endswith(("_ids", "_logps"))]
@@ -58,8 +58,8 @@ def batches(
 
 def forward_pass(base: Any, device: str) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     """The pass over a batch that `score_batches` wants, for any causal model, without gradients."""
-    import torch
-    from trl.trainer.utils import add_fused_lm_head
+    import torch  # slow to import
+    from trl.trainer.utils import add_fused_lm_head  # slow to import
 
     from dpo_train.trainers import trl_patches  # noqa: F401
 

@@ -60,7 +60,7 @@ def without_path(url: str) -> str:
 
 def send(url: str, content: Path | str) -> None:
     """Brings a file, or a text, there. Raises StoreError."""
-    from pyarrow import fs
+    from pyarrow import fs  # slow to import
 
     with _asking(url) as (system, path):
         if isinstance(content, Path):
@@ -72,7 +72,7 @@ def send(url: str, content: Path | str) -> None:
 
 def get(url: str, to: Path) -> None:
     """Brings a file here, whole or not at all. Raises FileNotFoundError and StoreError."""
-    from pyarrow import fs
+    from pyarrow import fs  # slow to import
 
     to.parent.mkdir(parents=True, exist_ok=True)
     descriptor, part = tempfile.mkstemp(prefix=f".{to.name}.", dir=to.parent)
@@ -109,7 +109,7 @@ def exists(url: str) -> bool:
 def listed(url: str, recursive: bool = True) -> dict[str, Any]:
     """The files below a folder by relative path, as pyarrow tells of them: `size` in bytes,
     `mtime_ns`. Raises StoreError."""
-    from pyarrow import fs
+    from pyarrow import fs  # slow to import
 
     with _asking(url) as (system, path):
         selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
@@ -120,7 +120,7 @@ def listed(url: str, recursive: bool = True) -> dict[str, Any]:
 def remove(url: str, first: str) -> None:
     """Removes a file; or a folder, of which the file of the name `first` goes first. Raises
     StoreError."""
-    from pyarrow import fs
+    from pyarrow import fs  # slow to import
 
     with _asking(url) as (system, path), contextlib.suppress(FileNotFoundError):
         kind = system.get_file_info(path)
@@ -135,7 +135,7 @@ def remove(url: str, first: str) -> None:
 @contextlib.contextmanager
 def _asking(url: str) -> Iterator[tuple[Any, str]]:
     """The file system, and what it calls the URL."""
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException  # slow to import
 
     try:
         system, prefix = _connected(without_path(url))
@@ -166,7 +166,7 @@ def _reading(url: str) -> Iterator[tuple[Any, str]]:
 @lru_cache
 def _connected(store: str) -> tuple[Any, str]:
     """The file system, and what it puts before each path."""
-    from pyarrow import fs
+    from pyarrow import fs  # slow to import
 
     parts = urlsplit(store)
     if parts.scheme == "s3":

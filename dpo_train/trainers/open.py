@@ -7,6 +7,7 @@ from pathlib import Path
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.process_group import ALONE, Peers
 from dpo_train.trainers.session import Session
+from dpo_train.trainers.simulated import SimulatedSession
 
 
 def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE) -> Session:
@@ -15,13 +16,11 @@ def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers 
     Of peers each opens one, with the same arguments but its rank, and all are driven together.
     """
     if config.trainer == "simulated":
-        from dpo_train.trainers.simulated import SimulatedSession
-
         return SimulatedSession(config)
     if config.trainer == "packed":
-        from dpo_train.trainers.packed import PackedSession
+        from dpo_train.trainers.packed import PackedSession  # imports torch, slowly
 
         return PackedSession(config, prepared, device)
-    from dpo_train.trainers.trl_session import TrlSession
+    from dpo_train.trainers.trl_session import TrlSession  # imports torch and TRL, slowly
 
     return TrlSession(config, prepared, device, peers)

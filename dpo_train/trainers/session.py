@@ -58,7 +58,7 @@ class OutOfMemory(MemoryError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """A GPU's allocator has an error of its own, the CPU's a RuntimeError with these words."""
-    import torch
+    import torch  # slow to import
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

@@ -12,6 +12,7 @@ from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
 from tune.search.preflight import disk_bytes, gpu_names, memory_bytes, refuse_impossible_end
+from tune.tracking.wandb_client import is_logged_in
 
 
 def examine(config: SearchConfig | None) -> Iterator[str]:
@@ -38,9 +39,7 @@ def _machine() -> list[str]:
 
 
 def _logins(config: SearchConfig | None) -> list[str]:
-    from huggingface_hub import constants, get_token
-
-    from tune.tracking.wandb_client import is_logged_in
+    from huggingface_hub import constants, get_token  # slow to import
 
     hub = "logged in" if get_token() else "not logged in (`hf auth login`; public models need none)"
     offline = " (HF_HUB_OFFLINE is set: only what is cached)" if constants.HF_HUB_OFFLINE else ""

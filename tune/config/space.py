@@ -86,7 +86,7 @@ class Axis(Part):
         return f"{self.kind} {low:g} to {high:g}"
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        from optuna.distributions import (
+        from optuna.distributions import (  # slow to import
             CategoricalDistribution,
             FloatDistribution,
             IntDistribution,

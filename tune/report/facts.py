@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from tune.run_folder.results import Results
@@ -44,8 +46,6 @@ def _percent(numbers: dict[str, Any]) -> str:
 
 def trial_yaml(results: Results) -> str:
     """The winner's configuration, one line a part; what is null by default is left out."""
-    from ruamel.yaml import YAML
-
     assert results.winner is not None
     fields = {name: results.search[name] for name in TrainConfig.model_fields}
     config = override(TrainConfig.model_validate(fields), results.winner.config)

@@ -74,9 +74,9 @@ def keep_fresh(
 
 def render(results: Results) -> str:
     """The page as HTML, with plotly.js in it."""
-    from plotly.offline import get_plotlyjs
+    from plotly.offline import get_plotlyjs  # slow to import
 
-    from tune.report.figures import draw
+    from tune.report.figures import draw  # imports Plotly, slowly
 
     drawn = draw(results)
     figures: list[str] = []

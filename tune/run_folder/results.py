@@ -192,7 +192,7 @@ class Results(Document):
 
     def frame(self) -> pandas.DataFrame:
         """The same as `dpo-tune show --csv`, for a notebook."""
-        import pandas
+        import pandas  # slow to import
 
         return pandas.DataFrame(self.rows(), columns=self.columns())
 

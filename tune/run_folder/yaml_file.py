@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from dpo_train.storage.files import write_atomically
 from tune.config.schema import SearchConfig
 
@@ -17,8 +19,6 @@ def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> No
 
 
 def dump_yaml(path: Path, content: dict[str, Any]) -> None:
-    from ruamel.yaml import YAML
-
     stream = io.StringIO()
     YAML(typ="rt", pure=True).dump(content, stream)
     write_atomically(path, stream.getvalue())

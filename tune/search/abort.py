@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
 from ray.tune import Stopper
 
 from dpo_train.errors import one_line
@@ -61,7 +62,5 @@ def store_failure(error: BaseException | None) -> BaseException | None:
 
 
 def _is_cut_off() -> bool:
-    import ray
-
     mine = ray.get_runtime_context().get_node_id()
     return any(node["NodeID"] == mine and not node["Alive"] for node in ray.nodes())

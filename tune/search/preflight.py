@@ -61,7 +61,7 @@ def refuse_impossible_end(config: SearchConfig) -> str:
         deploy.check(config)
     if config.hub.when == "never":
         return ""
-    from tune.publish import push
+    from tune.publish import push  # imports the Hub client, slowly
 
     return push.check(config)
 

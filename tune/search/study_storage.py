@@ -18,8 +18,8 @@ def open_storage(storage: str | None) -> BaseStorage | None:
     """
     if storage is None:
         return None
-    import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    import optuna  # slow to import
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # slow to import
 
     try:
         if "://" in storage:

@@ -25,7 +25,7 @@ _INIT_SECONDS = 4.0
 
 def is_logged_in() -> bool:
     """Whether wandb finds an API key in the environment or its login file; asks no server."""
-    import wandb
+    import wandb  # slow to import, and it reads the environment then
 
     try:
         return bool(wandb.login(prompt=False, verify=False))
@@ -35,7 +35,7 @@ def is_logged_in() -> bool:
 
 def log_in() -> None:
     """Asks the server whether it knows the key. Raises what the client raises."""
-    import wandb
+    import wandb  # slow to import, and it reads the environment then
 
     if not wandb.login(prompt=False, verify=True):
         raise PermissionError("no API key; type `wandb login`")
@@ -43,7 +43,7 @@ def log_in() -> None:
 
 def make_sweep(config: SearchConfig) -> str:
     """Makes the sweep of a search and returns its path, entity/project/id."""
-    import wandb
+    import wandb  # slow to import, and it reads the environment then
 
     wanted = config.wandb
     made = wandb.sweep(payload.definition(config), entity=wanted.entity, project=wanted.project)
@@ -53,21 +53,21 @@ def make_sweep(config: SearchConfig) -> str:
 
 def app_url() -> str:
     """Where the pages of the server are that the client talks to."""
-    import wandb
+    import wandb  # slow to import, and it reads the environment then
 
     return str(wandb.setup().settings.app_url)
 
 
 def stop_sweep(path: str) -> None:
     """Marks a sweep as finished, as `wandb sweep --stop` does."""
-    from wandb.cli.cli import sweep as command
+    from wandb.cli.cli import sweep as command  # slow to import, and it reads the environment then
 
     command.main(["--stop", path], standalone_mode=False)
 
 
 def end() -> None:
     """Ends the client's own process and waits for that."""
-    import wandb
+    import wandb  # slow to import, and it reads the environment then
 
     wandb.teardown()
 
@@ -89,7 +89,7 @@ class OpenRun:
         An online run goes on after the last row that the server has; one on disk begins anew.
         Raises what the client raises, after which it takes this id no more.
         """
-        import wandb
+        import wandb  # slow to import, and it reads the environment then
 
         self.id = run_id
         self.mode = mode
@@ -134,7 +134,7 @@ class OpenRun:
     def log_results(self, config: SearchConfig, results: Results, report: Path) -> None:
         """Logs the table of all trials, the report if there is one, the verdict, and as an artifact
         where the winner was pushed to."""
-        import wandb
+        import wandb  # slow to import, and it reads the environment then
 
         columns, rows = payload.table(config, results)
         told = {"trials": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}
@@ -201,7 +201,7 @@ def _gave_up(folder: Path) -> bool:
 
 
 def _settings(folder: Path, sweep_id: str | None, cut_off: Callable[[], None]) -> Any:
-    import wandb
+    import wandb  # slow to import, and it reads the environment then
 
     return wandb.Settings(
         root_dir=str(folder),

@@ -188,7 +188,7 @@ class EngineActor:
             session.close()
 
     def judge(self, _: str, *asked: Any) -> Any:
-        from dpo_train.evaluation import test_split
+        from dpo_train.evaluation import test_split  # imports torch, slowly
 
         _one_thread()
         return test_split.judge(*asked)
@@ -196,7 +196,7 @@ class EngineActor:
 
 def _one_thread() -> None:
     """Whichever of the actor's threads this is: each has a number of its own."""
-    import torch
+    import torch  # slow to import
 
     torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ import ray
 
 def limit_threads() -> None:
     """More torch threads than the CPUs that Ray gave are many times slower, not a little."""
-    import torch
+    import torch  # slow to import
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(cpus)))

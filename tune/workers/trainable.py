@@ -183,7 +183,7 @@ class DpoTrial(Trainable):
             if self._search.trainer == "packed":
                 verdict = engine_broker.judge(*asked)
             else:
-                from dpo_train.evaluation.test_split import judge
+                from dpo_train.evaluation.test_split import judge  # imports torch, slowly
 
                 verdict = self._on_device(judge, *asked)
         except (engine_broker.EngineLost, RayActorError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpo_train import model
@@ -73,7 +74,7 @@ class Layout:
 
 def adapted_layers(base: PreTrainedModel, lora: LoraConfig) -> tuple[Layer, ...]:
     """The layers that PEFT gives an adapter for this config, in its order."""
-    import peft
+    import peft  # slow to import
 
     smallest = lora.model_copy(update={"r": 1})
     with torch.random.fork_rng(devices=[]):
@@ -106,8 +107,6 @@ def initial(layout: Layout, seed: int) -> Tensor:
 
 def save(layout: Layout, flat: Tensor, base: ModelConfig, lora: LoraConfig, folder: Path) -> None:
     """Writes adapter_model.safetensors and adapter_config.json, as PEFT would."""
-    from safetensors.torch import save_file
-
     tensors = {}
     for layer, a, b in layout.views(flat.detach().cpu()):
         tensors[f"{_PREFIX}{layer.name}.lora_A.weight"] = a.contiguous()

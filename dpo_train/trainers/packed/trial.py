@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -177,8 +178,6 @@ class PackedTrial:
 
     def save(self, folder: Path) -> None:
         """Writes what going on needs; for a trial that is between two steps."""
-        from safetensors.torch import save_file
-
         vectors = {
             name: self.layout.carry(getattr(self, name), self.own_layout).cpu() for name in _STATE
         }
@@ -188,8 +187,6 @@ class PackedTrial:
         (folder / "progress.json").write_text(json.dumps(progress))
 
     def restore(self, folder: Path) -> None:
-        from safetensors.torch import load_file
-
         for name, vector in load_file(folder / "trial.safetensors").items():
             moved = self.own_layout.carry(vector.to(self.weights.device), self.layout)
             setattr(self, name, moved)
