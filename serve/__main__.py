@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(f"can't listen on {asked.host}:{asked.port}: {reason}; give another --port")
     with listening:
         try:
-            for line in needs(places, checked.slots, checked.context, checked.engine):
+            for line in needs(places, checked.slots, checked.context):
                 print(line, flush=True)
             _serve(checked, listening)
         except ModelError as error:
@@ -77,8 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="for one request (120)")
     parser.add_argument("--author", help="stands at the foot of the page")
     parser.add_argument("--cpus", type=int, help="cores to compute with (1)")
-    parser.add_argument("--engine", choices=["transformers", "vllm"], help="vLLM needs an "
-                        "environment of its own, deploy/vllm.txt (transformers)")  # fmt: skip
     return parser
 
 

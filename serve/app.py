@@ -50,10 +50,9 @@ class ModelServer:
 
         options = self._options
         places = split(options.model)
-        for line in needs(places, options.slots, options.context, options.engine):
+        for line in needs(places, options.slots, options.context):
             logging.getLogger("ray.serve").warning(line)
-        memory = min(1.0, options.gpus or 1.0)
-        self._composed = compose(options, RayInstruments(), memory)
+        self._composed = compose(options, RayInstruments())
         return self._composed.app
 
     def check_health(self) -> None:

@@ -31,13 +31,11 @@ class Composed:
         return all(engine.is_alive for engine in models.engines(self.models))
 
 
-def compose(options: Options, instruments: Instruments, memory: float = 1.0) -> Composed:
-    """Loads the models; `memory` is the share of a GPU that they may fill. Raises ModelError."""
+def compose(options: Options, instruments: Instruments) -> Composed:
+    """Loads the models. Raises ModelError."""
     torch.set_num_threads(max(1, int(options.cpus)))
     places = split(options.model)
-    loaded = models.load(
-        places, options.slots, options.context, options.queue, options.engine, memory
-    )
+    loaded = models.load(places, options.slots, options.context, options.queue)
     app = api.create_app(loaded, api.Limits(seconds=options.seconds), read_key())
     meters.mount(app, loaded, instruments)
     ui.mount(app, list(loaded), options.author, _examples(places[0]))

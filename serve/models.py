@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.engine import Engine
-from serve.sources import Copy, EngineName, ModelError, Source, one_line, read
+from serve.slots import SlotEngine
+from serve.sources import Copy, ModelError, Source, one_line, read
+from serve.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,10 @@ def engines(models: dict[str, Served]) -> list[Engine]:
     return list({id(model.engine): model.engine for model in models.values()}.values())
 
 
-def load(
-    models: list[str],
-    slots: int,
-    context: int,
-    most_waiting: int,
-    engine: EngineName = "transformers",
-    memory: float = 1.0,
-) -> dict[str, Served]:
+def load(models: list[str], slots: int, context: int, most_waiting: int) -> dict[str, Served]:
     """The models by name, the first one first; `models` as serve.sources reads them.
 
-    The base of adapters is served too, as `base`. `memory` is the share of a GPU that all of them
-    may fill. Raises ModelError.
+    The base of adapters is served too, as `base`. Raises ModelError.
     """
     sources = read(models)
     groups: dict[Copy, list[Source]] = {}
@@ -48,16 +42,7 @@ def load(
     for copy, group in groups.items():
         adapters = [source for source in group if source.base]
         tokenizer = _tokenizer(copy.place, copy.revision)
-        made: Engine
-        if engine == "vllm":
-            from serve.vllm_engine import VllmEngine
-
-            made = VllmEngine(copy, adapters, slots, context, most_waiting, memory / len(groups))
-        else:
-            from serve.slots import SlotEngine
-            from serve.weights import load_weights
-
-            made = SlotEngine(load_weights(copy, adapters), tokenizer, slots, context, most_waiting)
+        made = SlotEngine(load_weights(copy, adapters), tokenizer, slots, context, most_waiting)
         for source in group:
             own = tokenizer
             if source.base and source.has_tokenizer:

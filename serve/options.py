@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.sources import EngineName
-
 KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
 """Environment variables: the key, or a file whose first line it is."""
 
@@ -33,8 +31,6 @@ class Options(BaseModel):
     """Stands at the foot of the page."""
     cpus: float = Field(1, gt=0)
     """Cores that it computes with."""
-    engine: EngineName = "transformers"
-    """Or `vllm`, in an environment of its own: deploy/vllm.txt."""
 
 
 def read_key() -> str | None:

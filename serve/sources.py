@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-EngineName = Literal["transformers", "vllm"]
 _SAMPLE = Path(__file__).parent.parent / "dpo_train" / "sample" / "model"
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -19,9 +18,9 @@ class ModelError(ValueError):
     """What was asked to be served can't be. One line: given, and what to type."""
 
 
-def one_line(error: object, most: int = 200) -> str:
-    """What an error says, on one line of at most so many characters."""
-    return " ".join(str(error).split())[:most]
+def one_line(error: object) -> str:
+    """Returns what an error says, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,6 @@ class Source:
     revision: str | None
     base: Copy | None
     """Of an adapter; None for a model that is whole."""
-    rank: int = 0
-    """Of an adapter."""
 
     @property
     def copy(self) -> Copy:
@@ -80,16 +77,13 @@ def read(models: list[str]) -> list[Source]:
     return sources
 
 
-def needs(
-    models: list[str], slots: int, context: int, engine: EngineName = "transformers"
-) -> list[str]:
+def needs(models: list[str], slots: int, context: int) -> list[str]:
     """A line for each copy of weights in memory and its cache, before anything is loaded.
 
     Raises ModelError for what can be seen to be wrong by then.
     """
     copies = dict.fromkeys(source.copy for source in read(models))
-    lines = [_needs(copy, slots, context) for copy in copies]
-    return lines if engine == "transformers" else []  # vLLM fills the GPU, and says so itself
+    return [_needs(copy, slots, context) for copy in copies]
 
 
 def dtype_on(device: str) -> str:
@@ -141,8 +135,7 @@ def _read(model: str) -> Source:
         )
     base = adapter["base_model_name_or_path"]
     base = str(_SAMPLE) if base == "sample" else base
-    rank = max(adapter["r"], *(adapter.get("rank_pattern") or {"": 0}).values())
-    return Source(name, place, revision, Copy(base, adapter.get("revision")), rank)
+    return Source(name, place, revision, Copy(base, adapter.get("revision")))
 
 
 def _content(place: str, name: str, revision: str | None) -> dict[str, Any] | None:
