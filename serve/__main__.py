@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from serve import options
+from serve.model_source import ModelError, needs, parse
 from serve.options import Options, is_loopback
-from serve.sources import ModelError, needs, parse
 
 _WRONG_INPUT, _INTERRUPTED = 2, 130
 _LAST_SECONDS = 5

@@ -18,11 +18,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 
 from serve.engine import Chunk, Full
-from serve.forms import ChatForm, CompletionForm, Form
 from serve.guard import Guard
+from serve.in_flight import Merged, Pending
+from serve.model_source import one_line
 from serve.models import Served, engines
-from serve.pending import Merged, Pending
-from serve.schema import (
+from serve.openai_requests import (
     ApiError,
     Asked,
     ChatRequest,
@@ -33,7 +33,7 @@ from serve.schema import (
     model_card,
     usage,
 )
-from serve.sources import one_line
+from serve.openai_responses import ChatForm, CompletionForm, Form
 
 T = TypeVar("T")
 _PART_SECONDS = 0.02

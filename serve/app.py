@@ -8,8 +8,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from ray import serve as ray_serve
 
+from serve.model_source import needs, split
 from serve.options import Options
-from serve.sources import needs, split
 
 
 class ReplicaOptions(Options):

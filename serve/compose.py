@@ -11,9 +11,9 @@ from fastapi import FastAPI
 
 from serve import api, meters, models, ui
 from serve.instruments import Instruments
+from serve.model_source import parse, split
 from serve.models import Served
 from serve.options import Options, read_key
-from serve.sources import parse, split
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
+from serve.openai_requests import ApiError
 from serve.options import is_loopback
-from serve.schema import ApiError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

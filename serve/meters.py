@@ -13,7 +13,7 @@ from serve.engine import Answer
 from serve.guard import Message, Receive, Send
 from serve.instruments import Instruments, Record
 from serve.models import Served, engines
-from serve.schema import ApiError
+from serve.openai_requests import ApiError
 
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 _ANSWERS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]

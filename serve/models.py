@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.engine import Engine
-from serve.slots import SlotEngine
-from serve.sources import Copy, ModelError, Source, one_line, read
+from serve.model_source import Copy, ModelError, Source, one_line, read
+from serve.slot_engine import SlotEngine
 from serve.weights import load_weights
 
 
@@ -30,7 +30,7 @@ def engines(models: dict[str, Served]) -> list[Engine]:
 
 
 def load(models: list[str], slots: int, context: int, most_waiting: int) -> dict[str, Served]:
-    """The models by name, the first one first; `models` as serve.sources reads them.
+    """The models by name, the first one first; `models` as serve.model_source reads them.
 
     The base of adapters is served too, as `base`. Raises ModelError.
     """

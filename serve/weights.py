@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve import attention
-from serve.sources import Copy, ModelError, Source, dtype_on, one_line
+from serve.model_source import Copy, ModelError, Source, dtype_on, one_line
 
 
 def load_weights(copy: Copy, adapters: list[Source]) -> Any:

@@ -126,11 +126,11 @@ def _served(place: str) -> list[list[int]]:
     """The same greedy answers by our own server, as `python -m serve PLACE` loads it."""
     import queue
 
-    from serve import models, sources
+    from serve import model_source, models
     from serve.engine import Answer, Chunk
     from serve.sampling import Sampling
 
-    (needed,) = sources.needs([place], 2, 256)
+    (needed,) = model_source.needs([place], 2, 256)
     assert "weights 0.00" in needed
     served = next(iter(models.load([place], 2, 256, 9).values()))
     found = []

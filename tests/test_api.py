@@ -17,7 +17,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from dpo_train import sample
-from serve import api, models, sources
+from serve import api, model_source, models
 from serve.models import Served
 
 KEY = "a key that is long enough"
@@ -287,9 +287,9 @@ def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> Non
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
-    with pytest.raises(sources.ModelError, match=said):
-        sources.needs([place], 1, 128)
-    with pytest.raises(sources.ModelError, match="two models of one name"):
-        sources.needs(["a=sample", "a=sample"], 1, 128)
-    (line,) = sources.needs(["a=sample", "b=sample"], 16, 2048)
+    with pytest.raises(model_source.ModelError, match=said):
+        model_source.needs([place], 1, 128)
+    with pytest.raises(model_source.ModelError, match="two models of one name"):
+        model_source.needs(["a=sample", "a=sample"], 1, 128)
+    (line,) = model_source.needs(["a=sample", "b=sample"], 16, 2048)
     assert "for 16 answers at once of" in line

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from dpo_train import sample
-from serve import slots
+from serve import slot_engine
 from serve.engine import Answer, Chunk, Full, Unwatched
+from serve.model_source import Copy, ModelError
 from serve.sampling import Sampling, choose
-from serve.slots import SlotEngine
-from serve.sources import Copy, ModelError
+from serve.slot_engine import SlotEngine
 from serve.text import TextStream
 from serve.weights import load_weights
 
@@ -105,7 +105,7 @@ class Batches(Unwatched):
 def test_answers_made_together_are_those_made_alone(
     engine: SlotEngine, other: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(slots, "_PROMPT_TOKENS", part)  # 16: prompts are read in parts
+    monkeypatch.setattr(slot_engine, "_PROMPT_TOKENS", part)  # 16: prompts are read in parts
     batches = Batches()
     engine.watch = batches
     prompts = [tokens(tokenizer, prompt) for prompt in PROMPTS]
@@ -130,7 +130,7 @@ def test_answers_made_together_are_those_made_alone(
 def test_heads_that_share_keys_answer_as_they_do_alone(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(slots, "_PROMPT_TOKENS", part)
+    monkeypatch.setattr(slot_engine, "_PROMPT_TOKENS", part)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,

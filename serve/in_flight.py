@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 from serve.engine import Answer, Chunk
 from serve.models import Served
+from serve.openai_requests import ApiError
 from serve.sampling import Sampling
-from serve.schema import ApiError
 
 
 class Pending:

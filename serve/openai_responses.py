@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from serve.engine import Chunk
+from serve.openai_requests import new_id, now
 from serve.sampling import TokenChoice
-from serve.schema import new_id, now
 
 
 class Form(Protocol):

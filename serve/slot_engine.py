@@ -17,8 +17,8 @@ import torch
 
 from serve.attention import Part, SlotCache, Step
 from serve.engine import Answer, Chunk, Unwatched, Waiting, Watch
+from serve.model_source import ModelError, one_line
 from serve.sampling import choose
-from serve.sources import ModelError, one_line
 from serve.text import TextStream
 from serve.weights import adapter_name
 
