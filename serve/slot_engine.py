@@ -1,7 +1,7 @@
-"""Many answers at once from one model: requests join and leave the running batch between tokens.
+"""This generates many answers at once: requests join and leave the running batch between tokens.
 
-Iteration-level scheduling (Orca, OSDI 2022) over a fixed number of slots of a KV cache that is
-allocated once.
+This is iteration-level scheduling (Orca, OSDI 2022) over a fixed number of slots of a KV cache that
+is allocated once.
 """
 
 from __future__ import annotations
@@ -15,44 +15,45 @@ from typing import Any
 
 import torch
 
-from serve.attention import Part, SlotCache, Step
-from serve.engine import Answer, Chunk, Unwatched, Waiting, Watch
+from serve.attention import BatchStep, PromptChunk, SlotCache
+from serve.engine import Chunk, EngineMonitor, GenerationRequest, NullMonitor, RequestQueue
 from serve.model_source import ModelError, one_line
-from serve.sampling import choose
+from serve.sampling import sample_next_tokens
 from serve.text import TextStream
-from serve.weights import adapter_name
+from serve.weights import peft_adapter_name
 
-_FAILURES = 3
-"""Steps in a row after which the engine gives up: health checks then say so."""
-_PROMPT_TOKENS = 1024
-"""Of prompts in one step: a longer one is read in parts, between which the others go on."""
+_MAX_FAILURES = 3
+"""After so many failed steps in a row the engine gives up, and health checks then say so."""
+_MAX_PREFILL_TOKENS = 1024
+"""One step prefills so many tokens of prompts. A longer prompt is prefilled in chunks, between
+which the other requests go on."""
 
 
 class SlotEngine:
-    """Owns a model, as serve.weights loads it, and a thread that runs it. An Engine."""
+    """A GenerationEngine. It owns a model, as serve.weights loads it, and a thread that runs it."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, slots: int, context: int, most_waiting: int
+        self, model: Any, tokenizer: Any, slots: int, context: int, max_waiting: int
     ) -> None:
-        """Takes `slots` answers of `context` tokens each at once, prompts included.
+        """Takes `slots` requests at once, each with `context` tokens of prompt and answer.
 
         Raises ModelError for a model whose attention is not done here.
         """
         context = min(context, model.config.max_position_embeddings)
         self.model = model
         self._tokenizer = tokenizer
-        self.slots, self.context, self.most_waiting = slots, context, most_waiting
+        self.slots, self.context, self.max_waiting = slots, context, max_waiting
         self._cache = SlotCache(slots + 1, context)
-        self._ends = _end_tokens(model, tokenizer)
-        self.watch: Watch = Unwatched()
-        self._waiting = Waiting()
-        self._reading: deque[_Running] = deque()
-        """Whose prompts are not read yet, or the first of which in part."""
-        self._writing: list[_Running] = []
-        """In the order of their slots, from the first."""
-        self._told = torch.empty(0)
+        self._end_token_ids = _end_token_ids(model, tokenizer)
+        self.monitor: EngineMonitor = NullMonitor()
+        self._waiting = RequestQueue()
+        self._prefilling: deque[_Running] = deque()
+        """The prompts of these are not in the cache yet. The first one's may be there in part."""
+        self._decoding: list[_Running] = []
+        """These stand in the order of their slots, from the first slot."""
+        self._logit_indices = torch.empty(0)
         head = model.get_output_embeddings()
-        self._hook = head.register_forward_pre_hook(lambda _, given: self._few(*given))
+        self._hook = head.register_forward_pre_hook(lambda _, given: self._select_states(*given))
         self._allocate()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -61,21 +62,21 @@ class SlotEngine:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, answer: Answer) -> None:
-        """Queues an answer. Raises Full."""
-        idle = self.slots - len(self._writing) - len(self._reading)
-        self._waiting.put(answer, self.most_waiting + max(0, idle))
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request. Raises QueueFull."""
+        idle = self.slots - len(self._decoding) - len(self._prefilling)
+        self._waiting.put(request, self.max_waiting + max(0, idle))
 
     def close(self) -> None:
-        """Ends the thread after the answers that were asked for."""
-        self._waiting.end()
+        """Finishes the requests that were submitted, then ends the thread."""
+        self._waiting.close()
         self._thread.join()
         self._hook.remove()
 
     @torch.inference_mode()
     def _allocate(self) -> None:
         try:
-            step = Step([], [Part(0, 0, 2)], self.model.device)
+            step = BatchStep([], [PromptChunk(0, 0, 2)], self.model.device)
             self._forward([[0, 0]], step, [None], [1])
         except Exception as error:  # what a model's own code raises
             reason = one_line(error)
@@ -84,192 +85,200 @@ class SlotEngine:
     def _run(self) -> None:
         failures = 0
         try:
-            while failures < _FAILURES and self._admit():
+            while failures < _MAX_FAILURES and self._admit():
                 try:
                     self._step()
                     failures = 0
                 except Exception as error:  # out of memory, likely: these fail, later ones may not
                     failures += 1
-                    there = [one.answer for one in [*self._writing, *self._reading]]
-                    self._writing, self._reading = [], deque()
-                    self._fail(there, str(error))
+                    running = [one.request for one in [*self._decoding, *self._prefilling]]
+                    self._decoding, self._prefilling = [], deque()
+                    self._fail(running, str(error))
         finally:  # closed, or a device that will not work again
-            self._fail(self._waiting.close(), "the engine has ended")
+            self._fail(self._waiting.drain(), "the engine has ended")
 
-    def _fail(self, answers: list[Answer], reason: str) -> None:
-        for answer in answers:
+    def _fail(self, requests: list[GenerationRequest], reason: str) -> None:
+        for request in requests:
             with contextlib.suppress(RuntimeError):  # its event loop is closed
-                answer.send(Chunk(text=reason, finish_reason="error"))
-            self.watch.ended(answer)
+                request.send(Chunk(text=reason, finish_reason="error"))
+            self.monitor.on_end(request)
 
     def _admit(self) -> bool:
-        """Takes from the queue what slots are free for; waits if there is nothing to do.
+        """Takes requests from the queue into the free slots. It waits if there is nothing to do.
 
-        Whether there is more to do.
+        Returns whether there is something to do; there is not once the queue is closed and empty.
         """
-        while len(self._writing) + len(self._reading) < self.slots:
-            is_idle = not self._writing and not self._reading
-            answer = self._waiting.get(block=is_idle)
-            if answer is None:
+        while len(self._decoding) + len(self._prefilling) < self.slots:
+            is_idle = not self._decoding and not self._prefilling
+            request = self._waiting.get(block=is_idle)
+            if request is None:
                 return not is_idle
-            self._reading.append(_Running(answer, self._tokenizer))
+            self._prefilling.append(_Running(request, self._tokenizer))
         return True
 
     @torch.inference_mode()
     def _step(self) -> None:
-        """One token more for every answer, and of the prompts that wait what there is room for."""
-        parts = self._next_parts()
-        rows = [*self._writing, *(one for one, _ in parts)]
+        """Decodes one token of every answer, and prefills as many prompt tokens as have room."""
+        chunks = self._next_prompt_chunks()
+        rows = [*self._decoding, *(one for one, _ in chunks)]
         if not rows:
             return
-        step = Step(
-            [one.length - 1 for one in self._writing], [part for _, part in parts],
+        step = BatchStep(
+            [one.length - 1 for one in self._decoding], [chunk for _, chunk in chunks],
             self.model.device,
         )  # fmt: skip
-        ids = [one.answer.ids[-1:] for one in self._writing]
-        ids += [one.answer.prompt[p.start : p.start + p.length] for one, p in parts]
-        told = [end - 1 for end in itertools.accumulate(map(len, ids))]
-        names = [one.answer.model for one in rows]
-        logits = self._forward(ids, step, names, told)
-        for one, part in parts:
-            one.read += part.length
-        if parts and parts[-1][0].is_read_in_part:
+        ids = [one.request.output_ids[-1:] for one in self._decoding]
+        ids += [one.request.prompt_ids[c.start : c.start + c.length] for one, c in chunks]
+        logit_indices = [end - 1 for end in itertools.accumulate(map(len, ids))]
+        adapters = [one.request.adapter for one in rows]
+        logits = self._forward(ids, step, adapters, logit_indices)
+        for one, chunk in chunks:
+            one.prefilled += chunk.length
+        if chunks and not chunks[-1][0].is_prefilled:
             rows.pop()
-            parts.pop()
-        for one, part in parts:
-            if part.slot != len(self._writing):
-                self._cache.move(part.slot, len(self._writing), one.read)
-            self._writing.append(self._reading.popleft())
-        self._extend(rows, logits[: len(rows)])
+            chunks.pop()
+        for one, chunk in chunks:
+            if chunk.slot != len(self._decoding):
+                self._cache.move(chunk.slot, len(self._decoding), one.prefilled)
+            self._decoding.append(self._prefilling.popleft())
+        self._append_tokens(rows, logits[: len(rows)])
 
-    def _next_parts(self) -> list[tuple[_Running, Part]]:
-        """Of prompts that wait in their order: whole ones into the slots behind the written ones.
+    def _next_prompt_chunks(self) -> list[tuple[_Running, PromptChunk]]:
+        """Chooses what is prefilled next: whole prompts, into the slots behind the decoding ones.
 
-        A long one lies in a slot of its own until it is whole: the others' slots move meanwhile.
+        A long prompt has a slot of its own until it is complete, because the slots of the others
+        move meanwhile.
         """
-        self._reading = deque(one for one in self._reading if not self._is_let_go(one))
-        parts: list[tuple[_Running, Part]] = []
-        room = _PROMPT_TOKENS
-        for one in self._reading:
-            length = min(room, len(one.answer.prompt) - one.read)
-            is_whole = one.read == 0 and length == len(one.answer.prompt)
-            if length == 0 or (not is_whole and parts and parts[0][1].slot == self.slots):
+        self._prefilling = deque(one for one in self._prefilling if not self._is_cancelled(one))
+        chunks: list[tuple[_Running, PromptChunk]] = []
+        room = _MAX_PREFILL_TOKENS
+        for one in self._prefilling:
+            prompt_length = len(one.request.prompt_ids)
+            length = min(room, prompt_length - one.prefilled)
+            is_whole = one.prefilled == 0 and length == prompt_length
+            if length == 0 or (not is_whole and chunks and chunks[0][1].slot == self.slots):
                 break
-            slot = len(self._writing) + len(parts) if is_whole else self.slots
-            parts.append((one, Part(slot, one.read, length)))
+            slot = len(self._decoding) + len(chunks) if is_whole else self.slots
+            chunks.append((one, PromptChunk(slot, one.prefilled, length)))
             room -= length
-        return parts
+        return chunks
 
-    def _is_let_go(self, one: _Running) -> bool:
-        if one.answer.is_dropped:
-            self.watch.ended(one.answer)
-        return one.answer.is_dropped
+    def _is_cancelled(self, one: _Running) -> bool:
+        if one.request.is_cancelled:
+            self.monitor.on_end(one.request)
+        return one.request.is_cancelled
 
     def _forward(
-        self, ids: list[list[int]], step: Step, names: list[str | None], told: list[int]
+        self,
+        ids: list[list[int]],
+        step: BatchStep,
+        adapters: list[str | None],
+        logit_indices: list[int],
     ) -> torch.Tensor:
-        """Logits of shape (told, vocabulary) for the tokens at the indices `told`; `ids` and the
-        adapters' names row by row."""
+        """Returns logits of shape (indices, vocabulary) for the tokens at `logit_indices`.
+
+        `ids` and `adapters` have an entry for each request.
+        """
         device = self.model.device
-        adapters = {}
+        adapter_arguments = {}
         if hasattr(self.model, "peft_config"):
-            adapters["adapter_names"] = [
-                adapter_name(name) if name else "__base__"
-                for name, row in zip(names, ids, strict=True)
+            adapter_arguments["adapter_names"] = [
+                peft_adapter_name(adapter) if adapter else "__base__"
+                for adapter, row in zip(adapters, ids, strict=True)
                 for _ in row
             ]
-        self._told = torch.tensor(told, device=device)
+        self._logit_indices = torch.tensor(logit_indices, device=device)
         output = self.model(
             input_ids=torch.tensor([one for row in ids for one in row], device=device)[:, None],
             position_ids=step.positions[:, None],
             use_cache=False,
             cache=self._cache,
             step=step,
-            **adapters,
+            **adapter_arguments,
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 
-    def _few(self, states: torch.Tensor) -> torch.Tensor:
-        """Before the head: logits of all tokens of a long prompt would be gigabytes."""
-        return states[self._told]
+    def _select_states(self, states: torch.Tensor) -> torch.Tensor:
+        """Runs before the head: the logits of all tokens of a long prompt would be gigabytes."""
+        return states[self._logit_indices]
 
-    def _extend(self, running: list[_Running], logits: torch.Tensor) -> None:
-        """Chooses the next token of each from logits of shape (answers, vocabulary)."""
+    def _append_tokens(self, running: list[_Running], logits: torch.Tensor) -> None:
+        """Draws the next token of each request from logits of shape (requests, vocabulary)."""
         if not running:
             return
-        choices = choose(
+        choices = sample_next_tokens(
             logits,
-            [one.answer.sampling for one in running],
+            [one.request.sampling for one in running],
             [one.generator for one in running],
-            [one.answer.ids for one in running],
+            [one.request.output_ids for one in running],
         )
-        self.watch.stepped(len(running), len(self._waiting))
+        self.monitor.on_step(len(running), len(self._waiting))
         now = time.monotonic()
         for one, choice in zip(running, choices, strict=True):
-            answer = one.answer
-            answer.ids.append(choice.id)
-            answer.first_at = answer.first_at or now
+            request = one.request
+            request.output_ids.append(choice.id)
+            request.first_token_at = request.first_token_at or now
             reason = self._finish_reason(one, choice.id, now)
             if not self._is_end(one, choice.id):
-                one.untold.tokens.append(choice)
-                one.unread.append(choice.id)
-            if answer.in_parts or answer.sampling.stop or reason is not None:
-                one.untold.text += one.text.add(one.unread, reason is not None)
-                one.unread = []
+                one.unsent.tokens.append(choice)
+                one.undecoded_ids.append(choice.id)
+            if request.is_streamed or request.sampling.stop or reason is not None:
+                one.unsent.text += one.text.add(one.undecoded_ids, reason is not None)
+                one.undecoded_ids = []
                 if one.text.is_stopped:
                     reason = "stop"
-            if answer.is_dropped or reason is not None:
-                self._leave(one)
-            if not answer.is_dropped and (answer.in_parts or reason is not None):
-                one.untold.finish_reason = reason
-                answer.send(one.untold)
-                one.untold = Chunk()
+            if request.is_cancelled or reason is not None:
+                self._free_slot(one)
+            if not request.is_cancelled and (request.is_streamed or reason is not None):
+                one.unsent.finish_reason = reason
+                request.send(one.unsent)
+                one.unsent = Chunk()
 
     def _finish_reason(self, one: _Running, token: int, now: float) -> str | None:
         if self._is_end(one, token):
             return "stop"
-        is_long = len(one.answer.ids) >= one.answer.sampling.max_tokens
+        is_long = len(one.request.output_ids) >= one.request.sampling.max_tokens
         is_full = one.length >= self.context
-        return "length" if is_long or is_full or now > one.answer.deadline else None
+        return "length" if is_long or is_full or now > one.request.deadline else None
 
     def _is_end(self, one: _Running, token: int) -> bool:
-        return token in self._ends or token == one.answer.end_token
+        return token in self._end_token_ids or token == one.request.end_token_id
 
-    def _leave(self, one: _Running) -> None:
-        """Frees its slot: the last one moves there, so that the running ones lie together."""
-        slot, last = self._writing.index(one), self._writing[-1]
+    def _free_slot(self, one: _Running) -> None:
+        """Moves the last request into the slot of this one, so that the slots in use adjoin."""
+        slot, last = self._decoding.index(one), self._decoding[-1]
         if last is not one:
-            self._cache.move(len(self._writing) - 1, slot, last.length)
-            self._writing[slot] = last
-        self._writing.pop()
-        self.watch.ended(one.answer)
+            self._cache.move(len(self._decoding) - 1, slot, last.length)
+            self._decoding[slot] = last
+        self._decoding.pop()
+        self.monitor.on_end(one.request)
 
 
 class _Running:
-    """An answer that has a slot."""
+    """A request that has a slot."""
 
-    def __init__(self, answer: Answer, tokenizer: Any) -> None:
-        self.answer = answer
-        self.read = 0
-        """Tokens of the prompt that are in the cache."""
-        self.text = TextStream(tokenizer, answer.sampling.stop)
-        self.unread: list[int] = []
-        """Tokens of which no text was made yet."""
-        self.untold = Chunk()
-        self.generator = answer.sampling.generator()
+    def __init__(self, request: GenerationRequest, tokenizer: Any) -> None:
+        self.request = request
+        self.prefilled = 0
+        """So many tokens of the prompt are in the cache."""
+        self.text = TextStream(tokenizer, request.sampling.stop)
+        self.undecoded_ids: list[int] = []
+        """No text was made of these tokens yet."""
+        self.unsent = Chunk()
+        self.generator = request.sampling.generator()
 
     @property
-    def is_read_in_part(self) -> bool:
-        return self.read < len(self.answer.prompt)
+    def is_prefilled(self) -> bool:
+        return self.prefilled >= len(self.request.prompt_ids)
 
     @property
     def length(self) -> int:
-        """Of prompt and answer together."""
-        return len(self.answer.prompt) + len(self.answer.ids)
+        """Counts the tokens of prompt and answer together."""
+        return len(self.request.prompt_ids) + len(self.request.output_ids)
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    found = set(ends if isinstance(ends, list) else [ends])
+def _end_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    ids = model.generation_config.eos_token_id
+    found = set(ids if isinstance(ids, list) else [ids])
     return (found | {tokenizer.eos_token_id}) - {None}

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from dpo_train import sample
 from serve import api, model_source, models
-from serve.models import Served
+from serve.models import ServedModel
 
 KEY = "a key that is long enough"
 ASK = {"role": "user", "content": "Is it true that goldfish forget everything in seconds?"}
@@ -48,16 +48,16 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[dict[str, Served]]:
+def loaded() -> Iterator[dict[str, ServedModel]]:
     """The sample model, twice by name, as one with a base would be."""
-    loaded = models.load([f"winner={sample.MODEL}"], slots=3, context=256, most_waiting=4)
+    loaded = models.load([f"winner={sample.MODEL}"], slots=3, context=256, max_waiting=4)
     yield loaded
     loaded["winner"].engine.close()
 
 
 @pytest.fixture(scope="module")
-def server(loaded: dict[str, Served]) -> Iterator[Server]:
-    with Server(api.create_app(loaded, api.Limits(body_bytes=20_000), None)) as server:
+def server(loaded: dict[str, ServedModel]) -> Iterator[Server]:
+    with Server(api.create_app(loaded, api.Limits(max_body_bytes=20_000), None)) as server:
         yield server
 
 
@@ -196,7 +196,7 @@ def test_a_stream_is_read_though_it_is_cut_in_the_middle_of_a_character(server: 
         assert json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk"
 
 
-def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, Served]) -> None:
+def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, ServedModel]) -> None:
     engine = loaded["winner"].engine
     long = {**CHAT, "max_tokens": 200, "temperature": 2, "stop": ["\0"], "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long) as answer:
@@ -206,9 +206,9 @@ def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, Se
             f"{server.url}/v1/chat/completions", json={**long, "stream": False}, timeout=0.01
         )
     deadline = time.monotonic() + 20
-    while engine._writing and time.monotonic() < deadline:
+    while engine._decoding and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not engine._writing
+    assert not engine._decoding
 
 
 def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None:
@@ -222,7 +222,7 @@ def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None
     assert {answer.status_code for answer in answers} == {200, 503}
 
 
-def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Served]) -> None:
+def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, ServedModel]) -> None:
     with Server(api.create_app(loaded, api.Limits(seconds=0.15), None)) as hurried:
         body = {**CHAT, "max_tokens": 240 - 40, "temperature": 2, "n": 3}
         slow = post(hurried, "/v1/chat/completions", body)
@@ -236,7 +236,7 @@ def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Se
     ):
         # One after the other, so that the engine is still taken when a slow machine asks.
         taken = [clients.submit(post, server, "/v1/chat/completions", long) for _ in range(2)]
-        while len(engine._writing) < 3:
+        while len(engine._decoding) < 3:
             time.sleep(0.001)
         assert post(late, "/v1/chat/completions", CHAT).status_code == 504
         assert {answer.result().status_code for answer in taken} == {200}
@@ -260,7 +260,7 @@ def test_without_a_key_only_this_machine_is_answered(server: Server) -> None:
         assert far.get("/v1/models").status_code == 403
 
 
-def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> None:
+def test_with_a_key_every_client_must_bring_it(loaded: dict[str, ServedModel]) -> None:
     with Server(api.create_app(loaded, api.Limits(), KEY)) as server:
         url = f"{server.url}/v1/models"
         basic = base64.b64encode(f"any:{KEY}".encode()).decode()
@@ -288,8 +288,8 @@ def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> Non
 )
 def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
     with pytest.raises(model_source.ModelError, match=said):
-        model_source.needs([place], 1, 128)
+        model_source.describe_memory([place], 1, 128)
     with pytest.raises(model_source.ModelError, match="two models of one name"):
-        model_source.needs(["a=sample", "a=sample"], 1, 128)
-    (line,) = model_source.needs(["a=sample", "b=sample"], 16, 2048)
+        model_source.describe_memory(["a=sample", "a=sample"], 1, 128)
+    (line,) = model_source.describe_memory(["a=sample", "b=sample"], 16, 2048)
     assert "for 16 answers at once of" in line

@@ -335,7 +335,7 @@ def test_a_path_and_a_url_are_told_apart_and_found_again(
 
 def test_what_needs_a_path_says_so() -> None:
     with pytest.raises(ModelError, match="a URL; bring the folder here first"):
-        model_source.read(["s3://bucket/runs/x/winner"])
+        model_source.read_sources(["s3://bucket/runs/x/winner"])
     config = SearchConfig.model_validate(
         {"name": "x", "trials": 1, "runs_dir": "s3://bucket/runs", "serve": {"after": True}}
     )
