@@ -11,8 +11,9 @@ from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_play
 from dpo_train import sample
 from serve import api, models, ui
 from serve.models import ServedModel
-from tests.test_api import KEY, Server
+from tests.app_server import Server
 
+KEY = "a key that is long enough"
 QUESTION = "Is it true that goldfish forget everything in seconds?"
 EXAMPLE = 'Is "the moon" </script> cheese?'
 CHROMIUM = next(

@@ -21,9 +21,8 @@ from dpo_train import sample
 from serve import slot_engine
 from serve.engine import Chunk, GenerationRequest, NullMonitor, QueueFull
 from serve.model_source import Checkpoint, ModelError
-from serve.sampling import SamplingParams, sample_next_tokens
+from serve.sampling import SamplingParams
 from serve.slot_engine import SlotEngine
-from serve.text import TextStream
 from serve.weights import load_weights
 
 PROMPTS = [
@@ -229,46 +228,3 @@ def test_the_same_seed_draws_the_same_whoever_else_is_there(
         rest(said)
     assert asked[1][0].output_ids == alone.output_ids
     assert asked[0][0].output_ids != alone.output_ids
-
-
-def test_penalties_nucleus_and_logprobs() -> None:
-    logits = torch.tensor([[3.0, 2.9, 0.0, -1.0]])
-    greedy = SamplingParams(1, 0.0, frequency_penalty=0.1)
-    assert sample_next_tokens(logits, [greedy], [None], [[0, 0]])[0].id == 1
-    assert (
-        sample_next_tokens(
-            logits, [SamplingParams(1, 0.0, presence_penalty=0.05)], [None], [[0, 0]]
-        )[0].id
-        == 0
-    )
-    narrow = SamplingParams(1, 5.0, top_p=0.01, seed=0)
-    generator = narrow.generator()
-    drawn = {sample_next_tokens(logits, [narrow], [generator], [[]])[0].id for _ in range(50)}
-    assert drawn == {0}
-    for extreme in (SamplingParams(1, 1.0, top_p=5e-324), SamplingParams(1, 1e-300)):
-        assert sample_next_tokens(logits, [extreme], [generator], [[]])[0].id == 0
-    (told,) = sample_next_tokens(logits, [SamplingParams(1, 0.0, logprobs=2)], [None], [[]])
-    assert [token for token, _ in told.alternatives] == [0, 1]
-    assert told.logprob == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
-
-
-@pytest.mark.parametrize("text", ["Grüße, 世界! 👩‍🚀 and so on " * 4, "plain"])
-def test_pieces_are_whole_characters_and_make_up_the_text(tokenizer: Any, text: str) -> None:
-    ids = tokenizer(text)["input_ids"]
-    stream = TextStream(tokenizer, ())
-    pieces = [stream.add([token], is_last=token is ids[-1]) for token in ids[:-1]]
-    pieces.append(stream.add(ids[-1:], is_last=True))
-    assert "".join(pieces) == text
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-
-
-def test_a_stop_text_is_cut_off_though_it_comes_in_parts(tokenizer: Any) -> None:
-    stream = TextStream(tokenizer, ("END of it", "never"))
-    ids = tokenizer("All is well. EN and then END of it, not told")["input_ids"]
-    told = ""
-    for token in ids:
-        told += stream.add([token])
-        if stream.is_stopped:
-            break
-    assert told == "All is well. EN and then "
-    assert stream.is_stopped

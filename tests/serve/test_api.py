@@ -2,54 +2,27 @@
 
 import base64
 import json
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from dpo_train import sample
-from serve import api, model_source, models
+from serve import api, models
 from serve.models import ServedModel
+from tests.app_server import Server
 
 KEY = "a key that is long enough"
 ASK = {"role": "user", "content": "Is it true that goldfish forget everything in seconds?"}
 
 
-class Server:
-    """An application on a port of this machine, in a thread."""
-
-    def __init__(self, app: Any, host: str = "127.0.0.1") -> None:
-        with socket.socket() as free:
-            free.bind((host, 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://{host}:{self.port}"
-        config = uvicorn.Config(app, host=host, port=self.port, log_level="error")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    def __enter__(self) -> "Server":
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[dict[str, ServedModel]]:
-    """The sample model, twice by name, as one with a base would be."""
     loaded = models.load([f"winner={sample.MODEL}"], slots=3, context=256, max_waiting=4)
     yield loaded
     loaded["winner"].engine.close()
@@ -277,19 +250,3 @@ def test_with_a_key_every_client_must_bring_it(loaded: dict[str, ServedModel]) -
         ):
             client.models.list()
         assert httpx.get(f"{server.url}/readyz").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        ("./none", "./none: no such folder"),
-        (str(Path(__file__).parent), "neither config.json nor adapter_config.json"),
-    ],
-)
-def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
-    with pytest.raises(model_source.ModelError, match=said):
-        model_source.describe_memory([place], 1, 128)
-    with pytest.raises(model_source.ModelError, match="two models of one name"):
-        model_source.describe_memory(["a=sample", "a=sample"], 1, 128)
-    (line,) = model_source.describe_memory(["a=sample", "b=sample"], 16, 2048)
-    assert "for 16 answers at once of" in line
