@@ -1,13 +1,13 @@
-"""Answers HTTP requests with a model: an exported folder, a Hub id, or adapters on one base.
+"""This package answers HTTP requests with a model: a folder, a Hub id, or adapters on one base.
 
-Knows nothing of how the model came to be: imports neither `tune` nor `dpo_train`.
+It knows nothing of how the model came to be, and imports neither `tune` nor `dpo_train`.
 """
 
 import os
 
-# Read when their libraries are imported or start their processes, so they must stand here.
+# The libraries read these when they are imported or start their processes: they must stand here.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-# Which the line before would turn on: every replica would listen on a port of its own.
+# The line before would turn this on, and every replica would listen on a port of its own.
 os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")

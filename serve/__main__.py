@@ -11,53 +11,54 @@ import socket
 import sys
 from pathlib import Path
 
+import uvicorn
 from pydantic import ValidationError
 
-from serve import options
-from serve.options import Options, is_loopback
-from serve.sources import ModelError, needs, parse
+from serve.instruments import LocalInstruments
+from serve.model_source import ModelError, describe_memory, parse_model
+from serve.options import KEY, KEY_FILE, Options, is_loopback, read_key
 
 _WRONG_INPUT, _INTERRUPTED = 2, 130
-_LAST_SECONDS = 5
-"""For answers that are being given when it is interrupted."""
+_SHUTDOWN_SECONDS = 5
+"""Answers that are being given when it is interrupted have so long to end."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 ended, 2 wrong input, 130 interrupted before it was ready."""
-    asked = _parser().parse_args(arguments)
-    places = [_absolute(model) for model in asked.model]
-    if commas := [place for place in places if "," in place]:
-        return _refuse(f"{commas[0]}: a comma parts models; give a path without one")
+    parsed = _parser().parse_args(arguments)
+    models = [_absolute(model) for model in parsed.model]
+    if with_comma := [model for model in models if "," in model]:
+        return _refuse(f"{with_comma[0]}: a comma parts models; give a path without one")
     names = [name for name in Options.model_fields if name != "model"]
-    given = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     try:
-        checked = Options(model=",".join(places), **given)
-        key = options.read_key()
+        options = Options(model=",".join(models), **given)
+        key = read_key()
     except ValidationError as error:
         first = error.errors()[0]
         return _refuse(f"--{first['loc'][0]}: {first['msg']}")
     except OSError as error:
-        return _refuse(f"{options.KEY_FILE}: {error}")
+        return _refuse(f"{KEY_FILE}: {error}")
     except ValueError as error:
         return _refuse(str(error))
-    if not 0 < asked.port < 65536:
-        return _refuse(f"--port: {asked.port} is none; 1 to 65535")
-    if key is None and not is_loopback(asked.host):
+    host, port = parsed.host, parsed.port
+    if not 0 < port < 65536:
+        return _refuse(f"--port: {port} is none; 1 to 65535")
+    if key is None and not is_loopback(host):
         return _refuse(
-            f"--host: {asked.host} is open to others, and there is no key; set {options.KEY} or "
-            f"{options.KEY_FILE}"
+            f"--host: {host} is open to others, and there is no key; set {KEY} or {KEY_FILE}"
         )
     try:
-        family = socket.AF_INET6 if ":" in asked.host else socket.AF_INET
-        listening = socket.create_server((asked.host, asked.port), family=family)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
-        return _refuse(f"can't listen on {asked.host}:{asked.port}: {reason}; give another --port")
+        return _refuse(f"can't listen on {host}:{port}: {reason}; give another --port")
     with listening:
         try:
-            for line in needs(places, checked.slots, checked.context, checked.engine):
+            for line in describe_memory(models, options.slots, options.context):
                 print(line, flush=True)
-            _serve(checked, listening)
+            _serve(options, listening)
         except ModelError as error:
             return _refuse(str(error))
         except KeyboardInterrupt:
@@ -77,14 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="for one request (120)")
     parser.add_argument("--author", help="stands at the foot of the page")
     parser.add_argument("--cpus", type=int, help="cores to compute with (1)")
-    parser.add_argument("--engine", choices=["transformers", "vllm"], help="vLLM needs an "
-                        "environment of its own, deploy/vllm.txt (transformers)")  # fmt: skip
     return parser
 
 
 def _absolute(model: str) -> str:
-    """A folder by its path from the root: what is read later may run elsewhere."""
-    name, place = parse(model)
+    """Returns the model with the path of its folder made absolute: it may be read elsewhere."""
+    name, place = parse_model(model)
     folder = Path(place).expanduser()
     place = str(folder.resolve()) if folder.is_dir() else place
     return f"{name}={place}" if name else place
@@ -95,20 +94,18 @@ def _refuse(message: str) -> int:
     return _WRONG_INPUT
 
 
-def _serve(checked: Options, listening: socket.socket) -> None:
-    import uvicorn
-
+def _serve(options: Options, listening: socket.socket) -> None:
+    # Its imports, torch and Gradio, take seconds: what was typed wrong is reported before.
     from serve.compose import compose
-    from serve.instruments import LocalInstruments
 
-    composed = compose(checked, LocalInstruments())
+    composed = compose(options, LocalInstruments())
     config = uvicorn.Config(
         composed.app,
         log_level="warning",
         access_log=False,
         proxy_headers=False,  # who asks is decided by the address that is connected
         server_header=False,
-        timeout_graceful_shutdown=_LAST_SECONDS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
     for kind in (signal.SIGINT, signal.SIGTERM):
         # uvicorn has its own while it runs, and then sends the signal again.

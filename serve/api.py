@@ -1,43 +1,45 @@
-"""The HTTP application: OpenAI's API, `/generate`, health. A factory, so that it runs without Ray.
+"""This is the HTTP application: OpenAI's API, `/generate` and health. It runs without Ray.
 
-Validates once, here; the engine behind it trusts what it is given.
+Requests are validated here, and only here; the engine behind it trusts what it is given.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve.engine import Chunk, Full
-from serve.forms import ChatForm, CompletionForm, Form
+from serve.engine import Chunk, QueueFull
 from serve.guard import Guard
-from serve.models import Served, engines
-from serve.pending import Merged, Pending
-from serve.schema import (
-    ApiError,
-    Asked,
+from serve.in_flight import InFlightAnswer, MergedAnswers, cancel_all, unless_disconnected
+from serve.model_source import one_line
+from serve.models import ServedModel, engines
+from serve.openai_requests import (
     ChatRequest,
+    CommonRequest,
     CompletionRequest,
     GenerateRequest,
-    Streamed,
-    explain,
+    StreamableRequest,
+    explain_validation_error,
+)
+from serve.openai_responses import (
+    ApiError,
+    ChatResponseBuilder,
+    CompletionResponseBuilder,
+    ResponseBuilder,
     model_card,
     usage,
 )
-from serve.sources import one_line
 
-T = TypeVar("T")
-_PART_SECONDS = 0.02
-"""Between two parts of a stream: each costs Ray Serve's proxy and replica a millisecond."""
+_STREAM_INTERVAL = 0.02
+"""Seconds between events of a stream: each costs Ray Serve's proxy and replica a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -45,42 +47,42 @@ class Limits:
     """What one request may take."""
 
     seconds: float = 120.0
-    body_bytes: int = 1_000_000
+    max_body_bytes: int = 1_000_000
 
 
-def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> FastAPI:
-    """The application over loaded models, the first of which is the default.
+def create_app(models: dict[str, ServedModel], limits: Limits, key: str | None) -> FastAPI:
+    """Returns the application over loaded models, the first of which is the default.
 
     Without a key only clients on this machine are answered.
     """
     app = FastAPI(title="dpo-tune", docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, key=key, body_bytes=limits.body_bytes)
-    _add_errors(app)
+    app.add_middleware(Guard, key=key, max_body_bytes=limits.max_body_bytes)
+    _add_error_handlers(app)
 
     @app.post("/v1/chat/completions")
-    async def chat(asked: ChatRequest, request: Request) -> Response:
-        model = find(models, asked.model)
-        prompt = chat_tokens(model, [message.for_template() for message in asked.messages])
-        pending = begin(asked, model, [prompt], limits, asked.n or 1)
-        form = ChatForm(model.name, model.tokenizer)
-        return await _respond(asked, pending, form, request)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        model = find_model(models, body.model)
+        prompt_ids = chat_prompt_ids(model, [message.for_template() for message in body.messages])
+        answers = submit(body, model, [prompt_ids], limits, body.n or 1)
+        builder = ChatResponseBuilder(model.name, model.tokenizer)
+        return await _respond(body, answers, builder, request)
 
     @app.post("/v1/completions")
-    async def complete(asked: CompletionRequest, request: Request) -> Response:
-        model = find(models, asked.model)
-        _refuse_too_many(len(asked.prompts) * (asked.n or 1), model)
-        prompts = [_text_tokens(model, text) for text in asked.prompts]
-        pending = begin(asked, model, prompts, limits, asked.n or 1)
-        form = CompletionForm(model.name, model.tokenizer)
-        return await _respond(asked, pending, form, request)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        model = find_model(models, body.model)
+        _refuse_too_many(len(body.prompts) * (body.n or 1), model)
+        prompts = [_text_prompt_ids(model, text) for text in body.prompts]
+        answers = submit(body, model, prompts, limits, body.n or 1)
+        builder = CompletionResponseBuilder(model.name, model.tokenizer)
+        return await _respond(body, answers, builder, request)
 
     @app.post("/generate")
-    async def generate(asked: GenerateRequest, request: Request) -> dict[str, Any]:
-        model = find(models, asked.model)
-        system = [{"role": "system", "content": asked.system}] if asked.system else []
-        prompt = chat_tokens(model, [*system, {"role": "user", "content": asked.prompt}])
-        (pending,) = begin(asked, model, [prompt], limits)
-        chunk = await _while_listening(request, [pending], pending.whole())
+    async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
+        model = find_model(models, body.model)
+        system = [{"role": "system", "content": body.system}] if body.system else []
+        messages = [*system, {"role": "user", "content": body.prompt}]
+        (answer,) = submit(body, model, [chat_prompt_ids(model, messages)], limits)
+        chunk = await unless_disconnected(request, [answer], answer.whole())
         return {"text": chunk.text, "model": model.name, "finish_reason": chunk.finish_reason}
 
     @app.get("/v1/models")
@@ -90,7 +92,7 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
 
     @app.get("/v1/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:
-        model = find(models, name)
+        model = find_model(models, name)
         return model_card(model.name, model.created)
 
     @app.get("/healthz")
@@ -103,8 +105,8 @@ def create_app(models: dict[str, Served], limits: Limits, key: str | None) -> Fa
     return app
 
 
-def find(models: dict[str, Served], name: str | None) -> Served:
-    """The model of that name, or the first. Raises ApiError 404."""
+def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
+    """Returns the model of that name, or the first if none is given. Raises ApiError 404."""
     if name is None:
         return next(iter(models.values()))
     if name not in models:
@@ -113,8 +115,8 @@ def find(models: dict[str, Served], name: str | None) -> Served:
     return models[name]
 
 
-def chat_tokens(model: Served, messages: list[dict[str, str]]) -> list[int]:
-    """The messages as the model's template renders them. Raises ApiError 400."""
+def chat_prompt_ids(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
+    """Returns the messages as the model's template renders them. Raises ApiError 400."""
     try:
         encoded: Any = model.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
@@ -125,43 +127,46 @@ def chat_tokens(model: Served, messages: list[dict[str, str]]) -> list[int]:
     return list(encoded["input_ids"])
 
 
-def begin(
-    asked: Asked, model: Served, prompts: list[list[int]], limits: Limits, each: int = 1
-) -> list[Pending]:
-    """Queues every answer of a request; drops them all if there is no room for one.
+def submit(
+    body: CommonRequest,
+    model: ServedModel,
+    prompts: list[list[int]],
+    limits: Limits,
+    answers_per_prompt: int = 1,
+) -> list[InFlightAnswer]:
+    """Queues every answer of a request, and cancels them all if there is no room for one.
 
     Raises ApiError 400, 503.
     """
-    _refuse_too_many(len(prompts) * each, model)
-    pending = [
-        Pending(
-            prompt,
-            asked.sampling(_most_tokens(asked, prompt, model.engine.context), number),
+    _refuse_too_many(len(prompts) * answers_per_prompt, model)
+    answers = [
+        InFlightAnswer(
+            prompt_ids,
+            body.sampling(_max_new_tokens(body, prompt_ids, model.engine.context), number),
             model,
             limits.seconds,
-            asked.in_parts,
+            body.is_streamed,
         )
-        for prompt in prompts
-        for number in range(each)
+        for prompt_ids in prompts
+        for number in range(answers_per_prompt)
     ]
     try:
-        for one in pending:
-            model.engine.submit(one.answer)
-    except Full:
-        for one in pending:
-            one.drop()
+        for answer in answers:
+            model.engine.submit(answer.request)
+    except QueueFull:
+        cancel_all(answers)
         message = "all places are taken; try again in a second"
         raise ApiError(503, message, "overloaded_error", headers={"Retry-After": "1"}) from None
-    return pending
+    return answers
 
 
-def _refuse_too_many(answers: int, model: Served) -> None:
-    most = model.engine.slots + model.engine.most_waiting
+def _refuse_too_many(answers: int, model: ServedModel) -> None:
+    most = model.engine.slots + model.engine.max_waiting
     if answers > most:
         raise ApiError(400, f"{answers} answers in one request; at most {most}", param="n")
 
 
-def _text_tokens(model: Served, text: str) -> list[int]:
+def _text_prompt_ids(model: ServedModel, text: str) -> list[int]:
     try:
         return list(model.tokenizer(text)["input_ids"])
     except Exception as error:  # a lone surrogate, for one
@@ -169,14 +174,14 @@ def _text_tokens(model: Served, text: str) -> list[int]:
         raise ApiError(400, f"prompt: {reason}", param="prompt") from None
 
 
-def _most_tokens(asked: Asked, prompt: list[int], context: int) -> int:
-    room, wanted = context - len(prompt), asked.most_tokens()
-    if not prompt:
+def _max_new_tokens(body: CommonRequest, prompt_ids: list[int], context: int) -> int:
+    room, wanted = context - len(prompt_ids), body.max_new_tokens()
+    if not prompt_ids:
         raise ApiError(400, "the prompt is empty", param="prompt")
     if room < 1 or (wanted or 1) > room:
         raise ApiError(
             400,
-            f"{len(prompt)} tokens of prompt and {wanted or 1} of answer are more than the "
+            f"{len(prompt_ids)} tokens of prompt and {wanted or 1} of answer are more than the "
             f"context of {context}",
             param="max_tokens" if room >= 1 else None,
             code="context_length_exceeded",
@@ -185,39 +190,44 @@ def _most_tokens(asked: Asked, prompt: list[int], context: int) -> int:
 
 
 async def _respond(
-    asked: Streamed, pending: list[Pending], form: Form, request: Request
+    body: StreamableRequest,
+    answers: list[InFlightAnswer],
+    builder: ResponseBuilder,
+    request: Request,
 ) -> Response:
-    if asked.stream:
-        merged = Merged(pending)
+    if body.stream:
+        merged = MergedAnswers(answers)
         # The first chunk comes before the status is sent: what fails until then has one of its own.
         try:
-            first = await _while_listening(request, pending, merged.next())
+            first = await unless_disconnected(request, answers, merged.next())
         except BaseException:
             merged.close()
             raise
-        return _Stream(_events(asked, pending, form, merged, first), pending, merged)
-    chunks = await _while_listening(request, pending, _gather([p.whole() for p in pending]))
-    return JSONResponse(form.whole(chunks, _usage(pending)))
+        return _EventStream(_events(body, answers, builder, merged, first), answers, merged)
+    whole = _gather([answer.whole() for answer in answers])
+    chunks = await unless_disconnected(request, answers, whole)
+    return JSONResponse(builder.whole(chunks, _usage(answers)))
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events; drops its answers at its end, though it may never have begun."""
+class _EventStream(StreamingResponse):
+    """Server-sent events. At its end it cancels its answers, also if it has never begun."""
 
-    def __init__(self, events: AsyncIterator[str], pending: list[Pending], merged: Merged) -> None:
+    def __init__(
+        self, events: AsyncIterator[str], answers: list[InFlightAnswer], merged: MergedAnswers
+    ) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self._pending, self._merged = pending, merged
+        self._answers, self._merged = answers, merged
 
     async def __call__(self, *given: Any) -> None:
         try:
             await super().__call__(*given)
         finally:
             self._merged.close()
-            for one in self._pending:
-                one.drop()
+            cancel_all(self._answers)
 
 
-async def _gather(waiting: list[Any]) -> list[Chunk]:
-    tasks = [asyncio.ensure_future(one) for one in waiting]
+async def _gather(coroutines: list[Any]) -> list[Chunk]:
+    tasks = [asyncio.ensure_future(one) for one in coroutines]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
@@ -225,55 +235,35 @@ async def _gather(waiting: list[Any]) -> list[Chunk]:
             task.cancel()
 
 
-def _usage(pending: list[Pending]) -> dict[str, int]:
-    prompts = {id(one.answer.prompt): len(one.answer.prompt) for one in pending}
-    return usage(sum(prompts.values()), sum(len(one.answer.ids) for one in pending))
-
-
-async def _while_listening(request: Request, pending: list[Pending], work: Awaitable[T]) -> T:
-    """The result, unless the client goes: then what it asked for is dropped."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ApiError(499, "the client has gone")
-    except BaseException:
-        for one in pending:
-            one.drop()
-        raise
-    finally:
-        for task in (working, leaving):
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _usage(answers: list[InFlightAnswer]) -> dict[str, int]:
+    requests = [answer.request for answer in answers]
+    # The answers to one prompt share its list of ids, which counts once.
+    prompts = {id(one.prompt_ids): len(one.prompt_ids) for one in requests}
+    return usage(sum(prompts.values()), sum(len(one.output_ids) for one in requests))
 
 
 async def _events(
-    asked: Streamed, pending: list[Pending], form: Form, merged: Merged, ready: dict[int, Chunk]
+    body: StreamableRequest,
+    answers: list[InFlightAnswer],
+    builder: ResponseBuilder,
+    merged: MergedAnswers,
+    ready: dict[int, Chunk],
 ) -> AsyncIterator[str]:
-    """The choices of one request come as their tokens do."""
-    for part in form.opening(len(pending)):
-        yield _event(part)
+    """Yields the chunks of all choices as they come."""
+    for content in builder.first_chunks(len(answers)):
+        yield _event(content)
     try:
         while ready:
             for index, chunk in ready.items():
                 if chunk.text or chunk.tokens or chunk.finish_reason:
-                    yield _event(form.part(index, chunk))
-            await asyncio.sleep(_PART_SECONDS)
+                    yield _event(builder.chunk(index, chunk))
+            await asyncio.sleep(_STREAM_INTERVAL)
             ready = await merged.next()
     except ApiError as error:
         yield _event(error.body)
         return
-    if asked.includes_usage:
-        yield _event(form.closing(_usage(pending)))
+    if body.includes_usage:
+        yield _event(builder.usage_chunk(_usage(answers)))
     yield "data: [DONE]\n\n"
 
 
@@ -281,14 +271,14 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_form(_: Request, error: RequestValidationError) -> Response:
-        message, param = explain(error.errors()[0])
+    async def refuse_body(_: Request, error: RequestValidationError) -> Response:
+        message, param = explain_validation_error(error.errors()[0])
         return JSONResponse(ApiError(400, message, param=param).body, 400)
 
     @app.exception_handler(HTTPException)

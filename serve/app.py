@@ -1,4 +1,4 @@
-"""The application on Ray Serve: for `serve run serve.app:build model=…` and for config files."""
+"""This is the application on Ray Serve: `serve run serve.app:build model=…`, or a config file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from ray import serve as ray_serve
 
+from serve.instruments import RayInstruments
+from serve.model_source import describe_memory, split_models
 from serve.options import Options
-from serve.sources import needs, split
 
 
 class ReplicaOptions(Options):
     """Each field is a `name=value` of `serve run`, or one of `args` in a config file."""
 
     gpus: float = Field(0, ge=0)
-    """Of a replica; a fraction shares one."""
+    """Each replica gets so many. A fraction shares a GPU."""
     min_replicas: int = Field(1, ge=0)
     """0 gives everything back when nobody asks."""
     max_replicas: int = Field(1, ge=1)
     """Ray Serve adds replicas as requests queue."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_replica_range(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas: {self.min_replicas} is more than max_replicas, {self.max_replicas}"
@@ -45,26 +46,26 @@ class ModelServer:
         self._options = ReplicaOptions(**options)
 
     def __serve_build_asgi_app__(self) -> Any:
+        # Only a replica needs torch, not what builds and deploys the application.
         from serve.compose import compose
-        from serve.instruments import RayInstruments
 
         options = self._options
-        places = split(options.model)
-        for line in needs(places, options.slots, options.context, options.engine):
+        for line in describe_memory(split_models(options.model), options.slots, options.context):
             logging.getLogger("ray.serve").warning(line)
-        memory = min(1.0, options.gpus or 1.0)
-        self._composed = compose(options, RayInstruments(), memory)
+        self._composed = compose(options, RayInstruments())
         return self._composed.app
 
     def check_health(self) -> None:
-        """Asked by Ray Serve, which replaces a replica that raises."""
+        """Ray Serve asks here, and replaces a replica that raises."""
         if not self._composed.is_alive:
             raise RuntimeError("an engine has ended")
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
-    """The application; `args` are the fields of ReplicaOptions. Raises pydantic's
-    ValidationError."""
+    """Returns the application. `args` are the fields of ReplicaOptions.
+
+    Raises pydantic's ValidationError.
+    """
     options = ReplicaOptions(**args)
     server: Any = ModelServer
     deployment: ray_serve.Application = server.options(

@@ -1,9 +1,9 @@
-"""Keys and values of many answers in one cache of fixed size, and the attention that uses it.
+"""This holds the keys and values of many requests in one cache of fixed size, and attends to them.
 
-transformers' models take a function for their attention. With this one a forward takes tokens of
-any number of answers, each as a row of its own: the next tokens of those that are written, and
-parts of the prompts of others, which then cost no pass over the weights of their own (chunked
-prefill beside decoding, arXiv:2403.02310).
+The models of transformers take a function for their attention. With this one a forward pass takes
+tokens of any number of requests, each token as a row of its own. It decodes the next token of some
+requests and prefills chunks of the prompts of others, which then cost no pass over the weights of
+their own (chunked prefill, arXiv:2403.02310).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "slots"
-"""Of the attention, for `attn_implementation`."""
+"""The name of the attention, for `attn_implementation`."""
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptChunk:
     """Tokens of a prompt that follow each other."""
 
     slot: int
@@ -28,40 +28,47 @@ class Part:
     length: int
 
 
-class Step:
-    """Where the tokens of one forward lie: one for each of the slots 0, 1, …, then `parts`."""
+class BatchStep:
+    """Says where the tokens of one forward pass lie in the cache.
 
-    def __init__(self, written: list[int], parts: list[Part], device: torch.device) -> None:
-        """`written`: the position of the one token in each slot from the first."""
-        slots = list(range(len(written)))
-        positions = list(written)
-        for part in parts:
-            slots += [part.slot] * part.length
-            positions += range(part.start, part.start + part.length)
-        self.parts = parts
-        self.writing = len(written)
-        self.width = max(written, default=0) + 1
+    First comes one token for each of the slots 0, 1, … that decode, then the prompt chunks.
+    """
+
+    def __init__(
+        self, decode_positions: list[int], chunks: list[PromptChunk], device: torch.device
+    ) -> None:
+        """`decode_positions` has the position of the one token in each slot from the first."""
+        slots = list(range(len(decode_positions)))
+        positions = list(decode_positions)
+        for chunk in chunks:
+            slots += [chunk.slot] * chunk.length
+            positions += range(chunk.start, chunk.start + chunk.length)
+        self.chunks = chunks
+        self.decode_count = len(decode_positions)
+        self.decode_width = max(decode_positions, default=0) + 1
         self.slots = torch.tensor(slots, device=device)
         self.positions = torch.tensor(positions, device=device)
-        columns = torch.arange(self.width, device=device)
-        self.mask = (columns <= self.positions[: self.writing, None])[:, None, None]
-        """Of the written ones: (slots, 1, 1, width)."""
+        columns = torch.arange(self.decode_width, device=device)
+        self.decode_mask = (columns <= self.positions[: self.decode_count, None])[:, None, None]
+        """It has the shape (decoding slots, 1, 1, width)."""
 
 
 class SlotCache:
-    """Per layer, keys and values of shape (slots, heads, context, head size)."""
+    """Has keys and values of shape (slots, heads, context, head size) for each layer."""
 
     def __init__(self, slots: int, context: int) -> None:
         self._slots, self._context = slots, context
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def write(
-        self, layer: int, step: Step, keys: torch.Tensor, values: torch.Tensor
+        self, layer: int, step: BatchStep, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts a step's own, of shape (tokens, heads, 1, head size), where they belong; returns the
-        layer's all."""
+        """Stores the keys and values of a step, of shape (tokens, heads, 1, head size).
+
+        Returns all keys and values of the layer.
+        """
         if layer not in self._layers:
-            self._layers[layer] = (self._room(keys), self._room(values))
+            self._layers[layer] = (self._allocate(keys), self._allocate(values))
         for stored, states in zip(self._layers[layer], (keys, values), strict=True):
             stored[step.slots, :, step.positions] = states[:, :, 0]
         return self._layers[layer]
@@ -72,7 +79,7 @@ class SlotCache:
             for stored in layer:
                 stored[target, :, :length] = stored[source, :, :length]
 
-    def _room(self, states: torch.Tensor) -> torch.Tensor:
+    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
         return states.new_zeros(self._slots, states.shape[1], self._context, states.shape[3])
 
 
@@ -85,43 +92,45 @@ def attend(
     *,
     scaling: float,
     cache: SlotCache,
-    step: Step,
+    step: BatchStep,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it; query of shape (tokens, heads, 1, head size), output of shape
-    (tokens, 1, heads, head size). `cache` and `step` come from the call of the model.
+    """Computes the attention of one layer; transformers calls it.
 
-    Raises ValueError if the model wants what is not done here.
+    The query has the shape (tokens, heads, 1, head size), the output (tokens, 1, heads, head
+    size). `cache` and `step` come from the call of the model. Raises ValueError if the model wants
+    something that is not done here.
     """
-    unlike = [name for name in ("sliding_window", "softcap", "s_aux") if other.get(name)]
-    if unlike:
-        raise ValueError(f"its attention has {', '.join(unlike)}")
+    unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if other.get(name)]
+    if unsupported:
+        raise ValueError(f"its attention has {', '.join(unsupported)}")
     keys, values = cache.write(module.layer_idx, step, key, value)
-    heads, shared = query.shape[1], keys.shape[1]
-    found = query.new_empty(len(query), heads, values.shape[3])
-    if rows := step.writing:
+    heads, key_heads = query.shape[1], keys.shape[1]
+    result = query.new_empty(len(query), heads, values.shape[3])
+    if rows := step.decode_count:
         # All queries that share keys see the same of them: they lie where a length would.
-        grouped = query[:rows].view(rows, shared, heads // shared, -1)
+        grouped = query[:rows].view(rows, key_heads, heads // key_heads, -1)
+        width = step.decode_width
         output = scaled_dot_product_attention(
-            grouped, keys[:rows, :, : step.width], values[:rows, :, : step.width],
-            attn_mask=step.mask, scale=scaling,
+            grouped, keys[:rows, :, :width], values[:rows, :, :width],
+            attn_mask=step.decode_mask, scale=scaling,
         )  # fmt: skip
-        found[:rows] = output.reshape(rows, heads, -1)
+        result[:rows] = output.reshape(rows, heads, -1)
     first = rows
-    for part in step.parts:
-        end = part.start + part.length
+    for chunk in step.chunks:
+        end = chunk.start + chunk.length
         mask = None
-        if part.start:
+        if chunk.start:
             columns = torch.arange(end, device=query.device)
-            mask = columns <= columns[part.start :, None]
+            mask = columns <= columns[chunk.start :, None]
         output = scaled_dot_product_attention(
-            query[first : first + part.length].transpose(0, 2),
-            keys[part.slot, None, :, :end], values[part.slot, None, :, :end],
-            attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != shared,
+            query[first : first + chunk.length].transpose(0, 2),
+            keys[chunk.slot, None, :, :end], values[chunk.slot, None, :, :end],
+            attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != key_heads,
         )  # fmt: skip
-        found[first : first + part.length] = output[0].transpose(0, 1)
-        first += part.length
-    return found[:, None], None
+        result[first : first + chunk.length] = output[0].transpose(0, 1)
+        first += chunk.length
+    return result[:, None], None
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,4 +1,4 @@
-"""Puts together what answers: the models, the API over them, what is counted, the page."""
+"""This puts together what answers: the models, the API over them, the metrics and the page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from fastapi import FastAPI
 
 from serve import api, meters, models, ui
 from serve.instruments import Instruments
-from serve.models import Served
+from serve.model_source import parse_model, split_models
+from serve.models import ServedModel
 from serve.options import Options, read_key
-from serve.sources import parse, split
 
 
 @dataclass(frozen=True)
 class Composed:
+    """An application and the models that it answers with."""
+
     app: FastAPI
-    models: dict[str, Served]
+    models: dict[str, ServedModel]
 
     def close(self) -> None:
         """Ends the engines after the answers that somebody still waits for."""
@@ -31,22 +33,20 @@ class Composed:
         return all(engine.is_alive for engine in models.engines(self.models))
 
 
-def compose(options: Options, instruments: Instruments, memory: float = 1.0) -> Composed:
-    """Loads the models; `memory` is the share of a GPU that they may fill. Raises ModelError."""
+def compose(options: Options, instruments: Instruments) -> Composed:
+    """Loads the models and builds the application over them. Raises ModelError."""
     torch.set_num_threads(max(1, int(options.cpus)))
-    places = split(options.model)
-    loaded = models.load(
-        places, options.slots, options.context, options.queue, options.engine, memory
-    )
+    places = split_models(options.model)
+    loaded = models.load(places, options.slots, options.context, options.queue)
     app = api.create_app(loaded, api.Limits(seconds=options.seconds), read_key())
     meters.mount(app, loaded, instruments)
-    ui.mount(app, list(loaded), options.author, _examples(places[0]))
+    ui.mount(app, list(loaded), options.author, _example_prompts(places[0]))
     return Composed(app, loaded)
 
 
-def _examples(place: str) -> list[str]:
-    """Prompts of the test split, where the model is the winner of a run folder."""
-    folder = Path(parse(place)[1]).expanduser()
+def _example_prompts(model: str) -> list[str]:
+    """Returns prompts of the test split if the model is the winner of a run folder."""
+    folder = Path(parse_model(model)[1]).expanduser()
     results = folder.resolve().parent / "results.json"
     if not folder.is_dir() or not results.is_file():
         return []

@@ -1,6 +1,6 @@
-"""What stands between HTTP and a model: answers that are asked for, and who makes them.
+"""This is the interface between the HTTP application and what generates answers for it.
 
-Knows token ids, not HTTP.
+It knows token ids, and it knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -12,135 +12,144 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serve.sampling import Sampling, TokenChoice
+from serve.sampling import SamplingParams, TokenChoice
 
 
-class Full(Exception):
-    """No room in the queue."""
+class QueueFull(Exception):
+    """The queue has no room for another request."""
 
 
 @dataclass
 class Chunk:
-    """What one step adds to an answer."""
+    """What one step of the engine adds to an answer."""
 
     text: str = ""
     tokens: list[TokenChoice] = field(default_factory=list)
     finish_reason: str | None = None
-    """`stop` or `length` at the end; `error` if the step failed."""
+    """At the end it is `stop` or `length`, or `error` if the step failed."""
 
-    def add(self, later: Chunk) -> None:
+    def append(self, later: Chunk) -> None:
         self.text += later.text
         self.tokens += later.tokens
         self.finish_reason = later.finish_reason
 
 
 @dataclass(eq=False)
-class Answer:
-    """One answer that is asked for or being made. `send` is called from the engine's thread."""
+class GenerationRequest:
+    """One answer that waits to be generated or is being generated.
 
-    prompt: list[int]
-    sampling: Sampling
+    The engine calls `send` from its own thread.
+    """
+
+    prompt_ids: list[int]
+    sampling: SamplingParams
     send: Callable[[Chunk], None]
-    model: str | None = None
-    """The adapter that writes it; None for the base."""
-    end_token: int | None = None
-    """Ends it beside the engine's own: an adapter may have been trained with another."""
-    in_parts: bool = True
-    """Whether each token is told as it comes, or all of them at the end: far less work."""
+    adapter: str | None = None
+    """The adapter that generates it. None stands for the base model."""
+    end_token_id: int | None = None
+    """This token ends it, as do those of the engine. An adapter may be trained with another one."""
+    is_streamed: bool = True
+    """Whether each token is sent as it comes. To send all at the end is far less work."""
     deadline: float = float("inf")
-    """On the monotonic clock; the answer ends there with `length`."""
-    is_dropped: bool = False
-    """Set by whoever no longer listens; the engine lets go of it at the next token."""
-    ids: list[int] = field(default_factory=list)
-    asked_at: float = field(default_factory=time.monotonic)
-    first_at: float | None = None
-    """When its first token was made, on the monotonic clock."""
+    """At this time of the monotonic clock the answer ends with `length`."""
+    is_cancelled: bool = False
+    """Whoever listens no longer sets it. The engine then stops at the next token."""
+    output_ids: list[int] = field(default_factory=list)
+    created_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    """When the first token was generated, on the monotonic clock."""
 
 
-class Watch(Protocol):
-    """Is told what an engine does, from the engine's thread."""
+class EngineMonitor(Protocol):
+    """An engine reports to it what it does, from the engine's thread."""
 
-    def stepped(self, answers: int, waiting: int) -> None:
-        """One step made a token for so many answers, while so many wait."""
+    def on_step(self, batch_size: int, waiting: int) -> None:
+        """One step has generated a token for each request of the batch, while others wait."""
         ...
 
-    def ended(self, answer: Answer) -> None: ...
+    def on_end(self, request: GenerationRequest) -> None:
+        """A request has ended, for whatever reason."""
+        ...
 
 
-class Unwatched:
-    """A Watch that looks away."""
+class NullMonitor:
+    """This EngineMonitor does nothing."""
 
-    def stepped(self, answers: int, waiting: int) -> None:
+    def on_step(self, batch_size: int, waiting: int) -> None:
         pass
 
-    def ended(self, answer: Answer) -> None:
+    def on_end(self, request: GenerationRequest) -> None:
         pass
 
 
-class Engine(Protocol):
-    """Makes answers, many at once."""
+class GenerationEngine(Protocol):
+    """It generates many answers at once."""
 
-    watch: Watch
+    monitor: EngineMonitor
     slots: int
-    """Answers made at once; `most_waiting` more may be queued."""
-    most_waiting: int
+    """So many requests are generated at once."""
+    max_waiting: int
+    """So many more may wait."""
     context: int
-    """Tokens of a prompt and its answer."""
+    """A prompt and its answer may have so many tokens together."""
 
     @property
     def is_alive(self) -> bool: ...
 
-    def submit(self, answer: Answer) -> None:
-        """Queues an answer. Raises Full."""
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request. Raises QueueFull."""
         ...
 
     def close(self) -> None:
-        """Ends after the answers that were asked for."""
+        """Finishes the requests that were submitted, then ends."""
         ...
 
 
-class Waiting:
-    """A bounded queue of answers, where those that nobody listens to any more take no room."""
+class RequestQueue:
+    """A bounded queue of requests. Cancelled requests take no room in it."""
 
     def __init__(self) -> None:
-        self._answers: deque[Answer] = deque()
+        self._requests: deque[GenerationRequest] = deque()
         self._changed = threading.Condition()
-        self._is_ended = False
+        self._is_closed = False
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._requests)
 
-    def put(self, answer: Answer, most: int) -> None:
-        """Raises Full if so many are there, or it has ended."""
+    def put(self, request: GenerationRequest, capacity: int) -> None:
+        """Raises QueueFull if the queue holds `capacity` requests or is closed."""
         with self._changed:
-            if len(self._answers) >= most:
-                self._answers = deque(one for one in self._answers if not one.is_dropped)
-            if len(self._answers) >= most or self._is_ended:
-                raise Full
-            self._answers.append(answer)
+            if len(self._requests) >= capacity:
+                self._requests = deque(one for one in self._requests if not one.is_cancelled)
+            if len(self._requests) >= capacity or self._is_closed:
+                raise QueueFull
+            self._requests.append(request)
             self._changed.notify()
 
-    def get(self, block: bool) -> Answer | None:
-        """The next one; None if there is none, with `block` only once it has ended."""
+    def get(self, block: bool) -> GenerationRequest | None:
+        """Returns the next request, or None if there is none.
+
+        With `block` it waits for one, and returns None only when the queue is closed and empty.
+        """
         with self._changed:
             while True:
-                while self._answers:
-                    answer = self._answers.popleft()
-                    if not answer.is_dropped:
-                        return answer
-                if self._is_ended or not block:
+                while self._requests:
+                    request = self._requests.popleft()
+                    if not request.is_cancelled:
+                        return request
+                if self._is_closed or not block:
                     return None
                 self._changed.wait()
 
-    def end(self) -> None:
-        """Takes no more; what is there stays."""
+    def close(self) -> None:
+        """From now on the queue takes no more requests. Those that it holds stay."""
         with self._changed:
-            self._is_ended = True
+            self._is_closed = True
             self._changed.notify()
 
-    def close(self) -> list[Answer]:
-        """Ends, and gives what was there."""
-        self.end()
+    def drain(self) -> list[GenerationRequest]:
+        """Closes the queue, and takes out and returns all that it held."""
+        self.close()
         with self._changed:
-            left, self._answers = list(self._answers), deque()
-        return left
+            requests, self._requests = list(self._requests), deque()
+        return requests

@@ -1,7 +1,7 @@
-"""Who may ask, and how much a body may hold: decided before anything is parsed.
+"""This decides who may ask, and how much a body may hold, before anything is parsed.
 
-Without a key only programs on this machine are answered. With one it may come as a bearer token or,
-from a browser, as the password of its own dialog. Keys are compared in constant time, never logged.
+Without a key only programs on this machine are answered. A key may come as a bearer token or, from
+a browser, as the password of its own dialog. Keys are compared in constant time and never logged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
+from serve.openai_responses import ApiError
 from serve.options import is_loopback
-from serve.schema import ApiError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -25,13 +25,13 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
-    """ASGI middleware."""
+    """ASGI middleware, which refuses what the application must not see."""
 
-    def __init__(self, app: Any, key: str | None, body_bytes: int) -> None:
+    def __init__(self, app: Any, key: str | None, max_body_bytes: int) -> None:
         assert key != ""
         self._app = app
         self._key = key
-        self._most = body_bytes
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -45,25 +45,25 @@ class Guard:
             if scope["path"] not in _OPEN:
                 self._refuse_strangers(scope, headers)
                 _refuse_other_sites(headers)
-            body: bytes | None = await self._whole_body(headers, receive)
+            body: bytes | None = await self._read_body(headers, receive)
         except ApiError as error:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
             return
 
-        async def again() -> Message:
+        async def receive_again() -> Message:
             nonlocal body
             if body is None:
                 return await receive()  # the disconnect
-            told, body = body, None
-            return {"type": "http.request", "body": told, "more_body": False}
+            whole, body = body, None
+            return {"type": "http.request", "body": whole, "more_body": False}
 
-        await self._app(scope, again, send)
+        await self._app(scope, receive_again, send)
 
     def _refuse_strangers(self, scope: Message, headers: Headers) -> None:
         if self._key is not None:
             # Headers are read as latin-1; what was sent is likely UTF-8.
-            given = _given(headers).encode("latin-1", errors="replace")
-            if not hmac.compare_digest(given, self._key.encode()):
+            presented = _presented_key(headers).encode("latin-1", errors="replace")
+            if not hmac.compare_digest(presented, self._key.encode()):
                 raise ApiError(
                     401, "the key is missing or wrong", "authentication_error",
                     code="invalid_api_key", headers={"WWW-Authenticate": 'Basic realm="key"'},
@@ -83,9 +83,9 @@ class Guard:
                 "permission_error",
             )  # fmt: skip
 
-    async def _whole_body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
         announced = headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._most:
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
             raise self._too_large()
         body = b""
         while True:
@@ -93,18 +93,18 @@ class Guard:
             if message["type"] != "http.request":
                 break
             body += message.get("body", b"")
-            if len(body) > self._most:
+            if len(body) > self._max_body_bytes:
                 raise self._too_large()
             if not message.get("more_body"):
                 break
         return body
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body may have at most {self._most} bytes")
+        return ApiError(413, f"the body may have at most {self._max_body_bytes} bytes")
 
 
 def _refuse_other_sites(headers: Headers) -> None:
-    """A page of another site may not use this one through a browser that has been let in."""
+    """Refuses pages of other sites, which could use a browser that has been let in."""
     origin, host = headers.get("origin"), headers.get("host", "")
     is_other = origin is not None and origin.partition("://")[2] != host
     is_link = headers.get("sec-fetch-mode") == "navigate"  # a click on one only opens the page
@@ -112,7 +112,7 @@ def _refuse_other_sites(headers: Headers) -> None:
         raise ApiError(403, "pages of other sites are not answered", "permission_error")
 
 
-def _given(headers: Headers) -> str:
+def _presented_key(headers: Headers) -> str:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()

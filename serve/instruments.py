@@ -1,7 +1,7 @@
-"""Counters and spreads that `/metrics` tells: of this process, or of all replicas.
+"""These are the counters and histograms behind `/metrics`, of this process or of all replicas.
 
-Of replicas each counts for itself by Ray's own metrics, Ray's agent on each node gathers that every
-ten seconds, and reading adds up what the nodes have. Ray 2.60 exports no gauges that an actor sets.
+Each replica counts for itself by Ray's own metrics. Ray's agent on each node gathers them every ten
+seconds, and reading adds up what the nodes have. Ray 2.60 exports no gauges that an actor sets.
 """
 
 from __future__ import annotations
@@ -17,110 +17,115 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, gen
 from prometheus_client.parser import text_string_to_metric_families
 
 PREFIX = "dpo_tune_serve_"
-_RAYS = "ray_"
-"""Which Ray puts before every name."""
-_PATIENCE = 5.0
-"""Seconds for a node's agent to answer."""
+_RAY_PREFIX = "ray_"
+"""Ray puts it before every name."""
+_AGENT_TIMEOUT = 5.0
+"""A node's agent has so many seconds to answer."""
 
 Record = Callable[..., None]
-"""Called with a value and a keyword for each label."""
+"""It is called with a value and a keyword for each label."""
 
 
 class Instruments(Protocol):
-    """Names are without PREFIX; every label is given at every record."""
+    """Makes instruments. Names are without PREFIX, and every label is given at every record."""
 
-    def counter(self, name: str, about: str, labels: tuple[str, ...]) -> Record: ...
+    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record: ...
 
-    def spread(
-        self, name: str, about: str, labels: tuple[str, ...], bounds: list[float]
+    def histogram(
+        self, name: str, description: str, labels: tuple[str, ...], bounds: list[float]
     ) -> Record: ...
 
     def read(self) -> bytes:
-        """In Prometheus' text format. Raises OSError."""
+        """Returns all values in Prometheus' text format. Raises OSError."""
         ...
 
 
 class LocalInstruments:
-    """Of one process that answers alone."""
+    """The instruments of one process that answers alone."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
 
-    def counter(self, name: str, about: str, labels: tuple[str, ...]) -> Record:
-        made = Counter(PREFIX + name, about, labels, registry=self._registry)
-        return lambda value, **given: made.labels(**given).inc(value)
+    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
+        counter = Counter(PREFIX + name, description, labels, registry=self._registry)
+        return lambda value, **given: counter.labels(**given).inc(value)
 
-    def spread(self, name: str, about: str, labels: tuple[str, ...], bounds: list[float]) -> Record:
-        made = Histogram(PREFIX + name, about, labels, buckets=bounds, registry=self._registry)
-        return lambda value, **given: made.labels(**given).observe(value)
+    def histogram(
+        self, name: str, description: str, labels: tuple[str, ...], bounds: list[float]
+    ) -> Record:
+        histogram = Histogram(
+            PREFIX + name, description, labels, buckets=bounds, registry=self._registry
+        )
+        return lambda value, **given: histogram.labels(**given).observe(value)
 
     def read(self) -> bytes:
         return generate_latest(self._registry)
 
 
 class RayInstruments:
-    """Of a replica; what is read is the sum over all."""
+    """The instruments of a replica. What is read is the sum over all replicas."""
 
     def __init__(self) -> None:
         self._labels: set[str] = {"le"}
-        """Ours; Ray's own say which process it was."""
+        """The labels that are ours. Ray's own say which process it was."""
 
-    def counter(self, name: str, about: str, labels: tuple[str, ...]) -> Record:
+    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
+        # A process that answers alone starts a second sooner without Ray.
         from ray.util.metrics import Counter
 
-        made = Counter(PREFIX + name, about, self._known(labels))
-        return lambda value, **given: made.inc(value, given) if value else None  # 0 is refused
+        self._labels.update(labels)
+        counter = Counter(PREFIX + name, description, labels)
+        return lambda value, **given: counter.inc(value, given) if value else None  # 0 is refused
 
-    def spread(self, name: str, about: str, labels: tuple[str, ...], bounds: list[float]) -> Record:
-        from ray.util.metrics import Histogram
+    def histogram(
+        self, name: str, description: str, labels: tuple[str, ...], bounds: list[float]
+    ) -> Record:
+        from ray.util.metrics import Histogram  # late, as in `counter`
 
-        made = Histogram(PREFIX + name, about, bounds, self._known(labels))
-        return lambda value, **given: made.observe(value, given)
+        self._labels.update(labels)
+        histogram = Histogram(PREFIX + name, description, bounds, labels)
+        return lambda value, **given: histogram.observe(value, given)
 
     def read(self) -> bytes:
         return _add_up(_read_nodes(), self._labels)
 
-    def _known(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        self._labels |= set(labels)
-        return labels
 
-
-class _Families:
-    """A collector of prometheus_client."""
+class _SummedMetrics:
+    """A collector of prometheus_client, over sums by name, documentation and type."""
 
     def __init__(self, sums: dict[tuple[str, str, str], dict[Any, float]]) -> None:
         self._sums = sums
 
     def collect(self) -> Iterator[Metric]:
-        for known, samples in self._sums.items():
-            metric = Metric(*known)
+        for key, samples in self._sums.items():
+            metric = Metric(*key)
             for (name, labels), value in samples.items():
                 metric.add_sample(name, dict(labels), value)
             yield metric
 
 
-def _add_up(texts: Iterable[str], known: set[str]) -> bytes:
-    """Our metrics out of what several nodes export, summed over processes and nodes."""
+def _add_up(texts: Iterable[str], known_labels: set[str]) -> bytes:
+    """Returns our metrics of what several nodes export, summed over processes and nodes."""
     sums: dict[tuple[str, str, str], dict[Any, float]] = {}
     for text in texts:
         for family in text_string_to_metric_families(text):
-            if not family.name.startswith(_RAYS + PREFIX):
+            if not family.name.startswith(_RAY_PREFIX + PREFIX):
                 continue
-            about = (family.name.removeprefix(_RAYS), family.documentation, family.type)
-            samples = sums.setdefault(about, defaultdict(float))
+            key = (family.name.removeprefix(_RAY_PREFIX), family.documentation, family.type)
+            samples = sums.setdefault(key, defaultdict(float))
             for sample in family.samples:
                 if sample.name.endswith("_sum"):
                     continue  # Ray's are the counts times the middles of their buckets
-                labels = {key: sample.labels[key] for key in sample.labels if key in known}
-                samples[sample.name.removeprefix(_RAYS), tuple(labels.items())] += sample.value
+                labels = tuple((k, v) for k, v in sample.labels.items() if k in known_labels)
+                samples[sample.name.removeprefix(_RAY_PREFIX), labels] += sample.value
     registry = CollectorRegistry()
-    registry.register(_Families(sums))
+    registry.register(_SummedMetrics(sums))
     return generate_latest(registry)
 
 
 def _read_nodes() -> list[str]:
-    """What each node's agent of Ray exports. Raises OSError."""
-    import ray
+    """Returns what each node's agent of Ray exports. Raises OSError."""
+    import ray  # late, as in `RayInstruments.counter`
 
     urls = [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -133,8 +138,8 @@ def _read_nodes() -> list[str]:
 
 def _read(url: str) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
-            text: str = answer.read().decode()
+        with urllib.request.urlopen(url, timeout=_AGENT_TIMEOUT) as response:
+            text: str = response.read().decode()
     except http.client.HTTPException as error:
         raise OSError(f"{url}: {error!r}") from None
     return text

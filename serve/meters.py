@@ -1,4 +1,4 @@
-"""What a server counts: requests, tokens, seconds to the first token, batches, the queue."""
+"""This counts requests, tokens, seconds to the first token, batches and what waits."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from serve.engine import Answer
+from serve.engine import GenerationRequest
 from serve.guard import Message, Receive, Send
 from serve.instruments import Instruments, Record
-from serve.models import Served, engines
-from serve.schema import ApiError
+from serve.models import ServedModel, engines
+from serve.openai_responses import ApiError
 
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
-_ANSWERS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
+_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
-def mount(app: FastAPI, models: dict[str, Served], instruments: Instruments) -> None:
-    """Counts what `app` and the engines of its models do, and adds `/metrics`."""
+def mount(app: FastAPI, models: dict[str, ServedModel], instruments: Instruments) -> None:
+    """Counts what `app` and the engines of its models do, and adds `/metrics` to it."""
     requests = instruments.counter("requests", "Requests, by path and status", ("path", "status"))
-    app.add_middleware(_Counting, requests=requests)
+    app.add_middleware(_RequestCounter, requests=requests)
     meters = _Meters(instruments)
     for engine in engines(models):
         names = {model.adapter: model.name for model in models.values() if model.engine is engine}
-        engine.watch = _EngineMeters(meters, names)
+        engine.monitor = _MeteringMonitor(meters, names)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -40,44 +40,46 @@ def mount(app: FastAPI, models: dict[str, Served], instruments: Instruments) -> 
 
 
 class _Meters:
-    """Of all engines of a process."""
+    """The instruments that all engines of a process share."""
 
     def __init__(self, instruments: Instruments) -> None:
         self.tokens = instruments.counter(
             "tokens", "Tokens of prompts and answers", ("model", "kind")
         )
-        self.first = instruments.spread(
+        self.first_token = instruments.histogram(
             "first_token_seconds", "From the request to the first token of its answer",
             ("model",), _SECONDS,
         )  # fmt: skip
-        self.batch = instruments.spread("batch_size", "Answers in a step", ("model",), _ANSWERS)
-        self.waiting = instruments.spread(
-            "waiting", "Answers that wait for a place, at each step", ("model",), [0.5, *_ANSWERS]
+        self.batch_size = instruments.histogram(
+            "batch_size", "Answers in a step", ("model",), _SIZES
+        )
+        self.waiting = instruments.histogram(
+            "waiting", "Answers that wait for a place, at each step", ("model",), [0.5, *_SIZES]
         )
 
 
-class _EngineMeters:
-    """The Watch of one engine."""
+class _MeteringMonitor:
+    """The EngineMonitor of one engine. `names` are those of the models, by their adapter."""
 
     def __init__(self, meters: _Meters, names: dict[str | None, str]) -> None:
         self._meters, self._names = meters, names
-        self._first = next(iter(names.values()))
-        """Models that share weights share the batch: it is told under the first one's name."""
+        self._first_name = next(iter(names.values()))
+        """Models that share weights share the batch. It is counted under the first one's name."""
 
-    def stepped(self, answers: int, waiting: int) -> None:
-        self._meters.batch(answers, model=self._first)
-        self._meters.waiting(waiting, model=self._first)
+    def on_step(self, batch_size: int, waiting: int) -> None:
+        self._meters.batch_size(batch_size, model=self._first_name)
+        self._meters.waiting(waiting, model=self._first_name)
 
-    def ended(self, answer: Answer) -> None:
-        model = self._names[answer.model]
-        self._meters.tokens(len(answer.prompt), model=model, kind="prompt")
-        if answer.first_at is not None:
-            self._meters.tokens(len(answer.ids), model=model, kind="answer")
-            self._meters.first(answer.first_at - answer.asked_at, model=model)
+    def on_end(self, request: GenerationRequest) -> None:
+        model = self._names[request.adapter]
+        self._meters.tokens(len(request.prompt_ids), model=model, kind="prompt")
+        if request.first_token_at is not None:
+            self._meters.tokens(len(request.output_ids), model=model, kind="answer")
+            self._meters.first_token(request.first_token_at - request.created_at, model=model)
 
 
-class _Counting:
-    """ASGI middleware: counts every request, also those that the guard refuses."""
+class _RequestCounter:
+    """ASGI middleware, which counts every request, also those that the guard refuses."""
 
     def __init__(self, app: Any, requests: Record) -> None:
         self._app, self._requests = app, requests
@@ -87,11 +89,11 @@ class _Counting:
             await self._app(scope, receive, send)
             return
 
-        async def counted(message: Message) -> None:
+        async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # Anyone can invent paths: what has no route of ours is counted together.
                 path = getattr(scope.get("route"), "path", "other")
                 self._requests(1, path=path, status=str(message["status"]))
             await send(message)
 
-        await self._app(scope, receive, counted)
+        await self._app(scope, receive, count)

@@ -1,4 +1,4 @@
-"""Loads what is served. Adapters of one base share its weights and its engine."""
+"""This loads what is served. Adapters of one base share its weights and its engine."""
 
 from __future__ import annotations
 
@@ -6,73 +6,61 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from serve.engine import Engine
-from serve.sources import Copy, EngineName, ModelError, Source, one_line, read
+from transformers import AutoTokenizer
+
+from serve.engine import GenerationEngine
+from serve.model_source import Checkpoint, ModelError, ModelSource, one_line, read_sources
+from serve.slot_engine import SlotEngine
+from serve.weights import load_weights
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model under the name by which requests ask for it."""
 
     name: str
-    engine: Engine
+    engine: GenerationEngine
     tokenizer: Any
-    """Its own, for its chat template: adapters may have been trained with different ones."""
+    """It has the model's chat template: adapters may have been trained with different ones."""
     adapter: str | None
     created: int
 
 
-def engines(models: dict[str, Served]) -> list[Engine]:
-    """Each engine once; models that share weights share it."""
+def engines(models: dict[str, ServedModel]) -> list[GenerationEngine]:
+    """Returns each engine once; models that share weights share it."""
     return list({id(model.engine): model.engine for model in models.values()}.values())
 
 
-def load(
-    models: list[str],
-    slots: int,
-    context: int,
-    most_waiting: int,
-    engine: EngineName = "transformers",
-    memory: float = 1.0,
-) -> dict[str, Served]:
-    """The models by name, the first one first; `models` as serve.sources reads them.
+def load(models: list[str], slots: int, context: int, max_waiting: int) -> dict[str, ServedModel]:
+    """Loads models, each given as serve.model_source reads it, and returns them by name.
 
-    The base of adapters is served too, as `base`. `memory` is the share of a GPU that all of them
-    may fill. Raises ModelError.
+    The first one comes first. The base of adapters is served too, as `base`. Raises ModelError.
     """
-    sources = read(models)
-    groups: dict[Copy, list[Source]] = {}
+    sources = read_sources(models)
+    groups: dict[Checkpoint, list[ModelSource]] = {}
     for source in sources:
-        groups.setdefault(source.copy, []).append(source)
-    found: dict[str, Served] = {}
-    for copy, group in groups.items():
+        groups.setdefault(source.checkpoint, []).append(source)
+    loaded: dict[str, ServedModel] = {}
+    for checkpoint, group in groups.items():
         adapters = [source for source in group if source.base]
-        tokenizer = _tokenizer(copy.place, copy.revision)
-        made: Engine
-        if engine == "vllm":
-            from serve.vllm_engine import VllmEngine
-
-            made = VllmEngine(copy, adapters, slots, context, most_waiting, memory / len(groups))
-        else:
-            from serve.slots import SlotEngine
-            from serve.weights import load_weights
-
-            made = SlotEngine(load_weights(copy, adapters), tokenizer, slots, context, most_waiting)
+        tokenizer = _load_tokenizer(checkpoint.place, checkpoint.revision)
+        weights = load_weights(checkpoint, adapters)
+        engine = SlotEngine(weights, tokenizer, slots, context, max_waiting)
         for source in group:
-            own = tokenizer
+            own_tokenizer = tokenizer
             if source.base and source.has_tokenizer:
-                own = _tokenizer(source.place, source.revision)
+                own_tokenizer = _load_tokenizer(source.place, source.revision)
             adapter = source.name if source.base else None
-            found[source.name] = Served(source.name, made, own, adapter, int(time.time()))
-        if len(adapters) == len(group) and "base" not in found:
-            found["base"] = Served("base", made, tokenizer, None, int(time.time()))
+            loaded[source.name] = ServedModel(
+                source.name, engine, own_tokenizer, adapter, int(time.time())
+            )
+        if len(adapters) == len(group) and "base" not in loaded:
+            loaded["base"] = ServedModel("base", engine, tokenizer, None, int(time.time()))
     first = sources[0].name
-    return {first: found.pop(first), **found}
+    return {first: loaded.pop(first), **loaded}
 
 
-def _tokenizer(place: str, revision: str | None) -> Any:
-    from transformers import AutoTokenizer
-
+def _load_tokenizer(place: str, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision)
     except Exception as error:  # the library raises a dozen kinds; each is about the place

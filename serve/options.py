@@ -1,4 +1,7 @@
-"""What is served and how, however it is started; and the key. Light: a mistake is told at once."""
+"""These options say what is served and how, however it is started. The key is read here too.
+
+Nothing heavy is imported, so that a mistake is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +11,50 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve.sources import EngineName
-
 KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
 """Environment variables: the key, or a file whose first line it is."""
 
 
 class Options(BaseModel):
-    """Of one process that answers."""
+    """The options of one process that answers."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str
-    """A folder, a Hub id or an adapter; several apart by commas, each perhaps as NAME=PLACE."""
+    """A folder, a Hub id or an adapter. Several stand apart by commas, each perhaps NAME=PLACE."""
     slots: int = Field(16, ge=1)
-    """Answers that are made at once."""
+    """So many answers are generated at once."""
     context: int = Field(2048, ge=16)
-    """Tokens of a prompt and its answer together."""
+    """A prompt and its answer may have so many tokens together."""
     queue: int = Field(128, ge=1)
-    """Requests that may wait; more are answered 503."""
+    """So many requests may wait. More are answered with 503."""
     seconds: float = Field(120, gt=0)
-    """For one request; then it ends with what there is."""
+    """A request may take so long. Then it ends with what there is."""
     author: str = ""
-    """Stands at the foot of the page."""
+    """It stands at the foot of the page."""
     cpus: float = Field(1, gt=0)
-    """Cores that it computes with."""
-    engine: EngineName = "transformers"
-    """Or `vllm`, in an environment of its own: deploy/vllm.txt."""
+    """The process computes with so many cores."""
 
 
 def read_key() -> str | None:
-    """The key that requests must bring, if one is set. Raises OSError, and ValueError if it is
-    empty: that is no key, but a mistake."""
+    """Returns the key that requests must bring, or None if none is set.
+
+    Raises OSError, and ValueError if the key is empty: that is no key, but a mistake.
+    """
     if path := os.environ.get(KEY_FILE):
         key = Path(path).read_text().partition("\n")[0].strip()
     else:
-        given = os.environ.get(KEY)
-        if given is None:
+        value = os.environ.get(KEY)
+        if value is None:
             return None
-        key = given.strip()
+        key = value.strip()
     if not key:
         raise ValueError(f"{KEY_FILE if path else KEY} is set and holds no key")
     return key
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, which no other can reach."""
+    """Says whether an address is this machine's own, which no other can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The next token of each answer from its logits: greedy, or drawn with the request's settings."""
+"""This draws the next token of each answer from its logits, by the settings of its request."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-_GREEDY = 1e-4
+_GREEDY_TEMPERATURE = 1e-4
 """Below it a logit divided by the temperature may overflow, and the likeliest is drawn anyway."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How one answer is drawn, in the terms of OpenAI's API."""
+class SamplingParams:
+    """How the tokens of one answer are drawn, in the terms of OpenAI's API."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -23,7 +23,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logprobs: int | None = None
-    """How many alternatives to tell beside the token's own log-prob; None tells nothing."""
+    """How many alternatives are given beside the token's own log-prob. None gives no log-probs."""
 
     def generator(self) -> torch.Generator:
         generator = torch.Generator()
@@ -39,54 +39,60 @@ class TokenChoice:
     id: int
     logprob: float | None = None
     alternatives: list[tuple[int, float]] = field(default_factory=list)
-    """(token id, log-prob) of the likeliest, the best first."""
+    """(token id, log-prob) of the likeliest tokens, the best first."""
 
 
-def choose(
+def sample_next_tokens(
     logits: torch.Tensor,
-    sampling: list[Sampling],
+    params: list[SamplingParams],
     generators: list[torch.Generator | None],
-    written: list[list[int]],
+    output_ids: list[list[int]],
 ) -> list[TokenChoice]:
-    """One token for each row of logits of shape (answers, vocabulary).
+    """Draws one token for each row of logits of shape (requests, vocabulary).
 
-    `written` are the tokens of each answer so far, for the penalties: a logit loses
+    `output_ids` are the tokens of each answer so far, for the penalties: a logit loses
     `presence_penalty` once and `frequency_penalty` as often as its token stands there.
     """
-    if all(s.temperature < _GREEDY and s.logprobs is None and not _penal(s) for s in sampling):
+    if all(
+        p.temperature < _GREEDY_TEMPERATURE and p.logprobs is None and not _has_penalty(p)
+        for p in params
+    ):
         return [TokenChoice(token) for token in logits.argmax(dim=-1).tolist()]
     rows = logits.float().cpu()
     return [
-        _choose_one(row, s, generator, ids)
-        for row, s, generator, ids in zip(rows, sampling, generators, written, strict=True)
+        _sample_one(row, p, generator, ids)
+        for row, p, generator, ids in zip(rows, params, generators, output_ids, strict=True)
     ]
 
 
-def _penal(sampling: Sampling) -> bool:
-    return bool(sampling.frequency_penalty or sampling.presence_penalty)
+def _has_penalty(params: SamplingParams) -> bool:
+    return bool(params.frequency_penalty or params.presence_penalty)
 
 
-def _choose_one(
-    row: torch.Tensor, sampling: Sampling, generator: torch.Generator | None, ids: list[int]
+def _sample_one(
+    row: torch.Tensor, params: SamplingParams, generator: torch.Generator | None, ids: list[int]
 ) -> TokenChoice:
-    if ids and _penal(sampling):
+    if ids and _has_penalty(params):
         counts = torch.bincount(torch.tensor(ids), minlength=len(row)).float()
-        row = row - sampling.frequency_penalty * counts
-        row = row - sampling.presence_penalty * (counts > 0)
-    if sampling.temperature < _GREEDY:
+        row = row - params.frequency_penalty * counts
+        row = row - params.presence_penalty * (counts > 0)
+    if params.temperature < _GREEDY_TEMPERATURE:
         token = int(row.argmax())
     else:
-        token = _draw(row / sampling.temperature, sampling.top_p, generator)
-    if sampling.logprobs is None:
+        token = _sample_nucleus(row / params.temperature, params.top_p, generator)
+    if params.logprobs is None:
         return TokenChoice(token)
     logprobs = row.log_softmax(dim=-1)
-    best = logprobs.topk(min(sampling.logprobs, len(row)))
+    best = logprobs.topk(min(params.logprobs, len(row)))
     alternatives = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     return TokenChoice(token, float(logprobs[token]), alternatives)
 
 
-def _draw(row: torch.Tensor, top_p: float, generator: torch.Generator | None) -> int:
-    """From the fewest likeliest tokens that hold `top_p` (nucleus sampling, arXiv:1904.09751)."""
+def _sample_nucleus(row: torch.Tensor, top_p: float, generator: torch.Generator | None) -> int:
+    """Draws from the fewest likeliest tokens that together have the probability `top_p`.
+
+    This is nucleus sampling (arXiv:1904.09751).
+    """
     probabilities = row.softmax(dim=-1)
     if top_p >= 1:
         return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,4 +1,7 @@
-"""Text from tokens as they come: whole characters only, and nothing that may begin a stop text."""
+"""This makes text from tokens as they come.
+
+It gives out whole characters only, and nothing that may be the beginning of a stop text.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,43 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """The text of one answer, handed out in pieces that are final."""
+    """The text of one answer, in pieces that are final."""
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        self._start = self._told = 0
-        """Tokens from `_start` on are decoded together: some only make a character in company.
-        Of their text, `_told` characters are in `_held` or gone."""
+        self._start = self._decoded = 0
+        """The tokens from `_start` on are decoded together, because some make a character only with
+        others. Of their text the first `_decoded` characters are in `_held` or were given out."""
         self._held = ""
         self.is_stopped = False
-        """Whether a stop text was written; it and what follows is kept back."""
+        """Whether a stop text has come. It and what follows is not given out."""
 
     def add(self, ids: list[int], is_last: bool = False) -> str:
-        """What can be told after these tokens."""
+        """Returns the text that can be given out after these tokens."""
         self._ids += ids
         text = self._tokenizer.decode(self._ids[self._start :], skip_special_tokens=True)
         if not text.endswith(_BROKEN) or is_last:
-            self._held += text[self._told :]
-            self._told = len(text)
+            self._held += text[self._decoded :]
+            self._decoded = len(text)
             if len(self._ids) - self._start > 16:
                 # The last few stay, as what the next are joined to.
                 self._start = len(self._ids) - 4
                 rest = self._ids[self._start :]
-                self._told = len(self._tokenizer.decode(rest, skip_special_tokens=True))
+                self._decoded = len(self._tokenizer.decode(rest, skip_special_tokens=True))
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
-            told, self._held = self._held[: min(found)], ""
-            return told
-        keep = 0 if is_last else self._kept_back()
-        told = self._held[: len(self._held) - keep]
-        self._held = self._held[len(told) :]
-        return told
+            final, self._held = self._held[: min(found)], ""
+            return final
+        keep = 0 if is_last else self._possible_stop_length()
+        final = self._held[: len(self._held) - keep]
+        self._held = self._held[len(final) :]
+        return final
 
-    def _kept_back(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
+    def _possible_stop_length(self) -> int:
+        """Counts the characters at the end that may be the beginning of a stop text."""
         longest = max(map(len, self._stop), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):

@@ -1,7 +1,7 @@
-"""The web page at `/`: a prompt, a button, the answer as it is written; the base's beside it.
+"""This is the web page at `/`: a prompt, a button, the answer as it comes, the base's beside it.
 
-Gradio lays it out; `page.js` asks the API from the browser. Gradio's own events would need the same
-replica for the whole of an answer.
+Gradio lays it out, and `page.js` asks the API from the browser. Gradio's own events would need the
+same replica for the whole of an answer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ body:not(.comparing) #other {display: none}
 
 
 def mount(app: FastAPI, models: list[str], author: str, examples: list[str]) -> None:
-    """Adds the page to an application that serves `models`, by name, the first by default.
+    """Adds the page to an application that serves models of these names.
 
-    With one named `base`, both answers can be seen.
+    The first one answers. If one is named `base`, its answer can be seen beside.
     """
     first = models[0]
     can_compare = _BASE in models and first != _BASE
@@ -43,19 +43,19 @@ def mount(app: FastAPI, models: list[str], author: str, examples: list[str]) -> 
             system = gr.Textbox(label="System prompt", lines=2)
             temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature; 0 is greedy")
             top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top p")
-            most = gr.Slider(1, 1024, value=200, step=1, label="Most tokens")
+            max_tokens = gr.Slider(1, 1024, value=200, step=1, label="Most tokens")
         if examples:
-            shown = gr.Dataset(
+            dataset = gr.Dataset(
                 label="Examples", components=["textbox"], samples=[[text] for text in examples]
             )
-            shown.click(None, shown, prompt, js=f"(index) => {json.dumps(examples)}[index]")
+            dataset.click(None, dataset, prompt, js=f"(index) => {json.dumps(examples)}[index]")
         if author:
             gr.Markdown(author, elem_classes="author")
-        inputs = [prompt, system, temperature, top_p, most]
-        by_first = f"(...given) => generate({json.dumps(first)}, ...given)"
-        by_both = f"(...given) => compare({json.dumps(first)}, '{_BASE}', ...given)"
-        gr.on([generate.click, prompt.submit], None, inputs, answer, js=by_first)
-        gr.on([compare.click], None, inputs, [answer, other], js=by_both)
+        inputs = [prompt, system, temperature, top_p, max_tokens]
+        ask_first = f"(...given) => generate({json.dumps(first)}, ...given)"
+        ask_both = f"(...given) => compare({json.dumps(first)}, '{_BASE}', ...given)"
+        gr.on([generate.click, prompt.submit], None, inputs, answer, js=ask_first)
+        gr.on([compare.click], None, inputs, [answer, other], js=ask_both)
     head = f"<script>{_SCRIPT.read_text()}</script>"
     gr.mount_gradio_app(app, page, path="/", css=_STYLE, head=head)
 

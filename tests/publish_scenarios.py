@@ -126,11 +126,11 @@ def _served(place: str) -> list[list[int]]:
     """The same greedy answers by our own server, as `python -m serve PLACE` loads it."""
     import queue
 
-    from serve import models, sources
-    from serve.engine import Answer, Chunk
-    from serve.sampling import Sampling
+    from serve import model_source, models
+    from serve.engine import Chunk, GenerationRequest
+    from serve.sampling import SamplingParams
 
-    (needed,) = sources.needs([place], 2, 256)
+    (needed,) = model_source.describe_memory([place], 2, 256)
     assert "weights 0.00" in needed
     served = next(iter(models.load([place], 2, 256, 9).values()))
     found = []
@@ -139,11 +139,13 @@ def _served(place: str) -> list[list[int]]:
             [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
         )["input_ids"]
         said: queue.Queue[Chunk] = queue.Queue()
-        answer = Answer(prompt, Sampling(40, temperature=0.0), said.put, served.adapter)
+        answer = GenerationRequest(
+            prompt, SamplingParams(40, temperature=0.0), said.put, served.adapter
+        )
         served.engine.submit(answer)
         while said.get().finish_reason is None:
             pass
-        found.append([*prompt, *answer.ids])
+        found.append([*prompt, *answer.output_ids])
     served.engine.close()
     return found
 

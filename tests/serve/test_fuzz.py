@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 
 from dpo_train import sample
 from serve import api, models
-from tests.test_api import Server
+from tests.app_server import Server
 
 
 @pytest.mark.slow
 def test_no_request_is_a_server_error() -> None:
-    loaded = models.load([f"winner={sample.MODEL}"], slots=4, context=64, most_waiting=40)
+    loaded = models.load([f"winner={sample.MODEL}"], slots=4, context=64, max_waiting=40)
     asked: Counter[tuple[str, int]] = Counter()
     with Server(api.create_app(loaded, api.Limits(), None)) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

@@ -10,9 +10,10 @@ from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_play
 
 from dpo_train import sample
 from serve import api, models, ui
-from serve.models import Served
-from tests.test_api import KEY, Server
+from serve.models import ServedModel
+from tests.app_server import Server
 
+KEY = "a key that is long enough"
 QUESTION = "Is it true that goldfish forget everything in seconds?"
 EXAMPLE = 'Is "the moon" </script> cheese?'
 CHROMIUM = next(
@@ -25,9 +26,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[dict[str, Served]]:
+def loaded() -> Iterator[dict[str, ServedModel]]:
     places = [f"winner={sample.MODEL}", f"base={sample.MODEL}"]
-    loaded = models.load(places, slots=3, context=256, most_waiting=4)
+    loaded = models.load(places, slots=3, context=256, max_waiting=4)
     yield loaded
     loaded["winner"].engine.close()
 
@@ -40,14 +41,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def app(loaded: dict[str, Served], key: str | None = None) -> Any:
+def app(loaded: dict[str, ServedModel], key: str | None = None) -> Any:
     made = api.create_app(loaded, api.Limits(), key)
     ui.mount(made, list(loaded), "By Jo", ["Do bats see?", EXAMPLE])
     return made
 
 
 @pytest.fixture(scope="module")
-def server(loaded: dict[str, Served]) -> Iterator[Server]:
+def server(loaded: dict[str, ServedModel]) -> Iterator[Server]:
     with Server(app(loaded)) as server:
         yield server
 
@@ -134,7 +135,7 @@ def test_what_goes_wrong_is_said_in_the_box(page: Page, server: Server) -> None:
     )
 
 
-def test_the_browser_asks_for_the_key(browser: Browser, loaded: dict[str, Served]) -> None:
+def test_the_browser_asks_for_the_key(browser: Browser, loaded: dict[str, ServedModel]) -> None:
     with Server(app(loaded, KEY)) as server:
         context = browser.new_context(http_credentials={"username": "any", "password": KEY})
         page = context.new_page()

@@ -1,35 +1,57 @@
-"""The shapes of OpenAI's answers: whole, and in the parts of a stream."""
+"""These are the bodies of OpenAI's responses: whole, in the chunks of a stream, and of errors."""
 
 from __future__ import annotations
 
+import time
+import uuid
 from typing import Any, Protocol
 
 from serve.engine import Chunk
 from serve.sampling import TokenChoice
-from serve.schema import new_id, now
 
 
-class Form(Protocol):
+class ApiError(Exception):
+    """A response that is an error, in OpenAI's format."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class ResponseBuilder(Protocol):
+    """Makes the bodies of one response."""
+
     def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
-        """The answer to a request without `stream`; a chunk for each choice."""
+        """Returns the response to a request without `stream`. Each choice has a chunk."""
         ...
 
-    def opening(self, choices: int) -> list[dict[str, Any]]:
-        """What a stream begins with."""
+    def first_chunks(self, choices: int) -> list[dict[str, Any]]:
+        """Returns what a stream begins with."""
         ...
 
-    def part(self, index: int, chunk: Chunk) -> dict[str, Any]: ...
+    def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
+        """Returns what a stream says of a chunk of the choice with that index."""
+        ...
 
-    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
-        """What tells the usage at a stream's end."""
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+        """Returns what gives the usage at the end of a stream."""
         ...
 
 
-class ChatForm:
-    """/v1/chat/completions."""
+class ChatResponseBuilder:
+    """Makes the responses of /v1/chat/completions."""
 
     def __init__(self, model: str, tokenizer: Any) -> None:
-        self._head = {"id": new_id("chatcmpl"), "created": now(), "model": model}
+        self._head = {"id": _new_id("chatcmpl"), "created": int(time.time()), "model": model}
         self._tokenizer = tokenizer
 
     def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
@@ -44,18 +66,18 @@ class ChatForm:
         ]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
-    def opening(self, choices: int) -> list[dict[str, Any]]:
+    def first_chunks(self, choices: int) -> list[dict[str, Any]]:
         role = {"role": "assistant", "content": ""}
-        return [self._part(index, role, None, None) for index in range(choices)]
+        return [self._chunk(index, role, None, None) for index in range(choices)]
 
-    def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
         delta = {"content": chunk.text} if chunk.text else {}
-        return self._part(index, delta, self._logprobs(chunk.tokens), chunk.finish_reason)
+        return self._chunk(index, delta, self._logprobs(chunk.tokens), chunk.finish_reason)
 
-    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
-    def _part(self, index: int, delta: Any, logprobs: Any, reason: str | None) -> dict[str, Any]:
+    def _chunk(self, index: int, delta: Any, logprobs: Any, reason: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
@@ -73,33 +95,36 @@ class ChatForm:
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         text = self._tokenizer.decode([token])
-        # Of a part of a character there is no text to take them from.
-        told = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
-        return {"token": text, "logprob": logprob, "bytes": told}
+        # A token that is a part of a character has no text to take its bytes from.
+        content = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": content}
 
 
-class CompletionForm:
-    """/v1/completions."""
+class CompletionResponseBuilder:
+    """Makes the responses of /v1/completions."""
 
     def __init__(self, model: str, tokenizer: Any) -> None:
         self._head = {
-            "id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": model
-        }  # fmt: skip
+            "id": _new_id("cmpl"),
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
         self._tokenizer = tokenizer
         self._offsets: dict[int, int] = {}
-        """How many characters of each choice were told, for `text_offset`."""
+        """How many characters of each choice were sent, for `text_offset`."""
 
     def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
         choices = [self._choice(index, chunk) for index, chunk in enumerate(chunks)]
         return {**self._head, "choices": choices, "usage": usage}
 
-    def opening(self, choices: int) -> list[dict[str, Any]]:
+    def first_chunks(self, choices: int) -> list[dict[str, Any]]:
         return []
 
-    def part(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
         return {**self._head, "choices": [self._choice(index, chunk)]}
 
-    def closing(self, usage: dict[str, int]) -> dict[str, Any]:
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": usage}
 
     def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
@@ -127,3 +152,19 @@ class CompletionForm:
             ],
             "text_offset": offsets,
         }
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def model_card(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "dpo-tune"}
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"

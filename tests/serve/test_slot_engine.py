@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from dpo_train import sample
-from serve import slots
-from serve.engine import Answer, Chunk, Full, Unwatched
-from serve.sampling import Sampling, choose
-from serve.slots import SlotEngine
-from serve.sources import Copy, ModelError
-from serve.text import TextStream
+from serve import slot_engine
+from serve.engine import Chunk, GenerationRequest, NullMonitor, QueueFull
+from serve.model_source import Checkpoint, ModelError
+from serve.sampling import SamplingParams
+from serve.slot_engine import SlotEngine
 from serve.weights import load_weights
 
 PROMPTS = [
@@ -38,7 +37,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return load_weights(Copy(str(sample.MODEL), None), [])
+    return load_weights(Checkpoint(str(sample.MODEL), None), [])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture
 def engine(model: Any, tokenizer: Any) -> Iterator[SlotEngine]:
-    engine = SlotEngine(model, tokenizer, slots=3, context=256, most_waiting=20)
+    engine = SlotEngine(model, tokenizer, slots=3, context=256, max_waiting=20)
     yield engine
     engine.close()
 
@@ -67,10 +66,10 @@ def tokens(tokenizer: Any, prompt: str) -> list[int]:
 
 def ask(
     engine: SlotEngine, prompt: list[int], **sampling: Any
-) -> tuple[Answer, "queue.Queue[Chunk]"]:
+) -> tuple[GenerationRequest, "queue.Queue[Chunk]"]:
     said: queue.Queue[Chunk] = queue.Queue()
     given = {"max_tokens": 30, "temperature": 0.0, **sampling}
-    answer = Answer(prompt, Sampling(**given), said.put)
+    answer = GenerationRequest(prompt, SamplingParams(**given), said.put)
     engine.submit(answer)
     return answer, said
 
@@ -87,17 +86,17 @@ def alone(other: Any, prompt: list[int], most: int = 30) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
-class Batches(Unwatched):
+class Batches(NullMonitor):
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.ended_answers = 0
 
-    def stepped(self, answers: int, waiting: int) -> None:
-        self.sizes.append(answers)
+    def on_step(self, batch_size: int, waiting: int) -> None:
+        self.sizes.append(batch_size)
 
-    def ended(self, answer: Answer) -> None:
-        assert answer.first_at is not None
-        assert answer.first_at >= answer.asked_at
+    def on_end(self, request: GenerationRequest) -> None:
+        assert request.first_token_at is not None
+        assert request.first_token_at >= request.created_at
         self.ended_answers += 1
 
 
@@ -105,9 +104,9 @@ class Batches(Unwatched):
 def test_answers_made_together_are_those_made_alone(
     engine: SlotEngine, other: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(slots, "_PROMPT_TOKENS", part)  # 16: prompts are read in parts
+    monkeypatch.setattr(slot_engine, "_MAX_PREFILL_TOKENS", part)  # 16: prompts are read in parts
     batches = Batches()
-    engine.watch = batches
+    engine.monitor = batches
     prompts = [tokens(tokenizer, prompt) for prompt in PROMPTS]
     most = [5, 30, 12, 30, 20, 7, 30, 1, 25, 30]
     asked = [
@@ -117,7 +116,7 @@ def test_answers_made_together_are_those_made_alone(
     for number, (answer, said) in enumerate(asked):
         chunks = rest(said)
         expected = alone(other, prompts[number % len(prompts)], most[number])
-        assert answer.ids == expected
+        assert answer.output_ids == expected
         text = "".join(chunk.text for chunk in chunks)
         assert text == tokenizer.decode(expected, skip_special_tokens=True)
         is_ended = expected[-1] == tokenizer.eos_token_id
@@ -130,7 +129,7 @@ def test_answers_made_together_are_those_made_alone(
 def test_heads_that_share_keys_answer_as_they_do_alone(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(slots, "_PROMPT_TOKENS", part)
+    monkeypatch.setattr(slot_engine, "_MAX_PREFILL_TOKENS", part)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -138,11 +137,11 @@ def test_heads_that_share_keys_answer_as_they_do_alone(
     )  # fmt: skip
     other = LlamaForCausalLM(config).eval()
     other.save_pretrained(tmp_path)
-    engine = SlotEngine(load_weights(Copy(str(tmp_path), None), []), tokenizer, 3, 256, 9)
+    engine = SlotEngine(load_weights(Checkpoint(str(tmp_path), None), []), tokenizer, 3, 256, 9)
     asked = [ask(engine, tokens(tokenizer, prompt), max_tokens=20) for prompt in PROMPTS]
     for answer, said in asked:
         rest(said)
-        assert answer.ids == alone(other, answer.prompt, 20)
+        assert answer.output_ids == alone(other, answer.prompt_ids, 20)
     engine.close()
 
 
@@ -152,7 +151,7 @@ def test_an_attention_of_another_kind_is_refused(tmp_path: Path, tokenizer: Any)
         num_attention_heads=1, num_key_value_heads=1, head_dim=8, layer_types=["full_attention"],
     )  # fmt: skip
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    model = load_weights(Copy(str(tmp_path), None), [])
+    model = load_weights(Checkpoint(str(tmp_path), None), [])
     with pytest.raises(ModelError, match="can't be served: its attention has softcap"):
         SlotEngine(model, tokenizer, 1, 64, 1)
 
@@ -171,26 +170,26 @@ def test_one_that_nobody_reads_any_more_leaves_at_the_next_token(
 ) -> None:
     answer, said = ask(engine, tokens(tokenizer, PROMPTS[2]), max_tokens=150, temperature=1.0)
     said.get(timeout=60)
-    answer.is_dropped = True
+    answer.is_cancelled = True
     _, other = ask(engine, tokens(tokenizer, "Hi"), max_tokens=5)
     rest(other)
-    assert len(answer.ids) < 150
-    assert not engine._writing
+    assert len(answer.output_ids) < 150
+    assert not engine._decoding
 
 
 def test_a_queue_that_is_full_says_so(model: Any, tokenizer: Any) -> None:
-    engine = SlotEngine(model, tokenizer, slots=1, context=128, most_waiting=1)
+    engine = SlotEngine(model, tokenizer, slots=1, context=128, max_waiting=1)
     prompt = tokens(tokenizer, "Hi")
     _, first = ask(engine, prompt, max_tokens=100, temperature=1.5, stop=("\0",))
     first.get(timeout=60)
     second, _ = ask(engine, prompt, max_tokens=1)
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         ask(engine, prompt)
-    second.is_dropped = True  # nobody listens: its place is free
+    second.is_cancelled = True  # nobody listens: its place is free
     _, third = ask(engine, prompt, max_tokens=1)
     rest(first)
     rest(third)
-    assert not second.ids
+    assert not second.output_ids
     engine.close()
 
 
@@ -198,11 +197,13 @@ def test_limits_end_an_answer_with_length(engine: SlotEngine, tokenizer: Any) ->
     prompt = (tokens(tokenizer, PROMPTS[2]) * 9)[:250]
     answer, said = ask(engine, prompt, max_tokens=100, temperature=1.0, seed=0)
     assert rest(said)[-1].finish_reason in ("length", "stop")
-    assert len(prompt) + len(answer.ids) <= 256
-    late = Answer(tokens(tokenizer, "Hi"), Sampling(100, 0.0), said.put, deadline=time.monotonic())
+    assert len(prompt) + len(answer.output_ids) <= 256
+    late = GenerationRequest(
+        tokens(tokenizer, "Hi"), SamplingParams(100, 0.0), said.put, deadline=time.monotonic()
+    )
     engine.submit(late)
     assert rest(said)[-1].finish_reason == "length"
-    assert len(late.ids) == 1
+    assert len(late.output_ids) == 1
 
 
 def test_a_failing_step_fails_its_answers_and_no_later_ones(
@@ -225,43 +226,5 @@ def test_the_same_seed_draws_the_same_whoever_else_is_there(
     asked = [ask(engine, prompt, temperature=1.0, top_p=0.9, seed=seed) for seed in (5, 7, 9)]
     for _, said in asked:
         rest(said)
-    assert asked[1][0].ids == alone.ids
-    assert asked[0][0].ids != alone.ids
-
-
-def test_penalties_nucleus_and_logprobs() -> None:
-    logits = torch.tensor([[3.0, 2.9, 0.0, -1.0]])
-    greedy = Sampling(1, 0.0, frequency_penalty=0.1)
-    assert choose(logits, [greedy], [None], [[0, 0]])[0].id == 1
-    assert choose(logits, [Sampling(1, 0.0, presence_penalty=0.05)], [None], [[0, 0]])[0].id == 0
-    narrow = Sampling(1, 5.0, top_p=0.01, seed=0)
-    generator = narrow.generator()
-    drawn = {choose(logits, [narrow], [generator], [[]])[0].id for _ in range(50)}
-    assert drawn == {0}
-    for extreme in (Sampling(1, 1.0, top_p=5e-324), Sampling(1, 1e-300)):
-        assert choose(logits, [extreme], [generator], [[]])[0].id == 0
-    (told,) = choose(logits, [Sampling(1, 0.0, logprobs=2)], [None], [[]])
-    assert [token for token, _ in told.alternatives] == [0, 1]
-    assert told.logprob == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
-
-
-@pytest.mark.parametrize("text", ["Grüße, 世界! 👩‍🚀 and so on " * 4, "plain"])
-def test_pieces_are_whole_characters_and_make_up_the_text(tokenizer: Any, text: str) -> None:
-    ids = tokenizer(text)["input_ids"]
-    stream = TextStream(tokenizer, ())
-    pieces = [stream.add([token], is_last=token is ids[-1]) for token in ids[:-1]]
-    pieces.append(stream.add(ids[-1:], is_last=True))
-    assert "".join(pieces) == text
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-
-
-def test_a_stop_text_is_cut_off_though_it_comes_in_parts(tokenizer: Any) -> None:
-    stream = TextStream(tokenizer, ("END of it", "never"))
-    ids = tokenizer("All is well. EN and then END of it, not told")["input_ids"]
-    told = ""
-    for token in ids:
-        told += stream.add([token])
-        if stream.is_stopped:
-            break
-    assert told == "All is well. EN and then "
-    assert stream.is_stopped
+    assert asked[1][0].output_ids == alone.output_ids
+    assert asked[0][0].output_ids != alone.output_ids

@@ -2,62 +2,35 @@
 
 import base64
 import json
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 from dpo_train import sample
-from serve import api, models, sources
-from serve.models import Served
+from serve import api, models
+from serve.models import ServedModel
+from tests.app_server import Server
 
 KEY = "a key that is long enough"
 ASK = {"role": "user", "content": "Is it true that goldfish forget everything in seconds?"}
 
 
-class Server:
-    """An application on a port of this machine, in a thread."""
-
-    def __init__(self, app: Any, host: str = "127.0.0.1") -> None:
-        with socket.socket() as free:
-            free.bind((host, 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://{host}:{self.port}"
-        config = uvicorn.Config(app, host=host, port=self.port, log_level="error")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    def __enter__(self) -> "Server":
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[dict[str, Served]]:
-    """The sample model, twice by name, as one with a base would be."""
-    loaded = models.load([f"winner={sample.MODEL}"], slots=3, context=256, most_waiting=4)
+def loaded() -> Iterator[dict[str, ServedModel]]:
+    loaded = models.load([f"winner={sample.MODEL}"], slots=3, context=256, max_waiting=4)
     yield loaded
     loaded["winner"].engine.close()
 
 
 @pytest.fixture(scope="module")
-def server(loaded: dict[str, Served]) -> Iterator[Server]:
-    with Server(api.create_app(loaded, api.Limits(body_bytes=20_000), None)) as server:
+def server(loaded: dict[str, ServedModel]) -> Iterator[Server]:
+    with Server(api.create_app(loaded, api.Limits(max_body_bytes=20_000), None)) as server:
         yield server
 
 
@@ -196,7 +169,7 @@ def test_a_stream_is_read_though_it_is_cut_in_the_middle_of_a_character(server: 
         assert json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk"
 
 
-def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, Served]) -> None:
+def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, ServedModel]) -> None:
     engine = loaded["winner"].engine
     long = {**CHAT, "max_tokens": 200, "temperature": 2, "stop": ["\0"], "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long) as answer:
@@ -206,9 +179,9 @@ def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, Se
             f"{server.url}/v1/chat/completions", json={**long, "stream": False}, timeout=0.01
         )
     deadline = time.monotonic() + 20
-    while engine._writing and time.monotonic() < deadline:
+    while engine._decoding and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not engine._writing
+    assert not engine._decoding
 
 
 def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None:
@@ -222,7 +195,7 @@ def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None
     assert {answer.status_code for answer in answers} == {200, 503}
 
 
-def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Served]) -> None:
+def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, ServedModel]) -> None:
     with Server(api.create_app(loaded, api.Limits(seconds=0.15), None)) as hurried:
         body = {**CHAT, "max_tokens": 240 - 40, "temperature": 2, "n": 3}
         slow = post(hurried, "/v1/chat/completions", body)
@@ -236,7 +209,7 @@ def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Se
     ):
         # One after the other, so that the engine is still taken when a slow machine asks.
         taken = [clients.submit(post, server, "/v1/chat/completions", long) for _ in range(2)]
-        while len(engine._writing) < 3:
+        while len(engine._decoding) < 3:
             time.sleep(0.001)
         assert post(late, "/v1/chat/completions", CHAT).status_code == 504
         assert {answer.result().status_code for answer in taken} == {200}
@@ -260,7 +233,7 @@ def test_without_a_key_only_this_machine_is_answered(server: Server) -> None:
         assert far.get("/v1/models").status_code == 403
 
 
-def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> None:
+def test_with_a_key_every_client_must_bring_it(loaded: dict[str, ServedModel]) -> None:
     with Server(api.create_app(loaded, api.Limits(), KEY)) as server:
         url = f"{server.url}/v1/models"
         basic = base64.b64encode(f"any:{KEY}".encode()).decode()
@@ -277,19 +250,3 @@ def test_with_a_key_every_client_must_bring_it(loaded: dict[str, Served]) -> Non
         ):
             client.models.list()
         assert httpx.get(f"{server.url}/readyz").status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("place", "said"),
-    [
-        ("./none", "./none: no such folder"),
-        (str(Path(__file__).parent), "neither config.json nor adapter_config.json"),
-    ],
-)
-def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
-    with pytest.raises(sources.ModelError, match=said):
-        sources.needs([place], 1, 128)
-    with pytest.raises(sources.ModelError, match="two models of one name"):
-        sources.needs(["a=sample", "a=sample"], 1, 128)
-    (line,) = sources.needs(["a=sample", "b=sample"], 16, 2048)
-    assert "for 16 answers at once of" in line

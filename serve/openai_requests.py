@@ -1,28 +1,26 @@
-"""What requests may hold and what answers look like: OpenAI's API, and a plain one for curl.
+"""These are the bodies that requests may have: those of OpenAI's API, and a plain one for curl.
 
-A field that is not known here is refused by its name, never ignored.
+A field that is not known here is refused by its name and never ignored.
 """
 
 from __future__ import annotations
 
-import time
-import uuid
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve.sampling import Sampling
+from serve.sampling import SamplingParams
 
 
-class _Request(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Asked(_Request):
-    """What all ways of asking share."""
+class CommonRequest(_StrictModel):
+    """These fields are common to all requests."""
 
     model: str | None = None
-    """One of /v1/models; by default the first."""
+    """One of /v1/models. By default it is the first."""
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -31,7 +29,7 @@ class Asked(_Request):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     user: str | None = None
-    """Accepted and not used."""
+    """It is accepted and not used."""
 
     @model_validator(mode="after")
     def _few_stops(self) -> Self:
@@ -44,20 +42,20 @@ class Asked(_Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def in_parts(self) -> bool:
-        """Whether the answer is told as it is written."""
+    def is_streamed(self) -> bool:
+        """Whether the answer is sent while it is generated."""
         return False
 
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_tokens
 
-    def alternatives(self) -> int | None:
-        """How many log-probs to tell beside each token's own; None for none at all."""
+    def logprob_alternatives(self) -> int | None:
+        """Returns how many log-probs are given beside each token's own, or None for none at all."""
         return None
 
-    def sampling(self, max_tokens: int, number: int = 0) -> Sampling:
-        """Of the `number`-th of several answers, each with a seed of its own."""
-        return Sampling(
+    def sampling(self, max_tokens: int, number: int = 0) -> SamplingParams:
+        """Returns the settings of the `number`-th of several answers, which has its own seed."""
+        return SamplingParams(
             max_tokens=max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
@@ -65,15 +63,15 @@ class Asked(_Request):
             stop=self.stops,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
-            logprobs=self.alternatives(),
+            logprobs=self.logprob_alternatives(),
         )
 
 
-class StreamOptions(_Request):
+class StreamOptions(_StrictModel):
     include_usage: bool = False
 
 
-class Streamed(Asked):
+class StreamableRequest(CommonRequest):
     n: int | None = Field(None, ge=1, le=16)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -85,7 +83,7 @@ class Streamed(Asked):
         return self
 
     @property
-    def in_parts(self) -> bool:
+    def is_streamed(self) -> bool:
         return bool(self.stream)
 
     @property
@@ -93,18 +91,18 @@ class Streamed(Asked):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class TextPart(_Request):
+class TextPart(_StrictModel):
     type: Literal["text"]
     text: str
 
 
-class Message(_Request):
+class Message(_StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    """Accepted and not used: templates know no names."""
+    """It is accepted and not used, because chat templates know no names."""
     refusal: None = None
-    """As an answer has it, which comes back with the next question."""
+    """An answer has this field, and comes back with the next question."""
 
     def for_template(self) -> dict[str, str]:
         role = "system" if self.role == "developer" else self.role
@@ -117,7 +115,7 @@ class Message(_Request):
         return "".join(part.text for part in self.content)
 
 
-class ChatRequest(Streamed):
+class ChatRequest(StreamableRequest):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -131,14 +129,14 @@ class ChatRequest(Streamed):
             raise ValueError("max_tokens and max_completion_tokens: give one of them")
         return self
 
-    def most_tokens(self) -> int | None:
+    def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    def alternatives(self) -> int | None:
+    def logprob_alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class CompletionRequest(Streamed):
+class CompletionRequest(StreamableRequest):
     prompt: str | list[str] = Field(min_length=1)
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -146,60 +144,22 @@ class CompletionRequest(Streamed):
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
-    def alternatives(self) -> int | None:
+    def logprob_alternatives(self) -> int | None:
         return self.logprobs
 
 
-class GenerateRequest(Asked):
+class GenerateRequest(CommonRequest):
     """`POST /generate`: one prompt in, one text out."""
 
     prompt: str
     system: str | None = None
 
 
-class ApiError(Exception):
-    """An answer in OpenAI's form of an error."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers or {}
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def explain(error: dict[str, Any]) -> tuple[str, str | None]:
-    """The message and the parameter of Pydantic's first complaint."""
-    place = [str(part) for part in error["loc"] if part != "body"]
-    path = ".".join(place) or None
+def explain_validation_error(error: dict[str, Any]) -> tuple[str, str | None]:
+    """Returns a message and the name of the parameter for an error of Pydantic."""
+    path = ".".join(str(part) for part in error["loc"] if part != "body") or None
     if error["type"] == "extra_forbidden":
         return f"{path} is not supported by this server", path
     if error["type"] == "json_invalid":
         return "the body is not JSON", None
     return f"{path}: {error['msg']}" if path else str(error["msg"]), path
-
-
-def new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"
-
-
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
-
-
-def model_card(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "dpo-tune"}
-
-
-def now() -> int:
-    return int(time.time())

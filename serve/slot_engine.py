@@ -1,0 +1,284 @@
+"""This generates many answers at once: requests join and leave the running batch between tokens.
+
+This is iteration-level scheduling (Orca, OSDI 2022) over a fixed number of slots of a KV cache that
+is allocated once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from serve.attention import BatchStep, PromptChunk, SlotCache
+from serve.engine import Chunk, EngineMonitor, GenerationRequest, NullMonitor, RequestQueue
+from serve.model_source import ModelError, one_line
+from serve.sampling import sample_next_tokens
+from serve.text import TextStream
+from serve.weights import peft_adapter_name
+
+_MAX_FAILURES = 3
+"""After so many failed steps in a row the engine gives up, and health checks then say so."""
+_MAX_PREFILL_TOKENS = 1024
+"""One step prefills so many tokens of prompts. A longer prompt is prefilled in chunks, between
+which the other requests go on."""
+
+
+class SlotEngine:
+    """A GenerationEngine. It owns a model, as serve.weights loads it, and a thread that runs it."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, slots: int, context: int, max_waiting: int
+    ) -> None:
+        """Takes `slots` requests at once, each with `context` tokens of prompt and answer.
+
+        Raises ModelError for a model whose attention is not done here.
+        """
+        context = min(context, model.config.max_position_embeddings)
+        self.model = model
+        self._tokenizer = tokenizer
+        self.slots, self.context, self.max_waiting = slots, context, max_waiting
+        self._cache = SlotCache(slots + 1, context)
+        self._end_token_ids = _end_token_ids(model, tokenizer)
+        self.monitor: EngineMonitor = NullMonitor()
+        self._waiting = RequestQueue()
+        self._prefilling: deque[_Running] = deque()
+        """The prompts of these are not in the cache yet. The first one's may be there in part."""
+        self._decoding: list[_Running] = []
+        """These stand in the order of their slots, from the first slot."""
+        self._logit_indices = torch.empty(0)
+        head = model.get_output_embeddings()
+        self._hook = head.register_forward_pre_hook(lambda _, given: self._select_states(*given))
+        self._allocate()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request. Raises QueueFull."""
+        idle = self.slots - len(self._decoding) - len(self._prefilling)
+        self._waiting.put(request, self.max_waiting + max(0, idle))
+
+    def close(self) -> None:
+        """Finishes the requests that were submitted, then ends the thread."""
+        self._waiting.close()
+        self._thread.join()
+        self._hook.remove()
+
+    @torch.inference_mode()
+    def _allocate(self) -> None:
+        try:
+            step = BatchStep([], [PromptChunk(0, 0, 2)], self.model.device)
+            self._forward([[0, 0]], step, [None], [1])
+        except Exception as error:  # what a model's own code raises
+            reason = one_line(error)
+            raise ModelError(f"{self.model.name_or_path!r} can't be served: {reason}") from None
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            while failures < _MAX_FAILURES and self._admit():
+                try:
+                    self._step()
+                    failures = 0
+                except Exception as error:  # out of memory, likely: these fail, later ones may not
+                    failures += 1
+                    running = [one.request for one in [*self._decoding, *self._prefilling]]
+                    self._decoding, self._prefilling = [], deque()
+                    self._fail(running, str(error))
+        finally:  # closed, or a device that will not work again
+            self._fail(self._waiting.drain(), "the engine has ended")
+
+    def _fail(self, requests: list[GenerationRequest], reason: str) -> None:
+        for request in requests:
+            with contextlib.suppress(RuntimeError):  # its event loop is closed
+                request.send(Chunk(text=reason, finish_reason="error"))
+            self.monitor.on_end(request)
+
+    def _admit(self) -> bool:
+        """Takes requests from the queue into the free slots. It waits if there is nothing to do.
+
+        Returns whether there is something to do; there is not once the queue is closed and empty.
+        """
+        while len(self._decoding) + len(self._prefilling) < self.slots:
+            is_idle = not self._decoding and not self._prefilling
+            request = self._waiting.get(block=is_idle)
+            if request is None:
+                return not is_idle
+            self._prefilling.append(_Running(request, self._tokenizer))
+        return True
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        """Decodes one token of every answer, and prefills as many prompt tokens as have room."""
+        chunks = self._next_prompt_chunks()
+        rows = [*self._decoding, *(one for one, _ in chunks)]
+        if not rows:
+            return
+        step = BatchStep(
+            [one.length - 1 for one in self._decoding], [chunk for _, chunk in chunks],
+            self.model.device,
+        )  # fmt: skip
+        ids = [one.request.output_ids[-1:] for one in self._decoding]
+        ids += [one.request.prompt_ids[c.start : c.start + c.length] for one, c in chunks]
+        logit_indices = [end - 1 for end in itertools.accumulate(map(len, ids))]
+        adapters = [one.request.adapter for one in rows]
+        logits = self._forward(ids, step, adapters, logit_indices)
+        for one, chunk in chunks:
+            one.prefilled += chunk.length
+        if chunks and not chunks[-1][0].is_prefilled:
+            rows.pop()
+            chunks.pop()
+        for one, chunk in chunks:
+            if chunk.slot != len(self._decoding):
+                self._cache.move(chunk.slot, len(self._decoding), one.prefilled)
+            self._decoding.append(self._prefilling.popleft())
+        self._append_tokens(rows, logits[: len(rows)])
+
+    def _next_prompt_chunks(self) -> list[tuple[_Running, PromptChunk]]:
+        """Chooses what is prefilled next: whole prompts, into the slots behind the decoding ones.
+
+        A long prompt has a slot of its own until it is complete, because the slots of the others
+        move meanwhile.
+        """
+        self._prefilling = deque(one for one in self._prefilling if not self._is_cancelled(one))
+        chunks: list[tuple[_Running, PromptChunk]] = []
+        room = _MAX_PREFILL_TOKENS
+        for one in self._prefilling:
+            prompt_length = len(one.request.prompt_ids)
+            length = min(room, prompt_length - one.prefilled)
+            is_whole = one.prefilled == 0 and length == prompt_length
+            if length == 0 or (not is_whole and chunks and chunks[0][1].slot == self.slots):
+                break
+            slot = len(self._decoding) + len(chunks) if is_whole else self.slots
+            chunks.append((one, PromptChunk(slot, one.prefilled, length)))
+            room -= length
+        return chunks
+
+    def _is_cancelled(self, one: _Running) -> bool:
+        if one.request.is_cancelled:
+            self.monitor.on_end(one.request)
+        return one.request.is_cancelled
+
+    def _forward(
+        self,
+        ids: list[list[int]],
+        step: BatchStep,
+        adapters: list[str | None],
+        logit_indices: list[int],
+    ) -> torch.Tensor:
+        """Returns logits of shape (indices, vocabulary) for the tokens at `logit_indices`.
+
+        `ids` and `adapters` have an entry for each request.
+        """
+        device = self.model.device
+        adapter_arguments = {}
+        if hasattr(self.model, "peft_config"):
+            adapter_arguments["adapter_names"] = [
+                peft_adapter_name(adapter) if adapter else "__base__"
+                for adapter, row in zip(adapters, ids, strict=True)
+                for _ in row
+            ]
+        self._logit_indices = torch.tensor(logit_indices, device=device)
+        output = self.model(
+            input_ids=torch.tensor([one for row in ids for one in row], device=device)[:, None],
+            position_ids=step.positions[:, None],
+            use_cache=False,
+            cache=self._cache,
+            step=step,
+            **adapter_arguments,
+        )
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def _select_states(self, states: torch.Tensor) -> torch.Tensor:
+        """Runs before the head: the logits of all tokens of a long prompt would be gigabytes."""
+        return states[self._logit_indices]
+
+    def _append_tokens(self, running: list[_Running], logits: torch.Tensor) -> None:
+        """Draws the next token of each request from logits of shape (requests, vocabulary)."""
+        if not running:
+            return
+        choices = sample_next_tokens(
+            logits,
+            [one.request.sampling for one in running],
+            [one.generator for one in running],
+            [one.request.output_ids for one in running],
+        )
+        self.monitor.on_step(len(running), len(self._waiting))
+        now = time.monotonic()
+        for one, choice in zip(running, choices, strict=True):
+            request = one.request
+            request.output_ids.append(choice.id)
+            request.first_token_at = request.first_token_at or now
+            reason = self._finish_reason(one, choice.id, now)
+            if not self._is_end(one, choice.id):
+                one.unsent.tokens.append(choice)
+                one.undecoded_ids.append(choice.id)
+            if request.is_streamed or request.sampling.stop or reason is not None:
+                one.unsent.text += one.text.add(one.undecoded_ids, reason is not None)
+                one.undecoded_ids = []
+                if one.text.is_stopped:
+                    reason = "stop"
+            if request.is_cancelled or reason is not None:
+                self._free_slot(one)
+            if not request.is_cancelled and (request.is_streamed or reason is not None):
+                one.unsent.finish_reason = reason
+                request.send(one.unsent)
+                one.unsent = Chunk()
+
+    def _finish_reason(self, one: _Running, token: int, now: float) -> str | None:
+        if self._is_end(one, token):
+            return "stop"
+        is_long = len(one.request.output_ids) >= one.request.sampling.max_tokens
+        is_full = one.length >= self.context
+        return "length" if is_long or is_full or now > one.request.deadline else None
+
+    def _is_end(self, one: _Running, token: int) -> bool:
+        return token in self._end_token_ids or token == one.request.end_token_id
+
+    def _free_slot(self, one: _Running) -> None:
+        """Moves the last request into the slot of this one, so that the slots in use adjoin."""
+        slot, last = self._decoding.index(one), self._decoding[-1]
+        if last is not one:
+            self._cache.move(len(self._decoding) - 1, slot, last.length)
+            self._decoding[slot] = last
+        self._decoding.pop()
+        self.monitor.on_end(one.request)
+
+
+class _Running:
+    """A request that has a slot."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: Any) -> None:
+        self.request = request
+        self.prefilled = 0
+        """So many tokens of the prompt are in the cache."""
+        self.text = TextStream(tokenizer, request.sampling.stop)
+        self.undecoded_ids: list[int] = []
+        """No text was made of these tokens yet."""
+        self.unsent = Chunk()
+        self.generator = request.sampling.generator()
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.prefilled >= len(self.request.prompt_ids)
+
+    @property
+    def length(self) -> int:
+        """Counts the tokens of prompt and answer together."""
+        return len(self.request.prompt_ids) + len(self.request.output_ids)
+
+
+def _end_token_ids(model: Any, tokenizer: Any) -> set[int]:
+    ids = model.generation_config.eos_token_id
+    found = set(ids if isinstance(ids, list) else [ids])
+    return (found | {tokenizer.eos_token_id}) - {None}
