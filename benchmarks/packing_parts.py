@@ -182,10 +182,10 @@ def train_packed(
 
 def packed_trials(folder: Path) -> dict[str, Any]:
     """E: up to 32 trials at once; and the table of batch and pack sizes."""
-    from dpo_train.trainers.packed.engine import Engine
+    from dpo_train.trainers.packed.engine import PackedEngine
 
     config, planned = prepared(folder, SIZE.lengths, "rows")
-    engine = Engine(config.model, planned, DEVICE)
+    engine = PackedEngine(config.model, planned, DEVICE)
     found_by_trying, engine.pack_size = engine.pack_size, _All()
     opening = time.perf_counter() - BEGAN
 
@@ -244,12 +244,12 @@ def utilisation(engine: Any, pairs_per_second: float) -> float | None:
 
 def prefix(folder: Path) -> dict[str, float]:
     """A step with each prompt once against one with it twice, in turn, three times."""
-    from dpo_train.trainers.packed.engine import Engine
+    from dpo_train.trainers.packed.engine import PackedEngine
     from dpo_train.trainers.packed.rows import lay_out_all
 
     lengths = {"prompt": (21, 21), "chosen": (14, 14), "rejected": (14, 14)}
     config, planned = prepared(folder, lengths, "long-prompts")
-    engine = Engine(config.model, planned, DEVICE)
+    engine = PackedEngine(config.model, planned, DEVICE)
     columns = reference.prepare(planned).split("train")[:]
     layouts = {"shared": engine.train.pairs, "plain": lay_out_all(columns, shared=False)}
     best = dict.fromkeys(layouts, float("inf"))
@@ -270,7 +270,7 @@ def prefix(folder: Path) -> dict[str, float]:
 def embedded(folder: Path) -> dict[str, float]:
     """Trial-steps per second of sixteen trials of the embedded model: eight at once, and one after
     another in a warm `trl` session."""
-    from dpo_train.trainers.packed.engine import Engine
+    from dpo_train.trainers.packed.engine import PackedEngine
 
     config = TrainConfig.model_validate(
         {"trainer": "packed", "lora": LORA, "data": {"limit": 600}, "eval_every_pairs": 10**9,
@@ -280,7 +280,7 @@ def embedded(folder: Path) -> dict[str, float]:
     trials = [override(config, point) for point in points(17)]
     warm_trial(trials[0], planned)
     done = [warm_trial(trial, planned) for trial in trials[1:]]
-    engine = Engine(config.model, planned, DEVICE)
+    engine = PackedEngine(config.model, planned, DEVICE)
     train_packed(engine, trials[:1], 1, SIZE.train_pairs)
     steps, seconds = train_packed(engine, trials[1:], 8, SIZE.train_pairs)
     return {"E": steps / seconds, "B3": sum(s for s, _ in done) / sum(t for _, t in done)}
@@ -290,7 +290,7 @@ def quality(folder: Path) -> dict[str, Any]:
     """Best eval/accuracy of six trials of the sample, E's minus the `trl` session's (which a test
     holds to a stock trainer's numbers), the same points, for each of five seeds."""
     from dpo_train.trainers.open import open_session
-    from dpo_train.trainers.packed.engine import Engine
+    from dpo_train.trainers.packed.engine import PackedEngine
 
     config = TrainConfig.model_validate(
         {"trainer": "packed", "lora": LORA, "data": {"limit": 600}, "eval_every_pairs": 160,
@@ -312,7 +312,7 @@ def quality(folder: Path) -> dict[str, Any]:
             best = max(best, session.advance()["eval/accuracy"])
             session.close()
         found["trl"].append(best)
-        engine = Engine(config.model, planned, DEVICE)
+        engine = PackedEngine(config.model, planned, DEVICE)
         trials = [engine.join(trial) for trial in asked]
         while running := [trial for trial in trials if not trial.is_due]:
             engine.step(running)

@@ -57,7 +57,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         session.close()
         records.end(trial_id, "finished")
     stamp = exports.promote_to_winner(folder, records.objective)
-    verdict = test_split.judge(folder / "winner", config.model, prepared, "cpu")
+    verdict = test_split.evaluate_on_test(folder / "winner", config.model, prepared, "cpu")
     results = assemble(config, records, stamp, verdict, "all 2 trials")
     ran_on = environment.describe({"CPU": 2})
     write_results(folder, results.model_copy(update={"environment": ran_on}))

@@ -11,13 +11,13 @@ from typing import Any
 
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.process_group import Peers
+from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Session
 
 
 def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:
     config, out = TrainConfig.model_validate(asked["config"]), Path(asked["out"])
-    peers = Peers(**asked["peers"])
+    peers = ProcessGroup(**asked["peers"])
 
     def begin() -> Session:
         return open_session(config, Path(asked["prepared"]), "cpu", peers)

@@ -275,7 +275,7 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
             assert np.mean(values) == pytest.approx(report[metric])
         session.export(tmp_path / name)
         session.close()
-    told = test_split.judge(
+    told = test_split.evaluate_on_test(
         tmp_path / "winner", small_config.model, small_prepared, "cpu", tmp_path / "searched"
     )
     base = reference.prepare(small_prepared).base["test"]

@@ -14,7 +14,7 @@ from dpo_train.errors import InputError
 from dpo_train.scoring import logps, metrics
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import adapters, engine, forward
-from dpo_train.trainers.packed.engine import Engine
+from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.losses import LOSSES
 from dpo_train.trainers.packed.rows import collate, lay_out
 from dpo_train.trainers.packed.trial import PackedTrial, learning_rate_factor
@@ -38,11 +38,11 @@ def config(base: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 @pytest.fixture
-def pack(small_config: TrainConfig, small_prepared: Path) -> Engine:
-    return Engine(small_config.model, small_prepared, "cpu")
+def pack(small_config: TrainConfig, small_prepared: Path) -> PackedEngine:
+    return PackedEngine(small_config.model, small_prepared, "cpu")
 
 
-def train(pack: Engine, trial: PackedTrial, steps: int, *others: PackedTrial) -> None:
+def train(pack: PackedEngine, trial: PackedTrial, steps: int, *others: PackedTrial) -> None:
     """Steps until `trial` took so many; the others go with it as long as they have pairs."""
     while trial.step < steps:
         running = [t for t in (trial, *others) if t.pairs_seen < t.pairs_total]
@@ -88,7 +88,7 @@ def test_losses_and_log_ratios_are_those_of_trl_with_peft(
 
 
 def test_neighbours_joining_and_leaving_change_nothing(
-    small_config: TrainConfig, pack: Engine
+    small_config: TrainConfig, pack: PackedEngine
 ) -> None:
     asked = config(small_config, optim__epochs=4, optim__learning_rate=2e-3, seed=3)
     alone = pack.join(asked)
@@ -113,7 +113,7 @@ def test_neighbours_joining_and_leaving_change_nothing(
 
 
 def test_a_neighbour_that_is_no_number_changes_no_bit(
-    small_config: TrainConfig, pack: Engine
+    small_config: TrainConfig, pack: PackedEngine
 ) -> None:
     weights = []
     for poison in (1.0, float("nan")):
@@ -139,7 +139,7 @@ def test_a_neighbour_that_is_no_number_changes_no_bit(
 
 
 def test_a_prompt_computed_once_gives_the_same_log_probs(
-    pack: Engine, small_prepared: Path
+    pack: PackedEngine, small_prepared: Path
 ) -> None:
     rows = reference.prepare(small_prepared).split("eval")[:]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -193,7 +193,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     ids=["gpu", "cpu"],
 )
 def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
-    small_config: TrainConfig, pack: Engine, monkeypatch: pytest.MonkeyPatch, lack: Exception
+    small_config: TrainConfig, pack: PackedEngine, monkeypatch: pytest.MonkeyPatch, lack: Exception
 ) -> None:
     asked = [config(small_config, seed=seed, optim__batch_size=4) for seed in range(3)]
     whole = [pack.join(trial) for trial in asked]
@@ -231,7 +231,7 @@ def test_the_way_of_a_gpu_computes_in_bfloat16_and_updates_in_float32(
     asked = config(small_config, model__dtype=dtype)
     planned = reference.plan(asked, data.load_pairs(asked.data), tmp_path, "cpu")
     monkeypatch.setitem(forward.AUTOCAST, "cpu", torch.bfloat16)
-    rough = Engine(asked.model, planned, "cpu")
+    rough = PackedEngine(asked.model, planned, "cpu")
     trial = rough.join(asked)
     while trial.pairs_seen < trial.pairs_total:
         rough.step([trial])
@@ -259,7 +259,10 @@ def test_schedules_are_those_of_transformers(schedule: Any) -> None:
 
 
 def test_a_model_that_computes_something_else_is_refused(
-    small_config: TrainConfig, small_prepared: Path, pack: Engine, monkeypatch: pytest.MonkeyPatch
+    small_config: TrainConfig,
+    small_prepared: Path,
+    pack: PackedEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer = pack.base.get_output_embeddings()
     pack.close()
@@ -273,7 +276,7 @@ def test_a_model_that_computes_something_else_is_refused(
 
     monkeypatch.setattr(type(pack.base), "get_output_embeddings", lambda _: Softcap())
     with pytest.raises(InputError, match=r"packed can't train this model .* type `trainer: trl`"):
-        Engine(small_config.model, small_prepared, "cpu")
+        PackedEngine(small_config.model, small_prepared, "cpu")
 
 
 @pytest.mark.parametrize(

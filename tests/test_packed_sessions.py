@@ -8,7 +8,7 @@ import pytest
 
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.packed.engine import Engine
+from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
 from dpo_train.trainers.session import OutOfMemory
 from tests.test_packed import config
@@ -34,14 +34,14 @@ def test_an_error_in_a_step_ends_all_that_it_may_have_left_half_done(
     small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = config(small_config, optim__epochs=1000, eval_every_pairs=40_000)
-    step = Engine.step
+    step = PackedEngine.step
 
-    def scarce(pack: Engine, trials: list[PackedTrial]) -> None:
+    def scarce(pack: PackedEngine, trials: list[PackedTrial]) -> None:
         if len(trials) == 2:
             raise OutOfMemory("out of memory with one pair at once")
         step(pack, trials)
 
-    monkeypatch.setattr(Engine, "step", scarce)
+    monkeypatch.setattr(PackedEngine, "step", scarce)
     sessions = [open_session(endless, small_prepared, "cpu") for _ in range(2)]
     with ThreadPoolExecutor(2) as threads:
         for waiting in [threads.submit(session.advance) for session in sessions]:

@@ -17,13 +17,13 @@ from dpo_train.scoring.bootstrap import bootstrap_interval
 SHOWN = 5
 """Answers that a person reads."""
 MEASURED = 32
-"""Answers whose length is taken: a judge that likes long answers rewards length alone."""
+"""Answers whose length is measured: a judge that likes long answers rewards length alone."""
 MOST_TOKENS = 128
 """Of one answer; what is longer counts as that long."""
 _AT_ONCE = 16
 
 
-def judge(
+def evaluate_on_test(
     winner: Path,
     base: ModelConfig,
     prepared: Path,

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_train.config import TrainConfig
-from dpo_train.trainers.process_group import ALONE, Peers
+from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_train.trainers.session import Session
 from dpo_train.trainers.simulated import SimulatedSession
 
 
-def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE) -> Session:
+def open_session(
+    config: TrainConfig, prepared: Path, device: str, process_group: ProcessGroup = SINGLE_PROCESS
+) -> Session:
     """The session that the config asks for, over the prepared data at that folder.
 
-    Of peers each opens one, with the same arguments but its rank, and all are driven together.
+    Each process of a group opens one, with the same arguments but its rank, and all are driven
+    together.
     """
     if config.trainer == "simulated":
         return SimulatedSession(config)
@@ -23,4 +26,4 @@ def open_session(config: TrainConfig, prepared: Path, device: str, peers: Peers 
         return PackedSession(config, prepared, device)
     from dpo_train.trainers.trl_session import TrlSession  # imports torch and TRL, slowly
 
-    return TrlSession(config, prepared, device, peers)
+    return TrlSession(config, prepared, device, process_group)

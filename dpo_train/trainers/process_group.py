@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Peers:
+class ProcessGroup:
     """One process's place among them."""
 
     rank: int = 0
@@ -32,4 +32,4 @@ class Peers:
             }
 
 
-ALONE = Peers()
+SINGLE_PROCESS = ProcessGroup()

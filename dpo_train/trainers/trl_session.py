@@ -20,26 +20,31 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
 from dpo_train import export, model, reference
-from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.config import TrainConfig
 from dpo_train.errors import one_line
 from dpo_train.scoring import logps, metrics
 from dpo_train.trainers import trl_patches  # noqa: F401
-from dpo_train.trainers.process_group import ALONE, Peers
+from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_train.trainers.session import OutOfMemory, diverged, is_out_of_memory
+from dpo_train.trainers.trl_arguments import trl_arguments
 
 
 class TrlSession:
     """A Session over DPOTrainer. One at a time in a process: it borrows the warm base."""
 
     def __init__(
-        self, config: TrainConfig, prepared: Path, device: str, peers: Peers = ALONE
+        self,
+        config: TrainConfig,
+        prepared: Path,
+        device: str,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        peers.join()
+        process_group.join()
         self._config = config
-        self._peers = peers
+        self._process_group = process_group
         self._data = reference.prepare(prepared)
         self.reference_pairs = self._data.computed_pairs
         self._base = model.load_base(config.model, device)
@@ -49,7 +54,7 @@ class TrlSession:
         self._control = _Control(config, len(train), self._scratch)
         self._trainer = _Trainer(
             model=self._base.fresh(trained_in_full=config.lora is None),
-            args=_arguments(config, self._scratch, device, peers),
+            args=trl_arguments(config, self._scratch, device, process_group),
             train_dataset=train,
             processing_class=self._base.tokenizer,
             peft_config=model.peft_config(config.lora),
@@ -73,7 +78,7 @@ class TrlSession:
     def save(self, folder: Path) -> None:
         self._control.commands.put("save")
         checkpoint = self._answer()
-        # Of peers each brings its own part: at least its random state, under a name of its own.
+        # Each process of a group brings its part: at least its random state, in its own file.
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         shutil.rmtree(checkpoint)
 
@@ -82,12 +87,12 @@ class TrlSession:
 
     def export(self, folder: Path) -> None:
         weights = None
-        if self._peers.sharded:  # gathered by all, written by one
+        if self._process_group.sharded:  # gathered by all, written by one
             policy = self._trainer.model
             weights = self._trainer.accelerator.get_state_dict(policy)
             for tied in getattr(policy, "all_tied_weights_keys", {}):
                 weights.pop(tied, None)
-        if self._peers.rank == 0:
+        if self._process_group.rank == 0:
             tokenizer = self._base.tokenizer
             export.write(self._trainer.model, tokenizer, self._config, folder, weights)
 
@@ -98,7 +103,7 @@ class TrlSession:
         if self._config.lora is not None:
             self._trainer.model.unload()
         del self._trainer, self._control, self._base
-        if self._peers.sharded:
+        if self._process_group.sharded:
             model.forget_base()  # its weights are parts now
         shutil.rmtree(self._scratch, ignore_errors=True)
         gc.collect()
@@ -197,7 +202,7 @@ class _Trainer(DPOTrainer):
         """Weighs a part of a batch by its pairs: the parts of an epoch's last batch may be unequal,
         and transformers divides each by their number."""
         parts = self.current_gradient_accumulation_steps
-        if parts > 1 and self.accelerator.num_processes == 1:  # peers have equal parts
+        if parts > 1 and self.accelerator.num_processes == 1:  # in a group all parts are equal
             step = self.state.global_step
             loss = loss * (pairs * parts / (self._hand.pairs(step + 1) - self._hand.pairs(step)))
         if self._parts_seen == 0:
@@ -217,7 +222,7 @@ class _Trainer(DPOTrainer):
     def _measure(self) -> dict[str, float]:
         seconds = time.monotonic() - self._hand.resumed_at
         pairs = self._hand.pairs_seen - self._hand.resumed_pairs
-        # What peers report, and whether they go on, is the same for all.
+        # What the processes of a group report, and whether they go on, is the same for all.
         together = self.accelerator.reduce(torch.stack(self._step_losses).float(), "mean")
         losses = together.cpu()
         tokens = int(self.accelerator.reduce(self._tokens))
@@ -281,46 +286,3 @@ class _LogProbs:
         outputs = self._model(**inputs)
         self.log_probs = outputs.log_probs
         return outputs
-
-
-def _arguments(config: TrainConfig, scratch: Path, device: str, peers: Peers) -> DPOConfig:
-    optim, dpo = config.optim, config.dpo
-    at_once = _pairs_at_once(optim, peers)
-    return DPOConfig(
-        output_dir=str(scratch),
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=optim.batch_size // peers.count // at_once,
-        num_train_epochs=optim.epochs,
-        learning_rate=optim.learning_rate,
-        lr_scheduler_type=optim.schedule,
-        warmup_steps=0 if optim.schedule == "constant" else optim.warmup_steps,
-        weight_decay=optim.weight_decay,
-        max_grad_norm=optim.max_grad_norm,
-        loss_type=dpo.losses,
-        loss_weights=dpo.loss_weights,
-        beta=dpo.beta,
-        label_smoothing=dpo.label_smoothing,
-        discopop_tau=dpo.discopop_tau,
-        seed=config.seed,
-        precompute_ref_log_probs=True,
-        max_length=None,
-        activation_checkpointing=False,
-        bf16=device == "cuda",
-        use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" and peers.count > 1 else None,
-        ddp_find_unused_parameters=False,
-        fsdp=peers.sharded,
-        dataloader_pin_memory=device == "cuda",
-        logging_strategy="no",
-        # A NaN loss must be seen, not smoothed over; and the filter waits for the device each step.
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-
-
-def _pairs_at_once(optim: OptimConfig, peers: Peers) -> int:
-    """Of one peer: no more than its part of them all, in equal parts of its share of the batch."""
-    share, most = optim.batch_size // peers.count, max(1, optim.pairs_at_once // peers.count)
-    return max(pairs for pairs in range(1, most + 1) if share % pairs == 0)

@@ -1,1 +1,1 @@
-"""TODO tune.cluster.capacity."""
+"""The Ray that a search runs on: the connection, its capacity, its versions and hardware."""

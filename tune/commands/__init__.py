@@ -1,1 +1,1 @@
-"""TODO tune.commands."""
+"""What people type beside `run`, `resume` and `push`: doctor, replay, stop, clone, list, clean."""

@@ -1,4 +1,4 @@
-"""TODO"""
+"""`dpo-tune list` and `dpo-tune clean`: what occupies the runs folder, and its removal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO tune.publish.push."""
+"""The winner on the Hugging Face Hub: its repository, its model card, the push."""

@@ -1,1 +1,1 @@
-"""TODO tune.report.page."""
+"""What people read of a search: `report.html` and the terminal's tables, made from its results."""

@@ -1,4 +1,4 @@
-"""TODO"""
+"""What report and model card both say about a winner: one sentence, and its configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""The small pieces of HTML that all sections of the report use. Every text is escaped here."""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""TODO tune.run_folder."""
+"""The run folder: the trial records, which are the truth of a search, and what lies beside them.
+
+Knows the configuration, and no driver, no Ray and no W&B.
+"""

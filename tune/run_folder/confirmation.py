@@ -1,4 +1,4 @@
-"""TODO"""
+"""What confirming the finalists found: part of `results.json`, and the user's own evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""TODO"""
+"""Exported weights in `best/` and `winner/`: which are kept, and which one becomes the winner.
+
+Every folder appears under its name only when it is complete. Of a run on a URL the exports lie
+there alone, and are brought where they are read.
+"""
 
 from __future__ import annotations
 

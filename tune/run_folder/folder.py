@@ -1,4 +1,7 @@
-"""TODO"""
+"""Where a run folder is: found by a name, a path or a URL, and opened.
+
+Refuses a folder that other nodes of the cluster would not see.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""A trial's state in Optuna's words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO"""
+"""`places.jsonl` in the run folder: which trial held which GPU of which node, and when."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What stays on disk of a trial's weights: the state to go on from, and the k best exports.
+"""The saved states of open trials in `state/`, from which they go on.
 
-Every folder appears under its name only when it is complete. Of a run on a URL states and exports
-lie there alone, and are brought where they are read.
+Every folder appears under its name only when it is complete. Of a run on a URL the states lie there
+alone, and are brought where they are read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Points and durations as people read them."""
 
 from __future__ import annotations
 

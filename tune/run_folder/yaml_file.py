@@ -1,4 +1,4 @@
-"""TODO"""
+"""`search.yaml` in the run folder, and other YAML files that are written."""
 
 from __future__ import annotations
 

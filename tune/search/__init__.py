@@ -1,1 +1,1 @@
-"""TODO tune.search.driver."""
+"""The driver of a search: what is tried, what goes on, which trial wins."""

@@ -1,5 +1,6 @@
-"""The last tasks of a search, by trials' processes that are warm: the user's own evaluation of the
-finalists, then the winner on the test split."""
+"""The last tasks of a search, done by workers that are warm: the user's own evaluation of the
+finalists, then the evaluation of the winner on the test split.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
 
 
 class FinalTasks:
-    """Crowns the winner once every trial has ended, then has it judged."""
+    """Promotes the winner once every trial has ended, then has it evaluated on the test split."""
 
     def __init__(self, config: SearchConfig, records: Records) -> None:
         self._config = config
@@ -27,13 +28,13 @@ class FinalTasks:
         self.was_given = False
         """Whether the task was handed out, or there was none: no trial starts any more."""
         self.is_done = False
-        """Whether the search is over: the winner was judged, or there is none to judge."""
+        """Whether the search is over: the winner was evaluated, or there is none."""
         self.stamp: dict[str, Any] | None = None
         """The winner's trial, point and report; None if nothing was exported."""
         self.confirmation: Confirmation | None = None
         """How the finalists compare, if they were trained again."""
         self.verdict: dict[str, Any] = {}
-        """As `dpo_train.evaluation.test_split.judge` gives it."""
+        """As `dpo_train.evaluation.test_split.evaluate_on_test` gives it."""
 
     @property
     def is_waiting(self) -> bool:

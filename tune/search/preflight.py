@@ -1,4 +1,7 @@
-"""TODO"""
+"""Refuses a search that can't come to its end, before anything is spent.
+
+It looks for too few GPUs, too little disk, missing packages, and a Hub that would refuse the push.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO tune.tracking.wandb_client."""
+"""Weights & Biases: a child process follows the trial records and tells W&B about them."""

@@ -1,1 +1,1 @@
-"""TODO tune.workers."""
+"""What runs in Ray's processes: trials, their engines, and the tasks that end a search."""

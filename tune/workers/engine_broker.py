@@ -62,7 +62,7 @@ def brokered(config: SearchConfig, prepared: str) -> Iterator[None]:
 
 
 @dataclass
-class _Engine:
+class _EngineEntry:
     actor: Any
     trials: set[str] = field(default_factory=set)
 
@@ -72,7 +72,7 @@ class Broker:
 
     def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
         self._idle_seconds = idle_seconds
-        self._engines: dict[tuple[str, str], _Engine] = {}
+        self._engines: dict[tuple[str, str], _EngineEntry] = {}
         self._lock = threading.Lock()
 
     def enter(self, trial: str, node: str, gpu: str | None) -> Any:
@@ -85,7 +85,7 @@ class Broker:
             key = min(engines, key=lambda key: len(there.trials) if (there := engines[key]) else 0)
             engine = engines[key]
             if engine is None or not _is_alive(engine.actor):
-                engine = self._engines[key] = _Engine(_start(node, gpu))
+                engine = self._engines[key] = _EngineEntry(_start(node, gpu))
             engine.trials.add(trial)
             if left is not None and left is not engine:
                 # Of a process that died; the same engine closes it when it opens the next.
@@ -105,7 +105,7 @@ class Broker:
         with self._lock:
             self._take_out(trial)
 
-    def _take_out(self, trial: str) -> _Engine | None:
+    def _take_out(self, trial: str) -> _EngineEntry | None:
         """Says where it was."""
         for key, engine in self._engines.items():
             if trial in engine.trials:
@@ -115,7 +115,7 @@ class Broker:
                 return engine
         return None
 
-    def _end_if_idle(self, key: tuple[str, str], engine: _Engine) -> None:
+    def _end_if_idle(self, key: tuple[str, str], engine: _EngineEntry) -> None:
         with self._lock:
             if not engine.trials and self._engines.get(key) is engine:
                 del self._engines[key]
@@ -187,11 +187,11 @@ class EngineActor:
         if session := self._sessions.pop(trial, None):
             session.close()
 
-    def judge(self, _: str, *asked: Any) -> Any:
+    def evaluate_on_test(self, _: str, *asked: Any) -> Any:
         from dpo_train.evaluation import test_split  # imports torch, slowly
 
         _one_thread()
-        return test_split.judge(*asked)
+        return test_split.evaluate_on_test(*asked)
 
 
 def _one_thread() -> None:
@@ -238,7 +238,7 @@ class EngineSession:
         self._engine.leave()
 
 
-def judge(
+def evaluate_on_test(
     winner: Path,
     base: ModelConfig,
     prepared: Path,
@@ -246,11 +246,11 @@ def judge(
     searched: Path | None,
     sampled: dict[str, Path],
 ) -> dict[str, Any]:
-    """`dpo_train.evaluation.test_split.judge`, where the base is warm."""
+    """`dpo_train.evaluation.test_split.evaluate_on_test`, where the base is warm."""
     engine = _Entered("test-split")
     try:
         asked = (winner, base, prepared, device, searched, sampled)
-        verdict: dict[str, Any] = engine.ask("judge", *asked)
+        verdict: dict[str, Any] = engine.ask("evaluate_on_test", *asked)
         return verdict
     finally:
         engine.leave()

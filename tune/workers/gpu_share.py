@@ -1,4 +1,4 @@
-"""TODO"""
+"""Whether a trial took more of a GPU's memory than the fraction that it asked for."""
 
 from __future__ import annotations
 

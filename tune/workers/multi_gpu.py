@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.process_group import Peers
+from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Diverged, Session
 from tune.cluster.capacity import bundles
 from tune.config.schema import ResourcesConfig
@@ -43,15 +43,17 @@ class Group:
         ]
         host, port = ray.get(self._members[0].meeting_place.remote())
         count = resources.members
-        self._peers = [Peers(rank, count, host, port, resources.sharded) for rank in range(count)]
+        self._process_group = [
+            ProcessGroup(rank, count, host, port, resources.sharded) for rank in range(count)
+        ]
         self.gpus = ",".join(ray.get([member.gpus.remote() for member in self._members]))
         """What each member sees, in the order of their ranks."""
 
     def open(self, config: TrainConfig, prepared: Path, device: str) -> Session:
         """Each member's session, as one. Raises what a member raises."""
         opened = [
-            member.open.remote(config, prepared, device, peers)
-            for member, peers in zip(self._members, self._peers, strict=True)
+            member.open.remote(config, prepared, device, process_group)
+            for member, process_group in zip(self._members, self._process_group, strict=True)
         ]
         return _GroupSession(self, self._get(opened))
 
@@ -131,12 +133,12 @@ class _Member:
         return os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def open(
-        self, config: TrainConfig, prepared: Path, device: str, peers: Peers
+        self, config: TrainConfig, prepared: Path, device: str, process_group: ProcessGroup
     ) -> tuple[int, int]:
         if config.trainer == "trl":
             limit_threads()
-        self._rank = peers.rank
-        self._session = session = open_session(config, prepared, device, peers)
+        self._rank = process_group.rank
+        self._session = session = open_session(config, prepared, device, process_group)
         return session.pairs_total, session.reference_pairs
 
     def advance(self) -> tuple[dict[str, float], dict[str, list[float]]]:

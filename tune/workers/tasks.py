@@ -1,4 +1,4 @@
-"""TODO"""
+"""The names of the tasks that workers are given beside trials: they end a search."""
 
 from __future__ import annotations
 

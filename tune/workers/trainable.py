@@ -181,11 +181,11 @@ class DpoTrial(Trainable):
             }
             asked = (winner, self._search.model, prepared, run.device, searched, sampled)
             if self._search.trainer == "packed":
-                verdict = engine_broker.judge(*asked)
+                verdict = engine_broker.evaluate_on_test(*asked)
             else:
-                from dpo_train.evaluation.test_split import judge  # imports torch, slowly
+                from dpo_train.evaluation import test_split  # imports torch, slowly
 
-                verdict = self._on_device(judge, *asked)
+                verdict = self._on_device(test_split.evaluate_on_test, *asked)
         except (engine_broker.EngineLost, RayActorError):
             raise
         except Exception as error:

@@ -47,7 +47,7 @@ class Split:
         self.tokens = np.array([[p.chosen_tokens, p.rejected_tokens] for p in self.pairs], float)
 
 
-class Engine:
+class PackedEngine:
     """A base with the adapters of many trials."""
 
     def __init__(self, base: ModelConfig, prepared: Path, device: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.trainers.packed import adapters
-from dpo_train.trainers.packed.engine import Engine
+from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
 from dpo_train.trainers.session import Diverged
 
@@ -66,7 +66,7 @@ class _Shared:
     _now: _Shared | None = None
     _opening = threading.Lock()
 
-    def __init__(self, key: tuple[str, Path, str], engine: Engine) -> None:
+    def __init__(self, key: tuple[str, Path, str], engine: PackedEngine) -> None:
         self._key = key
         self._engine = engine
         self._turn = threading.Condition()
@@ -85,7 +85,7 @@ class _Shared:
             if now is None or now._key != key or now._engine.is_closed:
                 if now is not None:
                     now._engine.close()
-                cls._now = now = cls(key, Engine(base, prepared, device))
+                cls._now = now = cls(key, PackedEngine(base, prepared, device))
             return now
 
     @property

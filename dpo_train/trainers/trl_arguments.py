@@ -1,0 +1,58 @@
+"""A trial's configuration in the words of TRL's DPOConfig."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trl import DPOConfig
+
+from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.trainers.process_group import ProcessGroup
+
+
+def trl_arguments(
+    config: TrainConfig, scratch: Path, device: str, process_group: ProcessGroup
+) -> DPOConfig:
+    optim, dpo = config.optim, config.dpo
+    at_once = _pairs_at_once(optim, process_group)
+    return DPOConfig(
+        output_dir=str(scratch),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=optim.batch_size // process_group.count // at_once,
+        num_train_epochs=optim.epochs,
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type=optim.schedule,
+        warmup_steps=0 if optim.schedule == "constant" else optim.warmup_steps,
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+        loss_type=dpo.losses,
+        loss_weights=dpo.loss_weights,
+        beta=dpo.beta,
+        label_smoothing=dpo.label_smoothing,
+        discopop_tau=dpo.discopop_tau,
+        seed=config.seed,
+        precompute_ref_log_probs=True,
+        max_length=None,
+        activation_checkpointing=False,
+        bf16=device == "cuda",
+        use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and process_group.count > 1 else None,
+        ddp_find_unused_parameters=False,
+        fsdp=process_group.sharded,
+        dataloader_pin_memory=device == "cuda",
+        logging_strategy="no",
+        # A NaN loss must be seen, not smoothed over; and the filter waits for the device each step.
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _pairs_at_once(optim: OptimConfig, process_group: ProcessGroup) -> int:
+    """Of one peer: no more than its part of them all, in equal parts of its share of the batch."""
+    share, most = (
+        optim.batch_size // process_group.count,
+        max(1, optim.pairs_at_once // process_group.count),
+    )
+    return max(pairs for pairs in range(1, most + 1) if share % pairs == 0)
