@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror, object_store
+from tune.config.schema import SearchConfig
 from tune.config.space import check_point, check_space
-
-if TYPE_CHECKING:
-    from tune.config.schema import SearchConfig
 
 
 def check(config: SearchConfig) -> SearchConfig:

@@ -9,18 +9,15 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror, object_store
 from dpo_train.storage.object_store import StoreError
 from tune.config.load import load_search
 from tune.config.places import RUNS, runs_dir
+from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
 from tune.run_folder.records import Records
-
-if TYPE_CHECKING:
-    from tune.config.schema import SearchConfig
 
 
 def find_run(run: str | Path) -> Path:

@@ -16,14 +16,13 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
+from tune.config.schema import SearchConfig
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.records import STATES, Document, Records, TrialRecord
 
 if TYPE_CHECKING:
     import pandas
-
-    from tune.config.schema import SearchConfig
 
 
 class Winner(Document):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tune.config.schema import SearchConfig
+from tune.config.schema import SearchConfig
 
 
 def overfull(config: SearchConfig, report: Mapping[str, float]) -> str:
