@@ -14,10 +14,10 @@ import pytest
 
 from dpo_train import data, reference
 from dpo_train.config import DataConfig, TrainConfig
-from tests.object_store import LOGIN
-from tests.one_node import one_node
-from tests.simulated_search import YAML
-from tests.wandb_server import WandbServer
+from tests.helpers.object_store import LOGIN
+from tests.helpers.one_node import one_node
+from tests.helpers.simulated_search import YAML
+from tests.helpers.wandb_server import WandbServer
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]

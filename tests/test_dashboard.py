@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from tests.conftest import Run
-from tests.test_follower import Search
-from tests.wandb_server import WandbServer
+from tests.helpers.wandb_server import WandbServer
+from tests.tune.tracking.test_follower import Search
 
 
 def test_one_call_lays_out_the_panels_of_a_search(

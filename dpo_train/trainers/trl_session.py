@@ -2,7 +2,7 @@
 
 TRL's loop runs in a thread that is held at each evaluation until the caller says what is next.
 DPOTrainer is subclassed at two private hooks (`_prepare_dataset`, `_precompute_ref_logps`), so
-that no trial tokenises or runs the reference; tests/test_trl_session.py holds that contract.
+that no trial tokenises or runs the reference. Its tests hold that contract.
 """
 
 from __future__ import annotations

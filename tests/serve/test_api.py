@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from dpo_train import sample
 from serve import api, models
 from serve.models import ServedModel
-from tests.app_server import Server
+from tests.helpers.app_server import Server
 
 KEY = "a key that is long enough"
 ASK = {"role": "user", "content": "Is it true that goldfish forget everything in seconds?"}

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from serve import app
 from tests.conftest import ROOT
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
 CONFIG = ROOT / "deploy" / "serve.yaml"
 QUESTION = "Is it true that goldfish forget everything in seconds?"

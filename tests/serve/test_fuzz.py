@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from dpo_train import sample
 from serve import api, models
-from tests.app_server import Server
+from tests.helpers.app_server import Server
 
 
 @pytest.mark.slow

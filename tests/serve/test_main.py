@@ -15,7 +15,7 @@ import pytest
 
 from dpo_train import sample
 from tests.conftest import ROOT
-from tests.ports import free_port
+from tests.helpers.ports import free_port
 
 QUESTION = "Is it true that goldfish forget everything in seconds?"
 Serve = Callable[..., tuple[subprocess.Popen[str], str]]

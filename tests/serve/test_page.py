@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_play
 from dpo_train import sample
 from serve import api, models, ui
 from serve.models import ServedModel
-from tests.app_server import Server
+from tests.helpers.app_server import Server
 
 KEY = "a key that is long enough"
 QUESTION = "Is it true that goldfish forget everything in seconds?"

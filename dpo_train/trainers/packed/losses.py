@@ -1,6 +1,6 @@
 """TRL's losses as formulas of summed log-probs, each pair with its own trial's beta.
 
-Pure functions; the judge is TRL itself (tests/test_packed.py).
+Pure functions; the judge is TRL itself (tests/dpo_train/trainers/packed/test_engine.py).
 """
 
 from __future__ import annotations

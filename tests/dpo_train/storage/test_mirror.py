@@ -1,0 +1,340 @@
+"""Run folders on an object store: moto's S3 server on loopback, several machines' mirrors."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_train import data, reference
+from dpo_train.config import TrainConfig
+from dpo_train.config_base import read_yaml
+from dpo_train.errors import InputError
+from dpo_train.storage import mirror
+from dpo_train.storage.mirror import CHECKSUMS
+from dpo_train.storage.object_store import StoreError
+from dpo_train.trainers.open import open_session
+from tests.conftest import Run, Start
+from tests.helpers.driver import Driver
+from tests.helpers.object_store import LOGIN, ObjectStore
+from tests.helpers.simulated_search import hurry, wait_until
+from tune import load_results, run
+from tune.cluster.capacity import bundles
+from tune.commands import list_clean
+from tune.commands.stop_clone import clone, stop
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
+from tune.run_folder import driver_lease, exports, trial_state, yaml_file
+from tune.run_folder.driver_lease import only_driver
+from tune.run_folder.folder import find_run, runs_root
+from tune.run_folder.records import ENDED, create_run
+from tune.search import deploy
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with ObjectStore(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture
+def store(
+    server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ObjectStore]:
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
+    machine(monkeypatch, tmp_path, "here")
+    server.empty()
+    return server
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """From now on this process and those that it starts have another machine's disk."""
+    monkeypatch.setenv("DPO_TUNE_CACHE", str(tmp_path / "disk of" / name))
+
+
+def sealed(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in {**files, CHECKSUMS: json.dumps(files)}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def settings(**values: object) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
+    """A search on the URL whose driver died: a trial that ended, two saved states, one of them
+    ahead of its record, and the state of the one that ended. Returns that one's record."""
+    config = {**read_yaml(yaml), "trials": 4, "stopping": {"name": "none"},
+              "runs_dir": store.url, "simulated": {"pairs": 256}}  # fmt: skip
+    folder = mirror.local(store.run("sim"))
+    (folder / "trials").mkdir(parents=True)
+    driver = Driver(folder, **config)
+    yaml_file.write_yaml(folder, driver.config)
+    done, ahead, even = driver.start(), driver.start(), driver.start()
+    sessions = {}
+    for trial, reports in ((done, 4), (ahead, 1), (even, 2)):
+        trial_id = trial.config["trial"]
+        sessions[trial_id] = session = open_session(
+            driver.config.trial(trial.config["point"]), Path(), "cpu"
+        )
+        for _ in range(reports):
+            report = session.advance()
+            result = {f"report/{name}": value for name, value in report.items()}
+            driver.scheduler.on_trial_result(None, trial, {**driver.result(0, 0, 0), **result})
+            trial_state.save_state(folder, trial_id, int(report["pairs_seen"]), session.save)
+        exports.offer_export(
+            folder, trial_id, trial.config["point"], report, driver.records.objective, 3,
+            session.export,
+        )  # fmt: skip
+    driver.records.end(done.config["trial"], "finished")  # and then it died
+    sessions[ahead.config["trial"]].advance()
+    trial_state.save_state(folder, ahead.config["trial"], 128, sessions[ahead.config["trial"]].save)
+    return {done.config["trial"]: store.records("sim")[done.config["trial"]]}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_search_goes_on_from_the_url_alone(
+    store: ObjectStore, tmp_path: Path, yaml: Path, dpo_tune: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = half_done(store, yaml)
+    machine(monkeypatch, tmp_path, "a terminal's")
+    clone(store.run("sim"), next(iter(before)), {"dpo.beta": 0.2})
+    machine(monkeypatch, tmp_path, "another")
+    done = dpo_tune("resume", store.run("sim"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the winner lies in '{store.run('sim/winner')}'" in done.stdout
+    after = store.records("sim")
+    assert len(after) == 5
+    clones = [record["cloned_from"] for record in after.values() if record["cloned_from"]]
+    assert clones == [*before]
+    assert {key: after[key] for key in before} == before
+    for record in after.values():
+        assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
+    there = store.read()
+    passing = ("sim/state/", "sim/requests/", "sim/.driver")
+    assert not [path for path in there if path.startswith(passing)]
+    assert {"sim/winner/simulated.json", "sim/report.html", "sim/places.jsonl"} <= there.keys()
+    left = (path.parts for path in (tmp_path / "disk of").rglob("*") if path.is_file())
+    assert not [parts for parts in left if {"state", "best"} & set(parts)]
+
+    machine(monkeypatch, tmp_path, "a third")
+    results = load_results(store.run("sim"))
+    assert results.winner is not None
+    best = max(after, key=lambda key: after[key]["metrics"]["eval/accuracy"])
+    assert results.winner.trial == best
+    with pytest.raises(InputError, match=rf"DPO_TUNE_RUNS='{re.escape(store.url)}' dpo-tune clean"):
+        run(yaml, {"runs_dir": store.url, "trials": 9, "seed": 1})
+    monkeypatch.setenv("DPO_TUNE_RUNS", store.url)
+    (stored,) = list_clean.stored(runs_root())
+    assert (stored.name, stored.state, stored.trials) == ("sim", "finished", 5)
+    with pytest.raises(InputError, match="has ended already"):
+        stop("sim", best)
+    list_clean.remove(runs_root(), ["sim"])
+    assert store.read() == {}
+    with pytest.raises(InputError, match=r"under s3://bucket/runs.*there is none"):
+        load_results("sim")
+
+
+@pytest.mark.cluster
+def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
+    store: ObjectStore, tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And nothing of its disk is needed."""
+
+    def ended() -> dict[str, Any]:
+        records = store.records("sim").items()
+        return {key: record for key, record in records if record["state"] in ENDED}
+
+    asked = settings(**{"runs_dir": store.url, "trials": 4, "stopping.name": "none",
+                        "simulated.pairs": 256, "simulated.seconds_per_report": 0.3})  # fmt: skip
+    process = start("run", yaml, *asked)
+    wait_until(lambda: len(ended()) >= 1, process)
+    process.kill()
+    process.communicate()
+    before, saved = ended(), store.read()
+    assert len(before) < 4
+    went: dict[str, int] = {}
+    for path in saved:
+        if path.startswith("sim/state/") and path.endswith(CHECKSUMS):
+            _, _, trial, pairs, _ = path.split("/")
+            reached = store.records("sim")[trial]["curve"][-1]["pairs_seen"]
+            went[trial] = max(min(int(pairs), int(reached)), went.get(trial, 0))
+
+    machine(monkeypatch, tmp_path, "another")
+    hurry(find_run(store.run("sim")))
+    done = dpo_tune("resume", store.run("sim"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = store.records("sim")
+    assert len(after) == 4
+    assert {key: after[key] for key in before} == before
+    for key, record in after.items():
+        assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
+        # What was saved when the first driver died was not trained again.
+        if key not in before:
+            first = [r["pairs_seen"] for r in record["curve"] if r["train_seconds"] == 0.3]
+            assert first == list(range(64, went.get(key, 0) + 1, 64))
+
+
+@pytest.mark.cluster
+def test_a_store_that_fails_ends_the_sitting_with_a_line(
+    store: ObjectStore, yaml: Path, start: Start
+) -> None:
+    slow = {"runs_dir": store.url, "simulated.seconds_per_report": 1}
+    process = start("run", yaml, *settings(**slow))
+    try:
+        wait_until(lambda: any(r["curve"] for r in store.records("sim").values()), process)
+        store.stop()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        store.stop()
+        store.start()
+    assert process.returncode == 130, output
+    assert f"to go on: dpo-tune resume '{store.run('sim')}'" in output
+    assert "can't be reached" in output
+    assert "Traceback" not in output
+
+
+def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(driver_lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(driver_lease, "DEAD_SECONDS", 0.6)
+    here, there = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
+    with only_driver(here):
+        with (
+            pytest.raises(InputError, match=rf"process {os.getpid()} on .* runs this search now"),
+            only_driver(there),
+        ):
+            pass
+        # Silent ones of another machine have died; one that was is told by what stands there.
+        foreign = {"id": "f", "where": ["elsewhere", "", ""], "pid": 1, "beat": 0}
+        mirror.put(here / ".driver.json", json.dumps(foreign))
+        with pytest.raises(StoreError, match="process 1 on elsewhere drives"):
+            write_until_refused(here / "run.json")
+    with only_driver(there):
+        assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
+        assert json.loads(store.read()["x/.driver.json"])["pid"] == os.getpid()
+    assert "x/.driver.json" not in store.read()
+
+
+def write_until_refused(file: Path) -> None:
+    """The next heartbeat finds the other driver, and that of a busy machine is late."""
+    for _ in range(100):
+        mirror.put(file, "{}")
+        time.sleep(0.1)
+
+
+def test_what_is_not_whole_is_not_there(store: ObjectStore) -> None:
+    folder = sealed(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
+    mirror.hand_over(folder)
+    assert not folder.exists()
+    assert mirror.find(folder.parents[1], f"*/[0-9]*/{CHECKSUMS}") == [folder / CHECKSUMS]
+    assert (mirror.pull(folder) / "weights").read_text() == "1"
+    (folder / "weights").write_text("damaged here")
+    assert (mirror.pull(folder) / "weights").read_text() == "1"
+    store.remove(f"x/best/a/64/{CHECKSUMS}")
+    assert mirror.find(folder.parents[1], f"*/[0-9]*/{CHECKSUMS}") == []
+    with pytest.raises(FileNotFoundError):
+        mirror.pull(folder)
+
+
+def test_another_s3_than_amazons_is_named_by_the_environment(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+    mirror.put(mirror.local("s3://bucket/runs") / "x" / "a.json", "{}")
+    assert store.read() == {"x/a.json": b"{}"}
+
+
+def test_a_runs_documents_are_those_of_the_url(store: ObjectStore) -> None:
+    run = mirror.local(store.url) / "x"
+    (run / "trials").mkdir(parents=True)
+    create_run(run, Path(), "cpu")
+    mirror.put(run / "trials" / "a.json", "{}")
+    (run / "trials" / "stale.json").write_text("{}")
+    driver_lease.refresh(run)
+    assert [path.name for path in (run / "trials").iterdir()] == ["a.json"]
+    store.remove("x/run.json")
+    driver_lease.refresh(run)
+    assert not (run / "run.json").exists()
+    assert not (run / "trials").exists()
+
+
+def test_prepared_data_is_computed_once_for_all_machines(
+    store: ObjectStore, small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = mirror.local(store.url) / ".prepared"
+    folder = reference.plan(small_config, data.load_pairs(small_config.data), root, "cpu")
+    place = mirror.name(folder)
+    first = reference.prepare(folder)
+    assert first.computed_pairs == 60
+    rows = first.split("test")[:]
+    machine(monkeypatch, tmp_path, "another")
+    there = reference.prepare(mirror.local(place))
+    assert there.folder != folder
+    assert there.computed_pairs == 0
+    assert there.split("test")[:] == rows
+
+
+def test_a_store_that_does_not_know_the_bucket_is_named_in_a_line(
+    store: ObjectStore, yaml: Path, dpo_tune: Run
+) -> None:
+    wrong = store.url.replace("/bucket/", "/no-such-bucket/")
+    refused = dpo_tune("run", yaml, "--set", f"runs_dir={wrong}")
+    assert refused.returncode == 2
+    assert "NO_SUCH_BUCKET" in refused.stderr
+    assert "; look at its bucket, its region" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    with pytest.raises(InputError, match="there is no run at s3://no-such-bucket/runs"):
+        load_results(wrong)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://key:secret@bucket/runs", "holds a secret"),
+        ("s3://key@bucket/runs", "holds a secret"),
+        ("abfs://c@a.dfs.core.windows.net/runs?client_secret=x", "holds a secret"),
+        ("ftp://host/runs", "names no store"),
+        ("s3:///runs", "names no store"),
+        ("s3://bucket/runs?x=" + "y" * 300, "is too long"),
+    ],
+)
+def test_a_url_that_can_be_seen_to_be_wrong_is_refused(url: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"^runs_dir: .*{said}") as raised:
+        check(SearchConfig(name="x", trials=1, runs_dir=url))
+    assert "secret@" not in str(raised.value)
+
+
+def test_a_path_and_a_url_are_told_apart_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, tmp_path, "here")
+    for url in ("s3://b/runs/x", "gs://b/x?scheme=http", "abfs://c@a.dfs.core.windows.net/r/x"):
+        assert mirror.url(mirror.local(url)) == url
+        assert mirror.local(mirror.name(mirror.local(url))) == mirror.local(url)
+    assert mirror.url(Path("runs/x")) is None
+    assert mirror.shown(mirror.local("s3://b/x?a=1&b=2")) == "'s3://b/x?a=1&b=2'"
+
+
+def test_what_needs_a_path_says_so() -> None:
+    config = SearchConfig.model_validate(
+        {"name": "x", "trials": 1, "runs_dir": "s3://bucket/runs", "serve": {"after": True}}
+    )
+    with pytest.raises(InputError, match="serve.after: replicas read the winner from a path"):
+        deploy.check(config)
+
+
+def test_several_gpus_of_a_trial_on_a_url_are_of_one_node() -> None:
+    resources = SearchConfig.model_validate({"name": "x", "resources": {"gpus": 2}}).resources
+    assert bundles(resources, one_node=True).strategy == "STRICT_PACK"
+    assert bundles(resources).strategy == "PACK"

@@ -1,0 +1,226 @@
+import inspect
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl.trainer.utils
+from trl import DPOTrainer
+
+from dpo_train import data, export, model, reference, sample
+from dpo_train.config import LOSSES, TrainConfig
+from dpo_train.config_base import override
+from dpo_train.data import row_to_json
+from dpo_train.evaluation import test_split
+from dpo_train.scoring import logps
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import Diverged
+from tests.helpers.training import curve, goes_on_to_the_last_bit, numbers
+
+ROOT = Path(__file__).parents[3]
+LORA = {"r": 4, "alpha": 8}
+
+
+def config(base: TrainConfig, **changes: Any) -> TrainConfig:
+    defaults = {"optim.learning_rate": 5e-4, "optim.batch_size": 8, "optim.warmup_pairs": 16}
+    values = {path.replace("__", "."): value for path, value in changes.items()}
+    return override(base, {**defaults, **values})
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "full, ipo": {"dpo__loss": "ipo", "dpo__beta": 0.5},
+    "full, robust, decay": {
+        "dpo__loss": "robust",
+        "dpo__label_smoothing": 0.1,
+        "optim__weight_decay": 0.1,
+    },
+    "full, two epochs, cosine": {
+        "optim__epochs": 2,
+        "optim__schedule": "cosine",
+        "optim__batch_size": 16,
+    },
+    "full, two losses": {"dpo__loss": ["sigmoid", "sft"], "dpo__loss_weights": [1.0, 0.2]},
+    "lora": {"lora": LORA},
+    "lora, apo_zero": {"lora": LORA, "dpo__loss": "apo_zero"},
+}
+
+
+@pytest.mark.slow
+def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    pairs = data.load_pairs(small_config.data)
+    rows = {name: [row_to_json(row) for row in rows] for name, rows in pairs.splits.items()}
+    trials = {name: config(small_config, **changes) for name, changes in CASES.items()}
+    asked = [
+        {
+            **rows,
+            "model": str(sample.MODEL),
+            "lora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} if t.lora else None,
+            "arguments": {
+                "per_device_train_batch_size": t.optim.batch_size,
+                "num_train_epochs": t.optim.epochs,
+                "learning_rate": t.optim.learning_rate,
+                "lr_scheduler_type": t.optim.schedule,
+                "warmup_steps": 16 // t.optim.batch_size,
+                "weight_decay": t.optim.weight_decay,
+                "loss_type": t.dpo.losses,
+                "loss_weights": t.dpo.loss_weights,
+                "beta": t.dpo.beta,
+                "label_smoothing": t.dpo.label_smoothing,
+                "seed": t.seed,
+            },
+        }
+        for t in trials.values()
+    ]
+    stock = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "stock_dpo.py")],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stock.returncode == 0, stock.stderr[-2000:]
+    for (name, trial), theirs in zip(
+        trials.items(), json.loads(stock.stdout.splitlines()[-1]), strict=True
+    ):
+        every_step = trial.model_copy(update={"eval_every_pairs": 1})
+        ours = curve(every_step, small_prepared)
+        losses = [report["train/loss"] for report in ours]
+        assert losses == pytest.approx(theirs["losses"], rel=1e-4), name
+        held_out, beta = theirs["eval"], trial.dpo.beta
+        last = ours[-1]
+        assert beta * last["eval/chosen_shift"] == pytest.approx(
+            held_out["eval_rewards/chosen"], rel=1e-4, abs=1e-6
+        ), name
+        assert beta * last["eval/margin"] == pytest.approx(
+            held_out["eval_rewards/margins"], rel=1e-4, abs=1e-6
+        ), name
+        assert last["eval/loss"] == pytest.approx(held_out["eval_loss"], rel=1e-4), name
+
+
+def test_a_second_trial_in_a_process_has_the_first_ones_numbers(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    full, lora = config(small_config), config(small_config, lora=LORA)
+    first = [numbers(report) for report in curve(full, small_prepared)]
+    between = [numbers(report) for report in curve(lora, small_prepared)]
+    assert [numbers(report) for report in curve(full, small_prepared)] == first
+    assert [numbers(report) for report in curve(lora, small_prepared)] == between
+    assert first != between
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
+    small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
+) -> None:
+    goes_on_to_the_last_bit(
+        config(small_config, lora=lora, optim__epochs=2), small_prepared, tmp_path
+    )
+
+
+def test_evaluations_stand_at_the_first_step_past_each_multiple_and_at_the_end(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    trial = config(small_config, optim__batch_size=5, optim__epochs=2, eval_every_pairs=16)
+    assert [r["pairs_seen"] for r in curve(trial, small_prepared)] == [20, 35, 50, 65, 80]
+
+
+def test_a_smaller_last_batch_is_counted_as_what_it_is(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    trial = config(small_config, optim__batch_size=12, optim__epochs=2, eval_every_pairs=12)
+    seen = [r["pairs_seen"] for r in curve(trial, small_prepared)]
+    assert seen == [12, 24, 36, 52, 64, 76, 80]
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_an_export_scores_as_the_session_did(
+    small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
+) -> None:
+    trial = config(small_config, lora=lora)
+    session = open_session(trial, small_prepared, "cpu")
+    report = session.advance()
+    session.export(tmp_path / "export")
+    session.close()
+    policy, tokenizer = export.load(tmp_path / "export", "cpu")
+    prepared = reference.prepare(small_prepared)
+    rows = prepared.split("eval")[:]
+    is_adapter = hasattr(policy, "peft_config")
+    forward = logps.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
+    batches = logps.batches(rows, prepared.pad_token_id, "cpu")
+    scores = logps.pair_logps(rows, *logps.score_batches(batches, 10, forward))
+    measured = test_split.metrics.means(test_split.metrics.pair_values(scores))
+    assert measured["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
+    assert tokenizer.chat_template
+    if is_adapter:
+        policy.unload()
+        assert json.loads((tmp_path / "export/adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ] == "sample"  # fmt: skip
+
+
+def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prepared: Path) -> None:
+    warm = model.load_base(small_config.model, "cpu")
+    names = set(dict(warm.fresh(trained_in_full=True).named_parameters()))
+    before = {name: weight.clone() for name, weight in warm.model.named_parameters()}
+    curve(config(small_config), small_prepared)
+    curve(config(small_config, lora=LORA), small_prepared)
+    after = dict(warm.fresh(trained_in_full=True).named_parameters())
+    assert set(after) == names
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+    assert all(weight.requires_grad for weight in after.values())
+
+
+def test_a_base_that_is_forgotten_is_freed(small_config: TrainConfig, small_prepared: Path) -> None:
+    session = open_session(config(small_config, lora=LORA), small_prepared, "cpu")
+    session.advance()
+    policy = weakref.ref(model.load_base(small_config.model, "cpu").model)
+    session.close()
+    model.forget_base()
+    assert policy() is None
+
+
+def test_a_loss_that_is_no_number_ends_the_trial_with_step_and_learning_rate(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    trial = config(small_config, optim__learning_rate=10, optim__schedule="constant")
+    trial = override(trial, {"dpo.loss": "sppo_hard", "optim.max_grad_norm": 1e30})
+    with pytest.raises(Diverged, match=r"loss is \S+ at step \d+, learning rate 10"):
+        curve(trial, small_prepared)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_of_trl_trains(
+    small_config: TrainConfig, small_prepared: Path, loss: str
+) -> None:
+    trial = config(small_config, dpo__label_smoothing=0.1, dpo__loss=loss)
+    session = open_session(trial, small_prepared, "cpu")
+    first = session.advance()
+    session.close()
+    assert first["eval/drift"] > 0
+
+
+def test_no_trial_runs_the_reference(small_config: TrainConfig, small_prepared: Path) -> None:
+    session = open_session(config(small_config), small_prepared, "cpu")
+    assert session.reference_pairs == 0
+    assert session._trainer.ref_model is None  # type: ignore[attr-defined]
+    session.close()
+
+
+def test_trl_still_has_the_hooks_that_we_rely_on() -> None:
+    losses = inspect.getsource(DPOTrainer._compute_loss)
+    assert 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]' in losses
+    assert {"_prepare_dataset", "_precompute_ref_logps"} <= set(vars(DPOTrainer))
+    heads = inspect.getsource(trl.trainer.utils)
+    assert heads.count("_use_triton(") == 1
+    assert "compact = _use_triton(hidden_states.device)" in heads
+    found = [name for name in LOSSES if f'loss_type == "{name}"' in losses]
+    assert found == list(LOSSES)
+    assert losses.count("loss_type == ") == len(LOSSES)

@@ -1,0 +1,126 @@
+"""Ray Tune's part, played: what it calls of searcher and scheduler, in its order, no processes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import TrialScheduler
+
+from dpo_train.config_base import parse
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
+from tune.run_folder.exports import offer_export
+from tune.run_folder.records import Records, create_run
+from tune.search.abort import AbortStopper
+from tune.search.final_tasks import FinalTasks
+from tune.search.progress import Progress
+from tune.search.scheduler import SearchScheduler
+from tune.search.searcher import StudySearcher
+
+RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
+
+
+class Driver:
+    """Plays Ray Tune's part: what it calls, in its order."""
+
+    def __init__(self, folder: Path, **content: Any) -> None:
+        basics = {"name": "x", "trainer": "simulated", "trials": 4, "space": RATE}
+        self.config = check(parse(SearchConfig, {**basics, **content}, {}, "x.yaml"))
+        if not (folder / "run.json").exists():
+            create_run(folder, Path(), "cpu")
+        self.records = Records(folder, self.config.goal)
+        self.records.begin_driver_session()
+        progress = Progress(self.records, self.config.total_trials)
+        self.final_tasks = FinalTasks(self.config, self.records)
+        self.searcher = StudySearcher(
+            self.config, self.records, self.final_tasks, progress, lambda: 8
+        )
+        self.stopper = AbortStopper(self.records)
+        self.scheduler = SearchScheduler(
+            self.config, self.records, self.searcher, self.final_tasks, progress, 512, self.stopper
+        )
+        self.asked = 0
+
+    def start(self) -> Any:
+        self.asked += 1
+        config = self.searcher.suggest(f"tune{self.asked}")
+        if not isinstance(config, dict):
+            return config
+        trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
+                                run_metadata=SimpleNamespace(num_failures=0))  # fmt: skip
+        self.scheduler.on_trial_add(None, trial)
+        return trial
+
+    def report(
+        self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
+    ) -> str:
+        result = self.result(pairs, accuracy, nll, drift)
+        decision = self.scheduler.on_trial_result(None, trial, result)
+        if decision == TrialScheduler.STOP:
+            self.complete(trial, result)
+        return decision
+
+    def finish(
+        self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
+    ) -> None:
+        self.complete(trial, {**self.result(pairs, accuracy, nll, drift), "ended": "finished"})
+
+    def fail(self, trial: Any, error: str = "loss is nan") -> None:
+        self.complete(trial, {"ended": "failed", "error": error})
+
+    def complete(self, trial: Any, result: dict[str, Any]) -> None:
+        self.scheduler.on_trial_complete(None, trial, result)
+        self.searcher.on_trial_complete(trial.trial_id, result)
+
+    @staticmethod
+    def result(pairs: int, accuracy: float, nll: float, drift: float = 1) -> dict[str, Any]:
+        report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll}
+        report["eval/drift"] = drift
+        named = {f"report/{name}": value for name, value in report.items()}
+        basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": "[]"}
+        place = {"node_ip": "127.0.0.1", "pid": 1, "gpus": ""}
+        return {**named, **basics, **place, "micro_batch": None, "note": "", "ended": ""}
+
+    @property
+    def study(self) -> Any:
+        return self.searcher._study
+
+    @property
+    def rungs(self) -> Any:
+        (bracket,) = self.scheduler._rungs._brackets
+        return {milestone: sorted(values) for milestone, values in bracket._rungs}
+
+
+def export(driver: Driver, trial: Any, accuracy: float) -> None:
+    """As the trial's session does, before the driver hears of the report."""
+    report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": 1.0}
+    offer_export(
+        driver.records.folder, trial.config["trial"], trial.config["point"], report,
+        driver.records.objective, 3, lambda folder: (folder / "weights").mkdir(parents=True),
+    )  # fmt: skip
+
+
+TWO = ["eval/accuracy", "eval/drift"]
+
+
+PAIRS = 200
+"""Held-out pairs of the played search."""
+
+
+def right(accuracy: float) -> list[float]:
+    """The easy pairs right, the hard ones wrong."""
+    return [float(pair < accuracy * PAIRS) for pair in range(PAIRS)]
+
+
+def finish(driver: Driver, trial: Any, accuracy: float, drift: float = 1.0) -> None:
+    """Ends a trial with one report, whose weights it exports as a session would."""
+    result = driver.result(512, accuracy, 0.5)
+    result |= {"report/eval/drift": drift, "held_out": json.dumps(right(accuracy))}
+    report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": drift}
+    offer_export(
+        driver.records.folder, trial.config["trial"], trial.config["point"], report,
+        driver.records.objective, driver.config.exports_kept,
+        lambda folder: (folder / "weights").mkdir(parents=True), trial.config["confirms"],
+    )  # fmt: skip
+    driver.complete(trial, {**result, "ended": "finished"})

@@ -1,0 +1,92 @@
+"""An S3 server on loopback: moto's own, as a process, with one bucket."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.ports import wait_for_port
+
+LOGIN = {
+    "AWS_ACCESS_KEY_ID": "tester",
+    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+class ObjectStore:
+    """For the life of a `with` block; `url` is that of a folder in its bucket."""
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        with socket.create_server((host, 0)) as free:
+            port = free.getsockname()[1]
+        self._address = (host, port)
+        self.endpoint = f"http://{host}:{port}"
+        self._log = folder / "moto.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"s3://bucket/runs?endpoint_override={host}:{port}&scheme=http"
+
+    def __enter__(self) -> "ObjectStore":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        import boto3
+
+        host, port = self._address
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)],
+                stdout=log, stderr=log, env={**os.environ, **LOGIN},
+            )  # fmt: skip
+        wait_for_port(host, port, self._process, self._log)
+        self._client = boto3.client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1",
+            aws_access_key_id=LOGIN["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=LOGIN["AWS_SECRET_ACCESS_KEY"],
+        )  # fmt: skip
+        self._client.create_bucket(Bucket="bucket")
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def run(self, name: str) -> str:
+        """The URL of a run."""
+        return self.url.replace("/runs?", f"/runs/{name}?")
+
+    def read(self, below: str = "") -> dict[str, bytes]:
+        """Every object of the bucket's `runs`, by its path there, as another client sees it."""
+        found = {}
+        for path in self._paths(below):
+            with contextlib.suppress(self._client.exceptions.NoSuchKey):  # removed just now
+                got = self._client.get_object(Bucket="bucket", Key=f"runs/{path}")
+                found[path] = got["Body"].read()
+        return found
+
+    def records(self, name: str) -> dict[str, dict[str, Any]]:
+        """The trial records of a run, by id."""
+        found = self.read(f"{name}/trials/")
+        records = [json.loads(text) for path, text in found.items() if path.endswith(".json")]
+        return {record["id"]: record for record in records}
+
+    def remove(self, path: str) -> None:
+        self._client.delete_object(Bucket="bucket", Key=f"runs/{path}")
+
+    def empty(self) -> None:
+        for path in self._paths():
+            self.remove(path)
+
+    def _paths(self, below: str = "") -> list[str]:
+        asked = {"Bucket": "bucket", "Prefix": f"runs/{below}"}
+        pages = self._client.get_paginator("list_objects_v2").paginate(**asked)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return [key.removeprefix("runs/") for key in keys if not key.endswith("/")]

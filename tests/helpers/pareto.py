@@ -1,0 +1,7 @@
+"""Domination, written down as its definition says."""
+
+from __future__ import annotations
+
+
+def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]

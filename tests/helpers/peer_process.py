@@ -1,0 +1,62 @@
+"""One rank of a trial that several processes train: `python -m tests.helpers.peer_process JSON`.
+
+Writes what each `advance` returned, of two trials one after the other; the second is saved, closed
+and restored after two reports.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dpo_train.config import TrainConfig
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.process_group import ProcessGroup
+from dpo_train.trainers.session import Session
+
+
+def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:
+    config, out = TrainConfig.model_validate(asked["config"]), Path(asked["out"])
+    peers = ProcessGroup(**asked["peers"])
+
+    def begin() -> Session:
+        return open_session(config, Path(asked["prepared"]), "cpu", peers)
+
+    trials = []
+    for trial in ("first", "second"):
+        session, reports = begin(), list[dict[str, float]]()
+        while not reports or reports[-1]["pairs_seen"] < session.pairs_total:
+            if trial == "second" and len(reports) == 2:
+                session.save(out / "state")
+                session.close()
+                session = begin()
+                session.restore(out / "state")
+            reports.append(session.advance())
+        session.export(out / trial)
+        session.close()
+        trials.append(reports)
+    return trials
+
+
+def _as_if_on_gpus() -> None:
+    """accelerate shards on accelerators alone, and takes its word from this one state; torch's
+    FSDP2 itself runs on a CPU all the same."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    begin = PartialState.__init__
+
+    def begin_on_gpus(self: Any, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = begin_on_gpus
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    if asked["peers"]["sharded"]:
+        _as_if_on_gpus()
+    rank = asked["peers"]["rank"]
+    (Path(asked["out"]) / f"reports{rank}.json").write_text(json.dumps(train(asked)))

@@ -1,0 +1,37 @@
+"""What `places.jsonl` of a run says: who held which GPU, and how many at the same time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tune.run_folder.records import read_records
+
+
+def places(run: Path) -> list[dict[str, Any]]:
+    file = run / "places.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def most_at_once(run: Path) -> dict[tuple[str, str], int]:
+    """Of every (node, GPU) how many trials held it at the same time, at most.
+
+    A place is held until the trial takes another or ends, or until its driver ends.
+    """
+    sittings = json.loads((run / "run.json").read_text())["sittings"]
+    ended = {record.id: record.ended or 0.0 for record in read_records(run)}
+    taken = places(run)
+    held: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for number, place in enumerate(taken):
+        until = next(
+            (later["at"] for later in taken[number + 1 :] if later["trial"] == place["trial"]),
+            ended[place["trial"]],
+        )
+        driven = max(seen for began, seen in sittings if began <= place["at"])
+        span = (place["at"], min(until, driven))
+        held.setdefault((place["node"], place["gpus"]), []).append(span)
+    return {
+        gpu: max(sum(a <= began < b for a, b in spans) for began, _ in spans)
+        for gpu, spans in held.items()
+    }

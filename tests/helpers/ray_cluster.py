@@ -1,0 +1,99 @@
+"""A Ray cluster of several nodes on this machine: each `ray start`ed at an address of its own."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from tests.helpers.network import Network
+from tests.helpers.ports import wait_for_port
+
+_PORT, _DASHBOARD = 6379, 8265
+
+
+class RayCluster:
+    """A head without GPUs and nodes with logical ones; ended by the process ids it started.
+
+    A node's processes see nothing of this project but what a job brings: no PYTHONPATH.
+    """
+
+    def __init__(self, network: Network, folder: Path, environment: dict[str, str]) -> None:
+        self._network = network
+        self._folder = folder
+        self._disks = Path(tempfile.mkdtemp(prefix="dt-"))  # a socket's path has 107 characters
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "PYTEST_")) and name != "PYTHONPATH"
+        }
+        self._environment = {
+            **inherited,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+            **environment,
+        }
+
+    @property
+    def url(self) -> str:
+        """Where the Jobs API answers."""
+        return f"http://{self._network.address(0)}:{_DASHBOARD}"
+
+    def start_head(self, cpus: int = 2) -> None:
+        self._start(0, "--head", f"--port={_PORT}", "--include-dashboard=true",
+                    f"--dashboard-host={self._network.address(0)}", f"--num-cpus={cpus}",
+                    f"--dashboard-port={_DASHBOARD}", "--num-gpus=0")  # fmt: skip
+        log = self._folder / "node0.log"
+        wait_for_port(self._network.address(0), _DASHBOARD, self._nodes[0], log)
+
+    def start_node(self, number: int, cpus: int = 4, gpus: int = 4) -> None:
+        self._start(number, f"--address={self._network.address(0)}:{_PORT}",
+                    f"--num-cpus={cpus}", f"--num-gpus={gpus}")  # fmt: skip
+
+    def kill(self, number: int) -> None:
+        """As if the machine lost its power."""
+        launcher = self._nodes.pop(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(launcher.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        launcher.kill()
+        launcher.wait()
+
+    def address(self, number: int) -> str:
+        return self._network.address(number)
+
+    def close(self) -> None:
+        for number in sorted(self._nodes, reverse=True):
+            self.kill(number)
+        shutil.rmtree(self._disks, ignore_errors=True)
+
+    def _start(self, number: int, *options: str) -> None:
+        ray = str(Path(sys.executable).parent / "ray")
+        disk = self._disks / str(number)
+        disk.mkdir(exist_ok=True)
+        command = [ray, "start", "--block", "--disable-usage-stats",
+                   f"--node-ip-address={self._network.address(number)}",
+                   f"--temp-dir={disk}", "--object-store-memory=80000000",
+                   *options]  # fmt: skip
+        with (self._folder / f"node{number}.log").open("w") as log:
+            self._nodes[number] = subprocess.Popen(
+                self._network.inside(number, command, disk),
+                env={
+                    **self._environment,
+                    "HF_HOME": str(disk / "hf"),
+                    "DPO_TUNE_CACHE": str(disk / "cache"),
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )

@@ -1,0 +1,39 @@
+"""A trial trained to its end, and its numbers that do not depend on the clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpo_train.config import TrainConfig
+from dpo_train.trainers.open import open_session
+
+
+def curve(trial: TrainConfig, prepared: Path) -> list[dict[str, float]]:
+    session = open_session(trial, prepared, "cpu")
+    try:
+        reports = [session.advance()]
+        while reports[-1]["pairs_seen"] < session.pairs_total:
+            reports.append(session.advance())
+        return reports
+    finally:
+        session.close()
+
+
+def numbers(report: dict[str, float]) -> dict[str, float]:
+    """Without what the clock decides."""
+    return {name: value for name, value in report.items() if "second" not in name}
+
+
+def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
+    whole = [numbers(report) for report in curve(trial, prepared)]
+    session = open_session(trial, prepared, "cpu")
+    begun = [numbers(session.advance()) for _ in range(3)]
+    session.save(folder / "state")
+    begun.append(numbers(session.advance()))  # saving disturbs nothing
+    session.close()
+    assert begun == whole[:4]
+    restored = open_session(trial, prepared, "cpu")
+    restored.restore(folder / "state")
+    rest = [numbers(restored.advance()) for _ in range(len(whole) - 3)]
+    restored.close()
+    assert rest == whole[3:]

@@ -1,0 +1,104 @@
+"""The wheel holds what it must: it is built, installed into an empty environment and used there.
+
+The editable install that the other tests use would hide a package or a data file that was left out.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("dpo_train", "tune", "serve")
+FILES = sorted(
+    path.relative_to(ROOT)
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*")
+    if path.is_file() and path.suffix != ".pyc"
+)
+MODULES = [
+    ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    for path in FILES
+    if path.suffix == ".py"
+]
+
+FIND = """
+import json, sys
+from importlib.machinery import PathFinder
+for module in json.load(sys.stdin):
+    path, name = None, ""
+    for part in module.split("."):  # A parent is not imported: that would need dependencies.
+        name = f"{name}.{part}".lstrip(".")
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            sys.exit(f"{name} is not in the wheel")
+        path = spec.submodule_search_locations
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that holds the wheel and nothing else; its python is `bin/python`."""
+    folder = tmp_path_factory.mktemp("packaging")
+    source = folder / "source"
+    for path in [*FILES, *(Path(name) for name in ("pyproject.toml", "README.md", "LICENSE"))]:
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run([*pip, *build], check=True)
+    venv.create(folder / "environment", with_pip=False, symlinks=True)
+    into = ["--python", folder / "environment" / "bin" / "python"]
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, *into, "install", "--no-deps", "--no-index", wheel], check=True)
+    return folder / "environment"
+
+
+def site_packages(environment: Path) -> Path:
+    (found,) = environment.glob("lib/python*/site-packages")
+    return found
+
+
+def test_every_module_is_found_by_its_name(installed: Path) -> None:
+    done = subprocess.run(
+        [installed / "bin" / "python", "-I", "-c", FIND],
+        input=json.dumps(MODULES), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_data_file_is_the_same_there(installed: Path) -> None:
+    there = site_packages(installed)
+    data = [path for path in FILES if path.suffix != ".py"]
+    assert len(data) >= 5
+    for path in data:
+        assert (there / path).read_bytes() == (ROOT / path).read_bytes(), path
+
+
+def test_the_command_is_there(installed: Path) -> None:
+    assert (installed / "bin" / "dpo-tune").is_file()
+
+
+def test_lower_bounds_are_the_tested_versions() -> None:
+    """An older release may lack what is used here, and nobody would know."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    tested = {one.name: Version(str(one.specifier).removeprefix("==")) for one in pinned}
+    tested = {canonicalize_name(name): version for name, version in tested.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [Requirement(text) for text in chain(project["dependencies"], *extras)]
+    for one in wanted:
+        if one.name == project["name"]:
+            continue
+        (lowest,) = [Version(s.version) for s in one.specifier if s.operator == ">="]
+        assert lowest.release == tested[canonicalize_name(one.name)].release[:2], one

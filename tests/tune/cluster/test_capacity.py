@@ -1,0 +1,180 @@
+"""What a search asks of a cluster, without one; and what it sends to one."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dpo_train.errors import InputError
+from tests.conftest import ROOT
+from tests.helpers.driver import Driver
+from tune import submit
+from tune.cluster import capacity
+from tune.config.checks import check
+from tune.config.load import load_search
+from tune.config.schema import SearchConfig
+from tune.run_folder.folder import find_run, find_run_here, refuse_private_folder
+from tune.workers import gpu_share
+
+
+def job(monkeypatch: pytest.MonkeyPatch, **runtime_env: Any) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env}))
+
+
+def test_runs_stand_where_the_cluster_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    yaml = ROOT / "searches" / "quickstart.yaml"
+    assert load_search(yaml).folder == Path("runs/quickstart")
+    monkeypatch.setenv("DPO_TUNE_RUNS", str(tmp_path))
+    assert load_search(yaml).folder == tmp_path / "quickstart"
+    assert load_search(yaml, {"runs_dir": "here"}).folder == Path("here/quickstart")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "run.json").touch()
+    assert find_run("done") == tmp_path / "done"
+    with pytest.raises(InputError, match=f"under {tmp_path}/ there are: done"):
+        find_run("none")
+
+
+def test_a_job_does_not_write_into_the_copy_that_ray_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refuse_private_folder(Path("runs/x"))
+    job(monkeypatch)  # KubeRay's entry point may run in the image's own folder
+    refuse_private_folder(Path("runs/x"))
+    job(monkeypatch, working_dir="gcs://_ray_pkg_0.zip")
+    refuse_private_folder(Path("/mnt/shared/x"))
+    with pytest.raises(InputError, match="set DPO_TUNE_RUNS on the cluster's nodes, or type"):
+        refuse_private_folder(Path("runs/x"))
+
+
+def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"does not see {tmp_path}; give a path that all nodes"):
+        find_run_here(str(tmp_path))
+
+
+def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
+    assert capacity.trial_capacity(config) == 64
+
+
+@pytest.mark.parametrize(("cpus", "gpus"), [(1, 2), (0.001, 3), (0.7, 8), (4, 0.5), (0.5, 0)])
+def test_a_trial_takes_no_more_than_its_members_do(cpus: float, gpus: float) -> None:
+    asked = {"name": "x", "resources": {"cpus": cpus, "gpus": gpus}}
+    config = SearchConfig.model_validate(asked)
+    wanted = {"CPU": round(cpus * config.resources.members, 4), "GPU": gpus}
+    assert capacity._wanted(config) == {name: amount for name, amount in wanted.items() if amount}
+
+
+def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Path) -> None:
+    def said(gpus: float, took: float) -> str:
+        config = SearchConfig.model_validate({"name": "x", "resources": {"gpus": gpus}})
+        report = {"peak_memory_gb": took, "device_memory_gb": 24.0}
+        return gpu_share.overfull(config, report)
+
+    assert said(0.25, 5.9) == said(1, 23.0) == ""
+    assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in said(0.25, 7.5)
+    assert "3 would fit: type `--set resources.gpus=0.333" in said(0.25, 7.5)
+    assert "1 would fit: type `--set resources.gpus=1 " in said(0.5, 23.0)
+
+    driver = Driver(tmp_path, trainer="trl", resources={"gpus": 0.25})
+    trial = driver.start()
+    full = {"report/peak_memory_gb": 7.5, "report/device_memory_gb": 24.0}
+    result = {**driver.result(64, 0.6, 0.6), **full}
+    assert driver.scheduler.on_trial_result(None, trial, result) == "STOP"
+    assert driver.scheduler.input_error == said(0.25, 7.5)
+    driver.complete(trial, result)  # once that is mended, it goes on
+    assert [record.state for record in driver.records.open_trials()] == ["running"]
+
+
+def test_a_batch_of_any_size_is_not_shared_out_among_gpus() -> None:
+    content = {"name": "x", "trials": 2, "resources": {"gpus": 2}}
+    space = {"optim.batch_size": {"int": [4, 8]}}
+    with pytest.raises(InputError, match=r"5 pairs can't be shared.*`\{choice: \[2, 4\]\}`"):
+        check(SearchConfig.model_validate({**content, "space": space}))
+
+
+def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:
+    from ray.tune.execution import class_cache
+
+    capacity.keep_secrets_out_of_ray()
+    names = class_cache.ENV_VARS_TO_PROPAGATE
+    assert "RAY_CHDIR_TO_TRIAL_DIR" in names
+    assert not [name for name in names if name.startswith("AWS")]
+
+
+def test_what_is_sent_is_small_whole_and_means_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DPO_TUNE_RUNS", "/of/this/machine")
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    (tmp_path / ".env").write_text("HF_TOKEN=secret")
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text("data: {id: pairs.jsonl}\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\ntrials: 3")
+    config = load_search(yaml, {"optim.epochs": 2})
+    with submit._luggage(config) as folder:
+        sent = load_search(folder / "search.yaml", {"runs_dir": "x"})
+        assert sent == config.model_copy(
+            update={
+                "runs_dir": "x",
+                "data": config.data.model_copy(update={"id": "data/pairs.jsonl"}),
+            }
+        )
+        assert "runs_dir" not in (folder / "search.yaml").read_text()
+        assert (folder / "data" / "pairs.jsonl").read_text() == "{}"
+        assert {path.name for path in folder.iterdir()} == {
+            "data", "dpo_train", "search.yaml", "tune",
+        }  # fmt: skip
+        assert sum(path.stat().st_size for path in folder.rglob("*")) < 5e6
+
+    (tmp_path / "model").mkdir()
+    here = load_search(yaml, {"model.id": "model"})
+    with (
+        pytest.raises(InputError, match="model.id: model lies on this machine"),
+        submit._luggage(here),
+    ):
+        pass
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    config = SearchConfig(name="x")
+    with pytest.raises(InputError, match="type `--submit http://127.0.0.1:8265`"):
+        submit.submit(config, "127.0.0.1:8265")
+    with pytest.raises(InputError, match="no Ray cluster answers at http://127.0.0.1:9"):
+        submit.submit(config, "http://127.0.0.1:9")
+
+
+def test_another_search_of_a_running_jobs_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Client:
+        """A cluster with one job, whose end no log is read of any more."""
+
+        jobs: list[Any] = []
+
+        def list_jobs(self) -> list[Any]:
+            return self.jobs
+
+        def submit_job(self, submission_id: str, metadata: dict[str, str], **_: Any) -> None:
+            status = SimpleNamespace(is_terminal=lambda: False)
+            job = SimpleNamespace(submission_id=submission_id, metadata=metadata, status=status)
+            self.jobs.append(job)
+
+        def get_job_info(self, job: str) -> Any:
+            ended = SimpleNamespace(is_terminal=lambda: True)
+            return SimpleNamespace(status=ended, driver_exit_code=0)
+
+        def get_job_logs(self, job: str) -> str:
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(submit, "_connect", lambda _: Client())
+    config = SearchConfig(name="x", trials=3)
+    assert submit.submit(config, "http://a") == 0
+    assert "the end of its log could not be read" in capsys.readouterr().err
+    assert submit.submit(config, "http://a") == 0
+    assert len(Client.jobs) == 1
+    with pytest.raises(InputError, match=r"another configuration; give `--name NEW`, or stop it"):
+        submit.submit(config.model_copy(update={"trials": 4}), "http://a")

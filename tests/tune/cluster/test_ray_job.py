@@ -1,0 +1,157 @@
+"""A search as a Ray job on three nodes: sent, struck by the death of a node, stopped, finished.
+
+The nodes have addresses and disks of their own, logical GPUs, and one shared folder.
+"""
+
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Run
+from tests.helpers.network import Network
+from tests.helpers.placements import most_at_once, places
+from tests.helpers.ray_cluster import RayCluster
+from tests.helpers.simulated_search import hurry
+from tune.run_folder.records import TrialRecord, read_records
+from tune.run_folder.results import load_results
+
+pytestmark = pytest.mark.slow
+
+SIMULATED = (
+    "trainer=simulated", "stopping.name=none", "save_every_minutes=0", "wandb.mode=disabled",
+    "resources.gpus=1", "trials=12",
+)  # fmt: skip
+SECONDS = 3.0
+"""Of one report: so slow that the slowest machine sees the search half done."""
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """The one folder that all nodes see."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    """A head that answers, behind a token."""
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    for name, value in access.items():
+        monkeypatch.setenv(name, value)
+    with Network(4) as network:
+        cluster = RayCluster(network, tmp_path, {**access, "DPO_TUNE_RUNS": str(shared)})
+        try:
+            cluster.start_head()
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def ray_job(command: str, cluster: RayCluster, *arguments: object) -> str:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ray", "job", command, "--address", cluster.url,
+         *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def settings(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def submit(cluster: RayCluster, job: str, *values: str) -> None:
+    """What the README says to type, in this repository as it is."""
+    entry = ["python", "-m", "tune", "run", "searches/quickstart.yaml", *settings(*values)]
+    ray_job("submit", cluster, "--no-wait", "--submission-id", job, "--working-dir", ROOT,
+            "--", *entry)  # fmt: skip
+
+
+def wait_until(holds: Callable[[], object], cluster: RayCluster, job: str) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not in time; the job said:\n{ray_job('logs', cluster, job)}")
+        time.sleep(0.2)
+
+
+def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
+    shared: Path, cluster: RayCluster
+) -> None:
+    run = shared / "quickstart"
+    cluster.start_node(1, gpus=2)
+    cluster.start_node(2, gpus=2)
+    submit(cluster, "first", *SIMULATED, f"simulated.seconds_per_report={SECONDS}")
+    wait_until(lambda: len({place["node"] for place in places(run)}) == 2, cluster, "first")
+    wait_until(lambda: _reports(run) >= 5, cluster, "first")
+    cluster.kill(2)
+    cluster.start_node(3, gpus=2)
+    wait_until(
+        lambda: cluster.address(3) in {place["node"] for place in places(run)}, cluster, "first"
+    )
+    ray_job("stop", cluster, "first")
+    said = ray_job("logs", cluster, "first")
+    assert "interrupted; to go on: dpo-tune resume" in said
+    assert "its process died; it goes on in another" in said
+    assert "Traceback" not in said
+    assert any(record.state in ("running", "pending") for record in read_records(run))
+
+    hurry(run)
+    submit(cluster, "second", *SIMULATED, "simulated.seconds_per_report=0.0")
+    wait_until((run / "results.json").exists, cluster, "second")
+    records = list(read_records(run))
+    assert [record.state for record in records] == ["finished"] * 12
+    for record in records:
+        pairs = [report["pairs_seen"] for report in record.curve]
+        assert pairs == list(range(128, int(pairs[-1]) + 1, 128))
+    assert {gpus for _, gpus in most_at_once(run)} == {"0", "1"}
+    assert set(most_at_once(run).values()) == {1}
+    nodes = {record.id: _nodes(run, record) for record in records}
+    moved = [record for record in records if cluster.address(2) in nodes[record.id][:-1]]
+    assert moved
+    for record in moved:
+        # Each stroke costs at most the report that was not yet saved.
+        again = record.seconds - sum(report["train_seconds"] for report in record.curve)
+        assert again < SECONDS * (len(nodes[record.id]) - 0.5)
+
+
+@pytest.mark.cluster
+def test_run_submit_follows_a_job_that_runs_what_it_brought(
+    tmp_path: Path, shared: Path, cluster: RayCluster, dpo_tune: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    cluster.start_node(1, gpus=1)
+    cluster.start_node(2, gpus=1)
+    yaml = tmp_path / "halves.yaml"
+    yaml.write_text(
+        "trainer: simulated\ntrials: 12\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
+        "simulated: {seconds_per_report: 0.2}\nresources: {cpus: 0.5, gpus: 0.5}\n"
+        "wandb: {mode: disabled}\n"
+    )
+    done = dpo_tune("run", yaml, "--submit", cluster.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    winner = load_results(shared / "halves").winner
+    assert winner is not None
+    assert f"winner {winner.trial}" in done.stdout
+    assert set(most_at_once(shared / "halves").values()) == {2}
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    refused = dpo_tune("run", yaml, "--submit", cluster.url)
+    assert refused.returncode == 2
+    assert "set RAY_AUTH_MODE=token" in refused.stderr
+
+
+def _reports(run: Path) -> int:
+    return sum(len(record.curve) for record in read_records(run))
+
+
+def _nodes(run: Path, record: TrialRecord) -> list[str]:
+    return [place["node"] for place in places(run) if place["trial"] == record.id]

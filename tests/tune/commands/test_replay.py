@@ -1,0 +1,56 @@
+"""A trial trained again from its record."""
+
+from pathlib import Path
+
+import pytest
+
+from dpo_train.errors import InputError
+from dpo_train.trainers.open import open_session
+from tests.helpers.driver import Driver
+from tune.commands.replay import replay
+from tune.config.objective import Report
+from tune.run_folder.yaml_file import write_yaml
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    """A search whose first trial trained for two reports."""
+    driver = Driver(tmp_path)
+    write_yaml(tmp_path, driver.config)
+    trial = driver.start().config
+    session = open_session(driver.config.trial(trial["point"]), tmp_path, "cpu")
+    for _ in range(2):
+        driver.records.report(trial["trial"], session.advance(), 1.0, 0, 1.0)
+    return driver
+
+
+def test_the_numbers_of_a_trial_come_again(tmp_path: Path, driver: Driver) -> None:
+    (record,) = driver.records.trials.values()
+    seen: list[float] = []
+
+    def watch(then: Report, now: Report) -> None:
+        seen.append(now["eval/nll"] - then["eval/nll"])
+
+    done = replay(tmp_path, record.id, watch)
+    assert done.is_exact
+    assert str(done) == "2 reports, all numbers the same to the last bit"
+    assert seen == [0, 0]
+
+
+def test_the_largest_difference_is_named_with_its_place(tmp_path: Path, driver: Driver) -> None:
+    (record,) = driver.records.trials.values()
+    changed = dict(record.curve[1])
+    changed["eval/drift"] += 0.25
+    changed["train_seconds"] += 100
+    driver.records.report(record.id, changed, 1.0, 0, 1.0)
+    done = replay(tmp_path, record.id)
+    assert not done.is_exact
+    assert str(done) == "2 reports; the largest difference is 0.25, of eval/drift at 128 pairs"
+
+
+def test_what_cannot_be_trained_again_is_refused(tmp_path: Path, driver: Driver) -> None:
+    with pytest.raises(InputError, match="has no trial 'x-009'; trials: "):
+        replay(tmp_path, "x-009")
+    waiting = driver.start().config["trial"]
+    with pytest.raises(InputError, match="no report to compare with"):
+        replay(tmp_path, waiting)

@@ -1,0 +1,209 @@
+"""A person's hand in a running search: stop and clone, from another process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_train.errors import InputError
+from tests.conftest import Run, Start
+from tests.helpers.driver import Driver
+from tests.helpers.simulated_search import wait_until
+from tune.commands.stop_clone import clone, stop
+from tune.config.schema import ConfirmConfig
+from tune.run_folder.records import read_records
+from tune.run_folder.results import Cost, Results, write_results
+from tune.run_folder.yaml_file import write_yaml
+from tune.search.resume_checks import adopt, is_finished
+
+YAML = """
+name: sim
+trainer: simulated
+trials: 3
+simulated: {seconds_per_report: 0.5, noise: 0}
+space:
+  optim.learning_rate: {log_uniform: [1e-3, 1e-2]}
+  dpo.beta: {log_uniform: [0.05, 0.5]}
+stopping: {name: none}
+resources: {at_once: 1}
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    driver = Driver(tmp_path)
+    write_yaml(tmp_path, driver.config)
+    return driver
+
+
+def test_a_stop_is_obeyed_at_the_trials_next_report_and_at_no_others(
+    tmp_path: Path, driver: Driver
+) -> None:
+    first, second = driver.start(), driver.start()
+    stop(tmp_path, first.config["trial"])
+    assert driver.report(second, 64, 0.9) == "CONTINUE"
+    assert driver.report(first, 64, 0.9) == "STOP"
+    record = driver.records.trials[first.config["trial"]]
+    assert (record.state, record.error) == ("stopped", "on request")
+    assert not list((tmp_path / "requests").iterdir())
+
+
+def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_search(
+    tmp_path: Path, driver: Driver
+) -> None:
+    first = driver.start()
+    rates = (2e-3, 3e-3)
+    for rate in rates:
+        clone(tmp_path, first.config["trial"], {"optim.learning_rate": rate})
+    clones = [driver.start(), driver.start()]
+    assert [trial.config["point"]["optim.learning_rate"] for trial in clones] == [*rates]
+    assert {driver.records.trials[t.config["trial"]].cloned_from for t in clones} == {
+        first.config["trial"]
+    }
+    rest = [driver.start() for _ in range(3)]
+    assert driver.start() is None
+    for trial in (first, *clones, *rest):
+        driver.finish(trial, 512, 0.9)
+    assert len(driver.records.trials) == 4 + 2
+    assert len(driver.study.trials) == 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda run, _: stop(run, "x-000"), "has no trial 'x-000'; trials: "),
+        (lambda run, trial: clone(run, trial, {"optim.learning_rate": 1.0}), "lies outside"),
+        (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is no axis"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_leaves_nothing(
+    tmp_path: Path, driver: Driver, ask: Callable[[Path, str], None], told: str
+) -> None:
+    trial = driver.start().config["trial"]
+    with pytest.raises(InputError, match=told):
+        ask(tmp_path, trial)
+    assert not (tmp_path / "requests").exists()
+
+
+def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path: Path) -> None:
+    space = {"lora": {"choice": [None, {"alpha": 32}]},
+             "lora.r": {"int": [4, 64], "when": {"lora": "not null"}}}  # fmt: skip
+    points = [{"lora": None}, {"lora": {"alpha": 32}, "lora.r": 8}]
+    driver = Driver(tmp_path, space=space, points=points)
+    write_yaml(tmp_path, driver.config)
+    without, adapted = (driver.start().config["trial"] for _ in range(2))
+    clone(tmp_path, without, {"lora": {"alpha": 32}})
+    drawn = driver.start()
+    clone(tmp_path, adapted, {"lora": None})
+    assert driver.start().config["point"] == {"lora": None}
+    assert 4 <= drawn.config["point"]["lora.r"] <= 64
+    record = driver.records.trials[drawn.config["trial"]]
+    driver.finish(drawn, 512, 0.9)
+    (told,) = [t for t in driver.study.trials if t.user_attrs["trial"] == record.id]
+    assert told.params["lora.r"] == record.config["lora.r"]
+
+
+def test_a_clone_that_a_killed_driver_recorded_is_not_made_twice(
+    tmp_path: Path, driver: Driver
+) -> None:
+    trial = driver.start().config["trial"]
+    clone(tmp_path, trial, {})
+    (request,) = (tmp_path / "requests").iterdir()
+    kept = (request / "request.json").read_text()
+    driver.start()
+    request.mkdir()
+    (request / "request.json").write_text(kept)
+    again = Driver(tmp_path)
+    for _ in range(3):
+        again.start()
+    assert sum(record.cloned_from is not None for record in again.records.trials.values()) == 1
+
+
+def test_a_request_that_is_not_understood_is_laid_aside(
+    tmp_path: Path, driver: Driver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = driver.start()
+    strange = tmp_path / "requests" / "123" / "request.json"
+    strange.parent.mkdir(parents=True)
+    strange.write_text('{"kind": "pause", "trial": "x"}')
+    assert driver.report(trial, 64, 0.9) == "CONTINUE"
+    assert driver.report(trial, 128, 0.9) == "CONTINUE"
+    assert capsys.readouterr().out.count("was not understood") == 1
+    assert not strange.exists()
+
+
+def test_a_search_in_which_a_clone_waits_or_that_grew_is_not_finished(
+    tmp_path: Path, driver: Driver
+) -> None:
+    trials = [driver.start() for _ in range(4)]
+    for trial in trials[1:]:
+        driver.finish(trial, 512, 0.9)
+    clone(tmp_path, trials[0].config["trial"], {})
+    driver.finish(trials[0], 512, 0.9)
+    results = Results(
+        name="x", objective=driver.records.objective, base={}, winner=None, cost=Cost(),
+        trials=list(driver.records.trials.values()),
+    )  # fmt: skip
+    write_results(tmp_path, results)
+    assert not is_finished(tmp_path)
+    driver.finish(driver.start(), 512, 0.9)
+    assert not is_finished(tmp_path)
+    write_results(
+        tmp_path, results.model_copy(update={"trials": [*driver.records.trials.values()]})
+    )
+    assert is_finished(tmp_path)
+
+
+def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
+    tmp_path: Path, driver: Driver
+) -> None:
+    for trial in [driver.start() for _ in range(4)]:
+        driver.finish(trial, 512, 0.9)
+    results = Results(
+        name="x", objective=driver.records.objective, base={}, winner=None, cost=Cost(),
+        trials=list(driver.records.trials.values()),
+        search=driver.config.model_dump(mode="json", by_alias=True),
+    )  # fmt: skip
+    write_results(tmp_path, results)
+    assert is_finished(tmp_path)
+    write_yaml(tmp_path, driver.config)
+    (tmp_path / "evaluations.json").write_text("{}")
+    adopt(tmp_path, driver.config.model_copy(update={"select": "one_standard_error"}))
+    assert not is_finished(tmp_path)
+    assert (tmp_path / "evaluations.json").exists()
+    asked = ConfirmConfig(evaluate="another:judge")
+    adopt(tmp_path, driver.config.model_copy(update={"confirm": asked}))
+    assert not (tmp_path / "evaluations.json").exists()
+
+
+def test_a_trial_that_has_ended_is_not_stopped(tmp_path: Path, driver: Driver) -> None:
+    trial = driver.start()
+    driver.finish(trial, 512, 0.9)
+    with pytest.raises(InputError, match="has ended already \\(finished\\)"):
+        stop(tmp_path, trial.config["trial"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_running_search_is_steered_from_another_process(
+    tmp_path: Path, dpo_tune: Run, start: Start
+) -> None:
+    yaml = tmp_path / "sim.yaml"
+    yaml.write_text(YAML)
+    process = start("run", yaml)
+    run = tmp_path / "runs" / "sim"
+    wait_until(lambda: any(len(record.curve) >= 2 for record in read_records(run)), process)
+    (first,) = read_records(run)
+    asked = dpo_tune("clone", "sim", first.id, "--set", "dpo.beta=0.2")
+    assert asked.stdout.startswith("asked: learning_rate=")
+    assert dpo_tune("stop", "sim", first.id).returncode == 0
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    records = {record.id: record for record in read_records(run)}
+    assert len(records) == 4
+    assert records[first.id].error == "on request"
+    (cloned,) = (record for record in records.values() if record.cloned_from)
+    assert cloned.config == {**first.config, "dpo.beta": 0.2}
+    late = dpo_tune("clone", "sim", first.id)
+    assert late.returncode == 2
+    assert "has ended; let it grow: dpo-tune resume" in late.stderr

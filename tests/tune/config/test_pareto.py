@@ -1,0 +1,36 @@
+"""Which pairs of values no other beats, and which of them cover all."""
+
+import random
+
+from tests.helpers.pareto import beats
+from tune.config.objective import Objective
+from tune.config.pareto import front_numbers, spread
+
+
+def test_fronts_are_those_of_the_definition() -> None:
+    draw = random.Random(0)
+    for size in (1, 2, 7, 60):
+        pairs = [(float(draw.randint(0, 9)), float(draw.randint(0, 9))) for _ in range(size)]
+        left, number = set(range(size)), 0
+        wanted = [0] * size
+        while left:
+            free = {i for i in left if not any(beats(pairs[j], pairs[i]) for j in left)}
+            for index in free:
+                wanted[index] = number
+            left, number = left - free, number + 1
+        assert front_numbers(pairs) == wanted
+
+
+def test_a_front_is_covered_from_its_best_to_its_far_end_to_its_middle() -> None:
+    # The second value has a hundred times the range: that must not decide.
+    pairs = [(0.6, -10.0), (0.9, -40.0), (0.5, 0.0), (0.75, -20.0), (0.88, -39.0)]
+    assert spread(pairs) == [1, 2, 3, 0, 4]
+    assert sorted(spread([(0.5, 0.1)] * 3)) == [0, 1, 2]
+
+
+def test_what_is_no_number_lies_on_no_front() -> None:
+    nothing = {"eval/accuracy": float("nan"), "eval/drift": 0.0}
+    some = {"eval/accuracy": 0.6, "eval/drift": 0.3}
+    goal = Objective.of(("eval/accuracy", "eval/drift"))
+    assert goal.ranked([nothing, some], lambda report: report) == [some, nothing]
+    assert front_numbers([goal.key(nothing), goal.key(some)]) == [1, 0]

@@ -1,0 +1,209 @@
+"""The winner on the Hub: the real client, unpatched, against `hub_uploads.WritableHub`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, Start
+from tests.helpers.hub_uploads import Fault, WritableHub
+from tests.helpers.publish_scenarios import (
+    FAULTS,
+    comparisons,
+    failures,
+    in_child,
+    refusals,
+    round_trips,
+    with_xet,
+)
+from tests.helpers.simulated_search import wait_until
+from tune import load_results
+
+
+@pytest.mark.slow
+def test_what_is_loaded_back_answers_as_the_winner_does(tmp_path: Path) -> None:
+    told = in_child(round_trips, tmp_path)
+    for name in ("full", "half", "adapter", "merged"):
+        assert told[name]["theirs"] == told[name]["ours"], name
+        if name != "half":  # a server on a CPU computes float32, whatever lies there
+            assert told[name]["served"] == told[name]["ours"], name
+        assert told[name]["tags"] == {"v1": told[name]["commit"]}
+        files = set(told[name]["files"])
+        assert {"README.md", "search.yaml", "results.json", "report.html"} <= files
+        assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= files
+        assert not [path for path in files if path.endswith((".bin", ".pt", ".pkl"))]
+        assert told[name]["asked"]["/api/models/commit/main"] == 1
+    assert {"model.safetensors", "generation_config.json"} <= set(told["full"]["files"])
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(told["adapter"]["files"])
+    assert "model.safetensors" not in told["adapter"]["files"]
+    assert told["adapter"]["base"] == "acme/base"
+    half, full = (told[name]["files"]["model.safetensors"] for name in ("half", "full"))
+    assert half < 0.6 * full
+    (first, *_) = told["commits"]
+    assert re.fullmatch(r"Winner of full, trial \w{6}-00[01]", first["summary"])
+    assert re.match(r"eval/accuracy [01]\.\d+ on held-out pairs, ", first["description"])
+    assert told["traces"] == []
+    assert_true_card(told["card"])
+    assert "adapter_model.safetensors" not in told["then"]
+    assert "model.safetensors" in told["then"]
+
+
+def assert_true_card(text: str) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(text)
+    front = card.data.to_dict()
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "transformers"
+    assert {"dpo", "trl", "ray-tune"} <= set(front["tags"])
+    numbers = {result.metric_type: result for result in card.data.eval_results}
+    assert {"ranking", "accuracy", "drift"} <= numbers.keys()
+    assert numbers["accuracy"].dataset_args.keys() == {"key", "pairs"}
+    for part in (
+        "# full\n",
+        "On 10 test pairs that decided nothing",
+        "| `dpo.beta` | uniform 0.05 to 0.5 |",
+        "number 1 of 2",
+        "40 train, 10 eval, 10 test",
+        "2 CPU cores, no GPU",
+        "trl 1.",
+        'pipeline("text-generation", "team/full")',
+        "## Limits",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.slow
+def test_only_an_improvement_is_pushed_if_that_is_what_was_asked(tmp_path: Path) -> None:
+    told = in_child(comparisons, tmp_path)
+    assert told.pop("is private") is False
+    assert told["strong"]["accuracy"] > told["weak"]["accuracy"]
+    pushed = {name for name, what in told.items() if what["commits"] == 1 and what["noted"]}
+    assert pushed == {"weak", "strong"}
+    assert {what["commits"] for name, what in told.items() if name not in pushed} == {0}
+
+
+@pytest.mark.slow
+def test_weights_go_through_xet_where_the_hub_has_it(tmp_path: Path) -> None:
+    told = in_child(with_xet, tmp_path, HF_HUB_DISABLE_XET="0")
+    assert told["stored"] > 0.5 * told["weights"]  # it compresses
+    assert told["puts"] == 0
+    assert told["commits"] == 1
+    assert {"model.safetensors", "README.md"} <= set(told["files"])
+
+
+YAML = """
+data: {limit: 60}
+optim: {learning_rate: 2e-3}
+eval_every_pairs: 40
+stopping: {name: none}
+space: {dpo.beta: {uniform: [0.1, 0.2]}}
+trials: 1
+resources: {at_once: 1}
+wandb: {mode: disabled}
+hub: {when: improved, repo: acme/won}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dpo_tune: Run, start: Start
+) -> None:
+    (tmp_path / "x.yaml").write_text(YAML)
+    with WritableHub({}) as hub:
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": str(hub.token),
+                            "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
+                            "HF_HUB_DISABLE_XET": "1"}.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        doctor = dpo_tune("doctor", "x.yaml")
+        assert "push         acme/won: acme may write, to be made private" in doctor.stdout
+        hub.faults.append(Fault("POST", "/preupload/", 403))
+        refused = dpo_tune("run", "x.yaml")
+        assert refused.returncode == 3, refused.stderr
+        assert "not pushed: acme/won: the token may not write there (403)" in refused.stderr
+        assert "type: dpo-tune push runs/x --repo acme/won" in refused.stderr
+        again = dpo_tune("run", "x.yaml")
+        assert again.returncode == 0, again.stderr
+        assert len(hub.commits) == 1
+        assert load_results(tmp_path / "runs/x").published.url in again.stdout
+        assert "README.md" in hub.files("acme/won")
+
+        hub.objects.clear()
+        hub.faults.append(Fault("POST", "/commit/", 0, times=9))
+        process = start("push", "x", "--repo", "acme/killed")
+        wait_until(lambda: any("/killed/commit/" in r.path for r in [*hub.requests]), process)
+        process.kill()
+        process.communicate()
+        hub.faults.clear()
+        before = len(hub.requests)
+        assert dpo_tune("push", "x", "--repo", "acme/killed").returncode == 0
+        assert "PUT" not in {request.method for request in hub.requests[before:]}
+        assert hub.files("acme/killed").keys() == hub.files("acme/won").keys()
+    written = dpo_tune("push", "x", "--to", tmp_path / "seen", "--repo", "acme/won")
+    assert written.returncode == 0, written.stderr
+    seen = {path.name: path.read_bytes() for path in (tmp_path / "seen").iterdir()}
+    assert seen == {k: v for k, v in hub.files("acme/won").items() if k != ".gitattributes"}
+    for arguments, said in (
+        (("--to", tmp_path / "seen"), "holds something; name a new folder"),
+        (("--repo", "won"), "push: hub: repo: 'won' is no owner/name; type `your-name/its-name`"),
+        (("--repo", "acme/won", "--dtype", "float16"), "push: hub.dtype: input should be"),
+        (("--to", tmp_path / "new", "--license", "No!"), "push: hub: license: 'No!' is no id"),
+    ):
+        wrong = dpo_tune("push", "x", *arguments)
+        assert wrong.returncode == 2
+        assert said in wrong.stderr
+        assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> None:
+    told = in_child(failures, tmp_path)
+    assert told.pop("winner")
+    for name, what in told.items():
+        assert what["is whole"], name
+        assert what["commits"] == 1, name
+        assert what["put again"] == (0 if what["stored"] else 1), name
+        if what["error"]:
+            assert re.search(
+                r"to try again type: dpo-tune push \S+/full --repo acme/", what["error"]
+            )
+            assert "\n" not in what["error"]
+    passed = {name for name, what in told.items() if not what["error"]}
+    assert passed == {name for name in FAULTS if "once" in name or "lost" in name}
+    for status, said in (
+        ("401 at", "does not take the login (401); type `hf auth login`"),
+        ("403 at", "may not write there (403)"),
+        ("409 at", "in the way of what is there already (409)"),
+        ("412 at", "someone else has changed it in between (412)"),
+        ("503 at the commit, always", "the Hub failed (503)"),
+        ("no network at the commit, always", "can't be reached or broke off"),
+    ):
+        (name,) = (name for name in told if name.startswith(status) and told[name]["error"])
+        assert said in told[name]["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
+    tmp_path: Path,
+) -> None:
+    told = in_child(refusals, tmp_path)
+    assert told.pop("right") == "acme/new: acme may write, to be made private"
+    assert told.pop("fine-grained") == "acme/new: acme may write, to be made private"
+    said = {
+        "token may read": "the token 'test' may only read",
+        "fine-grained may read": "may not write to acme/new; give it `repo.write` for acme",
+        "another's": "acme can't write to 'someone'; yours: acme, team",
+        "public": "acme/public is public; type `--public`",
+        "name": "Cannot have -- or .. in repo_id",
+        "wrong token": "does not take the login (401); type `hf auth login`",
+        "no answer": "the Hub can't be reached",
+        "no licence": "the dataset 'rows.jsonl' states none; say under which licence",
+        "two licences": "'acme/base' states apache-2.0, the dataset 'other' states cc-by-4.0",
+    }
+    assert told.keys() == said.keys()
+    for name, part in said.items():
+        assert told[name].startswith("refused: hub."), told[name]
+        assert part in told[name]
+        assert str(tmp_path) not in told[name]

@@ -1,0 +1,96 @@
+"""Run folders that version 0.1.0 wrote: what this version still does with them, and what not.
+
+`run_of_0_1_0` is such a folder without its weights: a finished search on the sample, whose
+winner is a warm clone, a kind of trial that this version does not train.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpo_train import export, model
+from dpo_train.config import TrainConfig
+from tests.helpers.driver import Driver
+from tune.__main__ import main
+from tune.config.load import load_search
+from tune.run_folder.exports import STAMP
+from tune.run_folder.records import read_records
+from tune.run_folder.yaml_file import write_yaml
+
+WARM = "ow7ao1-001"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "old"
+    shutil.copytree(Path(__file__).parent / "run_of_0_1_0", folder)
+    base = model.load_base(TrainConfig().model, "cpu")
+    policy = base.fresh(trained_in_full=True)
+    export.write(policy, base.tokenizer, TrainConfig(), folder / "winner")
+    (folder / "winner_trial.json").rename(folder / "winner" / STAMP)
+    return folder
+
+
+def test_it_is_shown_reported_and_published(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert f"winner {WARM} at 240 pairs" in shown
+    assert "(from the weights of ow7ao1-000)" in shown
+    assert main(["report", str(run)]) == 0
+    assert WARM in (run / "report.html").read_text()
+    told = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
+    assert main(["push", str(run), *told]) == 0
+    assert "the weights of trial ow7ao1-000" in (tmp_path / "pushed" / "README.md").read_text()
+
+
+def test_a_finished_one_is_still_finished(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(run)]) == 0
+    assert f"winner {WARM}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--trials", "+2"]])
+def test_a_search_with_a_warm_clone_does_not_go_on(
+    run: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    if not more:  # a driver was killed while the clone trained
+        path = run / "trials" / f"{WARM}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "state": "running"}))
+    before = {path: path.read_text() for path in run.rglob("*.[jy]*") if path.is_file()}
+    assert main(["resume", str(run), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{WARM} is a warm clone" in line
+    assert "points: {from: " in line
+    assert {path: path.read_text() for path in before} == before
+
+
+def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=1, optim={"epochs": 4})
+    write_yaml(tmp_path, driver.config)
+    told = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**told, "times": 2}))
+    (tmp_path / "ends" / "x" / "512").mkdir(parents=True)
+    again = Driver(tmp_path, trials=2, optim={"epochs": load_search(
+        tmp_path / "search.yaml").optim.epochs})  # fmt: skip
+    again.finish(again.start(), 2048, 0.9)
+    (record,) = read_records(tmp_path)
+    assert record.state == "finished"
+
+
+def test_a_warm_clone_that_was_asked_for_is_laid_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = Driver(tmp_path)
+    first = driver.start()
+    request = tmp_path / "requests" / "123" / "request.json"
+    request.parent.mkdir(parents=True)
+    request.write_text(json.dumps(
+        {"kind": "clone", "trial": first.config["trial"], "point": {}, "warm": True}
+    ))  # fmt: skip
+    driver.start()
+    assert "was not understood" in capsys.readouterr().out
+    assert not any(record.cloned_from for record in read_records(tmp_path))
+    assert request.with_suffix(".refused").exists()

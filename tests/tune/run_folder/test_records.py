@@ -1,0 +1,55 @@
+"""The results of a search as rows, and the records that they come from."""
+
+import csv
+import io
+from pathlib import Path
+
+from tests.helpers.simulated_results import SEARCH, simulated
+from tune.config.checks import check
+from tune.config.objective import Objective
+from tune.config.schema import SearchConfig
+from tune.publish import redact
+from tune.report.terminal import to_csv
+from tune.run_folder.records import Records, create_run
+from tune.run_folder.results import Deployment
+
+
+def test_the_frame_has_the_rows_of_the_csv() -> None:
+    results = simulated(6)
+    header, *lines = csv.reader(io.StringIO(to_csv(results)))
+    frame = results.frame()
+    assert list(frame.columns) == header
+    assert list(frame["id"]) == [line[0] for line in lines] == [t.id for t in results.trials]
+    accuracy = header.index("eval/accuracy")
+    assert [float(line[accuracy]) for line in lines] == list(frame["eval/accuracy"])
+    without = results.trials.index(next(t for t in results.trials if "lora.r" not in t.config))
+    assert lines[without][header.index("lora.r")] == ""
+    assert frame["lora.r"].isna()[without]
+
+
+def test_held_out_values_are_those_of_the_best_report(tmp_path: Path) -> None:
+    create_run(tmp_path, Path(), "cpu")
+    records = Records(tmp_path, Objective(metric="eval/accuracy", mode="max"))
+    records.begin_driver_session()
+    records.add("a", {})
+
+    def held_out(pairs: int, accuracy: float) -> list[float]:
+        report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/drift": 1.0}
+        records.report("a", report, 1.0, 0, 0.0, [accuracy])
+        return records.trials["a"].held_out
+
+    assert held_out(64, 0.6) == [0.6]
+    assert held_out(128, 0.9) == [0.9]
+    assert held_out(192, 0.8) == [0.9]
+    # Trained again from the first, the second is no longer the best, and its values are gone.
+    assert held_out(128, 0.5) == []
+
+
+def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
+    config = check(SearchConfig.model_validate({**SEARCH, "serve": {"after": True, "port": 81}}))
+    served = Deployment(url="http://127.0.0.1:81", error="to try again: serve deploy /home/jo/x")
+    results = simulated(3).model_copy(update={"served": served})
+    told = redact.results(results, config).to_json()
+    assert "127.0.0.1" not in told
+    assert "/home/jo" not in told
+    assert redact.search(config).serve == SearchConfig(name="x").serve

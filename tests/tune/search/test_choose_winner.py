@@ -1,0 +1,359 @@
+"""Finalists trained again with other seeds: what is run, what wins, what is said of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpo_train import reference
+from dpo_train.config import TrainConfig
+from dpo_train.config_base import override, parse
+from dpo_train.errors import InputError
+from dpo_train.evaluation import test_split
+from dpo_train.trainers.open import open_session
+from tests.conftest import Run, Start
+from tests.helpers.driver import PAIRS, RATE, Driver, finish
+from tests.helpers.simulated_results import simulated
+from tests.helpers.simulated_search import YAML, ended, wait_until
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
+from tune.publish import model_card
+from tune.report import terminal, winner_section
+from tune.run_folder.confirmation import Confirmation, Finalist
+from tune.run_folder.confirmation import Run as SeedRun
+from tune.run_folder.records import read_records
+from tune.run_folder.results import load_results
+from tune.search import choose_winner
+
+
+def search(driver: Driver, *accuracies: float, drifts: tuple[float, ...] = ()) -> list[str]:
+    """Plays the search itself; the ids of its trials."""
+    trials = [driver.start() for _ in accuracies]
+    for number, (trial, accuracy) in enumerate(zip(trials, accuracies, strict=True)):
+        finish(driver, trial, accuracy, drifts[number] if drifts else 1.0)
+    return [trial.config["trial"] for trial in trials]
+
+
+def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, confirm={"finalists": 2, "seeds": 2})
+    lucky, solid, weak, _ = search(driver, 0.95, 0.93, 0.6, 0.6)
+    seen = []
+    for _ in range(4):
+        again = driver.start()
+        assert driver.config.trial(again.config["point"]).seed > 0
+        seen.append((again.config["confirms"], again.config["point"]["seed"]))
+        finish(driver, again, 0.85 if again.config["confirms"] == lucky else 0.92)
+    assert seen == [(lucky, 1), (solid, 1), (lucky, 2), (solid, 2)]
+    assert driver.start() == "FINISHED"
+    assert driver.final_tasks.is_done
+    told = driver.final_tasks.confirmation
+    assert told is not None
+    assert (told.winner, told.searched) == (solid, lucky)
+    first, second = told.finalists
+    assert [run.value for run in first.runs] == [0.92, 0.92]
+    assert (first.mean, second.searched) == (0.92, 0.95)
+    low, high = second.behind["interval"]
+    assert second.behind["difference"] == pytest.approx(0.07)
+    assert low < 0.07 < high
+    # The configuration's best run is the one of the search, whose 0.93 no seed reached.
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == solid
+    assert weak not in {finalist.trial for finalist in told.finalists}
+
+
+def test_the_winning_configurations_best_run_lies_in_winner(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=1, confirm={"finalists": 1, "seeds": 3})
+    (trial,) = search(driver, 0.8)
+    for accuracy in (0.7, 0.9, 0.85):
+        finish(driver, driver.start(), accuracy)
+    driver.start()
+    stamp = json.loads((tmp_path / "winner" / "trial.json").read_text())
+    assert stamp["configuration"] == trial
+    assert stamp["config"]["seed"] == 2
+    assert stamp["report"]["eval/accuracy"] == 0.9
+
+
+def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
+    first, second = search(driver, 0.9, 0.8)
+    for accuracy in (0.9, 0.8):
+        finish(driver, driver.start(), accuracy)
+    for export in (tmp_path / "best").glob("*/*/trial.json"):
+        stamp = json.loads(export.read_text())
+        if first in (stamp["trial"], stamp.get("configuration")):
+            export.write_text(json.dumps(stamp) + " ")
+    driver.start()
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == second
+    assert f"no export of {first}, which won, is whole" in capsys.readouterr().out
+
+
+def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    """Two that err on the same pairs differ clearly where two intervals would overlap."""
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
+    search(driver, 0.9, 0.87)
+    finish(driver, driver.start(), 0.9)
+    finish(driver, driver.start(), 0.87)
+    driver.start()
+    told = driver.final_tasks.confirmation
+    assert told is not None
+    low, _ = told.finalists[1].behind["interval"]
+    assert low > 0
+    alone = 1.96 * np.sqrt(0.9 * 0.1 / PAIRS)
+    assert told.finalists[1].behind["difference"] < 2 * alone
+
+
+def test_the_sampler_the_rungs_and_the_search_hear_nothing_of_it(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 2})
+    search(driver, 0.9, 0.8)
+    rungs, told = driver.rungs, len(driver.study.trials)
+    again = driver.start()
+    for pairs in (64, 192):
+        assert driver.report(again, pairs, 0.1, nll=9.0) == "CONTINUE"
+    assert (driver.rungs, len(driver.study.trials)) == (rungs, told)
+    best = driver.records.best()
+    assert best is not None
+    assert best.metrics["eval/accuracy"] == 0.9
+    rebuilt = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 2})
+    assert len(rebuilt.study.trials) == told
+    # What was open goes on first, under its id; then the seed that is missing.
+    assert rebuilt.start().config["trial"] == again.config["trial"]
+    assert rebuilt.start().config["point"]["seed"] == 2
+
+
+def test_nothing_is_confirmed_while_a_trial_of_the_search_is_open(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 1})
+    first, second = driver.start(), driver.start()
+    finish(driver, first, 0.9)
+    assert driver.start() is None
+    finish(driver, second, 0.95)
+    assert driver.start().config["confirms"] == second.config["trial"]
+
+
+def test_a_configuration_of_which_a_seed_failed_comes_last(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
+    shaky, solid = search(driver, 0.95, 0.7)
+    driver.fail(driver.start())
+    finish(driver, driver.start(), 0.7)
+    driver.start()
+    told = driver.final_tasks.confirmation
+    assert told is not None
+    assert [finalist.trial for finalist in told.finalists] == [solid, shaky]
+    (failed,) = told.finalists[1].runs
+    assert (failed.value, failed.error) == (None, "loss is nan")
+    assert told.finalists[1].mean is None
+
+
+def test_a_budget_that_ends_leaves_all_finalists_with_equally_many_seeds(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=2, budget={"hours": 1}, confirm={"finalists": 2, "seeds": 3})
+    search(driver, 0.9, 0.8)
+    for _ in range(3):
+        finish(driver, driver.start(), 0.85)
+    began, _ = driver.records.run.driver_sessions[0]
+    driver.records.run.driver_sessions.insert(0, (began - 9000, began - 9000 + 3601))
+    assert driver.start() == "FINISHED"
+    told = driver.final_tasks.confirmation
+    assert told is not None
+    assert [len(finalist.runs) for finalist in told.finalists] == [1, 1]
+
+
+def test_one_standard_error_takes_the_least_drift_that_is_as_good(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "a", trials=3, select="one_standard_error")
+    _, near, _ = search(driver, 0.90, 0.89, 0.70, drifts=(2.0, 0.5, 0.1))
+    driver.start()
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == near
+    best = Driver(tmp_path / "b", trials=3)
+    first, _, _ = search(best, 0.90, 0.89, 0.70, drifts=(2.0, 0.5, 0.1))
+    best.start()
+    assert best.final_tasks.stamp is not None
+    assert best.final_tasks.stamp["trial"] == first
+
+    confirmed = Driver(
+        tmp_path / "c", trials=3, select="one_standard_error", confirm={"finalists": 3, "seeds": 1}
+    )
+    _, near, _ = search(confirmed, 0.90, 0.89, 0.70, drifts=(2.0, 0.5, 0.1))
+    for accuracy, drift in ((0.90, 2.0), (0.89, 0.5), (0.70, 0.1)):
+        finish(confirmed, confirmed.start(), accuracy, drift)
+    confirmed.start()
+    told = confirmed.final_tasks.confirmation
+    assert told is not None
+    assert told.winner == near
+    assert "one standard error (0.02" in told.decided_by
+
+
+def test_a_users_own_number_may_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = {"finalists": 2, "seeds": 1, "evaluate": "judge:score", "decide_by": "wins"}
+    driver = Driver(tmp_path, trials=2, confirm=wanted)
+    first, second = search(driver, 0.9, 0.8)
+    finish(driver, driver.start(), 0.9)
+    finish(driver, driver.start(), 0.8)
+    tasks = [driver.start(), driver.start()]
+    assert driver.start() is None  # the winner waits for what they say
+    for task in tasks:
+        # Each is a finalist's best run: ties keep the one of the search.
+        run = task.config["trial"].removeprefix("evaluating-")
+        driver.complete(task, {"evaluation": json.dumps({"wins": 1 if run == second else 0})})
+    driver.start()
+    told = driver.final_tasks.confirmation
+    assert told is not None
+    assert (told.winner, told.decided_by) == (second, "wins of judge:score")
+    assert told.finalists[1].evaluation == {"wins": 0}
+    # That of the best export, not of one before it; and none outweighs a seed that failed.
+    runs = driver.records.confirmations
+    said = {first: {"wins": 0}, second: {"wins": 1}, runs[0].id: {"wins": 2}}
+    (tmp_path / "evaluations.json").write_text(json.dumps(said))
+    told = choose_winner.choose(driver.config, driver.records)[1]
+    assert told is not None
+    assert [each.evaluation["wins"] for each in told.finalists] == [1, 0]
+    driver.records.end(runs[1].id, "failed", "lost")
+    told = choose_winner.choose(driver.config, driver.records)[1]
+    assert told is not None
+    assert told.winner == first
+    # A later driver session does not ask again.
+    assert choose_winner.next_evaluation(driver.config, driver.records, set()) is None
+
+    (tmp_path / "evaluations.json").write_text(json.dumps({first: {"other": 1}}))
+    told = choose_winner.choose(driver.config, driver.records)[1]
+    assert told is not None
+    assert told.winner == first
+    assert "gave no 'wins' for every finalist" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"space": {"seed": {"int": [0, 9]}}, "confirm": {}}, "seed can't be an axis"),
+        ({"confirm": {"decide_by": "wins"}}, "name that too"),
+        ({"confirm": {"evaluate": "no colon"}}, "confirm.evaluate"),
+        (
+            {"confirm": {"evaluate": "a:b", "decide_by": "x"}, "select": "one_standard_error"},
+            "leave one out",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused(content: dict[str, Any], said: str) -> None:
+    basics = {"name": "x", "trainer": "simulated", "trials": 2, "space": RATE}
+    with pytest.raises(InputError, match=said):
+        check(parse(SearchConfig, {**basics, **content}, {}, "x.yaml"))
+
+
+def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
+    small_config: TrainConfig, small_prepared: Path, tmp_path: Path
+) -> None:
+    for name, rate in (("winner", 2e-3), ("searched", 1e-12)):
+        trial = override(small_config, {"optim.learning_rate": rate, "optim.warmup_pairs": 8})
+        session = open_session(trial, small_prepared, "cpu")
+        report = session.advance()
+        for metric, values in session.held_out.items():
+            assert np.mean(values) == pytest.approx(report[metric])
+        session.export(tmp_path / name)
+        session.close()
+    told = test_split.evaluate_on_test(
+        tmp_path / "winner", small_config.model, small_prepared, "cpu", tmp_path / "searched"
+    )
+    base = reference.prepare(small_prepared).base["test"]
+    # A model that was hardly trained is the base.
+    assert told["searched"]["ranking"] == base["ranking"]
+    assert told["searched"]["interval"] == base["interval"]
+    assert told["searched"]["over_base"]["ranking"]["difference"] == 0
+    assert told["searched"]["answer_tokens"] == told["base"]["answer_tokens"] > 1
+    over = told["test"]["over_base"]["ranking"]
+    assert over["difference"] == pytest.approx(told["test"]["ranking"] - base["ranking"])
+    assert over["interval"][0] <= over["difference"] <= over["interval"][1]
+    assert set(told["test"]["over_searched"]) == {"ranking", "accuracy"}
+    keys = reference.prepare(small_prepared).split("eval")["prompt_key"]
+    assert reference.prompt_keys(small_prepared, "eval") == list(keys)
+
+
+def test_terminal_report_and_card_say_how_much_was_luck() -> None:
+    results = simulated(6)
+    assert results.winner is not None
+    test = {**results.winner.test, "nll": 0.6, "margin": 2.0, "answer_tokens": 30.0}
+    test["over_base"] = {"ranking": {"difference": 0.35, "interval": [0.25, 0.45]}}
+    runs = [SeedRun(id=f"abc123-00{n}", seed=n, value=v) for n, v in ((7, 0.71), (8, 0.77))]
+    finalist = Finalist(trial=results.winner.trial, config={}, searched=0.91, runs=runs,
+                        mean=0.74, drift=0.2)  # fmt: skip
+    other = finalist.model_copy(update={"trial": "abc123-001", "behind": {
+        "difference": 0.04, "interval": [-0.01, 0.09]}})  # fmt: skip
+    confirmation = Confirmation(winner=results.winner.trial, searched="abc123-001", decided_by="x",
+                                finalists=[finalist, other], searched_test=test)  # fmt: skip
+    results = results.model_copy(update={
+        "confirmation": confirmation,
+        "winner": results.winner.model_copy(update={"test": test}),
+        "base": {"test": {**results.base["test"], "answer_tokens": 20.0}},
+        "data": {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}},
+    })  # fmt: skip
+    assert results.confirmation is not None
+    shown = terminal.render(results)
+    for said in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
+                 "the best of the search alone was abc123-001", "20.0", "30.0",
+                 "+0.350 from the base's, 95 % interval +0.250 to +0.450"):  # fmt: skip
+        assert said in shown
+    page = winner_section.answer(results)
+    for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
+                 "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
+        assert said in page
+    publishing = model_card.Publishing(
+        "me/x", None, None, {"license": "mit"}, "full", "float32", None
+    )
+    shown = str(model_card.render(results, publishing))
+    assert "0.710, 0.770 (searched: 0.910)" in shown
+    assert "| mean tokens of a greedy answer | 20.0 | 30.0 |" in shown
+
+
+JUDGE = """
+import json
+
+def score(folder):
+    return {"pairs": json.loads((folder / "simulated.json").read_text())["pairs_seen"]}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_driver_killed_while_it_confirms_goes_on_and_asks_the_users_judge_once(
+    tmp_path: Path, dpo_tune: Run, start: Start
+) -> None:
+    (tmp_path / "sim.yaml").write_text(YAML)
+    (tmp_path / "my_judge.py").write_text(JUDGE)
+    run = tmp_path / "runs" / "sim"
+    wanted = ("--set", "trials=4", "--set", "simulated.noise=0.05",
+              "--set", "confirm={finalists: 2, seeds: 2, evaluate: 'my_judge:score'}")  # fmt: skip
+    refused = dpo_tune("run", "sim.yaml", *wanted[:-1], "confirm={evaluate: 'no_judge:score'}")
+    assert refused.returncode == 2
+    assert "there is no module 'no_judge'" in refused.stderr
+    assert not run.exists()
+
+    process = start("run", "sim.yaml", *wanted, "--set", "simulated.seconds_per_report=0.2")
+    wait_until(lambda: any(r.confirms and r.curve for r in read_records(run)), process)
+    process.kill()
+    process.communicate()
+    before = ended(run)
+    done = dpo_tune("resume", run)
+    assert done.returncode == 0, done.stderr
+    after = ended(run)
+    assert {trial: after[trial] for trial in before} == before
+    assert [record.confirms is None for record in read_records(run)] == [True] * 4 + [False] * 4
+    results = load_results(run)
+    told = results.confirmation
+    assert told is not None
+    assert results.winner is not None
+    assert (len(results.trials), len(results.confirmations)) == (4, 4)
+    assert told.winner == results.winner.trial
+    assert told.finalists[0].mean == max(f.mean or 0 for f in told.finalists)
+    assert all("pairs" in finalist.evaluation for finalist in told.finalists)
+    assert "held_out" not in (run / "results.json").read_text()
+    best = max(
+        (t for t in results.runs if told.winner in (t.id, t.confirms)),
+        key=lambda t: t.metrics["eval/accuracy"],
+    )
+    assert results.winner.run == best.id
+    assert f"{told.winner} won by the mean of eval/accuracy over 2 seeds" in done.stdout
+    assert dpo_tune("run", "sim.yaml", *wanted,
+                    "--set", "simulated.seconds_per_report=0.2").returncode == 0  # fmt: skip
+    assert ended(run) == after

@@ -1,0 +1,146 @@
+"""Whole searches on real Ray processes, with simulated sessions: a driver's life and death."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_train import sample
+from tests.conftest import Run, Start
+from tests.helpers.simulated_search import (
+    hurry,
+    trial_processes,
+    wait_for_ended,
+    wait_until,
+)
+from tune import load_results
+from tune.run_folder.records import read_records
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
+    tmp_path: Path, yaml: Path, dpo_tune: Run
+) -> None:
+    done = dpo_tune("run", yaml)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "sim"
+    results = json.loads((run / "results.json").read_text())
+    assert results["schema"] == 1
+    assert len(results["trials"]) == 12
+    assert {"id", "state", "config", "metrics", "curve", "error"} <= set(results["trials"][0])
+    assert {trial["state"] for trial in results["trials"]} == {"finished", "stopped"}
+    best = max(trial["metrics"]["eval/accuracy"] for trial in results["trials"])
+    assert results["winner"]["eval"]["accuracy"] == best
+    assert results["winner"]["trial"] in done.stdout
+    assert (run / "winner" / "trial.json").exists()
+    assert len(list((run / "best").iterdir())) == 3
+    assert not any((run / "state").iterdir())
+    assert "dpo-tune resume runs/sim --trials +8" in done.stdout
+
+    before = {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
+    again = dpo_tune("run", yaml)
+    assert again.returncode == 0
+    assert results["winner"]["trial"] in again.stdout
+    assert {p.name: p.stat().st_mtime_ns for p in (run / "trials").iterdir()} == before
+
+    other = dpo_tune("run", yaml, "--set", "dpo.beta=0.2")
+    assert other.returncode == 2
+    assert "holds another search (dpo.beta: 0.1 there, 0.2 here); give `--name NEW`" in other.stderr
+
+    more = dpo_tune("resume", "sim", "--trials", "+3")
+    assert more.returncode == 0, more.stderr
+    grown = load_results(run)
+    assert [trial.id for trial in grown.trials[:12]] == [t["id"] for t in results["trials"]]
+    assert json.loads(grown.to_json())["trials"][:12] == results["trials"]
+    assert len(grown.trials) == 15
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_a_signal_ends_with_130_and_the_search_can_go_on(
+    tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start
+) -> None:
+    run = tmp_path / "runs" / "sim"
+    slowly = ("--set", "simulated.seconds_per_report=2")
+    process = start("run", yaml, *slowly)
+    wait_for_ended(run, 1, process)
+    second = dpo_tune("run", yaml, *slowly)
+    assert second.returncode == 2
+    assert "another process runs this search now" in second.stderr
+    process.send_signal(signal.SIGTERM)  # becomes SIGINT inside
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 130, output
+    assert "to go on: dpo-tune resume runs/sim" in output
+    waiting = [record for record in read_records(run) if record.state in ("running", "pending")]
+    assert waiting
+    assert "running" in dpo_tune("show", "sim").stdout
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_trials_that_diverge_are_rows_with_their_error(
+    tmp_path: Path, yaml: Path, dpo_tune: Run
+) -> None:
+    done = dpo_tune(
+        "run", yaml, "--set", "simulated.diverges_above=1e-7",
+        "--set", "stopping.name=none", "--set", "budget.failures_in_a_row=3",
+    )  # fmt: skip
+    results = load_results(tmp_path / "runs" / "sim")
+    failed = [trial for trial in results.trials if trial.state == "failed"]
+    assert len(failed) >= 3
+    assert "loss is nan at step 16, learning rate" in (failed[0].error or "")
+    assert results.ended == "budget.failures_in_a_row: 3 trials failed"
+    # Each reported once before it diverged, so something was won.
+    assert done.returncode == 0
+    # Only when nothing was ever measured is there no winner.
+    assert results.winner is not None
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_a_search_in_which_nothing_is_measured_exits_1(
+    tmp_path: Path, yaml: Path, dpo_tune: Run
+) -> None:
+    (tmp_path / "broken").mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / "broken" / name).write_text("{}")
+    shutil.copy(sample.MODEL / "model.safetensors", tmp_path / "broken")
+    done = dpo_tune(
+        "run", yaml, "--set", "trainer=trl", "--set", f"model.id={tmp_path / 'broken'}",
+        "--set", "budget.failures_in_a_row=2", "--set", "trials=3", "--set", "resources.at_once=1",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "nothing was won" in done.stdout
+    failed = [record for record in read_records(tmp_path / "runs" / "sim")]
+    assert {record.state for record in failed} == {"failed"}
+    assert "(trials/" in (failed[0].error or "")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_killed_trial_process_goes_on_from_its_saved_state(
+    tmp_path: Path, yaml: Path, start: Start
+) -> None:
+    run = tmp_path / "runs" / "sim"
+    process = start(
+        "run", yaml, "--set", "simulated.seconds_per_report=1.5", "--set", "trials=2",
+        "--set", "stopping.name=none",
+    )  # fmt: skip
+    wait_until(
+        lambda: [len(record.curve) >= 3 for record in read_records(run)] == [True] * 2, process
+    )
+    hurry(run)
+    os.kill(trial_processes(process.pid)[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    records = list(read_records(run))
+    assert [record.state for record in records] == ["finished"] * 2
+    for record in records:
+        assert [point["pairs_seen"] for point in record.curve] == list(range(64, 513, 64))
+    # The process that took its place did not sleep, and did not begin anew.
+    (again,) = (r for r in records if r.curve[-1]["train_seconds"] == 0)
+    assert {report["train_seconds"] for report in again.curve[:2]} == {1.5}

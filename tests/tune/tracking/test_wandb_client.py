@@ -1,0 +1,179 @@
+"""What W&B is told of a search: by the real client, on disk and to a server on loopback."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, Start
+from tests.helpers.simulated_search import ended, hurry, wait_for_ended, wait_until
+from tests.helpers.wandb_runs import reports, wandb
+from tests.helpers.wandb_server import WandbServer
+from tune import load_results
+from tune.run_folder.records import TrialRecord
+from tune.tracking.child_process import CLOSE_SECONDS, how_to_send
+
+YAML = """
+name: sim
+trainer: simulated
+trials: 4
+space:
+  optim.learning_rate: {log_uniform: [1e-5, 1e-2]}
+  dpo.beta: {choice: [0.1, 0.3]}
+points:
+  - {optim.learning_rate: 8e-3, dpo.beta: 0.1}
+  - {optim.learning_rate: 1e-3, dpo.beta: 0.3}
+stopping: {name: none}
+simulated: {diverges_above: 7e-3, noise: 0.1}
+save_every_minutes: 0
+resources: {cpus: 0.5}
+wandb: {mode: offline, tags: [tried]}
+"""
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "sim.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def written(run: Path, run_id: str) -> dict[str, Any]:
+    """What the client's file of a run holds: its records by kind, of one kind the last or all."""
+    (file,) = (run / "wandb").glob(f"offline-run-*-{run_id}/*.wandb")
+    told: dict[str, Any] = {"history": [], "summary": {}}
+    for record in map(json.loads, wandb(run, "leet", "inspect", "--json", file).splitlines()):
+        content = record.get(record["type"], {})
+        if record["type"] == "history":
+            told["history"].append(content["item"])
+        elif record["type"] == "summary":
+            told["summary"] |= content["update"]
+        elif record["type"] in ("run", "exit"):
+            told[record["type"]] = content
+    return told
+
+
+def assert_told(record: TrialRecord, config: dict[str, Any], summary: dict[str, Any]) -> None:
+    assert record.config.items() <= config.items()
+    assert config["simulated.noise"] == 0.1
+    assert not config.keys() & {"runs_dir", "name", "wandb.mode"}
+    assert summary["state"] == record.state
+    assert summary["pairs_seen"] == record.pairs_seen
+    best = {name: value for name, value in record.metrics.items() if name.startswith("eval/")}
+    assert best.items() <= summary.items()
+    assert summary.get("error") == record.error
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_on_disk_lies_what_the_records_say(
+    tmp_path: Path, yaml: Path, dpo_tune: Run, server: WandbServer
+) -> None:
+    done = dpo_tune("run", yaml, "--set", "trials=3")
+    assert done.returncode == 0, done.stderr
+    assert "W&B: 4 runs wait on disk; to send: wandb sync --yes runs/sim/wandb" in done.stdout
+    assert server.asked.total() == 0
+    run = tmp_path / "runs" / "sim"
+    results = load_results(run)
+    assert {trial.state for trial in results.trials} == {"finished", "failed"}
+    for trial in results.trials:
+        told = written(run, trial.id)
+        assert told["run"]["run_group"] == "sim"
+        assert told["run"]["tags"] == ["tried"]
+        assert "host" not in told["run"]
+        assert_told(trial, told["run"]["config"]["update"], told["summary"])
+        assert reports(told["history"]) == trial.curve
+        assert told["exit"].get("exit_code", 0) == (trial.state == "failed")
+    wandb(run, "sync", "--yes", run / "wandb")
+    assert len(server.runs) == 4
+    assert how_to_send(run) == ""
+    files = server.runs[f"{results.trials[0].id[:6]}-search"].files
+    (table,) = [content for name, content in files.items() if name.startswith("media/table/")]
+    assert sorted(row[0] for row in json.loads(table)["data"]) == [t.id for t in results.trials]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_an_interrupted_search_goes_on_in_the_same_sweep_and_runs(
+    tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start, server: WandbServer
+) -> None:
+    run = tmp_path / "runs" / "sim"
+    slowly = ("--set", "simulated.seconds_per_report=6", "--set", "wandb.mode=online")
+    process = start("run", yaml, *slowly)
+
+    def is_followed() -> bool:
+        return any(told.state == "running" and told.history for told in [*server.runs.values()])
+
+    wait_until(is_followed, process)
+    wait_for_ended(run, 1, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert len(ended(run)) < 4
+    states = {run.state for run in server.runs.values()}
+    assert states <= {"finished", "failed", "preempted"}
+    assert "preempted" in states
+    before = {run_id: len(run.history) for run_id, run in server.runs.items()}
+    hurry(run)
+
+    done = dpo_tune("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    assert "wandb sync" not in done.stdout
+    (made,) = server.sweeps.values()
+    assert made.state == "FINISHED"
+    results = load_results(run)
+    for trial in results.trials:
+        told = server.runs.pop(trial.id)
+        assert told.sent["sweep"] == made.name
+        assert (told.sent["groupName"], told.sent["tags"]) == ("sim", ["tried"])
+        assert (told.sent["project"], told.sent["jobType"]) == ("dpo-tune", "trial")
+        assert_told(trial, told.config, told.summary)
+        assert reports(told.rows) == trial.curve
+        assert len(told.rows) >= before.get(trial.id, 0)
+        assert told.state == trial.state
+        assert told.exit_code == (trial.state == "failed")
+    (search,) = server.runs.values()
+    assert search.sent["jobType"] == "search"
+    assert "sweep" not in search.sent
+    assert search.summary["winner"] == results.winner.trial
+    assert server.asked["UpsertSweep"] == 2  # made once, ended once
+    said = "".join(server.bodies)
+    assert server.key not in said
+    # The client itself names the folder in which it stages an artifact's file.
+    staged = re.escape(str(tmp_path / "home" / "artifacts" / "staging"))
+    assert str(tmp_path) not in re.sub(rf'"local_path":"{staged}/\w+"', "", said)
+    assert f'"{os.uname().nodename}"' not in said
+    assert not [p for p in run.rglob("*") if p.is_file() and server.key.encode() in p.read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_server_that_hangs_costs_seconds_at_the_end_and_the_rest_can_be_sent(
+    tmp_path: Path, yaml: Path, start: Start, server: WandbServer
+) -> None:
+    run = tmp_path / "runs" / "sim"
+    slowly = ("--set", "simulated.seconds_per_report=1", "--set", "wandb.mode=online")
+    process = start("run", yaml, *slowly)
+    wait_for_ended(run, 1, process)
+    server.ill = "hang"
+    wait_for_ended(run, 4, process)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < CLOSE_SECONDS + 25  # Ray's own end takes some
+    assert process.returncode == 0, output
+    results = load_results(run)
+    assert results.winner is not None
+    assert "runs wait on disk; to send: wandb sync --yes runs/sim/wandb" in output
+    server.ill = ""
+    wandb(run, "sync", "--yes", run / "wandb")
+    for trial in results.trials:
+        told = server.runs[trial.id]
+        assert_told(trial, told.config, told.summary)
+        assert reports(told.rows) == trial.curve
+        assert told.state == trial.state
