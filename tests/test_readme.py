@@ -34,18 +34,33 @@ def test_the_make_targets_exist() -> None:
     assert {"run", "test", "check"} <= mentioned
 
 
-def test_the_file_map_is_true() -> None:
-    table = README[README.index("## File map") : README.index("Not here yet")]
-    named = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
-    listed: set[Path] = set()
-    for cell in named:
-        paths = [Path(path) for path in re.findall(r"`([^`]+)`", cell)]
-        listed |= {path if len(path.parts) > 1 else paths[0].parent / path for path in paths}
-        listed |= set(paths[:1])
-    assert {path for path in listed if not (ROOT / path).exists()} == set()
-    for package in ("dpo_train", "tune", "serve"):
-        sources = {path.relative_to(ROOT) for path in (ROOT / package).glob("[!_]*.py")}
-        assert sources <= listed
+def mapped_files() -> set[Path]:
+    """The files that the README's map names. A line stands in the folder above it that is indented
+    less; one that is indented far goes on with the line before."""
+    section = README[README.index("## File map") :]
+    found: set[Path] = set()
+    folders = [(-1, Path())]
+    for line in re.findall(r"```\n(.*?)```", section, re.DOTALL)[0].splitlines():
+        indent = len(line) - len(line.lstrip())
+        if indent < 20:
+            while folders[-1][0] >= indent:
+                folders.pop()
+            if folder := re.match(r" *([a-z_]+)/", line):
+                folders.append((indent, folders[-1][1] / folder[1]))
+        found |= {folders[-1][1] / name for name in re.findall(r"\b\w+\.(?:py|js)\b", line)}
+    return found
+
+
+def test_the_file_map_names_every_file_and_no_other() -> None:
+    files = mapped_files()
+    assert {str(path) for path in files if not (ROOT / path).exists()} == set()
+    sources = {
+        path.relative_to(ROOT)
+        for package in ("dpo_train", "tune", "serve")
+        for path in (ROOT / package).rglob("*.py")
+        if not path.name.startswith("_") and path.parent.name != "sample"
+    }
+    assert {str(path) for path in sources - files} == set()
 
 
 @pytest.mark.slow
