@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from tune.workers import engine_broker
 from tune.workers.multi_gpu import Group
 from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
 from tune.workers.threads import limit_threads
-from tune.workers.user_evaluation import ask
+from tune.workers.user_evaluation import evaluate_folder
 
 _Search = tuple[SearchConfig, RunInfo]
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -65,21 +67,25 @@ class DpoTrial(Trainable):
         self._close()
 
     def step(self) -> dict[str, Any]:
-        if self._asked["trial"] == TEST_TASK:
-            return self._judge()
-        if self._asked["trial"].startswith(EVALUATE_TASK):
-            return self._evaluate()
-        began = time.time()
-        self._note = ""
+        task = self._asked["trial"]
         try:
-            report = self._advance()
-            assert self._session is not None
-            self._offer_export(report)
+            if task == TEST_TASK:
+                return self._evaluate_on_test()
+            if task.startswith(EVALUATE_TASK):
+                return self._call_user_evaluation()
+            return self._train_to_next_report()
         except (engine_broker.EngineLost, RayActorError):
             # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere.
             raise
         except Exception as error:
             return self._failure(error)
+
+    def _train_to_next_report(self) -> dict[str, Any]:
+        began = time.time()
+        self._note = ""
+        report = self._advance()
+        assert self._session is not None
+        self._offer_export(report)
         self._pairs_seen = int(report["pairs_seen"])
         held_out = self._session.held_out.get(self._search.goal.metric, [])
         finished = self._pairs_seen >= self._session.pairs_total
@@ -125,7 +131,7 @@ class DpoTrial(Trainable):
         self._id = str(self._asked["trial"])
         self._point: dict[str, Any] = self._asked["point"]
         self._reference_pairs = 0
-        self._sittings = self._find_run()
+        self._run_info = self._find_run()
         self._trial = self._search.trial(self._point)
         if self._asked["micro_batch"]:
             less = {"optim.micro_batch_size": self._asked["micro_batch"]}
@@ -143,7 +149,7 @@ class DpoTrial(Trainable):
         self._go_on_from_saved_state()
 
     def _open_session(self) -> Session:
-        prepared, device = self._sittings.prepared_folder, self._sittings.device
+        prepared, device = self._run_info.prepared_folder, self._run_info.device
         if self._trial.trainer == "packed":
             return engine_broker.EngineSession(self._id, self._trial, prepared, device)
         if self._search.resources.members > 1:
@@ -168,52 +174,45 @@ class DpoTrial(Trainable):
             limit_threads()
         return run
 
-    def _judge(self) -> dict[str, Any]:
+    def _evaluate_on_test(self) -> dict[str, Any]:
+        """Compares base and winner, where the base is loaded already."""
         run = self._find_run()
-        try:
-            winner, prepared = mirror.pull(self._run / "winner"), run.prepared_folder
+        asked = self._asked
+        with contextlib.ExitStack() as stack:
             searched = None
-            if self._asked["searched"]:
-                searched = mirror.pull(self._run / self._asked["searched"])
+            if asked["searched"]:
+                searched = stack.enter_context(self._pulled(asked["searched"]))
             sampled = {
-                name: mirror.pull(self._run / folder)
-                for name, folder in self._asked["sampled"].items()
+                name: stack.enter_context(self._pulled(folder))
+                for name, folder in asked["sampled"].items()
             }
-            asked = (winner, self._search.model, prepared, run.device, searched, sampled)
+            winner = mirror.pull(self._run / "winner")
+            prepared = run.prepared_folder
+            given = (winner, self._search.model, prepared, run.device, searched, sampled)
             if self._search.trainer == "packed":
-                verdict = engine_broker.evaluate_on_test(*asked)
+                verdict = engine_broker.evaluate_on_test(*given)
             else:
                 from dpo_train.evaluation import test_split  # imports torch, slowly
 
-                verdict = self._on_device(test_split.evaluate_on_test, *asked)
-        except (engine_broker.EngineLost, RayActorError):
-            raise
-        except Exception as error:
-            return self._failure(error)
-        finally:
-            for folder in filter(None, [self._asked["searched"], *self._asked["sampled"].values()]):
-                mirror.forget(self._run / folder)
+                verdict = self._on_device(test_split.evaluate_on_test, *given)
         return {"verdict": json.dumps(verdict), "done": True}
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _call_user_evaluation(self) -> dict[str, Any]:
         """Asks the user's own function about a finalist's folder."""
         self._find_run()
         assert self._search.confirm is not None
-        assert self._search.confirm.evaluate is not None
-        try:
-            said = self._on_device(
-                ask,
-                self._search.confirm.evaluate,
-                mirror.pull(self._run / self._asked["exported"]),
-                self._asked["cwd"],
-            )
-        except RayActorError:
-            raise
-        except Exception as error:
-            return self._failure(error)
-        finally:
-            mirror.forget(self._run / self._asked["exported"])
+        function = self._search.confirm.evaluate
+        with self._pulled(self._asked["exported"]) as folder:
+            said = self._on_device(evaluate_folder, function, folder, self._asked["cwd"])
         return {"evaluation": json.dumps(said), "done": True}
+
+    @contextlib.contextmanager
+    def _pulled(self, folder: str) -> Iterator[Path]:
+        """A folder of the run, brought here while it is read."""
+        try:
+            yield mirror.pull(self._run / folder)
+        finally:
+            mirror.forget(self._run / folder)
 
     def _go_on_from_saved_state(self) -> None:
         assert self._session is not None

@@ -26,7 +26,7 @@ def refuse_missing(name: str) -> None:
         )
 
 
-def ask(name: str, folder: Path, cwd: str) -> dict[str, float]:
+def evaluate_folder(name: str, folder: Path, cwd: str) -> dict[str, float]:
     """What the function says of an exported folder. Raises what it raises, and ValueError if it
     gives other than finite numbers by name."""
     _look_in(Path(cwd))
