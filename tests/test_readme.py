@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from ray.dashboard.modules.job.cli import job_cli_group
 
 from tests.conftest import ROOT, Run
 from tune.__main__ import _parser
@@ -18,11 +19,34 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.split(" ")[0].endswith(name)]
 
 
+def sent_by(command: str, *arguments: str) -> Path | None:
+    """The YAML of the search that `ray job COMMAND` sends; None if it sends none.
+
+    Ray and we understand every option of it.
+    """
+    given = job_cli_group.commands[command].make_context(command, list(arguments)).params
+    if command != "submit":
+        return None
+    assert given["working_dir"] == "."
+    assert given["entrypoint"][:3] == ("python", "-m", "tune")
+    yaml = _parser().parse_args(given["entrypoint"][3:]).yaml
+    assert (ROOT / yaml).exists()
+    return Path(yaml)
+
+
 def test_every_command_line_is_understood() -> None:
     typed = commands("dpo-tune")
     assert len(typed) >= 6
     for arguments in typed:
         assert _parser().parse_args(arguments).command
+
+
+def test_every_ray_job_is_understood() -> None:
+    typed = commands("/ray")
+    assert {words[0] for words in typed} == {"job"}
+    assert {words[1] for words in typed} == {"submit", "logs", "stop"}
+    for words in typed:
+        sent_by(*words[1:])
 
 
 def test_the_make_targets_exist() -> None:

@@ -43,7 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="search; goes on if the run folder is unfinished")
     run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
     run.add_argument("--name", help="name of the run folder, in place of the YAML's")
-    run.add_argument("--submit", metavar="URL", help="as a job of the Ray cluster at that address")
     _add_set(run)
     run.set_defaults(command=_run)
 
@@ -151,10 +150,6 @@ def _run(options: argparse.Namespace) -> int:
     from tune.config import load_search
 
     config = load_search(options.yaml, _overrides(options))
-    if options.submit is not None:
-        from tune.submit import submit
-
-        return submit(config, options.submit)
     from tune.search import run
 
     return _finish(lambda: run(config))
