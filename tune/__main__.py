@@ -80,10 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="show it in the browser")
     report.set_defaults(command=_report)
 
-    dashboard = commands.add_parser("dashboard", help="lay out a search's panels in W&B")
-    _add_run(dashboard)
-    dashboard.set_defaults(command=_dashboard)
-
     push = commands.add_parser("push", help="publish a run's winner on the Hugging Face Hub")
     _add_run(push)
     push.add_argument("--repo", metavar="OWNER/NAME", help="by default the YAML's hub.repo")
@@ -277,13 +273,6 @@ def _report(options: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(path.as_uri())
-    return _DONE
-
-
-def _dashboard(options: argparse.Namespace) -> int:
-    from tune.dashboard import save
-
-    print(save(options.run))
     return _DONE
 
 
