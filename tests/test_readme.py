@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Run
+from tests.helpers.ray_job_command import sent_by
 from tune.__main__ import _parser
 
 README = (ROOT / "README.md").read_text()
@@ -23,6 +24,14 @@ def test_every_command_line_is_understood() -> None:
     assert len(typed) >= 6
     for arguments in typed:
         assert _parser().parse_args(arguments).command
+
+
+def test_every_ray_job_is_understood() -> None:
+    typed = commands("/ray")
+    assert {words[0] for words in typed} == {"job"}
+    assert {words[1] for words in typed} == {"submit", "logs", "stop"}
+    for words in typed:
+        sent_by(*words[1:])
 
 
 def test_the_make_targets_exist() -> None:

@@ -45,7 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="search; goes on if the run folder is unfinished")
     run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
     run.add_argument("--name", help="name of the run folder, in place of the YAML's")
-    run.add_argument("--submit", metavar="URL", help="as a job of the Ray cluster at that address")
     _add_set(run)
     run.set_defaults(command=_run)
 
@@ -78,10 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(report)
     report.add_argument("--open", action="store_true", help="show it in the browser")
     report.set_defaults(command=_report)
-
-    dashboard = commands.add_parser("dashboard", help="lay out a search's panels in W&B")
-    _add_run(dashboard)
-    dashboard.set_defaults(command=_dashboard)
 
     push = commands.add_parser("push", help="publish a run's winner on the Hugging Face Hub")
     _add_run(push)
@@ -149,10 +144,6 @@ def _run(options: argparse.Namespace) -> int:
     from tune.config.load import load_search
 
     config = load_search(options.yaml, _overrides(options))
-    if options.submit is not None:
-        from tune.submit import submit
-
-        return submit(config, options.submit)
     from tune.search.driver import run
 
     return _finish(lambda: run(config))
@@ -273,13 +264,6 @@ def _report(options: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(path.as_uri())
-    return _DONE
-
-
-def _dashboard(options: argparse.Namespace) -> int:
-    from tune.dashboard import save
-
-    print(save(options.run))
     return _DONE
 
 

@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve.app import ReplicaOptions
 from tests.conftest import ROOT
 from tests.helpers import cluster_yaml
+from tests.helpers.ray_job_command import sent_by
 from tune.__main__ import _parser
 from tune.config.load import load_search
 
@@ -76,13 +77,12 @@ def test_the_commands_in_the_head_comment_exist() -> None:
     lines = [
         line.removeprefix("#").split(" #")[0].strip() for line in cluster_yaml.TEXT.splitlines()
     ]
-    typed = [shlex.split(line)[1:] for line in lines if line.startswith("dpo-tune ")]
-    assert [_parser().parse_args(arguments).submit for arguments in typed] == [
-        "http://127.0.0.1:8265"
-    ]
-    assert {"up", "dashboard", "attach", "down", "get-auth-token"} == {
-        line.split()[1] for line in lines if line.startswith("ray ")
+    typed = [shlex.split(line)[1:] for line in lines if line.startswith("ray ")]
+    assert {"up", "dashboard", "job", "attach", "down", "get-auth-token"} == {
+        words[0] for words in typed
     }
+    (search,) = [sent_by(*words[1:]) for words in typed if words[0] == "job"]
+    assert search == Path("searches/truthy_qwen2.yaml")
 
 
 def kubernetes(name: str) -> dict[str, Any]:

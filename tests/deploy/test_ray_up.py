@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT
 from tests.helpers import cluster_yaml
 from tests.helpers.network import Network
 from tests.helpers.placements import places
 from tests.helpers.ports import free_port, wait_for_port
+from tests.helpers.ray_cluster import working_folder
 from tests.helpers.ssh_nodes import SshNodes, missing_tools
 from tune.run_folder.results import load_results
 
@@ -35,7 +36,7 @@ def network() -> Iterator[Network]:
 
 
 def test_the_cluster_comes_up_runs_a_search_and_goes_down(
-    tmp_path: Path, network: Network, dpo_tune: Run, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -68,14 +69,14 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
             nodes.start(node)
         ray("up", "-y", "--no-config-cache", str(tmp_path / "cluster.yaml"))
         with _tunnel(tmp_path) as url:
-            yaml_file = tmp_path / "sim.yaml"
-            yaml_file.write_text(
+            folder = working_folder(tmp_path / "mine")
+            (folder / "sim.yaml").write_text(
                 "trainer: simulated\ntrials: 12\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
-                "simulated: {seconds_per_report: 1}\nresources: {cpus: 1, at_once: 6}\n"
+                "simulated: {seconds_per_report: 3}\nresources: {cpus: 1, at_once: 6}\n"
                 "wandb: {mode: disabled}\n"
             )
-            done = dpo_tune("run", yaml_file, "--submit", url)
-            assert done.returncode == 0, done.stdout + done.stderr
+            ray("job", "submit", "--address", url, "--working-dir", str(folder),
+                "--", "python", "-m", "tune", "run", "sim.yaml")  # fmt: skip
         assert load_results(shared / "runs" / "sim").winner is not None
         used = {place["node"] for place in places(shared / "runs" / "sim")}
         assert used >= {network.address(1), network.address(2)}

@@ -6,14 +6,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
+from tests.conftest import ROOT
 from tests.helpers.network import Network
 from tests.helpers.ports import wait_for_port
 
 _PORT, _DASHBOARD = 6379, 8265
+
+
+def working_folder(folder: Path) -> Path:
+    """Made there with the sources that a search needs; what a test lays beside them is sent too."""
+    for package in ("dpo_train", "tune"):
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=unwanted)
+    return folder
 
 
 class RayCluster:
@@ -43,11 +55,6 @@ class RayCluster:
             **environment,
         }
 
-    @property
-    def url(self) -> str:
-        """Where the Jobs API answers."""
-        return f"http://{self._network.address(0)}:{_DASHBOARD}"
-
     def start_head(self, cpus: int = 2) -> None:
         self._start(0, "--head", f"--port={_PORT}", "--include-dashboard=true",
                     f"--dashboard-host={self._network.address(0)}", f"--num-cpus={cpus}",
@@ -72,10 +79,44 @@ class RayCluster:
     def address(self, number: int) -> str:
         return self._network.address(number)
 
+    def job(self, command: str, *arguments: object, seconds: float = 120) -> str:
+        """What `ray job …` prints, typed outside the cluster."""
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ray", "job", command, *map(str, arguments)],
+            env={**os.environ, "RAY_API_SERVER_ADDRESS": self._url},
+            capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, job: str, folder: Path, *run: object) -> None:
+        """Sends the folder, and a search that runs in it; waits for nothing."""
+        stop = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}'
+        self.job("submit", "--no-wait", "--submission-id", job, "--runtime-env-json", stop,
+                 "--working-dir", folder, "--", "python", "-m", "tune", "run", *run)  # fmt: skip
+
+    def wait_until(self, holds: Callable[[], object], job: str) -> None:
+        """Waits for what a job that goes on will bring about, however slow the machine."""
+        deadline = time.monotonic() + 120
+        while not holds():
+            if time.monotonic() > deadline:
+                pytest.fail(f"not in time; the job said:\n{self.job('logs', job)}")
+            time.sleep(0.2)
+
+    def follow(self, job: str) -> str:
+        """All that a job says, from its beginning to its good end."""
+        said = self.job("logs", "--follow", job, seconds=300)
+        assert f"Job '{job}' succeeded" in said, said
+        return said
+
     def close(self) -> None:
         for number in sorted(self._nodes, reverse=True):
             self.kill(number)
         shutil.rmtree(self._disks, ignore_errors=True)
+
+    @property
+    def _url(self) -> str:
+        return f"http://{self._network.address(0)}:{_DASHBOARD}"
 
     def _start(self, number: int, *options: str) -> None:
         ray = str(Path(sys.executable).parent / "ray")

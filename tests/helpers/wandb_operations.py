@@ -190,12 +190,6 @@ def artifact_type(*_: Any) -> Any:
     return {"project": {"artifact": None}}
 
 
-def upsert_view(server: WandbServer, given: Variables) -> Any:
-    server.views[given["displayName"]] = given
-    view = {"id": "1", "name": given["name"]}
-    return {"upsertView": {"view": view, "inserted": True}}
-
-
 def digest_algorithm(*_: Any) -> Any:
     return {"project": None}
 
@@ -210,7 +204,6 @@ OPERATIONS: dict[str, Callable[[WandbServer, Variables], Any]] = {
     "CreateRunFiles": create_run_files,
     "UpsertSweep": upsert_sweep,
     "SweepWithRuns": sweep_with_runs,
-    "UpsertView2": upsert_view,
     "FetchArtifactDigestAlgorithm": digest_algorithm,
     "CreateArtifact": create_artifact,
     "ArtifactType": artifact_type,

@@ -17,7 +17,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tests.helpers.wandb_operations import ENTITY, OPERATIONS, Refusal, Run, Sweep, Variables
+from tests.helpers.wandb_operations import ENTITY, OPERATIONS, Refusal, Run, Sweep
 
 
 class WandbServer:
@@ -29,8 +29,6 @@ class WandbServer:
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
         """By collection: what was asked for, and its state."""
-        self.views: dict[str, Variables] = {}
-        """Saved views of projects, by the name that people see."""
         self.asked: Counter[str] = Counter()
         self.bodies: list[str] = []
         """All that was sent, for a test that looks for what must not be."""

@@ -125,7 +125,6 @@ def test_every_command_and_option_has_help() -> None:
         "list",
         "clean",
         "push",
-        "dashboard",
         "doctor",
     }
     assert there <= set(commands.choices)  # type: ignore[arg-type]

@@ -12,10 +12,9 @@ from dpo_train.storage.files import write_atomically
 from tune.config.schema import SearchConfig
 
 
-def write_yaml(folder: Path, config: SearchConfig, only_set: bool = False) -> None:
-    """Saves the resolved configuration as `search.yaml`, or only what was given in it."""
-    content = config.model_dump(mode="json", by_alias=True, exclude_unset=only_set)
-    dump_yaml(folder / "search.yaml", content)
+def write_yaml(folder: Path, config: SearchConfig) -> None:
+    """Saves the resolved configuration as `search.yaml`."""
+    dump_yaml(folder / "search.yaml", config.model_dump(mode="json", by_alias=True))
 
 
 def dump_yaml(path: Path, content: dict[str, Any]) -> None:

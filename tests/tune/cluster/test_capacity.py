@@ -1,8 +1,7 @@
-"""What a search asks of a cluster, without one; and what it sends to one."""
+"""What a search asks of a cluster, without one."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from dpo_train.errors import InputError
 from tests.conftest import ROOT
 from tests.helpers.driver import Driver
-from tune import submit
 from tune.cluster import capacity
 from tune.config.checks import check
 from tune.config.load import load_search
@@ -103,78 +101,3 @@ def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:
     names = class_cache.ENV_VARS_TO_PROPAGATE
     assert "RAY_CHDIR_TO_TRIAL_DIR" in names
     assert not [name for name in names if name.startswith("AWS")]
-
-
-def test_what_is_sent_is_small_whole_and_means_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DPO_TUNE_RUNS", "/of/this/machine")
-    (tmp_path / "pairs.jsonl").write_text("{}")
-    (tmp_path / ".env").write_text("HF_TOKEN=secret")
-    yaml = tmp_path / "mine.yaml"
-    yaml.write_text("data: {id: pairs.jsonl}\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\ntrials: 3")
-    config = load_search(yaml, {"optim.epochs": 2})
-    with submit._luggage(config) as folder:
-        sent = load_search(folder / "search.yaml", {"runs_dir": "x"})
-        assert sent == config.model_copy(
-            update={
-                "runs_dir": "x",
-                "data": config.data.model_copy(update={"id": "data/pairs.jsonl"}),
-            }
-        )
-        assert "runs_dir" not in (folder / "search.yaml").read_text()
-        assert (folder / "data" / "pairs.jsonl").read_text() == "{}"
-        assert {path.name for path in folder.iterdir()} == {
-            "data", "dpo_train", "search.yaml", "tune",
-        }  # fmt: skip
-        assert sum(path.stat().st_size for path in folder.rglob("*")) < 5e6
-
-    (tmp_path / "model").mkdir()
-    here = load_search(yaml, {"model.id": "model"})
-    with (
-        pytest.raises(InputError, match="model.id: model lies on this machine"),
-        submit._luggage(here),
-    ):
-        pass
-
-
-def test_an_address_that_is_none_is_refused() -> None:
-    config = SearchConfig(name="x")
-    with pytest.raises(InputError, match="type `--submit http://127.0.0.1:8265`"):
-        submit.submit(config, "127.0.0.1:8265")
-    with pytest.raises(InputError, match="no Ray cluster answers at http://127.0.0.1:9"):
-        submit.submit(config, "http://127.0.0.1:9")
-
-
-def test_another_search_of_a_running_jobs_name_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Client:
-        """A cluster with one job, whose end no log is read of any more."""
-
-        jobs: list[Any] = []
-
-        def list_jobs(self) -> list[Any]:
-            return self.jobs
-
-        def submit_job(self, submission_id: str, metadata: dict[str, str], **_: Any) -> None:
-            status = SimpleNamespace(is_terminal=lambda: False)
-            job = SimpleNamespace(submission_id=submission_id, metadata=metadata, status=status)
-            self.jobs.append(job)
-
-        def get_job_info(self, job: str) -> Any:
-            ended = SimpleNamespace(is_terminal=lambda: True)
-            return SimpleNamespace(status=ended, driver_exit_code=0)
-
-        def get_job_logs(self, job: str) -> str:
-            raise ConnectionError("gone")
-
-    monkeypatch.setattr(submit, "_connect", lambda _: Client())
-    config = SearchConfig(name="x", trials=3)
-    assert submit.submit(config, "http://a") == 0
-    assert "the end of its log could not be read" in capsys.readouterr().err
-    assert submit.submit(config, "http://a") == 0
-    assert len(Client.jobs) == 1
-    with pytest.raises(InputError, match=r"another configuration; give `--name NEW`, or stop it"):
-        submit.submit(config.model_copy(update={"trials": 4}), "http://a")

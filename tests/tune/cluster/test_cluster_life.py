@@ -1,18 +1,16 @@
 """What takes minutes: the death of a head, and a search that trains what each node fetches."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dpo_train import sample
-from tests.conftest import Run, Start
 from tests.helpers.hub_server import HubServer
 from tests.helpers.network import Network
 from tests.helpers.placements import most_at_once, places
-from tests.helpers.ray_cluster import RayCluster
-from tests.helpers.simulated_search import ended, hurry, wait_until
+from tests.helpers.ray_cluster import RayCluster, working_folder
+from tests.helpers.simulated_search import ended, hurry
 from tune.run_folder.results import load_results
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -31,11 +29,10 @@ def cluster_of(network: Network, folder: Path, **environment: str) -> RayCluster
     return RayCluster(network, folder.parent, {**access, **environment})
 
 
-def test_after_the_heads_death_the_same_command_goes_on(
-    tmp_path: Path, network: Network, dpo_tune: Run, start: Start
-) -> None:
+def test_after_the_heads_death_the_same_command_goes_on(tmp_path: Path, network: Network) -> None:
     run = tmp_path / "shared" / "sim"
-    yaml = tmp_path / "sim.yaml"
+    folder = working_folder(tmp_path / "mine")
+    yaml = folder / "sim.yaml"
     text = (
         "trainer: simulated\ntrials: 8\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
         "stopping: {name: none}\nsave_every_minutes: 0\nresources: {gpus: 1}\n"
@@ -46,28 +43,18 @@ def test_after_the_heads_death_the_same_command_goes_on(
     try:
         cluster.start_head()
         cluster.start_node(1, gpus=2)
-        following = start("run", yaml, "--submit", cluster.url)
-        wait_until(lambda: len(ended(run)) >= 2, following)
-        # The laptop is closed; the search does not notice. Then the same command, which follows.
-        following.send_signal(signal.SIGINT)
-        output, _ = following.communicate(timeout=30)
-        assert following.returncode == 130
-        assert "the search goes on without this terminal" in output
-        following = start("run", yaml, "--submit", cluster.url)
-        wait_until(lambda: len(ended(run)) >= 4, following)
+        cluster.submit("sim", folder, yaml.name)
+        cluster.wait_until(lambda: len(ended(run)) >= 4, "sim")
         cluster.close()
         before = ended(run)
         assert len(before) < 8
         cluster = cluster_of(network, tmp_path / "shared")
         cluster.start_head()
         cluster.start_node(1, gpus=2)
-        output, _ = following.communicate(timeout=120)
-        assert following.returncode == 2, output
-        assert "its head is a new one; the same command goes on with the search" in output
         hurry(run)
         yaml.write_text(text.replace("SECONDS", "0.0"))
-        again = dpo_tune("run", yaml, "--submit", cluster.url)
-        assert again.returncode == 0, again.stdout + again.stderr
+        cluster.submit("sim", folder, yaml.name)
+        cluster.follow("sim")
     finally:
         cluster.close()
     after = ended(run)
@@ -78,11 +65,11 @@ def test_after_the_heads_death_the_same_command_goes_on(
 
 
 def test_each_node_fetches_the_model_once_and_a_late_one_gets_what_it_needs(
-    tmp_path: Path, network: Network, start: Start
+    tmp_path: Path, network: Network
 ) -> None:
-    (tmp_path / "pairs.jsonl").write_text("\n".join(sample.PAIRS.read_text().splitlines()[:120]))
-    yaml = tmp_path / "real.yaml"
-    yaml.write_text(
+    folder = working_folder(tmp_path / "mine")
+    (folder / "pairs.jsonl").write_text("\n".join(sample.PAIRS.read_text().splitlines()[:120]))
+    (folder / "real.yaml").write_text(
         "model: {id: acme/tiny}\ndata: {id: pairs.jsonl}\n"
         "optim: {learning_rate: 1e-4, epochs: 12}\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
         "trials: 10\nstopping: {name: none}\n"
@@ -95,11 +82,10 @@ def test_each_node_fetches_the_model_once_and_a_late_one_gets_what_it_needs(
         try:
             cluster.start_head(cpus=0)
             cluster.start_node(1, cpus=2)
-            following = start("run", yaml, "--submit", cluster.url)
-            wait_until(lambda: places(run), following)
+            cluster.submit("real", folder, "real.yaml")
+            cluster.wait_until(lambda: places(run), "real")
             cluster.start_node(2, cpus=1)
-            output, _ = following.communicate(timeout=300)
-            assert following.returncode == 0, output
+            cluster.follow("real")
         finally:
             cluster.close()
         fetched = [r for r in hub.requests if r.method == "GET" and "safetensors" in r.path]
@@ -112,11 +98,9 @@ def test_each_node_fetches_the_model_once_and_a_late_one_gets_what_it_needs(
     assert (run / "winner" / "model.safetensors").exists()
 
 
-def test_a_trial_of_two_gpus_gets_two_of_one_node(
-    tmp_path: Path, network: Network, dpo_tune: Run
-) -> None:
-    yaml = tmp_path / "pairs.yaml"
-    yaml.write_text(
+def test_a_trial_of_two_gpus_gets_two_of_one_node(tmp_path: Path, network: Network) -> None:
+    folder = working_folder(tmp_path / "mine")
+    (folder / "pairs.yaml").write_text(
         "trainer: simulated\ntrials: 6\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
         "simulated: {seconds_per_report: 0.5}\nresources: {cpus: 0.5, gpus: 2}\n"
         "wandb: {mode: disabled}\n"
@@ -126,8 +110,8 @@ def test_a_trial_of_two_gpus_gets_two_of_one_node(
         cluster.start_head()
         cluster.start_node(1, gpus=2)
         cluster.start_node(2, gpus=3)
-        done = dpo_tune("run", yaml, "--submit", cluster.url)
-        assert done.returncode == 0, done.stdout + done.stderr
+        cluster.submit("pairs", folder, "pairs.yaml")
+        cluster.follow("pairs")
     finally:
         cluster.close()
     run = tmp_path / "shared" / "pairs"

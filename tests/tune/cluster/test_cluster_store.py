@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from dpo_train.storage import mirror
-from tests.conftest import Run, Start
+from tests.conftest import Run
 from tests.helpers.network import Network
 from tests.helpers.object_store import LOGIN, ObjectStore
-from tests.helpers.ray_cluster import RayCluster
-from tests.helpers.simulated_search import wait_until
+from tests.helpers.ray_cluster import RayCluster, working_folder
 from tune.run_folder.records import ENDED
 from tune.run_folder.results import load_results
 
@@ -49,10 +48,10 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
 
 
 def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they_need(
-    tmp_path: Path, network: Network, start: Start
+    tmp_path: Path, network: Network
 ) -> None:
-    yaml = tmp_path / "real.yaml"
-    yaml.write_text(YAML)
+    folder = working_folder(tmp_path / "mine")
+    (folder / "real.yaml").write_text(YAML)
     with ObjectStore(tmp_path, network.host) as store:
 
         def cluster() -> RayCluster:
@@ -71,24 +70,21 @@ def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they
         try:
             nodes.start_head(cpus=0)
             nodes.start_node(1, cpus=1)
-            following = start("run", yaml, "--submit", nodes.url)
-            wait_until(lambda: len(ended()) >= 2, following)
+            nodes.submit("real", folder, "real.yaml")
+            nodes.wait_until(lambda: len(ended()) >= 2, "real")
             nodes.close()
             before = ended()
-            following.kill()
-            following.communicate()
 
             nodes = cluster()
             nodes.start_head(cpus=0)
             nodes.start_node(1, cpus=1)
-            following = start("run", yaml, "--submit", nodes.url)
-            wait_until(lambda: len(ended()) > len(before), following)
+            nodes.submit("real", folder, "real.yaml")
+            nodes.wait_until(lambda: len(ended()) > len(before), "real")
             nodes.start_node(2, cpus=1)
-            wait_until(lambda: nodes.address(2) in {p["node"] for p in places()}, following)
+            nodes.wait_until(lambda: nodes.address(2) in {p["node"] for p in places()}, "real")
             nodes.kill(1)
             nodes.start_node(3, cpus=1)
-            output, _ = following.communicate(timeout=300)
-            assert following.returncode == 0, output
+            output = nodes.follow("real")
         finally:
             nodes.close()
         after, there = ended(), store.read()

@@ -3,19 +3,17 @@
 The nodes have addresses and disks of their own, logical GPUs, and one shared folder.
 """
 
+import json
 import secrets
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT
 from tests.helpers.network import Network
 from tests.helpers.placements import most_at_once, places
-from tests.helpers.ray_cluster import RayCluster
+from tests.helpers.ray_cluster import RayCluster, working_folder
 from tests.helpers.simulated_search import hurry
 from tune.run_folder.records import TrialRecord, read_records
 from tune.run_folder.results import load_results
@@ -55,33 +53,10 @@ def cluster(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> It
             cluster.close()
 
 
-def ray_job(command: str, cluster: RayCluster, *arguments: object) -> str:
-    done = subprocess.run(
-        [Path(sys.executable).parent / "ray", "job", command, "--address", cluster.url,
-         *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def settings(*values: str) -> list[str]:
-    return [word for value in values for word in ("--set", value)]
-
-
 def submit(cluster: RayCluster, job: str, *values: str) -> None:
     """What the README says to type, in this repository as it is."""
-    entry = ["python", "-m", "tune", "run", "searches/quickstart.yaml", *settings(*values)]
-    ray_job("submit", cluster, "--no-wait", "--submission-id", job, "--working-dir", ROOT,
-            "--", *entry)  # fmt: skip
-
-
-def wait_until(holds: Callable[[], object], cluster: RayCluster, job: str) -> None:
-    deadline = time.monotonic() + 120
-    while not holds():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not in time; the job said:\n{ray_job('logs', cluster, job)}")
-        time.sleep(0.2)
+    settings = [word for value in values for word in ("--set", value)]
+    cluster.submit(job, ROOT, "searches/quickstart.yaml", *settings)
 
 
 def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
@@ -91,15 +66,15 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
     cluster.start_node(1, gpus=2)
     cluster.start_node(2, gpus=2)
     submit(cluster, "first", *SIMULATED, f"simulated.seconds_per_report={SECONDS}")
-    wait_until(lambda: len({place["node"] for place in places(run)}) == 2, cluster, "first")
-    wait_until(lambda: _reports(run) >= 5, cluster, "first")
+    cluster.wait_until(lambda: len({place["node"] for place in places(run)}) == 2, "first")
+    cluster.wait_until(lambda: _reports(run) >= 5, "first")
     cluster.kill(2)
     cluster.start_node(3, gpus=2)
-    wait_until(
-        lambda: cluster.address(3) in {place["node"] for place in places(run)}, cluster, "first"
+    cluster.wait_until(
+        lambda: cluster.address(3) in {place["node"] for place in places(run)}, "first"
     )
-    ray_job("stop", cluster, "first")
-    said = ray_job("logs", cluster, "first")
+    cluster.job("stop", "first")
+    said = cluster.job("logs", "first")
     assert "interrupted; to go on: dpo-tune resume" in said
     assert "its process died; it goes on in another" in said
     assert "Traceback" not in said
@@ -107,7 +82,7 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
 
     hurry(run)
     submit(cluster, "second", *SIMULATED, "simulated.seconds_per_report=0.0")
-    wait_until((run / "results.json").exists, cluster, "second")
+    cluster.wait_until((run / "results.json").exists, "second")
     records = list(read_records(run))
     assert [record.state for record in records] == ["finished"] * 12
     for record in records:
@@ -125,28 +100,25 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
 
 
 @pytest.mark.cluster
-def test_run_submit_follows_a_job_that_runs_what_it_brought(
-    tmp_path: Path, shared: Path, cluster: RayCluster, dpo_tune: Run,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_a_job_is_followed_runs_what_it_brought_and_has_the_variables_it_was_given(
+    tmp_path: Path, shared: Path, cluster: RayCluster
+) -> None:
     cluster.start_node(1, gpus=1)
     cluster.start_node(2, gpus=1)
-    yaml = tmp_path / "halves.yaml"
-    yaml.write_text(
+    folder = working_folder(tmp_path / "mine")
+    (folder / "halves.yaml").write_text(
         "trainer: simulated\ntrials: 12\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
         "simulated: {seconds_per_report: 0.2}\nresources: {cpus: 0.5, gpus: 0.5}\n"
         "wandb: {mode: disabled}\n"
     )
-    done = dpo_tune("run", yaml, "--submit", cluster.url)
-    assert done.returncode == 0, done.stdout + done.stderr
-    winner = load_results(shared / "halves").winner
+    variables = {"env_vars": {"DPO_TUNE_RUNS": str(shared / "elsewhere")}}
+    said = cluster.job("submit", "--runtime-env-json", json.dumps(variables), "--working-dir",
+                       folder, "--", "python", "-m", "tune", "run", "halves.yaml")  # fmt: skip
+    run = shared / "elsewhere" / "halves"
+    winner = load_results(run).winner
     assert winner is not None
-    assert f"winner {winner.trial}" in done.stdout
-    assert set(most_at_once(shared / "halves").values()) == {2}
-    monkeypatch.delenv("RAY_AUTH_MODE")
-    refused = dpo_tune("run", yaml, "--submit", cluster.url)
-    assert refused.returncode == 2
-    assert "set RAY_AUTH_MODE=token" in refused.stderr
+    assert f"winner {winner.trial}" in said
+    assert set(most_at_once(run).values()) == {2}
 
 
 def _reports(run: Path) -> int:
