@@ -6,8 +6,10 @@ Each command imports what it needs when it runs, so that `--help` answers within
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,43 +44,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="search; goes on if the run folder is unfinished")
+    def command(name: str, function: Callable[..., int], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help)
+        added.set_defaults(command=function, name=None)
+        return added
+
+    run = command("run", _run, help="search; goes on if the run folder is unfinished")
     run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
     run.add_argument("--name", help="name of the run folder, in place of the YAML's")
     _add_set(run)
-    run.set_defaults(command=_run)
 
-    resume = commands.add_parser("resume", help="go on with a run, or let it grow")
+    resume = command("resume", _resume, help="go on with a run, or let it grow")
     _add_run(resume)
     resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
-    resume.set_defaults(command=_resume)
 
-    show = commands.add_parser("show", help="the numbers of a run")
+    show = command("show", _show, help="the numbers of a run")
     _add_run(show)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="results.json")
     form.add_argument("--csv", action="store_true", help="one line a trial")
-    show.set_defaults(command=_show)
 
-    stop = commands.add_parser("stop", help="end a trial of a running search at its next report")
+    stop = command("stop", _stop, help="end a trial of a running search at its next report")
     _add_trial(stop)
-    stop.set_defaults(command=_stop)
 
-    clone = commands.add_parser("clone", help="try a trial's point soon, with changes")
+    clone = command("clone", _clone, help="try a trial's point soon, with changes")
     _add_trial(clone)
     _add_set(clone)
-    clone.set_defaults(command=_clone, name=None)
 
-    replay = commands.add_parser("replay", help="train a trial again and compare the numbers")
+    replay = command("replay", _replay, help="train a trial again and compare the numbers")
     _add_trial(replay)
-    replay.set_defaults(command=_replay)
 
-    report = commands.add_parser("report", help="write a run's report.html; also while it runs")
+    report = command("report", _report, help="write a run's report.html; also while it runs")
     _add_run(report)
     report.add_argument("--open", action="store_true", help="show it in the browser")
-    report.set_defaults(command=_report)
 
-    push = commands.add_parser("push", help="publish a run's winner on the Hugging Face Hub")
+    push = command("push", _push, help="publish a run's winner on the Hugging Face Hub")
     _add_run(push)
     push.add_argument("--repo", metavar="OWNER/NAME", help="by default the YAML's hub.repo")
     push.add_argument("--to", type=Path, metavar="FOLDER", help="write it there, send nothing")
@@ -93,19 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--license", help="if base model and dataset do not state the same one")
     push.add_argument("--branch", default="main", help="by default main; made if need be")
     push.add_argument("--tag", default="", help="a name for the commit, like v1")
-    push.set_defaults(command=_push)
 
-    listing = commands.add_parser("list", help="runs and prepared data, and what they occupy")
-    listing.set_defaults(command=_list)
+    command("list", _list, help="runs and prepared data, and what they occupy")
 
-    clean = commands.add_parser("clean", help="remove what is named; alone: say what there is")
+    clean = command("clean", _clean, help="remove what is named; alone: say what there is")
     clean.add_argument("names", nargs="*", metavar="NAME", help="as `dpo-tune list` shows it")
-    clean.set_defaults(command=_clean)
 
-    doctor = commands.add_parser("doctor", help="what is here, and what a search needs")
+    doctor = command("doctor", _doctor, help="what is here, and what a search needs")
     doctor.add_argument("yaml", type=Path, nargs="?", help="the search")
     _add_set(doctor)
-    doctor.set_defaults(command=_doctor, name=None)
     return parser
 
 
@@ -144,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
     from tune.config.load import load_search
 
     config = load_search(options.yaml, _overrides(options))
-    from tune.search.driver import run
+    from tune.search.driver import run  # after the YAML: its errors must come within a second
 
     return _finish(lambda: run(config))
 
@@ -156,12 +152,10 @@ def _resume(options: argparse.Namespace) -> int:
     folder = find_run(options.run)
     trials = None
     if options.trials is not None:
-        digits = options.trials.removeprefix("+")
-        if not (digits.isascii() and digits.isdigit()):
+        if not re.fullmatch(r"\+?[0-9]{1,9}", options.trials):
             raise InputError(f"--trials: {options.trials!r} is no number; type `--trials +16`")
-        grows = options.trials.startswith("+")
         now = load_search(folder / "search.yaml").total_trials
-        trials = int(digits) + (now if grows else 0)
+        trials = int(options.trials) + (now if options.trials.startswith("+") else 0)
     from tune.search.driver import resume
 
     return _finish(lambda: resume(folder, trials))
@@ -185,25 +179,21 @@ def _finish(search: Any) -> int:
         print(f"\n{unsent}")
     if results.winner is None:
         return _NOTHING_WON
-    winner, numbers, page = (
-        mirror.shown(results.folder / name) for name in ("winner", "results.json", "report.html")
-    )
+    winner, numbers = (mirror.shown(results.folder / name) for name in ("winner", "results.json"))
     print(f"\nthe winner lies in {winner}, all numbers in {numbers}")
-    if (results.folder / "report.html").exists():
-        print(f"the report: {page}")
+    if (page := results.folder / "report.html").exists():
+        print(f"the report: {mirror.shown(page)}")
     more = max(8, len(results.trials) // 3)
     print(f"more trials: dpo-tune resume {results.place} --trials +{more}")
     code = _DONE
-    if results.published is not None and results.published.error:
-        print(f"not pushed: {results.published.error}", file=sys.stderr)
-        code = _NOT_PUBLISHED
-    elif results.published is not None:
-        print(f"pushed: {results.published.url}")
-    if results.served is not None and results.served.error:
-        print(f"not served: {results.served.error}", file=sys.stderr)
-        code = _NOT_PUBLISHED
-    elif results.served is not None:
-        print(f"it answers: {results.served.url}")
+    attempts = (("pushed", "not pushed", results.published),
+                ("it answers", "not served", results.served))  # fmt: skip
+    for done, failed, attempt in attempts:
+        if attempt is not None and attempt.error:
+            print(f"{failed}: {attempt.error}", file=sys.stderr)
+            code = _NOT_PUBLISHED
+        elif attempt is not None:
+            print(f"{done}: {attempt.url}")
     return code
 
 
@@ -311,7 +301,6 @@ def _clean(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from tune.commands.doctor import examine
     from tune.config.load import load_search
-    from tune.search.preflight import refuse_impossible
     from tune.search.warm_start import with_earlier_points
 
     config = None
@@ -319,9 +308,6 @@ def _doctor(options: argparse.Namespace) -> int:
         config = with_earlier_points(load_search(options.yaml, _overrides(options)))
     for line in examine(config):
         print(line)
-    if config is not None:
-        refuse_impossible(config)
-        print("ready        yes")
     return _DONE
 
 

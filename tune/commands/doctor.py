@@ -11,7 +11,13 @@ from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
-from tune.search.preflight import disk_bytes, gpu_names, memory_bytes, refuse_impossible_end
+from tune.search.preflight import (
+    disk_bytes,
+    gpu_names,
+    memory_bytes,
+    refuse_impossible,
+    refuse_impossible_end,
+)
 from tune.tracking.wandb_client import is_logged_in
 
 
@@ -23,6 +29,8 @@ def examine(config: SearchConfig | None) -> Iterator[str]:
         yield from _needs(config)
         if pushed := refuse_impossible_end(config):
             yield f"push         {pushed}"
+        refuse_impossible(config)
+        yield "ready        yes"
 
 
 def _machine() -> list[str]:
