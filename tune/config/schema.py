@@ -99,7 +99,7 @@ class ResourcesConfig(Part):
     that one GPU does not hold. Else each has a copy and the gradients are averaged (DDP)."""
     at_once: int | None = Field(None, ge=1)
     """Most trials at once; as many as fit by default. A cluster that grows on demand is asked for
-    the room of so many from the start."""
+    the places of so many from the start."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -172,7 +172,7 @@ class SearchConfig(TrainConfig):
     two objectives: of their front the best in the first, or of those within one standard error of
     it the best in the second."""
     confirm: ConfirmConfig | None = None
-    """Trains the best again with other seeds before one is crowned; null goes by the search."""
+    """Trains the best again with other seeds before one is the winner; null goes by the search."""
     sampler: SamplerConfig = SamplerConfig()
     """What proposes the trials."""
     stopping: StoppingConfig = StoppingConfig()

@@ -109,9 +109,9 @@ def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
     for folder in (run / "best" / trial_id).glob("*"):
         if not folder.name.isdigit():
             shutil.rmtree(folder, ignore_errors=True)
-    for sealed in mirror.find(run / "best" / trial_id, f"[0-9]*/{CHECKSUMS}"):
-        if int(sealed.parent.name) > saved:
-            mirror.remove(sealed.parent)
+    for found in mirror.find(run / "best" / trial_id, f"[0-9]*/{CHECKSUMS}"):
+        if int(found.parent.name) > saved:
+            mirror.remove(found.parent)
 
 
 def _best_of_each(ranked: list[_Export]) -> list[_Export]:

@@ -74,8 +74,8 @@ def drop_state(run: Path, trial_id: str) -> None:
 
 def drop_ended_states(run: Path, ended: Collection[str]) -> None:
     """What a driver's death left of trials that had just ended."""
-    sealed = mirror.find(run / "state", f"*/[0-9]*/{CHECKSUMS}")
-    for trial_id in {path.parents[1].name for path in sealed}.intersection(ended):
+    complete = mirror.find(run / "state", f"*/[0-9]*/{CHECKSUMS}")
+    for trial_id in {path.parents[1].name for path in complete}.intersection(ended):
         drop_state(run, trial_id)
 
 

@@ -80,7 +80,10 @@ class FinalTasks:
         self.is_done = True
         self.verdict = json.loads(result.get("verdict", "{}"))
         if not self.verdict:
-            print(f"warning: the winner could not be judged on test: {result['error']}", flush=True)
+            print(
+                f"warning: the winner could not be evaluated on the test split: {result['error']}",
+                flush=True,
+            )
         elif self.confirmation is not None and self.stamp is not None:
             is_same = self.stamp["trial"] == self.confirmation.searched
             told = self.verdict["test"] if is_same else self.verdict.get("searched", {})

@@ -34,7 +34,7 @@ def is_finished(folder: Path) -> bool:
     if choose_winner.next_run(config, records):
         return False
     # A search that grew, or whose winner is chosen otherwise now, has the results of before until
-    # its winner is judged.
+    # its winner is evaluated.
     results, now = load_results(folder), config.model_dump(mode="json", by_alias=True)
     if any(results.search.get(name, now[name]) != now[name] for name in _CHOOSES):
         return False

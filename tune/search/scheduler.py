@@ -86,7 +86,7 @@ class SearchScheduler(FIFOScheduler):
             self._refuse(result["error"])
             self._records.end(trial_id, "pending")
             return
-        if ended == "no room":  # the trial has not ended: it goes on from its last saved state
+        if ended == "disk full":  # the trial has not ended: it goes on from its last saved state
             self._stopper.reason = result["error"]
             return
         if self.input_error and not ended:

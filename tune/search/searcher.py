@@ -43,10 +43,10 @@ class StudySearcher(Searcher):
         records: Records,
         final_tasks: FinalTasks,
         progress: Progress,
-        room: Callable[[], int],
+        capacity: Callable[[], int],
     ) -> None:
         super().__init__()
-        self._room = room
+        self._capacity = capacity
         self._config = config
         self._records = records
         self._final_tasks = final_tasks
@@ -67,7 +67,7 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         # One waits beside those that run: it is what takes over a process, or calls for a node.
-        most = min(self._config.resources.at_once or math.inf, self._room() + 1)
+        most = min(self._config.resources.at_once or math.inf, self._capacity() + 1)
         if self._final_tasks.was_given:
             return Searcher.FINISHED
         if len(self._open) >= most:

@@ -43,7 +43,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 class DpoTrial(Trainable):
     """Reports metrics with `ended`: "" while it trains, then "finished", or with `error`
-    "failed", "wrong input" or "no room".
+    "failed", "wrong input" or "disk full".
 
     Nothing is raised that trying again would not mend: Tune retries what is raised.
     """
@@ -251,7 +251,7 @@ class DpoTrial(Trainable):
     def _failure(self, error: Exception) -> dict[str, Any]:
         message = str(error)
         if isinstance(error, DiskFull | StoreError):
-            return {"ended": "no room", "error": message, "done": True}
+            return {"ended": "disk full", "error": message, "done": True}
         if not isinstance(error, Diverged | InputError | OutOfMemory):
             log = mirror.local(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
             write_atomically(log, traceback.format_exc())

@@ -228,7 +228,7 @@ def test_a_judging_that_fails_costs_its_numbers_alone(
         driver.scheduler.on_trial_error(None, judging)
     assert driver.final_tasks.is_done
     assert driver.final_tasks.stamp is not None
-    assert "could not be judged on test: no memory" in capsys.readouterr().out
+    assert "could not be evaluated on the test split: no memory" in capsys.readouterr().out
 
 
 def test_open_trials_of_a_search_whose_budget_is_spent_end_with_it(tmp_path: Path) -> None:
