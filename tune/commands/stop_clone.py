@@ -17,7 +17,7 @@ from tune.config.space import Point, check_point, is_active
 from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.inbox import FILE, Inbox, Request
 from tune.run_folder.records import ENDED
-from tune.search.resume_checks import is_finished
+from tune.search.resume import is_finished
 
 
 def stop(run_folder: str | Path, trial: str) -> None:

@@ -251,7 +251,8 @@ def assemble(
 
 
 def _base(manifest: dict[str, Any], verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By split: `ranking`, its `interval`, `pairs`; on test `answer_tokens` once the winner is evaluated."""
+    """By split: `ranking`, its `interval`, `pairs`; on test `answer_tokens` too, once the winner is
+    evaluated."""
     base: dict[str, dict[str, Any]] = manifest.get("base", {})
     if "base" in verdict:
         base = {**base, "test": {**base["test"], **verdict["base"]}}

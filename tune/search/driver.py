@@ -20,10 +20,19 @@ from tune.run_folder.folder import find_run, is_run, open_run, refuse_private_fo
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Results, assemble, load_results, write_results
 from tune.run_folder.yaml_file import write_yaml
-from tune.search import preflight, resume_checks
+from tune.search import preflight
 from tune.search.deploy import deploy_if_asked
 from tune.search.interruption import disk_failure_as_interruption, termination_as_interruption
 from tune.search.prepared_data import find_prepared_data, plan_prepared_data
+from tune.search.resume import (
+    adopt,
+    grow,
+    is_finished,
+    refuse_other_files,
+    refuse_other_search,
+    refuse_warm_clones,
+    reopen_trials,
+)
 from tune.search.study_storage import open_storage
 from tune.search.warm_start import with_earlier_points
 from tune.tracking.child_process import Tracker
@@ -46,12 +55,12 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     refuse_private_folder(folder)
     refresh(folder)
     if is_run(folder):
-        resume_checks.refuse_other_search(folder, config)
+        refuse_other_search(folder, config)
         with only_driver(folder):
-            resume_checks.adopt(folder, config)
+            adopt(folder, config)
             return _continue(folder)
     open_storage(config.storage)
-    resume_checks.refuse_other_files(folder)
+    refuse_other_files(folder)
     config, prepared = plan_prepared_data(config)
     folder.mkdir(parents=True, exist_ok=True)
     with only_driver(folder):
@@ -65,8 +74,8 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
     folder = find_run(run_folder)
     with only_driver(folder):
         if trials is not None:
-            resume_checks.grow(folder, trials)
-        if not resume_checks.is_finished(folder):
+            grow(folder, trials)
+        if not is_finished(folder):
             preflight.refuse_impossible_end(load_search(folder / "search.yaml"))
         return _continue(folder)
 
@@ -75,11 +84,11 @@ def _continue(folder: Path) -> Results:
     """Brings a run folder to its end, from wherever it stands."""
     with disk_failure_as_interruption(folder):
         config, records = open_run(folder)
-        if resume_checks.is_finished(folder):
+        if is_finished(folder):
             return _publish(load_results(folder), config)
-        resume_checks.refuse_warm_clones(records)
+        refuse_warm_clones(records)
         find_prepared_data(config, records)
-        resume_checks.reopen_trials(records)
+        reopen_trials(records)
         records.begin_driver_session()
         tracker = Tracker(folder, config.wandb)
         try:
@@ -113,7 +122,7 @@ def _search(config: SearchConfig, records: Records) -> Results:
     results = results.model_copy(update={"environment": outcome.environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)
-    if not outcome.is_budget_spent and not resume_checks.is_finished(records.folder):
+    if not outcome.is_budget_spent and not is_finished(records.folder):
         where = mirror.shown(records.folder)
         print(f"a clone was asked for at the very end; dpo-tune resume {where} tries it")
     return results.at(records.folder)

@@ -14,7 +14,7 @@ from tune.config.schema import ConfirmConfig
 from tune.run_folder.records import read_records
 from tune.run_folder.results import Cost, Results, write_results
 from tune.run_folder.yaml_file import write_yaml
-from tune.search.resume_checks import adopt, is_finished
+from tune.search.resume import adopt, is_finished
 
 YAML = """
 name: sim

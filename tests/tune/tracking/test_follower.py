@@ -18,7 +18,7 @@ from tune.config.schema import SearchConfig
 from tune.run_folder import yaml_file
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Cost, Publication, Results, load_results, write_results
-from tune.search import resume_checks
+from tune.search import resume
 from tune.tracking.child_process import CLOSE_SECONDS, Tracker, how_to_send
 
 
@@ -151,7 +151,7 @@ def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
     assert server.asked.total() == 0
 
     online = search.config.wandb.model_copy(update={"mode": "online"})
-    resume_checks.adopt(search.folder, search.config.model_copy(update={"wandb": online}))
+    resume.adopt(search.folder, search.config.model_copy(update={"wandb": online}))
     tracker = Tracker(search.folder, online)
     search.report(1)
     search.end()
