@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_train import model, model_source
 from dpo_train.config import ModelConfig, TrainConfig
-from dpo_train.data import SPLITS, Pairs, Row, row_to_json
+from dpo_train.data import SPLITS, Pairs, Row, shared_length
 from dpo_train.errors import InputError
 from dpo_train.scoring import logps, metrics
 from dpo_train.scoring.bootstrap import bootstrap_interval
@@ -63,7 +63,7 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     kind is part of the key.
     """
     rows = [
-        json.dumps({"split": name, **row_to_json(row)}, ensure_ascii=False)
+        json.dumps({"split": name, **vars(row)}, ensure_ascii=False)
         for name in SPLITS
         for row in pairs.splits[name]
     ]
@@ -242,7 +242,7 @@ def _tokenise(
         prompt = _template(tokenizer, row.prompt, add_generation_prompt=True)
         chosen = _template(tokenizer, row.prompt + row.chosen)
         rejected = _template(tokenizer, row.prompt + row.rejected)
-        start = min(_shared_length(prompt, chosen), _shared_length(prompt, rejected))
+        start = min(shared_length(prompt, chosen), shared_length(prompt, rejected))
         chosen_ids, rejected_ids = chosen[start:], rejected[start:]
         if not prompt[:start] or not chosen_ids or not rejected_ids:
             dropped["empty after tokenising"] += 1
@@ -265,13 +265,6 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: list[Any], **options
         messages, tokenize=True, return_dict=True, **options
     )
     return list(encoded["input_ids"])
-
-
-def _shared_length(left: list[int], right: list[int]) -> int:
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
 
 
 def _refuse_nothing_left(columns: dict[str, dict[str, list[Any]]], dropped: Counter[str]) -> None:

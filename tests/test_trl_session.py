@@ -14,7 +14,6 @@ from trl import DPOTrainer
 from dpo_train import data, export, model, reference, sample
 from dpo_train.config import LOSSES, TrainConfig
 from dpo_train.config_base import override
-from dpo_train.data import row_to_json
 from dpo_train.evaluation import test_split
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
@@ -70,7 +69,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     pairs = data.load_pairs(small_config.data)
-    rows = {name: [row_to_json(row) for row in rows] for name, rows in pairs.splits.items()}
+    rows = {name: [vars(row) for row in rows] for name, rows in pairs.splits.items()}
     trials = {name: config(small_config, **changes) for name, changes in CASES.items()}
     asked = [
         {
