@@ -193,14 +193,13 @@ def _compute(folder: Path) -> PreparedData:
     _refuse_nothing_left(columns, dropped)
 
     pad_token_id = int(warm.tokenizer.pad_token_id)
-    forward = logps.forward_pass(warm.fresh(trained_in_full=False), asked["device"])
+    untrained = warm.fresh(trained_in_full=False)
     numbers: dict[str, dict[str, Any]] = {}
     sums: dict[str, str] = {}
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     for name in SPLITS:
-        collated = logps.batches(columns[name], pad_token_id, asked["device"])
-        chosen, rejected = logps.score_batches(collated, len(columns[name]["prompt_ids"]), forward)
+        chosen, rejected = logps.score(untrained, columns[name], pad_token_id, asked["device"])
         columns[name]["ref_chosen_logps"] = chosen.tolist()
         columns[name]["ref_rejected_logps"] = rejected.tolist()
         Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)

@@ -176,8 +176,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     policy = PeftModel.from_pretrained(base, tmp_path / "export")
     data = reference.prepare(small_prepared)
     rows = data.split("eval")[:]
-    score = logps.forward_pass(policy.get_base_model(), "cpu")
-    scores = logps.score_batches(logps.batches(rows, data.pad_token_id, "cpu"), 10, score)
+    scores = logps.score(policy.get_base_model(), rows, data.pad_token_id, "cpu")
     found = metrics.means(metrics.pair_values(logps.pair_logps(rows, *scores)))
     assert report["eval/drift"] > 1e-4
     assert found["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)

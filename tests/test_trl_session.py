@@ -181,9 +181,8 @@ def test_an_export_scores_as_the_session_did(
     prepared = reference.prepare(small_prepared)
     rows = prepared.split("eval")[:]
     is_adapter = hasattr(policy, "peft_config")
-    forward = logps.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
-    batches = logps.batches(rows, prepared.pad_token_id, "cpu")
-    scores = logps.pair_logps(rows, *logps.score_batches(batches, 10, forward))
+    inner = policy.get_base_model() if is_adapter else policy
+    scores = logps.pair_logps(rows, *logps.score(inner, rows, prepared.pad_token_id, "cpu"))
     measured = test_split.metrics.means(test_split.metrics.pair_values(scores))
     assert measured["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
     assert tokenizer.chat_template
