@@ -12,8 +12,6 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,13 +93,18 @@ def prepare(folder: Path) -> PreparedData:
     if finished := _finished(folder, computed=0):
         return finished
     folder.mkdir(parents=True, exist_ok=True)  # of a URL
-    with _one_process(folder / "lock"):
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         if finished := _finished(folder, computed=0) or _bring(folder, computed=0):
             return finished
         for name in ("rows.jsonl", "plan.json"):
             mirror.fetch_once(folder / name)
         finished = _compute(folder)
-        return _bring(folder, finished.computed_pairs) or _hand_out(finished)
+        if theirs := _bring(folder, finished.computed_pairs):
+            return theirs
+        for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
+            mirror.put(folder / name)  # onto the folder's URL, the manifest last
+        return finished
 
 
 def _finished(folder: Path, computed: int) -> PreparedData | None:
@@ -136,13 +139,6 @@ def _bring(folder: Path, computed: int) -> PreparedData | None:
     return None
 
 
-def _hand_out(prepared: PreparedData) -> PreparedData:
-    """Brings the folder onto its URL, the manifest last."""
-    for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
-        mirror.put(prepared.folder / name)
-    return prepared
-
-
 def _is_as_written(file: Path, wanted: str) -> bool:
     """Read whole once in a process, however many trials it trains."""
     if not file.is_file():
@@ -157,13 +153,6 @@ def _is_as_written(file: Path, wanted: str) -> bool:
 
 
 _verified: set[tuple[str, int, int, str]] = set()
-
-
-@contextmanager
-def _one_process(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compute(folder: Path) -> PreparedData:
