@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dpo_train.config import DpoConfig
-
 
 @dataclass(frozen=True)
 class PairScores:
@@ -59,12 +57,6 @@ def pair_losses(names: tuple[str, ...], weights: tuple[float, ...], scores: Pair
     """The loss of each pair, shape (N,); a trial's step loss is their mean over its batch."""
     terms = [weight * LOSSES[name](scores) for name, weight in zip(names, weights, strict=True)]
     return torch.stack(terms).sum(dim=0)
-
-
-def loss_terms(dpo: DpoConfig) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Names and weights of a trial's losses; trials that share them are computed together."""
-    names = tuple(dpo.losses)
-    return names, tuple(dpo.loss_weights or [1.0] * len(names))
 
 
 def _exo_pair(s: PairScores) -> Tensor:

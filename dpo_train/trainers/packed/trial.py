@@ -19,7 +19,6 @@ from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layout
-from dpo_train.trainers.packed.losses import loss_terms
 from dpo_train.trainers.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
@@ -40,7 +39,9 @@ class PackedTrial:
         self.second_moment = torch.zeros_like(self.weights)
         self.steps = torch.zeros((), device=device)
         self.scale = config.lora.alpha / config.lora.r
-        self.loss_terms = loss_terms(config.dpo)
+        names, weights = config.dpo.losses, config.dpo.loss_weights
+        self.loss_terms = tuple(names), tuple(weights or [1.0] * len(names))
+        """Names and weights; trials that share them are computed together."""
         self.pairs_seen = 0
         self.pairs_total = train_pairs * config.optim.epochs
         self.step = 0
