@@ -50,18 +50,17 @@ def batches(
 
     collate = DataCollatorForPreference(pad_token_id=pad_token_id)
     names = [name for name in columns if name.endswith(("_ids", "_logps"))]
-    data = {name: columns[name] for name in names}
     lengths = [
         len(prompt) + max(len(chosen), len(rejected))
         for prompt, chosen, rejected in zip(
-            data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True
+            columns["prompt_ids"], columns["chosen_ids"], columns["rejected_ids"], strict=True
         )
     ]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     while order:
         size = max(1, _TOKENS_PER_BATCH[device] // (2 * lengths[order[-1]]))
         members, order = order[-size:], order[:-size]
-        batch = collate([{name: data[name][row] for name in names} for row in members])
+        batch = collate([{name: columns[name][row] for name in names} for row in members])
         yield members, {name: tensor.to(device) for name, tensor in batch.items()}
 
 
