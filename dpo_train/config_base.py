@@ -74,7 +74,13 @@ def parse(
     for path, value in overrides.items():
         if path not in known:
             raise InputError(f"{where}: {unknown_path(path, known)}")
-        merged = _with_value(merged, path.split("."), value)
+        *parents, last = path.split(".")
+        part = merged
+        for key in parents:
+            below = part.get(key)
+            part[key] = dict(below) if isinstance(below, Mapping) else {}
+            part = part[key]
+        part[last] = value
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
@@ -107,17 +113,6 @@ def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
     for kind in (annotation, *union):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield kind
-
-
-def _with_value(tree: Mapping[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
-    copy = dict(tree)
-    if len(keys) == 1:
-        copy[keys[0]] = value
-    else:
-        below = copy.get(keys[0])
-        below = below if isinstance(below, Mapping) else {}
-        copy[keys[0]] = _with_value(below, keys[1:], value)
-    return copy
 
 
 def _nearest(key: str, known: Mapping[str, Any] | list[str]) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,12 @@ class Pairs:
 def load_pairs(config: DataConfig) -> Pairs:
     """Reads, filters and splits. Raises InputError that names file and row, or the filter."""
     dropped: Counter[str] = Counter()
-    own = [config.split, config.eval_split, config.test_split] if config.eval_split else None
-    if own is None:
-        rows = _filter(_read(config, config.split), config, dropped)
-        splits = _cut(rows, config)
+    if config.eval_split and config.test_split:
+        own = (config.split, config.eval_split, config.test_split)
+        read = [_rows(config, split, dropped) for split in own]
+        splits = _without_overlap(dict(zip(SPLITS, read, strict=True)), dropped)
     else:
-        splits = {
-            name: _filter(_read(config, str(split)), config, dropped)
-            for name, split in zip(SPLITS, own, strict=True)
-        }
-        splits = _without_overlap(splits, dropped)
+        splits = _cut(_rows(config, config.split, dropped), config)
     for name, rows in splits.items():
         if not rows:
             took = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "none"
@@ -74,16 +70,7 @@ def load_pairs(config: DataConfig) -> Pairs:
     return Pairs(splits, dict(dropped))
 
 
-def row_to_json(row: Row) -> dict[str, Any]:
-    return {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
-
-
 # --- reading -------------------------------------------------------------------------------
-
-
-def _read(config: DataConfig, split: str) -> Iterator[Row]:
-    for place, record in _records(config, split):
-        yield _to_row(record, place)
 
 
 def _records(config: DataConfig, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -103,50 +90,46 @@ def _records(config: DataConfig, split: str) -> Iterator[tuple[str, dict[str, An
 
 
 def _file_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    records: Iterable[tuple[str, Any]]
     try:
-        if path.suffix == ".jsonl":
-            records = [
-                (f"{path} line {number}", json.loads(line))
-                for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
-                if line.strip()
-            ]
-        elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, list):
-                raise InputError(f"data.id: {path} must hold a list of rows, like [{{...}}, ...]")
-            records = [(f"{path} row {number}", row) for number, row in enumerate(content, 1)]
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            records = [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
-        elif path.suffix == ".parquet":
-            import pyarrow.parquet  # slow to import
-
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-            records = [(f"{path} row {number}", row) for number, row in enumerate(rows, 1)]
-        else:
-            raise InputError(f"data.id: {path} is not .jsonl, .json, .csv or .parquet")
+        rows = list(_numbered_rows(path))
+    except InputError:
+        raise
     except json.JSONDecodeError as error:
-        line = _broken_line(path) if path.suffix == ".jsonl" else error.lineno
-        raise InputError(f"data.id: {path} line {line}: not JSON ({error.msg})") from None
+        raise InputError(f"data.id: {path} line {error.lineno}: not JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"data.id: {path} can't be read ({one_line(error)})") from None
-    for place, record in records:
-        if not isinstance(record, dict):
-            raise InputError(f"data.id: {place}: a row must be a mapping, not {record!r:.60}")
-        yield place, record
+    unit = "line" if path.suffix == ".jsonl" else "row"
+    for number, row in rows:
+        place = f"{path} {unit} {number}"
+        if not isinstance(row, dict):
+            raise InputError(f"data.id: {place}: a row must be a mapping, not {row!r:.60}")
+        yield place, row
 
 
-def _broken_line(path: Path) -> int:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        try:
-            json.loads(line or "0")
-        except json.JSONDecodeError:
-            return number
-    return 0
+def _numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of a file, counted from 1; empty lines of a .jsonl file are counted too."""
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    error.lineno = number  # of the file, not of the row
+                    raise
+    elif path.suffix == ".json":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, list):
+            raise InputError(f"data.id: {path} must hold a list of rows, like [{{...}}, ...]")
+        yield from enumerate(content, 1)
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as file:
+            yield from enumerate(csv.DictReader(file), 1)
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet  # slow to import
+
+        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+    else:
+        raise InputError(f"data.id: {path} is not .jsonl, .json, .csv or .parquet")
 
 
 def _hub_records(config: DataConfig, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -198,18 +181,19 @@ def _split_prompt(chosen: Any, rejected: Any, place: str) -> tuple[Any, Any, Any
             f"data.id: {place}: without a prompt, chosen and rejected are both texts or both lists "
             "of messages"
         )
-    shared = 0
-    for left, right in zip(chosen, rejected, strict=False):
-        if left != right:
-            break
-        shared += 1
+    shared = shared_length(chosen, rejected)
     if isinstance(chosen, str):
         # A prompt ends between two words, as in TRL's extract_prompt.
-        shared = chosen.rfind(" ", 0, shared + 1)
-        shared = max(shared, 0)
+        shared = max(chosen.rfind(" ", 0, shared + 1), 0)
     if not shared:
         raise InputError(f"data.id: {place}: no prompt: chosen and rejected begin differently")
     return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def shared_length(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """How many elements stand at the beginning of both."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _messages(value: Any, role: str, place: str) -> list[Message]:
@@ -230,12 +214,13 @@ def _messages(value: Any, role: str, place: str) -> list[Message]:
 # --- filters and splits --------------------------------------------------------------------
 
 
-def _filter(rows: Iterable[Row], config: DataConfig, dropped: Counter[str]) -> list[Row]:
+def _rows(config: DataConfig, split: str, dropped: Counter[str]) -> list[Row]:
+    """The rows of a split that pass the filters; the others are counted in `dropped`."""
     kept: list[Row] = []
     seen: set[str] = set()
-    for row in rows:
-        reason = _fault(row, config, seen)
-        if reason:
+    for place, record in _records(config, split):
+        row = _to_row(record, place)
+        if reason := _fault(row, config, seen):
             dropped[reason] += 1
         else:
             kept.append(row)
@@ -255,7 +240,7 @@ def _fault(row: Row, config: DataConfig, seen: set[str]) -> str | None:
         for name, text in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
             if not low <= len(text) <= high:
                 return f"whose {name} has not {low} to {high} characters"
-    digest = hashlib.sha256(json.dumps(row_to_json(row)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(vars(row)).encode()).hexdigest()
     if digest in seen:
         return "that stood there before"
     seen.add(digest)

@@ -105,10 +105,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def peft_config(lora: LoraConfig | None) -> Any:
-    """PEFT's form of the adapter's config, or None."""
-    if lora is None:
-        return None
+def peft_config(lora: LoraConfig) -> Any:
+    """PEFT's form of the adapter's config."""
     import peft  # slow to import
 
     return peft.LoraConfig(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
-import struct
+import math
 from pathlib import Path
-from typing import Any
+
+from safetensors import safe_open
 
 from dpo_train import sample
 from dpo_train.config import ModelConfig
@@ -118,13 +118,6 @@ def _parameter_count(config: ModelConfig) -> int:
         return sum(metadata.parameter_count.values())
     total = 0
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(size))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                elements = 1
-                for length in tensor["shape"]:
-                    elements *= length
-                total += elements
+        with safe_open(path, framework="np") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
     return total

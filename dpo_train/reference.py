@@ -12,15 +12,13 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train import model, model_source
 from dpo_train.config import ModelConfig, TrainConfig
-from dpo_train.data import SPLITS, Pairs, Row, row_to_json
+from dpo_train.data import SPLITS, Pairs, Row, shared_length
 from dpo_train.errors import InputError
 from dpo_train.scoring import logps, metrics
 from dpo_train.scoring.bootstrap import bootstrap_interval
@@ -63,7 +61,7 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     kind is part of the key.
     """
     rows = [
-        json.dumps({"split": name, **row_to_json(row)}, ensure_ascii=False)
+        json.dumps({"split": name, **vars(row)}, ensure_ascii=False)
         for name in SPLITS
         for row in pairs.splits[name]
     ]
@@ -95,13 +93,18 @@ def prepare(folder: Path) -> PreparedData:
     if finished := _finished(folder, computed=0):
         return finished
     folder.mkdir(parents=True, exist_ok=True)  # of a URL
-    with _one_process(folder / "lock"):
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         if finished := _finished(folder, computed=0) or _bring(folder, computed=0):
             return finished
         for name in ("rows.jsonl", "plan.json"):
             mirror.fetch_once(folder / name)
         finished = _compute(folder)
-        return _bring(folder, finished.computed_pairs) or _hand_out(finished)
+        if theirs := _bring(folder, finished.computed_pairs):
+            return theirs
+        for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
+            mirror.put(folder / name)  # onto the folder's URL, the manifest last
+        return finished
 
 
 def _finished(folder: Path, computed: int) -> PreparedData | None:
@@ -136,13 +139,6 @@ def _bring(folder: Path, computed: int) -> PreparedData | None:
     return None
 
 
-def _hand_out(prepared: PreparedData) -> PreparedData:
-    """Brings the folder onto its URL, the manifest last."""
-    for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
-        mirror.put(prepared.folder / name)
-    return prepared
-
-
 def _is_as_written(file: Path, wanted: str) -> bool:
     """Read whole once in a process, however many trials it trains."""
     if not file.is_file():
@@ -157,13 +153,6 @@ def _is_as_written(file: Path, wanted: str) -> bool:
 
 
 _verified: set[tuple[str, int, int, str]] = set()
-
-
-@contextmanager
-def _one_process(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compute(folder: Path) -> PreparedData:
@@ -193,14 +182,13 @@ def _compute(folder: Path) -> PreparedData:
     _refuse_nothing_left(columns, dropped)
 
     pad_token_id = int(warm.tokenizer.pad_token_id)
-    forward = logps.forward_pass(warm.fresh(trained_in_full=False), asked["device"])
+    untrained = warm.fresh(trained_in_full=False)
     numbers: dict[str, dict[str, Any]] = {}
     sums: dict[str, str] = {}
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     for name in SPLITS:
-        collated = logps.batches(columns[name], pad_token_id, asked["device"])
-        chosen, rejected = logps.score_batches(collated, len(columns[name]["prompt_ids"]), forward)
+        chosen, rejected = logps.score(untrained, columns[name], pad_token_id, asked["device"])
         columns[name]["ref_chosen_logps"] = chosen.tolist()
         columns[name]["ref_rejected_logps"] = rejected.tolist()
         Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)
@@ -242,7 +230,7 @@ def _tokenise(
         prompt = _template(tokenizer, row.prompt, add_generation_prompt=True)
         chosen = _template(tokenizer, row.prompt + row.chosen)
         rejected = _template(tokenizer, row.prompt + row.rejected)
-        start = min(_shared_length(prompt, chosen), _shared_length(prompt, rejected))
+        start = min(shared_length(prompt, chosen), shared_length(prompt, rejected))
         chosen_ids, rejected_ids = chosen[start:], rejected[start:]
         if not prompt[:start] or not chosen_ids or not rejected_ids:
             dropped["empty after tokenising"] += 1
@@ -265,13 +253,6 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: list[Any], **options
         messages, tokenize=True, return_dict=True, **options
     )
     return list(encoded["input_ids"])
-
-
-def _shared_length(left: list[int], right: list[int]) -> int:
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
 
 
 def _refuse_nothing_left(columns: dict[str, dict[str, list[Any]]], dropped: Counter[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
-from dpo_train.scoring import logps, metrics
+from dpo_train.scoring import logps
 from dpo_train.scoring.bootstrap import bootstrap_interval
 
 PROMPTS = 32
@@ -44,64 +44,61 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
     is_adapter = hasattr(policy, "peft_config")
     inner: Any = policy.get_base_model() if is_adapter else policy
     prompts = [rows["prompt_ids"][number] for number in chosen for _ in range(SAMPLES)]
-    answers = sample(inner, tokenizer, prompts, _SEED)
+    answers = sample(inner, tokenizer, prompts)
     # Scored two by two as the pairs of a split are, so that both models are asked alike.
     pairs = {
         "prompt_ids": prompts[::2],
         "chosen_ids": answers[::2],
         "rejected_ids": answers[1::2],
     }
-    ours = _scores(inner, pairs, data.pad_token_id, device)
+    ours = logps.score(inner, pairs, data.pad_token_id, device)
     if is_adapter:
         policy.unload()
     untrained = model.load_base(base, device).fresh(trained_in_full=False)
-    theirs = _scores(untrained, pairs, data.pad_token_id, device)
-    values = (ours - theirs).mean(axis=0)
+    theirs = logps.score(untrained, pairs, data.pad_token_id, device)
+    values = np.subtract(ours, theirs).mean(axis=0)
     keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]
     return {"mean": float(values.mean()), "interval": bootstrap_interval(values, keys)}
 
 
-def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]], seed: int) -> list[list[int]]:
+def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
     """One answer to each prompt, from the policy's own distribution: its tokens, the end included
     if it came to one."""
     import torch  # slow to import
     from transformers import GenerationConfig  # slow to import
 
     kept = policy.generation_config
-    ends = kept.eos_token_id
+    ends = tokenizer.eos_token_id if kept.eos_token_id is None else kept.eos_token_id
     # In place of the model's own, which may cut the distribution or punish repetition.
     policy.generation_config = GenerationConfig(
         do_sample=True,
         top_k=0,
         max_new_tokens=MOST_TOKENS,
-        eos_token_id=tokenizer.eos_token_id if ends is None else ends,
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return [
-                answer
-                for first in range(0, len(prompts), _AT_ONCE)
-                for answer in _generated(policy, tokenizer, prompts[first : first + _AT_ONCE])
-            ]
+            torch.manual_seed(_SEED)
+            answers = list(generate(policy, tokenizer, prompts))
     finally:
         policy.generation_config = kept
+    ends = ends if isinstance(ends, list) else [ends]
+    lengths = [
+        next((n for n, token in enumerate(answer, 1) if token in ends), len(answer))
+        for answer in answers
+    ]
+    return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]
 
 
-def _generated(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+def generate(
+    policy: Any, tokenizer: Any, prompts: Sequence[list[int]], **options: Any
+) -> Iterator[list[int]]:
+    """The tokens of one answer to each prompt; behind an answer's end stands padding."""
     tokenizer.padding_side = "left"
-    inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(policy.device)
-    output = policy.eval().generate(**inputs)
-    ends = policy.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
-    for row in output[:, inputs["input_ids"].shape[1] :].tolist():
-        length = next((n for n, token in enumerate(row, 1) if token in ends), len(row))
-        yield row[:length]
-
-
-def _scores(policy: Any, pairs: dict[str, Any], pad_token_id: int, device: str) -> metrics.Floats:
-    """Summed log-probs of the answers, of shape (2, pairs)."""
-    forward = logps.forward_pass(policy, device)
-    batches = logps.batches(pairs, pad_token_id, device)
-    return np.stack(logps.score_batches(batches, len(pairs["prompt_ids"]), forward))
+    policy.eval()
+    for first in range(0, len(prompts), _AT_ONCE):
+        some = {"input_ids": prompts[first : first + _AT_ONCE]}
+        inputs = tokenizer.pad(some, return_tensors="pt").to(policy.device)
+        output = policy.generate(**inputs, **options)
+        yield from output[:, inputs["input_ids"].shape[1] :].tolist()

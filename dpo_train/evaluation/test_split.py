@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
 from dpo_train.evaluation import sampled_kl
@@ -20,7 +22,6 @@ MEASURED = 32
 """Answers whose length is measured: a judge that likes long answers rewards length alone."""
 MOST_TOKENS = 128
 """Of one answer; what is longer counts as that long."""
-_AT_ONCE = 16
 
 
 def evaluate_on_test(
@@ -45,10 +46,8 @@ def evaluate_on_test(
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
     base_tokens = _mean_length(said)
-    alone = logps.pair_logps(
-        rows, *(logps.column(rows, f"ref_{name}_logps") for name in ("chosen", "rejected"))
-    )
-    before = metrics.ranking(alone)
+    alone = [np.array(rows[f"ref_{name}_logps"]) for name in ("chosen", "rejected")]
+    before = metrics.ranking(logps.pair_logps(rows, *alone))
 
     # From here on the base may carry an adapter.
     ours = _judge_one(winner, rows, prompts, data.pad_token_id, device)
@@ -103,9 +102,8 @@ def _judge_one(
     policy, tokenizer = export.load(folder, device)
     said = _answers(policy, tokenizer, prompts)
     is_adapter = hasattr(policy, "peft_config")
-    forward = logps.forward_pass(policy.get_base_model() if is_adapter else policy, device)
-    collated = logps.batches(rows, pad_token_id, device)
-    scores = logps.score_batches(collated, len(rows["prompt"]), forward)
+    inner = policy.get_base_model() if is_adapter else policy
+    scores = logps.score(inner, rows, pad_token_id, device)
     if is_adapter:
         policy.unload()
     values = metrics.pair_values(logps.pair_logps(rows, *scores))
@@ -128,18 +126,10 @@ def _mean_length(answers: list[tuple[str, int]]) -> float:
 
 def _answers(policy: Any, tokenizer: Any, prompts: list[Any]) -> list[tuple[str, int]]:
     """Greedy answers, and how many tokens each has."""
+    asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
+    greedy = {"do_sample": False, "max_new_tokens": MOST_TOKENS}
     said = []
-    tokenizer.padding_side = "left"
-    for first in range(0, len(prompts), _AT_ONCE):
-        inputs = tokenizer.apply_chat_template(
-            prompts[first : first + _AT_ONCE],
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(policy.device)
-        output = policy.generate(**inputs, do_sample=False, max_new_tokens=MOST_TOKENS)
-        for row in output[:, inputs["input_ids"].shape[1] :].tolist():
-            tokens = [token for token in row if token not in tokenizer.all_special_ids]
-            said.append((str(tokenizer.decode(tokens)).strip(), len(tokens)))
+    for row in sampled_kl.generate(policy, tokenizer, asked["input_ids"], **greedy):
+        tokens = [token for token in row if token not in tokenizer.all_special_ids]
+        said.append((str(tokenizer.decode(tokens)).strip(), len(tokens)))
     return said

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 
 
+def score(
+    model: Any, columns: dict[str, list[Any]], pad_token_id: int, device: str
+) -> tuple[metrics.Floats, metrics.Floats]:
+    """`score_batches` of a split's columns, for any causal model."""
+    forward = forward_pass(model, device)
+    collated = batches(columns, pad_token_id, device)
+    return score_batches(collated, len(columns["prompt_ids"]), forward)
+
+
 def score_batches(
     rows_of_batches: Iterable[tuple[list[int], dict[str, torch.Tensor]]],
     rows: int,
@@ -41,18 +50,17 @@ def batches(
 
     collate = DataCollatorForPreference(pad_token_id=pad_token_id)
     names = [name for name in columns if name.endswith(("_ids", "_logps"))]
-    data = {name: columns[name] for name in names}
     lengths = [
         len(prompt) + max(len(chosen), len(rejected))
         for prompt, chosen, rejected in zip(
-            data["prompt_ids"], data["chosen_ids"], data["rejected_ids"], strict=True
+            columns["prompt_ids"], columns["chosen_ids"], columns["rejected_ids"], strict=True
         )
     ]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     while order:
         size = max(1, _TOKENS_PER_BATCH[device] // (2 * lengths[order[-1]]))
         members, order = order[-size:], order[:-size]
-        batch = collate([{name: data[name][row] for name in names} for row in members])
+        batch = collate([{name: columns[name][row] for name in names} for row in members])
         yield members, {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -90,13 +98,8 @@ def pair_logps(
     return metrics.PairLogps(
         chosen=chosen,
         rejected=rejected,
-        ref_chosen=column(columns, "ref_chosen_logps"),
-        ref_rejected=column(columns, "ref_rejected_logps"),
+        ref_chosen=np.array(columns["ref_chosen_logps"]),
+        ref_rejected=np.array(columns["ref_rejected_logps"]),
         chosen_tokens=np.array([len(ids) for ids in columns["chosen_ids"]], dtype=np.float64),
         rejected_tokens=np.array([len(ids) for ids in columns["rejected_ids"]], dtype=np.float64),
     )
-
-
-def column(columns: dict[str, list[Any]], name: str) -> metrics.Floats:
-    """A column of numbers, of shape (rows,)."""
-    return np.array(columns[name], dtype=np.float64)

@@ -1,9 +1,11 @@
 """Files written whole, and their checksums."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from dpo_train.storage import mirror
+from dpo_train.storage.mirror import CHECKSUMS
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -26,3 +28,26 @@ def checksum(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the checksums of all files below the folder into it, so that one that was cut short
+    or altered is noticed."""
+    (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+
+
+def checksums_match(folder: Path) -> bool:
+    """Whether the files are those whose checksums were written."""
+    try:
+        written = json.loads((folder / CHECKSUMS).read_text())
+        return bool(written == _checksums(folder))
+    except (OSError, ValueError):  # of the file of checksums itself
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): checksum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != CHECKSUMS
+    }

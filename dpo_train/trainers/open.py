@@ -21,7 +21,7 @@ def open_session(
     if config.trainer == "simulated":
         return SimulatedSession(config)
     if config.trainer == "packed":
-        from dpo_train.trainers.packed import PackedSession  # imports torch, slowly
+        from dpo_train.trainers.packed.session import PackedSession  # imports torch, slowly
 
         return PackedSession(config, prepared, device)
     from dpo_train.trainers.trl_session import TrlSession  # imports torch and TRL, slowly

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trl import DPOConfig
 
-from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.config import TrainConfig
 from dpo_train.trainers.process_group import ProcessGroup
 
 
@@ -14,11 +14,15 @@ def trl_arguments(
     config: TrainConfig, scratch: Path, device: str, process_group: ProcessGroup
 ) -> DPOConfig:
     optim, dpo = config.optim, config.dpo
-    at_once = _pairs_at_once(optim, process_group)
+    # The share of one process: an equal part of each batch, and of the pairs at once.
+    count = process_group.count
+    most = max(1, optim.pairs_at_once // count)
+    share = {"batch_size": optim.batch_size // count, "micro_batch_size": most}
+    own = optim.model_copy(update=share)
     return DPOConfig(
         output_dir=str(scratch),
-        per_device_train_batch_size=at_once,
-        gradient_accumulation_steps=optim.batch_size // process_group.count // at_once,
+        per_device_train_batch_size=own.pairs_at_once,
+        gradient_accumulation_steps=own.batch_size // own.pairs_at_once,
         num_train_epochs=optim.epochs,
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
@@ -47,12 +51,3 @@ def trl_arguments(
         report_to=[],
         disable_tqdm=True,
     )
-
-
-def _pairs_at_once(optim: OptimConfig, process_group: ProcessGroup) -> int:
-    """Of one peer: no more than its part of them all, in equal parts of its share of the batch."""
-    share, most = (
-        optim.batch_size // process_group.count,
-        max(1, optim.pairs_at_once // process_group.count),
-    )
-    return max(pairs for pairs in range(1, most + 1) if share % pairs == 0)

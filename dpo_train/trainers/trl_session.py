@@ -57,7 +57,7 @@ class TrlSession:
             args=trl_arguments(config, self._scratch, device, process_group),
             train_dataset=train,
             processing_class=self._base.tokenizer,
-            peft_config=model.peft_config(config.lora),
+            peft_config=model.peft_config(config.lora) if config.lora else None,
             callbacks=[self._control],
         )
         self._trainer.hold(self._control, self._data, device)

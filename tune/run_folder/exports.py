@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.storage import mirror
-from dpo_train.storage.checksums import checksums_match, write_checksums
 from dpo_train.storage.disk import discarding_partial
+from dpo_train.storage.files import checksums_match, write_checksums
 from dpo_train.storage.mirror import CHECKSUMS
 from tune.config.objective import Objective, Report
 

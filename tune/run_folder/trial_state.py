@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dpo_train.storage import mirror
-from dpo_train.storage.checksums import checksums_match, write_checksums
 from dpo_train.storage.disk import discarding_partial
+from dpo_train.storage.files import checksums_match, write_checksums
 from dpo_train.storage.mirror import CHECKSUMS
 
 

@@ -3,7 +3,3 @@
 Each trial has its own adapter, loss, beta, learning rate, schedule, batch size, clipping and seed,
 and trains as it would alone: it meets the others only in matrix products whose rows don't mix.
 """
-
-from dpo_train.trainers.packed.session import PackedSession
-
-__all__ = ["PackedSession"]

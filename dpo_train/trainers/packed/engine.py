@@ -180,11 +180,8 @@ class PackedEngine:
     def _eval_rows(self, tokens: int) -> list[tuple[list[int], Rows]]:
         """The eval pairs as rows of at most so many tokens, of like length together; laid out
         once for all trials."""
-        if tokens not in self._eval_rows_by_size:
-            self._eval_rows_by_size[tokens] = self._lay_out_eval(tokens)
-        return self._eval_rows_by_size[tokens]
-
-    def _lay_out_eval(self, tokens: int) -> list[tuple[list[int], Rows]]:
+        if tokens in self._eval_rows_by_size:
+            return self._eval_rows_by_size[tokens]
         lengths = [len(pair.ids) for pair in self.eval.pairs]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         parts: list[list[int]] = [[]]
@@ -192,10 +189,11 @@ class PackedEngine:
             if parts[-1] and sum(lengths[n] for n in parts[-1]) + lengths[number] > tokens:
                 parts.append([])
             parts[-1].append(number)
-        return [
+        self._eval_rows_by_size[tokens] = [
             (part, collate([[self.eval.pairs[number] for number in part]], self._device))
             for part in parts
         ]
+        return self._eval_rows_by_size[tokens]
 
     def _values(
         self, trial: PackedTrial, logps: np.ndarray[Any, Any]

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dpo_train.config import DpoConfig
-
 
 @dataclass(frozen=True)
 class PairScores:
@@ -61,29 +59,6 @@ def pair_losses(names: tuple[str, ...], weights: tuple[float, ...], scores: Pair
     return torch.stack(terms).sum(dim=0)
 
 
-def loss_terms(dpo: DpoConfig) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Names and weights of a trial's losses; trials that share them are computed together."""
-    names = tuple(dpo.losses)
-    return names, tuple(dpo.loss_weights or [1.0] * len(names))
-
-
-def _sigmoid(s: PairScores) -> Tensor:
-    """DPO, arXiv:2305.18290 eq. 7; with smoothing cDPO, as in robust's paper eq. 3."""
-    return -(1 - s.smoothing) * logsigmoid(s.scaled_margin) - s.smoothing * logsigmoid(
-        -s.scaled_margin
-    )
-
-
-def _hinge(s: PairScores) -> Tensor:
-    """SLiC, arXiv:2305.10425."""
-    return torch.relu(1 - s.scaled_margin)
-
-
-def _ipo(s: PairScores) -> Tensor:
-    """IPO, arXiv:2310.12036 eq. 17, by tokens as its authors told TRL's."""
-    return (s.mean_margin - 1 / (2 * s.beta)) ** 2
-
-
 def _exo_pair(s: PairScores) -> Tensor:
     """EXO, arXiv:2402.00856 eq. 16, of two completions."""
     won, lost = logsigmoid(s.scaled_margin), logsigmoid(-s.scaled_margin)
@@ -98,63 +73,52 @@ def _nca_pair(s: PairScores) -> Tensor:
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
-def _robust(s: PairScores) -> Tensor:
-    """Robust DPO, arXiv:2403.00409 eq. 4."""
-    kept = -(1 - s.smoothing) * logsigmoid(s.scaled_margin)
-    flipped = -s.smoothing * logsigmoid(-s.scaled_margin)
-    return (kept - flipped) / (1 - 2 * s.smoothing)
-
-
-def _bco_pair(s: PairScores) -> Tensor:
-    """BCO, arXiv:2404.04656, of pairs and without its running mean, as TRL has it."""
-    return -logsigmoid(s.beta * s.delta_chosen) - logsigmoid(-s.beta * s.delta_rejected)
-
-
-def _sppo_hard(s: PairScores) -> Tensor:
-    """SPPO, arXiv:2405.00675 eq. 4.7, the winner's probability being 1."""
-    half = 0.5 / s.beta
-    return (s.delta_chosen - half) ** 2 + (s.delta_rejected + half) ** 2
-
-
-def _apo_zero(s: PairScores) -> Tensor:
-    """APO-zero, arXiv:2408.06266 eq. 7."""
-    return 1 - torch.sigmoid(s.beta * s.delta_chosen) + torch.sigmoid(s.beta * s.delta_rejected)
-
-
-def _apo_down(s: PairScores) -> Tensor:
-    """APO-down, arXiv:2408.06266 eq. 8."""
-    return torch.sigmoid(s.beta * s.delta_chosen) + 1 - torch.sigmoid(s.scaled_margin)
-
-
 def _discopop(s: PairScores) -> Tensor:
     """DiscoPOP, arXiv:2406.08414 eq. 5."""
     share = torch.sigmoid(s.scaled_margin / s.tau)
     return -logsigmoid(s.scaled_margin) * (1 - share) + torch.exp(-s.scaled_margin) * share
 
 
-def _sft(s: PairScores) -> Tensor:
-    """The mean negative log-prob of the batch's chosen tokens."""
-    return -s.chosen * s.token_share
-
-
-def _sigmoid_norm(s: PairScores) -> Tensor:
-    """DPO with each completion's log-ratio by its tokens, arXiv:2411.15124 eq. 6."""
-    return -logsigmoid(s.beta * s.mean_margin)
-
-
 LOSSES: dict[str, Callable[[PairScores], Tensor]] = {
-    "sigmoid": _sigmoid,
-    "hinge": _hinge,
-    "ipo": _ipo,
+    # DPO, arXiv:2305.18290 eq. 7; with smoothing cDPO, as in robust's paper eq. 3.
+    "sigmoid": lambda s: (
+        -(1 - s.smoothing) * logsigmoid(s.scaled_margin)
+        - s.smoothing * logsigmoid(-s.scaled_margin)
+    ),
+    # SLiC, arXiv:2305.10425.
+    "hinge": lambda s: torch.relu(1 - s.scaled_margin),
+    # IPO, arXiv:2310.12036 eq. 17, by tokens as its authors told TRL's.
+    "ipo": lambda s: (s.mean_margin - 1 / (2 * s.beta)) ** 2,
     "exo_pair": _exo_pair,
     "nca_pair": _nca_pair,
-    "robust": _robust,
-    "bco_pair": _bco_pair,
-    "sppo_hard": _sppo_hard,
-    "apo_zero": _apo_zero,
-    "apo_down": _apo_down,
+    # Robust DPO, arXiv:2403.00409 eq. 4.
+    "robust": lambda s: (
+        (
+            -(1 - s.smoothing) * logsigmoid(s.scaled_margin)
+            + s.smoothing * logsigmoid(-s.scaled_margin)
+        )
+        / (1 - 2 * s.smoothing)
+    ),
+    # BCO, arXiv:2404.04656, of pairs and without its running mean, as TRL has it.
+    "bco_pair": lambda s: (
+        -logsigmoid(s.beta * s.delta_chosen) - logsigmoid(-s.beta * s.delta_rejected)
+    ),
+    # SPPO, arXiv:2405.00675 eq. 4.7, the winner's probability being 1.
+    "sppo_hard": lambda s: (
+        (s.delta_chosen - 0.5 / s.beta) ** 2 + (s.delta_rejected + 0.5 / s.beta) ** 2
+    ),
+    # APO-zero, arXiv:2408.06266 eq. 7.
+    "apo_zero": lambda s: (
+        1 - torch.sigmoid(s.beta * s.delta_chosen) + torch.sigmoid(s.beta * s.delta_rejected)
+    ),
+    # APO-down, arXiv:2408.06266 eq. 8.
+    "apo_down": lambda s: (
+        torch.sigmoid(s.beta * s.delta_chosen) + 1 - torch.sigmoid(s.scaled_margin)
+    ),
     "discopop": _discopop,
-    "sft": _sft,
-    "sigmoid_norm": _sigmoid_norm,
+    # The mean negative log-prob of the batch's chosen tokens.
+    "sft": lambda s: -s.chosen * s.token_share,
+    # DPO with each completion's log-ratio by its tokens, arXiv:2411.15124 eq. 6.
+    "sigmoid_norm": lambda s: -logsigmoid(s.beta * s.mean_margin),
 }
 """What is packed. `aot` and `aot_unpaired` sort over a batch, so their pairs have no loss alone."""

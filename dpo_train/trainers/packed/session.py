@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
@@ -53,7 +53,7 @@ class PackedSession:
         def save(part: Path) -> None:
             adapters.save(layout, weights, base, lora, part)
 
-        export.write_around(save, self._shared.tokenizer, self._config, folder)
+        export.write_around(save, self._shared.engine.tokenizer, self._config, folder)
 
     def close(self) -> None:
         self._shared.leave(self._trial)
@@ -68,7 +68,7 @@ class _Shared:
 
     def __init__(self, key: tuple[str, Path, str], engine: PackedEngine) -> None:
         self._key = key
-        self._engine = engine
+        self.engine = engine
         self._turn = threading.Condition()
         self._is_driven = False
         self._asked: list[Callable[[], None]] = []
@@ -82,15 +82,11 @@ class _Shared:
         key = (base.model_dump_json(), prepared, device)
         with cls._opening:
             now = cls._now
-            if now is None or now._key != key or now._engine.is_closed:
+            if now is None or now._key != key or now.engine.is_closed:
                 if now is not None:
-                    now._engine.close()
+                    now.engine.close()
                 cls._now = now = cls(key, PackedEngine(base, prepared, device))
             return now
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._engine.tokenizer
 
     def take_reference_pairs(self) -> int:
         """Pairs whose reference log-probs the opening computed; told once."""
@@ -98,7 +94,7 @@ class _Shared:
         return count
 
     def join(self, config: TrainConfig) -> PackedTrial:
-        return self._between_steps(lambda: self._engine.join(config))
+        return self._between_steps(lambda: self.engine.join(config))
 
     def leave(self, trial: PackedTrial) -> None:
         def part() -> None:
@@ -164,10 +160,10 @@ class _Shared:
         running = list(self._running)
         self._turn.release()
         try:
-            self._engine.step(running)
+            self.engine.step(running)
             due = [trial for trial in running if trial.is_due]
             began = time.monotonic()
-            held_out = self._engine.evaluate(due) if due else []
+            held_out = self.engine.evaluate(due) if due else []
             seconds = time.monotonic() - began
         except BaseException as error:
             self._turn.acquire()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.adamw import adamw
+from transformers import get_scheduler
 
 from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layout
-from dpo_train.trainers.packed.losses import loss_terms
 from dpo_train.trainers.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
@@ -39,7 +39,9 @@ class PackedTrial:
         self.second_moment = torch.zeros_like(self.weights)
         self.steps = torch.zeros((), device=device)
         self.scale = config.lora.alpha / config.lora.r
-        self.loss_terms = loss_terms(config.dpo)
+        names, weights = config.dpo.losses, config.dpo.loss_weights
+        self.loss_terms = tuple(names), tuple(weights or [1.0] * len(names))
+        """Names and weights; trials that share them are computed together."""
         self.pairs_seen = 0
         self.pairs_total = train_pairs * config.optim.epochs
         self.step = 0
@@ -52,6 +54,8 @@ class PackedTrial:
         self.computed = 0
         """How many of them are."""
         self._train_pairs = train_pairs
+        total_steps = self._steps_per_epoch * config.optim.epochs
+        self._rate_factor = learning_rate_factor(config.optim, total_steps)
         self._step_loss = torch.zeros((), device=device)
         self._batches = self._draw_batches()
         self.resume()
@@ -94,7 +98,7 @@ class PackedTrial:
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=optim.learning_rate * learning_rate_factor(optim, self.step, self._total_steps),
+            lr=optim.learning_rate * self._rate_factor(self.step),
             weight_decay=optim.weight_decay,
             eps=1e-8,
             maximize=False,
@@ -157,10 +161,6 @@ class PackedTrial:
     def _steps_per_epoch(self) -> int:
         return math.ceil(self._train_pairs / self.config.optim.batch_size)
 
-    @property
-    def _total_steps(self) -> int:
-        return self._steps_per_epoch * self.config.optim.epochs
-
     def _draw_batches(self, epoch: int = 0, skipped: int = 0) -> Iterator[list[int]]:
         """As accelerate's SeedableRandomSampler draws them for transformers' Trainer."""
         size = self.config.optim.batch_size
@@ -196,19 +196,12 @@ class PackedTrial:
         self._batches = self._draw_batches(*divmod(self.step, self._steps_per_epoch))
 
 
-def learning_rate_factor(optim: OptimConfig, step: int, total_steps: int) -> float:
+def learning_rate_factor(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
     """By which the peak rate is multiplied at a step (counted from 0); transformers' schedules.
 
     Warm-up is counted in pairs and rounded up to steps.
     """
-    if optim.schedule == "constant":
-        return 1.0
-    warmup = optim.warmup_steps
-    if step < warmup:
-        return step / max(1, warmup)
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if optim.schedule == "linear":
-        return max(0.0, 1.0 - progress)
-    if optim.schedule == "cosine":
-        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    return 1.0
+    stand_in = torch.optim.SGD([torch.zeros(1)])  # a schedule is made for an optimizer
+    schedule = get_scheduler(optim.schedule, stand_in, optim.warmup_steps, total_steps)
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factor

@@ -14,7 +14,6 @@ from trl import DPOTrainer
 from dpo_train import data, export, model, reference, sample
 from dpo_train.config import LOSSES, TrainConfig
 from dpo_train.config_base import override
-from dpo_train.data import row_to_json
 from dpo_train.evaluation import test_split
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
@@ -55,7 +54,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     pairs = data.load_pairs(small_config.data)
-    rows = {name: [row_to_json(row) for row in rows] for name, rows in pairs.splits.items()}
+    rows = {name: [vars(row) for row in rows] for name, rows in pairs.splits.items()}
     trials = {name: config(small_config, **changes) for name, changes in CASES.items()}
     asked = [
         {
@@ -152,9 +151,8 @@ def test_an_export_scores_as_the_session_did(
     prepared = reference.prepare(small_prepared)
     rows = prepared.split("eval")[:]
     is_adapter = hasattr(policy, "peft_config")
-    forward = logps.forward_pass(policy.get_base_model() if is_adapter else policy, "cpu")
-    batches = logps.batches(rows, prepared.pad_token_id, "cpu")
-    scores = logps.pair_logps(rows, *logps.score_batches(batches, 10, forward))
+    inner = policy.get_base_model() if is_adapter else policy
+    scores = logps.pair_logps(rows, *logps.score(inner, rows, prepared.pad_token_id, "cpu"))
     measured = test_split.metrics.means(test_split.metrics.pair_values(scores))
     assert measured["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
     assert tokenizer.chat_template

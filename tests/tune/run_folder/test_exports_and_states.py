@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_train.storage import mirror
-from dpo_train.storage.checksums import write_checksums
+from dpo_train.storage.files import write_checksums
 from tune.config.objective import Objective
 from tune.run_folder import exports, trial_state
 
