@@ -97,13 +97,10 @@ class Message(_StrictModel):
 
     def for_template(self) -> dict[str, str]:
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.text}
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": role, "content": content}
 
 
 class ChatRequest(StreamableRequest):
