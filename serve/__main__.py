@@ -23,9 +23,9 @@ _SHUTDOWN_SECONDS = 5
 """Answers that are being given when it is interrupted have so long to end."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """Returns the exit code: 0 ended, 2 wrong input, 130 interrupted before it was ready."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_args()
     models = [_absolute(model) for model in parsed.model]
     if with_comma := [model for model in models if "," in model]:
         return _refuse(f"{with_comma[0]}: a comma parts models; give a path without one")

@@ -16,14 +16,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from serve.engine import Chunk, QueueFull
+from serve.engine import Chunk
 from serve.guard import Guard
-from serve.in_flight import InFlightAnswer, MergedAnswers, cancel_all, unless_disconnected
+from serve.in_flight import InFlightAnswers
 from serve.model_source import one_line
 from serve.models import ServedModel, engines
 from serve.openai_requests import (
     ChatRequest,
-    CommonRequest,
     CompletionRequest,
     GenerateRequest,
     StreamableRequest,
@@ -35,7 +34,6 @@ from serve.openai_responses import (
     CompletionResponseBuilder,
     ResponseBuilder,
     model_card,
-    usage,
 )
 
 _STREAM_INTERVAL = 0.02
@@ -62,9 +60,8 @@ def create_app(models: dict[str, ServedModel], limits: Limits, key: str | None) 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         model = find_model(models, body.model)
-        prompt_ids = chat_prompt_ids(model, [message.for_template() for message in body.messages])
-        answers = submit(body, model, [prompt_ids], limits, body.n or 1)
-        builder = ChatResponseBuilder(model.name, model.tokenizer)
+        answers = submit(body, model, [chat_prompt_ids(model, body)], limits)
+        builder = ChatResponseBuilder(model.name, model.tokenizer, bool(body.stream))
         return await _respond(body, answers, builder, request)
 
     @app.post("/v1/completions")
@@ -72,17 +69,17 @@ def create_app(models: dict[str, ServedModel], limits: Limits, key: str | None) 
         model = find_model(models, body.model)
         _refuse_too_many(len(body.prompts) * (body.n or 1), model)
         prompts = [_text_prompt_ids(model, text) for text in body.prompts]
-        answers = submit(body, model, prompts, limits, body.n or 1)
+        answers = submit(body, model, prompts, limits)
         builder = CompletionResponseBuilder(model.name, model.tokenizer)
         return await _respond(body, answers, builder, request)
 
     @app.post("/generate")
     async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
         model = find_model(models, body.model)
-        system = [{"role": "system", "content": body.system}] if body.system else []
-        messages = [*system, {"role": "user", "content": body.prompt}]
-        (answer,) = submit(body, model, [chat_prompt_ids(model, messages)], limits)
-        chunk = await unless_disconnected(request, [answer], answer.whole())
+        chat = body.as_chat()
+        answers = submit(chat, model, [chat_prompt_ids(model, chat)], limits)
+        async with answers.unless_disconnected(request):
+            (chunk,) = await answers.whole()
         return {"text": chunk.text, "model": model.name, "finish_reason": chunk.finish_reason}
 
     @app.get("/v1/models")
@@ -115,48 +112,35 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     return models[name]
 
 
-def chat_prompt_ids(model: ServedModel, messages: list[dict[str, str]]) -> list[int]:
+def chat_prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
     """Returns the messages as the model's template renders them. Raises ApiError 400."""
+    messages = [message.for_template() for message in body.messages]
     try:
         encoded: Any = model.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
     except Exception as error:  # templates raise what they like
-        reason = one_line(error)
-        raise ApiError(400, f"messages: the chat template refuses them: {reason}") from None
+        message = f"messages: the chat template refuses them: {one_line(error)}"
+        raise ApiError(400, message) from None
     return list(encoded["input_ids"])
 
 
 def submit(
-    body: CommonRequest,
-    model: ServedModel,
-    prompts: list[list[int]],
-    limits: Limits,
-    answers_per_prompt: int = 1,
-) -> list[InFlightAnswer]:
-    """Queues every answer of a request, and cancels them all if there is no room for one.
+    body: StreamableRequest, model: ServedModel, prompts: list[list[int]], limits: Limits
+) -> InFlightAnswers:
+    """Queues every answer of a request, or none if there is no room for one.
 
     Raises ApiError 400, 503.
     """
+    answers_per_prompt = body.n or 1
     _refuse_too_many(len(prompts) * answers_per_prompt, model)
-    answers = [
-        InFlightAnswer(
-            prompt_ids,
-            body.sampling(_max_new_tokens(body, prompt_ids, model.engine.context), number),
-            model,
-            limits.seconds,
-            body.is_streamed,
-        )
-        for prompt_ids in prompts
+    settings = [
+        (ids, body.sampling(_max_new_tokens(body, ids, model.engine.context), number))
+        for ids in prompts
         for number in range(answers_per_prompt)
     ]
-    try:
-        for answer in answers:
-            model.engine.submit(answer.request)
-    except QueueFull:
-        cancel_all(answers)
-        message = "all places are taken; try again in a second"
-        raise ApiError(503, message, "overloaded_error", headers={"Retry-After": "1"}) from None
+    answers = InFlightAnswers(model, settings, limits.seconds, bool(body.stream))
+    answers.submit()
     return answers
 
 
@@ -170,11 +154,10 @@ def _text_prompt_ids(model: ServedModel, text: str) -> list[int]:
     try:
         return list(model.tokenizer(text)["input_ids"])
     except Exception as error:  # a lone surrogate, for one
-        reason = one_line(error)
-        raise ApiError(400, f"prompt: {reason}", param="prompt") from None
+        raise ApiError(400, f"prompt: {one_line(error)}", param="prompt") from None
 
 
-def _max_new_tokens(body: CommonRequest, prompt_ids: list[int], context: int) -> int:
+def _max_new_tokens(body: StreamableRequest, prompt_ids: list[int], context: int) -> int:
     room, wanted = context - len(prompt_ids), body.max_new_tokens()
     if not prompt_ids:
         raise ApiError(400, "the prompt is empty", param="prompt")
@@ -190,67 +173,50 @@ def _max_new_tokens(body: CommonRequest, prompt_ids: list[int], context: int) ->
 
 
 async def _respond(
-    body: StreamableRequest,
-    answers: list[InFlightAnswer],
-    builder: ResponseBuilder,
-    request: Request,
+    body: StreamableRequest, answers: InFlightAnswers, builder: ResponseBuilder, request: Request
 ) -> Response:
-    if body.stream:
-        merged = MergedAnswers(answers)
-        # The first chunk comes before the status is sent: what fails until then has one of its own.
-        try:
-            first = await unless_disconnected(request, answers, merged.next())
-        except BaseException:
-            merged.close()
-            raise
-        return _EventStream(_events(body, answers, builder, merged, first), answers, merged)
-    whole = _gather([answer.whole() for answer in answers])
-    chunks = await unless_disconnected(request, answers, whole)
-    return JSONResponse(builder.whole(chunks, _usage(answers)))
+    # The first chunk comes before the status is sent: what fails until then has one of its own.
+    async with answers.unless_disconnected(request):
+        if not body.stream:
+            return JSONResponse(builder.whole(await answers.whole(), _usage(answers)))
+        first = await answers.next()
+    return _EventStream(_events(body, answers, builder, first), answers)
 
 
 class _EventStream(StreamingResponse):
     """Server-sent events. At its end it cancels its answers, also if it has never begun."""
 
-    def __init__(
-        self, events: AsyncIterator[str], answers: list[InFlightAnswer], merged: MergedAnswers
-    ) -> None:
+    def __init__(self, events: AsyncIterator[str], answers: InFlightAnswers) -> None:
         super().__init__(events, media_type="text/event-stream")
-        self._answers, self._merged = answers, merged
+        self._answers = answers
 
     async def __call__(self, *given: Any) -> None:
         try:
             await super().__call__(*given)
         finally:
-            self._merged.close()
-            cancel_all(self._answers)
+            self._answers.cancel()
 
 
-async def _gather(coroutines: list[Any]) -> list[Chunk]:
-    tasks = [asyncio.ensure_future(one) for one in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:  # when one failed the others would wait for ever
-            task.cancel()
-
-
-def _usage(answers: list[InFlightAnswer]) -> dict[str, int]:
-    requests = [answer.request for answer in answers]
+def _usage(answers: InFlightAnswers) -> dict[str, int]:
     # The answers to one prompt share its list of ids, which counts once.
-    prompts = {id(one.prompt_ids): len(one.prompt_ids) for one in requests}
-    return usage(sum(prompts.values()), sum(len(one.output_ids) for one in requests))
+    prompts = {id(one.prompt_ids): len(one.prompt_ids) for one in answers.requests}
+    prompt = sum(prompts.values())
+    completion = sum(len(one.output_ids) for one in answers.requests)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 async def _events(
     body: StreamableRequest,
-    answers: list[InFlightAnswer],
+    answers: InFlightAnswers,
     builder: ResponseBuilder,
-    merged: MergedAnswers,
     ready: dict[int, Chunk],
 ) -> AsyncIterator[str]:
     """Yields the chunks of all choices as they come."""
-    for content in builder.first_chunks(len(answers)):
+    for content in builder.first_chunks(len(answers.requests)):
         yield _event(content)
     try:
         while ready:
@@ -258,12 +224,12 @@ async def _events(
                 if chunk.text or chunk.tokens or chunk.finish_reason:
                     yield _event(builder.chunk(index, chunk))
             await asyncio.sleep(_STREAM_INTERVAL)
-            ready = await merged.next()
+            ready = await answers.next()
     except ApiError as error:
         yield _event(error.body)
         return
     if body.includes_usage:
-        yield _event(builder.usage_chunk(_usage(answers)))
+        yield _event(builder.whole([], _usage(answers)))
     yield "data: [DONE]\n\n"
 
 
@@ -274,14 +240,13 @@ def _event(content: dict[str, Any]) -> str:
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+        return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(_: Request, error: RequestValidationError) -> Response:
         message, param = explain_validation_error(error.errors()[0])
-        return JSONResponse(ApiError(400, message, param=param).body, 400)
+        return ApiError(400, message, param=param).response()
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:
-        body = ApiError(error.status_code, str(error.detail)).body
-        return JSONResponse(body, error.status_code, error.headers)
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()

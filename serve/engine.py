@@ -1,4 +1,4 @@
-"""This is the interface between the HTTP application and what generates answers for it.
+"""This is what the HTTP application and the engine that generates answers for it pass each other.
 
 It knows token ids, and it knows nothing of HTTP.
 """
@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from serve.sampling import SamplingParams, TokenChoice
 
@@ -60,49 +59,14 @@ class GenerationRequest:
     """When the first token was generated, on the monotonic clock."""
 
 
-class EngineMonitor(Protocol):
-    """An engine reports to it what it does, from the engine's thread."""
+class EngineMonitor:
+    """An engine reports to it what it does, from the engine's thread. This one does nothing."""
 
     def on_step(self, batch_size: int, waiting: int) -> None:
         """One step has generated a token for each request of the batch, while others wait."""
-        ...
 
     def on_end(self, request: GenerationRequest) -> None:
         """A request has ended, for whatever reason."""
-        ...
-
-
-class NullMonitor:
-    """This EngineMonitor does nothing."""
-
-    def on_step(self, batch_size: int, waiting: int) -> None:
-        pass
-
-    def on_end(self, request: GenerationRequest) -> None:
-        pass
-
-
-class GenerationEngine(Protocol):
-    """It generates many answers at once."""
-
-    monitor: EngineMonitor
-    slots: int
-    """So many requests are generated at once."""
-    max_waiting: int
-    """So many more may wait."""
-    context: int
-    """A prompt and its answer may have so many tokens together."""
-
-    @property
-    def is_alive(self) -> bool: ...
-
-    def submit(self, request: GenerationRequest) -> None:
-        """Queues a request. Raises QueueFull."""
-        ...
-
-    def close(self) -> None:
-        """Finishes the requests that were submitted, then ends."""
-        ...
 
 
 class RequestQueue:

@@ -7,19 +7,16 @@ a browser, as the password of its own dialog. Keys are compared in constant time
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.openai_responses import ApiError
 from serve.options import is_loopback
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 _OPEN = ("/healthz", "/readyz")
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -27,27 +24,27 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 class Guard:
     """ASGI middleware, which refuses what the application must not see."""
 
-    def __init__(self, app: Any, key: str | None, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, key: str | None, max_body_bytes: int) -> None:
         assert key != ""
         self._app = app
         self._key = key
         self._max_body_bytes = max_body_bytes
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # nothing here speaks it
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        request = Request(scope, receive)
         try:
             if scope["path"] not in _OPEN:
-                self._refuse_strangers(scope, headers)
-                _refuse_other_sites(headers)
-            body: bytes | None = await self._read_body(headers, receive)
+                self._refuse_strangers(request)
+                _refuse_other_sites(request.headers)
+            body: bytes | None = await self._read_body(request)
         except ApiError as error:
-            await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
+            await error.response()(scope, receive, send)
             return
 
         async def receive_again() -> Message:
@@ -59,7 +56,8 @@ class Guard:
 
         await self._app(scope, receive_again, send)
 
-    def _refuse_strangers(self, scope: Message, headers: Headers) -> None:
+    def _refuse_strangers(self, request: Request) -> None:
+        headers = request.headers
         if self._key is not None:
             # Headers are read as latin-1; what was sent is likely UTF-8.
             presented = _presented_key(headers).encode("latin-1", errors="replace")
@@ -76,31 +74,26 @@ class Guard:
             for name in headers
         )
         name = headers.get("host", "").rsplit(":", 1)[0]
-        client, _ = scope.get("client") or ("", 0)
+        client = request.client.host if request.client else ""
         if is_forwarded or not is_loopback(client) or name not in _LOCAL_NAMES:
             raise ApiError(
                 403, "without a key only programs on this machine are answered; set SERVE_API_KEY",
                 "permission_error",
             )  # fmt: skip
 
-    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        announced = headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
-            raise self._too_large()
+    async def _read_body(self, request: Request) -> bytes:
+        most = self._max_body_bytes
+        too_large = ApiError(413, f"the body may have at most {most} bytes")
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > most:
+            raise too_large
         body = b""
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                break
-            body += message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise self._too_large()
-            if not message.get("more_body"):
-                break
+        with contextlib.suppress(ClientDisconnect):  # the application will notice it too
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise too_large
         return body
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body may have at most {self._max_body_bytes} bytes")
 
 
 def _refuse_other_sites(headers: Headers) -> None:
@@ -117,8 +110,6 @@ def _presented_key(headers: Headers) -> str:
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
-        try:
+        with contextlib.suppress(ValueError):
             return base64.b64decode(value).decode("latin-1").partition(":")[2]
-        except ValueError:
-            return ""
     return ""

@@ -11,10 +11,11 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 PREFIX = "dpo_tune_serve_"
 _RAY_PREFIX = "ray_"
@@ -26,22 +27,11 @@ Record = Callable[..., None]
 """It is called with a value and a keyword for each label."""
 
 
-class Instruments(Protocol):
-    """Makes instruments. Names are without PREFIX, and every label is given at every record."""
-
-    def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record: ...
-
-    def histogram(
-        self, name: str, description: str, labels: tuple[str, ...], bounds: list[float]
-    ) -> Record: ...
-
-    def read(self) -> bytes:
-        """Returns all values in Prometheus' text format. Raises OSError."""
-        ...
-
-
 class LocalInstruments:
-    """The instruments of one process that answers alone."""
+    """The instruments of one process that answers alone.
+
+    Names are given without PREFIX, and every label is given at every record.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -59,11 +49,12 @@ class LocalInstruments:
         return lambda value, **given: histogram.labels(**given).observe(value)
 
     def read(self) -> bytes:
+        """Returns all values in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 class RayInstruments:
-    """The instruments of a replica. What is read is the sum over all replicas."""
+    """The same for a replica of Ray Serve. What is read is the sum over all replicas."""
 
     def __init__(self) -> None:
         self._labels: set[str] = {"le"}
@@ -87,10 +78,14 @@ class RayInstruments:
         return lambda value, **given: histogram.observe(value, given)
 
     def read(self) -> bytes:
+        """Returns all values in Prometheus' text format. Raises OSError."""
         return _add_up(_read_nodes(), self._labels)
 
 
-class _SummedMetrics:
+Instruments = LocalInstruments | RayInstruments
+
+
+class _SummedMetrics(Collector):
     """A collector of prometheus_client, over sums by name, documentation and type."""
 
     def __init__(self, sums: dict[tuple[str, str, str], dict[Any, float]]) -> None:
@@ -118,9 +113,7 @@ def _add_up(texts: Iterable[str], known_labels: set[str]) -> bytes:
                     continue  # Ray's are the counts times the middles of their buckets
                 labels = tuple((k, v) for k, v in sample.labels.items() if k in known_labels)
                 samples[sample.name.removeprefix(_RAY_PREFIX), labels] += sample.value
-    registry = CollectorRegistry()
-    registry.register(_SummedMetrics(sums))
-    return generate_latest(registry)
+    return generate_latest(_SummedMetrics(sums))
 
 
 def _read_nodes() -> list[str]:

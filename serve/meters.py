@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.engine import GenerationRequest
-from serve.guard import Message, Receive, Send
+from serve.engine import EngineMonitor, GenerationRequest
 from serve.instruments import Instruments, Record
 from serve.models import ServedModel, engines
 from serve.openai_responses import ApiError
@@ -33,9 +32,8 @@ def mount(app: FastAPI, models: dict[str, ServedModel], instruments: Instruments
         try:
             text = await asyncio.to_thread(instruments.read)
         except OSError as error:
-            raise ApiError(
-                503, f"a node's metrics can't be read: {error}", "server_error"
-            ) from None
+            message = f"a node's metrics can't be read: {error}"
+            raise ApiError(503, message, "server_error") from None
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -58,8 +56,8 @@ class _Meters:
         )
 
 
-class _MeteringMonitor:
-    """The EngineMonitor of one engine. `names` are those of the models, by their adapter."""
+class _MeteringMonitor(EngineMonitor):
+    """The monitor of one engine. `names` are those of the models, by their adapter."""
 
     def __init__(self, meters: _Meters, names: dict[str | None, str]) -> None:
         self._meters, self._names = meters, names
@@ -81,10 +79,10 @@ class _MeteringMonitor:
 class _RequestCounter:
     """ASGI middleware, which counts every request, also those that the guard refuses."""
 
-    def __init__(self, app: Any, requests: Record) -> None:
+    def __init__(self, app: ASGIApp, requests: Record) -> None:
         self._app, self._requests = app, requests
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -5,12 +5,14 @@ Nothing heavy is imported or loaded before all is read, so that a mistake is rep
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SAMPLE = Path(__file__).parent.parent / "dpo_train" / "sample" / "model"
+_SAMPLE = str(Path(__file__).parent.parent / "dpo_train" / "sample" / "model")
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -23,13 +25,22 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
+@contextlib.contextmanager
+def model_errors(what: str) -> Iterator[None]:
+    """Makes any error a ModelError that begins with `what`: the libraries raise a dozen kinds."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{what}: {one_line(error)}") from None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights of a whole model, which are loaded once however many adapters use them."""
+    """Where the weights of a whole model or of an adapter are."""
 
     place: str
     """A folder or a Hub id."""
-    revision: str | None
+    revision: str | None = None
     """A branch, tag or commit on the Hub."""
 
 
@@ -38,20 +49,10 @@ class ModelSource:
     """Where a model comes from, and the name by which requests ask for it."""
 
     name: str
-    place: str
-    revision: str | None
-    base: Checkpoint | None
-    """The base of an adapter. A whole model has None."""
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The weights that it needs, which adapters of one base share."""
-        return self.base or Checkpoint(self.place, self.revision)
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """The folder of an adapter may leave the tokenizer to its base."""
-        return _read_json(self.place, "tokenizer_config.json", self.revision) is not None
+    checkpoint: Checkpoint
+    """The whole model, which is loaded once however many adapters use it."""
+    adapter: Checkpoint | None = None
+    """What is added to it. None stands for the whole model alone."""
 
 
 def split_models(models: str) -> list[str]:
@@ -90,96 +91,84 @@ def describe_memory(models: list[str], slots: int, context: int) -> list[str]:
     return [_describe_memory(checkpoint, slots, context) for checkpoint in checkpoints]
 
 
-def dtype_on(device: str) -> str:
-    """A CPU computes float32 as it was judged in, a GPU bfloat16 in half the time and memory."""
-    return "bfloat16" if device == "cuda" else "float32"
+def has_tokenizer(adapter: Checkpoint) -> bool:
+    """The folder of an adapter may leave the tokenizer to its base."""
+    return _read_json(adapter, "tokenizer_config.json") is not None
 
 
 def _read_source(model: str) -> ModelSource:
     name, place = parse_model(model)
     folder = Path(place).expanduser()
     if place == "sample":
-        return ModelSource(name or "sample", str(_SAMPLE), None, None)
-    is_folder = folder.is_dir()
+        return ModelSource(name or "sample", Checkpoint(_SAMPLE))
     if "://" in place:
         raise ModelError(
             f"{place}: a URL; bring the folder here first, like `aws s3 cp --recursive {place} "
             "winner`, and give its path"
         )
-    if not is_folder and place.startswith((".", "/", "~")):
+    if folder.is_dir():
+        name, found = name or folder.resolve().name, Checkpoint(str(folder))
+    elif place.startswith((".", "/", "~")):
         raise ModelError(f"{place}: no such folder; give an exported model's folder or a Hub id")
-    revision = None
-    if is_folder:
-        name, place = name or folder.resolve().name, str(folder)
     else:
         place, _, revision = place.partition("@")
-        name, revision = name or place, revision or None
-    adapter = _read_json(place, "adapter_config.json", revision)
+        name, found = name or place, Checkpoint(place, revision or None)
+    adapter = _read_json(found, "adapter_config.json")
     if adapter is None:
-        if is_folder and not (folder / "config.json").exists():
+        if folder.is_dir() and not (folder / "config.json").exists():
             raise ModelError(
-                f"{place}: neither config.json nor adapter_config.json; give a folder like "
+                f"{folder}: neither config.json nor adapter_config.json; give a folder like "
                 "runs/quickstart/winner"
             )
-        return ModelSource(name, place, revision, None)
-    unsupported = [
-        key
-        for key in ("use_dora", "modules_to_save", "trainable_token_indices")
-        if adapter.get(key)
-    ]
-    if adapter.get("bias", "none") != "none":
-        unsupported.append("bias")
-    if "lm_head" in (adapter.get("target_modules") or ()):
-        unsupported.append("lm_head")
-    if adapter.get("peft_type") != "LORA" or unsupported:
-        kind = ", ".join([str(adapter.get("peft_type")), *unsupported])
+        return ModelSource(name, found)
+    unsupported = {
+        "use_dora": adapter.get("use_dora"),
+        "modules_to_save": adapter.get("modules_to_save"),
+        "trainable_token_indices": adapter.get("trainable_token_indices"),
+        "bias": adapter.get("bias", "none") != "none",
+        "lm_head": "lm_head" in (adapter.get("target_modules") or ()),
+    }
+    kind = ", ".join([str(adapter.get("peft_type")), *filter(unsupported.get, unsupported)])
+    if kind != "LORA":
         raise ModelError(
-            f"{place}: an adapter of the kind {kind}; only plain LoRA can share its base here: "
-            "merge it into its base first (PEFT's merge_and_unload) and give that folder"
+            f"{found.place}: an adapter of the kind {kind}; only plain LoRA can share its base "
+            "here: merge it into its base first (PEFT's merge_and_unload) and give that folder"
         )
     base = adapter["base_model_name_or_path"]
-    base = str(_SAMPLE) if base == "sample" else base
-    return ModelSource(name, place, revision, Checkpoint(base, adapter.get("revision")))
+    base = _SAMPLE if base == "sample" else base
+    return ModelSource(name, Checkpoint(base, adapter.get("revision")), found)
 
 
-def _read_json(place: str, name: str, revision: str | None) -> dict[str, Any] | None:
-    """Returns a JSON file of a folder or a Hub id, or None if it isn't there. Raises ModelError."""
+def _read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    """Returns a JSON file of a checkpoint, or None if it isn't there. Raises ModelError."""
+    place = checkpoint.place
     path = Path(place) / name
     if not Path(place).is_dir():
         # Half a second to import, which a folder does not need.
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
-        try:
-            path = Path(hf_hub_download(place, name, revision=revision))
-        except EntryNotFoundError:  # also if only the cache may be asked and does not have it
-            return None
-        except Exception as error:  # the library raises a dozen kinds; each is about the name
-            raise _hub_error(place, error) from None
+        with model_errors(f"{place!r} can't be read from the Hub"):
+            try:
+                path = Path(hf_hub_download(place, name, revision=checkpoint.revision))
+            except EntryNotFoundError:  # also if only the cache may be asked and does not have it
+                return None
     content: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
     return content
-
-
-def _hub_error(place: str, error: Exception) -> ModelError:
-    reason = one_line(error)
-    return ModelError(f"{place!r} can't be read from the Hub: {reason}")
 
 
 def _describe_memory(checkpoint: Checkpoint, slots: int, context: int) -> str:
     # Seconds to import: what is wrong with the models' names is reported before.
     from transformers import AutoConfig
 
-    place, revision = checkpoint.place, checkpoint.revision
-    try:
-        config: Any = AutoConfig.from_pretrained(place, revision=revision)
-    except Exception as error:  # the library raises a dozen kinds; each is about the place
-        reason = one_line(error)
-        raise ModelError(f"{place!r} has no configuration to load: {reason}") from None
+    place = checkpoint.place
+    with model_errors(f"{place!r} has no configuration to load"):
+        config: Any = AutoConfig.from_pretrained(place, revision=checkpoint.revision)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads
     )
-    bytes_each = _BYTES[dtype_on("cpu")]
+    bytes_each = _BYTES["float32"]
     tokens = min(context, config.max_position_embeddings)
     cache = 2 * config.num_hidden_layers * heads * head_size * bytes_each * (slots + 1) * tokens
     stored_bytes = _BYTES.get(str(config.dtype or "").removeprefix("torch."), 4)
@@ -192,17 +181,17 @@ def _describe_memory(checkpoint: Checkpoint, slots: int, context: int) -> str:
 
 def _weights_bytes(checkpoint: Checkpoint) -> int:
     place, revision = checkpoint.place, checkpoint.revision
-    if Path(place).is_dir():
-        return sum(path.stat().st_size for path in Path(place).glob("*.safetensors"))
-    # Half a second to import, which a folder does not need.
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    folder = Path(place)
+    if not folder.is_dir():
+        # Half a second to import, which a folder does not need.
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import OfflineModeIsEnabled
 
-    try:
-        tree = HfApi().list_repo_tree(place, revision=revision)
-        return sum(getattr(file, "size", 0) for file in tree if file.path.endswith(".safetensors"))
-    except OfflineModeIsEnabled:
-        folder = snapshot_download(place, revision=revision, local_files_only=True)
-        return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-    except Exception as error:  # the library raises a dozen kinds; each is about the name
-        raise _hub_error(place, error) from None
+        with model_errors(f"{place!r} can't be read from the Hub"):
+            try:
+                tree = HfApi().list_repo_tree(place, revision=revision)
+                weights = [file for file in tree if file.path.endswith(".safetensors")]
+                return sum(getattr(file, "size", 0) for file in weights)
+            except OfflineModeIsEnabled:
+                folder = Path(snapshot_download(place, revision=revision, local_files_only=True))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -41,31 +41,6 @@ class CommonRequest(_StrictModel):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the answer is sent while it is generated."""
-        return False
-
-    def max_new_tokens(self) -> int | None:
-        return self.max_tokens
-
-    def logprob_alternatives(self) -> int | None:
-        """Returns how many log-probs are given beside each token's own, or None for none at all."""
-        return None
-
-    def sampling(self, max_tokens: int, number: int = 0) -> SamplingParams:
-        """Returns the settings of the `number`-th of several answers, which has its own seed."""
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=None if self.seed is None else (self.seed + number) % 2**63,
-            stop=self.stops,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            logprobs=self.logprob_alternatives(),
-        )
-
 
 class StreamOptions(_StrictModel):
     include_usage: bool = False
@@ -83,12 +58,28 @@ class StreamableRequest(CommonRequest):
         return self
 
     @property
-    def is_streamed(self) -> bool:
-        return bool(self.stream)
-
-    @property
     def includes_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def max_new_tokens(self) -> int | None:
+        return self.max_tokens
+
+    def logprob_alternatives(self) -> int | None:
+        """Returns how many log-probs are given beside each token's own, or None for none at all."""
+        raise NotImplementedError
+
+    def sampling(self, max_tokens: int, number: int) -> SamplingParams:
+        """Returns the settings of the `number`-th of several answers, which has its own seed."""
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=None if self.seed is None else (self.seed + number) % 2**63,
+            stop=self.stops,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logprobs=self.logprob_alternatives(),
+        )
 
 
 class TextPart(_StrictModel):
@@ -106,13 +97,10 @@ class Message(_StrictModel):
 
     def for_template(self) -> dict[str, str]:
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.text}
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": role, "content": content}
 
 
 class ChatRequest(StreamableRequest):
@@ -153,6 +141,13 @@ class GenerateRequest(CommonRequest):
 
     prompt: str
     system: str | None = None
+
+    def as_chat(self) -> ChatRequest:
+        messages = [Message(role="user", content=self.prompt)]
+        if self.system:
+            messages.insert(0, Message(role="system", content=self.system))
+        common = self.model_dump(exclude={"prompt", "system"})
+        return ChatRequest(messages=messages, **common)
 
 
 def explain_validation_error(error: dict[str, Any]) -> tuple[str, str | None]:

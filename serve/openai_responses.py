@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
 
 from serve.engine import Chunk
 from serve.sampling import TokenChoice
@@ -20,70 +26,76 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.headers = status, headers or {}
+        self.status, self.headers = status, headers
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
 
-class ResponseBuilder(Protocol):
-    """Makes the bodies of one response."""
+
+class ResponseBuilder(ABC):
+    """Makes the bodies of one response. Each endpoint has a subclass for what differs."""
+
+    def __init__(self, head: dict[str, Any], tokenizer: Any) -> None:
+        """Every body begins with `head`."""
+        self._head, self._tokenizer = head, tokenizer
 
     def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
-        """Returns the response to a request without `stream`. Each choice has a chunk."""
-        ...
+        """Returns the response to a request without `stream`. Each choice has a chunk.
+
+        Without chunks it is what gives the usage at the end of a stream.
+        """
+        choices = [self._choice(index, chunk) for index, chunk in enumerate(chunks)]
+        return {**self._head, "choices": choices, "usage": usage}
 
     def first_chunks(self, choices: int) -> list[dict[str, Any]]:
         """Returns what a stream begins with."""
-        ...
+        return []
 
     def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
         """Returns what a stream says of a chunk of the choice with that index."""
-        ...
+        return {**self._head, "choices": [self._choice(index, chunk)]}
 
-    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        """Returns what gives the usage at the end of a stream."""
-        ...
+    def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
+        has_logprobs = chunk.tokens and chunk.tokens[0].logprob is not None
+        return {
+            "index": index,
+            **self._content(chunk),
+            "logprobs": self._logprobs(index, chunk.tokens) if has_logprobs else None,
+            "finish_reason": chunk.finish_reason,
+        }
+
+    @abstractmethod
+    def _content(self, chunk: Chunk) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any]: ...
 
 
-class ChatResponseBuilder:
+class ChatResponseBuilder(ResponseBuilder):
     """Makes the responses of /v1/chat/completions."""
 
-    def __init__(self, model: str, tokenizer: Any) -> None:
-        self._head = {"id": _new_id("chatcmpl"), "created": int(time.time()), "model": model}
-        self._tokenizer = tokenizer
-
-    def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": chunk.text, "refusal": None},
-                "logprobs": self._logprobs(chunk.tokens),
-                "finish_reason": chunk.finish_reason,
-            }
-            for index, chunk in enumerate(chunks)
-        ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+    def __init__(self, model: str, tokenizer: Any, is_streamed: bool) -> None:
+        kind = "chat.completion.chunk" if is_streamed else "chat.completion"
+        created = int(time.time())
+        head = {"id": _new_id("chatcmpl"), "created": created, "model": model, "object": kind}
+        super().__init__(head, tokenizer)
+        self._is_streamed = is_streamed
 
     def first_chunks(self, choices: int) -> list[dict[str, Any]]:
-        role = {"role": "assistant", "content": ""}
-        return [self._chunk(index, role, None, None) for index in range(choices)]
+        delta = {"role": "assistant", "content": ""}
+        choice = {"delta": delta, "logprobs": None, "finish_reason": None}
+        return [{**self._head, "choices": [{"index": i, **choice}]} for i in range(choices)]
 
-    def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
-        delta = {"content": chunk.text} if chunk.text else {}
-        return self._chunk(index, delta, self._logprobs(chunk.tokens), chunk.finish_reason)
+    def _content(self, chunk: Chunk) -> dict[str, Any]:
+        if self._is_streamed:
+            return {"delta": {"content": chunk.text} if chunk.text else {}}
+        return {"message": {"role": "assistant", "content": chunk.text, "refusal": None}}
 
-    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
-
-    def _chunk(self, index: int, delta: Any, logprobs: Any, reason: str | None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
-
-    def _logprobs(self, tokens: list[TokenChoice]) -> dict[str, Any] | None:
-        if not tokens or tokens[0].logprob is None:
-            return None
+    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any]:
         content = [
             {
                 **self._token(choice.id, choice.logprob),
@@ -100,51 +112,31 @@ class ChatResponseBuilder:
         return {"token": text, "logprob": logprob, "bytes": content}
 
 
-class CompletionResponseBuilder:
+class CompletionResponseBuilder(ResponseBuilder):
     """Makes the responses of /v1/completions."""
 
     def __init__(self, model: str, tokenizer: Any) -> None:
-        self._head = {
+        head = {
             "id": _new_id("cmpl"),
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,
         }
-        self._tokenizer = tokenizer
-        self._offsets: dict[int, int] = {}
+        super().__init__(head, tokenizer)
+        self._lengths: Counter[int] = Counter()
         """How many characters of each choice were sent, for `text_offset`."""
 
-    def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
-        choices = [self._choice(index, chunk) for index, chunk in enumerate(chunks)]
-        return {**self._head, "choices": choices, "usage": usage}
+    def _content(self, chunk: Chunk) -> dict[str, Any]:
+        return {"text": chunk.text}
 
-    def first_chunks(self, choices: int) -> list[dict[str, Any]]:
-        return []
-
-    def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
-        return {**self._head, "choices": [self._choice(index, chunk)]}
-
-    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": usage}
-
-    def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": chunk.text,
-            "logprobs": self._logprobs(index, chunk.tokens),
-            "finish_reason": chunk.finish_reason,
-        }
-
-    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any] | None:
-        if not tokens or tokens[0].logprob is None:
-            return None
+    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any]:
         decode = self._tokenizer.decode
-        offsets = []
-        for choice in tokens:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(decode([choice.id]))
+        texts = [decode([choice.id]) for choice in tokens]
+        *offsets, self._lengths[index] = itertools.accumulate(
+            map(len, texts), initial=self._lengths[index]
+        )
         return {
-            "tokens": [decode([choice.id]) for choice in tokens],
+            "tokens": texts,
             "token_logprobs": [choice.logprob for choice in tokens],
             "top_logprobs": [
                 {decode([token]): logprob for token, logprob in choice.alternatives}
@@ -152,14 +144,6 @@ class CompletionResponseBuilder:
             ],
             "text_offset": offsets,
         }
-
-
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
 
 
 def model_card(name: str, created: int) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from serve.attention import BatchStep, PromptChunk, SlotCache
-from serve.engine import Chunk, EngineMonitor, GenerationRequest, NullMonitor, RequestQueue
-from serve.model_source import ModelError, one_line
+from serve.engine import Chunk, EngineMonitor, GenerationRequest, RequestQueue
+from serve.model_source import model_errors
 from serve.sampling import sample_next_tokens
 from serve.text import TextStream
-from serve.weights import peft_adapter_name
 
 _MAX_FAILURES = 3
 """After so many failed steps in a row the engine gives up, and health checks then say so."""
@@ -30,22 +29,24 @@ which the other requests go on."""
 
 
 class SlotEngine:
-    """A GenerationEngine. It owns a model, as serve.weights loads it, and a thread that runs it."""
+    """Has a model, as serve.models loads it, and a thread that runs it for many requests."""
 
     def __init__(
         self, model: Any, tokenizer: Any, slots: int, context: int, max_waiting: int
     ) -> None:
         """Takes `slots` requests at once, each with `context` tokens of prompt and answer.
 
-        Raises ModelError for a model whose attention is not done here.
+        `max_waiting` more may wait. Raises ModelError for a model whose attention is not done here.
         """
         context = min(context, model.config.max_position_embeddings)
         self.model = model
         self._tokenizer = tokenizer
         self.slots, self.context, self.max_waiting = slots, context, max_waiting
         self._cache = SlotCache(slots + 1, context)
-        self._end_token_ids = _end_token_ids(model, tokenizer)
-        self.monitor: EngineMonitor = NullMonitor()
+        ends = model.generation_config.eos_token_id  # one, a list, or None, which no token is
+        ends = ends if isinstance(ends, list) else [ends]
+        self._end_token_ids = {tokenizer.eos_token_id, *ends}
+        self.monitor = EngineMonitor()
         self._waiting = RequestQueue()
         self._prefilling: deque[_Running] = deque()
         """The prompts of these are not in the cache yet. The first one's may be there in part."""
@@ -53,7 +54,8 @@ class SlotEngine:
         """These stand in the order of their slots, from the first slot."""
         self._logit_indices = torch.empty(0)
         head = model.get_output_embeddings()
-        self._hook = head.register_forward_pre_hook(lambda _, given: self._select_states(*given))
+        # The logits of all tokens of a long prompt would be gigabytes: the head gets a few states.
+        self._hook = head.register_forward_pre_hook(lambda _, given: given[0][self._logit_indices])
         self._allocate()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -75,12 +77,9 @@ class SlotEngine:
 
     @torch.inference_mode()
     def _allocate(self) -> None:
-        try:
+        with model_errors(f"{self.model.name_or_path!r} can't be served"):
             step = BatchStep([], [PromptChunk(0, 0, 2)], self.model.device)
-            self._forward([[0, 0]], step, [None], [1])
-        except Exception as error:  # what a model's own code raises
-            reason = one_line(error)
-            raise ModelError(f"{self.model.name_or_path!r} can't be served: {reason}") from None
+            self._forward([[0, 0]], step, [None])
 
     def _run(self) -> None:
         failures = 0
@@ -129,9 +128,7 @@ class SlotEngine:
         )  # fmt: skip
         ids = [one.request.output_ids[-1:] for one in self._decoding]
         ids += [one.request.prompt_ids[c.start : c.start + c.length] for one, c in chunks]
-        logit_indices = [end - 1 for end in itertools.accumulate(map(len, ids))]
-        adapters = [one.request.adapter for one in rows]
-        logits = self._forward(ids, step, adapters, logit_indices)
+        logits = self._forward(ids, step, [one.request.adapter for one in rows])
         for one, chunk in chunks:
             one.prefilled += chunk.length
         if chunks and not chunks[-1][0].is_prefilled:
@@ -169,13 +166,9 @@ class SlotEngine:
         return one.request.is_cancelled
 
     def _forward(
-        self,
-        ids: list[list[int]],
-        step: BatchStep,
-        adapters: list[str | None],
-        logit_indices: list[int],
+        self, ids: list[list[int]], step: BatchStep, adapters: list[str | None]
     ) -> torch.Tensor:
-        """Returns logits of shape (indices, vocabulary) for the tokens at `logit_indices`.
+        """Returns logits of shape (requests, vocabulary) for the last token of each request.
 
         `ids` and `adapters` have an entry for each request.
         """
@@ -183,11 +176,12 @@ class SlotEngine:
         adapter_arguments = {}
         if hasattr(self.model, "peft_config"):
             adapter_arguments["adapter_names"] = [
-                peft_adapter_name(adapter) if adapter else "__base__"
+                adapter or "__base__"
                 for adapter, row in zip(adapters, ids, strict=True)
                 for _ in row
             ]
-        self._logit_indices = torch.tensor(logit_indices, device=device)
+        last = [end - 1 for end in itertools.accumulate(map(len, ids))]
+        self._logit_indices = torch.tensor(last, device=device)
         output = self.model(
             input_ids=torch.tensor([one for row in ids for one in row], device=device)[:, None],
             position_ids=step.positions[:, None],
@@ -198,10 +192,6 @@ class SlotEngine:
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
-
-    def _select_states(self, states: torch.Tensor) -> torch.Tensor:
-        """Runs before the head: the logits of all tokens of a long prompt would be gigabytes."""
-        return states[self._logit_indices]
 
     def _append_tokens(self, running: list[_Running], logits: torch.Tensor) -> None:
         """Draws the next token of each request from logits of shape (requests, vocabulary)."""
@@ -219,8 +209,11 @@ class SlotEngine:
             request = one.request
             request.output_ids.append(choice.id)
             request.first_token_at = request.first_token_at or now
-            reason = self._finish_reason(one, choice.id, now)
-            if not self._is_end(one, choice.id):
+            is_end = choice.id in self._end_token_ids or choice.id == request.end_token_id
+            is_long = len(request.output_ids) >= request.sampling.max_tokens
+            is_cut = is_long or one.length >= self.context or now > request.deadline
+            reason = "stop" if is_end else "length" if is_cut else None
+            if not is_end:
                 one.unsent.tokens.append(choice)
                 one.undecoded_ids.append(choice.id)
             if request.is_streamed or request.sampling.stop or reason is not None:
@@ -234,16 +227,6 @@ class SlotEngine:
                 one.unsent.finish_reason = reason
                 request.send(one.unsent)
                 one.unsent = Chunk()
-
-    def _finish_reason(self, one: _Running, token: int, now: float) -> str | None:
-        if self._is_end(one, token):
-            return "stop"
-        is_long = len(one.request.output_ids) >= one.request.sampling.max_tokens
-        is_full = one.length >= self.context
-        return "length" if is_long or is_full or now > one.request.deadline else None
-
-    def _is_end(self, one: _Running, token: int) -> bool:
-        return token in self._end_token_ids or token == one.request.end_token_id
 
     def _free_slot(self, one: _Running) -> None:
         """Moves the last request into the slot of this one, so that the slots in use adjoin."""
@@ -276,9 +259,3 @@ class _Running:
     def length(self) -> int:
         """Counts the tokens of prompt and answer together."""
         return len(self.request.prompt_ids) + len(self.request.output_ids)
-
-
-def _end_token_ids(model: Any, tokenizer: Any) -> set[int]:
-    ids = model.generation_config.eos_token_id
-    found = set(ids if isinstance(ids, list) else [ids])
-    return (found | {tokenizer.eos_token_id}) - {None}

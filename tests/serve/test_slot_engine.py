@@ -19,11 +19,11 @@ from transformers import (
 
 from dpo_train import sample
 from serve import slot_engine
-from serve.engine import Chunk, GenerationRequest, NullMonitor, QueueFull
+from serve.engine import Chunk, EngineMonitor, GenerationRequest, QueueFull
 from serve.model_source import Checkpoint, ModelError
+from serve.models import load_weights
 from serve.sampling import SamplingParams
 from serve.slot_engine import SlotEngine
-from serve.weights import load_weights
 
 PROMPTS = [
     "Is it true that goldfish forget everything in seconds?",
@@ -37,7 +37,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return load_weights(Checkpoint(str(sample.MODEL), None), [])
+    return load_weights(Checkpoint(str(sample.MODEL), None), {})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def alone(other: Any, prompt: list[int], most: int = 30) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
-class Batches(NullMonitor):
+class Batches(EngineMonitor):
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.ended_answers = 0
@@ -137,7 +137,7 @@ def test_heads_that_share_keys_answer_as_they_do_alone(
     )  # fmt: skip
     other = LlamaForCausalLM(config).eval()
     other.save_pretrained(tmp_path)
-    engine = SlotEngine(load_weights(Checkpoint(str(tmp_path), None), []), tokenizer, 3, 256, 9)
+    engine = SlotEngine(load_weights(Checkpoint(str(tmp_path), None), {}), tokenizer, 3, 256, 9)
     asked = [ask(engine, tokens(tokenizer, prompt), max_tokens=20) for prompt in PROMPTS]
     for answer, said in asked:
         rest(said)
@@ -151,7 +151,7 @@ def test_an_attention_of_another_kind_is_refused(tmp_path: Path, tokenizer: Any)
         num_attention_heads=1, num_key_value_heads=1, head_dim=8, layer_types=["full_attention"],
     )  # fmt: skip
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    model = load_weights(Checkpoint(str(tmp_path), None), [])
+    model = load_weights(Checkpoint(str(tmp_path), None), {})
     with pytest.raises(ModelError, match="can't be served: its attention has softcap"):
         SlotEngine(model, tokenizer, 1, 64, 1)
 
