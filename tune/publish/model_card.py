@@ -12,8 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.config.space import Axis
-from tune.report.facts import trial_yaml, verdict
-from tune.report.savings import saved
+from tune.report.facts import saved, trial_yaml, verdict
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
@@ -233,12 +232,12 @@ def _search(results: Results, publishing: Publishing) -> str:
 
 def _confirmed(confirmation: Confirmation) -> str:
     """How the finalists did with other seeds, one after the other."""
-    told = []
-    for finalist in confirmation.finalists:
-        seeds = ", ".join(finalist.seeds_told)
-        told.append(f"{finalist.trial} {seeds} (searched: {finalist.searched:.3f})")
+    told = "; ".join(
+        f"{each.trial} {', '.join(each.seeds_told)} (searched: {each.searched:.3f})"
+        for each in confirmation.finalists
+    )
     count = len(confirmation.finalists)
-    return f"{confirmation.decided_by}, of {count} finalists trained again: {'; '.join(told)}"
+    return f"{confirmation.decided_by}, of {count} finalists trained again: {told}"
 
 
 def _trials(results: Results) -> str:
