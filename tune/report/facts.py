@@ -10,7 +10,6 @@ from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 
 
@@ -61,7 +60,7 @@ def saved(results: Results) -> Saved | None:
     """None where no trial was stopped, or results.json does not say how long one would be."""
     pairs, seconds = 0, 0.0
     for trial in results.trials:
-        whole = most_pairs(results, trial)
+        whole = most_pairs(results, trial.config)
         if trial.state == "stopped" and trial.pairs_seen and whole:
             left = max(0, whole - trial.pairs_seen)
             pairs += left
@@ -69,12 +68,12 @@ def saved(results: Results) -> Saved | None:
     return Saved(pairs, seconds) if pairs else None
 
 
-def most_pairs(results: Results, trial: TrialRecord) -> int | None:
+def most_pairs(results: Results, config: dict[str, Any]) -> int | None:
     """The pairs of a trial that is not stopped; None where results.json does not say."""
     search = results.search
     if search.get("trainer") == "simulated":
         pairs = search["simulated"]["pairs"]
     else:
         pairs = results.data.get("pairs", {}).get("train")
-    epochs = trial.config.get("optim.epochs", search.get("optim", {}).get("epochs"))
+    epochs = config.get("optim.epochs", search.get("optim", {}).get("epochs"))
     return int(pairs * epochs) if pairs and epochs else None

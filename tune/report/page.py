@@ -93,7 +93,6 @@ def render(results: Results) -> str:
     )
     drawn = draw(results)
     winner = results.winner
-    won = next((trial for trial in results.trials if winner and trial.id == winner.trial), None)
     # Of a search that has ended the same page comes out again, whenever it is made.
     seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
     # Plotly writes `<` as \u003c: nothing in there can end the script that it stands in.
@@ -110,7 +109,7 @@ def render(results: Results) -> str:
         stamp=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)),
         best=results.objective.best(results.trials),
         verdict=verdict(results),
-        whole=most_pairs(results, won) if won else None,
+        whole=most_pairs(results, winner.config) if winner else None,
         recipe=trial_yaml(results) if winner and results.search else "",
         estimate=saved(results),
         tables=tables,
