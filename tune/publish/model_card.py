@@ -24,7 +24,6 @@ _METRICS = {
     "margin": "mean difference of the two log-ratios, in nats",
     "drift": "mean absolute log-ratio to the base per token, in nats",
 }
-_LENGTH = "mean tokens of a greedy answer"
 _MOST_TRIALS = 20
 
 
@@ -37,7 +36,7 @@ class Publishing:
     """The base model's Hub id, if it lies there."""
     dataset: str | None
     """The dataset's Hub id, if it lies there."""
-    license: dict[str, str]
+    license: dict[str, Any]
     """`license`, and `license_name` and `license_link` where the Hub has no name for it."""
     kind: str
     """`full`, `adapter` or `merged`."""
@@ -49,23 +48,17 @@ class Publishing:
     def name(self) -> str:
         return self.repo.rpartition("/")[2]
 
-    @property
-    def relation(self) -> str | None:
-        """To the base, in the Hub's words."""
-        if self.base is None:
-            return None
-        return "adapter" if self.kind == "adapter" else "finetune"
-
 
 def render(results: Results, publishing: Publishing) -> ModelCard:
     """The card of a search's winner, its front matter as huggingface_hub writes it."""
-    license: dict[str, Any] = publishing.license
+    is_adapter = publishing.kind == "adapter"
+    relation = "adapter" if is_adapter else "finetune"
     front = ModelCardData(
-        **license,
+        **publishing.license,
         base_model=publishing.base,
-        base_model_relation=publishing.relation,
+        base_model_relation=relation if publishing.base else None,
         datasets=[publishing.dataset] if publishing.dataset else None,
-        library_name="peft" if publishing.kind == "adapter" else "transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["dpo", "trl", "ray-tune", "optuna", "preference-tuning"],
         model_name=publishing.name,
@@ -155,7 +148,8 @@ def _numbers(results: Results) -> str:
         for name, meaning in _METRICS.items()
     ]
     if "answer_tokens" in base and "answer_tokens" in test:
-        rows.append([_LENGTH, f"{base['answer_tokens']:.1f}", f"{test['answer_tokens']:.1f}"])
+        lengths = [f"{numbers['answer_tokens']:.1f}" for numbers in (base, test)]
+        rows.append(["mean tokens of a greedy answer", *lengths])
     return (
         _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
         + "\n\nIn brackets 95 % intervals, bootstrapped over prompts. The test pairs decided "
