@@ -33,12 +33,13 @@ def check(hub: HubConfig) -> str:
 
     Raises InputError if not: the login, its right to write, the name, what is public.
     """
-    assert hub.repo is not None
+    repo = hub.repo
+    assert repo is not None
     try:
-        validate_repo_id(hub.repo)
+        validate_repo_id(repo)
     except HFValidationError as error:
         raise InputError(f"hub.repo: {one_line(error)}") from None
-    elsewhere = f"or write it to a folder: `dpo-tune push RUN --repo {hub.repo} --to FOLDER`"
+    elsewhere = f"or write it to a folder: `dpo-tune push RUN --repo {repo} --to FOLDER`"
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"hub.repo: HF_HUB_OFFLINE is set; unset it, {elsewhere}")
     if get_token() is None:
@@ -46,10 +47,9 @@ def check(hub: HubConfig) -> str:
     api = HfApi()
     try:
         who = patiently(api.whoami)
-        _refuse_other_owner(hub.repo, who)
-        repo = hub.repo
+        _refuse_other_owner(repo, who)
         if not patiently(lambda: api.repo_exists(repo)):
-            return f"{hub.repo}: {who['name']} may write, to be made {_visibility(hub.private)}"
+            return f"{repo}: {who['name']} may write, to be made {_visibility(hub.private)}"
         patiently(lambda: api.auth_check(repo, write=True))
         is_private = bool(patiently(lambda: api.model_info(repo)).private)
     except InputError:
@@ -58,7 +58,7 @@ def check(hub: HubConfig) -> str:
         kind = Unreachable if _may_pass(error) else InputError
         raise kind(f"hub.repo: {explain(error)}") from None
     refuse_public(hub, is_private)
-    return f"{hub.repo}: {who['name']} may write, is {_visibility(is_private)}"
+    return f"{repo}: {who['name']} may write, is {_visibility(is_private)}"
 
 
 def _refuse_other_owner(repo: str, who: dict[str, Any]) -> None:
@@ -83,13 +83,11 @@ def _refuse_other_owner(repo: str, who: dict[str, Any]) -> None:
 
 def _may_write(token: dict[str, Any], owner: str, repo: str) -> bool:
     rights = token.get("fineGrained", {})
-    scoped = [
-        right
-        for scope in rights.get("scoped", [])
-        if scope.get("entity", {}).get("name") in (owner, repo)
-        for right in scope.get("permissions", [])
-    ]
-    return "repo.write" in [*scoped, *rights.get("global", [])]
+    granted = list(rights.get("global", []))
+    for scope in rights.get("scoped", []):
+        if scope.get("entity", {}).get("name") in (owner, repo):
+            granted += scope.get("permissions", [])
+    return "repo.write" in granted
 
 
 def refuse_public(hub: HubConfig, is_private: bool) -> None:

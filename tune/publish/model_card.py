@@ -12,8 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.config.space import Axis
-from tune.report.facts import trial_yaml, verdict
-from tune.report.savings import saved
+from tune.report.facts import saved, trial_yaml, verdict
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
@@ -25,7 +24,6 @@ _METRICS = {
     "margin": "mean difference of the two log-ratios, in nats",
     "drift": "mean absolute log-ratio to the base per token, in nats",
 }
-_LENGTH = "mean tokens of a greedy answer"
 _MOST_TRIALS = 20
 
 
@@ -38,7 +36,7 @@ class Publishing:
     """The base model's Hub id, if it lies there."""
     dataset: str | None
     """The dataset's Hub id, if it lies there."""
-    license: dict[str, str]
+    license: dict[str, Any]
     """`license`, and `license_name` and `license_link` where the Hub has no name for it."""
     kind: str
     """`full`, `adapter` or `merged`."""
@@ -50,23 +48,17 @@ class Publishing:
     def name(self) -> str:
         return self.repo.rpartition("/")[2]
 
-    @property
-    def relation(self) -> str | None:
-        """To the base, in the Hub's words."""
-        if self.base is None:
-            return None
-        return "adapter" if self.kind == "adapter" else "finetune"
-
 
 def render(results: Results, publishing: Publishing) -> ModelCard:
     """The card of a search's winner, its front matter as huggingface_hub writes it."""
-    license: dict[str, Any] = publishing.license
+    is_adapter = publishing.kind == "adapter"
+    relation = "adapter" if is_adapter else "finetune"
     front = ModelCardData(
-        **license,
+        **publishing.license,
         base_model=publishing.base,
-        base_model_relation=publishing.relation,
+        base_model_relation=relation if publishing.base else None,
         datasets=[publishing.dataset] if publishing.dataset else None,
-        library_name="peft" if publishing.kind == "adapter" else "transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["dpo", "trl", "ray-tune", "optuna", "preference-tuning"],
         model_name=publishing.name,
@@ -156,7 +148,8 @@ def _numbers(results: Results) -> str:
         for name, meaning in _METRICS.items()
     ]
     if "answer_tokens" in base and "answer_tokens" in test:
-        rows.append([_LENGTH, f"{base['answer_tokens']:.1f}", f"{test['answer_tokens']:.1f}"])
+        lengths = [f"{numbers['answer_tokens']:.1f}" for numbers in (base, test)]
+        rows.append(["mean tokens of a greedy answer", *lengths])
     return (
         _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
         + "\n\nIn brackets 95 % intervals, bootstrapped over prompts. The test pairs decided "
@@ -233,12 +226,12 @@ def _search(results: Results, publishing: Publishing) -> str:
 
 def _confirmed(confirmation: Confirmation) -> str:
     """How the finalists did with other seeds, one after the other."""
-    told = []
-    for finalist in confirmation.finalists:
-        seeds = ", ".join(finalist.seeds_told)
-        told.append(f"{finalist.trial} {seeds} (searched: {finalist.searched:.3f})")
+    told = "; ".join(
+        f"{each.trial} {', '.join(each.seeds_told)} (searched: {each.searched:.3f})"
+        for each in confirmation.finalists
+    )
     count = len(confirmation.finalists)
-    return f"{confirmation.decided_by}, of {count} finalists trained again: {'; '.join(told)}"
+    return f"{confirmation.decided_by}, of {count} finalists trained again: {told}"
 
 
 def _trials(results: Results) -> str:

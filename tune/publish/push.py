@@ -145,23 +145,19 @@ def _push(job: _Push, parent: str | None = None) -> Results:
     try:
         hub_access.check(job.hub)
         repository.write(job.results, job.config, job.hub, folder)
-        upload = _Upload(job, folder, parent)
-        commit = hub_access.patiently(upload.run)
+        commit = _upload(job, folder, parent)
         url = f"{constants.ENDPOINT}/{repo}/tree/{commit}"
         noted = _noted(job.results, Publication(repo=repo, commit=commit, url=url))
         if job.tag:
             hub_access.patiently(lambda: _tag(repo, job.tag, commit))
+        return noted
     except hub_access.Unreachable as error:
-        raise _failed(job, str(error)) from None
+        reason = str(error)
     except InputError:
         raise
     except Exception as error:  # the library raises a dozen kinds, xet its own
-        raise _failed(job, f"{repo}: {hub_access.explain(error)}") from None
-    return noted
-
-
-def _failed(job: _Push, reason: str) -> PushFailed:
-    return PushFailed(
+        reason = f"{repo}: {hub_access.explain(error)}"
+    raise PushFailed(
         f"{reason}; the winner lies in {mirror.shown(job.results.folder / 'winner')}, and to try "
         f"again type: {job.command}"
     )
@@ -201,62 +197,62 @@ def _not_better(job: _Push) -> tuple[str, str | None]:
     return ("" if is_better else f"{repo} has test {name} {there:g}, this {here:g}; {anyway}"), head
 
 
-class _Upload:
-    """One commit that holds the folder; may be run again after what may pass."""
+def _upload(job: _Push, folder: Path, parent: str | None) -> str:
+    """One commit that holds the folder; tried again after what may pass.
 
-    def __init__(self, job: _Push, folder: Path, parent: str | None) -> None:
-        self._job, self._folder = job, folder
-        self._parent = parent
-        """Someone else's commit in between is refused by the Hub, not written over."""
+    `HfApi.upload_folder` would make several where it has xet.
+    """
+    repo, results, winner, api = str(job.hub.repo), job.results, job.results.winner, HfApi()
+    assert winner is not None
+    ours = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    metric = results.objective.metric
+    name = metric.removeprefix("eval/")
+    test = winner.test.get(name)
+    on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
 
-    def run(self) -> str:
-        job, api = self._job, HfApi()
-        repo, results = str(job.hub.repo), job.results
-        assert results.winner is not None
+    def commit() -> str:
+        nonlocal parent
         api.create_repo(repo, private=job.hub.private, exist_ok=True)
         hub_access.refuse_public(job.hub, bool(api.model_info(repo).private))
         if job.branch != "main":
             api.create_branch(repo, branch=job.branch, exist_ok=True)
         head = api.model_info(repo, revision=job.branch).sha
-        self._parent = self._parent or head
-        ours = {
-            path.relative_to(self._folder).as_posix(): path
-            for path in sorted(self._folder.rglob("*"))
-            if path.is_file()
-        }
+        # Someone else's commit in between is refused by the Hub, not written over.
+        parent = parent or head
         stale = [
             name
             for name in api.list_repo_files(repo, revision=head)
             if name not in ours and any(fnmatch(name, kind) for kind in _OF_ANOTHER_KIND)
             if "/" not in name
         ]
-        metric = results.objective.metric
-        value, name = results.winner.eval, metric.removeprefix("eval/")
-        test = results.winner.test.get(name)
-        on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
-        commit = api.create_commit(
+        made = api.create_commit(
             repo,
             [
                 *(CommitOperationAdd(name, path) for name, path in ours.items()),
                 *(CommitOperationDelete(name) for name in stale),
             ],
-            commit_message=f"Winner of {results.name}, trial {results.winner.trial}",
-            commit_description=f"{metric} {value[name]:.4f} on held-out pairs{on_test}; best of "
-            f"{len(results.trials)} trials",
+            commit_message=f"Winner of {results.name}, trial {winner.trial}",
+            commit_description=f"{metric} {winner.eval[name]:.4f} on held-out pairs{on_test}; "
+            f"best of {len(results.trials)} trials",
             revision=job.branch,
-            parent_commit=self._parent,
+            parent_commit=parent,
         )
-        return str(commit.oid)
+        return str(made.oid)
+
+    return hub_access.patiently(commit)
 
 
 def _tag(repo: str, tag: str, commit: str) -> None:
     api = HfApi()
-    for there in api.list_repo_refs(repo).tags:
-        if there.name == tag:
-            if there.target_commit == commit:
-                return
-            raise InputError(
-                f"--tag: {tag} stands at another commit of {repo}; the winner was pushed, as "
-                f"commit {commit}: choose another name"
-            )
-    api.create_tag(repo, tag=tag, revision=commit)
+    there = {each.name: each.target_commit for each in api.list_repo_refs(repo).tags}
+    if tag not in there:
+        api.create_tag(repo, tag=tag, revision=commit)
+    elif there[tag] != commit:
+        raise InputError(
+            f"--tag: {tag} stands at another commit of {repo}; the winner was pushed, as "
+            f"commit {commit}: choose another name"
+        )

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from dpo_train.config import ModelConfig
 from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
 from tune.config.schema import SearchConfig
-from tune.run_folder.confirmation import Confirmation
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 
 
@@ -63,40 +60,15 @@ def search(config: SearchConfig) -> SearchConfig:
 
 def results(content: Results, config: SearchConfig) -> Results:
     """The results of that search, without where it ran."""
-    trials, confirmations = _without_errors(content.trials), _without_errors(content.confirmations)
-    shown = search(config).model_dump(mode="json", by_alias=True)
-    # Rows of a dataset that others can't read are not told either.
-    answers = [] if is_local(config.data.id) else content.answers
-    changes: dict[str, Any] = {
-        "trials": trials,
-        "confirmations": confirmations,
-        "confirmation": _confirmation(content.confirmation),
-        "search": shown,
-        "published": None,
-        "served": None,
-        "answers": answers,
-    }
-    return content.model_copy(update=changes)
-
-
-def _without_errors(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Of an error its kind: what follows may name folders, hosts and people."""
-    return [
-        trial.model_copy(update={"error": text(trial.error.partition(":")[0])})
-        if trial.error
-        else trial
-        for trial in trials
-    ]
-
-
-def _confirmation(content: Confirmation | None) -> Confirmation | None:
-    """Its errors are those of the runs, which are told with them."""
-    if content is None:
-        return None
-    finalists = [
-        finalist.model_copy(
-            update={"runs": [run.model_copy(update={"error": None}) for run in finalist.runs]}
-        )
-        for finalist in content.finalists
-    ]
-    return content.model_copy(update={"finalists": finalists})
+    shown = content.model_copy(deep=True)
+    shown.published = shown.served = None
+    shown.search = search(config).model_dump(mode="json", by_alias=True)
+    if is_local(config.data.id):
+        shown.answers = []  # rows of a dataset that others can't read are not told either
+    for trial in shown.runs:
+        if trial.error:  # of an error its kind: what follows may name folders, hosts and people
+            trial.error = text(trial.error.partition(":")[0])
+    for finalist in shown.confirmation.finalists if shown.confirmation else []:
+        for run in finalist.runs:
+            run.error = None  # it is the trial's, and told with it
+    return shown

@@ -25,7 +25,6 @@ from tune.run_folder.exports import STAMP
 from tune.run_folder.results import Results, write_results
 from tune.run_folder.yaml_file import write_yaml
 
-_OWN_LICENSE = {"license": "apache-2.0"}
 _WANDB = "https://wandb.ai"
 
 
@@ -116,7 +115,7 @@ def _named(stated: dict[str, str]) -> tuple[str | None, str | None]:
 def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dict[str, str]:
     """What the card of a model or dataset says of its licence; empty if nothing of use."""
     if source == "sample":
-        return _OWN_LICENSE
+        return {"license": "apache-2.0"}
     folder = Path(source).expanduser()
     try:
         if is_local:

@@ -1,27 +1,16 @@
-"""What report and model card both say about a winner: one sentence, and its configuration."""
+"""What report and model card both say: the winner in one sentence, its configuration, and what
+stopping trials early saved."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from tune.run_folder.results import Results
-
-_MEANINGS = {
-    "ranking": "chosen answer likelier than the rejected one, per token",
-    "accuracy": "log-ratio of the chosen answer above that of the rejected one",
-    "nll": "mean −log σ(0.1 · margin)",
-    "margin": "difference of the two log-ratios, in nats",
-    "drift": "mean absolute log-ratio per token, in nats",
-    "chosen_shift": "log-ratio of the chosen answer, in nats",
-    "rejected_shift": "log-ratio of the rejected answer, in nats",
-    "loss": "the trial's own loss",
-    "answer_tokens": "mean length of greedy answers, in tokens: longer ones often please judges",
-}
 
 
 def verdict(results: Results) -> str:
@@ -56,3 +45,35 @@ def trial_yaml(results: Results) -> str:
     yaml.width = 10_000
     yaml.dump(config.model_dump(mode="json", exclude_none=True, exclude=unused), stream)
     return stream.getvalue()
+
+
+class Saved(NamedTuple):
+    """An estimate."""
+
+    pairs: int
+    """That the stopped trials would have trained on."""
+    seconds: float
+    """Those pairs, at each trial's own measured seconds per pair."""
+
+
+def saved(results: Results) -> Saved | None:
+    """None where no trial was stopped, or results.json does not say how long one would be."""
+    pairs, seconds = 0, 0.0
+    for trial in results.trials:
+        whole = most_pairs(results, trial.config)
+        if trial.state == "stopped" and trial.pairs_seen and whole:
+            left = max(0, whole - trial.pairs_seen)
+            pairs += left
+            seconds += left * trial.seconds / trial.pairs_seen
+    return Saved(pairs, seconds) if pairs else None
+
+
+def most_pairs(results: Results, config: dict[str, Any]) -> int | None:
+    """The pairs of a trial that is not stopped; None where results.json does not say."""
+    search = results.search
+    if search.get("trainer") == "simulated":
+        pairs = search["simulated"]["pairs"]
+    else:
+        pairs = results.data.get("pairs", {}).get("train")
+    epochs = config.get("optim.epochs", search.get("optim", {}).get("epochs"))
+    return int(pairs * epochs) if pairs and epochs else None

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from tune.config.pareto import front_numbers
 from tune.config.schema import StoppingConfig
+from tune.report.facts import saved
 from tune.report.optuna_figures import Drawn, plot
-from tune.report.savings import saved
 from tune.run_folder.records import STATES, TrialRecord
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe
@@ -52,7 +52,8 @@ _UNMEASURED = "No trial was measured so far."
 
 
 def draw(results: Results) -> dict[str, Drawn]:
-    """The figures of each section, by its name; or the sentence that stands in their place."""
+    """The figures of each section, by its name and in the page's order; or the sentence that stands
+    in their place."""
     metrics = [part.metric for part in results.objective.parts]
     drawn = plot(results)
     if isinstance(drawn["history"], list):
@@ -61,15 +62,12 @@ def draw(results: Results) -> dict[str, Drawn]:
     if isinstance(drawn["importance"], list):
         for figure in drawn["importance"]:
             figure.update_traces(marker_color=_LOOKS["finished"][0])
-    measured = any(trial.curve for trial in results.trials)
-    drawn |= {
-        "curves": [_curves(results, metric) for metric in metrics] if measured else _UNMEASURED,
-        "pareto": _pareto(results),
-        "cost": _cost(results),
-    }
-    compared = results.search.get("stopping", {}).get("metric", metrics[0])
-    if _rungs(results) and compared not in metrics:
-        drawn["compared"] = [_curves(results, compared)] if measured else _UNMEASURED
+    slices = drawn.pop("slices")
+    drawn["curves"] = _curves(results, metrics)
+    stopping = results.search.get("stopping", {"name": "none"})
+    if stopping["name"] != "none" and stopping["metric"] not in metrics:
+        drawn["compared"] = _curves(results, [stopping["metric"]]) if _rungs(results) else ""
+    drawn |= {"pareto": _pareto(results), "slices": slices, "cost": _cost(results)}
     for figures in drawn.values():
         for figure in figures if isinstance(figures, list) else []:
             figure.update_layout(template=_STYLE, title=None)
@@ -90,7 +88,13 @@ def _complete_history(results: Results, figure: go.Figure, metric: str) -> None:
         _add_points(figure, stopped, values, some, "stopped", "stopped: best until then")
 
 
-def _curves(results: Results, metric: str) -> go.Figure:
+def _curves(results: Results, metrics: list[str]) -> Drawn:
+    if not any(trial.curve for trial in results.trials):
+        return _UNMEASURED
+    return [_curves_of(results, metric) for metric in metrics]
+
+
+def _curves_of(results: Results, metric: str) -> go.Figure:
     """The metric against pairs_seen, with the rungs, and a mark where each trial ended."""
     figure = go.Figure()
     for look, trials in _by_look(results).items():

@@ -24,7 +24,6 @@ from tune.run_folder.results import Results
 Drawn = list[go.Figure] | str
 
 _NO_SPACE = "This results.json does not say what was searched: an earlier version wrote it."
-_FEWEST_FOR_IMPORTANCE = 4
 _TOP_TRIALS = 5
 """PED-ANOVA compares the best with all; Optuna advises at least so many best ones."""
 
@@ -32,13 +31,22 @@ _TOP_TRIALS = 5
 def plot(results: Results) -> dict[str, Drawn]:
     """`history`, `parallel`, `importance` and `slices`; one figure an axis in the last, and with
     two objectives those of the second after those of the first."""
-    names = ("history", "parallel", "importance", "slices")
+    # Who draws each, and how many finished trials that needs.
+    makers = {
+        "history": (_history, 1),
+        "parallel": (_parallel, 2),
+        "importance": (_importance, 4),
+        "slices": (_slices, 2),
+    }
     if not results.search:
-        return dict.fromkeys(names, _NO_SPACE)
-    makers = (_history, _parallel, _importance, _slices)
+        return dict.fromkeys(makers, _NO_SPACE)
     studies = [(_study(results, part), part.metric) for part in results.objective.parts]
+    there = sum(trial.state == "finished" for trial in results.trials)
     drawn: dict[str, Drawn] = {}
-    for name, make in zip(names, makers, strict=True):
+    for name, (make, fewest) in makers.items():
+        if there < fewest:
+            drawn[name] = f"This needs {fewest} finished trials; there are {there}."
+            continue
         made = [make(study, metric) for study, metric in studies]
         figures = [figure for each in made if isinstance(each, list) for figure in each]
         drawn[name] = figures or made[0]
@@ -48,12 +56,10 @@ def plot(results: Results) -> dict[str, Drawn]:
 def _study(results: Results, objective: Objective) -> optuna.Study:
     """The search as Optuna saw it, by one objective; its trials keep their numbers."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction: Any = "maximize" if objective.mode == "max" else "minimize"
+    direction: Any = f"{objective.mode}imize"
     study = optuna.create_study(direction=direction)
-    space = {
-        path: Axis.model_validate(content) for path, content in results.search["space"].items()
-    }
-    distributions = {path: _distribution(axis) for path, axis in space.items()}
+    space = results.search["space"]
+    distributions = {path: _distribution(Axis.model_validate(axis)) for path, axis in space.items()}
     names = _names(list(space))
     study.add_trials(
         optuna.trial.create_trial(
@@ -92,20 +98,11 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def _too_few(study: optuna.Study, fewest: int) -> str:
-    there = len(_finished(study))
-    return "" if there >= fewest else f"This needs {fewest} finished trials; there are {there}."
-
-
 def _history(study: optuna.Study, metric: str) -> Drawn:
-    if reason := _too_few(study, 1):
-        return reason
     return [visualization.plot_optimization_history(study, target_name=metric)]
 
 
 def _parallel(study: optuna.Study, metric: str) -> Drawn:
-    if reason := _too_few(study, 2):
-        return reason
     figure = visualization.plot_parallel_coordinate(study, target_name=metric)
     # The first axis is the objective, by which the lines are coloured: a bar would say it twice.
     figure.data[-1].marker.showscale = False
@@ -116,8 +113,6 @@ def _parallel(study: optuna.Study, metric: str) -> Drawn:
 
 
 def _importance(study: optuna.Study, metric: str) -> Drawn:
-    if reason := _too_few(study, _FEWEST_FOR_IMPORTANCE):
-        return reason
     finished = _finished(study)
     names = sorted({name for trial in finished for name in trial.params})
     having = {name: sum(name in trial.params for trial in finished) for name in names}
@@ -143,8 +138,6 @@ def _importance(study: optuna.Study, metric: str) -> Drawn:
 
 
 def _slices(study: optuna.Study, metric: str) -> Drawn:
-    if reason := _too_few(study, 2):
-        return reason
     names = sorted({name for trial in _finished(study) for name in trial.params})
     figures = [visualization.plot_slice(study, params=[name], target_name=metric) for name in names]
     # The darker, the later: the text says it, a bar beside each would take its width.

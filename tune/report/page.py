@@ -1,13 +1,12 @@
 """`report.html`: a search on one page that opens offline, made from its results alone.
 
-Knows no Ray, and imports Plotly when a page is made. `page.html` is the frame: style, and
-the script that draws the figures.
+Knows no Ray, and imports Plotly when a page is made. `page.html` is the frame: style, and the
+script that draws the figures. `content.html` is what people read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import string
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from pathlib import Path
 from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
-from tune.report import html, sections, winner_section
+from tune.report import tables
+from tune.report.facts import most_pairs, saved, trial_yaml, verdict
+from tune.run_folder.records import ENDED
 from tune.run_folder.results import Results
 
 _PAUSE_SECONDS = 60.0
@@ -74,30 +75,45 @@ def keep_fresh(
 
 def render(results: Results) -> str:
     """The page as HTML, with plotly.js in it."""
-    from plotly.offline import get_plotlyjs  # slow to import
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # slow to import
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
     from tune.report.figures import draw  # imports Plotly, slowly
 
+    def escaped(value: object) -> Markup:
+        """With the entities that html.escape writes, so that an old page can be made again."""
+        return value if isinstance(value, Markup) else Markup(escape(str(value)))
+
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=escaped,
+        undefined=StrictUndefined,
+    )
     drawn = draw(results)
-    figures: list[str] = []
-    parts = [winner_section.answer(results)]
-    for name, title, told in sections.sections(results):
-        made = drawn.get(name, "")
-        parts.append(f"<h2>{escape(title)}</h2>\n{told}")
-        if isinstance(made, str):
-            parts.append(html.note(made))
-            continue
-        places = ""
-        for number, figure in enumerate(made):
-            # Plotly writes `<` as \u003c: nothing in there can end the script that it stands in.
-            figures.append(f'"{name}-{number}":{figure.to_json()}')
-            label = f'role="img" aria-label="{escape(title)}"'
-            places += f'<div class="figure" id="{name}-{number}" {label}></div>\n'
-        parts.append(f'<div class="figures {name}">\n{places}</div>')
-    frame = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return string.Template(frame).substitute(
-        title=escape(results.name),
-        body="\n".join(parts),
-        figures="{" + ",".join(figures) + "}",
+    winner = results.winner
+    # Of a search that has ended the same page comes out again, whenever it is made.
+    seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
+    # Plotly writes `<` as \u003c: nothing in there can end the script that it stands in.
+    figures = ",".join(
+        f'"{name}-{number}":{figure.to_json()}'
+        for name, made in drawn.items()
+        if not isinstance(made, str)
+        for number, figure in enumerate(made)
+    )
+    return templates.get_template("page.html").render(
+        results=results,
+        ended=sum(trial.state in ENDED for trial in results.trials),
+        planned=max(results.search.get("trials") or 0, len(results.trials)),
+        stamp=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)),
+        best=results.objective.best(results.trials),
+        verdict=verdict(results),
+        whole=most_pairs(results, winner.config) if winner else None,
+        recipe=trial_yaml(results) if winner and results.search else "",
+        estimate=saved(results),
+        tables=tables,
+        drawn=drawn,
+        figures=f"{{{figures}}}",
         plotly=get_plotlyjs(),
     )

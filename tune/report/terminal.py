@@ -44,10 +44,17 @@ def _verdict(results: Results) -> str:
     again = f", weights of {winner.run}" if winner.run not in ("", winner.trial) else ""
     point = describe(winner.config)
     lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
-    if results.base.get("test") and winner.test:
-        return "\n".join([*lines, *_numbers(results), *_sampled_kl(results)])
-    metric = results.objective.metric
-    return "\n".join([*lines, f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"])
+    if not results.base.get("test") or not winner.test:
+        metric = results.objective.metric
+        return f"{lines[0]}\n  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"
+    lines += _numbers(results)
+    if kl := winner.sampled_kl:
+        low, high = kl["interval"]
+        lines.append(
+            f"  on held-out prompts, its sampled answers have a KL of {kl['mean']:.3g} nats from "
+            f"the base, 95 % interval {low:.3g} to {high:.3g}"
+        )
+    return "\n".join(lines)
 
 
 def _numbers(results: Results) -> list[str]:
@@ -61,7 +68,7 @@ def _numbers(results: Results) -> list[str]:
         models = {"base": base, "as searched": searched, "as confirmed": test}
     rows = {
         "ranking": [f"{each['ranking']:.3f}" for each in models.values()],
-        "  95 % interval": [_interval(each["interval"]) for each in models.values()],
+        "  95 % interval": ["{:.2f}–{:.2f}".format(*each["interval"]) for each in models.values()],
         "accuracy": [f"{each['accuracy']:.3f}" for each in models.values()],
         "drift, nats per token": [f"{each['drift']:.3f}" for each in models.values()],
     }
@@ -76,22 +83,6 @@ def _numbers(results: Results) -> list[str]:
         for name, over in test.get(key, {}).items()
     ]
     return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *told]
-
-
-def _sampled_kl(results: Results) -> list[str]:
-    told = results.winner.sampled_kl if results.winner else {}
-    if not told:
-        return []
-    low, high = told["interval"]
-    return [
-        f"  on held-out prompts, its sampled answers have a KL of {told['mean']:.3g} nats from the "
-        f"base, 95 % interval {low:.3g} to {high:.3g}"
-    ]
-
-
-def _interval(bounds: list[float]) -> str:
-    low, high = bounds
-    return f"{low:.2f}–{high:.2f}"
 
 
 def _signed(bounds: list[float]) -> str:

@@ -9,11 +9,12 @@ import contextlib
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import psutil
 
 from tune.config.outputs import WandbConfig
 
@@ -58,7 +59,8 @@ class Tracker:
         try:
             self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            kill([*children(self._process.pid), self._process.pid])
+            kill_children(self._process.pid)
+            self._process.kill()
             self._process.wait()
         self._listening.join()
         mark_unsent(self._folder)
@@ -104,16 +106,11 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in there if re.match(r"(offline-)?run-\d", path.name))
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process started itself: the client's, which has a session of its own."""
-    listed = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for path in listed for child in path.read_text().split()]
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def kill_children(pid: int) -> None:
+    """Of the process itself alone, like the client's, which has a session of its own."""
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _start(folder: Path) -> subprocess.Popen[str]:

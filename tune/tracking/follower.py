@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -26,49 +25,46 @@ from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
 from dpo_train.storage.object_store import StoreError
 from tune.config.load import load_search
-from tune.run_folder.records import ENDED, RunInfo, TrialRecord
+from tune.run_folder.records import ENDED, Document, RunInfo, TrialRecord
 from tune.run_folder.results import load_results
 from tune.tracking import payload, wandb_client
-from tune.tracking.child_process import children, environment, folders_of, kill, mark_unsent
+from tune.tracking.child_process import environment, folders_of, kill_children, mark_unsent
 
 _POLL_SECONDS = 1.0
 _CONNECT_SECONDS = 6.0
 """For the login and the sweep, together."""
 _CLOSE_SECONDS = 8.5
-"""For all that is left at the end; the driver kills at tracker.CLOSE_SECONDS."""
+"""For all that is left at the end; the driver kills at child_process.CLOSE_SECONDS."""
 
 Say = Callable[[str], None]
 
 
-class Memory:
+class Memory(Document):
     """`wandb.json`: what a later driver session must know of this one. Holds no secret."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "wandb.json"
-        self.sweep: str | None = None
-        """Path of the sweep that this search made: entity/project/id."""
-        self.app: str | None = None
-        """Where people see it: https://wandb.ai, or a server of their own."""
-        self.told: dict[str, str] = {}
-        """By id of a run that ended: the mode in which W&B was told all of it."""
-        self._read()
+    sweep: str | None = None
+    """Path of the sweep that this search made: entity/project/id."""
+    app: str | None = None
+    """Where people see it: https://wandb.ai, or a server of their own."""
+    told: dict[str, str] = {}
+    """By id of a run that ended: the mode in which W&B was told all of it."""
 
-    def save(self) -> None:
-        with self._path.with_name("wandb").joinpath(".memory").open("w") as file:
+    @classmethod
+    def read(cls, path: Path) -> Memory:
+        return cls.model_validate_json(path.read_text()) if path.exists() else cls()
+
+    def save(self, path: Path) -> None:
+        with path.with_name("wandb").joinpath(".memory").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # an heir writes too
-            self._read()
-            content = {"sweep": self.sweep, "app": self.app, "told": self.told}
-            write_here(self._path, json.dumps(content, indent=1))
+            there = Memory.read(path)
+            self.sweep, self.app = self.sweep or there.sweep, self.app or there.app
+            self.told = there.told | self.told
+            write_here(path, self.model_dump_json(indent=1))
             # Files of runs that were told on disk lie on this machine alone.
             sent = {run: mode for run, mode in self.told.items() if mode == "online"}
+            elsewhere = self.model_copy(update={"told": sent})
             with contextlib.suppress(StoreError):
-                mirror.put(self._path, json.dumps({**content, "told": sent}, indent=1))
-
-    def _read(self) -> None:
-        content = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self.sweep = self.sweep or content.get("sweep")
-        self.app = self.app or content.get("app")
-        self.told = content.get("told", {}) | self.told
+                mirror.put(path, elsewhere.model_dump_json(indent=1))
 
 
 class Follower:
@@ -85,7 +81,8 @@ class Follower:
         self._say = say
         self._others = others
         self._config = load_search(folder / "search.yaml")
-        self._memory = Memory(folder)
+        self._memory_path = folder / "wandb.json"
+        self._memory = Memory.read(self._memory_path)
         self._seen: dict[str, int] = {}
         self._open: dict[str, wandb_client.OpenRun] = {}
         self._heir: subprocess.Popen[bytes] | None = None
@@ -136,9 +133,9 @@ class Follower:
             try:
                 wandb_client.log_in()
                 if not self._config.wandb.sweep and not self._memory.sweep:
-                    self._memory.sweep = wandb_client.make_sweep(self._config)
-                    self._memory.app = wandb_client.app_url()
-                    self._memory.save()
+                    memory = self._memory
+                    memory.sweep, memory.app = wandb_client.make_sweep(self._config)
+                    memory.save(self._memory_path)
                 problem.clear()
             except Exception as error:
                 traceback.print_exc()
@@ -202,7 +199,7 @@ class Follower:
             if run.mode == "online":
                 _remove([run.folder])
         if finished:
-            self._memory.save()
+            self._memory.save(self._memory_path)
 
     def _end_search(self) -> None:
         """The results as a run of their own, and the end of the sweep that this search made."""
@@ -288,7 +285,7 @@ def _remove(folders: list[Path]) -> None:
 
 def _leave() -> None:
     """Ends this process and those of the client and the heir, whatever they wait for."""
-    kill(children(os.getpid()))
+    kill_children(os.getpid())
     os._exit(0)
 
 

@@ -41,21 +41,15 @@ def log_in() -> None:
         raise PermissionError("no API key; type `wandb login`")
 
 
-def make_sweep(config: SearchConfig) -> str:
-    """Makes the sweep of a search and returns its path, entity/project/id."""
+def make_sweep(config: SearchConfig) -> tuple[str, str]:
+    """Makes the sweep of a search; its path, entity/project/id, and where people see it."""
     import wandb  # slow to import, and it reads the environment then
 
     wanted = config.wandb
     made = wandb.sweep(payload.definition(config), entity=wanted.entity, project=wanted.project)
     # Where it came to lie, the client leaves in this process's environment.
-    return f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
-
-
-def app_url() -> str:
-    """Where the pages of the server are that the client talks to."""
-    import wandb  # slow to import, and it reads the environment then
-
-    return str(wandb.setup().settings.app_url)
+    path = f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
+    return path, str(wandb.setup().settings.app_url)
 
 
 def stop_sweep(path: str) -> None:

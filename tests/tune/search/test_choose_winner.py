@@ -20,7 +20,7 @@ from tests.helpers.simulated_search import YAML, ended, wait_until
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.publish import model_card
-from tune.report import terminal, winner_section
+from tune.report import page, terminal
 from tune.run_folder.confirmation import Confirmation, Finalist
 from tune.run_folder.confirmation import Run as SeedRun
 from tune.run_folder.records import read_records
@@ -294,10 +294,10 @@ def test_terminal_report_and_card_say_how_much_was_luck() -> None:
                  "the best of the search alone was abc123-001", "20.0", "30.0",
                  "+0.350 from the base's, 95 % interval +0.250 to +0.450"):  # fmt: skip
         assert said in shown
-    page = winner_section.answer(results)
+    html = page.render(results)
     for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
                  "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
-        assert said in page
+        assert said in html
     publishing = model_card.Publishing(
         "me/x", None, None, {"license": "mit"}, "full", "float32", None
     )

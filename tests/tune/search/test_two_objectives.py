@@ -21,7 +21,7 @@ from tune.config.load import load_search
 from tune.config.objective import Objective
 from tune.config.schema import EarlierPoints, SearchConfig
 from tune.publish import model_card
-from tune.report import page, terminal, winner_section
+from tune.report import page, terminal
 from tune.run_folder.exports import exports
 from tune.run_folder.records import Records
 from tune.search.choose_winner import finalists
@@ -229,9 +229,9 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     )
     assert simulated(24).about_front() == ""
 
-    assert f"{results.winner.trial} won" in winner_section.answer(results)
-    assert "KL from the base is 12.3 nats an answer" in winner_section.answer(results)
     html = page.render(results)
+    assert f"{results.winner.trial} won" in html
+    assert "KL from the base is 12.3 nats an answer" in " ".join(html.split())
     for figure in ("history-1", "importance-1", "curves-1", "slices-9", "pareto-0"):
         assert f'id="{figure}"' in html
     assert "eval/nll of the same trials: what is compared at the rungs, together with eval" in html
@@ -286,7 +286,7 @@ def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: 
     kl = {trial: {"mean": float(n), "interval": [0, 9]} for n, trial in enumerate(sampled)}
     driver.final_tasks.end(TEST_TASK, {"verdict": json.dumps({"test": {}, "sampled_kl": kl})})
     assert {each.trial: each.sampled_kl for each in told.finalists} == kl
-    assert "sampled KL" in winner_section.answer(simulated(9).model_copy(
+    assert "sampled KL" in page.render(simulated(9).model_copy(
         update={"confirmation": told}))  # fmt: skip
 
     other = Driver(tmp_path / "one", trainer="trl", trials=1)
