@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -40,27 +39,24 @@ _STREAM_INTERVAL = 0.02
 """Seconds between events of a stream: each costs Ray Serve's proxy and replica a millisecond."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may take."""
-
-    seconds: float = 120.0
-    max_body_bytes: int = 1_000_000
-
-
-def create_app(models: dict[str, ServedModel], limits: Limits, key: str | None) -> FastAPI:
+def create_app(
+    models: dict[str, ServedModel],
+    key: str | None,
+    seconds: float = 120.0,
+    max_body_bytes: int = 1_000_000,
+) -> FastAPI:
     """Returns the application over loaded models, the first of which is the default.
 
-    Without a key only clients on this machine are answered.
+    Without a key only clients on this machine are answered. One request may take so many seconds.
     """
     app = FastAPI(title="dpo-tune", docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, key=key, max_body_bytes=limits.max_body_bytes)
+    app.add_middleware(Guard, key=key, max_body_bytes=max_body_bytes)
     _add_error_handlers(app)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         model = find_model(models, body.model)
-        answers = submit(body, model, [chat_prompt_ids(model, body)], limits)
+        answers = submit(body, model, [chat_prompt_ids(model, body)], seconds)
         builder = ChatResponseBuilder(model.name, model.tokenizer, bool(body.stream))
         return await _respond(body, answers, builder, request)
 
@@ -69,7 +65,7 @@ def create_app(models: dict[str, ServedModel], limits: Limits, key: str | None) 
         model = find_model(models, body.model)
         _refuse_too_many(len(body.prompts) * (body.n or 1), model)
         prompts = [_text_prompt_ids(model, text) for text in body.prompts]
-        answers = submit(body, model, prompts, limits)
+        answers = submit(body, model, prompts, seconds)
         builder = CompletionResponseBuilder(model.name, model.tokenizer)
         return await _respond(body, answers, builder, request)
 
@@ -77,7 +73,7 @@ def create_app(models: dict[str, ServedModel], limits: Limits, key: str | None) 
     async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
         model = find_model(models, body.model)
         chat = body.as_chat()
-        answers = submit(chat, model, [chat_prompt_ids(model, chat)], limits)
+        answers = submit(chat, model, [chat_prompt_ids(model, chat)], seconds)
         async with answers.unless_disconnected(request):
             (chunk,) = await answers.whole()
         return {"text": chunk.text, "model": model.name, "finish_reason": chunk.finish_reason}
@@ -126,7 +122,7 @@ def chat_prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
 
 
 def submit(
-    body: StreamableRequest, model: ServedModel, prompts: list[list[int]], limits: Limits
+    body: StreamableRequest, model: ServedModel, prompts: list[list[int]], seconds: float
 ) -> InFlightAnswers:
     """Queues every answer of a request, or none if there is no room for one.
 
@@ -139,7 +135,7 @@ def submit(
         for ids in prompts
         for number in range(answers_per_prompt)
     ]
-    answers = InFlightAnswers(model, settings, limits.seconds, bool(body.stream))
+    answers = InFlightAnswers(model, settings, seconds, bool(body.stream))
     answers.submit()
     return answers
 

@@ -38,7 +38,7 @@ def compose(options: Options, instruments: Instruments) -> Composed:
     torch.set_num_threads(max(1, int(options.cpus)))
     places = split_models(options.model)
     loaded = models.load(places, options.slots, options.context, options.queue)
-    app = api.create_app(loaded, api.Limits(seconds=options.seconds), read_key())
+    app = api.create_app(loaded, read_key(), options.seconds)
     meters.mount(app, loaded, instruments)
     ui.mount(app, list(loaded), options.author, _example_prompts(places[0]))
     return Composed(app, loaded)

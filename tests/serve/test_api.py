@@ -30,7 +30,7 @@ def loaded() -> Iterator[dict[str, ServedModel]]:
 
 @pytest.fixture(scope="module")
 def server(loaded: dict[str, ServedModel]) -> Iterator[Server]:
-    with Server(api.create_app(loaded, api.Limits(max_body_bytes=20_000), None)) as server:
+    with Server(api.create_app(loaded, None, max_body_bytes=20_000)) as server:
         yield server
 
 
@@ -196,7 +196,7 @@ def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None
 
 
 def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, ServedModel]) -> None:
-    with Server(api.create_app(loaded, api.Limits(seconds=0.15), None)) as hurried:
+    with Server(api.create_app(loaded, None, seconds=0.15)) as hurried:
         body = {**CHAT, "max_tokens": 240 - 40, "temperature": 2, "n": 3}
         slow = post(hurried, "/v1/chat/completions", body)
         assert slow.status_code == 200
@@ -204,7 +204,7 @@ def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Se
     engine: Any = loaded["winner"].engine
     long = {**CHAT, "n": 3, "max_tokens": 200, "temperature": 2, "stop": "\0"}
     with (
-        Server(api.create_app(loaded, api.Limits(seconds=0.01), None)) as late,
+        Server(api.create_app(loaded, None, seconds=0.01)) as late,
         ThreadPoolExecutor(2) as clients,
     ):
         # One after the other, so that the engine is still taken when a slow machine asks.
@@ -228,13 +228,13 @@ def test_without_a_key_only_this_machine_is_answered(server: Server) -> None:
         assert refused.status_code == 403
         assert refused.json()["error"]["type"] == "permission_error"
     assert httpx.get(f"{server.url}/healthz", headers={"host": "pod.example"}).status_code == 200
-    app = api.create_app({}, api.Limits(), None)
+    app = api.create_app({}, None)
     with TestClient(app, client=("203.0.113.9", 1), base_url="http://localhost") as far:
         assert far.get("/v1/models").status_code == 403
 
 
 def test_with_a_key_every_client_must_bring_it(loaded: dict[str, ServedModel]) -> None:
-    with Server(api.create_app(loaded, api.Limits(), KEY)) as server:
+    with Server(api.create_app(loaded, KEY)) as server:
         url = f"{server.url}/v1/models"
         basic = base64.b64encode(f"any:{KEY}".encode()).decode()
         for given in (f"Bearer {KEY}", f"Basic {basic}"):

@@ -18,7 +18,7 @@ from tests.helpers.app_server import Server
 def test_no_request_is_a_server_error() -> None:
     loaded = models.load([f"winner={sample.MODEL}"], slots=4, context=64, max_waiting=40)
     asked: Counter[tuple[str, int]] = Counter()
-    with Server(api.create_app(loaded, api.Limits(), None)) as server:
+    with Server(api.create_app(loaded, None)) as server:
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         operations = [found.ok() for found in schema.get_all_operations()]
         for operation, mode in itertools.product(operations, schemathesis.GenerationMode):

@@ -42,7 +42,7 @@ def browser() -> Iterator[Browser]:
 
 
 def app(loaded: dict[str, ServedModel], key: str | None = None) -> Any:
-    made = api.create_app(loaded, api.Limits(), key)
+    made = api.create_app(loaded, key)
     ui.mount(made, list(loaded), "By Jo", ["Do bats see?", EXAMPLE])
     return made
 
