@@ -100,7 +100,8 @@ LITTLE_MEMORY = """
 import json, resource, sys
 from pathlib import Path
 from dpo_train.config import TrainConfig
-from dpo_train.trainers.session import OutOfMemory, open_session, with_less_at_once
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import OutOfMemory, with_less_at_once
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))
 session = open_session(trial, Path(sys.argv[2]), "cpu")
 session.advance()  # what is allocated once is there now
