@@ -4,10 +4,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from dpo_train.config import TrainConfig, load_train
-from dpo_train.config_base import parse_value
+from dpo_train.config_base import parse_overrides
 from dpo_train.errors import InputError
 
 
@@ -22,12 +21,7 @@ def main() -> int:
                         help="override a value by its dotted path")  # fmt: skip
     options = parser.parse_args()
     try:
-        overrides: dict[str, Any] = {}
-        for text in options.set:
-            path, equals, value = text.partition("=")
-            if not equals:
-                raise InputError(f"--set: {text!r} has no `=`; type `--set optim.epochs=2`")
-            overrides[path] = parse_value(value)
+        overrides = parse_overrides(options.set)
         if options.out.exists():
             raise InputError(f"--out: {options.out} exists; name a new folder")
         return train(load_train(options.yaml, overrides), options.out, options.prepared)
@@ -47,7 +41,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         config = config.model_copy(update={"model": model_source.resolve(config.model)})
         pairs = data.load_pairs(config.data)
         print(pairs.summary(), flush=True)
-        import torch
+        import torch  # slow to import: what is wrong with the data is said before
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         prepared = reference.plan(config, pairs, prepared_root.absolute(), device)

@@ -4,7 +4,7 @@ Every mistake is one line of cause. Knows no field of any of them.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -57,12 +57,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_value(text: str) -> Any:
-    """Reads one value as YAML would: for `--set a.b=VALUE`."""
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError):
-        raise InputError(f"--set: {text!r} is not a YAML value") from None
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """The values by dotted path that `--set A.B=VALUE` gives, each read as YAML would read it.
+
+    Raises InputError.
+    """
+    overrides = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set: {text!r} has no `=`; type `--set optim.epochs=2`")
+        try:
+            overrides[path.strip()] = YAML(typ="safe", pure=True).load(value)
+        except (YAMLError, ValueError):
+            raise InputError(f"--set: {value!r} is not a YAML value") from None
+    return overrides
 
 
 def parse(

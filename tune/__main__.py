@@ -125,15 +125,10 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
-    from dpo_train.config_base import parse_value
+    from dpo_train.config_base import parse_overrides
 
-    overrides: dict[str, Any] = {"name": options.name} if options.name else {}
-    for text in options.set:
-        path, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set: {text!r} has no `=`; type `--set optim.epochs=2`")
-        overrides[path.strip()] = parse_value(value)
-    return overrides
+    name = {"name": options.name} if options.name else {}
+    return {**name, **parse_overrides(options.set)}
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from dpo_train.config import TrainConfig, load_train
-from dpo_train.config_base import field_paths, override, parse, parse_value, read_yaml
+from dpo_train.config_base import field_paths, override, parse, parse_overrides, read_yaml
 from dpo_train.errors import InputError
 
 
@@ -85,7 +85,7 @@ def test_every_field_has_a_docstring() -> None:
 
 
 def test_a_value_on_the_command_line_is_yaml() -> None:
-    assert parse_value("1e-4") == 1e-4
-    assert parse_value("[30, 300]") == [30, 300]
+    given = parse_overrides(["a.b=1e-4", "c = [30, 300]"])
+    assert given == {"a.b": 1e-4, "c": [30, 300]}
     with pytest.raises(InputError, match="not a YAML value"):
-        parse_value("[1, ")
+        parse_overrides(["a=[1, "])

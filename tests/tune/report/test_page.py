@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
-from dpo_train.config_base import parse_value
 from tests.conftest import ROOT, Run
 from tests.helpers.simulated_results import SEARCH, simulated
 from tune import load_results
@@ -106,7 +106,7 @@ def test_the_yaml_on_the_page_is_the_winners_configuration(results: Results) -> 
     html = page.render(results)
     recipe = Page(html[html.index("<pre") : html.index("</pre>")] + "<script>{}</script>").text
     wanted = SearchConfig.model_validate(results.search).trial(winner.config)
-    assert TrainConfig.model_validate(parse_value(recipe)) == wanted
+    assert TrainConfig.model_validate(YAML(typ="safe", pure=True).load(recipe)) == wanted
 
 
 def test_curves_show_rungs_and_where_trials_were_stopped(results: Results) -> None:
