@@ -78,7 +78,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
         for t in trials.values()
     ]
     stock = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "stock_dpo.py")],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "stock_dpo.py")],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

@@ -48,14 +48,14 @@ from pathlib import Path
 os.environ["TMPDIR"] = "runs"  # the trainer's own scratch too
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
-from tune import checkpoints
 from dpo_train.storage.disk import DiskFull
+from tune.run_folder import trial_state
 
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))
 session = open_session(trial, Path(sys.argv[2]), "cpu")
 session.advance()
 run, filler = Path("runs/one"), Path("runs/filler")
-checkpoints.save_state(run, "a", 16, session.save)
+trial_state.save_state(run, "a", 16, session.save)
 def fill():
     with filler.open("wb", buffering=0) as file:
         try:
@@ -66,10 +66,10 @@ def fill():
 fill()
 session.advance()
 try:
-    checkpoints.save_state(run, "a", 32, session.save)
+    trial_state.save_state(run, "a", 32, session.save)
 except DiskFull as error:
     print("DiskFull:", error)
-print(checkpoints.last_whole_state(run, "a"))
+print(trial_state.last_whole_state(run, "a"))
 filler.unlink()
 """
 
