@@ -63,7 +63,8 @@ def _check_grid(config: SearchConfig) -> None:
     if not config.space:
         raise InputError("sampler: a grid needs a space")
     points = len(config.first_points)
-    if config.total_trials > points:
+    # Points of an earlier search come on top, and are checked again once they are known.
+    if config.total_trials > points and isinstance(config.points, list):
         raise InputError(
             f"trials: {config.trials} of a grid that has {points} points; leave trials out, or "
             "take another sampler"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import Part, override
@@ -34,24 +34,29 @@ def _one_or_two(value: Any) -> Any:
     )
 
 
-class EarlierPoints(Part):
-    """The best points of an earlier search that lie in this one's space."""
+@dataclass(frozen=True)
+class EarlierPoints:
+    """`{from: RUN, best: 5}`: the best points of an earlier search that lie in this one's space."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    run: str = Field(alias="from")
+    run: str
     """The earlier run's folder, name or URL."""
-    best: int = Field(5, ge=1)
+    best: int = 5
     """How many at most."""
 
 
 def _earlier_or_list(value: Any) -> Any:
-    is_list = isinstance(value, list) and all(isinstance(point, dict) for point in value)
-    if is_list or isinstance(value, EarlierPoints):
+    if isinstance(value, EarlierPoints):
         return value
-    with contextlib.suppress(ValidationError):
-        return EarlierPoints.model_validate(value)
-    raise ValueError(f"{value} is no list of points, and not `{{from: runs/earlier, best: 5}}`")
+    if isinstance(value, list):
+        for number, point in enumerate(value):
+            if not isinstance(point, dict):
+                raise ValueError(f"point {number} is {point!r}; type it like `{{dpo.beta: 0.1}}`")
+        return value
+    known = isinstance(value, dict) and "from" in value and not set(value) - {"from", "best"}
+    best = value.get("best", 5) if known else None
+    if not isinstance(best, int) or isinstance(best, bool) or best < 1:
+        raise ValueError(f"{value} is no list of points, and not `{{from: runs/earlier, best: 5}}`")
+    return EarlierPoints(str(value["from"]), best)
 
 
 class SamplerConfig(Part):

@@ -106,7 +106,8 @@ def confirmation(results: Results) -> Table:
                 "": describe(finalist.config),
             }
         )
-    head = [title for title in rows[0] if not title or any(row[title] for row in rows)]
+    titles = rows[0] if rows else {}
+    head = [title for title in titles if not title or any(row[title] for row in rows)]
     return head, [[row[title] for title in head] for row in rows]
 
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError, field_validator
+
 from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreError
 from tune.run_folder.records import Document
@@ -25,8 +27,15 @@ class Request(Document):
     """Whom to stop, or what to clone."""
     point: dict[str, Any] = {}
     """Of the clone."""
-    warm: Literal[False] = False
-    """Earlier versions could start a clone from exported weights; such a request is refused."""
+    warm: bool = False
+    """Whether an earlier version asked for a clone that starts from exported weights."""
+
+    @field_validator("warm")
+    @classmethod
+    def _no_warm_clones(cls, warm: bool) -> bool:
+        if warm:
+            raise ValueError("there are no warm clones any more; ask for a clone without --warm")
+        return warm
 
 
 class Inbox:
@@ -75,11 +84,12 @@ class Inbox:
                 found.append((path.parent, Request.model_validate_json(mirror.read_text(path))))
             except OSError:  # taken just now
                 continue
-            except ValueError as error:  # of a later version, or a person's own hand
+            except ValidationError as error:  # of a later version, or a person's own hand
                 refused = path.with_suffix(".refused")
                 mirror.fetch(path).replace(refused)
                 mirror.put(refused)
                 mirror.remove(path)
-                reason = str(error).splitlines()[0]
+                mirror.remove(path.parent / "weights")  # an earlier version laid them there
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
                 print(f"warning: {mirror.shown(path)} was not understood: {reason}")
         return found

@@ -79,6 +79,9 @@ class RunInfo(Document):
     device: str
     driver_sessions: list[tuple[float, float]] = Field([], alias="sittings")
     """Unix times at which a driver began and was last seen."""
+    times: int = 1
+    """By how much an earlier version multiplied the epochs of the YAML, when it let trials train
+    on after their end."""
 
     @property
     def prepared_folder(self) -> Path:

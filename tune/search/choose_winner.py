@@ -37,7 +37,11 @@ def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
     then the next front."""
     if config.confirm is None:
         return []
-    measured = [record for record in records.searched if record.metrics and record.state in ENDED]
+    measured = [
+        record
+        for record in records.searched
+        if record.metrics and not record.warm and record.state in ENDED
+    ]
     ranked = records.objective.ranked(measured, lambda record: record.metrics)
     return ranked[: config.confirm.finalists]
 

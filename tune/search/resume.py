@@ -45,13 +45,18 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
     there = flat(load_search(folder / "search.yaml").model_dump(mode="json"))
     here = flat(config.model_dump(mode="json"))
+    times = open_run(folder)[1].run.times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
         old, new = there.get(path), here.get(path)
         pinned = path.endswith("revision") and new is None
         grown = (  # by `resume`
-            path == "trials" and isinstance(old, int) and isinstance(new, int) and old > new
+            isinstance(old, int)
+            and isinstance(new, int)
+            and (
+                (path == "trials" and old > new) or (path == "optim.epochs" and old == new * times)
+            )
         )
         if old != new and not pinned and not grown:
             where = mirror.shown(folder)
@@ -99,9 +104,15 @@ def reopen_trials(records: Records) -> None:
 
 
 def adopt(folder: Path, config: SearchConfig) -> None:
-    """Takes over from the configuration what may differ from driver session to driver session."""
+    """Takes over from the configuration what may differ from driver session to driver session.
+
+    Raises InputError, before anything is changed, where the winner would have to be chosen anew
+    among trials that this version can't train.
+    """
     there = load_search(folder / "search.yaml")
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
+    if any(getattr(there, name) != changes[name] for name in _CHOOSES):
+        refuse_warm_clones(open_run(folder)[1])
     if _evaluate(there) != _evaluate(config):
         confirmation.forget_evaluations(folder)
     if any(getattr(there, name) != value for name, value in changes.items()):

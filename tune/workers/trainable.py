@@ -33,7 +33,7 @@ from tune.run_folder.folder import find_run_here
 from tune.run_folder.records import RunInfo
 from tune.workers import engine_broker
 from tune.workers.multi_gpu import Group
-from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
+from tune.workers.tasks import EVALUATE_TASK, TEST_TASK, is_task
 from tune.workers.threads import limit_threads
 from tune.workers.user_evaluation import evaluate_folder
 
@@ -68,6 +68,9 @@ class DpoTrial(Trainable):
 
     def step(self) -> dict[str, Any]:
         task = self._asked["trial"]
+        if is_task(task):
+            # What this raises, Tune tries again: a store may not answer for a moment.
+            self._run_info = self._find_run()
         try:
             if task == TEST_TASK:
                 return self._evaluate_on_test()
@@ -176,8 +179,7 @@ class DpoTrial(Trainable):
 
     def _evaluate_on_test(self) -> dict[str, Any]:
         """Compares base and winner, where the base is loaded already."""
-        run = self._find_run()
-        asked = self._asked
+        run, asked = self._run_info, self._asked
         with contextlib.ExitStack() as stack:
             searched = None
             if asked["searched"]:
@@ -199,7 +201,6 @@ class DpoTrial(Trainable):
 
     def _call_user_evaluation(self) -> dict[str, Any]:
         """Asks the user's own function about a finalist's folder."""
-        self._find_run()
         assert self._search.confirm is not None
         function = self._search.confirm.evaluate
         with self._pulled(self._asked["exported"]) as folder:

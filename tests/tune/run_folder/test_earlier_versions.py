@@ -11,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from dpo_train import export, model
-from dpo_train.config import TrainConfig
+from dpo_train.config import OptimConfig, TrainConfig
+from dpo_train.errors import InputError
 from tests.helpers.driver import Driver
 from tune.__main__ import main
 from tune.config.load import load_search
+from tune.config.schema import ConfirmConfig
 from tune.run_folder.exports import STAMP
-from tune.run_folder.records import read_records
+from tune.run_folder.records import Records, read_records
 from tune.run_folder.yaml_file import write_yaml
+from tune.search.choose_winner import finalists
+from tune.search.resume import adopt, is_finished, refuse_other_search
 
 WARM = "ow7ao1-001"
 
@@ -67,17 +71,47 @@ def test_a_search_with_a_warm_clone_does_not_go_on(
     assert {path: path.read_text() for path in before} == before
 
 
+def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(run: Path) -> None:
+    config = load_search(run / "search.yaml")
+    (run / "evaluations.json").write_text("{}")
+    before = (run / "search.yaml").read_text()
+    chosen_otherwise = {"select": "one_standard_error", "confirm": ConfirmConfig(evaluate="a:b")}
+    with pytest.raises(InputError, match=f"{WARM} is a warm clone"):
+        adopt(run, config.model_copy(update=chosen_otherwise))
+    assert (run / "search.yaml").read_text() == before
+    assert (run / "evaluations.json").exists()
+    assert is_finished(run)
+
+
+def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
+    """Its configuration alone does not give its numbers."""
+    driver = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 1})
+    for accuracy in (0.7, 0.9):
+        driver.finish(driver.start(), 512, accuracy)
+    worse, better = driver.records.trials
+    assert [record.id for record in finalists(driver.config, driver.records)] == [better]
+    path = tmp_path / "trials" / f"{better}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "warm": True}))
+    records = Records(tmp_path, driver.config.goal)
+    assert [record.id for record in finalists(driver.config, records)] == [worse]
+
+
 def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, trials=1, optim={"epochs": 4})
-    write_yaml(tmp_path, driver.config)
+    """By `resume`, and by `run` with the YAML that it began with."""
+    longer = Driver(tmp_path, trials=1, optim={"epochs": 4})
+    write_yaml(tmp_path, longer.config)
     told = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**told, "times": 2}))
     (tmp_path / "ends" / "x" / "512").mkdir(parents=True)
-    again = Driver(tmp_path, trials=2, optim={"epochs": load_search(
-        tmp_path / "search.yaml").optim.epochs})  # fmt: skip
+    epochs = load_search(tmp_path / "search.yaml").optim.epochs
+    again = Driver(tmp_path, trials=2, optim={"epochs": epochs})
     again.finish(again.start(), 2048, 0.9)
     (record,) = read_records(tmp_path)
     assert record.state == "finished"
+    begun = longer.config.model_copy(update={"optim": OptimConfig(epochs=2)})
+    refuse_other_search(tmp_path, begun)
+    with pytest.raises(InputError, match="optim.epochs: 4 there, 1 here"):
+        refuse_other_search(tmp_path, begun.model_copy(update={"optim": OptimConfig(epochs=1)}))
 
 
 def test_a_warm_clone_that_was_asked_for_is_laid_aside(
@@ -90,7 +124,10 @@ def test_a_warm_clone_that_was_asked_for_is_laid_aside(
     request.write_text(json.dumps(
         {"kind": "clone", "trial": first.config["trial"], "point": {}, "warm": True}
     ))  # fmt: skip
+    (request.parent / "weights").mkdir()
     driver.start()
-    assert "was not understood" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "was not understood: there are no warm clones any more" in said
+    assert not (request.parent / "weights").exists()
     assert not any(record.cloned_from for record in read_records(tmp_path))
     assert request.with_suffix(".refused").exists()

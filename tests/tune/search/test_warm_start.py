@@ -48,7 +48,7 @@ def test_points_outside_the_new_space_are_passed_over(tmp_path: Path, earlier: l
 
 
 @pytest.mark.parametrize(
-    "points", ["{best: 2}", "{from: old, best: 0}", "{from: old, bets: 2}", "[3]", "3"]
+    "points", ["{best: 2}", "{from: old, best: 0}", "{from: old, bets: 2}", "3"]
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, points: str) -> None:
     with pytest.raises(InputError, match="and not `{from: runs/earlier, best: 5}`"):
@@ -58,6 +58,30 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, points: str) -> None:
 def test_a_search_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run 'runs/none'"):
         load(tmp_path, "{from: runs/none}")
+
+
+def test_a_point_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"points: point 1 is 3; type it like `{dpo.beta: 0.1}`"):
+        load(tmp_path, "[{optim.learning_rate: 1e-3}, 3]")
+
+
+def test_a_grid_may_have_points_of_an_earlier_search_on_top(
+    tmp_path: Path, earlier: list[float]
+) -> None:
+    yaml = tmp_path / "new.yaml"
+    grid = YAML.replace("log_uniform: [1e-5, %s]", "choice: [1e-9, %s]") + "sampler: {name: grid}\n"
+    rate = earlier[0]
+    yaml.write_text(grid % (rate, f"{{from: {tmp_path / 'old'}}}"))
+    with pytest.raises(InputError, match="trials: 3 of a grid that has 2 points"):
+        with_earlier_points(load_search(yaml))
+    assert load_search(yaml, {"trials": 2}).total_trials == 2
+
+
+def test_what_an_earlier_search_gives_is_no_path_of_its_own(tmp_path: Path) -> None:
+    yaml = tmp_path / "new.yaml"
+    yaml.write_text(YAML % (1e-2, "[]"))
+    with pytest.raises(InputError, match="unknown path 'points.from'"):
+        load_search(yaml, {"points.from": "old"})
 
 
 def test_reading_the_yaml_opens_no_earlier_run(tmp_path: Path) -> None:
