@@ -5,6 +5,7 @@ A field that is not known here is refused by its name and never ignored.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,9 +65,9 @@ class StreamableRequest(CommonRequest):
     def max_new_tokens(self) -> int | None:
         return self.max_tokens
 
+    @abstractmethod
     def logprob_alternatives(self) -> int | None:
         """Returns how many log-probs are given beside each token's own, or None for none at all."""
-        raise NotImplementedError
 
     def sampling(self, max_tokens: int, number: int) -> SamplingParams:
         """Returns the settings of the `number`-th of several answers, which has its own seed."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
-from tune.config.load import load_search
 from tune.config.places import RUNS
 from tune.config.schema import SearchConfig
 from tune.run_folder import confirmation, trial_state
@@ -43,9 +42,10 @@ def is_finished(folder: Path) -> bool:
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
-    there = flat(load_search(folder / "search.yaml").model_dump(mode="json"))
+    existing, records = open_run(folder)
+    there = flat(existing.model_dump(mode="json"))
     here = flat(config.model_dump(mode="json"))
-    times = open_run(folder)[1].run.times
+    times = records.run.times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
@@ -109,14 +109,14 @@ def adopt(folder: Path, config: SearchConfig) -> None:
     Raises InputError, before anything is changed, where the winner would have to be chosen anew
     among trials that this version can't train.
     """
-    there = load_search(folder / "search.yaml")
+    existing, records = open_run(folder)
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
-    if any(getattr(there, name) != changes[name] for name in _CHOOSES):
-        refuse_warm_clones(open_run(folder)[1])
-    if _evaluate(there) != _evaluate(config):
+    if any(getattr(existing, name) != changes[name] for name in _CHOOSES):
+        refuse_warm_clones(records)
+    if _evaluate(existing) != _evaluate(config):
         confirmation.forget_evaluations(folder)
-    if any(getattr(there, name) != value for name, value in changes.items()):
-        write_yaml(folder, there.model_copy(update=changes))
+    if any(getattr(existing, name) != value for name, value in changes.items()):
+        write_yaml(folder, existing.model_copy(update=changes))
 
 
 def _evaluate(config: SearchConfig) -> str | None:

@@ -7,22 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpo_train import reference
-from dpo_train.config import TrainConfig
-from dpo_train.config_base import override, parse
+from dpo_train.config_base import parse
 from dpo_train.errors import InputError
-from dpo_train.evaluation import test_split
-from dpo_train.trainers.open import open_session
 from tests.conftest import Run, Start
 from tests.helpers.driver import PAIRS, RATE, Driver, finish
-from tests.helpers.simulated_results import simulated
 from tests.helpers.simulated_search import YAML, ended, wait_until
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.publish import model_card
-from tune.report import page, terminal
-from tune.run_folder.confirmation import Confirmation, Finalist
-from tune.run_folder.confirmation import Run as SeedRun
 from tune.run_folder.records import read_records
 from tune.run_folder.results import load_results
 from tune.search import choose_winner
@@ -240,70 +231,6 @@ def test_what_contradicts_itself_is_refused(content: dict[str, Any], said: str) 
     basics = {"name": "x", "trainer": "simulated", "trials": 2, "space": RATE}
     with pytest.raises(InputError, match=said):
         check(parse(SearchConfig, {**basics, **content}, {}, "x.yaml"))
-
-
-def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
-    small_config: TrainConfig, small_prepared: Path, tmp_path: Path
-) -> None:
-    for name, rate in (("winner", 2e-3), ("searched", 1e-12)):
-        trial = override(small_config, {"optim.learning_rate": rate, "optim.warmup_pairs": 8})
-        session = open_session(trial, small_prepared, "cpu")
-        report = session.advance()
-        for metric, values in session.held_out.items():
-            assert np.mean(values) == pytest.approx(report[metric])
-        session.export(tmp_path / name)
-        session.close()
-    told = test_split.evaluate_on_test(
-        tmp_path / "winner", small_config.model, small_prepared, "cpu", tmp_path / "searched"
-    )
-    base = reference.prepare(small_prepared).base["test"]
-    # A model that was hardly trained is the base.
-    assert told["searched"]["ranking"] == base["ranking"]
-    assert told["searched"]["interval"] == base["interval"]
-    assert told["searched"]["over_base"]["ranking"]["difference"] == 0
-    assert told["searched"]["answer_tokens"] == told["base"]["answer_tokens"] > 1
-    over = told["test"]["over_base"]["ranking"]
-    assert over["difference"] == pytest.approx(told["test"]["ranking"] - base["ranking"])
-    assert over["interval"][0] <= over["difference"] <= over["interval"][1]
-    assert set(told["test"]["over_searched"]) == {"ranking", "accuracy"}
-    keys = reference.prepare(small_prepared).split("eval")["prompt_key"]
-    assert reference.prompt_keys(small_prepared, "eval") == list(keys)
-
-
-def test_terminal_report_and_card_say_how_much_was_luck() -> None:
-    results = simulated(6)
-    assert results.winner is not None
-    test = {**results.winner.test, "nll": 0.6, "margin": 2.0, "answer_tokens": 30.0}
-    test["over_base"] = {"ranking": {"difference": 0.35, "interval": [0.25, 0.45]}}
-    runs = [SeedRun(id=f"abc123-00{n}", seed=n, value=v) for n, v in ((7, 0.71), (8, 0.77))]
-    finalist = Finalist(trial=results.winner.trial, config={}, searched=0.91, runs=runs,
-                        mean=0.74, drift=0.2)  # fmt: skip
-    other = finalist.model_copy(update={"trial": "abc123-001", "behind": {
-        "difference": 0.04, "interval": [-0.01, 0.09]}})  # fmt: skip
-    confirmation = Confirmation(winner=results.winner.trial, searched="abc123-001", decided_by="x",
-                                finalists=[finalist, other], searched_test=test)  # fmt: skip
-    results = results.model_copy(update={
-        "confirmation": confirmation,
-        "winner": results.winner.model_copy(update={"test": test}),
-        "base": {"test": {**results.base["test"], "answer_tokens": 20.0}},
-        "data": {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}},
-    })  # fmt: skip
-    assert results.confirmation is not None
-    shown = terminal.render(results)
-    for said in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
-                 "the best of the search alone was abc123-001", "20.0", "30.0",
-                 "+0.350 from the base's, 95 % interval +0.250 to +0.450"):  # fmt: skip
-        assert said in shown
-    html = page.render(results)
-    for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
-                 "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
-        assert said in html
-    publishing = model_card.Publishing(
-        "me/x", None, None, {"license": "mit"}, "full", "float32", None
-    )
-    shown = str(model_card.render(results, publishing))
-    assert "0.710, 0.770 (searched: 0.910)" in shown
-    assert "| mean tokens of a greedy answer | 20.0 | 30.0 |" in shown
 
 
 JUDGE = """

@@ -1,0 +1,45 @@
+"""What terminal, report and model card say of finalists that were trained again."""
+
+from __future__ import annotations
+
+from tests.helpers.simulated_results import simulated
+from tune.publish import model_card
+from tune.report import page, terminal
+from tune.run_folder.confirmation import Confirmation, Finalist
+from tune.run_folder.confirmation import Run as SeedRun
+
+
+def test_terminal_report_and_card_say_how_much_was_luck() -> None:
+    results = simulated(6)
+    assert results.winner is not None
+    test = {**results.winner.test, "nll": 0.6, "margin": 2.0, "answer_tokens": 30.0}
+    test["over_base"] = {"ranking": {"difference": 0.35, "interval": [0.25, 0.45]}}
+    runs = [SeedRun(id=f"abc123-00{n}", seed=n, value=v) for n, v in ((7, 0.71), (8, 0.77))]
+    finalist = Finalist(trial=results.winner.trial, config={}, searched=0.91, runs=runs,
+                        mean=0.74, drift=0.2)  # fmt: skip
+    other = finalist.model_copy(update={"trial": "abc123-001", "behind": {
+        "difference": 0.04, "interval": [-0.01, 0.09]}})  # fmt: skip
+    confirmation = Confirmation(winner=results.winner.trial, searched="abc123-001", decided_by="x",
+                                finalists=[finalist, other], searched_test=test)  # fmt: skip
+    results = results.model_copy(update={
+        "confirmation": confirmation,
+        "winner": results.winner.model_copy(update={"test": test}),
+        "base": {"test": {**results.base["test"], "answer_tokens": 20.0}},
+        "data": {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}},
+    })  # fmt: skip
+    assert results.confirmation is not None
+    shown = terminal.render(results)
+    for said in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
+                 "the best of the search alone was abc123-001", "20.0", "30.0",
+                 "+0.350 from the base's, 95 % interval +0.250 to +0.450"):  # fmt: skip
+        assert said in shown
+    html = page.render(results)
+    for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
+                 "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
+        assert said in html
+    publishing = model_card.Publishing(
+        "me/x", None, None, {"license": "mit"}, "full", "float32", None
+    )
+    shown = str(model_card.render(results, publishing))
+    assert "0.710, 0.770 (searched: 0.910)" in shown
+    assert "| mean tokens of a greedy answer | 20.0 | 30.0 |" in shown
