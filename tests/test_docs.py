@@ -18,3 +18,10 @@ def test_the_architecture_page_is_short_and_names_files_that_exist() -> None:
         path for path in named if not any((ROOT / package / path).exists() for package in PACKAGES)
     }
     assert missing == set()
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        missing = [target for target in targets if not (page.parent / target).exists()]
+        assert missing == [], page

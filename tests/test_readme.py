@@ -1,4 +1,4 @@
-"""What the README tells people to type, typed."""
+"""What README and docs/ tell people to type, typed."""
 
 import re
 import shlex
@@ -11,10 +11,13 @@ from tests.helpers.ray_job_command import sent_by
 from tune.__main__ import _parser
 
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = "\n".join(
+    [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
+)
 
 
 def commands(name: str) -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", DOCUMENTS, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.split(" ")[0].endswith(name)]
 
@@ -37,7 +40,7 @@ def test_every_ray_job_is_understood() -> None:
 def test_the_make_targets_exist() -> None:
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     mentioned = {words[0] for words in commands("make")} | set(
-        re.findall(r"`make ([\w-]+)`", README)
+        re.findall(r"`make ([\w-]+)`", DOCUMENTS)
     )
     assert mentioned <= set(targets)
     assert {"run", "test", "check"} <= mentioned
