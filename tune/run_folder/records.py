@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
@@ -250,5 +250,14 @@ def create_run(folder: Path, prepared: Path, device: str) -> None:
 
 
 def read_records(folder: Path) -> Iterator[TrialRecord]:
+    """The trial records of a run folder, by id. Raises InputError for one that can't be read."""
     for path in sorted((folder / "trials").glob("*.json")):
-        yield TrialRecord.model_validate_json(path.read_text())
+        try:
+            yield TrialRecord.model_validate_json(path.read_text())
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+            raise InputError(
+                f"{mirror.shown(path)} is no trial record of this version ({reason}); restore it "
+                "from a copy, or start another search with `--name NEW`"
+            ) from None

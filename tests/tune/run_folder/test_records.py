@@ -4,13 +4,16 @@ import csv
 import io
 from pathlib import Path
 
+import pytest
+
+from dpo_train.errors import InputError
 from tests.helpers.simulated_results import SEARCH, simulated
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
 from tune.publish import redact
 from tune.report.terminal import to_csv
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.records import Records, create_run, read_records
 from tune.run_folder.results import Deployment
 
 
@@ -53,3 +56,11 @@ def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
     assert "127.0.0.1" not in told
     assert "/home/jo" not in told
     assert redact.search(config).serve == SearchConfig(name="x").serve
+
+
+@pytest.mark.parametrize("text", ['{"id": "a", "config": {}, "state": "banana"}', '{"id": "a"', ""])
+def test_a_record_that_is_none_is_named_in_a_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "a.json").write_text(text)
+    with pytest.raises(InputError, match=r"trials/a\.json is no trial record of this version"):
+        list(read_records(tmp_path))
