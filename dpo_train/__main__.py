@@ -3,6 +3,8 @@
 import argparse
 import shutil
 import sys
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from dpo_train.config import TrainConfig, load_train
@@ -45,6 +47,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         prepared = reference.plan(config, pairs, prepared_root.absolute(), device)
+        reference.prepare(prepared, Progress())
     session = open_session(config, prepared, device)
     pairs_seen = 0.0
     try:
@@ -64,6 +67,53 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         session.close()
     print(f"the model lies in {out}")
     return 0
+
+
+class Progress:
+    """Takes every turn of the reference pass, and prints to stderr how far the pass is."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+
+    def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
+        self._pairs = pairs
+        self._whole = set(whole)
+        self._found = sum(pairs[shard] for shard in whole)
+        self._began = self._printed = self._now()
+        kept = f", {self._found} of them computed before" if self._found else ""
+        _say(f"reference log-probs of {sum(pairs)} pairs{kept}")
+
+    def take(self, shard: int) -> bool:
+        return True
+
+    def done(self, shard: int) -> None:
+        self._whole.add(shard)
+        now = self._now()
+        if now - self._printed < _PROGRESS_EVERY_SECONDS:
+            return
+        self._printed = now
+        done, total = sum(self._pairs[shard] for shard in self._whole), sum(self._pairs)
+        computed = done - self._found
+        left = ""
+        if computed:
+            left = f" ({_duration((now - self._began) * (total - done) / computed)} left)"
+        _say(f"reference log-probs {done} of {total}{left}")
+
+
+_PROGRESS_EVERY_SECONDS = 10
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """The two largest units: 40 s, 1 min 40 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train.config import LoraConfig, ModelConfig
+from dpo_train.converted_weights import converted
 from dpo_train.errors import InputError
 from dpo_train.model_source import fetch, local_folder
 
@@ -57,8 +59,12 @@ class WarmBase:
 _loaded: dict[tuple[str, str], WarmBase] = {}
 
 
-def load_base(config: ModelConfig, device: str) -> WarmBase:
-    """The process's one copy of the base on that device, loaded at the first call."""
+def load_base(config: ModelConfig, device: str, prepared: Path | None = None) -> WarmBase:
+    """The process's one copy of the base on that device, loaded at the first call.
+
+    On a CPU all processes of a machine share the pages of float32 weights, converted into the
+    `prepared` folder if the model's own files have another dtype. Raises DiskFull.
+    """
     key = (config.model_dump_json(), device)
     if key not in _loaded:
         fetch(config)  # this node may be another than the one that prepared the data
@@ -68,9 +74,13 @@ def load_base(config: ModelConfig, device: str) -> WarmBase:
         folder = local_folder(config)
         place = {"revision": config.revision, "local_files_only": True} if folder is None else {}
         tokenizer = load_tokenizer(config)
+        weights = converted(config, prepared) if prepared and device == "cpu" else None
         model = AutoModelForCausalLM.from_pretrained(
-            folder or config.id, dtype=getattr(torch, config.dtype), **place
+            weights or folder or config.id,
+            dtype=getattr(torch, config.dtype),
+            **({} if weights else place),
         ).to(device)
+        model.config._name_or_path = str(folder or config.id)
         _loaded.clear()  # one base at a time: a second would double the memory
         _loaded[key] = WarmBase(model, tokenizer, None)
         # What is loaded by now stays: the collection at each trial's end need not walk it again,

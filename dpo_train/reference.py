@@ -9,27 +9,27 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import shutil
-import tempfile
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train import model, model_source
 from dpo_train.config import ModelConfig, TrainConfig
-from dpo_train.data import SPLITS, Pairs, Row, shared_length
+from dpo_train.data import SPLITS, Pairs
 from dpo_train.errors import InputError
-from dpo_train.scoring import logps, metrics
-from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.reference_pass.rows import RowFile
+from dpo_train.reference_pass.shards import ALONE, Pass, ScoredShard, Turns, remove_shards
+from dpo_train.reference_pass.splits import FORMAT, IDS, write_splits
+from dpo_train.reference_pass.tokenise import tokenise
+from dpo_train.scoring import logps
 from dpo_train.storage import mirror
-from dpo_train.storage.files import checksum, write_atomically, write_here
+from dpo_train.storage.files import checksum, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,36 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     return folder
 
 
-def prepare(folder: Path) -> PreparedData:
-    """The prepared data at a planned folder, computed if it isn't whole yet; of a URL what another
-    node computed is taken.
+def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
+    """The prepared data of a planned folder, computed with whoever else calls this if it is not
+    finished yet.
 
-    Raises InputError if no pair is left after tokenising.
+    The processes of a machine, and the machines that share the folder's URL, share the work out in
+    shards; `turns` may say which shards this process takes. A pass that was killed goes on from
+    the shards that it wrote.
+
+    Raises InputError if rows.jsonl is damaged or if no pair is left after tokenising, and
+    OutOfMemory if there is no memory for one pair.
     """
     if finished := _finished(folder, computed=0):
         return finished
     folder.mkdir(parents=True, exist_ok=True)  # of a URL
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
-        if finished := _finished(folder, computed=0) or _bring(folder, computed=0):
-            return finished
-        for name in ("rows.jsonl", "plan.json"):
-            mirror.fetch_once(folder / name)
-        finished = _compute(folder)
-        if theirs := _bring(folder, finished.computed_pairs):
-            return theirs
-        for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
-            mirror.put(folder / name)  # onto the folder's URL, the manifest last
-        return finished
+    task: _Task | None = None
+    while True:
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            computed = task.shards.computed_pairs if task else 0
+            finished = _finished(folder, computed) or _bring(folder, computed)
+            if finished is None and task is not None:
+                finished = _merge(folder, task)
+            if finished is not None:
+                if task is not None:
+                    remove_shards(folder)
+                return finished
+        # The pass runs without the folder's lock, with one for each shard.
+        if task is None:
+            task = _Task(folder, turns)
+        task.shards.run()
 
 
 def _finished(folder: Path, computed: int) -> PreparedData | None:
@@ -155,114 +164,75 @@ def _is_as_written(file: Path, wanted: str) -> bool:
 _verified: set[tuple[str, int, int, str]] = set()
 
 
-def _compute(folder: Path) -> PreparedData:
-    from datasets import Dataset, disable_progress_bars  # slow to import
+class _Task:
+    """The reference pass over a folder as this process sees it. Raises InputError for damaged
+    rows."""
 
-    disable_progress_bars()
-    asked = json.loads((folder / "plan.json").read_text())
-    base = ModelConfig(**asked["base"])
-    if checksum(folder / "rows.jsonl") != asked["rows"]:
-        mirror.remove(folder / "plan.json")
-        mirror.forget(folder / "rows.jsonl")
-        raise InputError(
-            f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
-            "written anew from the dataset"
-        )
-    rows: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    # Not splitlines: texts from the web hold U+2028 and its like.
-    for line in (folder / "rows.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n"):
-        row = json.loads(line)
-        rows[row.pop("split")].append(Row(**row))
-    warm = model.load_base(base, asked["device"])
-    dropped: Counter[str] = Counter()
-    columns = {
-        name: _tokenise(rows[name], warm.tokenizer, asked["max_length_tokens"], dropped)
-        for name in SPLITS
-    }
-    _refuse_nothing_left(columns, dropped)
-
-    pad_token_id = int(warm.tokenizer.pad_token_id)
-    untrained = warm.fresh(trained_in_full=False)
-    numbers: dict[str, dict[str, Any]] = {}
-    sums: dict[str, str] = {}
-    # Another node may do the same where its lock is not seen: neither disturbs the other.
-    working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
-    for name in SPLITS:
-        chosen, rejected = logps.score(untrained, columns[name], pad_token_id, asked["device"])
-        columns[name]["ref_chosen_logps"] = chosen.tolist()
-        columns[name]["ref_rejected_logps"] = rejected.tolist()
-        Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)
-        (arrow,) = (working / name).glob("*.arrow")
-        arrow.replace(folder / f"{name}.arrow")
-        sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
-        if name != "train":
-            numbers[name] = _base_numbers(columns[name], chosen, rejected)
-    pairs = {name: len(columns[name]["prompt_ids"]) for name in SPLITS}
-    manifest = {
-        "format": FORMAT,
-        "pairs": pairs,
-        "dropped": dict(dropped),
-        "pad_token_id": pad_token_id,
-        "base": numbers,
-        "sha256": sums,
-    }
-    write_here(working / "manifest.json", json.dumps(manifest, indent=1))
-    (working / "manifest.json").replace(folder / "manifest.json")
-    shutil.rmtree(working)
-    finished = _finished(folder, computed=sum(pairs.values()))
-    assert finished is not None
-    return finished
-
-
-def _tokenise(
-    rows: list[Row],
-    tokenizer: PreTrainedTokenizerBase,
-    max_length_tokens: int,
-    dropped: Counter[str],
-) -> dict[str, list[Any]]:
-    """Token ids as TRL's DPOTrainer makes them: the completion starts where the rendered prompt
-    and the rendered conversation part ways."""
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("prompt_ids", "chosen_ids", "rejected_ids", "prompt", "chosen", "prompt_key")
-    }
-    for row in rows:
-        prompt = _template(tokenizer, row.prompt, add_generation_prompt=True)
-        chosen = _template(tokenizer, row.prompt + row.chosen)
-        rejected = _template(tokenizer, row.prompt + row.rejected)
-        start = min(shared_length(prompt, chosen), shared_length(prompt, rejected))
-        chosen_ids, rejected_ids = chosen[start:], rejected[start:]
-        if not prompt[:start] or not chosen_ids or not rejected_ids:
-            dropped["empty after tokenising"] += 1
-        elif chosen_ids == rejected_ids:
-            dropped["identical after tokenising"] += 1
-        elif start + max(len(chosen_ids), len(rejected_ids)) > max_length_tokens:
-            dropped[f"longer than {max_length_tokens} tokens"] += 1
-        else:
-            columns["prompt_ids"].append(prompt[:start])
-            columns["chosen_ids"].append(chosen_ids)
-            columns["rejected_ids"].append(rejected_ids)
-            columns["prompt"].append(json.dumps(row.prompt, ensure_ascii=False))
-            columns["chosen"].append(row.chosen[-1]["content"])
-            columns["prompt_key"].append(row.prompt_key)
-    return columns
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, messages: list[Any], **options: Any) -> list[int]:
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, **options
-    )
-    return list(encoded["input_ids"])
-
-
-def _refuse_nothing_left(columns: dict[str, dict[str, list[Any]]], dropped: Counter[str]) -> None:
-    for name, split in columns.items():
-        if not split["prompt_ids"]:
-            took = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+    def __init__(self, folder: Path, turns: Turns) -> None:
+        for name in ("rows.jsonl", "plan.json"):
+            mirror.fetch_once(folder / name)
+        asked = json.loads((folder / "plan.json").read_text())
+        if checksum(folder / "rows.jsonl") != asked["rows"]:
+            mirror.remove(folder / "plan.json")
+            mirror.forget(folder / "rows.jsonl")
             raise InputError(
-                f"data: no pair is left for {name} after tokenising ({took}); raise "
-                "data.max_length_tokens or give other rows"
+                f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
+                "written anew from the dataset"
             )
+        self.rows = RowFile(folder / "rows.jsonl")
+        self._base = ModelConfig(**asked["base"])
+        self._device: str = asked["device"]
+        self._max_length_tokens: int = asked["max_length_tokens"]
+        self._folder = folder
+        self.shards = Pass(folder, self.rows, self._score, turns)
+
+    def _score(self, numbers: Sequence[int]) -> ScoredShard:
+        tokenizer, forward = self._loaded
+        pad_token_id = int(tokenizer.pad_token_id)
+        rows: list[int] = []
+        dropped: list[tuple[int, str]] = []
+        columns: dict[str, list[Any]] = {name: [] for name in IDS}
+        for number, (_, row) in zip(numbers, self.rows.read(numbers), strict=True):
+            ids = tokenise(row, tokenizer, self._max_length_tokens)
+            if isinstance(ids, str):
+                dropped.append((number, ids))
+            else:
+                rows.append(number)
+                for name in IDS:
+                    columns[name].append(getattr(ids, name))
+        chosen, rejected = logps.score_with(forward, columns, pad_token_id, self._device)
+        return ScoredShard(
+            pad_token_id=pad_token_id,
+            rows=rows,
+            dropped=dropped,
+            **columns,
+            ref_chosen_logps=chosen.tolist(),
+            ref_rejected_logps=rejected.tolist(),
+        )
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedTokenizerBase, logps.Forward]:
+        """Tokenizer and reference, which only a process that computes a shard loads."""
+        warm = model.load_base(self._base, self._device, self._folder)
+        untrained = warm.fresh(trained_in_full=False)
+        return warm.tokenizer, logps.forward_pass(untrained, self._device)
+
+
+def _merge(folder: Path, task: _Task) -> PreparedData | None:
+    """The finished data, merged from the shards here and brought onto the folder's URL.
+
+    None if not all shards are whole. Raises InputError if no pair is left.
+    """
+    shards = task.shards.results() if task.shards.is_complete else None
+    if shards is None:
+        return None
+    write_splits(folder, task.rows, shards)
+    computed = task.shards.computed_pairs
+    if theirs := _bring(folder, computed):
+        return theirs
+    for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
+        mirror.put(folder / name)  # onto the folder's URL, the manifest last
+    return _finished(folder, computed)
 
 
 def prompt_keys(folder: Path, split: str) -> list[str]:
@@ -273,14 +243,3 @@ def prompt_keys(folder: Path, split: str) -> list[str]:
         table = pyarrow.ipc.open_stream(file).read_all()
         keys: list[str] = table["prompt_key"].to_pylist()
     return keys
-
-
-def _base_numbers(
-    columns: dict[str, list[Any]], chosen: metrics.Floats, rejected: metrics.Floats
-) -> dict[str, Any]:
-    won = metrics.ranking(logps.pair_logps(columns, chosen, rejected))
-    return {
-        "ranking": float(won.mean()),
-        "interval": bootstrap_interval(won, columns["prompt_key"]),
-        "pairs": len(won),
-    }

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="results.json")
     form.add_argument("--csv", action="store_true", help="one line a trial")
 
-    stop = command("stop", _stop, help="end a trial of a running search at its next report")
+    stop = command("stop", _stop, help="end a trial of a running search at its next step")
     _add_trial(stop)
 
     clone = command("clone", _clone, help="try a trial's point soon, with changes")
@@ -194,6 +194,7 @@ def _finish(search: Any) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from tune.report.terminal import render, to_csv
+    from tune.run_folder.live import describe_live
     from tune.run_folder.results import current_results
 
     results = current_results(options.run)
@@ -203,6 +204,8 @@ def _show(options: argparse.Namespace) -> int:
         print(to_csv(results), end="")
     else:
         print(render(results, rows=50))
+        if live := describe_live(results.folder):
+            print("\nat work now:\n" + "\n".join(f"  {line}" for line in live))
     return _DONE
 
 
@@ -210,7 +213,7 @@ def _stop(options: argparse.Namespace) -> int:
     from tune.commands.stop_clone import stop
 
     stop(options.run, options.trial)
-    print(f"asked: {options.trial} stops at its next report")
+    print(f"asked: {options.trial} stops within seconds, at the end of its step")
     return _DONE
 
 

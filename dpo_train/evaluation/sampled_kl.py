@@ -40,6 +40,7 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
     rows = data.split("eval")[:]
     first = {key: number for number, key in reversed(list(enumerate(rows["prompt_key"])))}
     chosen = sorted(first.values())[:PROMPTS]
+    warm = model.load_base(base, device, prepared)  # before an adapter's own load, which uses it
     policy, tokenizer = export.load(folder, device)
     is_adapter = hasattr(policy, "peft_config")
     inner: Any = policy.get_base_model() if is_adapter else policy
@@ -54,7 +55,7 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
     ours = logps.score(inner, pairs, data.pad_token_id, device)
     if is_adapter:
         policy.unload()
-    untrained = model.load_base(base, device).fresh(trained_in_full=False)
+    untrained = warm.fresh(trained_in_full=False)
     theirs = logps.score(untrained, pairs, data.pad_token_id, device)
     values = np.subtract(ours, theirs).mean(axis=0)
     keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]

@@ -42,7 +42,7 @@ def evaluate_on_test(
     data = reference.prepare(prepared)
     rows = data.split("test")[:]
     prompts = [json.loads(prompt) for prompt in rows["prompt"][:MEASURED]]
-    warm = model.load_base(base, device)
+    warm = model.load_base(base, device, prepared)
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
     base_tokens = _mean_length(said)

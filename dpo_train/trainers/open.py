@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_train.config import TrainConfig
+from dpo_train.memory import NO_BOUNDS, MemoryBounds
 from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_train.trainers.session import Session
 from dpo_train.trainers.simulated import SimulatedSession
 
 
 def open_session(
-    config: TrainConfig, prepared: Path, device: str, process_group: ProcessGroup = SINGLE_PROCESS
+    config: TrainConfig,
+    prepared: Path,
+    device: str,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+    memory: MemoryBounds = NO_BOUNDS,
 ) -> Session:
-    """The session that the config asks for, over the prepared data at that folder.
+    """The session that the config asks for, over the prepared data at that folder; its passes
+    have no more tokens than fit into `memory`.
 
     Each process of a group opens one, with the same arguments but its rank, and all are driven
     together.
@@ -23,7 +29,7 @@ def open_session(
     if config.trainer == "packed":
         from dpo_train.trainers.packed.session import PackedSession  # imports torch, slowly
 
-        return PackedSession(config, prepared, device)
+        return PackedSession(config, prepared, device, memory)
     from dpo_train.trainers.trl_session import TrlSession  # imports torch and TRL, slowly
 
-    return TrlSession(config, prepared, device, process_group)
+    return TrlSession(config, prepared, device, process_group, memory)

@@ -21,13 +21,40 @@ class Session(Protocol):
     """At the last evaluation each metric's value for each held-out pair, in the order of the
     prepared rows; their mean is what was reported. By it two trials are compared pair by pair."""
 
+    @property
+    def pairs_done(self) -> int:
+        """Pairs whose gradients it has computed by now, also those of a step that isn't
+        complete."""
+        ...
+
+    @property
+    def pairs_at_once(self) -> int:
+        """Pairs of a batch that go through the model in one pass: as many as the configuration
+        says, or fewer where memory holds no more."""
+        ...
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The most tokens of a pass, with padding; 0 where they aren't known."""
+        ...
+
     def advance(self) -> dict[str, float]:
         """Trains to the next evaluation and returns its metrics. Raises Diverged for a loss that is
         no number, and OutOfMemory, after which the session can only be closed."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes what going on needs: weights, optimizer, schedule, data order, random state."""
+    def advance_for(self, seconds: float) -> dict[str, float] | None:
+        """Does the same for so long at most: returns None if there was no evaluation by then. The
+        training may go on until the next call of any method."""
+        ...
+
+    def save(self, folder: Path) -> int:
+        """Writes what going on needs: weights, optimizer, schedule, data order, random state, and
+        what was summed up since the last evaluation.
+
+        Returns the pairs_seen of what it wrote, a whole number of steps. Returns 0 and writes
+        nothing if an evaluation came first, which the next `advance` returns.
+        """
         ...
 
     def restore(self, folder: Path) -> None:
@@ -35,7 +62,7 @@ class Session(Protocol):
         ...
 
     def export(self, folder: Path) -> None:
-        """Writes the weights as a folder that can be served."""
+        """Writes the weights as a folder that can be served; only right after an evaluation."""
         ...
 
     def close(self) -> None:
@@ -56,16 +83,6 @@ class OutOfMemory(MemoryError):
     """There was no memory for so many pairs at once."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's allocator has an error of its own, the CPU's a RuntimeError with these words."""
-    import torch  # slow to import
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
 def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
     """The same trial with half as many pairs at once and the same batch; at once are those of all
     members together, each of which has at least one.
@@ -75,9 +92,18 @@ def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
     at_once = config.optim.pairs_at_once
     if at_once < 2 * members:
         raise OutOfMemory("out of memory with one pair at once")
+    return with_pairs_at_once(config, at_once // 2, members)
+
+
+def with_pairs_at_once(config: TrainConfig, pairs: int, members: int = 1) -> TrainConfig:
+    """The same trial with at most so many pairs at once, at least one for each member.
+
+    Raises OutOfMemory, saying why, if its loss does not allow it.
+    """
     try:
-        return override(config, {"optim.micro_batch_size": at_once // 2})
+        return override(config, {"optim.micro_batch_size": max(pairs, members)})
     except InputError:  # its loss couples the rows of a batch
+        at_once = config.optim.pairs_at_once
         raise OutOfMemory(
             f"out of memory with a batch of {at_once}, which {', '.join(config.dpo.losses)} does "
             "not allow to be split; lower optim.batch_size"

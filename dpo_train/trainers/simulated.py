@@ -22,12 +22,32 @@ class SimulatedSession:
         self._config = config
         self._curve = config.simulated
         self._pairs_seen = 0
+        self._left = config.simulated.seconds_per_report
         self.pairs_total = self._curve.pairs * config.optim.epochs
         self.reference_pairs = 0
+        self.tokens_at_once = 0
         self.held_out: dict[str, list[float]] = {}
 
+    @property
+    def pairs_done(self) -> int:
+        every, length = self._config.eval_every_pairs, self._curve.seconds_per_report
+        share = 1 - self._left / length if length else 0.0
+        return min(self.pairs_total, self._pairs_seen + int(share * every))
+
+    @property
+    def pairs_at_once(self) -> int:
+        return self._config.optim.pairs_at_once
+
+    def advance_for(self, seconds: float) -> dict[str, float] | None:
+        if self._left > seconds:
+            time.sleep(seconds)
+            self._left -= seconds
+            return None
+        return self.advance()
+
     def advance(self) -> dict[str, float]:
-        time.sleep(self._curve.seconds_per_report)
+        time.sleep(self._left)
+        self._left = self._curve.seconds_per_report
         optim, every = self._config.optim, self._config.eval_every_pairs
         first_report = self._pairs_seen == 0
         target = (self._pairs_seen // every + 1) * every
@@ -66,9 +86,10 @@ class SimulatedSession:
         noise = random.Random(zlib.crc32(place.encode())).gauss(0, self._curve.noise)
         return min(1.0, max(0.0, mean + noise))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "simulated.json").write_text(json.dumps({"pairs_seen": self._pairs_seen}))
+        return self._pairs_seen
 
     def restore(self, folder: Path) -> None:
         self._pairs_seen = json.loads((folder / "simulated.json").read_text())["pairs_seen"]

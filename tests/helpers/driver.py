@@ -48,7 +48,8 @@ class Driver:
         if not isinstance(config, dict):
             return config
         trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
-                                run_metadata=SimpleNamespace(num_failures=0))  # fmt: skip
+                                run_metadata=SimpleNamespace(num_failures=0),
+                                get_error=lambda: None)  # fmt: skip
         self.scheduler.on_trial_add(None, trial)
         return trial
 

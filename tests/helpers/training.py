@@ -24,6 +24,27 @@ def numbers(report: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in report.items() if "second" not in name}
 
 
+def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder: Path) -> None:
+    """Saved in the midst of an interval, the trial reports what it would have reported."""
+    whole = [numbers(report) for report in curve(trial, prepared)]
+    session = open_session(trial, prepared, "cpu")
+    begun = [numbers(session.advance())]
+    while session.pairs_done <= begun[0]["pairs_seen"]:
+        assert session.advance_for(0) is None
+    saved = session.save(folder / "between")
+    assert begun[0]["pairs_seen"] < saved < whole[1]["pairs_seen"]
+    begun.append(numbers(session.advance()))  # holding disturbs nothing
+    while session.advance_for(0) is None:
+        pass  # an evaluation that nobody waited for is the next report
+    session.close()
+    assert begun == whole[:2]
+    restored = open_session(trial, prepared, "cpu")
+    restored.restore(folder / "between")
+    rest = [numbers(restored.advance()) for _ in range(len(whole) - 1)]
+    restored.close()
+    assert rest == whole[1:]
+
+
 def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
     whole = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")

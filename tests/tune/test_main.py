@@ -106,7 +106,8 @@ def test_doctor_says_what_is_here_and_what_a_search_needs(tmp_path: Path, dpo_tu
     (tmp_path / "x.yaml").write_text(GOOD)
     done = dpo_tune("doctor", "x.yaml")
     assert done.returncode == 0, done.stderr
-    for word in ("CPUs", "memory", "GPUs", "free disk", "Hub", "W&B", "one trial", "ready"):
+    for word in ("CPUs", "memory", "GPUs", "free disk", "Hub", "W&B", "one trial", "ready",
+                 "all at once"):  # fmt: skip
         assert word in done.stdout
     assert not (tmp_path / "runs").exists()
 

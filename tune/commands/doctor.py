@@ -11,10 +11,10 @@ from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
+from tune.search import memory_plan
 from tune.search.preflight import (
     disk_bytes,
     gpu_names,
-    memory_bytes,
     refuse_impossible,
     refuse_impossible_end,
 )
@@ -66,27 +66,26 @@ def _wandb_mode(config: SearchConfig | None) -> str:
     return f"; {config.wandb.mode}: {told[config.wandb.mode]}"
 
 
-def _needs(config: SearchConfig) -> list[str]:
+def _needs(config: SearchConfig) -> Iterator[str]:
     again = config.total_runs - config.total_trials
-    lines = [
+    yield (
         f"search       {config.name}: {config.total_trials} trials"
         + (f" and {again} runs that confirm the best, " if again else ", ")
-        + f"{config.resources.cpus:g} CPU and {config.resources.gpus:g} GPU each",
-    ]
+        + f"{config.resources.cpus:g} CPU and {config.resources.gpus:g} GPU each"
+    )
     if config.trainer == "simulated":
-        return [*lines, "             simulated: no model, no data"]
+        yield "             simulated: no model, no data"
+        return
     resolved = config.model_copy(update={"model": model_source.resolve(config.model)})
     weights = model_source.parameter_count(resolved.model)
+    yield f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights"
+    yield from memory_plan.lines(resolved)
     refresh(config.folder)
     exists = "exists" if (config.folder / "run.json").exists() else "new"
     free = ""
     if not mirror.is_url(config.runs_dir):
         free = f"; {free_bytes(config.folder) / 1e9:.1f} GB free"
-    return [
-        *lines,
-        f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights",
-        f"one trial    about {memory_bytes(resolved) / 1e9:.2f} GB for weights, gradients and "
-        "optimizer; activations come on top",
+    yield (
         f"disk         at most about {disk_bytes(resolved) / 1e9:.2f} GB in "
-        f"{mirror.shown(config.folder)} ({exists}{free})",
-    ]
+        f"{mirror.shown(config.folder)} ({exists}{free})"
+    )

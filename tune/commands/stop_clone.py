@@ -21,7 +21,7 @@ from tune.search.resume import is_finished
 
 
 def stop(run_folder: str | Path, trial: str) -> None:
-    """Asks a search to end a trial at its next report. Raises InputError."""
+    """Asks a search to end a trial at its next step. Raises InputError."""
     folder = find_run(run_folder)
     _, records = open_run(folder)
     if (record := records.find(trial)).state in ENDED:

@@ -185,7 +185,7 @@ class SearchConfig(TrainConfig):
     resources: ResourcesConfig = ResourcesConfig()
     """Of one trial."""
     budget: BudgetConfig = BudgetConfig()
-    """When one is spent no trial starts and running ones stop at their next report."""
+    """When one is spent no trial starts and running ones stop at their next step."""
     keep_best: int = Field(3, ge=1, le=1000)
     """How many trials' exported weights stay on disk; with two objectives in the finalists'
     order."""

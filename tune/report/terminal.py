@@ -6,7 +6,7 @@ import csv
 import io
 
 from tune.config.objective import Objective
-from tune.run_folder.records import TrialRecord
+from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
 
@@ -36,6 +36,8 @@ def _verdict(results: Results) -> str:
     winner = results.winner
     if winner is None:
         best = results.objective.best(results.trials)
+        if best is None and any(trial.state not in ENDED for trial in results.trials):
+            return "no trial has reported yet"
         if best is None:
             return "no trial was measured: nothing was won"
         value = best.metrics[results.objective.metric]

@@ -25,6 +25,10 @@ STATES: tuple[State, ...] = get_args(State)
 ENDED = STATES[:3]
 
 
+_LEAST_TOKENS = 64
+"""Less than a pair has."""
+
+
 class Document(BaseModel):
     """What is written to disk; later versions may add fields."""
 
@@ -79,6 +83,8 @@ class RunInfo(Document):
     device: str
     driver_sessions: list[tuple[float, float]] = Field([], alias="sittings")
     """Unix times at which a driver began and was last seen."""
+    most_tokens: int | None = None
+    """The most tokens of a pass since a process ended for lack of memory; null before."""
     times: int = 1
     """By how much an earlier version multiplied the epochs of the YAML, when it let trials train
     on after their end."""
@@ -103,6 +109,9 @@ class Records:
         self.run = RunInfo.model_validate_json((folder / "run.json").read_text())
         self.unwritten: OSError | None = None
         """Why a record could not be written: what is on disk is the truth, not what is here."""
+        self.memory_kills = 0
+        """How often Ray's memory monitor has ended Ray Tune in this driver session, without a
+        report since."""
 
     def begin_driver_session(self) -> None:
         now = time.time()
@@ -113,6 +122,16 @@ class Records:
         """Notes that the driver is alive; what the budget of hours counts."""
         self.run.driver_sessions[-1] = (self.run.driver_sessions[-1][0], time.time())
         self._write_run()
+
+    def halve_tokens(self, tokens: int) -> bool:
+        """Notes that memory ran out in passes of so many tokens, 0 if that isn't known: from now on
+        none has more than half. Returns False if there is no less."""
+        half = min(tokens, self.run.most_tokens or tokens) // 2
+        if half < _LEAST_TOKENS:
+            return False
+        self.run.most_tokens = half
+        self._write_run()
+        return True
 
     def next_id(self) -> str:
         return f"{self.run.prefix}-{len(self.trials):03d}"
@@ -162,6 +181,7 @@ class Records:
 
         A trial that went on from its saved state reports again what it lost.
         """
+        self.memory_kills = 0
         record = self.trials[trial_id]
         earlier = [p for p in record.curve if p["pairs_seen"] < report["pairs_seen"]]
         is_new = len(earlier) == len(record.curve)

@@ -15,28 +15,51 @@ from dpo_train.storage.disk import discarding_partial
 from dpo_train.storage.files import checksums_match, write_checksums
 from dpo_train.storage.mirror import CHECKSUMS
 
+_REPORTED = "reported"
+"""In a saved state: the pairs_seen of the last report before it."""
 
-def save_state(run: Path, trial_id: str, pairs_seen: int, save: Callable[[Path], None]) -> None:
-    """Writes `state/<trial>/<pairs_seen>/`, and leaves it and the one before. Raises DiskFull."""
+
+def save_state(run: Path, trial_id: str, reported: int, save: Callable[[Path], int]) -> int:
+    """Writes `state/<trial>/<pairs_seen>/`, and leaves it and the one before.
+
+    `save` writes a session's state and returns its pairs_seen, 0 if it wrote none. `reported`: the
+    pairs_seen of the trial's last report. Returns the pairs_seen of the state, 0 if there is no new
+    one. Raises DiskFull.
+    """
     folder = run / "state" / trial_id
     part = folder / ".part"
     shutil.rmtree(part, ignore_errors=True)
     with discarding_partial(part):
         part.mkdir(parents=True)
-        save(part / "session")
+        pairs_seen = save(part / "session")
+        if not pairs_seen or pairs_seen in saved_pairs(run, trial_id):
+            shutil.rmtree(part)
+            return 0
+        (part / _REPORTED).write_text(str(reported))
         write_checksums(part)
-    # What a death left there, which is no state: one that is whole is not reached again.
+    # What a death left there, which is no state.
     shutil.rmtree(folder / str(pairs_seen), ignore_errors=True)
     part.replace(folder / str(pairs_seen))
     mirror.hand_over(folder / str(pairs_seen))
     for pairs in saved_pairs(run, trial_id)[:-2]:
         mirror.remove(folder / str(pairs))
+    return pairs_seen
 
 
 def saved_pairs(run: Path, trial_id: str) -> list[int]:
     """The pairs_seen of a trial's saved states, ascending."""
     found = mirror.find(run / "state" / trial_id, f"[0-9]*/{CHECKSUMS}")
     return sorted(int(path.parent.name) for path in found)
+
+
+def reported_pairs(run: Path, trial_id: str, pairs_seen: int) -> int:
+    """The pairs_seen of the last report before a saved state. Earlier versions saved right after a
+    report only."""
+    try:
+        text = mirror.read_text(run / "state" / trial_id / str(pairs_seen) / _REPORTED)
+    except FileNotFoundError:
+        return pairs_seen
+    return int(text)
 
 
 def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
@@ -57,11 +80,11 @@ def last_state(run: Path, trial_id: str, recorded: int) -> tuple[int, str]:
     of the record, as a driver's death may have left it. It removes those that are."""
     if mirror.url(run) is None:
         return last_whole_state(run, trial_id)
-    saved = saved_pairs(run, trial_id)
-    for pairs in saved:
-        if pairs > recorded:
+    saved = {pairs: reported_pairs(run, trial_id, pairs) for pairs in saved_pairs(run, trial_id)}
+    for pairs, reported in saved.items():
+        if reported > recorded:
             mirror.remove(run / "state" / trial_id / str(pairs))
-    return max((pairs for pairs in saved if pairs <= recorded), default=0), ""
+    return max((pairs for pairs in saved if saved[pairs] <= recorded), default=0), ""
 
 
 def saved_session(run: Path, trial_id: str, pairs_seen: int) -> Path:

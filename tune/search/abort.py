@@ -6,6 +6,7 @@ It is a full disk, a record that can't be written, or the loss of Ray's processe
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -32,6 +33,8 @@ class AbortStopper(Stopper):
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self.at_each_turn: Callable[[], None] = lambda: None
+        """Called at every turn too."""
         self._looked = 0.0
         self.reason = ""
 
@@ -39,6 +42,7 @@ class AbortStopper(Stopper):
         return False
 
     def stop_all(self) -> bool:
+        self.at_each_turn()
         if error := self._records.unwritten:
             self.reason = (
                 f"{mirror.shown(self._records.folder)} can't be written ({one_line(error)})"

@@ -5,6 +5,7 @@ This file is the order of events. Each step is a call of the module that owns it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tune.run_folder.yaml_file import write_yaml
 from tune.search import preflight
 from tune.search.deploy import deploy_if_asked
 from tune.search.interruption import disk_failure_as_interruption, termination_as_interruption
+from tune.search.memory_plan import fit_into_memory
 from tune.search.prepared_data import find_prepared_data, plan_prepared_data
 from tune.search.resume import (
     adopt,
@@ -33,6 +35,7 @@ from tune.search.resume import (
     refuse_warm_clones,
     reopen_trials,
 )
+from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
 from tune.search.warm_start import with_earlier_points
 from tune.tracking.child_process import Tracker
@@ -48,6 +51,12 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
         config = check(search)
     else:
         config = load_search(Path(search), overrides)
+    with SignsOfLife() as signs:
+        return _run(config, signs)
+
+
+def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
+    signs.doing(f"{config.name}: looking at model, data and outputs")
     config = with_earlier_points(config)
     preflight.refuse_impossible(config)
     preflight.refuse_impossible_end(config)
@@ -58,7 +67,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
         refuse_other_search(folder, config)
         with only_driver(folder):
             adopt(folder, config)
-            return _continue(folder)
+            return _continue(folder, signs)
     open_storage(config.storage)
     refuse_other_files(folder)
     config, prepared = plan_prepared_data(config)
@@ -66,7 +75,7 @@ def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None =
     with only_driver(folder):
         write_yaml(folder, config)
         create_run(folder, prepared, config.device)
-        return _continue(folder)
+        return _continue(folder, signs)
 
 
 def resume(run_folder: str | Path, trials: int | None = None) -> Results:
@@ -77,10 +86,11 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
             grow(folder, trials)
         if not is_finished(folder):
             preflight.refuse_impossible_end(load_search(folder / "search.yaml"))
-        return _continue(folder)
+        with SignsOfLife() as signs:
+            return _continue(folder, signs)
 
 
-def _continue(folder: Path) -> Results:
+def _continue(folder: Path, signs: SignsOfLife) -> Results:
     """Brings a run folder to its end, from wherever it stands."""
     with disk_failure_as_interruption(folder):
         config, records = open_run(folder)
@@ -88,21 +98,24 @@ def _continue(folder: Path) -> Results:
             return _publish(load_results(folder), config)
         refuse_warm_clones(records)
         find_prepared_data(config, records)
+        config = fit_into_memory(config, records.run.prepared_folder)
         reopen_trials(records)
         records.begin_driver_session()
         tracker = Tracker(folder, config.wandb)
         try:
-            return _publish(_search(config, records), config)
+            return _publish(_search(config, records, signs), config)
         finally:
             tracker.close()
 
 
-def _search(config: SearchConfig, records: Records) -> Results:
+def _search(config: SearchConfig, records: Records, signs: SignsOfLife) -> Results:
     """Trains trials until no more start and the winner is known; writes results and report."""
 
     def as_it_stands() -> Results:
         return assemble(config, records, None, {}, "")
 
+    address = os.environ.get("RAY_ADDRESS")
+    signs.doing(f"connecting to the Ray cluster at {address}" if address else "starting Ray")
     with (
         connected(config, import_meanwhile="tune.search.tuner"),
         termination_as_interruption(),
@@ -110,7 +123,8 @@ def _search(config: SearchConfig, records: Records) -> Results:
     ):
         from tune.search.tuner import run_trials  # Ray is imported by `connected`, not before
 
-        outcome = run_trials(config, records)
+        outcome = run_trials(config, records, signs)
+        signs.doing("ending Ray")
     results = assemble(
         config,
         records,

@@ -6,19 +6,21 @@ It looks for too few GPUs, too little disk, missing packages, and a Hub that wou
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
+from typing import Any
 
 from dpo_train import model_source
+from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.search import deploy
 from tune.workers.user_evaluation import refuse_missing
-
-_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def refuse_impossible(config: SearchConfig) -> None:
@@ -88,16 +90,32 @@ def trainable_share(config: SearchConfig, weights: int) -> int:
     return int(weights * min(1.0, 2 * config.lora.r / 1000))
 
 
-def memory_bytes(config: SearchConfig) -> int:
-    """Weights, gradients and AdamW's two moments of one trial; activations come on top."""
-    weights = model_source.parameter_count(config.model)
-    return weights * _BYTES[config.model.dtype] + trainable_share(config, weights) * 12
-
-
 def disk_bytes(config: SearchConfig) -> int:
-    """The most that a search holds: k best exports, the winner, two states a running trial."""
+    """The most that a search holds: k best exports, the winner, two states a running trial, and on
+    a CPU the weights once more if their dtype has to be converted."""
     weights = model_source.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
     states = 2 * min(at_once, config.total_trials)
-    return (config.exports_kept + 2) * exported + states * 3 * exported
+    converted = 4 * weights if config.device == "cpu" and _is_converted(config.model) else 0
+    return (config.exports_kept + 2) * exported + states * 3 * exported + converted
+
+
+def model_json(config: ModelConfig) -> dict[str, Any]:
+    """The content of the model's config.json; of a resolved config it is on this machine."""
+    folder = model_source.local_folder(config)
+    if folder is None:
+        from huggingface_hub import hf_hub_download  # slow to import
+
+        path = Path(hf_hub_download(config.id, "config.json", revision=config.revision))
+    else:
+        path = folder / "config.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _is_converted(config: ModelConfig) -> bool:
+    """Whether float32 is wanted of weights that were saved in another dtype."""
+    content = model_json(config)
+    saved = content.get("dtype") or content.get("torch_dtype") or "float32"
+    return config.dtype == "float32" and saved != "float32"

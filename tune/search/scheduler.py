@@ -15,6 +15,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from dpo_train.errors import one_line
+from dpo_train.memory import kernel_kills
 from dpo_train.storage.object_store import StoreError
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports
@@ -22,6 +23,7 @@ from tune.run_folder.placements import Placements
 from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
+from tune.search.deaths import out_of_memory_reason
 from tune.search.early_stopping import TrialKey, make_stopping_rule
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
@@ -53,6 +55,9 @@ class SearchScheduler(FIFOScheduler):
         self._rungs = make_stopping_rule(config, most_pairs)
         self._known: set[str] = set()
         self._places = Placements(records.folder)
+        self._tokens: dict[str, int] = {}
+        """By trial the most tokens of a pass, as of its last report."""
+        self._kills = kernel_kills()
         self.input_error = ""
         """What a trial found to be wrong with the user's input; ends the search."""
         for record in records.searched:
@@ -89,7 +94,7 @@ class SearchScheduler(FIFOScheduler):
         if ended == "disk full":  # the trial has not ended: it goes on from its last saved state
             self._stopper.reason = result["error"]
             return
-        if self.input_error and not ended:
+        if self.input_error and ended in (None, "", "stopped"):
             return  # stopped for another's sake: once the input is mended, it goes on
         if ended == "finished":
             report = self._record(trial_id, result)
@@ -100,7 +105,7 @@ class SearchScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if trial.status == Trial.ERROR:
             # Tune says so of a process that died and is tried again from its saved state.
-            self._progress.say(f"{trial.config['trial']}: its process died; it goes on in another")
+            self._go_on(trial)
             return
         lines = str(trial.get_error() or "its process died").strip().splitlines()
         error = one_line(lines[-1], 300)
@@ -108,6 +113,34 @@ class SearchScheduler(FIFOScheduler):
             self._final_tasks.end(trial.config["trial"], {"error": error})
         elif not (trial.status == Trial.PENDING and self._searcher.propose_again(trial)):
             self._end(trial.config["trial"], "failed", error)
+
+    def _go_on(self, trial: Any) -> None:
+        """Says how a trial goes on whose process died, with less memory where that was the reason.
+
+        A death for lack of memory isn't counted as one of the few that Tune allows, as long as the
+        passes can be made smaller: a neighbour may have been the large one.
+        """
+        trial_id = trial.config["trial"]
+        reason = out_of_memory_reason(trial, self._kills)
+        self._kills = kernel_kills()
+        again = trial.run_metadata.num_failures > 1  # without a report since the last time
+        if not (reason or again) or is_task(trial_id):
+            self._progress.say(f"{trial_id}: its process died; it goes on in another")
+            return
+        tokens = self._tokens.get(trial_id) or self._tokens_now(trial_id)
+        if self._records.halve_tokens(tokens) and reason:
+            trial.run_metadata.num_failures = 0
+        most = self._records.run.most_tokens
+        trial.config["most_tokens"] = most
+        said = f"; passes have at most {most} tokens now" if most else ""
+        self._progress.say(
+            f"{trial_id}: {reason or 'its process died again'}; it goes on in another{said}"
+        )
+
+    def _tokens_now(self, trial_id: str) -> int:
+        """Of a trial that hasn't reported yet, from the last look at the workers."""
+        doing = self._progress.live.trials.get(trial_id)
+        return doing.tokens_at_once if doing else 0
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
 
@@ -122,6 +155,7 @@ class SearchScheduler(FIFOScheduler):
         }
         place = {"node": result["node_ip"], "gpus": result["gpus"], "pid": result["pid"]}
         self._places.note(trial_id, place, result["began"])
+        self._tokens[trial_id] = result.get("tokens_at_once", 0)
         is_new = self._records.report(
             trial_id,
             report,

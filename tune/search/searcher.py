@@ -60,7 +60,7 @@ class StudySearcher(Searcher):
         self.stop_reason = ""
         """Why no trial starts any more: all were proposed, or `budget_spent`."""
         self.budget_spent = ""
-        """Why the running trials stop at their next report; empty while they go on."""
+        """Why the running trials stop at their next step; empty while they go on."""
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **_: Any) -> bool:
         return True
@@ -90,6 +90,7 @@ class StudySearcher(Searcher):
             "point": record.config,
             "confirms": record.confirms,
             "micro_batch": record.micro_batch,
+            "most_tokens": self._records.run.most_tokens,
             "run": mirror.name(self._records.folder.absolute()),
         }
 
@@ -131,7 +132,7 @@ class StudySearcher(Searcher):
         return self.budget_spent
 
     def end_search(self, reason: str) -> None:
-        """No trial starts, the running ones stop at their next report, those that were open in an
+        """No trial starts, the running ones stop at their next step, those that were open in an
         earlier driver session and wait, now."""
         self.stop_reason = self.budget_spent = reason
         for record in self._unended:

@@ -21,13 +21,17 @@ from tune.config.schema import SearchConfig
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.records import Records
 from tune.search.abort import AbortStopper, SearchAborted, store_failure
+from tune.search.deaths import is_memory_monitors
 from tune.search.final_tasks import FinalTasks
 from tune.search.interruption import Interrupted
 from tune.search.prepared_data import most_pairs
 from tune.search.progress import Progress
+from tune.search.resume import reopen_trials
 from tune.search.scheduler import SearchScheduler
 from tune.search.searcher import StudySearcher
-from tune.workers.engine_broker import brokered
+from tune.search.signs_of_life import SignsOfLife
+from tune.search.watch import Watch
+from tune.workers.coordinator import coordinated
 from tune.workers.trainable import DpoTrial
 
 _FAILURES_WITHOUT_PROGRESS = 3
@@ -48,7 +52,7 @@ class SearchOutcome:
     environment: dict[str, Any]
 
 
-def run_trials(config: SearchConfig, records: Records) -> SearchOutcome:
+def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> SearchOutcome:
     """Trains trials until the searcher has no more and the final tasks are done.
 
     Raises Interrupted where the search can go on later, and InputError for what a trial found to
@@ -57,7 +61,36 @@ def run_trials(config: SearchConfig, records: Records) -> SearchOutcome:
     # Ray Tune would print a traceback for a process that died; the scheduler says it in a line.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     keep_secrets_out_of_ray()
-    progress = Progress(records, config.total_runs)
+    while True:
+        try:
+            return _run_tuner(config, records, signs)
+        except _MemoryMonitorKill as kill:
+            # Ray Tune ends when Ray's memory monitor ends a trial's process. All trials go on
+            # from their saved states in a new Tuner, with smaller passes.
+            lowered = records.halve_tokens(kill.tokens)
+            records.memory_kills += 1
+            if not lowered and records.memory_kills > _FAILURES_WITHOUT_PROGRESS:
+                raise Interrupted(
+                    records.folder, "Ray's memory monitor ended processes again and again"
+                ) from kill
+            most = records.run.most_tokens
+            bound = f"; passes have at most {most} tokens now" if most else ""
+            signs.say(f"Ray's memory monitor ended a trial's process; all trials go on{bound}")
+            reopen_trials(records)
+
+
+class _MemoryMonitorKill(Exception):
+    """Ray's memory monitor ended a trial's process, and with it Ray Tune."""
+
+    def __init__(self, tokens: int) -> None:
+        """`tokens`: the most that a pass had."""
+        super().__init__()
+        self.tokens = tokens
+
+
+def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> SearchOutcome:
+    signs.doing("starting the trials' processes")
+    progress = Progress(records, config.total_runs, signs)
     final_tasks = FinalTasks(config, records)
     capacity = partial(trial_capacity, config)
     searcher = StudySearcher(config, records, final_tasks, progress, capacity)
@@ -67,9 +100,11 @@ def run_trials(config: SearchConfig, records: Records) -> SearchOutcome:
     )
     # Ray Tune must write somewhere; nothing is read from there again.
     with (
-        brokered(config, records.run.prepared),
+        coordinated(config, records.run.prepared) as coordinator,
         tempfile.TemporaryDirectory(prefix="dpo-tune-", ignore_cleanup_errors=True) as scratch,
     ):
+        stopper.at_each_turn = Watch(coordinator, records, searcher, progress).look
+        signs.follow(progress.line)
         tuner = Tuner(
             # The members of a trial write one state together. Where runs are at a URL it is one
             # node's folder that is uploaded, so all members must be on that node.
@@ -95,12 +130,13 @@ def run_trials(config: SearchConfig, records: Records) -> SearchOutcome:
             tuner.fit()
         except Exception as error:
             failed = records.unwritten or store_failure(error)
+            if is_memory_monitors(error) and not failed:
+                tokens = [doing.tokens_at_once for doing in progress.live.trials.values()]
+                raise _MemoryMonitorKill(max(tokens, default=0)) from error
             if not (isinstance(error, SearchAborted) or failed):
                 raise
             reason = str(error) if isinstance(error, SearchAborted) else one_line(failed)
             raise Interrupted(records.folder, reason) from error
-        finally:
-            progress.close()
         records.touch()
     if scheduler.input_error:
         raise InputError(scheduler.input_error)

@@ -6,13 +6,15 @@ packs its members on as few nodes as they fit.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -23,7 +25,28 @@ from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Diverged, Session
 from tune.cluster.capacity import bundles
 from tune.config.schema import ResourcesConfig
+from tune.workers.memory_share import memory_bounds
+from tune.workers.pulse import SharedTurns
 from tune.workers.threads import limit_threads
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a member says of its session."""
+
+    pairs_total: int
+    reference_pairs: int
+    pairs_at_once: int
+    tokens_at_once: int
+
+
+@dataclass(frozen=True)
+class _Advanced:
+    """What a member says after a slice of training; rank 0 has the values of the held-out pairs."""
+
+    report: dict[str, float] | None
+    held_out: dict[str, list[float]]
+    pairs_done: int
 
 
 class Group:
@@ -49,10 +72,12 @@ class Group:
         self.gpus = ",".join(ray.get([member.gpus.remote() for member in self._members]))
         """What each member sees, in the order of their ranks."""
 
-    def open(self, config: TrainConfig, prepared: Path, device: str) -> Session:
+    def open(
+        self, config: TrainConfig, prepared: Path, device: str, most_tokens: int | None = None
+    ) -> Session:
         """Each member's session, as one. Raises what a member raises."""
         opened = [
-            member.open.remote(config, prepared, device, process_group)
+            member.open.remote(config, prepared, device, process_group, most_tokens)
             for member, process_group in zip(self._members, self._process_group, strict=True)
         ]
         return _GroupSession(self, self._get(opened))
@@ -71,17 +96,24 @@ class Group:
             ray.kill(member)
         self._members = []
 
-    def advance(self) -> list[tuple[dict[str, float], dict[str, list[float]]]]:
-        return self._get([member.advance.remote() for member in self._members])
+    def advance_for(self, seconds: float) -> list[_Advanced]:
+        """All members reach an evaluation, or none does."""
+        answers = self._get([member.advance_for.remote(seconds) for member in self._members])
+        if any(each.report is not None for each in answers):
+            late = [n for n, each in enumerate(answers) if each.report is None]
+            rest = self._get([self._members[n].advance_for.remote(math.inf) for n in late])
+            for n, each in zip(late, rest, strict=True):
+                answers[n] = each
+        return answers
 
-    def call(self, method: str, *arguments: Any) -> None:
-        """A method of every member's session."""
-        self._get([member.call.remote(method, *arguments) for member in self._members])
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """What a method of every member's session returns."""
+        return self._get([member.call.remote(method, *arguments) for member in self._members])
 
     def _get(self, answers: list[Any]) -> list[Any]:
         try:
             return list(ray.get(answers))
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):  # the second one is no kind of the first
             self.end()
             raise
         except RayTaskError as error:
@@ -93,21 +125,33 @@ class Group:
 class _GroupSession:
     """A Session whose every call is each member's; rank 0 answers."""
 
-    def __init__(self, group: Group, opened: list[tuple[int, int]]) -> None:
-        """`opened`: pairs_total and reference_pairs of each member's."""
+    def __init__(self, group: Group, opened: list[_Opened]) -> None:
         self._group = group
-        self.pairs_total = opened[0][0]
-        self.reference_pairs = sum(computed for _, computed in opened)
+        self.pairs_total = opened[0].pairs_total
+        self.pairs_at_once = opened[0].pairs_at_once
+        self.tokens_at_once = opened[0].tokens_at_once
+        self.reference_pairs = sum(each.reference_pairs for each in opened)
+        self.pairs_done = 0
         self.held_out: dict[str, list[float]] = {}
 
     def advance(self) -> dict[str, float]:
-        told = self._group.advance()
-        report, self.held_out = told[0]
-        peak = max(each.get("peak_memory_gb", 0.0) for each, _ in told)
-        return {**report, "peak_memory_gb": peak}
+        report = self.advance_for(math.inf)
+        assert report is not None
+        return report
 
-    def save(self, folder: Path) -> None:
-        self._group.call("save", folder)
+    def advance_for(self, seconds: float) -> dict[str, float] | None:
+        answers = self._group.advance_for(seconds)
+        self.pairs_done = answers[0].pairs_done
+        reports = [each.report for each in answers if each.report is not None]
+        if not reports:
+            return None
+        self.held_out = answers[0].held_out
+        peak = max(report.get("peak_memory_gb", 0.0) for report in reports)
+        return {**reports[0], "peak_memory_gb": peak}
+
+    def save(self, folder: Path) -> int:
+        """All hold at the same step, so all return the same."""
+        return int(self._group.call("save", folder)[0])
 
     def restore(self, folder: Path) -> None:
         self._group.call("restore", folder)
@@ -133,21 +177,38 @@ class _Member:
         return os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def open(
-        self, config: TrainConfig, prepared: Path, device: str, process_group: ProcessGroup
-    ) -> tuple[int, int]:
+        self,
+        config: TrainConfig,
+        prepared: Path,
+        device: str,
+        process_group: ProcessGroup,
+        most_tokens: int | None = None,
+    ) -> _Opened:
         if config.trainer == "trl":
             limit_threads()
         self._rank = process_group.rank
-        self._session = session = open_session(config, prepared, device, process_group)
-        return session.pairs_total, session.reference_pairs
+        computed = 0
+        if config.trainer == "trl":
+            from dpo_train import reference  # imports torch, slowly
 
-    def advance(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+            computed = reference.prepare(prepared, SharedTurns()).computed_pairs
+        bounds = memory_bounds(process_group.count, most_tokens=most_tokens)
+        self._session = session = open_session(config, prepared, device, process_group, bounds)
+        return _Opened(
+            session.pairs_total,
+            session.reference_pairs + computed,
+            session.pairs_at_once,
+            session.tokens_at_once,
+        )
+
+    def advance_for(self, seconds: float) -> _Advanced:
         assert self._session is not None
-        report = self._session.advance()
-        return report, self._session.held_out if self._rank == 0 else {}
+        report = self._session.advance_for(seconds)
+        held_out = self._session.held_out if report is not None and self._rank == 0 else {}
+        return _Advanced(report, held_out, self._session.pairs_done)
 
     def run(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
-    def call(self, method: str, *arguments: Any) -> None:
-        getattr(self._session, method)(*arguments)
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._session, method)(*arguments)

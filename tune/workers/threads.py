@@ -11,3 +11,10 @@ def limit_threads() -> None:
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     torch.set_num_threads(max(1, int(cpus)))
+
+
+def node_cpus() -> float:
+    """The CPUs of this worker's node, as Ray counts them."""
+    mine = ray.get_runtime_context().get_node_id()
+    cpus = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["NodeID"] == mine]
+    return float(max(1, *cpus))

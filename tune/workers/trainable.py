@@ -12,12 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Trainable
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError, one_line
+from dpo_train.memory import MemoryBounds
 from dpo_train.model import forget_base
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import DiskFull
@@ -31,19 +32,24 @@ from tune.config.schema import SearchConfig
 from tune.run_folder import exports, trial_state
 from tune.run_folder.folder import find_run_here
 from tune.run_folder.records import RunInfo
-from tune.workers import engine_broker
+from tune.workers import engine_session
+from tune.workers.live_state import Doing
+from tune.workers.memory_share import memory_bounds
 from tune.workers.multi_gpu import Group
+from tune.workers.pulse import Pulse, SharedTurns
 from tune.workers.tasks import EVALUATE_TASK, TEST_TASK, is_task
-from tune.workers.threads import limit_threads
+from tune.workers.threads import limit_threads, node_cpus
 from tune.workers.user_evaluation import evaluate_folder
 
 _Search = tuple[SearchConfig, RunInfo]
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_SLICE_SECONDS = 3.0
+"""How long a trial trains without a look at what else is to do: to save, to stop."""
 
 
 class DpoTrial(Trainable):
-    """Reports metrics with `ended`: "" while it trains, then "finished", or with `error`
-    "failed", "wrong input" or "disk full".
+    """Reports metrics with `ended`: "" while it trains, then "finished"; "stopped" where the driver
+    said so between two reports; or with `error` "failed", "wrong input" or "disk full".
 
     Nothing is raised that trying again would not mend: Tune retries what is raised.
     """
@@ -77,8 +83,9 @@ class DpoTrial(Trainable):
             if task.startswith(EVALUATE_TASK):
                 return self._call_user_evaluation()
             return self._train_to_next_report()
-        except (engine_broker.EngineLost, RayActorError):
-            # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere.
+        except (engine_session.EngineLost, RayActorError, OutOfMemoryError):
+            # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere. Ray's
+            # memory monitor has an error of its own.
             raise
         except Exception as error:
             return self._failure(error)
@@ -87,12 +94,14 @@ class DpoTrial(Trainable):
         began = time.time()
         self._note = ""
         report = self._advance()
+        if report is None:
+            return {"ended": "stopped", "done": True}
         assert self._session is not None
         self._offer_export(report)
-        self._pairs_seen = int(report["pairs_seen"])
+        self._reported = int(report["pairs_seen"])
+        at_once, tokens = self._session.pairs_at_once, self._session.tokens_at_once
         held_out = self._session.held_out.get(self._search.goal.metric, [])
-        finished = self._pairs_seen >= self._session.pairs_total
-        at_once = self._trial.optim.pairs_at_once
+        finished = self._reported >= self._session.pairs_total
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
             self._close()
@@ -103,14 +112,16 @@ class DpoTrial(Trainable):
             "reference_pairs": reference_pairs,
             "held_out": json.dumps(held_out),
             "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
+            "tokens_at_once": tokens,
             "note": self._note,
             "gpus": self._group.gpus if self._group else os.environ.get(_VISIBLE, ""),
             "ended": "finished" if finished else "",
             "done": finished,
         }
 
-    def _advance(self) -> Report:
-        """To the next evaluation; with fewer pairs at once where memory does not hold them."""
+    def _advance(self) -> Report | None:
+        """Trains to the next evaluation, with fewer pairs at once where memory does not hold them.
+        Saves where that is due. None if the driver says that the trial should stop."""
         if self._session is None:
             self._begin()
             self._open()
@@ -118,20 +129,36 @@ class DpoTrial(Trainable):
             assert self._session is not None
             try:
                 self._save_if_due()
-                return self._session.advance()
+                report = self._session.advance_for(_SLICE_SECONDS)
+                if report is not None:
+                    return report
+                if self._pulse.tell(self._doing()):
+                    return None
             except OutOfMemory:
                 if self._trial.trainer == "packed":
                     raise  # the engine has come down to one pair by itself
+                at_once = self._session.pairs_at_once
                 self._close()
                 forget_base()
                 members = self._search.resources.members
-                self._trial = with_less_at_once(self._trial, members)
+                now = override(self._trial, {"optim.micro_batch_size": at_once})
+                self._trial = with_less_at_once(now, members)
                 at_once = self._trial.optim.pairs_at_once
                 self._note = f"out of memory: it goes on with {at_once} pairs at once"
                 self._open()
 
+    def _doing(self) -> Doing:
+        assert self._session is not None
+        every = self._search.eval_every_pairs
+        next_report = min((self._reported // every + 1) * every, self._session.pairs_total)
+        done = self._session.pairs_done
+        what = "training" if done < next_report else "evaluating"
+        return Doing(what, done, next_report, self._session.tokens_at_once)
+
     def _begin(self) -> None:
         self._id = str(self._asked["trial"])
+        self._pulse = Pulse(self._id)
+        self._pulse.begin("loading the model")
         self._point: dict[str, Any] = self._asked["point"]
         self._reference_pairs = 0
         self._run_info = self._find_run()
@@ -142,7 +169,7 @@ class DpoTrial(Trainable):
 
     def _open(self) -> None:
         self._saved_at = time.monotonic()
-        self._pairs_seen = 0
+        self._reported = 0
         try:
             self._session = self._open_session()
         except Exception:
@@ -154,10 +181,24 @@ class DpoTrial(Trainable):
     def _open_session(self) -> Session:
         prepared, device = self._run_info.prepared_folder, self._run_info.device
         if self._trial.trainer == "packed":
-            return engine_broker.EngineSession(self._id, self._trial, prepared, device)
+            return engine_session.EngineSession(
+                self._id, self._trial, prepared, device, self._asked["most_tokens"]
+            )
         if self._search.resources.members > 1:
-            return self._group_here().open(self._trial, prepared, device)
-        return open_session(self._trial, prepared, device)
+            most_tokens = self._asked["most_tokens"]
+            return self._group_here().open(self._trial, prepared, device, most_tokens)
+        if self._trial.trainer == "trl":
+            from dpo_train import reference  # imports torch, slowly
+
+            shared = reference.prepare(prepared, SharedTurns())
+            self._reference_pairs += shared.computed_pairs
+        return open_session(self._trial, prepared, device, memory=self._memory_bounds())
+
+    def _memory_bounds(self) -> MemoryBounds:
+        resources, most = self._search.resources, self._search.total_trials
+        at_once = min(most, resources.at_once or most, int(node_cpus() / resources.cpus))
+        share = resources.gpus if 0 < resources.gpus < 1 else 1.0
+        return memory_bounds(at_once, 0, share, self._asked["most_tokens"])
 
     def _on_device(self, function: Any, *arguments: Any) -> Any:
         """What a function returns in a process that has the trial's GPU, or its first one."""
@@ -192,7 +233,7 @@ class DpoTrial(Trainable):
             prepared = run.prepared_folder
             given = (winner, self._search.model, prepared, run.device, searched, sampled)
             if self._search.trainer == "packed":
-                verdict = engine_broker.evaluate_on_test(*given)
+                verdict = engine_session.evaluate_on_test(*given)
             else:
                 from dpo_train.evaluation import test_split  # imports torch, slowly
 
@@ -221,7 +262,7 @@ class DpoTrial(Trainable):
         self._note = told or self._note
         exports.drop_later_exports(self._run, self._id, saved)
         if saved:
-            self._pairs_seen = saved
+            self._reported = trial_state.reported_pairs(self._run, self._id, saved)
             self._session.restore(trial_state.saved_session(self._run, self._id, saved))
 
     def _offer_export(self, report: Report) -> None:
@@ -238,16 +279,17 @@ class DpoTrial(Trainable):
         )
 
     def _save_if_due(self) -> None:
-        """Saves at the beginning of a step: by then the driver has recorded the last report and
-        decided that the trial goes on, so the state is never ahead of the record."""
+        """Saves after the last report or between two. By then the driver has recorded the last one
+        and decided that the trial goes on, so no state holds a report that the record lacks."""
         assert self._session is not None
-        due = time.monotonic() - self._saved_at >= 60 * self._search.save_every_minutes
-        if not due:
+        every = 60 * self._search.save_every_minutes
+        if time.monotonic() - self._saved_at < every:
             return
-        saved = trial_state.saved_pairs(self._run, self._id)
-        if self._pairs_seen > max(saved, default=0):
-            trial_state.save_state(self._run, self._id, self._pairs_seen, self._session.save)
-            self._saved_at = time.monotonic()
+        done = self._session.pairs_done if every else self._reported
+        if done > max(trial_state.saved_pairs(self._run, self._id), default=0):
+            save = self._session.save
+            if trial_state.save_state(self._run, self._id, self._reported, save):
+                self._saved_at = time.monotonic()
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         message = str(error)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dpo_train import model, reference
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
 from dpo_train.errors import InputError
+from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory, kept_bytes
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
@@ -25,35 +26,31 @@ from dpo_train.trainers.packed.linear import StackedLinear
 from dpo_train.trainers.packed.losses import PairScores, pair_losses
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
-from dpo_train.trainers.packed.rows import Rows, collate, lay_out_all
+from dpo_train.trainers.packed.rows import Pair, Rows, Split, collate
 from dpo_train.trainers.packed.trial import PackedTrial
-from dpo_train.trainers.session import OutOfMemory, is_out_of_memory
+from dpo_train.trainers.session import OutOfMemory
+from dpo_train.trainers.token_bound import TokenBound
 
-_TOKENS_PER_FORWARD = {"cpu": 4096, "cuda": 65536}
+_MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""More tokens make no pass faster."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """By how many nats a token the packed forward may differ from the prepared reference pass, by the
 type in which it is computed."""
 
 
-class Split:
-    """The pairs of a prepared split, and the reference's log-probs: (pairs, 2), chosen first."""
-
-    def __init__(self, columns: dict[str, list[Any]]) -> None:
-        self.pairs = lay_out_all(columns)
-        reference = columns["ref_chosen_logps"], columns["ref_rejected_logps"]
-        self.reference = np.stack(reference, axis=1)
-        lengths = [len(pair.ids) for pair in self.pairs]
-        self.longest, self.mean_length = max(lengths), sum(lengths) / len(lengths)
-        self.tokens = np.array([[p.chosen_tokens, p.rejected_tokens] for p in self.pairs], float)
-
-
 class PackedEngine:
     """A base with the adapters of many trials."""
 
-    def __init__(self, base: ModelConfig, prepared: Path, device: str) -> None:
+    def __init__(
+        self,
+        base: ModelConfig,
+        prepared: Path,
+        device: str,
+        memory: MemoryBounds = NO_BOUNDS,
+    ) -> None:
         data = reference.prepare(prepared)
         self.reference_pairs = data.computed_pairs
-        warm = model.load_base(base, device)
+        warm = model.load_base(base, device, prepared)
         self.tokenizer = warm.tokenizer
         self.base = warm.fresh(trained_in_full=False).eval().requires_grad_(False)
         self.base.set_attn_implementation(ATTENTION)
@@ -66,15 +63,25 @@ class PackedEngine:
         self._packs: list[Pack] = []
         self.pack_size = PackSize()
         self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
-        self.tokens_per_forward = _TOKENS_PER_FORWARD[device]
-        """Bounds the memory of a pass; lowered when it runs out."""
+        weights = sum(weight.nbytes for weight in self.base.parameters())
+        self._token_bound = TokenBound(device, memory, weights, _MOST_TOKENS[device])
+        self._measured: set[tuple[Layer, ...]] = set()
         self._refuse_other_architectures()
 
     def join(self, config: TrainConfig) -> PackedTrial:
         """A new trial, which trains when it is named to `step`."""
         assert config.lora is not None
         layout = Layout(self._adapted_layers(config.lora), config.lora.r)
-        return PackedTrial(config, layout, len(self.train.pairs), self._device)
+        trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
+        self._measure(trial)
+        return trial
+
+    def tokens_per_pass(self, trials: Sequence[PackedTrial]) -> int:
+        """The most tokens of a pass over those trials: it bounds the memory of the pass."""
+        longest = max(self.train.longest, self.eval.longest)
+        # Weights, gradient and two moments, and what a new pack holds beside the old one.
+        vectors = sum(6 * trial.weights.nbytes for trial in trials)
+        return self._token_bound.tokens(longest, vectors)
 
     def close(self) -> None:
         """Leaves the base as it was; its next borrower sees to it too."""
@@ -93,13 +100,14 @@ class PackedEngine:
         """
 
         def steps() -> None:
+            most = self.tokens_per_pass(trials)
             size = self.pack_size.of(len(trials))
             began = self._now()
-            tokens = sum(self._step(pack) for pack in self._packs_of(trials, size))
+            tokens = sum(self._step(pack, most) for pack in self._packs_of(trials, most, size))
             if self.pack_size.is_trying:
                 self.pack_size.took(tokens, self._now() - began)
 
-        if not self._fits(steps):
+        if not self._fits(steps, trials):
             for trial in trials:
                 trial.rewind()
 
@@ -109,10 +117,13 @@ class PackedEngine:
         scores: list[np.ndarray[Any, Any]] = []
 
         def score() -> None:
-            scores[:] = [each for pack in self._packs_of(trials) for each in self._held_out(pack)]
+            most = self.tokens_per_pass(trials)
+            packs = self._packs_of(trials, most)
+            scores[:] = [each for pack in packs for each in self._held_out(pack, most)]
 
-        while not self._fits(score):
+        while not self._fits(score, trials):
             pass
+        give_back()
         return [self._values(trial, logps) for trial, logps in zip(trials, scores, strict=True)]
 
     def _now(self) -> float:
@@ -120,11 +131,10 @@ class PackedEngine:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _step(self, pack: Pack) -> int:
-        """Returns the tokens that it trained on."""
-        most = self._pairs_each(pack)
-        parts = [trial.take(most) for trial in pack.trials]
-        pairs = [[self.train.pairs[number] for number in part] for part in parts]
+    def _step(self, pack: Pack, most: int) -> int:
+        """A pass of at most so many tokens. Returns the tokens that it trained on."""
+        parts = self._parts(pack, most)
+        pairs = self._pairs(parts)
         rows = collate(pairs, self._device)
         pack.put_onto(self._stacks)
         losses = self._losses(pack.trials, parts, completion_logps(self.base, rows))
@@ -134,11 +144,21 @@ class PackedEngine:
                 trial.end_step()
         return sum(len(pair.ids) for own in pairs for pair in own)
 
-    def _pairs_each(self, pack: Pack) -> int:
-        """Of each trial in one pass: no more than the smallest batch, so that none waits empty."""
+    def _parts(self, pack: Pack, most: int) -> list[list[int]]:
+        """The pairs of each trial in one pass, by their numbers: at most `most` tokens with the
+        padding, and no more pairs than the smallest batch has, so that none waits empty."""
         smallest = min(trial.config.optim.pairs_at_once for trial in pack.trials)
-        fit = self.tokens_per_forward / self.train.mean_length / len(pack.trials)
-        return max(1, min(smallest, int(fit)))
+        fit = int(most / self.train.mean_length / len(pack.trials))
+        each = max(1, min(smallest, fit))
+        while True:
+            parts = [trial.take(each) for trial in pack.trials]
+            longest = max(sum(len(pair.ids) for pair in own) for own in self._pairs(parts))
+            if each == 1 or longest * len(parts) <= most:
+                return parts
+            each -= 1
+
+    def _pairs(self, parts: list[list[int]]) -> list[list[Pair]]:
+        return [[self.train.pairs[number] for number in part] for part in parts]
 
     def _losses(
         self, trials: Sequence[PackedTrial], parts: list[list[int]], logps: Tensor
@@ -166,12 +186,12 @@ class PackedEngine:
             sums = sums.index_add(0, owner[index], losses)
         return sums
 
-    def _held_out(self, pack: Pack) -> np.ndarray[Any, Any]:
+    def _held_out(self, pack: Pack, most: int) -> np.ndarray[Any, Any]:
         """Log-probs of the eval pairs under each trial: (k, pairs, 2)."""
         k = len(pack.trials)
         scores = np.zeros((k, len(self.eval.pairs), 2))
         pack.put_onto(self._stacks)
-        for members, rows in self._eval_rows(self.tokens_per_forward // k):
+        for members, rows in self._eval_rows(most // k):
             with torch.no_grad():
                 logps = completion_logps(self.base, rows.tile(k))
             scores[:, members] = logps.double().cpu().numpy().reshape(k, len(members), 2)
@@ -208,10 +228,12 @@ class PackedEngine:
         values = metrics.pair_values(metrics.PairLogps(*known))
         return {**values, "loss": losses.numpy()}
 
-    def _packs_of(self, trials: Sequence[PackedTrial], most: int | None = None) -> list[Pack]:
-        """The trials in packs that fit a pass, of at most so many; those of the call before where
-        nothing changed."""
-        size = max(1, min(most or len(trials), self.tokens_per_forward // self.train.longest))
+    def _packs_of(
+        self, trials: Sequence[PackedTrial], tokens: int, most: int | None = None
+    ) -> list[Pack]:
+        """The trials in packs that fit a pass of so many tokens, of at most so many trials; those
+        of the call before where nothing changed."""
+        size = max(1, min(most or len(trials), tokens // self.train.longest))
         wanted = [tuple(trials[at : at + size]) for at in range(0, len(trials), size)]
         if [pack.trials for pack in self._packs] != wanted:
             for pack in self._packs:
@@ -219,10 +241,24 @@ class PackedEngine:
             self._packs = [Pack(members) for members in wanted]
         return self._packs
 
-    def _fits(self, act: Callable[[], None]) -> bool:
+    def _measure(self, trial: PackedTrial) -> None:
+        """Counts what a token keeps for the backward, in a first pass over one pair."""
+        layers = trial.own_layout.layers
+        if layers in self._measured:
+            return
+        self._measured.add(layers)
+        pairs = sorted(self.train.pairs, key=lambda pair: len(pair.ids))
+        rows = collate([[pairs[len(pairs) // 2]]], self._device)
+        Pack([trial]).put_onto(self._stacks)
+        _, kept = kept_bytes(lambda: completion_logps(self.base, rows), self.base.parameters())
+        for stack in self._stacks.values():
+            stack.adapters = None
+        self._token_bound.measured(kept, rows.ids.numel())
+
+    def _fits(self, act: Callable[[], None], trials: Sequence[PackedTrial]) -> bool:
         """Whether memory sufficed; if not, the next pass has half the tokens. Raises OutOfMemory
         if one pair is too much."""
-        lowest = max(self.train.longest, self.eval.longest)
+        tokens = self.tokens_per_pass(trials)
         try:
             act()
             return True
@@ -230,14 +266,13 @@ class PackedEngine:
             if not is_out_of_memory(error):
                 raise
         # Not before: the error holds all tensors of the pass.
-        if self.tokens_per_forward <= lowest:
+        if tokens <= max(self.train.longest, self.eval.longest):
             raise OutOfMemory("out of memory with one pair at once")
-        self.tokens_per_forward = max(lowest, self.tokens_per_forward // 2)
+        self._token_bound.halve(tokens)
         for stack in self._stacks.values():
             stack.adapters = None
         self._packs = []
-        if self._device == "cuda":
-            torch.cuda.empty_cache()
+        give_back()
         return False
 
     def _adapted_layers(self, lora: LoraConfig) -> tuple[Layer, ...]:

@@ -75,6 +75,18 @@ def lay_out_all(columns: dict[str, list[Any]], shared: bool = True) -> list[Pair
     return [lay_out(prompt, chosen, rejected, shared) for prompt, chosen, rejected in ids]
 
 
+class Split:
+    """The pairs of a prepared split, and the reference's log-probs: (pairs, 2), chosen first."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.pairs = lay_out_all(columns)
+        reference = columns["ref_chosen_logps"], columns["ref_rejected_logps"]
+        self.reference = np.stack(reference, axis=1)
+        lengths = [len(pair.ids) for pair in self.pairs]
+        self.longest, self.mean_length = max(lengths), sum(lengths) / len(lengths)
+        self.tokens = np.array([[p.chosen_tokens, p.rejected_tokens] for p in self.pairs], float)
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a forward needs for k trials with N tokens each; short trials are padded at their end.

@@ -5,6 +5,7 @@ Whoever waits in `advance` drives: no thread of the engine's own, and alone it i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.memory import NO_BOUNDS, MemoryBounds
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
@@ -26,21 +28,42 @@ T = TypeVar("T")
 class PackedSession:
     """A Session. Sessions of the same base and data in a process are one pack."""
 
-    def __init__(self, config: TrainConfig, prepared: Path, device: str) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        prepared: Path,
+        device: str,
+        memory: MemoryBounds = NO_BOUNDS,
+    ) -> None:
         self._config = config
-        self._shared = _Shared.of(config.model, prepared, device)
+        self._shared = _Shared.of(config.model, prepared, device, memory)
         self.reference_pairs = self._shared.take_reference_pairs()
         self._trial = self._shared.join(config)
         self.pairs_total = self._trial.pairs_total
+        self.pairs_at_once = config.optim.pairs_at_once
         self.held_out: dict[str, list[float]] = {}
 
+    @property
+    def pairs_done(self) -> int:
+        return self._trial.pairs_seen + self._trial.computed
+
+    @property
+    def tokens_at_once(self) -> int:
+        return self._shared.engine.tokens_per_pass([self._trial])
+
     def advance(self) -> dict[str, float]:
-        report = self._shared.advance(self._trial)
-        self.held_out = self._trial.held_out
+        report = self.advance_for(math.inf)
+        assert report is not None
         return report
 
-    def save(self, folder: Path) -> None:
-        self._trial.save(folder)
+    def advance_for(self, seconds: float) -> dict[str, float] | None:
+        report = self._shared.advance(self._trial, seconds)
+        if report is not None:
+            self.held_out = self._trial.held_out
+        return report
+
+    def save(self, folder: Path) -> int:
+        return self._shared.save(self._trial, folder)
 
     def restore(self, folder: Path) -> None:
         self._trial.restore(folder)
@@ -74,10 +97,11 @@ class _Shared:
         self._asked: list[Callable[[], None]] = []
         self._running: list[PackedTrial] = []
         self._answers: dict[PackedTrial, dict[str, float] | BaseException] = {}
+        self._waiting: set[PackedTrial] = set()
         self._uncounted = engine.reference_pairs
 
     @classmethod
-    def of(cls, base: ModelConfig, prepared: Path, device: str) -> _Shared:
+    def of(cls, base: ModelConfig, prepared: Path, device: str, memory: MemoryBounds) -> _Shared:
         """The engine over that base and data, opened if it is another one or there is none."""
         key = (base.model_dump_json(), prepared, device)
         with cls._opening:
@@ -85,7 +109,7 @@ class _Shared:
             if now is None or now._key != key or now.engine.is_closed:
                 if now is not None:
                     now.engine.close()
-                cls._now = now = cls(key, PackedEngine(base, prepared, device))
+                cls._now = now = cls(key, PackedEngine(base, prepared, device, memory))
             return now
 
     def take_reference_pairs(self) -> int:
@@ -98,25 +122,47 @@ class _Shared:
 
     def leave(self, trial: PackedTrial) -> None:
         def part() -> None:
-            if trial in self._running:  # by a process that died since
+            self._answers.pop(trial, None)
+            if trial in self._running:
                 self._running.remove(trial)
+            if trial in self._waiting:  # by a process that died since
                 self._answers[trial] = RuntimeError("the session was closed")
 
         self._between_steps(part)
 
-    def advance(self, trial: PackedTrial) -> dict[str, float]:
-        """Trains until the trial was evaluated, and with it all that wait here too."""
+    def save(self, trial: PackedTrial, folder: Path) -> int:
+        """Writes the state after the trial's last whole step; what is computed of the next one is
+        computed again."""
+
+        def write() -> int:
+            if trial.is_due or trial in self._answers:
+                return 0
+            trial.save(folder)
+            return trial.pairs_seen
+
+        return self._between_steps(write)
+
+    def advance(self, trial: PackedTrial, seconds: float) -> dict[str, float] | None:
+        """Trains until the trial was evaluated, and with it all that wait here too; None if it
+        wasn't after so many seconds. Then it goes on as long as others drive."""
+        until = time.monotonic() + seconds
         with self._turn:
-            trial.resume()
-            self._running.append(trial)
+            if trial not in self._running and trial not in self._answers:
+                trial.resume()
+                self._running.append(trial)
+            self._waiting.add(trial)
             try:
                 while trial not in self._answers:
-                    self._drive_or_wait()
+                    self._drive_or_wait(until)
+                    if time.monotonic() >= until:
+                        break
             except BaseException:
                 with suppress(ValueError):  # it had just been answered
                     self._running.remove(trial)
                 raise
-            answer = self._answers.pop(trial)
+            finally:
+                self._waiting.discard(trial)
+            answer = self._answers.pop(trial, None)
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -137,9 +183,9 @@ class _Shared:
                 self._drive_or_wait()
         return done.result()
 
-    def _drive_or_wait(self) -> None:
+    def _drive_or_wait(self, until: float = math.inf) -> None:
         if self._is_driven:
-            self._turn.wait()
+            self._turn.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
             return
         self._is_driven = True
         try:

@@ -22,6 +22,8 @@ from dpo_train.trainers.packed.adapters import Layout
 from dpo_train.trainers.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
+_Interval = tuple[list[float], int, int, float]
+"""What was summed up since the last report: losses of the steps, tokens, pairs, seconds."""
 
 
 class PackedTrial:
@@ -58,6 +60,7 @@ class PackedTrial:
         self._rate_factor = learning_rate_factor(config.optim, total_steps)
         self._step_loss = torch.zeros((), device=device)
         self._batches = self._draw_batches()
+        self._carried: _Interval = ([], 0, 0, 0.0)
         self.resume()
 
     def take(self, most: int) -> list[int]:
@@ -109,7 +112,7 @@ class PackedTrial:
         every, before = self.config.eval_every_pairs, self.pairs_seen
         self.step += 1
         self.pairs_seen += len(self.batch)
-        self.batch = []
+        self.batch, self.computed = [], 0
         is_last = self.pairs_seen == self.pairs_total
         self.is_due = is_last or self.pairs_seen // every > before // every
 
@@ -137,6 +140,7 @@ class PackedTrial:
         self.is_due = False
         self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         on_gpu = self.weights.device.type == "cuda"
+        self._begin_interval([], 0, 0, 0.0)
         return {
             **{f"eval/{name}": value for name, value in metrics.means(values).items()},
             "train/loss": float(losses.mean()),
@@ -152,10 +156,15 @@ class PackedTrial:
         }
 
     def resume(self) -> None:
-        """The clock of the next report starts, and its losses."""
-        self._losses: list[Tensor] = []
-        self._tokens = 0
-        self._resumed_at, self._resumed_pairs = time.monotonic(), self.pairs_seen
+        """The clock of the next report starts, and its losses; or they go on as they were saved."""
+        self._begin_interval(*self._carried)
+        self._carried = [], 0, 0, 0.0
+
+    def _begin_interval(self, losses: list[float], tokens: int, pairs: int, seconds: float) -> None:
+        self._losses: list[Tensor] = [self._step_loss.new_tensor(loss) for loss in losses]
+        self._tokens = tokens
+        self._resumed_at = time.monotonic() - seconds
+        self._resumed_pairs = self.pairs_seen - pairs
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -177,13 +186,19 @@ class PackedTrial:
         return self.layout.carry(self.weights, self.own_layout).cpu()
 
     def save(self, folder: Path) -> None:
-        """Writes what going on needs; for a trial that is between two steps."""
+        """Writes what going on needs after the last whole step."""
         vectors = {
             name: self.layout.carry(getattr(self, name), self.own_layout).cpu() for name in _STATE
         }
         folder.mkdir(parents=True, exist_ok=True)
         save_file(vectors, folder / "trial.safetensors")
-        progress = {"step": self.step, "pairs_seen": self.pairs_seen}
+        interval = {
+            "losses": [float(loss) for loss in self._losses],
+            "tokens": self._tokens,
+            "pairs": self.pairs_seen - self._resumed_pairs,
+            "seconds": time.monotonic() - self._resumed_at,
+        }
+        progress = {"step": self.step, "pairs_seen": self.pairs_seen, "since_report": interval}
         (folder / "progress.json").write_text(json.dumps(progress))
 
     def restore(self, folder: Path) -> None:
@@ -192,6 +207,10 @@ class PackedTrial:
             setattr(self, name, moved)
         progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
         self.step, self.pairs_seen = progress["step"], progress["pairs_seen"]
+        if interval := progress.get("since_report"):  # earlier versions saved at reports only
+            self._carried = tuple(
+                interval[name] for name in ("losses", "tokens", "pairs", "seconds")
+            )
         self.steps.fill_(self.step)
         self._batches = self._draw_batches(*divmod(self.step, self._steps_per_epoch))
 

@@ -15,10 +15,16 @@ from dpo_train import data, export, model, reference, sample
 from dpo_train.config import LOSSES, TrainConfig
 from dpo_train.config_base import override
 from dpo_train.evaluation import test_split
+from dpo_train.memory import MemoryBounds, give_back, own_bytes
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged
-from tests.helpers.training import curve, goes_on_to_the_last_bit, numbers
+from tests.helpers.training import (
+    curve,
+    goes_on_from_between_two_reports,
+    goes_on_to_the_last_bit,
+    numbers,
+)
 
 ROOT = Path(__file__).parents[3]
 LORA = {"r": 4, "alpha": 8}
@@ -121,6 +127,33 @@ def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
     goes_on_to_the_last_bit(
         config(small_config, lora=lora, optim__epochs=2), small_prepared, tmp_path
     )
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_trial_saved_between_two_reports_goes_on_to_the_last_bit(
+    small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
+) -> None:
+    trial = config(
+        small_config, lora=lora, optim__batch_size=1, optim__epochs=3, eval_every_pairs=40
+    )
+    goes_on_from_between_two_reports(trial, small_prepared, tmp_path)
+
+
+def test_less_memory_is_fewer_pairs_at_once_and_the_same_numbers(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    trial = config(small_config, optim__batch_size=8)
+    whole = curve(trial, small_prepared)
+    give_back()
+    little = MemoryBounds(host_bytes=own_bytes() + 20_000_000)
+    session = open_session(trial, small_prepared, "cpu", memory=little)
+    assert 1 <= session.pairs_at_once < 8
+    report = session.advance()
+    session.close()
+    assert report["eval/nll"] == pytest.approx(whole[0]["eval/nll"], abs=1e-6)
+    one = open_session(trial, small_prepared, "cpu", memory=MemoryBounds(host_bytes=0))
+    assert one.pairs_at_once == 1
+    one.close()
 
 
 def test_evaluations_stand_at_the_first_step_past_each_multiple_and_at_the_end(

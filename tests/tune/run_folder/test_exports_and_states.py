@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -109,13 +110,35 @@ def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
     assert exports.promote_to_winner(tmp_path, ACCURACY) is None
 
 
+def saving(pairs: int) -> Callable[[Path], int]:
+    """A session that saves some weights after so many pairs."""
+
+    def save(folder: Path) -> int:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "weights").write_bytes(b"0123456789")
+        return pairs
+
+    return save
+
+
+def test_a_state_between_two_reports_names_the_one_before(tmp_path: Path) -> None:
+    trial_state.save_state(tmp_path, "a", 64, saving(64))
+    assert trial_state.save_state(tmp_path, "a", 64, saving(100)) == 100
+    assert trial_state.last_whole_state(tmp_path, "a") == (100, "")
+    assert trial_state.reported_pairs(tmp_path, "a", 100) == 64
+    # Nothing new is no state, and neither is what a session did not write.
+    assert trial_state.save_state(tmp_path, "a", 64, saving(100)) == 0
+    assert trial_state.save_state(tmp_path, "a", 64, lambda _: 0) == 0
+    assert trial_state.saved_pairs(tmp_path, "a") == [64, 100]
+
+
 def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
-    trial_state.save_state(tmp_path, "a", 64, lambda folder: folder.mkdir())
-    trial_state.save_state(tmp_path, "a", 128, lambda folder: folder.mkdir())
+    trial_state.save_state(tmp_path, "a", 64, saving(64))
+    trial_state.save_state(tmp_path, "a", 128, saving(128))
     assert trial_state.saved_pairs(tmp_path, "a") == [64, 128]
     (tmp_path / "state" / "a" / ".part" / "session").mkdir(parents=True)
     assert trial_state.saved_pairs(tmp_path, "a") == [64, 128]
-    trial_state.save_state(tmp_path, "a", 192, lambda folder: folder.mkdir())
+    trial_state.save_state(tmp_path, "a", 192, saving(192))
     assert trial_state.saved_pairs(tmp_path, "a") == [128, 192]
     trial_state.drop_state(tmp_path, "a")
     assert trial_state.saved_pairs(tmp_path, "a") == []
@@ -123,12 +146,8 @@ def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "seal"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
-    def save(folder: Path) -> None:
-        (folder / "deep").mkdir(parents=True)
-        (folder / "deep" / "weights").write_bytes(b"0123456789")
-
     for pairs in (64, 128):
-        trial_state.save_state(tmp_path, "a", pairs, save)
+        trial_state.save_state(tmp_path, "a", pairs, saving(pairs))
     assert trial_state.last_whole_state(tmp_path, "a") == (128, "")
     newest = tmp_path / "state" / "a" / "128"
     weights = newest / "session" / "deep" / "weights"
@@ -193,15 +212,11 @@ def test_what_is_removed_while_one_looks_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_a_death_left_of_a_state_is_in_nobodys_way(tmp_path: Path) -> None:
-    def save(folder: Path) -> None:
-        folder.mkdir()
-        (folder / "weights").write_text("new")
-
-    trial_state.save_state(tmp_path, "a", 64, save)
-    left = tmp_path / "state" / "a" / "128" / "session"
+    trial_state.save_state(tmp_path, "a", 64, saving(64))
+    left = tmp_path / "state" / "a" / "128" / "session" / "deep"
     left.mkdir(parents=True)
     (left / "weights").write_text("half")
     assert trial_state.last_whole_state(tmp_path, "a") == (64, "")
-    trial_state.save_state(tmp_path, "a", 128, save)
+    trial_state.save_state(tmp_path, "a", 128, saving(128))
     assert trial_state.last_whole_state(tmp_path, "a") == (128, "")
-    assert (left / "weights").read_text() == "new"
+    assert (left / "weights").read_text() == "0123456789"

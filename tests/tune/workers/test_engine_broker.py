@@ -16,8 +16,9 @@ from dpo_train.errors import InputError
 from tests.conftest import Start
 from tests.helpers.simulated_search import trial_processes, wait_until
 from tune.run_folder.records import read_records
-from tune.workers import engine_broker
-from tune.workers.engine_broker import Broker, EngineLost, EngineSession
+from tune.workers import engine_broker, engine_session
+from tune.workers.engine_broker import Broker
+from tune.workers.engine_session import EngineLost, EngineSession
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +102,7 @@ def await_death(engine: object) -> None:
 
 
 def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
-    broker = Broker(idle_seconds=1)
+    broker = Broker(8, idle_seconds=1)
     engine = broker.enter("a", node, "0")
     assert broker.enter("b", node, "0") is engine
     broker.leave("a")
@@ -122,7 +123,7 @@ def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
 
 
 def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
-    broker = Broker(idle_seconds=1)
+    broker = Broker(8, idle_seconds=1)
     on_gpus = [broker.enter(f"g{n}", node, str(n % 2)) for n in range(4)]
     assert [engine is on_gpus[0] for engine in on_gpus] == [True, False, True, False]
     seen = [
@@ -148,7 +149,7 @@ def test_a_trial_that_comes_to_another_engine_is_closed_in_the_one_it_left(
 ) -> None:
     monkeypatch.setattr(engine_broker, "_start", Recorded)
     monkeypatch.setattr(engine_broker, "_is_alive", lambda _: True)
-    broker = Broker()
+    broker = Broker(8)
     left = broker.enter("a", "node", "0")
     broker.enter("b", "node", "0")
     assert broker.enter("a", "node", "0") is left
@@ -175,18 +176,14 @@ class Refusing:
 def test_a_trial_that_could_not_be_opened_leaves_its_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_broker, "_Entered", Refusing)
+    monkeypatch.setattr(engine_session, "_Entered", Refusing)
     with pytest.raises(InputError):
         EngineSession("a", TrainConfig(), Path(), "cpu")
     assert Refusing.left == ["a"]
 
 
 def test_a_broker_that_is_gone_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(name: str) -> Any:
-        raise ValueError(f"Failed to look up actor with name {name!r}")
-
     context = SimpleNamespace(get_accelerator_ids=dict, get_node_id=lambda: "node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(ray, "get_actor", gone)
-    with pytest.raises(EngineLost, match="no engine was given to a: Failed to look up"):
+    with pytest.raises(EngineLost, match="no engine was given to a: its coordinator isn't there"):
         EngineSession("a", TrainConfig(), Path(), "cpu")

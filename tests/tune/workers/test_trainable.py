@@ -47,7 +47,7 @@ def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task
 class Full:
     """A session for which there is no memory."""
 
-    def advance(self) -> Any:
+    def advance_for(self, seconds: float) -> Any:
         raise OutOfMemory("out of memory with one pair at once")
 
 

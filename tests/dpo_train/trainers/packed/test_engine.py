@@ -10,6 +10,7 @@ import torch
 from dpo_train import data, export, model, reference, sample
 from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.errors import InputError
+from dpo_train.memory import MemoryBounds, own_bytes
 from dpo_train.scoring import logps, metrics
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import adapters, engine, forward
@@ -19,7 +20,11 @@ from dpo_train.trainers.packed.rows import collate, lay_out
 from dpo_train.trainers.packed.trial import PackedTrial, learning_rate_factor
 from dpo_train.trainers.session import Diverged, OutOfMemory
 from tests.helpers.packed_trial import config
-from tests.helpers.training import curve, goes_on_to_the_last_bit
+from tests.helpers.training import (
+    curve,
+    goes_on_from_between_two_reports,
+    goes_on_to_the_last_bit,
+)
 
 
 @pytest.fixture
@@ -147,6 +152,39 @@ def test_a_saved_and_restored_trial_goes_on_to_the_last_bit(
     goes_on_to_the_last_bit(trial, small_prepared, tmp_path)
 
 
+def test_a_trial_saved_between_two_reports_goes_on_to_the_last_bit(
+    small_config: TrainConfig, small_prepared: Path, tmp_path: Path
+) -> None:
+    trial = config(small_config, optim__batch_size=4, optim__epochs=2, eval_every_pairs=40)
+    goes_on_from_between_two_reports(trial, small_prepared, tmp_path)
+
+
+def test_passes_have_no_more_tokens_than_fit_into_memory_and_the_same_numbers(
+    small_config: TrainConfig, pack: PackedEngine, small_prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked = [config(small_config, seed=seed, optim__batch_size=8) for seed in range(2)]
+    trials = [pack.join(trial) for trial in asked]
+    train(pack, trials[0], 4, trials[1])
+    free = MemoryBounds(host_bytes=own_bytes() + 40_000_000)
+    little = PackedEngine(small_config.model, small_prepared, "cpu", free)
+    again = [little.join(trial) for trial in asked]
+    most = little.tokens_per_pass(again)
+    assert little.train.longest <= most < pack.tokens_per_pass(trials) == 4096
+    seen = []
+
+    def watched(base: Any, rows: Any) -> Any:
+        seen.append(rows.ids.numel())
+        return forward.completion_logps(base, rows)
+
+    monkeypatch.setattr(engine, "completion_logps", watched)
+    train(little, again[0], 4, again[1])
+    assert max(seen) <= most
+    little.close()
+    for one, other in zip(trials, again, strict=True):
+        assert (one.own_weights - other.own_weights).abs().max() < 1e-5
+
+
 def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path
 ) -> None:
@@ -193,7 +231,7 @@ def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
     monkeypatch.setattr(engine, "completion_logps", scarce)
     again = [pack.join(trial) for trial in asked]
     train(pack, again[0], 10, *again[1:])
-    assert pack.tokens_per_forward < 2 * fits
+    assert pack.tokens_per_pass(again) < 2 * fits
     for one, other in zip(whole, again, strict=True):
         assert (one.own_weights - other.own_weights).abs().max() < 1e-5
     for found, expected in zip(pack.evaluate(again), pack.evaluate(whole), strict=True):

@@ -1,0 +1,163 @@
+"""Compares what `dpo_train.footprint` says a training process holds with what it holds at most.
+
+    python benchmarks/memory.py [FOLDER OF A MODEL ...] [--only WORD]
+
+For the sample, each folder given, and random weights in the shape of Qwen2-0.5B; packed and under
+TRL, LoRA and full. Each in a process of its own, on the CPU, with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from synthetic import write_model, write_pairs
+
+from dpo_train.config import TrainConfig
+
+os.environ["OMP_NUM_THREADS"] = "1"
+CASES: dict[str, dict[str, Any]] = {
+    "packed": {"trainer": "packed", "lora": {}},
+    "trl, LoRA": {"trainer": "trl", "lora": {}},
+    "trl, full": {"trainer": "trl"},
+}
+TRIALS = 2
+"""Of a packed engine."""
+PAIRS = 2
+"""At once, of each trial."""
+ROWS = 6
+"""Four of them to train on: two steps, for the second one finds the optimizer's moments."""
+LENGTHS = {"prompt": (60, 60), "chosen": (50, 50), "rejected": (50, 50)}
+
+
+def measured(config: TrainConfig, prepared: Path) -> dict[str, float]:
+    """Trains for a report and returns the peaks: resident memory, and its private part."""
+    import threading
+    import time
+
+    import torch
+
+    from dpo_train.trainers.open import open_session
+
+    torch.set_num_threads(1)
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, _status()["RssAnon"])
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
+    count = TRIALS if config.trainer == "packed" else 1
+    sessions = [
+        open_session(config.model_copy(update={"seed": n}), prepared, "cpu") for n in range(count)
+    ]
+    threads = [threading.Thread(target=session.advance) for session in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"private": peak / 1e9, "resident": _status()["VmHWM"] / 1e9}
+
+
+def _status() -> dict[str, int]:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {
+        line.split(":")[0]: 1024 * int(line.split()[1])
+        for line in lines
+        if line.startswith(("VmHWM", "RssAnon"))
+    }
+
+
+def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
+    from dpo_train.footprint import LIBRARIES_BYTES, footprint
+    from dpo_train.row_lengths import row_lengths
+
+    lengths = row_lengths(config.model, config.data, rows)
+    one = footprint(config, lengths, "cpu")
+    if config.trainer == "packed":
+        tokens = lengths.largest_pass(TRIALS, config.optim.pairs_at_once)
+        private = one.private(TRIALS, tokens)
+    else:
+        tokens = 2 * lengths.longest_row.row * config.optim.pairs_at_once
+        private = one.private(1, tokens)
+    shared = LIBRARIES_BYTES + (0 if one.own_weights else one.weights)
+    return {"tokens": tokens, "private": private / 1e9, "resident": (private + shared) / 1e9}
+
+
+def case(model: str, kind: str, folder: Path) -> None:
+    """In a process of its own: prints what is estimated, then what is measured, as JSON."""
+    from dpo_train import data, reference
+
+    config = TrainConfig.model_validate(
+        {
+            "model": {"id": model},
+            "data": {"id": str(_pairs(folder))},
+            "optim": {"batch_size": PAIRS},
+            "eval_every_pairs": 2 * PAIRS,
+            **CASES[kind],
+        }
+    )
+    pairs = data.load_pairs(config.data)
+    # Of its own: the reference pass is a part of what is measured.
+    prepared = reference.plan(config, pairs, folder / kind / Path(model).name, "cpu")
+    if os.environ.get("SIDE") == "estimated":
+        rows = [row for split in pairs.splits.values() for row in split]
+        print(json.dumps(estimated(config, rows)))
+    else:
+        print(json.dumps(measured(config, prepared)))
+
+
+def _pairs(folder: Path) -> Path:
+    path = folder / "pairs.jsonl"
+    return path if path.exists() else write_pairs(path, ROWS, LENGTHS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("models", nargs="*", help="folders of models")
+    parser.add_argument("--only", default="", help="only the cases whose line holds this word")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.case:
+        model, kind, folder = asked.case
+        case(model, kind, Path(folder))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        random = write_model(Path(scratch) / "random-0.5b", "qwen2-0.5b")
+        print("| model | trainer | tokens a pass | estimated | measured | ratio | private |")
+        print("|---|---|---|---|---|---|---|")
+        for model in ("sample", *asked.models, str(random)):
+            for kind in CASES:
+                if asked.only in f"{model} {kind}":
+                    print(_line(model, kind, Path(scratch)), flush=True)
+
+
+def _line(model: str, kind: str, folder: Path) -> str:
+    found = {}
+    for side in ("estimated", "measured"):
+        done = subprocess.run(
+            [sys.executable, __file__, "--case", model, kind, str(folder)],
+            env={**os.environ, "SIDE": side},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        found[side] = json.loads(done.stdout.strip().splitlines()[-1])
+    told, seen = found["estimated"], found["measured"]
+    return (
+        f"| {Path(model).name} | {kind} | {told['tokens']} | {told['resident']:.2f} GB | "
+        f"{seen['resident']:.2f} GB | {told['resident'] / seen['resident']:.2f} | "
+        f"{told['private']:.2f} / {seen['private']:.2f} = {told['private'] / seen['private']:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How the reference log-probs are computed: rows in shards, tokens, the merge into splits."""

@@ -1,0 +1,119 @@
+"""How many tokens the rows of a dataset have: enough of them to know the longest and the average.
+
+Knows no memory; needs a model's tokenizer and nothing else of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_train import model_source
+from dpo_train.config import DataConfig, ModelConfig
+from dpo_train.data import Row
+from dpo_train.reference_pass.tokenise import tokenise
+
+_LONGEST_ROWS, _OTHER_ROWS = 50, 150
+_MANY_ROWS = 10_000
+"""More than any pass has."""
+
+
+@dataclass(frozen=True)
+class PairLength:
+    """How many tokens the parts of a preference pair have."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @property
+    def packed(self) -> int:
+        """Tokens of a packed pass: the prompt once, and no last token, which predicts nothing."""
+        return self.prompt + self.chosen + self.rejected - 2
+
+    @property
+    def row(self) -> int:
+        """Tokens of the longer of the two rows [prompt, chosen] and [prompt, rejected]."""
+        return self.prompt + max(self.chosen, self.rejected)
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """Of the pairs of a dataset the longest and a sample of the others."""
+
+    longest: tuple[PairLength, ...]
+    sample: tuple[PairLength, ...]
+    rows: int
+    """How many there are in all."""
+
+    @property
+    def longest_row(self) -> PairLength:
+        return max(self.longest, key=lambda pair: pair.row)
+
+    @property
+    def longest_packed(self) -> int:
+        return max(pair.packed for pair in self.longest)
+
+    @property
+    def mean(self) -> PairLength:
+        def mean(values: Sequence[int]) -> int:
+            return max(2, round(sum(values) / len(values)))
+
+        parts = zip(*((p.prompt, p.chosen, p.rejected) for p in self.sample), strict=True)
+        return PairLength(*(mean(part) for part in parts))
+
+    def largest_pass(self, trials: int, pairs_each: int) -> int:
+        """Tokens of the largest of many packed passes, each with so many pairs of each trial,
+        padded to the trial that has most."""
+        draw = random.Random(0)
+        passes = (
+            max(sum(pair.packed for pair in draw.choices(self.sample, k=pairs_each))
+                for _ in range(trials))
+            for _ in range(200)
+        )  # fmt: skip
+        return trials * max(passes)
+
+
+def row_lengths(config: ModelConfig, data: DataConfig, rows: Sequence[Row]) -> RowLengths:
+    """The lengths of the rows under the model's tokenizer: of those with most letters, and of a
+    sample of all."""
+    tokenizer = _tokenizer(config)
+    most = data.max_length_tokens
+    ordered = sorted(rows, key=_letters, reverse=True)
+    every = max(1, len(ordered) // _OTHER_ROWS)
+    numbers = sorted({*range(min(_LONGEST_ROWS, len(ordered))), *range(0, len(ordered), every)})
+    found = {number: tokenise(ordered[number], tokenizer, most) for number in numbers}
+    lengths = {
+        number: PairLength(len(ids.prompt_ids), len(ids.chosen_ids), len(ids.rejected_ids))
+        for number, ids in found.items()
+        if not isinstance(ids, str)
+    }
+    longest = list(lengths.values())
+    if any(isinstance(ids, str) and ids.startswith("longer") for ids in found.values()):
+        # Of those that were not looked at one may be as long as a row can be.
+        longest += unknown_lengths(data).longest
+    sample = [pair for number, pair in lengths.items() if number % every == 0]
+    return RowLengths(tuple(longest), tuple(sample or longest), len(rows))
+
+
+def unknown_lengths(data: DataConfig) -> RowLengths:
+    """The lengths of rows that can't be seen yet: as long as `max_length_tokens` lets them be."""
+    half = data.max_length_tokens // 2
+    pair = PairLength(data.max_length_tokens - half, half, half)
+    return RowLengths((pair,), (pair,), data.limit or _MANY_ROWS)
+
+
+def _letters(row: Row) -> int:
+    messages = [*row.prompt, *row.prompt, *row.chosen, *row.rejected]
+    return sum(len(message["content"]) for message in messages)
+
+
+def _tokenizer(config: ModelConfig) -> Any:
+    from transformers import AutoTokenizer  # slow to import
+
+    # Not `model.load_tokenizer`, which reads a model that was fetched whole.
+    folder = model_source.local_folder(config)
+    place = {"revision": config.revision} if folder is None else {}
+    return AutoTokenizer.from_pretrained(folder or config.id, **place)

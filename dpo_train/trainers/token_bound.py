@@ -1,0 +1,57 @@
+"""How many tokens a pass may have, so that what it keeps for its backward fits into memory."""
+
+from __future__ import annotations
+
+from dpo_train.memory import (
+    CPU_ALLOCATOR_FACTOR,
+    GPU_ALLOCATOR_FACTOR,
+    MemoryBounds,
+    own_bytes,
+)
+
+
+class TokenBound:
+    """The tokens of the next pass: at most `most`, at least `least`, between them what the memory
+    holds. It is lowered for good when memory runs out all the same."""
+
+    def __init__(self, device: str, bounds: MemoryBounds, weights_bytes: int, most: int) -> None:
+        """`weights_bytes`: those of the base, which all processes of a machine map once."""
+        self._device = device
+        self._bounds = bounds
+        self._weights_bytes = weights_bytes
+        self._own_bytes = own_bytes()
+        self._bytes_a_token = 0.0
+        self._most = min(most, bounds.most_tokens or most)
+
+    def measured(self, kept_bytes: int, tokens: int) -> None:
+        """Takes note of what a first small pass kept; of several the one that kept most counts."""
+        self._bytes_a_token = max(self._bytes_a_token, kept_bytes / tokens)
+
+    def tokens(self, least: int, other_bytes: int = 0) -> int:
+        """`other_bytes`: what will be held beside the pass and isn't yet, or comes and goes with
+        the trials: weights, gradients, moments."""
+        return max(least, min(self._most, self._fitting(other_bytes)))
+
+    def halve(self, now: int) -> None:
+        """After a pass of `now` tokens ran out of memory."""
+        self._most = now // 2
+
+    def _fitting(self, other_bytes: int) -> int:
+        free = self._free_bytes(other_bytes)
+        if free is None or not self._bytes_a_token:
+            return self._most
+        factor = GPU_ALLOCATOR_FACTOR if self._device == "cuda" else CPU_ALLOCATOR_FACTOR
+        return max(0, int(free / (self._bytes_a_token * factor)))
+
+    def _free_bytes(self, other_bytes: int) -> int | None:
+        if self._device == "cuda":
+            import torch  # this module is also read where no torch is needed
+
+            free, total = torch.cuda.mem_get_info()
+            cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            share = int(self._bounds.device_share * total) - torch.cuda.memory_allocated()
+            return min(int(0.95 * (free + cached)), share)
+        if self._bounds.host_bytes is None:
+            return None
+        share = (self._bounds.host_bytes - self._weights_bytes) // self._bounds.processes
+        return share - self._own_bytes - other_bytes

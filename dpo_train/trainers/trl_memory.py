@@ -1,0 +1,63 @@
+"""How many pairs a pass of TRL's trainer may have, so that it fits into memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import DPOTrainer
+
+from dpo_train import reference
+from dpo_train.config import TrainConfig
+from dpo_train.memory import MemoryBounds, give_back, kept_bytes
+from dpo_train.scoring import logps
+from dpo_train.trainers.token_bound import TokenBound
+
+
+def row_lengths(rows: dict[str, list[Any]]) -> list[int]:
+    """Tokens of each pair's prompt with its longer completion."""
+    columns = (rows[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return [
+        len(prompt) + max(len(chosen), len(rejected))
+        for prompt, chosen, rejected in zip(*columns, strict=True)
+    ]
+
+
+def pairs_that_fit(
+    trainer: DPOTrainer,
+    config: TrainConfig,
+    rows: dict[str, list[Any]],
+    data: reference.PreparedData,
+    device: str,
+    memory: MemoryBounds,
+) -> int:
+    """The most pairs of one pass, those of all processes of a group together: as many of the
+    longest ones as fit into memory, by what a first pass over one pair keeps for its backward."""
+    lengths = row_lengths(rows)
+    at_once = config.optim.pairs_at_once
+    longest = 2 * max(lengths)  # tokens of a pair: two rows, padded
+    median = sorted(range(len(lengths)), key=lengths.__getitem__)[len(lengths) // 2]
+    one = {name: [column[median]] for name, column in rows.items()}
+    ((_, batch),) = logps.batches(one, data.pad_token_id, device)
+
+    def forward() -> Any:
+        with trainer.compute_loss_context_manager():
+            return DPOTrainer.compute_loss(trainer, trainer.model, batch)
+
+    trainer.model.train()
+    _, kept = kept_bytes(forward, trainer.model.parameters())
+    trainer._metrics["train"].clear()  # the pass was no step
+    give_back()
+
+    weights = sum(weight.nbytes for weight in trainer.model.parameters())
+    trained = sum(weight.nbytes for weight in trainer.model.parameters() if weight.requires_grad)
+    # Gradients and two moments come with the first step; a step also gives this process its own
+    # copy of the weights that it changes, where they were mapped from their file.
+    still_to_come = (3 if config.lora or device == "cuda" else 4) * trained
+    bound = TokenBound(device, memory, weights, most=at_once * longest)
+    bound.measured(kept, 2 * lengths[median])
+    here = bound.tokens(longest, still_to_come) // longest
+    # The processes of a group take equal parts of a batch.
+    accelerator = trainer.accelerator
+    everywhere = accelerator.gather(torch.tensor([here], device=accelerator.device))
+    return int(everywhere.min()) * int(accelerator.num_processes)

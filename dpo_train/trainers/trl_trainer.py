@@ -1,0 +1,165 @@
+"""TRL's DPOTrainer over the prepared rows, subclassed at two private hooks (`_prepare_dataset`,
+`_precompute_ref_logps`), so that no trial tokenises or runs the reference. Its tests hold that
+contract.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from trl import DPOTrainer
+
+from dpo_train import reference
+from dpo_train.scoring import logps, metrics
+from dpo_train.trainers import trl_patches  # noqa: F401
+from dpo_train.trainers.session import diverged
+from dpo_train.trainers.trl_control import TrainingControl
+
+_INTERVAL = "interval-{}.json"
+"""In a saved state: what each process of a group summed up since the last evaluation."""
+
+
+class SearchTrainer(DPOTrainer):
+    """DPOTrainer over rows that are already tokenised and have their reference log-probs."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+    def hold(self, control: TrainingControl, data: reference.PreparedData, device: str) -> None:
+        self._hand = control
+        control.accelerator = self.accelerator
+        self._eval_rows = data.split("eval")[:]
+        self._eval_batches = list(logps.batches(self._eval_rows, data.pad_token_id, device))
+        self.held_out: dict[str, list[float]] = {}
+        self._step_losses: list[torch.Tensor] = []
+        self._parts_seen = 0
+        self._tokens = torch.zeros((), dtype=torch.int64, device=device)
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *rest, **options)
+        if self.model.training:
+            loss = self._share_of_step(loss, len(inputs["input_ids"]) // 2)
+            self._tokens += inputs["attention_mask"].sum()
+        return loss
+
+    def _share_of_step(self, loss: torch.Tensor, pairs: int) -> torch.Tensor:
+        """Weighs a part of a batch by its pairs: the parts of an epoch's last batch may be unequal,
+        and transformers divides each by their number."""
+        parts = self.current_gradient_accumulation_steps
+        if parts > 1 and self.accelerator.num_processes == 1:  # in a group all parts are equal
+            step = self.state.global_step
+            loss = loss * (pairs * parts / (self._hand.pairs(step + 1) - self._hand.pairs(step)))
+        if self._parts_seen == 0:
+            self._step_losses.append(loss.detach() / parts)
+        else:
+            self._step_losses[-1] = self._step_losses[-1] + loss.detach() / parts
+        self._parts_seen = (self._parts_seen + 1) % parts
+        return loss
+
+    def save_interval(self, folder: Path) -> None:
+        """Writes what was summed up since the last evaluation, for a training that is held."""
+        control = self._hand
+        interval = {
+            "losses": [float(loss) for loss in self._step_losses],
+            "tokens": int(self._tokens),
+            "pairs": control.pairs_seen - control.resumed_pairs,
+            "seconds": time.monotonic() - control.resumed_at,
+        }
+        name = _INTERVAL.format(self.accelerator.process_index)
+        (folder / name).write_text(json.dumps(interval))
+
+    def restore_interval(self, folder: Path) -> None:
+        saved = folder / _INTERVAL.format(self.accelerator.process_index)
+        if not saved.exists():  # earlier versions saved right after an evaluation only
+            return
+        interval = json.loads(saved.read_text())
+        self._step_losses = [
+            torch.tensor(loss, device=self._tokens.device) for loss in interval["losses"]
+        ]
+        self._tokens += interval["tokens"]
+        self._hand.carried_seconds = interval["seconds"]
+        self._hand.carried_pairs = interval["pairs"]
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """TRL's loop calls it where `TrainingControl` said so; answers the caller, then waits."""
+        self._hand.answers.put(self._measure())
+        self.control.should_evaluate = False
+        self._hand.wait(self.control)
+        return {}
+
+    def _measure(self) -> dict[str, float]:
+        seconds = time.monotonic() - self._hand.resumed_at
+        pairs = self._hand.pairs_seen - self._hand.resumed_pairs
+        # What the processes of a group report, and whether they go on, is the same for all.
+        together = self.accelerator.reduce(torch.stack(self._step_losses).float(), "mean")
+        losses = together.cpu()
+        tokens = int(self.accelerator.reduce(self._tokens))
+        self._tokens.zero_()
+        self._step_losses.clear()
+        first_step = self.state.global_step - len(losses) + 1
+        for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
+            raise diverged(float(losses[offset]), first_step + offset, self.args.learning_rate)
+        began = time.monotonic()
+        held_out = self._held_out()
+        peak = size = 0.0
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 1e9
+            size = torch.cuda.get_device_properties().total_memory / 1e9
+        return {
+            **{f"eval/{name}": value for name, value in held_out.items()},
+            "train/loss": float(losses.mean()),
+            "pairs_seen": self._hand.pairs_seen,
+            "step": self.state.global_step,
+            "epoch": float(self.state.epoch or 0.0),
+            "pairs_per_second": pairs / seconds,
+            "tokens_per_second": tokens / seconds,
+            "train_seconds": seconds,
+            "eval_seconds": time.monotonic() - began,
+            "peak_memory_gb": peak,
+            "device_memory_gb": size,
+        }
+
+    def _held_out(self) -> dict[str, float]:
+        rows = len(self._eval_rows["chosen_ids"])
+        loss_sum = 0.0
+        seen = _LogProbs(self.model)
+
+        def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            nonlocal loss_sum
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(seen, batch)
+            loss_sum += float(loss) * len(batch["input_ids"]) / 2
+            return seen.log_probs.sum(dim=1)
+
+        self.model.eval()
+        scores = logps.score_batches(self._eval_batches, rows, forward)
+        self.model.train()
+        self._metrics["eval"].clear()
+        if not all(np.isfinite(logps).all() for logps in scores):
+            # The last steps' losses were finite, the weights they led to are not.
+            raise diverged(math.nan, self.state.global_step, self.args.learning_rate)
+        values = metrics.pair_values(logps.pair_logps(self._eval_rows, *scores))
+        self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
+        return {**metrics.means(values), "loss": loss_sum / rows}
+
+
+class _LogProbs:
+    """Keeps the per-token log-probs of a forward that TRL's loss makes, so one pass serves both."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.log_probs = torch.empty(0)
+
+    def __call__(self, **inputs: Any) -> Any:
+        outputs = self._model(**inputs)
+        self.log_probs = outputs.log_probs
+        return outputs

@@ -1,0 +1,83 @@
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from dpo_train import converted_weights, model, sample
+from dpo_train.config import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A random model whose file holds 26 MB of bfloat16."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=20000, hidden_size=512, intermediate_size=1024, num_hidden_layers=2,
+        num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("half")
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(sample.MODEL).save_pretrained(folder)
+    return ModelConfig(id=str(folder))
+
+
+def _load(config: ModelConfig, prepared: Path | None) -> tuple[int, list[float]]:
+    """The kilobytes of memory of its own that the weights took, and the log-probs of a text."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(sample.MODEL)  # imports what any load imports
+    before = _own_kilobytes()
+    base = model.load_base(config, "cpu", prepared).model.eval()
+    sum(weight.detach().sum() for weight in base.parameters())  # reads each page
+    took = _own_kilobytes() - before
+    assert base.config._name_or_path == config.id
+    with torch.no_grad():
+        logits = base(input_ids=torch.arange(20)[None]).logits.log_softmax(-1)
+    return took, logits[0, :, 7].tolist()
+
+
+def _own_kilobytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0])
+
+
+@pytest.mark.slow
+def test_processes_map_one_converted_file_in_place_of_a_copy_each(
+    half: ModelConfig, tmp_path: Path
+) -> None:
+    with multiprocessing.get_context("spawn").Pool(3, maxtasksperchild=1) as pool:
+        load = [(half, None), (half, tmp_path), (half, tmp_path)]
+        own, first, second = pool.starmap(_load, load, chunksize=1)
+    assert first[1] == second[1] == own[1]
+    weights = 12.5e6 * 4 / 1024
+    assert own[0] > 0.8 * weights
+    assert min(first[0], second[0]) < 0.4 * weights
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights", "weights.lock"]
+
+
+def test_weights_that_have_the_dtype_are_not_copied(tmp_path: Path) -> None:
+    assert converted_weights.converted(ModelConfig(), tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_not_rounded_for_all_processes(tmp_path: Path) -> None:
+    assert converted_weights.converted(ModelConfig(dtype="bfloat16"), tmp_path) is None
+
+
+def test_a_conversion_that_was_killed_is_begun_anew(half: ModelConfig, tmp_path: Path) -> None:
+    (tmp_path / ".weights.part").mkdir()
+    (tmp_path / ".weights.part" / "model.safetensors").write_bytes(b"cut")
+    folder = converted_weights.converted(half, tmp_path)
+    assert folder == tmp_path / "weights"
+    assert not (tmp_path / ".weights.part").exists()
+
+
+def test_a_disk_without_place_for_a_copy_is_no_obstacle(
+    half: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpo_train.storage.disk.free_bytes", lambda _: 1 << 20)
+    assert converted_weights.converted(half, tmp_path) is None

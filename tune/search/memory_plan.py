@@ -1,0 +1,318 @@
+"""Whether the processes of a search fit into this machine's memory together: says what they take,
+lowers how many trials run at once, or refuses. Knows nothing of a cluster's other machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from dpo_train import footprint, memory, model_source
+from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
+from dpo_train.data import Row
+from dpo_train.errors import InputError, one_line
+from dpo_train.footprint import Footprint
+from dpo_train.row_lengths import RowLengths, row_lengths, unknown_lengths
+from tune.config.schema import SearchConfig
+from tune.search.preflight import model_json
+from tune.workers.memory_share import search_bytes
+
+_RAY_BYTES = 650_000_000
+"""The driver, Ray's own processes and what follows the search for W&B; measured."""
+_WORKER_BYTES = 60_000_000
+"""What Ray adds to a process that trains; measured."""
+_LIGHT_BYTES = 120_000_000
+"""The process of a packed trial, which holds no model; measured."""
+_SMALL_SHARE = 0.1
+"""A search that by a crude upper bound needs less than this share is not counted any further."""
+_LARGER = ("lora.r", "optim.batch_size", "optim.micro_batch_size")
+"""Axes of which a larger value takes more memory."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the processes of a search take when so many trials run at once; in bytes."""
+
+    at_once: int
+    processes: int
+    """Engines under `trainer: packed`, else the trials' own."""
+    trials_each: int
+    tokens: int
+    """Of the largest pass."""
+    private: int
+    """Of one process."""
+    shared: int
+    """What all of them map once: weights and libraries."""
+    others: int
+    """The driver, Ray, and the light processes of packed trials."""
+
+    @property
+    def total(self) -> int:
+        return self.processes * self.private + self.shared + self.others
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a search needs, as a function of how many trials run at once."""
+
+    config: SearchConfig
+    trial: TrainConfig
+    """The one that needs most."""
+    lengths: RowLengths
+    footprint: Footprint
+
+    def need(self, at_once: int, available: int | None) -> Need:
+        """With passes as large as `available` bytes allow, or as large as batches make them."""
+        packed = self.config.trainer == "packed"
+        processes = min(_cpus(), at_once) if packed else at_once
+        each = -(-at_once // processes) if packed else 1
+        one, light = self.footprint, at_once * _LIGHT_BYTES if packed else 0
+        shared = footprint.LIBRARIES_BYTES + (0 if one.own_weights else one.weights)
+        tokens, batch = self._wanted_tokens(each)
+        if available is not None:
+            left = (available - shared - light - _RAY_BYTES) // processes - _WORKER_BYTES
+            tokens = max(self.least_tokens, min(tokens, one.tokens_that_fit(left, each)))
+        in_parts = not packed and tokens < batch
+        return Need(
+            at_once=at_once,
+            processes=processes,
+            trials_each=each,
+            tokens=tokens,
+            private=one.private(each, tokens, in_parts) + _WORKER_BYTES,
+            shared=shared,
+            others=light + _RAY_BYTES,
+        )
+
+    @cached_property
+    def least_tokens(self) -> int:
+        """Of a pass over one pair, the longest."""
+        if self.config.trainer == "packed":
+            return self.lengths.longest_packed
+        return 2 * self.lengths.longest_row.row
+
+    def _wanted_tokens(self, trials: int) -> tuple[int, int]:
+        """Of the largest pass, and of a whole batch, where there is memory for any."""
+        optim, members = self.trial.optim, self.config.resources.members
+        if self.config.trainer == "packed":
+            largest = self.lengths.largest_pass(trials, optim.pairs_at_once)
+            wanted = max(self.least_tokens, min(footprint.MOST_TOKENS[self.config.device], largest))
+            return wanted, wanted
+        at_once = max(1, optim.pairs_at_once // members)
+        return at_once * self.least_tokens, optim.batch_size // members * self.least_tokens
+
+    def one_line(self, need: Need) -> str:
+        """One process in words: what it takes and of what that is made."""
+        one, each = self.footprint, need.trials_each
+        parts = [f"{_gb(one.process + _WORKER_BYTES)} process"]
+        if not one.is_shared:
+            parts.append(f"{_gb(one.weights)} weights")
+        if one.own_weights:
+            parts.append(f"{_gb(one.own_weights)} weights of its own")
+        many = f"of {each} trials" if each > 1 else "of a trial"
+        what = "optimizer" if self.trial.lora is None else "adapter and optimizer"
+        parts.append(f"{_gb(each * one.trial)} {what} {many}")
+        parts.append(f"{_gb(need.private - _WORKER_BYTES - one.fixed(each))} for a pass of "
+                     f"{need.tokens:,} tokens")  # fmt: skip
+        where = "" if self.config.device == "cpu" else " of GPU memory"
+        said = f"about {_gb(need.private)} GB{where}: {', '.join(parts)}"
+        if one.is_shared and not one.own_weights:
+            said += f"; and {_gb(one.weights)} weights that all share"
+        return said
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The search as it fits into this machine's memory."""
+
+    config: SearchConfig
+    """With `resources.at_once` lowered if need be."""
+    message: str = ""
+    """Says in one line what was lowered; empty if nothing was."""
+    need: Need | None = None
+    available: int = 0
+
+
+def lines(config: SearchConfig) -> Iterator[str]:
+    """What `dpo-tune doctor` says of memory. `config.model` must be resolved.
+
+    Raises InputError after the first line if one trial alone does not fit.
+    """
+    try:
+        estimate = _estimate(config, _rows_here(config))
+    except InputError:
+        raise
+    except Exception as error:  # an architecture that transformers or PEFT can't build from config
+        yield f"memory       can't be told for this model ({one_line(error)})"
+        return
+    name = "one engine " if config.trainer == "packed" else "one trial  "
+    if config.device != "cpu" or os.environ.get("RAY_ADDRESS"):
+        yield f"{name}  {estimate.one_line(estimate.need(_most_at_once(config), None))}"
+        return
+    available = _available()
+    most = _most_at_once(config)
+    need = next(_fitting(estimate, most, available), estimate.need(1, available))
+    yield f"{name}  {estimate.one_line(need)}"
+    plan = _plan(estimate, available)
+    if need.processes == need.at_once:
+        trials = f"{need.at_once} trials" if need.at_once > 1 else "1 trial"
+    else:
+        trials = f"{need.processes} engines with {need.at_once} trials"
+    yield (
+        f"all at once  about {_gb(need.total)} GB: {trials} and Ray; {_gb(available)} GB may be "
+        f"taken ({_rule()})"
+    )
+    if plan.message:
+        yield f"             {plan.message}"
+
+
+def plan_memory(config: SearchConfig, rows: Sequence[Row]) -> MemoryPlan:
+    """The search with as many trials at once as fit into this machine's memory.
+
+    `rows`: those of its dataset. Takes no time for small models. Raises InputError if not even one
+    trial with one pair at once fits.
+    """
+    available = _available()
+    if config.trainer == "simulated" or _crude_bound(config) < _SMALL_SHARE * available:
+        return MemoryPlan(config)
+    try:
+        estimate = _estimate(config, rows)
+    except InputError:
+        raise
+    except Exception as error:  # an architecture that transformers or PEFT can't build from config
+        return MemoryPlan(config, f"memory: can't be told for this model ({one_line(error)})")
+    return _plan(estimate, available)
+
+
+def fit_into_memory(config: SearchConfig, prepared: Path) -> SearchConfig:
+    """The config with as many trials at once as this machine's memory holds; says if that is fewer.
+
+    A cluster's machines, and GPUs, are not looked at. `prepared`: the planned data. Raises
+    InputError if not even one trial fits.
+    """
+    if config.trainer == "simulated" or config.device != "cpu" or os.environ.get("RAY_ADDRESS"):
+        return config
+    read = (prepared / "rows.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    contents = [json.loads(line) for line in read]
+    rows = [Row(each["prompt"], each["chosen"], each["rejected"]) for each in contents]
+    plan = plan_memory(config, rows)
+    if plan.message:
+        print(f"{config.name}: {plan.message}", flush=True)
+    return plan.config
+
+
+def _plan(estimate: Estimate, available: int) -> MemoryPlan:
+    config = estimate.config
+    most = _most_at_once(config)
+    need = next(_fitting(estimate, most, available), None)
+    if need is None:
+        least = estimate.need(1, 0)
+        raise InputError(
+            f"memory: one trial with one pair at once takes about {_gb(least.total)} GB with Ray, "
+            f"and {_gb(available)} GB may be taken ({_rule()}); {_remedy(config)}"
+        )
+    if need.at_once == most:
+        return MemoryPlan(config, "", need, available)
+    resources = config.resources.model_copy(update={"at_once": need.at_once})
+    message = (
+        f"resources.at_once is lowered from {most} to {need.at_once}: more trials don't fit into "
+        f"{_gb(available)} GB ({_rule()})"
+    )
+    return MemoryPlan(config.model_copy(update={"resources": resources}), message, need, available)
+
+
+def _fitting(estimate: Estimate, most: int, available: int) -> Iterator[Need]:
+    """What fits, most trials at once first: passes can be as small as one pair each."""
+    for at_once in range(most, 0, -1):
+        if estimate.need(at_once, 0).total <= available:
+            yield estimate.need(at_once, available)
+
+
+def _estimate(config: SearchConfig, rows: Sequence[Row] | None) -> Estimate:
+    trial = _largest_trial(config)
+    lengths = unknown_lengths(config.data) if rows is None else _lengths(config, rows)
+    one = footprint.footprint(trial, lengths, config.device)
+    members = config.resources.members
+    if config.resources.sharded:
+        shared_out = ("weights", "trial", "gradients")
+        one = replace(one, **{name: getattr(one, name) // members for name in shared_out})
+    return Estimate(config, trial, lengths, one)
+
+
+def _lengths(config: SearchConfig, rows: Sequence[Row]) -> RowLengths:
+    return row_lengths(config.model, config.data, rows)
+
+
+def _largest_trial(config: SearchConfig) -> TrainConfig:
+    """The trial that takes most memory, as far as the space allows its values together."""
+    trial = config.base_trial()
+    for path in _LARGER:
+        values = [value for value in _corners(config, path) if value is not None]
+        if values and (path != "lora.r" or trial.lora is not None):
+            try:
+                trial = override(trial, {path: max(values)})
+            except InputError:  # only together with values of other axes
+                continue
+    return trial
+
+
+def _corners(config: SearchConfig, path: str) -> list[int]:
+    return config.space[path].corners if path in config.space else []
+
+
+def _rows_here(config: SearchConfig) -> Sequence[Row] | None:
+    """The rows of a dataset that lies on this machine; None for one on the Hub."""
+    from dpo_train.data import load_pairs  # pyarrow is slow to import
+
+    if config.data.id != "sample" and not Path(config.data.id).expanduser().exists():
+        return None
+    return [row for rows in load_pairs(config.data).splits.values() for row in rows]
+
+
+def _crude_bound(config: SearchConfig) -> int:
+    """More than the passes and weights of all processes take, told without torch."""
+    shape = model_json(config.model)
+    shape = shape.get("text_config") or shape
+    width, layers = int(shape.get("hidden_size", 8192)), int(shape.get("num_hidden_layers", 100))
+    weights = 4 * model_source.parameter_count(config.model)
+    at_once = _most_at_once(config)
+    processes = min(_cpus(), at_once) if config.trainer == "packed" else at_once
+    return processes * (6 * weights + 60 * width * layers * 4 * footprint.MOST_TOKENS["cpu"])
+
+
+def _most_at_once(config: SearchConfig) -> int:
+    resources = config.resources
+    hold = max(1, int(_cpus() / resources.cpus))
+    return min(hold, resources.at_once or hold, config.total_trials)
+
+
+def _cpus() -> int:
+    return os.cpu_count() or 1
+
+
+def _available() -> int:
+    return search_bytes()
+
+
+def _rule() -> str:
+    limit, used = memory.memory_limit_bytes(), memory.memory_used_bytes()
+    return f"of {_gb(limit)} GB, {_gb(used)} GB are in use now, and a part is left free"
+
+
+def _remedy(config: SearchConfig) -> str:
+    if config.lora is None:
+        return "type `--set lora={}` to train an adapter, or give a smaller model.id"
+    half = config.data.max_length_tokens // 2
+    return (
+        f"type `--set data.max_length_tokens={half}` to leave out longer pairs, end other "
+        "programs, or give a smaller model.id"
+    )
+
+
+def _gb(count: float) -> str:
+    gigabytes = count / 1e9
+    return f"{gigabytes:.2f}" if gigabytes < 1 else f"{gigabytes:.1f}"

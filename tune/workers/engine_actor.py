@@ -1,0 +1,95 @@
+"""The process of an engine: it holds the sessions of a device's packed trials."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_train.config import TrainConfig
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.session import Session
+from tune.workers.memory_share import memory_bounds
+from tune.workers.pulse import SharedTurns
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a trial's own process needs to know of its session."""
+
+    pairs_total: int
+    reference_pairs: int
+    tokens_at_once: int
+
+
+class EngineActor:
+    """Holds the sessions of a device's trials; in one process they are one pack."""
+
+    def __init__(self, gpu: str | None, engines: int, trials: int) -> None:
+        """`engines`: how many share the CPUs of this node; `trials`: how many there are at most."""
+        if gpu is not None:  # before torch is imported; Ray gave the GPU to the trials
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        self._engines, self._trials = engines, trials
+        self._sessions: dict[str, Session] = {}
+        self._uncounted = 0
+        self._opening = threading.Lock()
+
+    def ping(self) -> None: ...
+
+    def open(
+        self,
+        trial: str,
+        config: TrainConfig,
+        prepared: Path,
+        device: str,
+        most_tokens: int | None = None,
+    ) -> Opened:
+        from dpo_train import reference  # imports torch, slowly
+
+        with self._opening:  # libraries that import late don't bear it from two threads
+            _one_thread()
+            self.close(trial)  # of a process of this trial that died
+            computed = reference.prepare(prepared, SharedTurns()).computed_pairs
+            bounds = memory_bounds(self._engines, self._trials, most_tokens=most_tokens)
+            session = open_session(config, prepared, device, memory=bounds)
+            self._sessions[trial] = session
+            counted = self._uncounted + computed + session.reference_pairs
+            self._uncounted = 0
+        return Opened(session.pairs_total, counted, session.tokens_at_once)
+
+    def open_ahead(self, config: TrainConfig, prepared: Path, device: str) -> None:
+        with suppress(Exception):  # a trial meets it again and tells it
+            self._uncounted = self.open("", config, prepared, device).reference_pairs
+            self.close("")
+
+    def advance(self, trial: str) -> tuple[dict[str, float], dict[str, list[float]], int]:
+        """The report, each held-out pair's values, and the most tokens of a pass by now."""
+        _one_thread()
+        session = self._sessions[trial]
+        return session.advance(), session.held_out, session.tokens_at_once
+
+    def pairs_done(self, trial: str) -> int:
+        return self._sessions[trial].pairs_done
+
+    def call(self, trial: str, method: str, *arguments: Any) -> Any:
+        return getattr(self._sessions[trial], method)(*arguments)
+
+    def close(self, trial: str) -> None:
+        if session := self._sessions.pop(trial, None):
+            session.close()
+
+    def evaluate_on_test(self, _: str, *asked: Any) -> Any:
+        from dpo_train.evaluation import test_split  # imports torch, slowly
+
+        _one_thread()
+        return test_split.evaluate_on_test(*asked)
+
+
+def _one_thread() -> None:
+    """Whichever of the actor's threads this is: each has a number of its own."""
+    import torch  # slow to import
+
+    torch.set_num_threads(1)

@@ -1,0 +1,153 @@
+"""A packed trial as its own light process sees it: a session that passes everything on to the
+engine of its device.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.errors import one_line
+from dpo_train.memory import kernel_kills
+from tune.workers.engine_actor import Opened
+from tune.workers.pulse import find_coordinator
+
+
+class EngineLost(Exception):
+    """The engine's process died. Its trials go on from their saved states in a new one."""
+
+
+class EngineOutOfMemory(EngineLost):
+    """It died because memory ran out: the kernel or Ray's memory monitor ended it."""
+
+
+class EngineSession:
+    """A Session whose training is done by the engine of this process's device.
+
+    Raises what the session there raises, and EngineLost.
+    """
+
+    def __init__(
+        self,
+        trial: str,
+        config: TrainConfig,
+        prepared: Path,
+        device: str,
+        most_tokens: int | None = None,
+    ) -> None:
+        self._engine = _Entered(trial)
+        try:
+            opened: Opened = self._engine.ask("open", config, prepared, device, most_tokens)
+        except BaseException:
+            self._engine.leave()
+            raise
+        self.pairs_total, self.reference_pairs = opened.pairs_total, opened.reference_pairs
+        self.tokens_at_once = opened.tokens_at_once
+        self.pairs_at_once = config.optim.pairs_at_once
+        self.pairs_done = 0
+        self.held_out: dict[str, list[float]] = {}
+        self._advancing: Any = None
+
+    def advance(self) -> dict[str, float]:
+        report = self.advance_for(math.inf)
+        assert report is not None
+        return report
+
+    def advance_for(self, seconds: float) -> dict[str, float] | None:
+        if self._advancing is None:
+            self._advancing = self._engine.begin("advance")
+        if not self._engine.is_done(self._advancing, seconds):
+            self.pairs_done = self._engine.ask("pairs_done")
+            return None
+        answer, self._advancing = self._advancing, None
+        report: dict[str, float]
+        report, self.held_out, self.tokens_at_once = self._engine.result(answer)
+        self.pairs_done = int(report["pairs_seen"])
+        return report
+
+    def save(self, folder: Path) -> int:
+        saved: int = self._engine.ask("call", "save", folder)
+        return saved
+
+    def restore(self, folder: Path) -> None:
+        self._engine.ask("call", "restore", folder)
+
+    def export(self, folder: Path) -> None:
+        self._engine.ask("call", "export", folder)
+
+    def close(self) -> None:
+        with suppress(EngineLost):
+            self._engine.ask("close")
+        self._engine.leave()
+
+
+def evaluate_on_test(
+    winner: Path,
+    base: ModelConfig,
+    prepared: Path,
+    device: str,
+    searched: Path | None,
+    sampled: dict[str, Path],
+) -> dict[str, Any]:
+    """`dpo_train.evaluation.test_split.evaluate_on_test`, where the base is warm."""
+    engine = _Entered("test-split")
+    try:
+        asked = (winner, base, prepared, device, searched, sampled)
+        verdict: dict[str, Any] = engine.ask("evaluate_on_test", *asked)
+        return verdict
+    finally:
+        engine.leave()
+
+
+class _Entered:
+    """A place in the engine of the device that Ray gave to this process. Raises EngineLost."""
+
+    def __init__(self, trial: str) -> None:
+        self._trial = trial
+        self._kills_before = kernel_kills()
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        place = (context.get_node_id(), gpus[0] if gpus else None)
+        self._coordinator = find_coordinator()
+        if self._coordinator is None:
+            raise EngineLost(f"no engine was given to {trial}: its coordinator isn't there")
+        try:
+            self._actor = ray.get(self._coordinator.enter.remote(trial, *place))
+        except RayError as error:
+            raise EngineLost(f"no engine was given to {trial}: {one_line(error)}") from error
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        return self.result(self.begin(method, *arguments))
+
+    def begin(self, method: str, *arguments: Any) -> Any:
+        """Asks, and doesn't wait."""
+        return getattr(self._actor, method).remote(self._trial, *arguments)
+
+    def is_done(self, answer: Any, seconds: float) -> bool:
+        ready, _ = ray.wait([answer], timeout=None if seconds == math.inf else seconds)
+        return bool(ready)
+
+    def result(self, answer: Any) -> Any:
+        try:
+            return ray.get(answer)
+        except RayTaskError as error:
+            raise error.cause from None
+        except OutOfMemoryError as error:  # which is no RayActorError
+            raise EngineOutOfMemory(f"Ray's memory monitor ended {self._whose}") from error
+        except RayActorError as error:
+            if kernel_kills() > self._kills_before:
+                raise EngineOutOfMemory(f"the kernel ended {self._whose}") from error
+            raise EngineLost(f"{self._whose} died") from error
+
+    @property
+    def _whose(self) -> str:
+        return f"the engine of {self._trial}"
+
+    def leave(self) -> None:
+        self._coordinator.leave.remote(self._trial)

@@ -1,0 +1,92 @@
+"""How a worker says what it does between two reports, and learns that it should stop."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from tune.workers.live_state import LEASE_SECONDS, Doing
+
+COORDINATOR = "dpo-tune-coordinator"
+"""The actor's name."""
+_PATIENCE_SECONDS = 1.0
+
+
+def find_coordinator() -> Any:
+    """The coordinator of this process's search; None where there is none."""
+    if not ray.is_initialized():
+        return None
+    try:
+        return ray.get_actor(COORDINATOR)
+    except (ValueError, RayError):
+        return None
+
+
+class Pulse:
+    """Of one trial. A coordinator that is gone costs nothing but the signs of life."""
+
+    def __init__(self, trial: str) -> None:
+        self._trial = trial
+        self._coordinator = find_coordinator()
+
+    def begin(self, what: str) -> None:
+        """Says what begins, and doesn't wait."""
+        if self._coordinator is not None:
+            self._coordinator.tell.remote(self._trial, Doing(what))
+
+    def tell(self, doing: Doing) -> bool:
+        """Says what the trial does. Returns whether it should stop."""
+        if self._coordinator is None:
+            return False
+        with suppress(RayError):
+            said = self._coordinator.tell.remote(self._trial, doing)
+            return bool(ray.get(said, timeout=_PATIENCE_SECONDS))
+        return False
+
+
+class SharedTurns:
+    """The `Turns` of the reference pass where many devices share it out: the coordinator decides
+    who computes which shard, at most one at a time on a device."""
+
+    def __init__(self) -> None:
+        self._coordinator = find_coordinator()
+        context = ray.get_runtime_context() if self._coordinator is not None else None
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES") or f"process {os.getpid()}"
+        self._device = f"{context.get_node_id()} {gpu}" if context is not None else ""
+        self._folder = ""
+        self._ended = threading.Event()
+
+    def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
+        self._folder = folder.name
+        self._ask("begin_reference", list(pairs), list(whole))
+
+    def take(self, shard: int) -> bool:
+        # Without an answer it is computed here: at worst twice, to the same numbers.
+        if self._ask("take_shard", shard, self._device) is False:
+            return False
+        self._ended = threading.Event()
+        threading.Thread(target=self._hold, args=(shard, self._ended), daemon=True).start()
+        return True
+
+    def done(self, shard: int) -> None:
+        self._ended.set()
+        self._ask("finish_shard", shard)
+
+    def _hold(self, shard: int, ended: threading.Event) -> None:
+        while not ended.wait(LEASE_SECONDS / 5):
+            self._ask("hold_shard", shard, self._device)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        if self._coordinator is None:
+            return None
+        with suppress(RayError):
+            asked = getattr(self._coordinator, method).remote(self._folder, *arguments)
+            return ray.get(asked, timeout=_PATIENCE_SECONDS)
+        return None
