@@ -21,16 +21,22 @@ class TokenBound:
         self._weights_bytes = weights_bytes
         self._own_bytes = own_bytes()
         self._bytes_a_token = 0.0
+        self._fitting_beside: dict[int, int] = {}
+        """By the bytes held beside a pass: found once, so that passes don't change from step to
+        step with what a GPU happens to have free."""
         self._most = min(most, bounds.most_tokens or most)
 
     def measured(self, kept_bytes: int, tokens: int) -> None:
         """Takes note of what a first small pass kept; of several the one that kept most counts."""
         self._bytes_a_token = max(self._bytes_a_token, kept_bytes / tokens)
+        self._fitting_beside.clear()
 
     def tokens(self, least: int, other_bytes: int = 0) -> int:
         """`other_bytes`: what will be held beside the pass and isn't yet, or comes and goes with
         the trials: weights, gradients, moments."""
-        return max(least, min(self._most, self._fitting(other_bytes)))
+        if other_bytes not in self._fitting_beside:
+            self._fitting_beside[other_bytes] = self._fitting(other_bytes)
+        return max(least, min(self._most, self._fitting_beside[other_bytes]))
 
     def halve(self, now: int) -> None:
         """After a pass of `now` tokens ran out of memory."""
@@ -45,12 +51,12 @@ class TokenBound:
 
     def _free_bytes(self, other_bytes: int) -> int | None:
         if self._device == "cuda":
-            import torch  # this module is also read where no torch is needed
+            import torch  # slow to import
 
             free, total = torch.cuda.mem_get_info()
             cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
             share = int(self._bounds.device_share * total) - torch.cuda.memory_allocated()
-            return min(int(0.95 * (free + cached)), share)
+            return min(int(0.95 * (free + cached)), share) - other_bytes
         if self._bounds.host_bytes is None:
             return None
         share = (self._bounds.host_bytes - self._weights_bytes) // self._bounds.processes

@@ -33,6 +33,8 @@ from dpo_train.trainers.token_bound import TokenBound
 
 _MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 """More tokens make no pass faster."""
+_LAYOUTS_KEPT = 16
+"""Of the eval pairs: the tokens of a pass change with the trials that share an engine."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """By how many nats a token the packed forward may differ from the prepared reference pass, by the
 type in which it is computed."""
@@ -209,6 +211,8 @@ class PackedEngine:
             if parts[-1] and sum(lengths[n] for n in parts[-1]) + lengths[number] > tokens:
                 parts.append([])
             parts[-1].append(number)
+        if len(self._eval_rows_by_size) >= _LAYOUTS_KEPT:
+            self._eval_rows_by_size.clear()
         self._eval_rows_by_size[tokens] = [
             (part, collate([[self.eval.pairs[number] for number in part]], self._device))
             for part in parts
