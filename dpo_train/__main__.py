@@ -86,6 +86,9 @@ class Progress:
     def take(self, shard: int) -> bool:
         return True
 
+    def give_up(self, shard: int) -> None:
+        pass
+
     def done(self, shard: int) -> None:
         self._whole.add(shard)
         now = self._now()

@@ -83,7 +83,8 @@ def kept_bytes(forward: Callable[[], T], apart: Iterable[Tensor] = ()) -> tuple[
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in others:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor itself: a circle of references would hold the pass for ever.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = forward()

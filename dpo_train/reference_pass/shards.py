@@ -56,6 +56,11 @@ class Turns(Protocol):
         """The shard is whole, whoever wrote it. It may be called more than once for a shard."""
         ...
 
+    def give_up(self, shard: int) -> None:
+        """The shard that this process took isn't computed after all: an error came, or others had
+        merged all meanwhile."""
+        ...
+
 
 class Alone:
     """Takes every shard that no other process of this machine computes, and says nothing."""
@@ -67,6 +72,9 @@ class Alone:
         return True
 
     def done(self, shard: int) -> None:
+        pass
+
+    def give_up(self, shard: int) -> None:
         pass
 
 
@@ -162,6 +170,15 @@ class Pass:
     def _compute(self, shard: int) -> bool:
         if self._is_merged() or not self._turns.take(shard):
             return False
+        made = False
+        try:
+            made = self._make(shard)
+        finally:
+            if not made:
+                self._turns.give_up(shard)
+        return made
+
+    def _make(self, shard: int) -> bool:
         if mirror.url(self._folder) is not None:
             self._listed = self._list_url()  # another machine may have brought it just now
             if self._is_merged() or self._fetch(shard):

@@ -34,9 +34,10 @@ class TokenBound:
     def tokens(self, least: int, other_bytes: int = 0) -> int:
         """`other_bytes`: what will be held beside the pass and isn't yet, or comes and goes with
         the trials: weights, gradients, moments."""
-        if other_bytes not in self._fitting_beside:
-            self._fitting_beside[other_bytes] = self._fitting(other_bytes)
-        return max(least, min(self._most, self._fitting_beside[other_bytes]))
+        fitting = self._fitting_beside.get(other_bytes)
+        if fitting is None:
+            fitting = self._fitting_beside[other_bytes] = self._fitting(other_bytes)
+        return max(least, min(self._most, fitting))
 
     def halve(self, now: int) -> None:
         """After a pass of `now` tokens ran out of memory."""

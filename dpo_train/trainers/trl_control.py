@@ -59,6 +59,7 @@ class TrainingControl(TrainerCallback):
             self._wait_aside(control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.resumed_at += time.monotonic() - self._save_began
         self.answers.put(str(self._scratch / f"checkpoint-{state.global_step}"))
         self._wait_aside(control)
 
@@ -76,6 +77,7 @@ class TrainingControl(TrainerCallback):
 
     def _obey(self, control: Any) -> None:
         command = self.commands.get()
+        self._save_began = time.monotonic()
         control.should_save = command == "save"
         control.should_training_stop = control.should_training_stop or command == "stop"
 

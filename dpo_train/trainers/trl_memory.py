@@ -45,7 +45,7 @@ def pairs_that_fit(
             return DPOTrainer.compute_loss(trainer, trainer.model, batch)
 
     trainer.model.train()
-    _, kept = kept_bytes(forward, trainer.model.parameters())
+    kept = kept_bytes(forward, trainer.model.parameters())[1]
     trainer._metrics["train"].clear()  # the pass was no step
     give_back()
 

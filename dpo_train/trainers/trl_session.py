@@ -57,8 +57,9 @@ class TrlSession:
             self._close_trainer()
             self._config = with_pairs_at_once(config, at_once, process_group.count)
             self._open_trainer(device)
-        # A pair is two rows, each padded to the longest.
-        self.tokens_at_once = 2 * max(row_lengths(rows)) * self.pairs_at_once
+        # Of one process of a group. A pair is two rows, each padded to the longest.
+        pairs = max(1, self.pairs_at_once // process_group.count)
+        self.tokens_at_once = 2 * max(row_lengths(rows)) * pairs
         self.held_out: dict[str, list[float]] = {}
         self._thread: threading.Thread | None = None
         self._is_held = True

@@ -96,6 +96,7 @@ class Recorded:
         self.whole: Collection[int] = ()
         self.taken: list[int] = []
         self.seen: set[int] = set()
+        self.given_up: list[int] = []
 
     def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
         self.pairs, self.whole = pairs, whole
@@ -107,6 +108,9 @@ class Recorded:
 
     def done(self, shard: int) -> None:
         self.seen.add(shard)
+
+    def give_up(self, shard: int) -> None:
+        self.given_up.append(shard)
 
 
 class Stopped(Exception):
@@ -369,3 +373,19 @@ def test_reference_log_probs_are_the_models_own(small_prepared: Path) -> None:
 
 def test_an_unsplit_pair_set_keeps_its_counts() -> None:
     assert Pairs({"train": [], "eval": [], "test": []}, {"x": 2}).summary().endswith("out: 2 x")
+
+
+@pytest.mark.usefixtures("shards_of_ten")
+def test_a_shard_that_could_not_be_computed_is_given_up(
+    small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search would wait for it for ever: the process that took it may live on."""
+
+    def full(*_: object) -> None:
+        raise OutOfMemory("out of memory with one pair at once")
+
+    monkeypatch.setattr(logps, "score_with", full)
+    turns = Recorded()
+    with pytest.raises(OutOfMemory):
+        reference.prepare(plan(small_config, tmp_path), turns)
+    assert turns.given_up == turns.taken == [0]

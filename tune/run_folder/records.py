@@ -125,11 +125,14 @@ class Records:
 
     def halve_tokens(self, tokens: int) -> bool:
         """Notes that memory ran out in passes of so many tokens, 0 if that isn't known: from now on
-        none has more than half. Returns False if there is no less."""
-        half = min(tokens, self.run.most_tokens or tokens) // 2
+        none has more than half. Returns False if there is no less.
+
+        Several trials of one engine tell the same death, which halves once.
+        """
+        half = tokens // 2
         if half < _LEAST_TOKENS:
             return False
-        self.run.most_tokens = half
+        self.run.most_tokens = min(half, self.run.most_tokens or half)
         self._write_run()
         return True
 

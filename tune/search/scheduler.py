@@ -127,20 +127,27 @@ class SearchScheduler(FIFOScheduler):
         if not (reason or again) or is_task(trial_id):
             self._progress.say(f"{trial_id}: its process died; it goes on in another")
             return
-        tokens = self._tokens.get(trial_id) or self._tokens_now(trial_id)
-        if self._records.halve_tokens(tokens) and reason:
-            trial.run_metadata.num_failures = 0
-        most = self._records.run.most_tokens
-        trial.config["most_tokens"] = most
+        tokens, given = self._tokens_of(trial_id), trial.config["most_tokens"]
+        most = given
+        if given is None or tokens <= given:  # else it has one pair a pass, and can't have less
+            if reason and self._records.halve_tokens(tokens):
+                trial.run_metadata.num_failures = 0
+                most = self._records.run.most_tokens
+            elif again and tokens:
+                # The kernel of another node may have ended it, so this trial alone has less.
+                most = max(1, tokens // 2)
+            trial.config["most_tokens"] = most
+            self._tokens[trial_id] = most or 0
         said = f"; passes have at most {most} tokens now" if most else ""
         self._progress.say(
             f"{trial_id}: {reason or 'its process died again'}; it goes on in another{said}"
         )
 
-    def _tokens_now(self, trial_id: str) -> int:
-        """Of a trial that hasn't reported yet, from the last look at the workers."""
+    def _tokens_of(self, trial_id: str) -> int:
+        """The most tokens of the trial's passes, as of the last look at the workers or the last
+        report; 0 if they aren't known."""
         doing = self._progress.live.trials.get(trial_id)
-        return doing.tokens_at_once if doing else 0
+        return (doing.tokens_at_once if doing else 0) or self._tokens.get(trial_id, 0)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
 

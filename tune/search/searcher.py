@@ -91,6 +91,7 @@ class StudySearcher(Searcher):
             "confirms": record.confirms,
             "micro_batch": record.micro_batch,
             "most_tokens": self._records.run.most_tokens,
+            "at_once": self._config.resources.at_once,
             "run": mirror.name(self._records.folder.absolute()),
         }
 

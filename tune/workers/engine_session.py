@@ -5,7 +5,6 @@ engine of its device.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,7 @@ class EngineSession:
         self._engine.ask("call", "export", folder)
 
     def close(self) -> None:
-        with suppress(EngineLost):
-            self._engine.ask("close")
+        self._engine.begin("close")  # it waits for the pass at work, and nobody for it
         self._engine.leave()
 
 

@@ -117,6 +117,13 @@ class LiveState:
             if known.holders.get(shard, ("", 0.0))[0] == device:
                 known.holders[shard] = (device, time.time())
 
+    def give_up_shard(self, folder: str, shard: int, device: str) -> None:
+        """Says that the process which took a shard doesn't compute it after all."""
+        with self._lock:
+            known = self._passes[folder]
+            if known.holders.get(shard, ("", 0.0))[0] == device:
+                del known.holders[shard]
+
     def finish_shard(self, folder: str, shard: int) -> None:
         with self._lock:
             self._passes[folder].done.add(shard)

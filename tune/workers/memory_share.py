@@ -12,6 +12,8 @@ from dpo_train.memory import (
     free_memory_bytes,
     resident_bytes,
 )
+from tune.config.schema import SearchConfig
+from tune.workers.threads import node_cpus
 
 _WORKERS = ("ray::EngineActor", "ray::ResourceTrainable", "ray::_Member")
 """How `ps` shows the processes of a search that take their share: engines, the trials as Ray Tune
@@ -32,6 +34,17 @@ def memory_bounds(
     """
     free = search_bytes() + _bytes_of_workers() - light * _LIGHT_BYTES
     return MemoryBounds(max(0, free), max(1, processes), device_share, most_tokens)
+
+
+def trial_bounds(
+    search: SearchConfig, at_once: int | None, most_tokens: int | None
+) -> MemoryBounds:
+    """The bounds of a trial that trains in its own process. `at_once`: most trials of the search,
+    None for as many as the CPUs hold."""
+    resources, most = search.resources, search.total_trials
+    processes = min(most, at_once or most, int(node_cpus() / resources.cpus))
+    share = resources.gpus if 0 < resources.gpus < 1 else 1.0
+    return memory_bounds(processes, device_share=share, most_tokens=most_tokens)
 
 
 def search_bytes() -> int:

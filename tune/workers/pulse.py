@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from dpo_train.trainers.session import Session
 from tune.workers.live_state import LEASE_SECONDS, Doing
 
 COORDINATOR = "dpo-tune-coordinator"
@@ -41,6 +42,14 @@ class Pulse:
         if self._coordinator is not None:
             self._coordinator.tell.remote(self._trial, Doing(what))
 
+    def tell_progress(self, session: Session, reported: int, every: int) -> bool:
+        """Says how far a session is, whose last report was at `reported` pairs and which reports
+        every so many. Returns whether the trial should stop."""
+        next_report = min((reported // every + 1) * every, session.pairs_total)
+        done = session.pairs_done
+        what = "training" if done < next_report else "evaluating"
+        return self.tell(Doing(what, done, next_report, session.tokens_at_once))
+
     def tell(self, doing: Doing) -> bool:
         """Says what the trial does. Returns whether it should stop."""
         if self._coordinator is None:
@@ -61,16 +70,23 @@ class SharedTurns:
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES") or f"process {os.getpid()}"
         self._device = f"{context.get_node_id()} {gpu}" if context is not None else ""
         self._folder = ""
+        self._begun: tuple[Any, ...] = ()
         self._ended = threading.Event()
 
     def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
         self._folder = folder.name
-        self._ask("begin_reference", list(pairs), list(whole))
+        self._begun = "begin_reference", list(pairs), list(whole)
+        self._ask(*self._begun)
 
     def take(self, shard: int) -> bool:
+        given = self._ask("take_shard", shard, self._device)
+        if given is None:  # the coordinator may have been started anew
+            self._ask(*self._begun)
+            given = self._ask("take_shard", shard, self._device)
         # Without an answer it is computed here: at worst twice, to the same numbers.
-        if self._ask("take_shard", shard, self._device) is False:
+        if given is False:
             return False
+        self._ended.set()
         self._ended = threading.Event()
         threading.Thread(target=self._hold, args=(shard, self._ended), daemon=True).start()
         return True
@@ -78,6 +94,10 @@ class SharedTurns:
     def done(self, shard: int) -> None:
         self._ended.set()
         self._ask("finish_shard", shard)
+
+    def give_up(self, shard: int) -> None:
+        self._ended.set()
+        self._ask("give_up_shard", shard, self._device)
 
     def _hold(self, shard: int, ended: threading.Event) -> None:
         while not ended.wait(LEASE_SECONDS / 5):

@@ -18,7 +18,6 @@ from ray.tune import Trainable
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError, one_line
-from dpo_train.memory import MemoryBounds
 from dpo_train.model import forget_base
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import DiskFull
@@ -33,12 +32,11 @@ from tune.run_folder import exports, trial_state
 from tune.run_folder.folder import find_run_here
 from tune.run_folder.records import RunInfo
 from tune.workers import engine_session
-from tune.workers.live_state import Doing
-from tune.workers.memory_share import memory_bounds
+from tune.workers.memory_share import trial_bounds
 from tune.workers.multi_gpu import Group
 from tune.workers.pulse import Pulse, SharedTurns
 from tune.workers.tasks import EVALUATE_TASK, TEST_TASK, is_task
-from tune.workers.threads import limit_threads, node_cpus
+from tune.workers.threads import limit_threads
 from tune.workers.user_evaluation import evaluate_folder
 
 _Search = tuple[SearchConfig, RunInfo]
@@ -95,6 +93,7 @@ class DpoTrial(Trainable):
         self._note = ""
         report = self._advance()
         if report is None:
+            self._close()
             return {"ended": "stopped", "done": True}
         assert self._session is not None
         self._offer_export(report)
@@ -125,6 +124,7 @@ class DpoTrial(Trainable):
         if self._session is None:
             self._begin()
             self._open()
+        every = self._trial.eval_every_pairs
         while True:
             assert self._session is not None
             try:
@@ -132,7 +132,7 @@ class DpoTrial(Trainable):
                 report = self._session.advance_for(_SLICE_SECONDS)
                 if report is not None:
                     return report
-                if self._pulse.tell(self._doing()):
+                if self._pulse.tell_progress(self._session, self._reported, every):
                     return None
             except OutOfMemory:
                 if self._trial.trainer == "packed":
@@ -146,14 +146,6 @@ class DpoTrial(Trainable):
                 at_once = self._trial.optim.pairs_at_once
                 self._note = f"out of memory: it goes on with {at_once} pairs at once"
                 self._open()
-
-    def _doing(self) -> Doing:
-        assert self._session is not None
-        every = self._search.eval_every_pairs
-        next_report = min((self._reported // every + 1) * every, self._session.pairs_total)
-        done = self._session.pairs_done
-        what = "training" if done < next_report else "evaluating"
-        return Doing(what, done, next_report, self._session.tokens_at_once)
 
     def _begin(self) -> None:
         self._id = str(self._asked["trial"])
@@ -192,13 +184,9 @@ class DpoTrial(Trainable):
 
             shared = reference.prepare(prepared, SharedTurns())
             self._reference_pairs += shared.computed_pairs
-        return open_session(self._trial, prepared, device, memory=self._memory_bounds())
-
-    def _memory_bounds(self) -> MemoryBounds:
-        resources, most = self._search.resources, self._search.total_trials
-        at_once = min(most, resources.at_once or most, int(node_cpus() / resources.cpus))
-        share = resources.gpus if 0 < resources.gpus < 1 else 1.0
-        return memory_bounds(at_once, 0, share, self._asked["most_tokens"])
+        # Not the YAML's at_once: the driver lowers it where memory does not hold so many.
+        bounds = trial_bounds(self._search, self._asked["at_once"], self._asked["most_tokens"])
+        return open_session(self._trial, prepared, device, memory=bounds)
 
     def _on_device(self, function: Any, *arguments: Any) -> Any:
         """What a function returns in a process that has the trial's GPU, or its first one."""
@@ -286,10 +274,18 @@ class DpoTrial(Trainable):
         if time.monotonic() - self._saved_at < every:
             return
         done = self._session.pairs_done if every else self._reported
-        if done > max(trial_state.saved_pairs(self._run, self._id), default=0):
-            save = self._session.save
-            if trial_state.save_state(self._run, self._id, self._reported, save):
-                self._saved_at = time.monotonic()
+        is_new = done > max(trial_state.saved_pairs(self._run, self._id), default=0)
+        save = self._save_session
+        if is_new and trial_state.save_state(self._run, self._id, self._reported, save):
+            self._saved_at = time.monotonic()
+
+    def _save_session(self, folder: Path) -> int:
+        """Saves, and returns 0 where the state is past an evaluation whose report the driver does
+        not have: a trial that went on from there would never make it."""
+        assert self._session is not None
+        saved, every = self._session.save(folder), self._trial.eval_every_pairs
+        is_past = saved // every > self._reported // every or saved >= self._session.pairs_total
+        return 0 if is_past and saved != self._reported else saved
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         message = str(error)

@@ -68,6 +68,8 @@ class PackedEngine:
         weights = sum(weight.nbytes for weight in self.base.parameters())
         self._token_bound = TokenBound(device, memory, weights, _MOST_TOKENS[device])
         self._measured: set[tuple[Layer, ...]] = set()
+        self.tokens_at_once = 0
+        """The most tokens of the last pass; of the first one before that."""
         self._refuse_other_architectures()
 
     def join(self, config: TrainConfig) -> PackedTrial:
@@ -76,6 +78,7 @@ class PackedEngine:
         layout = Layout(self._adapted_layers(config.lora), config.lora.r)
         trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
         self._measure(trial)
+        self.tokens_at_once = self.tokens_at_once or self.tokens_per_pass([trial])
         return trial
 
     def tokens_per_pass(self, trials: Sequence[PackedTrial]) -> int:
@@ -102,7 +105,7 @@ class PackedEngine:
         """
 
         def steps() -> None:
-            most = self.tokens_per_pass(trials)
+            most = self.tokens_at_once = self.tokens_per_pass(trials)
             size = self.pack_size.of(len(trials))
             began = self._now()
             tokens = sum(self._step(pack, most) for pack in self._packs_of(trials, most, size))
@@ -254,7 +257,9 @@ class PackedEngine:
         pairs = sorted(self.train.pairs, key=lambda pair: len(pair.ids))
         rows = collate([[pairs[len(pairs) // 2]]], self._device)
         Pack([trial]).put_onto(self._stacks)
-        _, kept = kept_bytes(lambda: completion_logps(self.base, rows), self.base.parameters())
+        base = self.base
+        kept = kept_bytes(lambda: completion_logps(base, rows), base.parameters())[1]
+        give_back()
         for stack in self._stacks.values():
             stack.adapters = None
         self._token_bound.measured(kept, rows.ids.numel())

@@ -49,7 +49,7 @@ class PackedSession:
 
     @property
     def tokens_at_once(self) -> int:
-        return self._shared.engine.tokens_per_pass([self._trial])
+        return self._shared.engine.tokens_at_once
 
     def advance(self) -> dict[str, float]:
         report = self.advance_for(math.inf)

@@ -59,6 +59,7 @@ class PackedTrial:
         total_steps = self._steps_per_epoch * config.optim.epochs
         self._rate_factor = learning_rate_factor(config.optim, total_steps)
         self._step_loss = torch.zeros((), device=device)
+        self._step_tokens = 0
         self._batches = self._draw_batches()
         self._carried: _Interval = ([], 0, 0, 0.0)
         self.resume()
@@ -75,12 +76,12 @@ class PackedTrial:
         """Takes note of computed pairs and their part of the step's loss; says if that ends it."""
         self.computed += pairs
         self._step_loss = self._step_loss + loss
-        self._tokens += tokens
+        self._step_tokens += tokens
         return self.computed == len(self.batch)
 
     def rewind(self) -> None:
         """Forgets what was computed of the step: memory ran out in its midst."""
-        self.computed = 0
+        self.computed = self._step_tokens = 0
         self.gradient.zero_()
         self._step_loss = torch.zeros_like(self._step_loss)
 
@@ -108,6 +109,8 @@ class PackedTrial:
         )
         self.gradient.zero_()
         self._losses.append(self._step_loss)
+        self._tokens += self._step_tokens
+        self._step_tokens = 0
         self._step_loss = torch.zeros_like(self._step_loss)
         every, before = self.config.eval_every_pairs, self.pairs_seen
         self.step += 1

@@ -319,6 +319,18 @@ def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
     assert counted == [(250, 0), (125, 0), (125, 1), (125, 1)]
 
 
+def test_the_trials_of_one_engine_halve_the_passes_once(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    trials = [driver.start() for _ in range(3)]
+    for trial in trials:
+        result = {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
+        driver.scheduler.on_trial_result(None, trial, result)
+    for trial in trials:
+        died = Died(trial, 1, "tune.workers.engine_session.EngineOutOfMemory: the kernel ended it")
+        driver.scheduler.on_trial_error(None, died)
+        assert (died.config["most_tokens"], died.run_metadata.num_failures) == (500, 0)
+
+
 def test_another_death_is_counted_and_the_second_in_a_row_halves_the_passes_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

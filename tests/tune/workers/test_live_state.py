@@ -47,6 +47,16 @@ def test_a_shard_of_a_process_that_died_is_given_again(monkeypatch: pytest.Monke
     assert live.take_shard("key", 0, "node b")
 
 
+def test_a_shard_that_is_given_up_goes_to_another_device() -> None:
+    live = LiveState()
+    live.begin_reference("key", [64], whole=[])
+    assert live.take_shard("key", 0, "gpu 0")
+    live.give_up_shard("key", 0, "gpu 1")  # it isn't theirs
+    assert not live.take_shard("key", 0, "gpu 1")
+    live.give_up_shard("key", 0, "gpu 0")
+    assert live.take_shard("key", 0, "gpu 1")
+
+
 def test_a_damaged_shard_may_be_computed_again() -> None:
     live = LiveState()
     live.begin_reference("key", [64, 64], whole=[0])
