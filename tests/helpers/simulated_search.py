@@ -67,7 +67,10 @@ def children(parent: int) -> list[tuple[int, str]]:
 
 
 def trial_processes(driver: int) -> list[int]:
-    """Ray workers below a driver that started its own Ray: the raylet starts none in advance."""
+    """Ray workers below a driver that started its own Ray: the raylet starts none in advance.
+
+    Where titles aren't seen the search's coordinator is the first of them.
+    """
 
     raylets = [pid for pid, command in children(driver) if "raylet/raylet" in command]
     # The title that Ray gives a worker is not seen in every sandbox, only how it was started.
@@ -76,5 +79,5 @@ def trial_processes(driver: int) -> list[int]:
         for raylet in raylets
         for pid, command in children(raylet)
         if "default_worker.py" in command
-        or (command.startswith("ray::") and "Agent" not in command)
+        or (command.startswith("ray::") and not re.match("ray::(.*Agent|Coordinator)", command))
     ]

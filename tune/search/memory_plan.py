@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from dpo_train import footprint, memory, model_source
+from dpo_train import footprint, memory
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.data import Row
@@ -278,7 +278,8 @@ def _crude_bound(config: SearchConfig) -> int:
     shape = model_json(config.model)
     shape = shape.get("text_config") or shape
     width, layers = int(shape.get("hidden_size", 8192)), int(shape.get("num_hidden_layers", 100))
-    weights = 4 * model_source.parameter_count(config.model)
+    words = int(shape.get("vocab_size", 300_000))
+    weights = 4 * (20 * layers * width**2 + 2 * words * width)
     at_once = _most_at_once(config)
     processes = min(_cpus(), at_once) if config.trainer == "packed" else at_once
     return processes * (6 * weights + 60 * width * layers * 4 * footprint.MOST_TOKENS["cpu"])

@@ -48,7 +48,7 @@ class Broker:
         is one for each, so that each has a thread of its own, and the emptiest is taken."""
         with self._broker_lock:
             left = self._take_out(trial)
-            on_cpus = min(_cpus(node), self._most_trials)
+            on_cpus = min(_cpus(node), self._most_trials) if gpu is None else 1
             places = [f"gpu {gpu}"] if gpu is not None else [f"cpu {n}" for n in range(on_cpus)]
             engines = {(node, place): self._engines.get((node, place)) for place in places}
             key = min(engines, key=lambda key: len(there.trials) if (there := engines[key]) else 0)

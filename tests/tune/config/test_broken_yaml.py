@@ -1,6 +1,7 @@
 """A corpus of broken YAML files: each is answered in one line, and nothing is written."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def test_a_hundred_broken_yamls_are_each_answered_in_one_line(
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
         shown = capsys.readouterr()
-        if (code, shown.err.count("\n"), shown.out) != (2, 1, "") or "Traceback" in shown.err:
+        # Those that the YAML alone does not show are found after the first sign of life.
+        said = re.sub("^.*: looking at model, data and outputs\n", "", shown.out)
+        if (code, shown.err.count("\n"), said) != (2, 1, "") or "Traceback" in shown.err:
             wrong[name] = (code, shown.err, shown.out)
         left = sorted(path.name for path in tmp_path.iterdir())
         if left != ["x.yaml"]:

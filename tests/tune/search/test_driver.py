@@ -134,7 +134,7 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
         lambda: [len(record.curve) >= 3 for record in read_records(run)] == [True] * 2, process
     )
     hurry(run)
-    os.kill(trial_processes(process.pid)[0], signal.SIGKILL)
+    os.kill(trial_processes(process.pid)[-1], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     records = list(read_records(run))
