@@ -16,7 +16,7 @@ run: $(VENV)/ready  ## The quickstart search, from nothing to a winner
 test: $(VENV)/ready-dev  ## All tests
 	@$(BIN)/python -m pytest
 
-soak: $(VENV)/ready-dev  ## What `make test` leaves out: a driver killed at ten moments
+soak: $(VENV)/ready-dev  ## What `make test` leaves out: a driver killed at ten moments, memory that is full
 	@$(BIN)/python -m pytest -m soak -n 0
 
 check: $(VENV)/ready-dev  ## The tests that start no Ray and train little

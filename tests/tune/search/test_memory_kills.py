@@ -13,7 +13,8 @@ from tests.conftest import Start
 from tests.helpers.simulated_search import wait_until
 from tune.run_folder.records import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+# It fills some gigabytes of the memory that tests beside it need.
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(400)]
 
 YAML = """
 data: {limit: 60}
