@@ -47,9 +47,9 @@ def test_the_make_targets_exist() -> None:
 
 
 def mapped_files() -> set[Path]:
-    """The files that the README's map names. A line stands in the folder above it that is indented
+    """The files that docs/files.md names. A line stands in the folder above it that is indented
     less; one that is indented far goes on with the line before."""
-    section = README[README.index("## File map") :]
+    section = (ROOT / "docs" / "files.md").read_text()
     found: set[Path] = set()
     folders = [(-1, Path())]
     for line in re.findall(r"```\n(.*?)```", section, re.DOTALL)[0].splitlines():

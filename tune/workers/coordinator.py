@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
+from tune.workers.engine_actor import Opening
 from tune.workers.engine_broker import Broker
 from tune.workers.live_state import LiveState
 from tune.workers.pulse import COORDINATOR
@@ -48,7 +49,7 @@ def coordinated(config: SearchConfig, prepared: str) -> Iterator[Any]:
     nodes = ray.nodes()
     if config.trainer == "packed" and config.device == "cpu" and len(nodes) == 1:
         # The engines import and prepare while Tune starts the trials' processes.
-        opening = (config.base_trial(), mirror.local(prepared), config.device)
+        opening = Opening(config.base_trial(), mirror.local(prepared), config.device)
         coordinator.open_ahead.remote(nodes[0]["NodeID"], config.total_trials, opening)
     try:
         yield coordinator

@@ -17,6 +17,18 @@ from tune.workers.pulse import SharedTurns
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What a session is opened with."""
+
+    config: TrainConfig
+    prepared: Path
+    """The folder of the prepared data."""
+    device: str
+    most_tokens: int | None = None
+    """The most tokens of a pass, where one with more ended a process for lack of memory."""
+
+
+@dataclass(frozen=True)
 class Opened:
     """What a trial's own process needs to know of its session."""
 
@@ -39,30 +51,24 @@ class EngineActor:
 
     def ping(self) -> None: ...
 
-    def open(
-        self,
-        trial: str,
-        config: TrainConfig,
-        prepared: Path,
-        device: str,
-        most_tokens: int | None = None,
-    ) -> Opened:
+    def open(self, trial: str, opening: Opening) -> Opened:
         from dpo_train import reference  # imports torch, slowly
 
         with self._opening:  # libraries that import late don't bear it from two threads
             _one_thread()
             self.close(trial)  # of a process of this trial that died
-            computed = reference.prepare(prepared, SharedTurns()).computed_pairs
-            bounds = memory_bounds(self._engines, self._trials, most_tokens=most_tokens)
-            session = open_session(config, prepared, device, memory=bounds)
+            computed = reference.prepare(opening.prepared, SharedTurns()).computed_pairs
+            most = opening.most_tokens
+            bounds = memory_bounds(self._engines, self._trials, most_tokens=most)
+            session = open_session(opening.config, opening.prepared, opening.device, memory=bounds)
             self._sessions[trial] = session
             counted = self._uncounted + computed + session.reference_pairs
             self._uncounted = 0
         return Opened(session.pairs_total, counted, session.tokens_at_once)
 
-    def open_ahead(self, config: TrainConfig, prepared: Path, device: str) -> None:
+    def open_ahead(self, opening: Opening) -> None:
         with suppress(Exception):  # a trial meets it again and tells it
-            self._uncounted = self.open("", config, prepared, device).reference_pairs
+            self._uncounted = self.open("", opening).reference_pairs
             self.close("")
 
     def advance(self, trial: str) -> tuple[dict[str, float], dict[str, list[float]], int]:

@@ -9,22 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dpo_train.config import TrainConfig
-from tune.workers.engine_actor import EngineActor
+from tune.workers.engine_actor import EngineActor, Opening
 
 _TRIALS_PER_ENGINE = 256
 IDLE_SECONDS = 10
 """How long an engine outlives its last trial: a device that Ray takes for free should be."""
 _AHEAD_SECONDS = 60
-_Opening = tuple[TrainConfig, Path, str]
-"""A trial's config, the prepared folder, the device."""
 
 
 @dataclass
@@ -63,11 +59,11 @@ class Broker:
                 left.actor.close.remote(trial)
             return engine.actor
 
-    def open_ahead(self, node: str, trials: int, opening: _Opening) -> None:
+    def open_ahead(self, node: str, trials: int, opening: Opening) -> None:
         """Starts the engines that so many trials will need on a node's CPUs."""
         ahead = [f"ahead {n}" for n in range(min(trials, self._most_trials, _cpus(node)))]
         for trial in ahead:
-            self.enter(trial, node, None).open_ahead.remote(*opening)
+            self.enter(trial, node, None).open_ahead.remote(opening)
         # By then trials are there in their stead.
         for trial in ahead:
             _later(_AHEAD_SECONDS, self.leave, trial)

@@ -11,10 +11,10 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.config import ModelConfig
 from dpo_train.errors import one_line
 from dpo_train.memory import kernel_kills
-from tune.workers.engine_actor import Opened
+from tune.workers.engine_actor import Opened, Opening
 from tune.workers.pulse import find_coordinator
 
 
@@ -32,23 +32,16 @@ class EngineSession:
     Raises what the session there raises, and EngineLost.
     """
 
-    def __init__(
-        self,
-        trial: str,
-        config: TrainConfig,
-        prepared: Path,
-        device: str,
-        most_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, trial: str, opening: Opening) -> None:
         self._engine = _Entered(trial)
         try:
-            opened: Opened = self._engine.ask("open", config, prepared, device, most_tokens)
+            opened: Opened = self._engine.ask("open", opening)
         except BaseException:
             self._engine.leave()
             raise
         self.pairs_total, self.reference_pairs = opened.pairs_total, opened.reference_pairs
         self.tokens_at_once = opened.tokens_at_once
-        self.pairs_at_once = config.optim.pairs_at_once
+        self.pairs_at_once = opening.config.optim.pairs_at_once
         self.pairs_done = 0
         self.held_out: dict[str, list[float]] = {}
         self._advancing: Any = None

@@ -32,6 +32,7 @@ from tune.run_folder import exports, trial_state
 from tune.run_folder.folder import find_run_here
 from tune.run_folder.records import RunInfo
 from tune.workers import engine_session
+from tune.workers.engine_actor import Opening
 from tune.workers.memory_share import trial_bounds
 from tune.workers.multi_gpu import Group
 from tune.workers.pulse import Pulse, SharedTurns
@@ -173,9 +174,8 @@ class DpoTrial(Trainable):
     def _open_session(self) -> Session:
         prepared, device = self._run_info.prepared_folder, self._run_info.device
         if self._trial.trainer == "packed":
-            return engine_session.EngineSession(
-                self._id, self._trial, prepared, device, self._asked["most_tokens"]
-            )
+            opening = Opening(self._trial, prepared, device, self._asked["most_tokens"])
+            return engine_session.EngineSession(self._id, opening)
         if self._search.resources.members > 1:
             most_tokens = self._asked["most_tokens"]
             return self._group_here().open(self._trial, prepared, device, most_tokens)

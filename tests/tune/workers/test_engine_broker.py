@@ -17,6 +17,7 @@ from tests.conftest import Start
 from tests.helpers.simulated_search import trial_processes, wait_until
 from tune.run_folder.records import read_records
 from tune.workers import engine_broker, engine_session
+from tune.workers.engine_actor import Opening
 from tune.workers.engine_broker import Broker
 from tune.workers.engine_session import EngineLost, EngineSession
 
@@ -178,7 +179,7 @@ def test_a_trial_that_could_not_be_opened_leaves_its_engine(
 ) -> None:
     monkeypatch.setattr(engine_session, "_Entered", Refusing)
     with pytest.raises(InputError):
-        EngineSession("a", TrainConfig(), Path(), "cpu")
+        EngineSession("a", Opening(TrainConfig(), Path(), "cpu"))
     assert Refusing.left == ["a"]
 
 
@@ -186,4 +187,4 @@ def test_a_broker_that_is_gone_is_worth_another_try(monkeypatch: pytest.MonkeyPa
     context = SimpleNamespace(get_accelerator_ids=dict, get_node_id=lambda: "node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     with pytest.raises(EngineLost, match="no engine was given to a: its coordinator isn't there"):
-        EngineSession("a", TrainConfig(), Path(), "cpu")
+        EngineSession("a", Opening(TrainConfig(), Path(), "cpu"))
