@@ -11,9 +11,9 @@ import pytest
 
 from dpo_train import sample
 from tests.conftest import Run, Start
+from tests.helpers.placements import places
 from tests.helpers.simulated_search import (
     hurry,
-    trial_processes,
     wait_for_ended,
     wait_until,
 )
@@ -134,7 +134,7 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
         lambda: [len(record.curve) >= 3 for record in read_records(run)] == [True] * 2, process
     )
     hurry(run)
-    os.kill(trial_processes(process.pid)[-1], signal.SIGKILL)
+    os.kill(places(run)[0]["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     records = list(read_records(run))
