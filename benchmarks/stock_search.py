@@ -83,7 +83,7 @@ def search(asked: dict) -> dict:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init("local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_with_rows, shared=asked["shared"]), {"cpu": 1}),
         param_space={"point": tune.grid_search(asked["points"])},

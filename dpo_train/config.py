@@ -47,10 +47,30 @@ class ModelConfig(Part):
     """Of the weights in memory. bfloat16 only for the frozen base of a LoRA."""
 
 
+class DataColumns(Part):
+    """Where each part of a pair stands: a column's name, or a path in it like `answers[0].text`.
+
+    Null: the part is not read, even if there is a column of its name.
+    """
+
+    prompt: str | None = "prompt"
+    """The question: a text or messages. Without such a column it is taken from the answers."""
+    chosen: str = "chosen"
+    """The better answer, or the whole conversation that ends with it."""
+    rejected: str = "rejected"
+    """The worse answer, or the whole conversation that ends with it."""
+    system: str | None = "system"
+    """The system prompt."""
+    tools: str | None = "tools"
+    """JSON schemas of tools that the chat template describes."""
+    chat_template_kwargs: str | None = "chat_template_kwargs"
+    """Further variables of the chat template."""
+
+
 class DataConfig(Part):
     id: str = "sample"
-    """A Hub id, a file (.jsonl .json .csv .parquet), a folder of such files named by split,
-    or `sample`."""
+    """A Hub id, a file (.jsonl .json .csv .tsv .parquet, the texts also as .gz), a folder of such
+    files named by split, or `sample`."""
     config: str | None = None
     """The dataset's configuration on the Hub."""
     revision: str | None = None
@@ -61,6 +81,10 @@ class DataConfig(Part):
     """The dataset's own split on which trials are compared."""
     test_split: str | None = None
     """The dataset's own split that is read once, at the end."""
+    columns: DataColumns = DataColumns()
+    """Which column is which part of a pair, for a dataset with names of its own."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """What happens if a row can't be read as it is meant; skipped ones are counted by reason."""
     chars: tuple[int, int] | None = None
     """Fewest and most characters of prompt, of chosen and of rejected."""
     limit: int | None = Field(None, ge=3)

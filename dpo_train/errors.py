@@ -2,7 +2,8 @@
 
 
 class InputError(ValueError):
-    """What the user gave is wrong. The message is one line: given, allowed, what to type."""
+    """What the user gave is wrong. The message says what was given, what is allowed and what
+    to type, on one line; only a list of bad rows has several."""
 
 
 def one_line(error: object, most: int = 200) -> str:

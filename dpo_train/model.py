@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, one_line
 from dpo_train.model_source import fetch, local_folder
 
 if TYPE_CHECKING:
@@ -98,13 +98,23 @@ def forget_base() -> None:
     gc.collect()
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a fetched model, which must have a chat template, or InputError."""
+def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, which must have a chat template, or InputError.
+
+    If the model was not `fetched` to this machine, its tokenizer alone is.
+    """
     from transformers import AutoTokenizer  # slow to import
 
     folder = local_folder(config)
-    place = {"revision": config.revision, "local_files_only": True} if folder is None else {}
-    tokenizer = AutoTokenizer.from_pretrained(folder or config.id, **place)
+    place: dict[str, Any] = {}
+    if folder is None:
+        place = {"revision": config.revision, "local_files_only": fetched}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder or config.id, **place)
+    except Exception as error:  # the libraries raise a dozen kinds; each is about what was named
+        raise InputError(
+            f"model.id: the tokenizer of {config.id!r} can't be loaded ({one_line(error, 300)})"
+        ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:

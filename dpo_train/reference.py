@@ -18,18 +18,16 @@ from typing import TYPE_CHECKING, Any
 from dpo_train import model, model_source
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.data import SPLITS, Pairs
-from dpo_train.errors import InputError
-from dpo_train.reference_pass.rows import RowFile
+from dpo_train.reference_pass.rows import PLACES, ROWS
 from dpo_train.reference_pass.shards import ALONE, Pass, ScoredShard, Turns, remove_shards
-from dpo_train.reference_pass.splits import FORMAT, IDS, write_splits
-from dpo_train.reference_pass.tokenise import tokenise
+from dpo_train.reference_pass.splits import FORMAT, write_splits
+from dpo_train.reference_pass.tokens import TOKENS, TokenFile, tokenised
 from dpo_train.scoring import logps
 from dpo_train.storage import mirror
-from dpo_train.storage.files import checksum, write_atomically
+from dpo_train.storage.files import checksum, write_atomically, write_here
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,9 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     `config.model` must be resolved. A GPU computes under bfloat16 autocast, so the device's
     kind is part of the key.
     """
-    rows = [
-        json.dumps({"split": name, **vars(row)}, ensure_ascii=False)
-        for name in SPLITS
-        for row in pairs.splits[name]
-    ]
-    text = "\n".join(rows) + "\n"
+    ordered = [(name, row) for name in SPLITS for row in pairs.splits[name]]
+    contents = ({"split": name, **row.as_json()} for name, row in ordered)
+    text = "".join(json.dumps(content, ensure_ascii=False) + "\n" for content in contents)
     recipe = {
         "format": FORMAT,
         "model": model_source.fingerprint(config.model),
@@ -78,9 +73,16 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
     if not mirror.exists(folder / "plan.json"):
-        write_atomically(folder / "rows.jsonl", text)
-        asked = {**recipe, "base": config.model.model_dump(mode="json")}
-        write_atomically(folder / "plan.json", json.dumps(asked, indent=1))
+        write_atomically(folder / ROWS, text)
+    # Neither is part of the key: the same rows may come from another file.
+    write_here(folder / PLACES, "\n".join(row.place for _, row in ordered))
+    asked = {
+        **recipe,
+        "count": len(ordered),
+        "base": config.model.model_dump(mode="json"),
+        "on_bad_row": config.data.on_bad_row,
+    }
+    write_atomically(folder / "plan.json", json.dumps(asked, indent=1))
     return folder
 
 
@@ -92,8 +94,8 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
     shards; `turns` may say which shards this process takes. A pass that was killed goes on from
     the shards that it wrote.
 
-    Raises InputError if rows.jsonl is damaged or if no pair is left after tokenising, and
-    OutOfMemory if there is no memory for one pair.
+    Raises InputError for what `tokenised` refuses and if no pair is left after it, and OutOfMemory
+    if there is no memory for one pair.
     """
     if finished := _finished(folder, computed=0):
         return finished
@@ -109,10 +111,14 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
             if finished is not None:
                 if task is not None:
                     remove_shards(folder)
+                    mirror.remove(folder / TOKENS)
                 return finished
         # The pass runs without the folder's lock, with one for each shard.
         if task is None:
-            task = _Task(folder, turns)
+            try:
+                task = _Task(folder, turns)
+            except FileNotFoundError:  # merged, and its tokens removed, since it was looked at
+                continue
         task.shards.run()
 
 
@@ -165,57 +171,29 @@ _verified: set[tuple[str, int, int, str]] = set()
 
 
 class _Task:
-    """The reference pass over a folder as this process sees it. Raises InputError for damaged
-    rows."""
+    """The reference pass over a folder as this process sees it. Raises what `tokenised` raises."""
 
     def __init__(self, folder: Path, turns: Turns) -> None:
-        for name in ("rows.jsonl", "plan.json"):
-            mirror.fetch_once(folder / name)
+        self.summary = tokenised(folder)
+        self.tokens = TokenFile(folder, self.summary.pad_token_id)
         asked = json.loads((folder / "plan.json").read_text())
-        if checksum(folder / "rows.jsonl") != asked["rows"]:
-            mirror.remove(folder / "plan.json")
-            mirror.forget(folder / "rows.jsonl")
-            raise InputError(
-                f"{folder}/rows.jsonl is not as it was written; type the same command again, it is "
-                "written anew from the dataset"
-            )
-        self.rows = RowFile(folder / "rows.jsonl")
         self._base = ModelConfig(**asked["base"])
         self._device: str = asked["device"]
-        self._max_length_tokens: int = asked["max_length_tokens"]
         self._folder = folder
-        self.shards = Pass(folder, self.rows, self._score, turns)
+        self.shards = Pass(folder, self.tokens.shards, self._score, turns)
 
-    def _score(self, numbers: Sequence[int]) -> ScoredShard:
-        tokenizer, forward = self._loaded
-        pad_token_id = int(tokenizer.pad_token_id)
-        rows: list[int] = []
-        dropped: list[tuple[int, str]] = []
-        columns: dict[str, list[Any]] = {name: [] for name in IDS}
-        for number, (_, row) in zip(numbers, self.rows.read(numbers), strict=True):
-            ids = tokenise(row, tokenizer, self._max_length_tokens)
-            if isinstance(ids, str):
-                dropped.append((number, ids))
-            else:
-                rows.append(number)
-                for name in IDS:
-                    columns[name].append(getattr(ids, name))
-        chosen, rejected = logps.score_with(forward, columns, pad_token_id, self._device)
-        return ScoredShard(
-            pad_token_id=pad_token_id,
-            rows=rows,
-            dropped=dropped,
-            **columns,
-            ref_chosen_logps=chosen.tolist(),
-            ref_rejected_logps=rejected.tolist(),
+    def _score(self, places: Sequence[int]) -> ScoredShard:
+        columns = self.tokens.columns(places)
+        chosen, rejected = logps.score_with(
+            self._forward, columns, self.tokens.pad_token_id, self._device
         )
+        return ScoredShard(chosen.tolist(), rejected.tolist())
 
     @cached_property
-    def _loaded(self) -> tuple[PreTrainedTokenizerBase, logps.Forward]:
-        """Tokenizer and reference, which only a process that computes a shard loads."""
+    def _forward(self) -> logps.Forward:
+        """The reference, which only a process that computes a shard loads."""
         warm = model.load_base(self._base, self._device, self._folder)
-        untrained = warm.fresh(trained_in_full=False)
-        return warm.tokenizer, logps.forward_pass(untrained, self._device)
+        return logps.forward_pass(warm.fresh(trained_in_full=False), self._device)
 
 
 def _merge(folder: Path, task: _Task) -> PreparedData | None:
@@ -226,7 +204,7 @@ def _merge(folder: Path, task: _Task) -> PreparedData | None:
     shards = task.shards.results() if task.shards.is_complete else None
     if shards is None:
         return None
-    write_splits(folder, task.rows, shards)
+    write_splits(folder, task.tokens, task.summary, shards)
     computed = task.shards.computed_pairs
     if theirs := _bring(folder, computed):
         return theirs

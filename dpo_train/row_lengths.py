@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from dpo_train import model_source
 from dpo_train.config import DataConfig, ModelConfig
 from dpo_train.data import Row
-from dpo_train.reference_pass.tokenise import tokenise
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.row import text_of
+from dpo_train.model import load_tokenizer
+from dpo_train.reference_pass.chat_template import ChatTemplate
+from dpo_train.reference_pass.tokenise import Tokeniser
 
 _LONGEST_ROWS, _OTHER_ROWS = 50, 150
 _MANY_ROWS = 10_000
@@ -79,12 +82,17 @@ class RowLengths:
 def row_lengths(config: ModelConfig, data: DataConfig, rows: Sequence[Row]) -> RowLengths:
     """The lengths of the rows under the model's tokenizer: of those with most letters, and of a
     sample of all."""
-    tokenizer = _tokenizer(config)
+    tokenizer = load_tokenizer(config, fetched=False)
+    template = ChatTemplate(tokenizer, repr(config.id))
     most = data.max_length_tokens
     ordered = sorted(rows, key=_letters, reverse=True)
     every = max(1, len(ordered) // _OTHER_ROWS)
     numbers = sorted({*range(min(_LONGEST_ROWS, len(ordered))), *range(0, len(ordered), every)})
-    found = {number: tokenise(ordered[number], tokenizer, most) for number in numbers}
+    texts = {}
+    for number in numbers:
+        with suppress(BadRow):
+            texts[number] = template.render(ordered[number])
+    found = dict(zip(texts, Tokeniser(tokenizer, most).encode(list(texts.values())), strict=True))
     lengths = {
         number: PairLength(len(ids.prompt_ids), len(ids.chosen_ids), len(ids.rejected_ids))
         for number, ids in found.items()
@@ -107,13 +115,4 @@ def unknown_lengths(data: DataConfig) -> RowLengths:
 
 def _letters(row: Row) -> int:
     messages = [*row.prompt, *row.prompt, *row.chosen, *row.rejected]
-    return sum(len(message["content"]) for message in messages)
-
-
-def _tokenizer(config: ModelConfig) -> Any:
-    from transformers import AutoTokenizer  # slow to import
-
-    # Not `model.load_tokenizer`, which reads a model that was fetched whole.
-    folder = model_source.local_folder(config)
-    place = {"revision": config.revision} if folder is None else {}
-    return AutoTokenizer.from_pretrained(folder or config.id, **place)
+    return len(text_of(messages))

@@ -12,7 +12,10 @@ import numpy as np
 
 from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
+from dpo_train.data import Row
+from dpo_train.data.row import text_of
 from dpo_train.evaluation import sampled_kl
+from dpo_train.reference_pass.chat_template import ChatTemplate
 from dpo_train.scoring import logps, metrics
 from dpo_train.scoring.bootstrap import bootstrap_interval
 
@@ -41,7 +44,7 @@ def evaluate_on_test(
     """
     data = reference.prepare(prepared)
     rows = data.split("test")[:]
-    prompts = [json.loads(prompt) for prompt in rows["prompt"][:MEASURED]]
+    prompts = [Row.from_json(json.loads(asked)) for asked in rows["prompt"][:MEASURED]]
     warm = model.load_base(base, device, prepared)
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
@@ -59,8 +62,8 @@ def evaluate_on_test(
         "test": test,
         "base": {"answer_tokens": base_tokens},
         "answers": [
-            {"prompt": prompt[-1]["content"], "base": theirs, "winner": ours_, "chosen": chosen}
-            for prompt, (theirs, _), (ours_, _), chosen in zip(
+            {"prompt": text_of(row.prompt[-1:]), "base": theirs, "winner": ours_, "chosen": chosen}
+            for row, (theirs, _), (ours_, _), chosen in zip(
                 prompts[:SHOWN], said, ours.answers, rows["chosen"], strict=False
             )
         ],
@@ -97,7 +100,7 @@ class _Judged:
 
 
 def _judge_one(
-    folder: Path, rows: dict[str, list[Any]], prompts: list[Any], pad_token_id: int, device: str
+    folder: Path, rows: dict[str, list[Any]], prompts: list[Row], pad_token_id: int, device: str
 ) -> _Judged:
     policy, tokenizer = export.load(folder, device)
     said = _answers(policy, tokenizer, prompts)
@@ -124,12 +127,14 @@ def _mean_length(answers: list[tuple[str, int]]) -> float:
     return sum(tokens for _, tokens in answers) / len(answers)
 
 
-def _answers(policy: Any, tokenizer: Any, prompts: list[Any]) -> list[tuple[str, int]]:
+def _answers(policy: Any, tokenizer: Any, prompts: list[Row]) -> list[tuple[str, int]]:
     """Greedy answers, and how many tokens each has."""
-    asked = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
+    template = ChatTemplate(tokenizer, "the model")
+    texts = [template.prompt(row) for row in prompts]
+    asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
     greedy = {"do_sample": False, "max_new_tokens": MOST_TOKENS}
     said = []
-    for row in sampled_kl.generate(policy, tokenizer, asked["input_ids"], **greedy):
+    for row in sampled_kl.generate(policy, tokenizer, asked, **greedy):
         tokens = [token for token in row if token not in tokenizer.all_special_ids]
         said.append((str(tokenizer.decode(tokens)).strip(), len(tokens)))
     return said

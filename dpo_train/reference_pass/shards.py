@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from dpo_train.reference_pass.rows import RowFile
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
 
@@ -83,16 +82,8 @@ ALONE = Alone()
 
 @dataclass(frozen=True)
 class ScoredShard:
-    """What is computed of a shard. All lists but `dropped` have one element for each kept row."""
+    """What is computed of a shard, in its order of rows."""
 
-    pad_token_id: int
-    rows: list[int]
-    """The kept rows, as their numbers in rows.jsonl."""
-    dropped: list[tuple[int, str]]
-    """The number of each other row, and why it is dropped."""
-    prompt_ids: list[list[int]]
-    chosen_ids: list[list[int]]
-    rejected_ids: list[list[int]]
     ref_chosen_logps: list[float]
     """Sums over the completion's tokens, in nats."""
     ref_rejected_logps: list[float]
@@ -104,26 +95,26 @@ class Pass:
     def __init__(
         self,
         folder: Path,
-        rows: RowFile,
+        shards: Sequence[Sequence[int]],
         score: Callable[[Sequence[int]], ScoredShard],
         turns: Turns,
     ) -> None:
         self.computed_pairs = 0
         self._folder = folder
-        self._rows = rows
+        self._shards = shards
         self._score = score
         self._turns = turns
         self._listed = self._list_url()
-        shards = range(len(rows.shards))
-        self._whole = {shard for shard in shards if self._is_whole(shard)}
-        on_url = {shard for shard in shards if self._is_listed(shard)}
-        turns.begin(folder, [len(shard) for shard in rows.shards], self._whole | on_url)
+        numbers = range(len(shards))
+        self._whole = {shard for shard in numbers if self._is_whole(shard)}
+        on_url = {shard for shard in numbers if self._is_listed(shard)}
+        turns.begin(folder, [len(shard) for shard in shards], self._whole | on_url)
 
     def run(self) -> None:
         """Computes shards until all are whole, or until a manifest says that they were merged."""
         self._listed = self._list_url()
         while not self._is_merged() and not self.is_complete:
-            missing = [n for n in range(len(self._rows.shards)) if n not in self._whole]
+            missing = [n for n in range(len(self._shards)) if n not in self._whole]
             if mirror.url(self._folder) is not None:
                 # Other machines do not see our locks. From the same beginning each of them would
                 # compute the same shards, so each begins elsewhere.
@@ -133,13 +124,13 @@ class Pass:
             if not any(found):
                 time.sleep(_POLL_SECONDS)
                 self._listed = self._list_url()
-        for shard in set(range(len(self._rows.shards))) - self._whole:
+        for shard in set(range(len(self._shards))) - self._whole:
             self._turns.done(shard)  # merged before it was seen
 
     @property
     def is_complete(self) -> bool:
         """Whether all shards are whole."""
-        return len(self._whole) == len(self._rows.shards)
+        return len(self._whole) == len(self._shards)
 
     def results(self) -> list[ScoredShard] | None:
         """All shards, or None if one was damaged since it was seen; that one is missing again."""
@@ -183,10 +174,10 @@ class Pass:
             self._listed = self._list_url()  # another machine may have brought it just now
             if self._is_merged() or self._fetch(shard):
                 return self._is_whole(shard)
-        numbers = self._rows.shards[shard]
+        places = self._shards[shard]
         file = _file(self._folder, shard)
-        content = json.dumps(vars(self._score(numbers)), separators=(",", ":"))
-        self.computed_pairs += len(numbers)
+        content = json.dumps(vars(self._score(places)), separators=(",", ":"))
+        self.computed_pairs += len(places)
         try:
             file.parent.mkdir(exist_ok=True)
             write_here(file, f"{_digest(content)}\n{content}")
@@ -236,9 +227,7 @@ def _read_shard(file: Path) -> ScoredShard | None:
     content = _read_content(file)
     if content is None:
         return None
-    fields: dict[str, Any] = json.loads(content)
-    fields["dropped"] = [(row, reason) for row, reason in fields["dropped"]]
-    return ScoredShard(**fields)
+    return ScoredShard(**json.loads(content))
 
 
 def _read_content(file: Path) -> str | None:

@@ -8,52 +8,63 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpo_train.data import SPLITS
+from dpo_train.data.bad_rows import listed
 from dpo_train.errors import InputError
-from dpo_train.reference_pass.rows import RowFile
+from dpo_train.reference_pass.rows import read_rows
 from dpo_train.reference_pass.shards import ScoredShard
+from dpo_train.reference_pass.tokens import Summary, TokenFile
 from dpo_train.scoring import logps, metrics
 from dpo_train.scoring.bootstrap import bootstrap_interval
 from dpo_train.storage.files import checksum, write_here
 
-FORMAT = 1
-IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
-_TEXTS = ("prompt", "chosen", "prompt_key")
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMAT = 2
+_BATCH_ROWS = 1000
 _LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
-def write_splits(folder: Path, rows: RowFile, shards: Sequence[ScoredShard]) -> None:
+def write_splits(
+    folder: Path, tokens: TokenFile, summary: Summary, shards: Sequence[ScoredShard]
+) -> None:
     """Writes train.arrow, eval.arrow and test.arrow, and manifest.json last.
 
     The bytes depend on the rows and on what was computed of them, not on the order of the shards.
     Raises InputError if a split has no pair left.
     """
-    from datasets import Dataset, disable_progress_bars  # slow to import
-
-    disable_progress_bars()
-    columns, dropped = _columns(rows, shards)
-    _refuse_nothing_left(columns, dropped)
-    sums: dict[str, str] = {}
+    scores = _in_order(tokens, shards)
+    texts = _texts(folder, set(tokens.rows))
+    _refuse_nothing_left(texts, summary.dropped)
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
+    sums: dict[str, str] = {}
+    base: dict[str, Any] = {}
+    first = 0  # the rows of a split follow one another
     for name in SPLITS:
-        Dataset.from_dict(columns[name]).save_to_disk(working / name, num_shards=1)
-        (arrow,) = (working / name).glob("*.arrow")
-        arrow.replace(folder / f"{name}.arrow")
+        places = range(first, first + len(texts[name].prompt_key))
+        first = places.stop
+        of_split = [column[places.start : places.stop] for column in scores]
+        table = _table(tokens, places, texts[name], of_split)
+        _write_stream(table, working / f"{name}.arrow")
+        (working / f"{name}.arrow").replace(folder / f"{name}.arrow")
         sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
+        if name != "train":
+            base[name] = _base_numbers(table.to_pydict())
     manifest = {
         "format": FORMAT,
-        "pairs": {name: len(columns[name]["prompt_ids"]) for name in SPLITS},
-        "dropped": dict(dropped),
-        "pad_token_id": shards[0].pad_token_id,
-        "base": {name: _base_numbers(columns[name]) for name in SPLITS if name != "train"},
+        "pairs": {name: len(texts[name].prompt_key) for name in SPLITS},
+        "dropped": summary.dropped,
+        "pad_token_id": tokens.pad_token_id,
+        "base": base,
         "sha256": sums,
     }
     write_here(working / "manifest.json", json.dumps(manifest, indent=1))
@@ -61,37 +72,63 @@ def write_splits(folder: Path, rows: RowFile, shards: Sequence[ScoredShard]) -> 
     shutil.rmtree(working)
 
 
-def _columns(
-    rows: RowFile, shards: Sequence[ScoredShard]
-) -> tuple[dict[str, dict[str, list[Any]]], Counter[str]]:
-    """The columns of each split in the order of rows.jsonl, and how many rows each reason took."""
-    places = {number: (shard, index) for shard in shards for index, number in enumerate(shard.rows)}
-    reasons = dict(pair for shard in shards for pair in shard.dropped)
-    columns: dict[str, dict[str, list[Any]]] = {
-        name: {column: [] for column in (*IDS, *_TEXTS, *_LOGPS)} for name in SPLITS
-    }
-    dropped: Counter[str] = Counter()
-    for number, (split, row) in enumerate(rows.read()):
-        if number in reasons:
-            dropped[reasons[number]] += 1
-            continue
-        shard, index = places[number]
-        of_split = columns[split]
-        for column in (*IDS, *_LOGPS):
-            of_split[column].append(getattr(shard, column)[index])
-        of_split["prompt"].append(json.dumps(row.prompt, ensure_ascii=False))
-        of_split["chosen"].append(row.chosen[-1]["content"])
-        of_split["prompt_key"].append(row.prompt_key)
-    return columns, dropped
+@dataclass
+class _Texts:
+    """What is kept of a split's rows as text."""
+
+    prompt: list[str] = field(default_factory=list)
+    """The row without its answers, as JSON: what a model is asked."""
+    chosen: list[str] = field(default_factory=list)
+    prompt_key: list[str] = field(default_factory=list)
 
 
-def _refuse_nothing_left(columns: dict[str, dict[str, list[Any]]], dropped: Counter[str]) -> None:
-    for name, split in columns.items():
-        if not split["prompt_ids"]:
-            took = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+def _in_order(tokens: TokenFile, shards: Sequence[ScoredShard]) -> list[np.ndarray[Any, Any]]:
+    """The reference log-probs of chosen and rejected, in the order of the rows."""
+    columns = []
+    for name in _LOGPS:
+        values = np.zeros(len(tokens.rows))
+        for places, shard in zip(tokens.shards, shards, strict=True):
+            values[places] = getattr(shard, name)
+        columns.append(values)
+    return columns
+
+
+def _texts(folder: Path, kept: set[int]) -> dict[str, _Texts]:
+    texts = {name: _Texts() for name in SPLITS}
+    for number, (split, row) in enumerate(read_rows(folder)):
+        if number in kept:
+            asked = replace(row, chosen=[], rejected=[]).as_json()
+            texts[split].prompt.append(json.dumps(asked, ensure_ascii=False))
+            texts[split].chosen.append(row.chosen[-1].get("content") or "")
+            texts[split].prompt_key.append(row.prompt_key)
+    return texts
+
+
+def _table(
+    tokens: TokenFile, places: Sequence[int], texts: _Texts, scores: Sequence[Any]
+) -> pyarrow.Table:
+    table = tokens.table(places)
+    for name, values in (*vars(texts).items(), *zip(_LOGPS, scores, strict=True)):
+        table = table.append_column(name, [values])
+    return table
+
+
+def _write_stream(table: pyarrow.Table, path: Path) -> None:
+    import pyarrow  # slow to import
+
+    with (
+        pyarrow.OSFile(str(path), "wb") as file,
+        pyarrow.ipc.new_stream(file, table.schema) as writer,
+    ):
+        writer.write_table(table.combine_chunks(), max_chunksize=_BATCH_ROWS)
+
+
+def _refuse_nothing_left(texts: dict[str, _Texts], dropped: dict[str, int]) -> None:
+    for name, split in texts.items():
+        if not split.prompt_key:
             raise InputError(
-                f"data: no pair is left for {name} after tokenising ({took}); raise "
-                "data.max_length_tokens or give other rows"
+                f"data: no pair is left for {name} after tokenising; left out: {listed(dropped)}; "
+                "raise data.max_length_tokens or give other rows"
             )
 
 

@@ -6,9 +6,10 @@ from dpo_train import data, model, model_source, reference
 from dpo_train.__main__ import Progress
 from dpo_train.config import DataConfig, ModelConfig, TrainConfig
 from dpo_train.config_base import override
-from dpo_train.data import Pairs, Row
+from dpo_train.data import Row
 from dpo_train.errors import InputError
-from dpo_train.reference_pass.tokenise import tokenise
+from dpo_train.reference_pass.chat_template import ChatTemplate
+from dpo_train.reference_pass.tokenise import Tokeniser
 
 
 def plan(config: TrainConfig, root: Path) -> Path:
@@ -95,14 +96,19 @@ def test_rows_that_only_a_tokenizer_can_refuse_are_counted() -> None:
         return Row([{"role": "user", "content": "Why?"}], *messages)
 
     tokenizer = model.load_tokenizer(ModelConfig())
-    assert tokenise(row("yes", "no"), tokenizer, 64) != "longer than 64 tokens"
-    assert tokenise(row("yes " * 90, "no"), tokenizer, 64) == "longer than 64 tokens"
-    assert tokenise(row("yes", "yes"), tokenizer, 64) == "identical after tokenising"
+    template = ChatTemplate(tokenizer, "sample")
+    rows = [row("yes", "no"), row("yes " * 90, "no"), row("yes", "yes")]
+    short, long, same = Tokeniser(tokenizer, 64).encode([template.render(each) for each in rows])
+    assert not isinstance(short, str)
+    assert long == "longer than 64 tokens"
+    assert same == "identical after tokenising"
 
 
 def test_nothing_left_after_tokenising_is_said(tmp_path: Path) -> None:
     config = TrainConfig(data=DataConfig(limit=10, max_length_tokens=8))
-    with pytest.raises(InputError, match=r"after tokenising \(\d+ longer than 8 tokens\)"):
+    with pytest.raises(
+        InputError, match=r"after tokenising; left out: longer than 8 tokens \(\d+\)"
+    ):
         reference.prepare(plan(config, tmp_path))
 
 
@@ -118,7 +124,3 @@ def test_reference_log_probs_are_the_models_own(small_prepared: Path) -> None:
         start = len(row["prompt_ids"]) - 1
         expected = log_probs[start:].gather(1, ids[0, start + 1 :, None]).sum()
         assert row["ref_chosen_logps"] == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_an_unsplit_pair_set_keeps_its_counts() -> None:
-    assert Pairs({"train": [], "eval": [], "test": []}, {"x": 2}).summary().endswith("out: 2 x")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_train import model_source
+from dpo_train.data import load_pairs
+from dpo_train.reference_pass.tokens import check_rows
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
@@ -79,7 +81,12 @@ def _needs(config: SearchConfig) -> Iterator[str]:
     resolved = config.model_copy(update={"model": model_source.resolve(config.model)})
     weights = model_source.parameter_count(resolved.model)
     yield f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights"
-    yield from memory_plan.lines(resolved)
+    pairs = load_pairs(config.data)
+    rows = [row for split in pairs.splits.values() for row in split]
+    yield f"data         {config.data.id}: read as {pairs.read_as}; {pairs.summary()}"
+    for note in check_rows(resolved.model, rows, config.data.on_bad_row):
+        yield f"             {note}"
+    yield from memory_plan.lines(resolved, rows)
     refresh(config.folder)
     exists = "exists" if (config.folder / "run.json").exists() else "new"
     free = ""

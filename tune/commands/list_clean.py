@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.run_folder.driver_lease import only_driver, refresh
+from tune.run_folder.folder import remove_run
 from tune.run_folder.records import ENDED, read_records
 
 PREPARED = ".prepared"
@@ -64,8 +64,5 @@ def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
             if item.kind == "run":
                 stack.enter_context(only_driver(item.folder))
         for item in chosen:
-            if mirror.url(item.folder) is None:
-                shutil.rmtree(item.folder)
-            else:
-                mirror.remove(item.folder, "run.json")
+            remove_run(item.folder)
     return chosen

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def find_run(run: str | Path) -> Path:
     raise InputError(
         f"no run {str(run)!r}: give a run folder's path or name; under {mirror.name(there)}/ {said}"
     )
+
+
+def remove_run(folder: Path) -> None:
+    """Removes a run folder, here and on its URL."""
+    if mirror.url(folder) is None:
+        shutil.rmtree(folder)
+    else:
+        mirror.remove(folder, "run.json")
+
+
+def forget_empty_run(folder: Path) -> None:
+    """Removes a run folder that has no trial yet."""
+    if not mirror.find(folder / "trials", "*.json"):
+        remove_run(folder)
 
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

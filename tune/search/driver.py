@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.cluster.connection import connected
 from tune.config.checks import check
@@ -17,7 +18,13 @@ from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.report.page import keep_fresh, write_or_warn
 from tune.run_folder.driver_lease import only_driver, refresh
-from tune.run_folder.folder import find_run, is_run, open_run, refuse_private_folder
+from tune.run_folder.folder import (
+    find_run,
+    forget_empty_run,
+    is_run,
+    open_run,
+    refuse_private_folder,
+)
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Results, assemble, load_results, write_results
 from tune.run_folder.yaml_file import write_yaml
@@ -25,7 +32,7 @@ from tune.search import preflight
 from tune.search.deploy import deploy_if_asked
 from tune.search.interruption import disk_failure_as_interruption, termination_as_interruption
 from tune.search.memory_plan import fit_into_memory
-from tune.search.prepared_data import find_prepared_data, plan_prepared_data
+from tune.search.prepared_data import find_prepared_data, plan_prepared_data, tokens_folder
 from tune.search.resume import (
     adopt,
     grow,
@@ -37,6 +44,7 @@ from tune.search.resume import (
 )
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
+from tune.search.tokenising import Tokenising
 from tune.search.warm_start import with_earlier_points
 from tune.tracking.child_process import Tracker
 
@@ -75,7 +83,12 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     with only_driver(folder):
         write_yaml(folder, config)
         create_run(folder, prepared, config.device)
-        return _continue(folder, signs)
+        try:
+            return _continue(folder, signs)
+        except InputError:
+            # Nothing was trained: the corrected search may have the same name.
+            forget_empty_run(folder)
+            raise
 
 
 def resume(run_folder: str | Path, trials: int | None = None) -> Results:
@@ -98,17 +111,23 @@ def _continue(folder: Path, signs: SignsOfLife) -> Results:
             return _publish(load_results(folder), config)
         refuse_warm_clones(records)
         find_prepared_data(config, records)
-        config = fit_into_memory(config, records.run.prepared_folder)
-        reopen_trials(records)
-        records.begin_driver_session()
-        tracker = Tracker(folder, config.wandb)
+        tokenising = Tokenising(tokens_folder(config, records))
         try:
-            return _publish(_search(config, records, signs), config)
+            config = fit_into_memory(config, records.run.prepared_folder)
+            reopen_trials(records)
+            records.begin_driver_session()
+            tracker = Tracker(folder, config.wandb)
+            try:
+                return _publish(_search(config, records, signs, tokenising), config)
+            finally:
+                tracker.close()
         finally:
-            tracker.close()
+            tokenising.close()
 
 
-def _search(config: SearchConfig, records: Records, signs: SignsOfLife) -> Results:
+def _search(
+    config: SearchConfig, records: Records, signs: SignsOfLife, tokenising: Tokenising
+) -> Results:
     """Trains trials until no more start and the winner is known; writes results and report."""
 
     def as_it_stands() -> Results:
@@ -123,6 +142,7 @@ def _search(config: SearchConfig, records: Records, signs: SignsOfLife) -> Resul
     ):
         from tune.search.tuner import run_trials  # Ray is imported by `connected`, not before
 
+        tokenising.finish(config.name, signs, config.data.on_bad_row)
         outcome = run_trials(config, records, signs)
         signs.doing("ending Ray")
     results = assemble(

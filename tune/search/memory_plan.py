@@ -4,7 +4,6 @@ lowers how many trials run at once, or refuses. Knows nothing of a cluster's oth
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from dpo_train.config_base import override
 from dpo_train.data import Row
 from dpo_train.errors import InputError, one_line
 from dpo_train.footprint import Footprint
-from dpo_train.row_lengths import RowLengths, row_lengths, unknown_lengths
+from dpo_train.reference_pass.rows import read_rows
+from dpo_train.row_lengths import RowLengths, row_lengths
 from tune.config.schema import SearchConfig
 from tune.search.preflight import model_json
 from tune.workers.memory_share import search_bytes
@@ -137,13 +137,13 @@ class MemoryPlan:
     available: int = 0
 
 
-def lines(config: SearchConfig) -> Iterator[str]:
+def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
     """What `dpo-tune doctor` says of memory. `config.model` must be resolved.
 
     Raises InputError after the first line if one trial alone does not fit.
     """
     try:
-        estimate = _estimate(config, _rows_here(config))
+        estimate = _estimate(config, rows)
     except InputError:
         raise
     except Exception as error:  # an architecture that transformers or PEFT can't build from config
@@ -196,10 +196,7 @@ def fit_into_memory(config: SearchConfig, prepared: Path) -> SearchConfig:
     """
     if config.trainer == "simulated" or config.device != "cpu" or os.environ.get("RAY_ADDRESS"):
         return config
-    read = (prepared / "rows.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    contents = [json.loads(line) for line in read]
-    rows = [Row(each["prompt"], each["chosen"], each["rejected"]) for each in contents]
-    plan = plan_memory(config, rows)
+    plan = plan_memory(config, [row for _, row in read_rows(prepared)])
     if plan.message:
         print(f"{config.name}: {plan.message}", flush=True)
     return plan.config
@@ -232,19 +229,15 @@ def _fitting(estimate: Estimate, most: int, available: int) -> Iterator[Need]:
             yield estimate.need(at_once, available)
 
 
-def _estimate(config: SearchConfig, rows: Sequence[Row] | None) -> Estimate:
+def _estimate(config: SearchConfig, rows: Sequence[Row]) -> Estimate:
     trial = _largest_trial(config)
-    lengths = unknown_lengths(config.data) if rows is None else _lengths(config, rows)
+    lengths = row_lengths(config.model, config.data, rows)
     one = footprint.footprint(trial, lengths, config.device)
     members = config.resources.members
     if config.resources.sharded:
         shared_out = ("weights", "trial", "gradients")
         one = replace(one, **{name: getattr(one, name) // members for name in shared_out})
     return Estimate(config, trial, lengths, one)
-
-
-def _lengths(config: SearchConfig, rows: Sequence[Row]) -> RowLengths:
-    return row_lengths(config.model, config.data, rows)
 
 
 def _largest_trial(config: SearchConfig) -> TrainConfig:
@@ -262,15 +255,6 @@ def _largest_trial(config: SearchConfig) -> TrainConfig:
 
 def _corners(config: SearchConfig, path: str) -> list[int]:
     return config.space[path].corners if path in config.space else []
-
-
-def _rows_here(config: SearchConfig) -> Sequence[Row] | None:
-    """The rows of a dataset that lies on this machine; None for one on the Hub."""
-    from dpo_train.data import load_pairs  # pyarrow is slow to import
-
-    if config.data.id != "sample" and not Path(config.data.id).expanduser().exists():
-        return None
-    return [row for rows in load_pairs(config.data).splits.values() for row in rows]
 
 
 def _crude_bound(config: SearchConfig) -> int:

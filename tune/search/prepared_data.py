@@ -5,10 +5,12 @@ Planning writes the rows and the key; the log-probs are computed by the first tr
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from dpo_train import data, model_source, reference
 from dpo_train.errors import InputError
+from dpo_train.reference_pass.splits import FORMAT
 from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import Records
@@ -25,6 +27,7 @@ def plan_prepared_data(config: SearchConfig) -> tuple[SearchConfig, Path]:
         return config, Path()
     config = config.model_copy(update={"model": model_source.resolve(config.model)})
     pairs = data.load_pairs(config.data)
+    print(f"{config.name}: read as: {pairs.read_as}", flush=True)
     print(f"{config.name}: {pairs.summary()}", flush=True)
     if len(pairs.splits["eval"]) < _FEW_HELD_OUT_PAIRS:
         print(
@@ -47,6 +50,12 @@ def find_prepared_data(config: SearchConfig, records: Records) -> None:
     if mirror.exists(recorded / "plan.json"):
         for name in ("plan.json", "rows.jsonl"):
             mirror.fetch_once(recorded / name)
+        planned = json.loads((recorded / "plan.json").read_text())
+        if planned["format"] != FORMAT:
+            raise InputError(
+                f"{mirror.shown(records.folder)}: its data was prepared by another version of "
+                "dpo-tune; go on with that version, or start another search with `--name NEW`"
+            )
         return
     pairs = data.load_pairs(config.data)
     root = config.prepared_root.absolute()
@@ -57,6 +66,11 @@ def find_prepared_data(config: SearchConfig, records: Records) -> None:
             "its trials can't be compared with new ones; start another search with `--name NEW`"
         )
     records.run.prepared = mirror.name(prepared)
+
+
+def tokens_folder(config: SearchConfig, records: Records) -> Path | None:
+    """The planned folder whose rows are tokenised before the first trial; None if there is none."""
+    return None if config.trainer == "simulated" else records.run.prepared_folder
 
 
 def most_pairs(config: SearchConfig, records: Records) -> int:

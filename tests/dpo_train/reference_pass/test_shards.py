@@ -1,6 +1,5 @@
 """The reference pass in shards: who computes which, and what a death or damage costs."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -12,7 +11,7 @@ import pytest
 
 from dpo_train import data, model, reference
 from dpo_train.config import TrainConfig
-from dpo_train.reference_pass import rows as reference_rows
+from dpo_train.reference_pass import tokens
 from dpo_train.scoring import logps
 from dpo_train.storage import mirror
 from dpo_train.trainers.session import OutOfMemory
@@ -72,14 +71,14 @@ class Dying(Recorded):
 
 
 def _prepare_in_a_process(folder: Path, turns: Recorded) -> tuple[int, Recorded]:
-    reference_rows._FEWEST_PAIRS = 10
+    tokens._FEWEST_PAIRS = 10
     return reference.prepare(folder, turns).computed_pairs, turns
 
 
 @pytest.fixture
 def shards_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The 60 rows are cut into six shards."""
-    monkeypatch.setattr(reference_rows, "_FEWEST_PAIRS", 10)
+    monkeypatch.setattr(tokens, "_FEWEST_PAIRS", 10)
 
 
 def splits(folder: Path) -> list[bytes]:
@@ -88,16 +87,22 @@ def splits(folder: Path) -> list[bytes]:
 
 @pytest.mark.usefixtures("shards_of_ten")
 def test_a_pass_is_cut_into_shards_that_depend_on_the_rows(
-    small_prepared: Path,
+    small_config: TrainConfig, tmp_path: Path
 ) -> None:
-    rows = reference_rows.RowFile(small_prepared / "rows.jsonl")
-    assert [len(shard) for shard in rows.shards] == [10] * 6
-    assert sorted(number for shard in rows.shards for number in shard) == list(range(60))
-    longest = [
-        max(len(json.dumps([*row.prompt, *row.chosen])) for _, row in rows.read(shard))
-        for shard in rows.shards
+    folder = plan(small_config, tmp_path)
+    summary = tokens.tokenised(folder)
+    file = tokens.TokenFile(folder, summary.pad_token_id)
+    assert [len(shard) for shard in file.shards] == [10] * 6
+    assert sorted(place for shard in file.shards for place in shard) == list(range(60))
+    lengths = [
+        [
+            len(prompt) + max(len(chosen), len(rejected))
+            for prompt, chosen, rejected in zip(*file.columns(shard).values(), strict=True)
+        ]
+        for shard in file.shards
     ]
-    assert longest[0] > longest[-1]
+    flat = [length for shard in lengths for length in shard]
+    assert flat == sorted(flat, reverse=True)
 
 
 @pytest.mark.usefixtures("shards_of_ten")
@@ -199,14 +204,14 @@ def test_another_machine_goes_on_from_the_shards_on_the_url(
         url = mirror.name(folder)
         with pytest.raises(Stopped):
             reference.prepare(folder, Stopping())
-        assert sum(path.endswith(".json") for path in store.read(".prepared")) == 4
+        assert sum("/shards/" in path for path in store.read(".prepared")) == 3
         monkeypatch.setenv(mirror.CACHE, str(tmp_path / "second"))
         turns = Recorded()
         assert reference.prepare(mirror.local(url), turns).computed_pairs == 30
         assert turns.seen == set(range(6))
         left = {path.rpartition("/")[2] for path in store.read(".prepared")}
     arrows = {"train.arrow", "eval.arrow", "test.arrow"}
-    assert left == {"rows.jsonl", "plan.json", "manifest.json", *arrows}
+    assert left == {"rows.jsonl", "plan.json", "tokens.json", "manifest.json", *arrows}
 
 
 def test_a_pass_without_memory_is_made_in_smaller_batches(

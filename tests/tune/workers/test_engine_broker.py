@@ -78,7 +78,7 @@ def node() -> Iterator[str]:
     """A Ray of this module's own with two CPUs and two GPUs that don't exist."""
     environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.environ.update(environment)
-    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
              logging_level="ERROR")  # fmt: skip
     yield ray.get_runtime_context().get_node_id()
     ray.shutdown()

@@ -48,34 +48,6 @@ def all_rows(config: DataConfig) -> list[Any]:
     return [row for rows in load_pairs(config).splits.values() for row in rows]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
-def test_every_file_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    rows = all_rows(DataConfig(id=str(write(tmp_path / f"rows{suffix}", records()))))
-    assert len(rows) == 30
-    row = next(row for row in rows if row.prompt[-1]["content"] == "What is the number 1?")
-    assert row.prompt[0] == {"role": "system", "content": "Be honest."}
-    assert row.chosen == [{"role": "assistant", "content": "It is 1, as you say."}]
-
-
-def test_conversations_and_implicit_prompts_become_the_same_messages(tmp_path: Path) -> None:
-    user, good, bad = (
-        {"role": role, "content": content}
-        for role, content in (("user", "Hi you?"), ("assistant", "Good."), ("assistant", "Bad."))
-    )
-    forms: list[Record] = [
-        {"prompt": [user], "chosen": [good], "rejected": [bad]},
-        {"chosen": [user, good], "rejected": [user, bad]},
-        {"prompt": "Hi you?", "chosen": "Good.", "rejected": "Bad."},
-    ]
-    seen = []
-    for number, form in enumerate(forms):
-        path = tmp_path / f"{number}.jsonl"
-        others = [{"prompt": f"p{i}?", "chosen": "a", "rejected": "b"} for i in range(9)]
-        rows = all_rows(DataConfig(id=str(write(path, [form, *others]))))
-        seen.append(next(row for row in rows if row.prompt[0]["content"] == "Hi you?"))
-    assert seen[0] == seen[1] == seen[2]
-
-
 def test_an_implicit_prompt_in_plain_text_ends_between_words(tmp_path: Path) -> None:
     rows = [
         {"chosen": f"Question {i}? Yes, sure.", "rejected": f"Question {i}? Yesterday."}
@@ -86,16 +58,26 @@ def test_an_implicit_prompt_in_plain_text_ends_between_words(tmp_path: Path) -> 
     assert row.chosen[0]["content"] == " Yes, sure."
 
 
+def test_an_implicit_prompt_in_plain_text_ends_at_a_line_break_too(tmp_path: Path) -> None:
+    rows = [
+        {"chosen": f"Question {i}?\nYes, sure.", "rejected": f"Question {i}?\nYesterday."}
+        for i in range(9)
+    ]
+    row = all_rows(DataConfig(id=str(write(tmp_path / "a.jsonl", rows))))[0]
+    assert row.prompt[0]["content"].endswith("?")
+    assert row.chosen[0]["content"] == "\nYes, sure."
+
+
 def test_filters_count_what_they_take_by_reason(tmp_path: Path) -> None:
     rows = records()
     rows += [rows[0], {**rows[1], "chosen": " "}, {**rows[2], "chosen": rows[2]["rejected"]}]
     rows += [{**rows[3], "prompt": "Too long " * 50}]
     pairs = load_pairs(DataConfig(id=str(write(tmp_path / "a.jsonl", rows)), chars=(10, 300)))
     assert pairs.dropped == {
-        "that stood there before": 1,
-        "with an empty part": 1,
-        "with chosen equal to rejected": 1,
-        "whose prompt has not 10 to 300 characters": 1,
+        "duplicates": 1,
+        "empty answer": 1,
+        "chosen and rejected are the same": 1,
+        "prompt longer than 300 characters": 1,
     }
 
 
@@ -131,31 +113,63 @@ def test_own_splits_are_read_and_lose_shared_prompts(tmp_path: Path) -> None:
     config = DataConfig(id=str(tmp_path), eval_split="validation", test_split="test")
     pairs = load_pairs(config)
     assert [len(rows) for rows in pairs.splits.values()] == [15, 10, 5]
-    assert pairs.dropped == {"of train whose prompt is also held out": 5}
+    assert pairs.dropped == {"prompt of train is also held out": 5}
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"prompt": "a", "chosen": "b"}', "line 1: no column 'rejected'"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt', "line 2: not JSON"),
-        ('{"prompt": 3, "chosen": "b", "rejected": "c"}', "line 1: 3 is neither a text nor"),
-        ("[1]", "line 1: a row must be a mapping"),
-        ("", "no pair is left for train; of 0 rows"),
-        ('{"chosen": "a b", "rejected": "c d"}', "line 1: no prompt"),
-    ],
-)
-def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text)
+def test_an_empty_file_leaves_nothing_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(InputError, match="no pair is left for train; of 0 rows"):
+        load_pairs(DataConfig(id=str(tmp_path / "rows.jsonl")))
+
+
+def test_all_bad_rows_are_said_at_once(tmp_path: Path) -> None:
+    rows: list[Any] = [*records(20), *({**row, "prompt": None} for row in records(11)), [1]]
+    path = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(InputError) as caught:
         load_pairs(DataConfig(id=str(path)))
-    assert said in str(caught.value)
+    first, *listed, more, way_out = str(caught.value).splitlines()
+    assert first == "data: 12 of 32 rows can't be read:"
+    assert listed[0] == f"  {path} line 32: a row must be a mapping of columns, not [1]"
+    assert listed[1] == f"  {path} line 21: prompt is null or not there"
+    assert len(listed) == 10
+    assert more == "  and 2 more"
+    assert "`--set data.on_bad_row=skip`" in way_out
+
+
+def test_bad_rows_are_left_out_and_counted_by_reason_if_asked(tmp_path: Path) -> None:
+    rows: list[Any] = [*records(20), {**records(1)[0], "prompt": None}, [1], {"chosen": "a"}]
+    path = write(tmp_path / "a.jsonl", rows)
+    pairs = load_pairs(DataConfig(id=str(path), on_bad_row="skip"))
+    assert pairs.dropped == {"not a mapping": 1, "no prompt": 2}
+    assert sum(len(split) for split in pairs.splits.values()) == 20
+    assert pairs.summary().endswith("left out: not a mapping (1), no prompt (2)")
+
+
+def test_one_bad_row_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*records(5), {"prompt": 3, "chosen": "b", "rejected": "c"}])
+    with pytest.raises(InputError, match=r"^data: .*a.jsonl line 6: prompt is 3, where most"):
+        load_pairs(DataConfig(id=str(path)))
+
+
+def test_a_row_in_another_form_than_the_others_is_bad(tmp_path: Path) -> None:
+    odd = {
+        "prompt": [{"role": "user", "content": "Hi?"}],
+        "chosen": [{"role": "assistant", "content": "Ho."}],
+        "rejected": "Ha.",
+    }
+    path = write(tmp_path / "a.jsonl", [*records(5), odd])
+    with pytest.raises(InputError, match="line 6: prompt is messages, where most rows have texts"):
+        load_pairs(DataConfig(id=str(path)))
+
+
+def test_the_form_is_said_with_the_number_of_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", records(1200))
+    assert load_pairs(DataConfig(id=str(path))).read_as == "prompt + answers, 1,200 rows"
 
 
 def test_nothing_left_names_the_filter_that_took_it(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", records())
-    with pytest.raises(InputError, match="took: 30 whose prompt has not 100 to 200 characters"):
+    with pytest.raises(InputError, match=r"left out: prompt shorter than 100 characters \(30\)"):
         load_pairs(DataConfig(id=str(path), chars=(100, 200)))
 
 

@@ -1,0 +1,56 @@
+"""Rows that can't be read as they are meant: listed all at once, or counted and left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from dpo_train.errors import InputError
+
+_SHOWN = 10
+
+
+class BadRow(Exception):
+    """Why a row can't be read. `reason` is counted, so it holds no values; `detail` is shown."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail or reason
+
+
+class BadRows:
+    """Collects the bad rows of a dataset."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: list[str] = []
+        """The first ten, each with its place and what is wrong."""
+
+    def add(self, place: str, bad: BadRow) -> None:
+        self.counts[bad.reason] += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(f"{place}: {bad.detail}")
+
+    def refuse(self, rows: int) -> None:
+        """Raises InputError that lists them, if there are any; `rows` is the number of all."""
+        if bad := self.counts.total():
+            raise InputError(refusal(self.first, bad, rows))
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """How many rows each reason took, in words."""
+    return ", ".join(f"{reason} ({count:,})" for reason, count in counts.items())
+
+
+def refusal(first: list[str], bad: int, rows: int) -> str:
+    """The message that lists the first bad rows and counts the others."""
+    way_out = "type `--set data.on_bad_row=skip` to leave {} out, or correct {}"
+    if bad == 1:
+        return f"data: {first[0]}; {way_out.format('this row', 'it')}"
+    if bad == rows:
+        return f"data: none of the {rows:,} rows can be read; the first, {first[0]}"
+    lines = [f"data: {bad:,} of {rows:,} rows can't be read:", *(f"  {line}" for line in first)]
+    if bad > len(first):
+        lines.append(f"  and {bad - len(first):,} more")
+    return "\n".join([*lines, way_out.format("them", "them")])

@@ -1,0 +1,127 @@
+"""Which column is which part of a preference pair, by `data.columns` or by its name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dpo_train.config import DataColumns
+from dpo_train.errors import InputError
+
+_STEP = re.compile(r"\[(-?\d+)\]|\.?([^.\[\]]+)")
+_PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
+_PROMPTS = (
+    "question",
+    "instruction",
+    "input",
+    "query",
+    "conversations",
+    "messages",
+    "conversation",
+)
+"""Columns that are a prompt elsewhere: while one is there, no prompt is taken from the answers."""
+_CHOSEN = ("correct", "best_answer", "accepted", "preferred", "good", "chosen_response",
+           "answer_chosen", "response_chosen", "winner")  # fmt: skip
+_REJECTED = ("wrong", "incorrect", "worst_answer", "dispreferred", "bad", "rejected_response",
+             "answer_rejected", "response_rejected", "loser", "incorrect_answers")  # fmt: skip
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+
+
+class Columns:
+    """Finds the parts of a pair in a record."""
+
+    media = _MEDIA
+
+    def __init__(self, config: DataColumns) -> None:
+        self._paths: dict[str, str] = {
+            part: path for part, path in config.model_dump().items() if path is not None
+        }
+        for part, path in self._paths.items():
+            if not _PATH.fullmatch(path) and any(mark in path for mark in "[]"):
+                raise InputError(
+                    f"data.columns.{part}: {path!r} is no column or path; type a name, or a path "
+                    "like messages[0].content or answers.0"
+                )
+
+    @property
+    def wanted(self) -> set[str]:
+        """The names of all columns that are looked at."""
+        paths = self._paths.values()
+        return {*paths, *map(_first_name, paths), *_MEDIA}
+
+    def parts(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each part; null where the record has none, or no number."""
+        return {part: _value(record, path) for part, path in self._paths.items()}
+
+    def check(self, names: Collection[str], filled: Collection[str]) -> None:
+        """Raises InputError unless chosen, rejected and every path of the configuration's own are
+        among the dataset's column names, and nothing else there may be the prompt.
+
+        `filled`: the columns that hold something in some row.
+        """
+        there = sorted(names)
+        for part, path in self._paths.items():
+            if path != part and not {path, _first_name(path)} & set(names):
+                close = difflib.get_close_matches(_first_name(path), there, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise InputError(
+                    f"data.columns.{part}: no column {path!r}; {hint}the dataset has "
+                    f"{', '.join(there)}"
+                )
+        missing = [part for part in ("chosen", "rejected") if self._is_missing(part, names)]
+        asks = [name for name in _PROMPTS if name in names]
+        no_prompt = "prompt" in self._paths and self._is_missing("prompt", names)
+        if missing or (no_prompt and asks):
+            raise InputError(self._mapping_to_type(missing, asks if no_prompt else [], there))
+        for name in _MEDIA:
+            if name in filled:
+                raise InputError(
+                    f"data: the dataset has a column {name!r}, and only text is trained; give a "
+                    "dataset without it, or a copy from which you removed that column"
+                )
+
+    def _is_missing(self, part: str, names: Collection[str]) -> bool:
+        return self._paths[part] == part and part not in names
+
+    def _mapping_to_type(self, missing: list[str], asks: list[str], there: Collection[str]) -> str:
+        guesses: dict[str, str] = {"prompt": asks[0]} if asks else {}
+        for part, usual in (("chosen", _CHOSEN), ("rejected", _REJECTED)):
+            if part in missing:
+                found = next((name for name in usual if name in there), "NAME")
+                guesses[part] = "incorrect_answers[0]" if found == "incorrect_answers" else found
+        given = f"no column {missing[0]!r}" if missing else f"no column 'prompt', but {asks[0]!r}"
+        typed = " ".join(f"--set data.columns.{part}={name}" for part, name in guesses.items())
+        return (
+            f"data: {given}; the dataset has {', '.join(there)}; say which column is which part "
+            f"of a pair: type `{typed}`"
+            + (
+                ", or `--set data.columns.prompt=null` if chosen and rejected begin with the prompt"
+                if asks
+                else ""
+            )
+        )
+
+
+def _first_name(path: str) -> str:
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
+def _value(record: Mapping[str, Any], path: str) -> Any:
+    if path in record:
+        return _null_if_nan(record[path])
+    value: Any = record
+    for index, name in _STEP.findall(path):
+        if isinstance(value, list) and (index or name.lstrip("-").isdigit()):
+            number = int(index or name)
+            value = value[number] if -len(value) <= number < len(value) else None
+        elif isinstance(value, dict) and name:
+            value = value.get(name)
+        else:
+            return None
+    return _null_if_nan(value)
+
+
+def _null_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,264 @@
+"""The records of one file: JSON, JSON lines, CSV, TSV or Parquet.
+
+A record that can't be read is a BadRow in its place, so that all of them can be listed at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.errors import InputError, one_line
+
+TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = (*TEXT_FORMATS, ".parquet")
+_LONGEST_FIELD = 2**31 - 1
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Record(NamedTuple):
+    """A row as the dataset has it, or why there is none, and its place for messages."""
+
+    place: str
+    content: dict[str, Any] | BadRow
+
+
+def format_of(path: Path) -> str | None:
+    """The format that the file's name says, in lower case; None for another kind of file."""
+    name = path.name.lower().removesuffix(".gz")
+    found = next((each for each in FORMATS if name.endswith(each)), None)
+    return None if found == ".parquet" and path.suffix.lower() == ".gz" else found
+
+
+def read_file(path: Path, wanted: Collection[str]) -> Iterator[Record]:
+    """The records of a file. Of Parquet only the `wanted` columns are read.
+
+    Raises InputError for a file that can't be read at all.
+    """
+    kind = format_of(path)
+    try:
+        if kind == ".parquet":
+            yield from _parquet(path, wanted)
+        elif kind in (".csv", ".tsv"):
+            yield from _table(path, "," if kind == ".csv" else "\t")
+        elif kind is not None:
+            yield from _json(path)
+        else:
+            raise InputError(
+                f"data.id: {path} is none of {', '.join(FORMATS)}; the texts may also end in .gz"
+            )
+    except UnicodeDecodeError:
+        raise InputError(
+            f"data.id: {path} line {_undecodable_line(path)}: not UTF-8; save the file as UTF-8"
+        ) from None
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"data.id: {path} can't be read ({one_line(error)})") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def _json(path: Path) -> Iterator[Record]:
+    """A list of objects, or one object a line: what the file begins with decides, not its name."""
+    with _open(path) as file:
+        start = file.read(3)
+        while start and not (start := start.removeprefix(_BYTE_ORDER_MARK).lstrip()):
+            start = file.read(1)
+    if start.startswith(b"["):
+        yield from _json_list(path)
+    else:
+        yield from _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    parser = _Parser()
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+            if line.strip():
+                yield Record(f"{path} line {number}", _object(line, parser))
+
+
+def _json_list(path: Path) -> Iterator[Record]:
+    with _open(path) as file:
+        text = file.read().decode("utf-8-sig")
+    parser = _Parser()
+    position, number = text.index("[") + 1, 0
+    try:
+        while (position := _after_space(text, position)) < len(text) and text[position] != "]":
+            content, position = parser.parse(text, position)
+            number += 1
+            yield Record(f"{path} row {number}", content)
+            position = _after_space(text, position)
+            if text[position : position + 1] == ",":
+                position += 1
+            elif text[position : position + 1] != "]":
+                raise json.JSONDecodeError("a comma or ] is missing", text, position)
+        if _after_space(text, position + 1) != len(text):
+            raise json.JSONDecodeError("the list ends before the file does", text, position)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"data.id: {path} line {error.lineno} (row {number + 1}): not JSON ({error.msg}); a "
+            "file that begins with [ is one list of rows, another has one row a line"
+        ) from None
+
+
+def _after_space(text: str, position: int) -> int:
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
+
+
+def _object(line: bytes, parser: _Parser) -> dict[str, Any] | BadRow:
+    try:
+        text = line.decode().strip()
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8", "not UTF-8; save the file as UTF-8")
+    try:
+        content, end = parser.parse(text, 0)
+    except json.JSONDecodeError as error:
+        return BadRow("not JSON", f"not JSON ({error.msg})")
+    if end != len(text):
+        return BadRow("not JSON", "not JSON (more follows the object on its line)")
+    return content
+
+
+class _Parser:
+    """Reads one row's JSON. A key given twice is a fault: JSON readers would silently keep the
+    last of its values."""
+
+    def __init__(self) -> None:
+        self._twice = ""
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def parse(self, text: str, position: int) -> tuple[dict[str, Any] | BadRow, int]:
+        """The row at the position, and where it ends. Raises JSONDecodeError."""
+        self._twice = ""
+        try:
+            row, end = self._decoder.raw_decode(text, position)
+        except RecursionError:
+            raise json.JSONDecodeError("nested too deeply", text, position) from None
+        if self._twice:
+            return BadRow("a key given twice", f"the key {self._twice!r} stands twice"), end
+        if not isinstance(row, dict):
+            shown = f"a row must be a mapping of columns, not {row!r:.60}"
+            return BadRow("not a mapping", shown), end
+        return row, end
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self._twice = next(key for key in keys if keys.count(key) > 1)
+        return content
+
+
+# --- CSV and TSV -----------------------------------------------------------------------------
+
+
+def _table(path: Path, delimiter: str) -> Iterator[Record]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    with _open(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        names: list[str] = []
+        number = 0
+        try:
+            for fields in reader:
+                if not fields:
+                    continue
+                if not names:
+                    names = _header(path, fields, delimiter)
+                    continue
+                number += 1
+                place = f"{path} row {number} (line {reader.line_num})"
+                yield Record(place, _fields(names, fields))
+        except csv.Error as error:
+            raise InputError(
+                f"data.id: {path} line {reader.line_num}: {one_line(error)}; a field with commas, "
+                'quotes or line breaks stands in quotes, and a quote in it is written ""'
+            ) from None
+
+
+def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"data.id: {path} has two columns {twice[0]!r}; rename or remove one")
+    other = next((mark for mark in (";", "\t", ",", "|") if mark in names[0]), None)
+    if len(names) == 1 and other and other != delimiter:
+        raise InputError(
+            f"data.id: {path}: its columns are separated by {other!r}, where {delimiter!r} "
+            "is expected; save it as .csv with commas or as .tsv with tabs"
+        )
+    return names
+
+
+def _fields(names: list[str], fields: list[str]) -> dict[str, Any] | BadRow:
+    if len(fields) != len(names):
+        return BadRow(
+            "another number of fields than columns",
+            f"{len(fields)} fields under {len(names)} columns; a field with the separator in it "
+            "stands in quotes",
+        )
+    return dict(zip(names, fields, strict=True))
+
+
+def _undecodable_line(path: Path) -> int:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+# --- Parquet ---------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, wanted: Collection[str]) -> Iterator[Record]:
+    import pyarrow.parquet  # slow to import
+
+    with path.open("rb") as file:
+        if file.read(20).startswith(b"version https://git-"):
+            raise InputError(
+                f"data.id: {path} is a pointer of Git LFS, not the data; type `git lfs pull` in "
+                "its folder"
+            )
+    with pyarrow.parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"data.id: {path} has two columns {name!r}; rename or remove one")
+        others = dict.fromkeys(set(names) - set(wanted))
+        columns = [name for name in names if name in wanted]
+        if not columns:  # one record is enough to say which columns there are
+            yield Record(f"{path} row 1", others)
+            return
+        number = 0
+        for batch in file.iter_batches(batch_size=1000, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(f"{path} row {number}", {**without_nulls(row), **others})
+
+
+def without_nulls(value: Any) -> Any:
+    """Arrow gives every object of a column all the keys that any of them has, with nulls; here
+    each is again as it was written. Source: TRL's `remove_none_values`."""
+    if isinstance(value, dict):
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [without_nulls(each) for each in value]
+    return value

@@ -1,0 +1,69 @@
+"""Which files of a folder are a split of its dataset."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dpo_train.data.files import FORMATS, format_of
+from dpo_train.errors import InputError
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?$")
+
+
+def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
+    """The split's one file, or all its shards, in order.
+
+    They stand in the folder, in its `data/` or in the folder of the `subset`. Raises InputError if
+    there is none, if there are several files for the split, or if a shard is missing.
+    """
+    places = [folder / subset] if subset else [folder, folder / "data"]
+    files = [
+        path
+        for place in places
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.is_file() and format_of(path) is not None
+    ]
+    found = [path for path in files if _split_of(path) == split]
+    if not found:
+        there = ", ".join(str(path.relative_to(folder)) for path in files[:10]) or "no data file"
+        raise InputError(
+            f"data.id: {folder} holds no file of the split {split!r} ({split}.jsonl or another of "
+            f"{', '.join(FORMATS)}, or shards {split}-00000-of-00002.parquet); it holds {there}; "
+            "type `--set data.split=NAME`, or give one file as data.id"
+        )
+    shards = [match for path in found if (match := _SHARD.search(_stem(path)))]
+    kinds = {(path.parent, format_of(path)) for path in found}
+    counts = {match[2] for match in shards}
+    numbers = [int(match[1]) for match in shards]
+    if len(kinds) > 1 or len(counts) > 1 or 0 < len(shards) < len(found):
+        raise _several(folder, split, found)
+    if not shards and len(found) > 1:
+        raise _several(folder, split, found)
+    if shards and numbers != list(range(int(counts.pop()))):
+        raise InputError(
+            f"data.id: {folder}: of the split {split!r} there are the shards "
+            f"{', '.join(path.name for path in found)}; others are missing or stand there twice"
+        )
+    return found
+
+
+def _several(folder: Path, split: str, found: list[Path]) -> InputError:
+    names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
+    return InputError(
+        f"data.id: {folder} holds several files of the split {split!r} ({names}); remove the "
+        "others, or give one of them as data.id"
+    )
+
+
+def _split_of(path: Path) -> str:
+    return _SHARD.sub("", _stem(path))
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    if name.lower().endswith(".gz"):
+        name = name[:-3]
+    kind = format_of(path)
+    return name[: -len(kind)] if kind else name

@@ -1,0 +1,75 @@
+"""Whole conversations as chosen and rejected, with their prompt beside them or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.row import Message, shared_length
+
+SYSTEM_ROLES = ("system", "developer")
+_BEGINNERS = (*SYSTEM_ROLES, "user", "human")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether messages, of whatever form, are a conversation from its beginning and no answer."""
+    first = value[0] if isinstance(value, list) and value else value
+    if not isinstance(first, dict):
+        return False
+    return first.get("role", first.get("from")) in _BEGINNERS
+
+
+def cut_conversations(
+    prompt: Sequence[Message] | None, chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], list[Message], list[Message]]:
+    """The turns that both share are the prompt, as in TRL's `extract_prompt`.
+
+    A prompt that stands beside them must begin both. Raises BadRow where it doesn't, and where the
+    conversations have no turn in common.
+    """
+    if prompt is not None:
+        for part, whole in (("chosen", chosen), ("rejected", rejected)):
+            _refuse_another_beginning(prompt, whole, part)
+    end = shared_length(chosen, rejected)
+    # An answer that both begin with is no prompt.
+    while end and chosen[end - 1]["role"] == "assistant":
+        end -= 1
+    if not end:
+        raise BadRow("no prompt", "no prompt: the conversations begin differently")
+    if prompt is None or _has_system(chosen) or not _has_system(prompt):
+        return chosen[:end], chosen[end:], rejected[end:]
+    system = [message for message in prompt if message["role"] in SYSTEM_ROLES]
+    return [*system, *chosen[:end]], chosen[end:], rejected[end:]
+
+
+def _refuse_another_beginning(
+    prompt: Sequence[Message], whole: Sequence[Message], part: str
+) -> None:
+    if _has_system(prompt) and _has_system(whole):
+        asked, begun = list(prompt), list(whole)
+    else:
+        asked, begun = _without_system(prompt), _without_system(whole)
+    said = [(message["role"], (message.get("content") or "").strip()) for message in asked]
+    there = [
+        (message["role"], (message.get("content") or "").strip()) for message in begun[: len(said)]
+    ]
+    if said != there:
+        first = there[0][1] if there else ""
+        raise BadRow(
+            "a conversation that doesn't begin with its prompt",
+            f"{part} begins with {first!r:.50} and not with the prompt {said[0][1]!r:.50}"
+            if said
+            else "the prompt has no message but the system's",
+        )
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    start = 0
+    while start < len(messages) and messages[start]["role"] in SYSTEM_ROLES:
+        start += 1
+    return list(messages[start:])
+
+
+def _has_system(messages: Sequence[Message]) -> bool:
+    return bool(messages) and messages[0]["role"] in SYSTEM_ROLES

@@ -1,0 +1,302 @@
+"""The form of a whole dataset, decided once from all its rows, and how a row of it is read.
+
+A row in another form than the others is a bad row: its form is never guessed for it alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.forms.conversations import SYSTEM_ROLES, cut_conversations, is_whole
+from dpo_train.data.forms.messages import is_messages, read_messages
+from dpo_train.data.forms.sharegpt import is_sharegpt, read_sharegpt
+from dpo_train.data.forms.texts import cut_whole_texts, refuse_markup
+from dpo_train.data.forms.transcripts import is_transcript, read_transcript
+from dpo_train.data.row import Message, Row, text_of
+
+Parts = Mapping[str, Any]
+"""The values of a record by part: prompt, chosen, rejected, system, tools, …"""
+_SIDES = ("chosen", "rejected")
+TEXTS, TRANSCRIPTS = "texts", "transcripts"
+MESSAGES, SHAREGPT = "messages", "ShareGPT's messages"
+_READERS: dict[str, Callable[[Any, str], list[Message]]] = {
+    TRANSCRIPTS: read_transcript,
+    MESSAGES: read_messages,
+    SHAREGPT: read_sharegpt,
+}
+_MESSAGE_START = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+_ANSWER_ROLES = {"assistant", "tool"}
+_RESERVED = {"messages", "tools", "add_generation_prompt", "tokenize", "return_dict",
+             "chat_template", "continue_final_message"}  # fmt: skip
+"""What the tokenizer's own call takes."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How every row of a dataset is read."""
+
+    prompt: str | None
+    """What the prompt column holds; None if there is none."""
+    answers: str
+    """What chosen and rejected hold."""
+    whole: bool
+    """Whether chosen and rejected begin with the prompt."""
+
+    def __str__(self) -> str:
+        what = "answers"
+        if self.whole:
+            what = "whole texts" if self.answers == TEXTS else "whole conversations"
+        if self.answers in (TRANSCRIPTS, SHAREGPT):
+            what += f" ({self.answers})"
+        if self.prompt is None:
+            return f"{what}, their common beginning is the prompt"
+        asked = "prompt" if self.prompt in (TEXTS, MESSAGES) else f"prompt ({self.prompt})"
+        return f"{asked} + {what}"
+
+
+def decide(rows: Sequence[Parts]) -> Form:
+    """The form that most rows have."""
+    prompts = _kinds(parts.get("prompt") for parts in rows)
+    answers = _kinds(parts.get(side) for parts in rows for side in _SIDES)
+    prompt, answer = _most(prompts), _most(answers) or TEXTS
+    return Form(prompt, answer, _is_whole(rows, prompt, answer))
+
+
+def read_row(parts: Parts, form: Form, place: str) -> Row:
+    """The row of a record. Raises BadRow."""
+    prompt = None
+    if form.prompt is not None:
+        prompt = _read(_given(parts, "prompt"), form.prompt, "prompt")
+    given = [_given(parts, side) for side in _SIDES]
+    if form.answers == TEXTS and form.whole:
+        prompt, chosen, rejected = _read_whole_texts(prompt, *given)
+    else:
+        chosen, rejected = (
+            _read(value, form.answers, side) for value, side in zip(given, _SIDES, strict=True)
+        )
+        if form.prompt == TRANSCRIPTS and form.answers == TEXTS:
+            # The prompt ends with "Assistant:", so the space before an answer belongs to neither.
+            for answer in (chosen[0], rejected[0]):
+                answer["content"] = answer["content"].strip()
+        if form.whole:
+            prompt, chosen, rejected = cut_conversations(prompt, chosen, rejected)
+    assert prompt is not None
+    row = Row(
+        [*_read_system(parts.get("system"), prompt), *prompt],
+        chosen,
+        rejected,
+        _read_tools(parts.get("tools")),
+        _read_variables(parts.get("chat_template_kwargs")),
+        place,
+    )
+    _check_turns(row)
+    _check_letters(row)
+    return row
+
+
+# --- the form of all rows ----------------------------------------------------------------------
+
+
+def _kinds(values: Iterable[Any]) -> Counter[str]:
+    return Counter(kind for value in values if (kind := _kind(value)) is not None)
+
+
+def _kind(value: Any) -> str | None:
+    value = _from_json_text(value)
+    if isinstance(value, str):
+        return TRANSCRIPTS if is_transcript(value) else TEXTS
+    if is_sharegpt(value):
+        return SHAREGPT
+    return MESSAGES if is_messages(value) else None
+
+
+def _most(kinds: Counter[str]) -> str | None:
+    return max(kinds, key=lambda kind: kinds[kind]) if kinds else None
+
+
+def _is_whole(rows: Sequence[Parts], prompt: str | None, answers: str) -> bool:
+    if prompt is None or answers == TRANSCRIPTS:
+        return True
+    if answers == TEXTS:
+        return prompt == TEXTS and _all_begin_with_prompt(rows)
+    begun = Counter(is_whole(_from_json_text(parts.get(side))) for parts in rows for side in _SIDES)
+    return begun[True] > begun[False]
+
+
+def _all_begin_with_prompt(rows: Sequence[Parts]) -> bool:
+    """One answer may repeat its question; in a dataset of answers alone, not all of them do."""
+    found = False
+    for parts in rows:
+        prompt, *answers = (parts.get(name) for name in ("prompt", *_SIDES))
+        if not isinstance(prompt, str) or not prompt:
+            continue
+        for answer in answers:
+            if isinstance(answer, str) and not answer.startswith(prompt):
+                return False
+            found = True
+    return found
+
+
+# --- the parts of one row ----------------------------------------------------------------------
+
+
+def _given(parts: Parts, part: str) -> Any:
+    value = _from_json_text(parts.get(part))
+    if value is None:
+        raise BadRow(f"no {part}", f"{part} is null or not there")
+    return value
+
+
+def _read(value: Any, kind: str, part: str) -> list[Message]:
+    if isinstance(value, str) and _looks_like_messages(value):
+        raise BadRow(
+            "messages that are not JSON",
+            f"{part} is a list of messages as text, and not JSON: {value!r:.50}; write the column "
+            "with json.dumps",
+        )
+    if kind == TEXTS and isinstance(value, str):
+        refuse_markup(value, part)
+        return [{"role": "user" if part == "prompt" else "assistant", "content": value}]
+    if value == [] or (found := _kind(value)) == kind:
+        return _READERS[kind](value, part) if value else []
+    shown = f"{value!r:.60}" if found is None else found
+    raise BadRow(
+        "another form than most rows have",
+        f"{part} is {shown}, where most rows have {kind}",
+    )
+
+
+def _read_whole_texts(
+    prompt: list[Message] | None, chosen: Any, rejected: Any
+) -> tuple[list[Message], list[Message], list[Message]]:
+    for part, text in (("chosen", chosen), ("rejected", rejected)):
+        _read(text, TEXTS, part)
+    if prompt is None:
+        asked, chosen, rejected = cut_whole_texts(chosen, rejected)
+    else:
+        asked = prompt[0]["content"]
+        chosen, rejected = chosen[len(asked) :], rejected[len(asked) :]
+    return (
+        _read(asked, TEXTS, "prompt"),
+        _read(chosen, TEXTS, "chosen"),
+        _read(rejected, TEXTS, "rejected"),
+    )
+
+
+def _read_system(value: Any, prompt: Sequence[Message]) -> list[Message]:
+    """The messages that the system column puts before the prompt."""
+    value = _from_json_text(value)
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, str):
+        system: list[Message] = [{"role": "system", "content": value}]
+    elif is_messages(value):
+        system = read_messages(value, "system")
+    else:
+        raise BadRow("a system prompt that is no text", f"system is {value!r:.60}, not a text")
+    if not all(message["role"] in SYSTEM_ROLES for message in system):
+        raise BadRow("a system prompt by another role", "system has a message of another role")
+    if prompt and prompt[0]["role"] in SYSTEM_ROLES:
+        if prompt[: len(system)] != system:
+            raise BadRow(
+                "two system prompts",
+                f"the system column has {text_of(system)!r:.40}, the messages "
+                f"{text_of(prompt[:1])!r:.40}; type `--set data.columns.system=null` to read the "
+                "messages' own",
+            )
+        return []
+    return system
+
+
+def _read_tools(value: Any) -> list[Any] | None:
+    tools = _json_or_bad(value, "tools")
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow("tools that can't be read", f"tools is {tools!r:.60}, not a list of schemas")
+    return tools
+
+
+def _read_variables(value: Any) -> dict[str, Any]:
+    variables = _json_or_bad(value, "chat_template_kwargs")
+    if not variables:
+        return {}
+    if not isinstance(variables, dict) or set(variables) & _RESERVED:
+        raise BadRow(
+            "chat_template_kwargs that can't be read",
+            f"chat_template_kwargs is {variables!r:.60}, not a mapping of a chat template's own "
+            "variables",
+        )
+    return variables
+
+
+def _json_or_bad(value: Any, part: str) -> Any:
+    if not isinstance(value, str) or not value.strip():
+        return value or None
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise BadRow(f"{part} that can't be read", f"{part} is no JSON: {value!r:.60}") from None
+
+
+def _from_json_text(value: Any) -> Any:
+    """Messages that a file holds as text, as CSV files must; any other value as it is."""
+    if isinstance(value, str) and _looks_like_messages(value):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _looks_like_messages(text: str) -> bool:
+    return text[:20].lstrip()[:1] in ("[", "{") and _MESSAGE_START.match(text) is not None
+
+
+# --- what every row must hold ------------------------------------------------------------------
+
+
+def _check_turns(row: Row) -> None:
+    if row.prompt and row.prompt[-1]["role"] not in ("user", "tool"):
+        last = row.prompt[-1]["role"]
+        raise BadRow(
+            "a prompt that ends with no question",
+            f"the prompt ends with a message of role {last!r}; it must end with user or tool",
+        )
+    for part, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
+        roles = [message["role"] for message in answer]
+        if not roles:
+            continue  # an empty answer is left out by the filters
+        if "user" in roles[1:]:
+            raise BadRow(
+                "a question inside an answer",
+                f"{part}: the conversations differ before their last answers, so that words of the "
+                "user would be learnt",
+            )
+        if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= _ANSWER_ROLES:
+            wrong = next((role for role in roles if role not in _ANSWER_ROLES), roles[-1])
+            raise BadRow(
+                "an answer by another role",
+                f"{part} has a message of role {wrong!r} where the assistant answers",
+            )
+
+
+def _check_letters(row: Row) -> None:
+    """Half of a surrogate pair is no letter; no tokenizer can read it."""
+    texts = [text_of([message]) for message in (*row.prompt, *row.chosen, *row.rejected)]
+    if all(text.isascii() for text in texts):
+        return
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        letter = error.object[error.start]
+        raise BadRow(
+            "half of a surrogate pair",
+            f"a text has {letter!a}, which is half of a letter: the text was cut in its middle",
+        ) from None

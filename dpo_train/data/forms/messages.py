@@ -1,0 +1,82 @@
+"""Lists of {role, content} messages, with tool calls and reasoning, as chat templates take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.row import Message
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content",
+           "reasoning", "thinking")  # fmt: skip
+"""What chat templates read of a message. Other fields, such as an id, tell a template nothing."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_MEDIA = ("image", "image_url", "audio", "video", "input_audio")
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, or one message."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and "role" in first
+
+
+def read_messages(value: Any, part: str) -> list[Message]:
+    """The messages of a value, checked. Raises BadRow."""
+    messages = [value] if isinstance(value, dict) else value
+    return [_message(message, part) for message in messages]
+
+
+def _message(message: Any, part: str) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadRow("not a message", f"{part}: {message!r:.60} is not a {{role, content}} message")
+    role = message["role"]
+    if role not in ROLES:
+        raise BadRow(
+            "unknown role",
+            f"{part}: the role {role!r} is none of {', '.join(ROLES)}; no template knows another",
+        )
+    read = {name: message[name] for name in _FIELDS if message.get(name) is not None}
+    if not read.get("tool_calls"):
+        read.pop("tool_calls", None)
+    elif role != "assistant" or not _are_calls(read["tool_calls"]):
+        raise BadRow(
+            "tool calls that can't be read",
+            f"{part}: tool_calls of {role!r} are {read['tool_calls']!r:.60}; an assistant's are a "
+            "list of {function: {name, arguments}}",
+        )
+    for name in _REASONING:
+        if not isinstance(read.get(name, ""), str):
+            raise BadRow("reasoning that is no text", f"{part}: {name} is {read[name]!r:.60}")
+    content = read.get("content")
+    if isinstance(content, list):
+        read["content"] = _text_of_parts(content, part)
+    elif content is None and not read.get("tool_calls"):
+        raise BadRow("a message without content", f"{part}: the content of {role!r} is null")
+    elif content is not None and not isinstance(content, str):
+        raise BadRow("content that is no text", f"{part}: the content {content!r:.60} is no text")
+    return read
+
+
+def _are_calls(calls: Any) -> bool:
+    return isinstance(calls, list) and all(
+        isinstance(call, dict)
+        and isinstance((call.get("function") or call), dict)
+        and isinstance((call.get("function") or call).get("name"), str)
+        for call in calls
+    )
+
+
+def _text_of_parts(parts: Sequence[Any], part: str) -> str:
+    """The one text of a content in parts, as models that see images have it."""
+    texts = []
+    for each in parts:
+        kind = each.get("type") if isinstance(each, dict) else None
+        if kind in _MEDIA or (isinstance(each, dict) and set(_MEDIA) & set(each)):
+            shown = f"{part}: its content has a part of type {kind!r}; only text is trained"
+            raise BadRow("images, audio or video", shown)
+        if kind != "text" or not isinstance(each.get("text"), str):
+            raise BadRow("content that is no text", f"{part}: the content part {each!r:.60}")
+        texts.append(each["text"])
+    return "".join(texts)

@@ -1,0 +1,47 @@
+"""Plain texts: where a prompt ends that stands at the beginning of both of them."""
+
+from __future__ import annotations
+
+import re
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.row import shared_length
+
+_TURN_MARK = re.compile(r"\s*(#+\s*)?(Human|User|USER|Instruction|System|Prompter)\s*:")
+_TEMPLATE_MARK = re.compile(
+    r"\s*(<\|im_start\|>|(<s>)?\s*\[INST\]|<\|(user|system|assistant|begin_of_text)\|>"
+    r"|<start_of_turn>|<\|start_header_id\|>)"
+)
+
+
+def refuse_markup(text: str, part: str) -> None:
+    """Raises BadRow for a text that is written in some model's chat template already."""
+    if mark := _TEMPLATE_MARK.match(text):
+        raise BadRow(
+            "written in a chat template already",
+            f"{part} begins with {mark[0].strip()!r}, the mark of a chat template; give the texts "
+            "without it, the model's own template is written around them",
+        )
+
+
+def cut_whole_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """The common beginning of two texts is their prompt; it ends before a space or a line break.
+
+    TRL's `extract_prompt` ends it at the first letter that differs, in the middle of a word.
+    Raises BadRow if there is none, or if the texts are conversations in an unknown form.
+    """
+    if mark := _TURN_MARK.match(chosen):
+        raise BadRow(
+            "turns in an unknown form",
+            f"chosen begins with {mark[0].strip()!r}; turns in a text are read if they are "
+            "'Human:' and 'Assistant:', each after an empty line; or give lists of messages",
+        )
+    shared = chosen[: shared_length(chosen, rejected)]
+    following = chosen[len(shared) :][:1], rejected[len(shared) :][:1]
+    if all(letter.isspace() for letter in following):
+        end = len(shared)  # a space after it in one, a line break in the other
+    else:
+        end = max(shared.rfind(space) for space in " \n\t\r")
+    if end <= 0 or not shared[:end].strip():
+        raise BadRow("no prompt", "no prompt: chosen and rejected begin differently")
+    return chosen[:end], chosen[end:], rejected[end:]

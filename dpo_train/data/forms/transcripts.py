@@ -1,0 +1,49 @@
+"""Conversations written as one text, in the form of HH-RLHF.
+
+"\\n\\nHuman: Hello?\\n\\nAssistant: Hello." A turn begins after an empty line.
+Source: Bai et al., Training a Helpful and Harmless Assistant, arXiv:2204.05862.
+"""
+
+from __future__ import annotations
+
+import re
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.row import Message
+
+_TURN = re.compile(r"(?:\A\s*|\n\s*\n)(Human|Assistant):[ \t]*")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def is_transcript(text: str) -> bool:
+    """Whether a text begins with a human's turn and goes on with an assistant's."""
+    turns = _TURN.finditer(text)
+    first, second = next(turns, None), next(turns, None)
+    return (
+        first is not None
+        and second is not None
+        and first.start() == 0
+        and (first[1], second[1]) == ("Human", "Assistant")
+    )
+
+
+def read_transcript(text: str, part: str) -> list[Message]:
+    """The turns of a transcript as messages; an assistant's turn that is only opened is left out.
+
+    Raises BadRow if the turns don't alternate.
+    """
+    turns = list(_TURN.finditer(text))
+    ends = [*(turn.start() for turn in turns[1:]), len(text)]
+    messages = [
+        {"role": _ROLES[turn[1]], "content": text[turn.end() : end].strip()}
+        for turn, end in zip(turns, ends, strict=True)
+    ]
+    for number, message in enumerate(messages):
+        if message["role"] != ("user", "assistant")[number % 2]:
+            raise BadRow(
+                "turns that don't alternate",
+                f"{part}: its turn {number + 1} is by {message['role']!r}, as the one before",
+            )
+    if part == "prompt" and messages[-1] == {"role": "assistant", "content": ""}:
+        messages.pop()
+    return messages

@@ -1,0 +1,108 @@
+"""Reads a dataset as its configuration says: the rows of each split, and what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_train.config import DataConfig
+from dpo_train.data.bad_rows import BadRow, BadRows, listed
+from dpo_train.data.columns import Columns
+from dpo_train.data.filters import cut, filtered, without_overlap
+from dpo_train.data.forms.decide import Form, decide, read_row
+from dpo_train.data.row import SPLITS, Row
+from dpo_train.data.sources import read_records
+from dpo_train.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rows of each split, and how many rows each reason took."""
+
+    splits: dict[str, list[Row]]
+    dropped: dict[str, int]
+    read_as: str = ""
+    """The form that was found, and the number of rows read."""
+
+    def summary(self) -> str:
+        sizes = ", ".join(f"{len(rows)} {name}" for name, rows in self.splits.items())
+        left_out = listed(self.dropped)
+        return f"{sizes} pairs" + (f"; left out: {left_out}" if left_out else "")
+
+
+def load_pairs(config: DataConfig) -> Pairs:
+    """Reads, filters and splits the dataset.
+
+    Raises InputError that names file and row, or the filter.
+    """
+    dropped: Counter[str] = Counter()
+    names = [config.split]
+    if config.eval_split and config.test_split:
+        names = [config.split, config.eval_split, config.test_split]
+    read = _Reading(config)
+    for name in names:
+        read.split(name)
+    form, rows = read.rows(dropped)
+    kept = [filtered(each, config, dropped) for each in rows]
+    if len(kept) == 1:
+        splits = cut(kept[0], config)
+    else:
+        splits = without_overlap(dict(zip(SPLITS, kept, strict=True)), dropped)
+    for name, left in splits.items():
+        if not left:
+            raise InputError(
+                f"data: no pair is left for {name}; of {read.count} rows were left out: "
+                f"{listed(dropped) or 'none'}; widen data.chars, raise data.limit or give more "
+                "rows"
+            )
+    return Pairs(splits, dict(dropped), f"{form}, {read.count:,} rows")
+
+
+class _Reading:
+    """The records of all splits, held until the form of the whole dataset is known."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.count = 0
+        self._config = config
+        self._columns = Columns(config.columns)
+        self._names: set[str] = set()
+        self._filled: set[str] = set()
+        self._bad = BadRows()
+        self._splits: list[list[tuple[str, dict[str, Any]]]] = []
+
+    def split(self, name: str) -> None:
+        """Reads a split's records."""
+        kept: list[tuple[str, dict[str, Any]]] = []
+        for place, content in read_records(self._config, name, self._columns.wanted):
+            self.count += 1
+            if isinstance(content, BadRow):
+                self._bad.add(place, content)
+                continue
+            self._names.update(content)
+            self._filled.update(
+                name for name in self._columns.media if content.get(name) not in (None, [], "")
+            )
+            kept.append((place, self._columns.parts(content)))
+        self._splits.append(kept)
+
+    def rows(self, dropped: Counter[str]) -> tuple[Form, list[list[Row]]]:
+        """The form, and the rows of each split. Raises InputError for what can't be read."""
+        if self._names:
+            self._columns.check(self._names, self._filled)
+        form = decide([parts for records in self._splits for _, parts in records])
+        rows = [list(self._read(records, form)) for records in self._splits]
+        if self._config.on_bad_row == "refuse":
+            self._bad.refuse(self.count)
+        dropped.update(self._bad.counts)
+        return form, rows
+
+    def _read(self, records: list[tuple[str, dict[str, Any]]], form: Form) -> Iterator[Row]:
+        records.reverse()
+        while records:  # each record is let go of as soon as it is read
+            place, parts = records.pop()
+            try:
+                yield read_row(parts, form, place)
+            except BadRow as bad:
+                self._bad.add(place, bad)

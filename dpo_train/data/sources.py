@@ -1,0 +1,114 @@
+"""Where a dataset's records come from: the sample, a file, a folder or the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from dpo_train import sample
+from dpo_train.config import DataConfig
+from dpo_train.data.files import Record, format_of, read_file, without_nulls
+from dpo_train.data.folders import split_files
+from dpo_train.errors import InputError, one_line
+
+_BATCH = 1000
+_MEDIA = ("Image", "Audio", "Video", "Pdf")
+"""Kinds of columns, by the names that the `datasets` library gives them."""
+
+
+def read_records(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Record]:
+    """The records of a split. Where a format allows it, only the `wanted` columns are read; the
+    others are null. Raises InputError if there is no such dataset."""
+    path = sample.PAIRS if config.id == "sample" else Path(os.path.expanduser(config.id))
+    if path.is_dir():
+        yield from _folder(path, config, split, wanted)
+    elif path.is_file():
+        yield from read_file(path, wanted)
+    elif format_of(path) or config.id.startswith((".", "/", "~")):
+        raise InputError(f"data.id: no file {path}; give a path that exists or a Hub id")
+    else:
+        yield from _hub(config, split, wanted)
+
+
+def is_local(config: DataConfig) -> bool:
+    """Whether the dataset lies on this machine."""
+    return config.id == "sample" or Path(os.path.expanduser(config.id)).exists()
+
+
+def _folder(
+    path: Path, config: DataConfig, split: str, wanted: Collection[str]
+) -> Iterator[Record]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        yield from _saved_to_disk(path, split, wanted)
+    elif _card_names_files(path):
+        # A clone from the Hub whose card says which files are which split.
+        yield from _library(str(path), config, split, wanted)
+    else:
+        for file in split_files(path, split, config.config):
+            yield from read_file(file, wanted)
+
+
+def _card_names_files(folder: Path) -> bool:
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    _, *parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    return len(parts) == 2 and "data_files:" in parts[0]
+
+
+def _saved_to_disk(path: Path, split: str, wanted: Collection[str]) -> Iterator[Record]:
+    import datasets  # slow to import
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # the library raises many kinds; each is about the folder
+        raise InputError(f"data.id: {path} can't be read ({one_line(error)})") from None
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise InputError(
+                f"data.split: {path} has no split {split!r}; it has {', '.join(map(str, saved))}"
+            )
+        saved = saved[split]
+    yield from _dataset_records(saved, f"{path} {split}", wanted)
+
+
+def _hub(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Record]:
+    yield from _library(config.id, config, split, wanted)
+
+
+def _library(
+    name: str, config: DataConfig, split: str, wanted: Collection[str]
+) -> Iterator[Record]:
+    import datasets  # slow to import
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(name, config.config, split=split, revision=config.revision)
+    except Exception as error:  # the library raises a dozen kinds; each is about what was named
+        raise InputError(
+            f"data.id: {name!r} (split {split!r}) can't be loaded: {one_line(error, 300)}; "
+            "give a Hub id you may read (`hf auth login`), a file, or `sample`"
+        ) from None
+    yield from _dataset_records(rows, f"{name} {split}", wanted)
+
+
+def _dataset_records(rows: Any, name: str, wanted: Collection[str]) -> Iterator[Record]:
+    for column, feature in rows.features.items():
+        if type(feature).__name__ in _MEDIA:
+            raise InputError(
+                f"data.id: {name}: the column {column!r} holds {type(feature).__name__.lower()}s; "
+                "only text is trained, so give a dataset without them"
+            )
+    columns = [column for column in rows.column_names if column in wanted]
+    others = dict.fromkeys(set(rows.column_names) - set(columns))
+    if not columns:  # one record is enough to say which columns there are
+        yield Record(f"{name} row 1", others)
+        return
+    number = 0
+    selected = rows.select_columns(columns).with_format("arrow")
+    for table in selected.iter(batch_size=_BATCH):
+        for row in table.to_pylist():
+            number += 1
+            yield Record(f"{name} row {number}", {**without_nulls(row), **others})

@@ -1,0 +1,210 @@
+"""A model's chat template: rows written as text as TRL writes them, and what it can't write.
+
+Knows no token ids.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dpo_train.data import Message, Row
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
+"""What a template that writes today's date is given, so that a row's tokens never change."""
+_PROBED = 50
+"""Rows that have something special are tried until the template has written it once."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The three texts of a row. A completion is what follows the prompt in either conversation."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class ChatTemplate:
+    """Writes rows with a tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.writes_date = False
+        self._tokenizer = tokenizer
+        self._name = name
+        self._fix_date()
+
+    def render(self, row: Row) -> Rendered:
+        """The texts of a row. Raises BadRow if the template refuses it."""
+        return Rendered(
+            self.prompt(row),
+            self._render(row, row.chosen),
+            self._render(row, row.rejected),
+        )
+
+    def prompt(self, row: Row) -> str:
+        """The prompt with the beginning of the answer's turn. Raises BadRow."""
+        return self._render(row, [], add_generation_prompt=True)
+
+    def check(self, rows: Sequence[Row]) -> list[str]:
+        """What a person should know of how these rows are written, a line each.
+
+        Raises InputError if the template can't write what they have.
+        """
+        self._check_system(rows)
+        for name, has, without in _FEATURES:
+            self._check_feature(name, rows, has, without)
+        return [*self._check_beginning(rows), *self._said_of_date()]
+
+    def _render(self, row: Row, answer: list[Message], **options: Any) -> str:
+        import jinja2  # a part of transformers, which is slow to import
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                row.prompt + answer,
+                tokenize=False,
+                tools=row.tools,
+                **options,
+                **row.chat_template_kwargs,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise BadRow(
+                "refused by the chat template",
+                f"the chat template of {self._name} refuses it ({one_line(error)})",
+            ) from None
+        return str(text)
+
+    def _fix_date(self) -> None:
+        """Gives the template, which transformers compiles once for a process, a fixed day."""
+        from transformers.utils import chat_template_utils  # slow to import
+
+        def strftime_now(form: str) -> str:
+            self.writes_date = True
+            return TEMPLATE_DATE.strftime(form)
+
+        templates = self._tokenizer.chat_template
+        for template in templates.values() if isinstance(templates, dict) else [templates]:
+            compiled = chat_template_utils._compile_jinja_template(template)
+            compiled.environment.globals["strftime_now"] = strftime_now
+
+    def _said_of_date(self) -> Iterator[str]:
+        if self.writes_date:
+            yield (
+                f"the chat template of {self._name} writes today's date; the pairs are written as "
+                f"on {TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}, so that their tokens stay the same"
+            )
+
+    def _check_system(self, rows: Sequence[Row]) -> None:
+        with_system = [row for row in rows if row.prompt[0]["role"] == "system"]
+        if not with_system:
+            return
+        said = "writes nothing of system prompts"
+        for row in with_system[:_PROBED]:
+            try:
+                alone = self._render(replace(row, prompt=row.prompt[1:]), [])
+            except BadRow:
+                return  # it refuses the row for something else, which is said with the row
+            try:
+                if self._render(row, []) != alone:
+                    return
+            except BadRow as bad:
+                said = f"refuses system prompts ({bad.detail.rpartition('(')[2].rstrip(')')})"
+                break
+        raise InputError(
+            f"model.id: the chat template of {self._name} {said}, which {len(with_system):,} of "
+            f"{len(rows):,} rows have; type `--set data.columns.system=null` if they come from the "
+            "system column, give rows without them, or a model whose template takes them"
+        )
+
+    def _check_feature(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        has: Callable[[Row], bool],
+        without: Callable[[Row], Row],
+    ) -> None:
+        """Raises InputError if the template writes the same whether rows have it or not."""
+        having = [row for row in rows if has(row)]
+        for row in having[:_PROBED]:
+            try:
+                if self.render(row) != self.render(without(row)):
+                    return
+            except BadRow:
+                return
+        if having:
+            raise InputError(
+                f"model.id: the chat template of {self._name} writes nothing of `{name}`, which "
+                f"{len(having):,} of {len(rows):,} rows have; give a model whose template does, or "
+                "rows without it"
+            )
+
+    def _check_beginning(self, rows: Sequence[Row]) -> Iterator[str]:
+        """Whether answers begin where the template begins them for a model that answers."""
+        lost: list[str] = []
+        probed = 0
+        for row in rows[:_PROBED]:
+            try:
+                texts = self.render(row)
+                opened = texts.prompt.removeprefix(self._render(row, []))
+            except BadRow:
+                continue
+            probed += 1
+            if texts.chosen.startswith(texts.prompt) and texts.rejected.startswith(texts.prompt):
+                continue
+            lost.append(opened)
+        if not lost or len(lost) < probed:
+            return
+        opened = lost[0]
+        if "<think>" in opened and "</think>" not in opened:
+            raise InputError(
+                f"model.id: the chat template of {self._name} opens <think> before an answer, and "
+                "the answers have no thoughts: it would be trained without what it is served with; "
+                "give each answer a `reasoning_content`, or save a tokenizer whose template opens "
+                "none"
+            )
+        yield (
+            f"the chat template of {self._name} begins an answer with {opened!r:.60}, and writes "
+            "something else before the answers of the data; what differs is trained as a part of "
+            "the answer, as TRL does"
+        )
+
+
+# --- what a row may have beside its texts ------------------------------------------------------
+
+
+def _any_message(row: Row, field: str) -> bool:
+    return any(field in message for message in (*row.prompt, *row.chosen, *row.rejected))
+
+
+def _without_field(row: Row, field: str) -> Row:
+    def bare(messages: list[Message]) -> list[Message]:
+        return [
+            {"content": "", **{name: value for name, value in message.items() if name != field}}
+            for message in messages
+        ]
+
+    return replace(
+        row, prompt=bare(row.prompt), chosen=bare(row.chosen), rejected=bare(row.rejected)
+    )
+
+
+_FEATURES: tuple[tuple[str, Callable[[Row], bool], Callable[[Row], Row]], ...] = (
+    ("tools", lambda row: row.tools is not None, lambda row: replace(row, tools=None)),
+    (
+        "tool_calls",
+        lambda row: _any_message(row, "tool_calls"),
+        lambda row: _without_field(row, "tool_calls"),
+    ),
+    (
+        "reasoning_content",
+        lambda row: _any_message(row, "reasoning_content"),
+        lambda row: _without_field(row, "reasoning_content"),
+    ),
+)

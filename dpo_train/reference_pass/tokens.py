@@ -1,0 +1,237 @@
+"""tokens.arrow of a planned folder: the token ids of all its rows, written once by one process.
+
+Where a row is bad, tokens.json says why; whether it is then refused is the configuration's choice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpo_train import model
+from dpo_train.config import ModelConfig
+from dpo_train.data import Row
+from dpo_train.data.bad_rows import BadRow, BadRows, listed, refusal
+from dpo_train.data.special_tokens import SpecialTokens
+from dpo_train.errors import InputError
+from dpo_train.reference_pass.chat_template import ChatTemplate, Rendered
+from dpo_train.reference_pass.rows import read_rows, refuse_damaged
+from dpo_train.reference_pass.tokenise import Tokeniser
+from dpo_train.storage import mirror
+from dpo_train.storage.files import checksum, write_here
+
+if TYPE_CHECKING:
+    import pyarrow
+
+TOKENS, SUMMARY = "tokens.arrow", "tokens.json"
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_BATCH_ROWS = 1000
+_CHECKED_ROWS = 5000
+"""From the beginning of the file: enough to find what the chat template can't write."""
+_FEWEST_SHARDS = 64
+_FEWEST_PAIRS = 64
+"""In a shard: fewer would be computed in batches that are not full."""
+_MOST_PAIRS = 1024
+"""In a shard: more would be too much to lose."""
+
+Progress = Callable[[int, int], None]
+"""Is told how many rows are tokenised, and of how many."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What tokenising the rows of a folder said."""
+
+    pad_token_id: int
+    rows: int
+    dropped: dict[str, int]
+    """How many rows each reason took, bad ones included."""
+    bad: int
+    first_bad: list[str]
+    """The first ten bad rows, each with its place and what is wrong."""
+    notes: list[str]
+    """What a person should know of how the rows are written."""
+    sha256: str
+    """Checksum of tokens.arrow."""
+
+    def refuse_bad(self, on_bad_row: str) -> None:
+        """Raises InputError for bad rows that the configuration does not skip."""
+        if self.bad and on_bad_row == "refuse":
+            raise InputError(refusal(self.first_bad, self.bad, self.rows))
+
+
+def read_summary(folder: Path) -> Summary | None:
+    """What is known of a folder that was tokenised, here or on another machine of its URL."""
+    try:
+        return Summary(**json.loads(mirror.fetch_once(folder / SUMMARY).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def tokenised(folder: Path, progress: Progress | None = None) -> Summary:
+    """Tokenises the rows of a planned folder, unless that is done.
+
+    Raises InputError for a model without a chat template, for rows that its template can't write,
+    and for bad rows if plan.json says so.
+    """
+    for name in ("rows.jsonl", "plan.json"):
+        mirror.fetch_once(folder / name)
+    asked = json.loads((folder / "plan.json").read_text())
+    with (folder / "tokens.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        summary = _whole(folder)
+        if summary is None:
+            refuse_damaged(folder, asked["rows"])
+            summary = _write(folder, asked, progress)
+            for name in (TOKENS, SUMMARY):
+                mirror.put(folder / name)
+    summary.refuse_bad(asked["on_bad_row"])
+    return summary
+
+
+def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[str]:
+    """What a person should know of how the model's chat template writes these rows, a line each.
+
+    Finds nearly all that `tokenised` would refuse, and tokenises nothing. Raises InputError.
+    """
+    tokenizer = model.load_tokenizer(base, fetched=False)
+    template = ChatTemplate(tokenizer, repr(base.id))
+    special = SpecialTokens(special_tokens(tokenizer))
+    bad = BadRows()
+    _render(list(enumerate(rows[:_CHECKED_ROWS])), template, special, bad)
+    for row in rows[_CHECKED_ROWS:]:
+        try:
+            special.refuse(row)
+        except BadRow as error:
+            bad.add(row.place, error)
+    notes = template.check(rows[:_CHECKED_ROWS])
+    if on_bad_row == "refuse":
+        bad.refuse(len(rows))
+    elif bad.counts:
+        notes.append(f"left out: {listed(bad.counts)}")
+    return notes
+
+
+def _whole(folder: Path) -> Summary | None:
+    summary = read_summary(folder)
+    if summary is None:
+        return None
+    try:
+        tokens = mirror.fetch_once(folder / TOKENS)
+        return summary if checksum(tokens) == summary.sha256 else None
+    except FileNotFoundError:
+        return None
+
+
+def _write(folder: Path, asked: dict[str, Any], progress: Progress | None) -> Summary:
+    import pyarrow  # slow to import
+
+    base = ModelConfig(**asked["base"])
+    tokenizer = model.load_tokenizer(base, fetched=False)
+    template = ChatTemplate(tokenizer, repr(base.id))
+    special = SpecialTokens(special_tokens(tokenizer))
+    tokeniser = Tokeniser(tokenizer, asked["max_length_tokens"])
+    bad = BadRows()
+    dropped: Counter[str] = Counter()
+    total = asked["count"]
+    done = 0
+    ids = pyarrow.list_(pyarrow.int32())
+    schema = pyarrow.schema([("row", pyarrow.int32()), *((name, ids) for name in IDS)])
+    partial = folder / f"{TOKENS}.part"
+    rows = enumerate(row for _, row in read_rows(folder))
+    notes: list[str] = []
+    with pyarrow.OSFile(str(partial), "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            if done < _CHECKED_ROWS:
+                notes += template.check([row for _, row in batch])
+            numbers, texts = _render(batch, template, special, bad)
+            columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+            for number, found in zip(numbers, tokeniser.encode(texts), strict=True):
+                if isinstance(found, str):
+                    dropped[found] += 1
+                    continue
+                columns["row"].append(number)
+                for name in IDS:
+                    columns[name].append(getattr(found, name))
+            writer.write_batch(pyarrow.record_batch(columns, schema))
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+    partial.replace(folder / TOKENS)
+    summary = Summary(
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+        rows=total,
+        dropped=dict(dropped + bad.counts),
+        bad=bad.counts.total(),
+        first_bad=bad.first,
+        notes=list(dict.fromkeys(notes)),
+        sha256=checksum(folder / TOKENS),
+    )
+    write_here(folder / SUMMARY, json.dumps(asdict(summary), indent=1))
+    return summary
+
+
+def _render(
+    batch: Sequence[tuple[int, Row]], template: ChatTemplate, special: SpecialTokens, bad: BadRows
+) -> tuple[list[int], list[Rendered]]:
+    numbers: list[int] = []
+    texts: list[Rendered] = []
+    for number, row in batch:
+        try:
+            special.refuse(row)
+            texts.append(template.render(row))
+            numbers.append(number)
+        except BadRow as error:
+            bad.add(row.place, error)
+    return numbers, texts
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The tokens that no text may hold: with them a text could end its turn and begin another."""
+    added = tokenizer.added_tokens_decoder.values()
+    named = [token for token in tokenizer.all_special_tokens if token]
+    return sorted({*named, *(token.content for token in added if token.special)})
+
+
+class TokenFile:
+    """The tokens of a folder, memory-mapped, and its rows cut into the shards of the pass."""
+
+    def __init__(self, folder: Path, pad_token_id: int) -> None:
+        import pyarrow  # slow to import
+
+        self.pad_token_id = pad_token_id
+        file = pyarrow.memory_map(str(folder / TOKENS))
+        self._table: pyarrow.Table = pyarrow.ipc.open_file(file).read_all()
+        self.rows: list[int] = self._table["row"].to_pylist()
+        """The numbers of the rows that have tokens, in order."""
+        prompt, chosen, rejected = (self._lengths(name) for name in IDS)
+        lengths = prompt + np.maximum(chosen, rejected)
+        order = np.lexsort((np.arange(len(lengths)), -lengths)).tolist()
+        # Rows of like length share a shard, so that no pass is spent on padding.
+        size = min(max(len(order) // _FEWEST_SHARDS, _FEWEST_PAIRS), _MOST_PAIRS)
+        self.shards: list[list[int]] = [
+            order[first : first + size] for first in range(0, len(order), size)
+        ]
+        """Places in `rows`, longest first."""
+
+    def columns(self, places: Sequence[int]) -> dict[str, list[list[int]]]:
+        """prompt_ids, chosen_ids and rejected_ids of the rows at these places."""
+        columns: dict[str, list[list[int]]] = self.table(places).to_pydict()
+        return columns
+
+    def table(self, places: Sequence[int]) -> pyarrow.Table:
+        """The same as an Arrow table."""
+        return self._table.select(list(IDS)).take(list(places))
+
+    def _lengths(self, name: str) -> np.ndarray[Any, Any]:
+        import pyarrow.compute  # slow to import
+
+        return np.asarray(pyarrow.compute.list_value_length(self._table[name]))

@@ -1,0 +1,167 @@
+"""What a chat template can't write is said before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_train import model
+from dpo_train.config import ModelConfig
+from dpo_train.data import Message, Row
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.errors import InputError
+from dpo_train.reference_pass.chat_template import ChatTemplate
+from dpo_train.reference_pass.tokenise import Tokeniser
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + CHATML
+)
+ALTERNATE = (
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHATML
+)
+THINK = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+TOOLS = (
+    "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}"
+    "{% if message['name'] is defined %} {{ message['name'] }}{% endif %}{{ '\n' }}"
+    "{% if message['reasoning_content'] is defined %}<think>{{ message['reasoning_content'] }}"
+    "</think>{% endif %}{{ message['content'] if message['content'] is defined }}"
+    "{% if message['tool_calls'] is defined %}{% for call in message['tool_calls'] %}"
+    "<tool_call>{{ call | tojson }}</tool_call>{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    "{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"to": 1, "by": None}}}
+
+Make = Callable[[str], ChatTemplate]
+
+
+def said(role: str, content: str | None, **more: Any) -> Message:
+    return {"role": role, "content": content, **more}
+
+
+def row(**more: Any) -> Row:
+    parts: dict[str, Any] = {
+        "prompt": [said("user", "Why?")],
+        "chosen": [said("assistant", "So.")],
+        "rejected": [said("assistant", "No.")],
+    }
+    return Row(**parts | more)
+
+
+@pytest.fixture
+def make() -> Make:
+    def with_template(template: str) -> ChatTemplate:
+        tokenizer = model.load_tokenizer(ModelConfig())
+        tokenizer.chat_template = template
+        return ChatTemplate(tokenizer, "'a/model'")
+
+    return with_template
+
+
+def test_a_template_that_refuses_system_prompts(make: Make) -> None:
+    with_system = row(prompt=[said("system", "Be kind."), said("user", "Why?")])
+    with pytest.raises(InputError) as caught:
+        make(NO_SYSTEM).check([row(), with_system])
+    message = str(caught.value)
+    assert "'a/model' refuses system prompts (System role not supported)" in message
+    assert "1 of 2 rows" in message
+    assert "--set data.columns.system=null" in message
+    assert make(NO_SYSTEM).check([row()]) == []
+    assert make(CHATML).check([row(), with_system]) == []
+
+
+def test_a_row_that_the_template_refuses_is_bad(make: Make) -> None:
+    twice = row(prompt=[said("user", "Why?"), said("user", "Why not?")])
+    template = make(ALTERNATE)
+    assert template.check([row(), twice]) == []
+    with pytest.raises(BadRow) as caught:
+        template.render(twice)
+    assert caught.value.detail == (
+        "the chat template of 'a/model' refuses it (roles must alternate)"
+    )
+
+
+def test_a_template_that_opens_thoughts_which_no_answer_has(make: Make) -> None:
+    with pytest.raises(InputError, match="opens <think> before an answer, and the answers have no"):
+        make(THINK).check([row()])
+    thought = [said("assistant", "<think>\nHm.</think>So.")]
+    assert make(THINK).check([row(chosen=thought, rejected=thought)]) == []
+
+
+def test_another_beginning_of_answers_is_said(make: Make) -> None:
+    other = CHATML.replace("assistant\n{% endif %}", "assistant\nSay: {% endif %}")
+    (note,) = make(other).check([row()])
+    assert "begins an answer with '<|im_start|>assistant\\nSay: '" in note
+
+
+def test_a_date_is_fixed_and_said(make: Make) -> None:
+    template = make(DATED)
+    assert template.prompt(row()).startswith("01 Jan 2026\n")
+    (note,) = template.check([row()])
+    assert "as on 1 January 2026" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [
+        ("tools", row(tools=[TOOL])),
+        ("tool_calls", row(chosen=[said("assistant", "", tool_calls=[CALL])])),
+        ("reasoning_content", row(chosen=[said("assistant", "So.", reasoning_content="Hm.")])),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused(make: Make, name: str, special: Row) -> None:
+    with pytest.raises(InputError, match=f"writes nothing of `{name}`, which 1 of 2 rows have"):
+        make(CHATML).check([row(), special])
+    assert make(TOOLS).check([row(), special]) == []
+
+
+def test_tools_calls_and_reasoning_are_tokenised_as_by_trl(make: Make) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    answer = [
+        said("assistant", None, tool_calls=[CALL], reasoning_content="One more."),
+        said("tool", "2", name="add"),
+        said("assistant", "It is 2."),
+    ]
+    rows = [
+        row(chosen=answer, tools=[TOOL]),
+        row(prompt=[said("system", "Be brief."), said("user", "Why?")], tools=[TOOL]),
+    ]
+    variables = row(chat_template_kwargs={"enable_thinking": False})
+    template = make(TOOLS)
+    tokenizer = template._tokenizer
+    stub = object.__new__(DPOTrainer)
+    stub._tokenizer = tokenizer
+    config = DPOConfig(
+        output_dir="unused", max_length=None, bf16=False, use_cpu=True,
+        activation_checkpointing=False,
+    )  # fmt: skip
+    for same in (rows, [variables]):
+        # Rows of one kind at a time: Arrow would fill the others' columns with nulls.
+        dataset = Dataset.from_list([each.as_json() for each in same])
+        theirs = DPOTrainer._prepare_dataset(stub, dataset, tokenizer, config, "train")
+        ours = Tokeniser(tokenizer, 10_000).encode([template.render(each) for each in same])
+        for mine, their in zip(ours, theirs, strict=True):
+            assert not isinstance(mine, str)
+            assert vars(mine) == {name: their[name] for name in vars(mine)}
+
+
+def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
+    tokenizer = model.load_tokenizer(ModelConfig())
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has no chat template"):
+        model.load_tokenizer(ModelConfig(id=str(tmp_path)))

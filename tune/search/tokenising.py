@@ -1,0 +1,99 @@
+"""The rows of a search are tokenised in a process of their own, while Ray starts.
+
+The tokenizer's library imports torch, which takes seconds, and works in threads of its own, which
+neither the driver nor a process of Ray should have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from dpo_train.data.bad_rows import listed
+from dpo_train.errors import InputError
+from dpo_train.reference_pass.tokens import SUMMARY, read_summary
+from tune.search.signs_of_life import SignsOfLife
+
+_SHOWN_OF_STDERR = 2000
+
+
+class Tokenising:
+    """Begins at once, unless the folder was tokenised before."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder`: the planned data; None for a search without data."""
+        self._folder = folder
+        self._done, self._total = 0, 0
+        self._error = ""
+        self._process: subprocess.Popen[str] | None = None
+        if folder is None:
+            return
+        summary = read_summary(folder)
+        if summary is not None and (folder / "manifest.json").exists():
+            return
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dpo_train.reference_pass", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "true", "OMP_NUM_THREADS": "1"},
+        )
+        self._listening = [
+            threading.Thread(target=target, daemon=True) for target in (self._listen, self._keep)
+        ]
+        self._stderr = ""
+        for thread in self._listening:
+            thread.start()
+
+    def finish(self, name: str, signs: SignsOfLife, on_bad_row: str) -> None:
+        """Waits for the end and says what was found. Raises InputError for what is refused."""
+        if self._folder is None:
+            return
+        if self._process is not None:
+            signs.follow(self._line)
+            code = self._process.wait()
+            for thread in self._listening:
+                thread.join()
+            if self._error:
+                raise InputError(self._error)
+            if code:
+                raise RuntimeError(f"tokenising ended with {code}: {self._stderr.strip()}")
+        summary = read_summary(self._folder)
+        if summary is None:
+            raise RuntimeError(f"{self._folder} has no {SUMMARY}")
+        summary.refuse_bad(on_bad_row)
+        for note in summary.notes:
+            signs.say(f"{name}: {note}")
+        if summary.dropped:
+            signs.say(f"{name}: left out after tokenising: {listed(summary.dropped)}")
+
+    def close(self) -> None:
+        """Ends the process, if it is at work."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _line(self) -> str:
+        if not self._total:
+            return "loading the tokenizer"
+        return f"tokenised {self._done:,} of {self._total:,} rows"
+
+    def _listen(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        with self._process.stdout as said:
+            for line in said:
+                what = json.loads(line)
+                self._error = what.get("error", "")
+                self._done, self._total = what.get("done", 0), what.get("total", 0)
+
+    def _keep(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        with self._process.stderr as said:
+            for line in said:
+                self._stderr = (self._stderr + line)[-_SHOWN_OF_STDERR:]
