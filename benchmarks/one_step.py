@@ -68,7 +68,7 @@ def stock(clock: Clock) -> None:
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype="float32"),
         args=arguments,
-        train_dataset=Dataset.from_list([vars(row) for row in rows]),
+        train_dataset=Dataset.from_list([row.as_json() for row in rows]),
         processing_class=AutoTokenizer.from_pretrained(sample.MODEL),
         callbacks=[clock],
     )

@@ -147,7 +147,9 @@ def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float
             "lora": lora,
             "warmup_pairs": config.optim.warmup_pairs,
             "eval_every_pairs": config.eval_every_pairs,
-            "rows": {name: [vars(row) for row in pairs.splits[name]] for name in ("train", "eval")},
+            "rows": {
+                name: [row.as_json() for row in pairs.splits[name]] for name in ("train", "eval")
+            },
         },
         "points": [
             {path.rpartition(".")[2]: value for path, value in point.items()} for point in points

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -61,47 +62,54 @@ class Columns:
 
         `filled`: the columns that hold something in some row.
         """
-        there = sorted(names)
         for part, path in self._paths.items():
             if path != part and not {path, _first_name(path)} & set(names):
-                close = difflib.get_close_matches(_first_name(path), there, n=1)
+                close = difflib.get_close_matches(_first_name(path), list(names), n=1)
                 hint = f"did you mean {close[0]!r}? " if close else ""
                 raise InputError(
                     f"data.columns.{part}: no column {path!r}; {hint}the dataset has "
-                    f"{', '.join(there)}"
+                    f"{', '.join(sorted(names))}"
                 )
-        missing = [part for part in ("chosen", "rejected") if self._is_missing(part, names)]
-        asks = [name for name in _PROMPTS if name in names]
-        no_prompt = "prompt" in self._paths and self._is_missing("prompt", names)
-        if missing or (no_prompt and asks):
-            raise InputError(self._mapping_to_type(missing, asks if no_prompt else [], there))
         for name in _MEDIA:
             if name in filled:
                 raise InputError(
                     f"data: the dataset has a column {name!r}, and only text is trained; give a "
                     "dataset without it, or a copy from which you removed that column"
                 )
+        usual = {name.lower().replace(" ", "_"): name for name in sorted(names)}
+        missing = [part for part in ("chosen", "rejected") if self._is_missing(part, names)]
+        prompts = [usual[name] for name in _PROMPTS if name in usual]
+        has_prompt = "prompt" not in self._paths or not self._is_missing("prompt", names)
+        if not missing and (has_prompt or not prompts):
+            return
+        found: dict[str, str] = {} if has_prompt or not prompts else {"prompt": prompts[0]}
+        for part, known in (("chosen", _CHOSEN), ("rejected", _REJECTED)):
+            if part in missing:
+                found[part] = next((usual[name] for name in known if name in usual), "NAME")
+        raise InputError(_mapping_to_type(missing, found, names))
 
     def _is_missing(self, part: str, names: Collection[str]) -> bool:
         return self._paths[part] == part and part not in names
 
-    def _mapping_to_type(self, missing: list[str], asks: list[str], there: Collection[str]) -> str:
-        guesses: dict[str, str] = {"prompt": asks[0]} if asks else {}
-        for part, usual in (("chosen", _CHOSEN), ("rejected", _REJECTED)):
-            if part in missing:
-                found = next((name for name in usual if name in there), "NAME")
-                guesses[part] = "incorrect_answers[0]" if found == "incorrect_answers" else found
-        given = f"no column {missing[0]!r}" if missing else f"no column 'prompt', but {asks[0]!r}"
-        typed = " ".join(f"--set data.columns.{part}={name}" for part, name in guesses.items())
-        return (
-            f"data: {given}; the dataset has {', '.join(there)}; say which column is which part "
-            f"of a pair: type `{typed}`"
-            + (
-                ", or `--set data.columns.prompt=null` if chosen and rejected begin with the prompt"
-                if asks
-                else ""
-            )
+
+def _mapping_to_type(missing: list[str], found: dict[str, str], names: Collection[str]) -> str:
+    given = (
+        f"no column {missing[0]!r}" if missing else f"no column 'prompt', but {found['prompt']!r}"
+    )
+    typed = []
+    for part, name in found.items():
+        # A list of wrong answers has the first one.
+        path = f"{name}[0]" if name.lower().startswith("incorrect") else name
+        typed.append(f"--set {shlex.quote(f'data.columns.{part}={path}')}")
+    message = (
+        f"data: {given}; the dataset has {', '.join(sorted(names))}; say which column is which "
+        f"part of a pair: type `{' '.join(typed)}`"
+    )
+    if not missing:
+        message += (
+            ", or `--set data.columns.prompt=null` if chosen and rejected begin with the prompt"
         )
+    return message
 
 
 def _first_name(path: str) -> str:

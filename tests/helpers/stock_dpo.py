@@ -1,7 +1,7 @@
 """Trains with a stock DPOTrainer and its own reference model; knows nothing of this project.
 
-Reads [{rows, model, arguments, lora}] from stdin, writes [{losses, eval}] to stdout: the judge of
-the TRL session's tests, in a process of its own because ours changes two names inside TRL.
+Reads [{rows, model, arguments, lora}] from stdin, writes [{losses, eval, ids}] to stdout. It is the
+judge of the TRL session's tests, in a process of its own because ours changes two names in TRL.
 """
 
 import json
@@ -46,7 +46,9 @@ def train(case: dict) -> dict:  # type: ignore[type-arg]
         callbacks=[keep],
     )
     trainer.train()
-    return {"losses": keep.losses, "eval": trainer.evaluate()}
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    ids = {name: list(trainer.train_dataset[name]) for name in names}
+    return {"losses": keep.losses, "eval": trainer.evaluate(), "ids": ids}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def check(config: SearchConfig) -> SearchConfig:
                 "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
             )
         sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
-        if "optim.batch_size" in config.space and config.space["optim.batch_size"].kind == "int":
+        if "optim.batch_size" in config.space and config.space["optim.batch_size"].is_whole:
             sizes = list(range(sizes[0], sizes[1] + 1))
         for size in sizes:
             config.trial({"optim.batch_size": size})

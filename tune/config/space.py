@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import optuna
 
 NOT_NULL = "not null"
-_KINDS = ("log_uniform", "uniform", "int", "choice")
+_KINDS = ("log_uniform", "uniform", "log_int", "int", "choice")
+_WHOLE = {"log_uniform": "log_int", "uniform": "int"}
+"""The axis of whole numbers that is drawn as this one."""
 _OF_THE_REFERENCE = ("model", "data")
 _OF_ALL_TRIALS = ("trainer", "eval_every_pairs", "simulated")
 
@@ -32,6 +34,8 @@ class Axis(Part):
     """[low, high], drawn evenly in the logarithm."""
     uniform: tuple[float, float] | None = None
     """[low, high], drawn evenly."""
+    log_int: tuple[int, int] | None = None
+    """[low, high], whole numbers, drawn evenly in the logarithm, both ends included."""
     int_: tuple[int, int] | None = Field(None, alias="int")
     """[low, high], whole numbers, both ends included."""
     choice: list[Any] | None = Field(None, min_length=1)
@@ -45,6 +49,11 @@ class Axis(Part):
 
     def _values(self, kind: str) -> Any:
         return getattr(self, "int_" if kind == "int" else kind)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all values are whole numbers between two bounds."""
+        return self.kind in ("int", "log_int")
 
     @property
     def bounds(self) -> tuple[Any, Any]:
@@ -65,7 +74,7 @@ class Axis(Part):
             low, high = self.bounds
             if not low < high:
                 raise ValueError(f"[low, high] with low below high, not [{low}, {high}]")
-            if self.log_uniform and low <= 0:
+            if self.kind.startswith("log") and low <= 0:
                 raise ValueError(f"a logarithm needs low above 0, not {low}")
         return self
 
@@ -74,7 +83,7 @@ class Axis(Part):
             return _same(value, self.choice)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        if self.kind == "int" and value != int(value):
+        if self.is_whole and value != int(value):
             return False
         low, high = self.bounds
         return bool(low <= value <= high)
@@ -95,8 +104,8 @@ class Axis(Part):
         if self.choice is not None:
             return CategoricalDistribution([to_optuna(value) for value in self.choice])
         low, high = self.bounds
-        if self.kind == "int":
-            return IntDistribution(low, high)
+        if self.is_whole:
+            return IntDistribution(low, high, log=self.kind == "log_int")
         return FloatDistribution(low, high, log=self.kind == "log_uniform")
 
     def from_optuna(self, value: Any) -> Any:
@@ -139,8 +148,24 @@ def check_space(space: Space, base: TrainConfig) -> None:
                     f"axes: {', '.join(space)}"
                 )
         _check_parent(path, axis, space, base)
+        if axis.kind in _WHOLE and _takes_whole_numbers(path):
+            low, high = axis.bounds
+            raise InputError(
+                f"space: {path} is a whole number, and {axis.kind} draws fractions; type "
+                f"`{path}: {{{_WHOLE[axis.kind]}: [{low:g}, {high:g}]}}`"
+            )
         for value in axis.corners:
             _check_corner(path, axis, value, space, base)
+
+
+def _takes_whole_numbers(path: str) -> bool:
+    """Whether the field at the path takes whole numbers alone."""
+    part, _, name = path.rpartition(".")
+    fields = field_paths(TrainConfig)[part] if part else TrainConfig
+    assert fields is not None
+    annotation = fields.model_fields[name].annotation
+    kinds = {annotation, *get_args(annotation)}
+    return int in kinds and float not in kinds
 
 
 def _check_parent(path: str, axis: Axis, space: Space, base: TrainConfig) -> None:
@@ -183,8 +208,8 @@ def suggest(trial: optuna.Trial, space: Space) -> Point:
         if axis.choice is not None:
             options = [to_optuna(value) for value in axis.choice]
             point[path] = axis.from_optuna(trial.suggest_categorical(path, options))
-        elif axis.kind == "int":
-            point[path] = trial.suggest_int(path, *axis.bounds)
+        elif axis.is_whole:
+            point[path] = trial.suggest_int(path, *axis.bounds, log=axis.kind == "log_int")
         else:
             log = axis.kind == "log_uniform"
             point[path] = trial.suggest_float(path, *axis.bounds, log=log)
@@ -209,7 +234,7 @@ def check_point(point: Point, space: Space) -> None:
 def grid(space: Space) -> list[Point]:
     """All points, in the order of the axes. Raises InputError for an axis that has no list."""
     for path, axis in space.items():
-        if axis.kind not in ("choice", "int"):
+        if axis.choice is None and not axis.is_whole:
             raise InputError(
                 f"space: {path} is {axis.kind}; a grid needs choice or int on all axes"
             )

@@ -23,6 +23,7 @@ _DISTRIBUTIONS = {
     "log_uniform": "log_uniform_values",
     "uniform": "uniform",
     "int": "int_uniform",
+    "log_int": "q_log_uniform_values",
 }
 
 
@@ -42,7 +43,8 @@ def _parameter(axis: Axis) -> dict[str, Any]:
     if axis.choice is not None:
         return {"values": [to_optuna(value) for value in axis.choice]}
     low, high = axis.bounds
-    return {"distribution": _DISTRIBUTIONS[axis.kind], "min": low, "max": high}
+    steps = {"q": 1} if axis.kind == "log_int" else {}
+    return {"distribution": _DISTRIBUTIONS[axis.kind], "min": low, "max": high, **steps}
 
 
 def run_config(config: SearchConfig, record: TrialRecord) -> dict[str, Any]:

@@ -349,7 +349,7 @@ CASES = (
                                    "rejected": "incorrect_answers[0]"}}),
     Case("other columns, without", lines(truthful),
          "--set data.columns.prompt=question --set data.columns.chosen=best_answer "
-         "--set data.columns.rejected=incorrect_answers[0]"),
+         "--set 'data.columns.rejected=incorrect_answers[0]'"),
     Case("`question` in place of `prompt`", lines(renamed(prompt="question")),
          "type `--set data.columns.prompt=question`"),
     Case("a null prompt in one row", lines(one_null), "line 5: prompt is null"),

@@ -1,8 +1,15 @@
 import json
 from pathlib import Path
+from typing import Any
 
-from dpo_train import model, reference
-from dpo_train.config import ModelConfig
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dpo_train import data, model, reference
+from dpo_train.config import DataConfig, ModelConfig
+from dpo_train.reference_pass.chat_template import ChatTemplate, Rendered
+from dpo_train.reference_pass.tokenise import TokenIds, Tokeniser
 
 
 def test_tokens_are_trls_own(small_prepared: Path) -> None:
@@ -32,3 +39,48 @@ def test_the_tokenizer_gives_back_what_it_was_given() -> None:
     tokenizer = model.load_tokenizer(ModelConfig())
     text = "Are you in Paris? No: I'm software, 100 % – naïve Zürich."
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def _whole(row: Rendered, tokenizer: Any) -> TokenIds:
+    prompt, chosen, rejected = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (row.prompt, row.chosen, row.rejected)
+    )
+    start = 0
+    shortest = min(len(prompt), len(chosen), len(rejected))
+    while start < shortest and prompt[start] == chosen[start] == rejected[start]:
+        start += 1
+    return TokenIds(prompt[:start], chosen[start:], rejected[start:])
+
+
+def test_a_beginning_that_is_encoded_once_gives_the_same_tokens() -> None:
+    tokenizer = model.load_tokenizer(ModelConfig())
+    template = ChatTemplate(tokenizer, "sample")
+    rows = data.load_pairs(DataConfig(limit=200)).splits["train"]
+    texts = [template.render(row) for row in rows]
+    tokeniser = Tokeniser(tokenizer, 4096)
+    assert tokeniser.encode(texts) == [_whole(text, tokenizer) for text in texts]
+    assert tokeniser._special is not None
+
+
+@pytest.mark.parametrize("kind", ["strips what follows", "marks the first word"])
+def test_a_tokenizer_that_looks_past_a_special_token_is_given_whole_texts(kind: str) -> None:
+    raw = Tokenizer(models.BPE())
+    end = AddedToken("<end>", special=True, rstrip=kind == "strips what follows")
+    if kind == "marks the first word":
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    else:
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(
+        ["Who is it? It is me. No one."] * 9,
+        trainers.BpeTrainer(vocab_size=300, show_progress=False),
+    )
+    raw.add_special_tokens([end])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")
+    space = " " if kind == "strips what follows" else ""
+    begun = [f"Who{n}<end>{space}is" for n in range(60)]
+    texts = [Rendered(text, f"{text} it? It is me.", f"{text} it? No one.") for text in begun]
+    tokeniser = Tokeniser(tokenizer, 4096)
+    assert tokeniser.encode(texts) == [_whole(text, tokenizer) for text in texts]
+    assert tokeniser._special is None

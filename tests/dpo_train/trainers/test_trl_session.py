@@ -60,7 +60,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     pairs = data.load_pairs(small_config.data)
-    rows = {name: [vars(row) for row in rows] for name, rows in pairs.splits.items()}
+    rows = {name: [row.as_json() for row in each] for name, each in pairs.splits.items()}
     trials = {name: config(small_config, **changes) for name, changes in CASES.items()}
     asked = [
         {

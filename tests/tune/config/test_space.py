@@ -24,6 +24,7 @@ def test_each_kind_is_drawn_within_its_bounds() -> None:
         "optim.learning_rate": Axis(log_uniform=(1e-6, 1e-4)),
         "dpo.beta": Axis(uniform=(0.1, 0.5)),
         "optim.epochs": Axis(int=(1, 3)),
+        "optim.micro_batch_size": Axis(log_int=(2, 32)),
         "optim.batch_size": Axis(choice=[4, 8]),
     }
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -63,6 +64,14 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
         ("data.chars", {"choice": [[1, 2]]}, "changes the reference"),
         ("trainer", {"choice": ["trl"]}, "must be the same for all trials"),
         ("lora.r", {"int": [2, 4]}, "while lora may be null"),
+        (
+            "optim.batch_size",
+            {"log_uniform": [1, 16]},
+            "is a whole number, and log_uniform draws fractions; type "
+            "`optim.batch_size: {log_int: [1, 16]}`",
+        ),
+        ("optim.micro_batch_size", {"uniform": [1, 16]}, "{int: [1, 16]}"),
+        ("optim.batch_size", {"log_int": [0, 16]}, "a logarithm needs low above 0"),
         ("optim", {"choice": [{"epochs": 5}]}, "is a part, not a field"),
         ("dpo.beta", {"uniform": [-1, 0.1]}, "greater than 0"),
         ("dpo.loss", {"choice": ["sigmoid", "sigmiod"]}, "sigmiod"),

@@ -10,7 +10,6 @@ from dpo_train import data, memory
 from dpo_train.data import Row
 from dpo_train.errors import InputError
 from dpo_train.model_source import parameter_count
-from dpo_train.row_lengths import unknown_lengths
 from tune.config.schema import SearchConfig
 from tune.search import memory_plan, preflight
 
@@ -99,7 +98,7 @@ def test_the_driver_says_what_it_lowers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    lines = [json.dumps({"split": "train", **vars(row)}) for row in rows]
+    lines = [json.dumps({"split": "train", **row.as_json()}) for row in rows]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     machine(2.2)
     assert memory_plan.fit_into_memory(search(), tmp_path).resources.at_once == 2
@@ -108,10 +107,12 @@ def test_the_driver_says_what_it_lowers(
     assert memory_plan.fit_into_memory(search(), tmp_path) == search()
 
 
-def test_doctor_says_what_one_and_all_take(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_one_and_all_take(
+    machine: Any, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     machine(100)
-    one, together = memory_plan.lines(search())
+    one, together = memory_plan.lines(search(), rows)
     assert one.startswith("one trial    about 0.")
     for part in ("process", "weights of its own", "optimizer of a trial", "for a pass of"):
         assert part in one
@@ -119,18 +120,13 @@ def test_doctor_says_what_one_and_all_take(machine: Any, monkeypatch: pytest.Mon
     assert "4 trials and Ray; 100.0 GB may be taken" in together
     machine(1.0)
     with pytest.raises(InputError, match="one trial with one pair at once"):
-        list(memory_plan.lines(search()))
+        list(memory_plan.lines(search(), rows))
 
 
-def test_of_a_gpu_that_is_elsewhere_only_one_trial_is_told() -> None:
-    (line,) = memory_plan.lines(search(lora={}, resources={"gpus": 1}))
+def test_of_a_gpu_that_is_elsewhere_only_one_trial_is_told(rows: list[Row]) -> None:
+    (line,) = memory_plan.lines(search(lora={}, resources={"gpus": 1}), rows)
     assert line.startswith("one trial    about 0.")
     assert "of GPU memory" in line
-
-
-def test_rows_that_are_not_here_are_as_long_as_they_may_be() -> None:
-    assert memory_plan._rows_here(search(data={"id": "someone/pairs"})) is None
-    assert unknown_lengths(search().data).longest_row.row == search().data.max_length_tokens
 
 
 def test_converted_weights_need_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
             "optim.learning_rate": {"log_uniform": [1e-5, 1e-2]},
             "dpo.beta": {"uniform": [0.1, 0.5]},
             "optim.epochs": {"int": [1, 3]},
+            "optim.batch_size": {"log_int": [2, 32]},
             "lora": {"choice": [None, {"r": 8}]},
         },
         "objective": "eval/nll",
@@ -29,6 +30,12 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
         "dpo.beta": {"distribution": "uniform", "min": 0.1, "max": 0.5},
         "optim.epochs": {"distribution": "int_uniform", "min": 1, "max": 3},
+        "optim.batch_size": {
+            "distribution": "q_log_uniform_values",
+            "min": 2,
+            "max": 32,
+            "q": 1,
+        },
         "lora": {"values": [None, '{"r": 8}']},
     }
     record = TrialRecord(id="a-000", config={"lora": {"r": 8}, "dpo.beta": 0.2})
