@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_train import dropout
 from dpo_train.config import TrainConfig
 from dpo_train.model import forget_base, load_base
 
@@ -31,7 +32,8 @@ def write(
 
     def save(part: Path) -> None:
         if config.lora is None:
-            model.save_pretrained(part, state_dict=weights)
+            with dropout.as_configured(model):
+                model.save_pretrained(part, state_dict=weights)
             return
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = config.model.id

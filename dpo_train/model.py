@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_train import dropout
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
 from dpo_train.errors import InputError, one_line
@@ -81,6 +82,7 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
             **({} if weights else place),
         ).to(device)
         model.config._name_or_path = str(folder or config.id)
+        dropout.switch_off(model)
         _loaded.clear()  # one base at a time: a second would double the memory
         _loaded[key] = WarmBase(model, tokenizer, None)
         # What is loaded by now stays: the collection at each trial's end need not walk it again,
@@ -123,6 +125,26 @@ def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedToken
             "model, or save one into its tokenizer"
         )
     return tokenizer
+
+
+def refuse_missing_targets(base: PreTrainedModel, lora: LoraConfig) -> None:
+    """Raises InputError for a target module that the model has not; PEFT takes those that are there
+    and is silent about the others."""
+    if isinstance(lora.target_modules, str):
+        return
+    names = [name for name, _ in base.named_modules()]
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            linear = [
+                name.rpartition(".")[2]
+                for name, module in base.named_modules()
+                if type(module).__name__ in ("Linear", "Conv1D")
+            ]
+            there = ", ".join(dict.fromkeys(name for name in linear if name != "lm_head"))
+            raise InputError(
+                f"lora.target_modules: the model has no layer {target!r}; its linear layers are "
+                f"{there}, or type `all-linear`"
+            )
 
 
 def peft_config(lora: LoraConfig) -> Any:

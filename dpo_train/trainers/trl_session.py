@@ -142,6 +142,8 @@ class TrlSession:
 
     def _open_trainer(self, device: str) -> None:
         config = self._config
+        if config.lora is not None:
+            model.refuse_missing_targets(self._base.model, config.lora)
         self._control = TrainingControl(config, len(self._train_rows), self._scratch)
         self._trainer = SearchTrainer(
             model=self._base.fresh(trained_in_full=config.lora is None),

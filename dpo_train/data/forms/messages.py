@@ -35,7 +35,8 @@ def _message(message: Any, part: str) -> Message:
     if role not in ROLES:
         raise BadRow(
             "unknown role",
-            f"{part}: the role {role!r} is none of {', '.join(ROLES)}; no template knows another",
+            f"{part}: the role {role!r} is none of {', '.join(ROLES)}; rename it (human is user, "
+            "gpt is assistant)",
         )
     read = {name: message[name] for name in _FIELDS if message.get(name) is not None}
     if not read.get("tool_calls"):

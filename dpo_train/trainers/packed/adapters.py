@@ -7,11 +7,12 @@ make one tensor, of which the layers see strided views.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ from dpo_train.config import LoraConfig, ModelConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 """Of every name in a PEFT adapter."""
 
 
@@ -76,16 +77,26 @@ def adapted_layers(base: PreTrainedModel, lora: LoraConfig) -> tuple[Layer, ...]
     """The layers that PEFT gives an adapter for this config, in its order."""
     import peft  # slow to import
 
-    smallest = lora.model_copy(update={"r": 1})
-    with torch.random.fork_rng(devices=[]):
-        wrapped = peft.get_peft_model(base, model.peft_config(smallest))
+    model.refuse_missing_targets(base, lora)
+    wrapped = wrap(base, lora.model_copy(update={"r": 1}))
     found = [
-        Layer(name.removeprefix(_PREFIX), module.in_features, module.out_features)
+        Layer(name.removeprefix(PREFIX), module.in_features, module.out_features)
         for name, module in wrapped.named_modules()
         if isinstance(module, peft.tuners.lora.Linear)
     ]
     wrapped.unload()
     return tuple(found)
+
+
+def wrap(base: PreTrainedModel, lora: LoraConfig) -> Any:
+    """The base in PEFT's wrapper, without a draw from torch's random numbers."""
+    import peft  # slow to import
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT warns of patterns that it added itself, and of transposed layers, which it handles.
+        # What it adapts in the end is compared by the self-check.
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(base, model.peft_config(lora))
 
 
 def initial(layout: Layout, seed: int) -> Tensor:
@@ -109,8 +120,8 @@ def save(layout: Layout, flat: Tensor, base: ModelConfig, lora: LoraConfig, fold
     """Writes adapter_model.safetensors and adapter_config.json, as PEFT would."""
     tensors = {}
     for layer, a, b in layout.views(flat.detach().cpu()):
-        tensors[f"{_PREFIX}{layer.name}.lora_A.weight"] = a.contiguous()
-        tensors[f"{_PREFIX}{layer.name}.lora_B.weight"] = b.T.contiguous()
+        tensors[f"{PREFIX}{layer.name}.lora_A.weight"] = a.contiguous()
+        tensors[f"{PREFIX}{layer.name}.lora_B.weight"] = b.T.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config(lora)

@@ -27,6 +27,7 @@ from dpo_train.trainers.packed.losses import PairScores, pair_losses
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
 from dpo_train.trainers.packed.rows import Pair, Rows, Split, collate
+from dpo_train.trainers.packed.self_check import check_once, errors_refused
 from dpo_train.trainers.packed.trial import PackedTrial
 from dpo_train.trainers.session import OutOfMemory
 from dpo_train.trainers.token_bound import TokenBound
@@ -59,6 +60,7 @@ class PackedEngine:
         warm.undo = self.close
         self.is_closed = False
         self._device = device
+        self._prepared = prepared
         self.train, self.eval = (Split(data.split(name)[:]) for name in ("train", "eval"))
         self._layers: dict[str, tuple[Layer, ...]] = {}
         self._stacks: dict[Layer, StackedLinear] = {}
@@ -293,13 +295,15 @@ class PackedEngine:
             layers = dict.fromkeys(layer for layers in self._layers.values() for layer in layers)
             modules = dict(self.base.named_modules())
             self._stacks = {layer: StackedLinear(modules[layer.name]) for layer in layers}
+            adapted, some = self._layers[key], self.train.pairs
+            check_once(self._prepared, self.base, self._stacks, adapted, lora, some, self._device)
         return self._layers[key]
 
     def _refuse_other_architectures(self) -> None:
         """Compares the packed pass over some pairs with the reference's own, whatever the model
         may do that the packed one doesn't know."""
         some = self.eval.pairs[:4]
-        with torch.no_grad():
+        with torch.no_grad(), errors_refused():
             logps = completion_logps(self.base, collate([some], self._device)).cpu().numpy()
         apart = np.abs(logps - self.eval.reference[:4]) / self.eval.tokens[:4]
         if not apart.max() <= _TOLERANCE[AUTOCAST.get(self._device, self.base.dtype)]:

@@ -37,7 +37,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Causal attention within each gathered row. query: (k, heads, N, head size); transformers'
     interface of an attention function, which wants (k, N, heads, head size) back."""
-    assert packed_rows is not None
+    if packed_rows is None:
+        raise InputError(refusal("its layers don't hand options on to their attention"))
     rows, length = packed_rows.gather.shape
     if options.get("softcap") or options.get("s_aux") is not None or options.get("position_bias"):
         raise InputError(refusal("its attention is more than a softmax of scaled products"))

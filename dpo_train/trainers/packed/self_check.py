@@ -1,0 +1,268 @@
+"""Whether a packed pass trains a base as PEFT does: compared before the first trial trains.
+
+Both get the same adapter, whose two halves are not zero, and the same pairs. What differs, and what
+packed can't compute at all, is refused by name. So no list of architectures has to be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dpo_train.config import LoraConfig
+from dpo_train.errors import InputError, one_line
+from dpo_train.memory import is_out_of_memory
+from dpo_train.trainers.packed.adapters import PREFIX, Layer, Layout, wrap
+from dpo_train.trainers.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
+from dpo_train.trainers.packed.linear import Adapters, StackedLinear
+from dpo_train.trainers.packed.rows import Pair, collate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_RANK = 4
+_SPREAD = 0.02
+"""Standard deviation of the adapter's second half, which PEFT itself begins with zeros."""
+_LOGPS_APART = 1e-4
+"""In nats a token. Dense models in float32 agree to 2e-6."""
+_SLOPES_APART = 1e-3
+"""Of a matrix's largest gradient. Dense models in float32 agree to 1e-6."""
+_SMALL = 1e-4
+"""Of the largest gradient of all: rounding shows in gradients that are smaller than this."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The result of one forward and backward."""
+
+    logps: Tensor
+    """(pairs, 2), nats a token."""
+    slopes: dict[str, Tensor]
+    """The gradient of each trainable matrix, by PEFT's name."""
+
+
+def check_once(
+    prepared: Path,
+    base: PreTrainedModel,
+    stacks: Mapping[Layer, StackedLinear],
+    layers: Sequence[Layer],
+    lora: LoraConfig,
+    pairs: Sequence[Pair],
+    device: str,
+) -> None:
+    """`check` with the longest of the pairs and one of middle length, once for a base and the
+    modules that get an adapter: a file in the prepared data tells later engines that it passed."""
+    versions = [version(name) for name in ("torch", "transformers", "peft")]
+    recipe = json.dumps([lora.target_modules, device, *versions])
+    mark = prepared / f"packed-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.checked"
+    if mark.exists():
+        return
+    ordered = sorted(pairs, key=lambda pair: len(pair.ids))
+    check(base, stacks, layers, lora, [ordered[-1], ordered[len(ordered) // 2]], device)
+    with suppress(OSError):  # a full disk costs the next engine a check
+        mark.touch()
+
+
+def check(
+    base: PreTrainedModel,
+    stacks: Mapping[Layer, StackedLinear],
+    layers: Sequence[Layer],
+    lora: LoraConfig,
+    pairs: Sequence[Pair],
+    device: str,
+) -> None:
+    """Compares a packed pass over the pairs with PEFT's. Takes a forward and a backward of each.
+
+    Raises InputError that names what packed does not train as PEFT does.
+    """
+    _refuse_by_name(base)
+    layout = Layout(tuple(layers), min(lora.r, _RANK))
+    flat = _random_adapter(layout, device)
+    scale = lora.alpha / lora.r
+    shares = _shares(pairs, device)
+    try:
+        with errors_refused():
+            ours = _packed(base, stacks, layout, flat, scale, pairs, shares)
+    finally:
+        for stack in stacks.values():
+            stack.adapters = None
+    with _as_peft_has_it(base, layout, flat, lora) as wrapped:
+        untrained = sorted(_trainable(wrapped) - set(_named(layout, flat)))
+        if untrained:
+            raise InputError(refusal(f"it does not train {_modules(untrained)} as PEFT does"))
+        theirs = _peft(wrapped, pairs, shares, "sdpa")
+        rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
+        noise = _peft(wrapped, pairs, shares, "eager") if rough else None
+    _compare(ours, theirs, noise)
+
+
+@contextmanager
+def errors_refused() -> Iterator[None]:
+    """An error from inside a packed pass is a refusal of the model; too little memory is none."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(refusal(f"its layers can't run packed: {one_line(error)}")) from error
+
+
+def _refuse_by_name(base: PreTrainedModel) -> None:
+    """What a few pairs would not show, or not under bfloat16."""
+    config = base.config.get_text_config()
+    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, name, None):
+            raise InputError(refusal(f"{name} bends its logits"))
+    if getattr(config, "output_router_logits", False):
+        raise InputError(
+            refusal("its router has a loss of its own, and a packed row holds a prompt once")
+        )
+
+
+def _random_adapter(layout: Layout, device: str) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    flat = torch.zeros(layout.size)
+    for layer, a, b in layout.views(flat):
+        a.copy_(torch.randn(a.shape, generator=draw) / math.sqrt(layer.inputs))
+        b.copy_(torch.randn(b.shape, generator=draw) * _SPREAD)
+    return flat.to(device)
+
+
+def _named(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+    """The matrices of an adapter by PEFT's names."""
+    named = {}
+    for layer, a, b in layout.views(flat):
+        named[f"{PREFIX}{layer.name}.lora_A.default.weight"] = a
+        named[f"{PREFIX}{layer.name}.lora_B.default.weight"] = b.T
+    return named
+
+
+def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
+    """What the sum is made of whose gradient is compared: (pairs, 2), as in a loss of preference
+    chosen counts for and rejected against, each with another weight."""
+    tokens = [[pair.chosen_tokens, pair.rejected_tokens] for pair in pairs]
+    signs = torch.tensor([1.0, -0.7], device=device)
+    return signs / torch.tensor(tokens, dtype=torch.float32, device=device)
+
+
+def _packed(
+    base: PreTrainedModel,
+    stacks: Mapping[Layer, StackedLinear],
+    layout: Layout,
+    flat: Tensor,
+    scale: float,
+    pairs: Sequence[Pair],
+    shares: Tensor,
+) -> _Pass:
+    leaf = flat[None].clone().requires_grad_(True)
+    slopes = torch.zeros_like(flat)
+    factor = flat.new_tensor([scale]).view(-1, 1, 1)
+    halves = layout.views(leaf), layout.views(slopes[None])
+    for (layer, a, b), (_, a_slope, b_slope) in zip(*halves, strict=True):
+        stacks[layer].adapters = Adapters(a, b.detach(), a_slope, b_slope, factor)
+    logps = completion_logps(base, collate([pairs], str(flat.device.type)))
+    (logps * shares).sum().backward()  # type: ignore[no-untyped-call]
+    return _Pass(logps.detach() * shares.abs(), _named(layout, slopes))
+
+
+@contextmanager
+def _as_peft_has_it(
+    base: PreTrainedModel, layout: Layout, flat: Tensor, lora: LoraConfig
+) -> Iterator[Any]:
+    """The base wrapped by PEFT with this adapter; afterwards it is the packed base again."""
+    same = lora.model_copy(update={"r": layout.rank, "alpha": lora.alpha * layout.rank / lora.r})
+    wrapped = wrap(base, same).eval()
+    try:
+        matrices = dict(wrapped.named_parameters())
+        with torch.no_grad():
+            for name, value in _named(layout, flat).items():
+                matrices[name].copy_(value)
+        yield wrapped
+    finally:
+        wrapped.unload()
+        base.requires_grad_(False)
+        base.set_attn_implementation(ATTENTION)
+
+
+def _trainable(wrapped: Any) -> set[str]:
+    return {name for name, each in wrapped.named_parameters() if each.requires_grad}
+
+
+def _peft(wrapped: Any, pairs: Sequence[Pair], shares: Tensor, attention: str) -> _Pass:
+    """One row at a time, with the logits of its completion alone, so that memory stays small."""
+    wrapped.get_base_model().set_attn_implementation(attention)
+    wrapped.zero_grad(set_to_none=True)
+    logps = torch.zeros_like(shares)
+    for number, pair in enumerate(pairs):
+        targets = torch.from_numpy(pair.targets).to(shares.device)
+        sides = (
+            (pair.chosen_row, targets[: pair.chosen_tokens]),
+            (
+                pair.rejected_row,
+                targets[pair.chosen_tokens :],
+            ),
+        )
+        for side, (row, wanted) in enumerate(sides):
+            ids = torch.from_numpy(pair.ids[row]).to(shares.device)[None]
+            value = _summed_logps(wrapped, ids, wanted)
+            (value * shares[number, side]).backward()  # type: ignore[no-untyped-call]
+            logps[number, side] = value.detach() * shares[number, side].abs()
+    slopes = {
+        name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
+        for name, each in wrapped.named_parameters()
+        if each.requires_grad
+    }
+    return _Pass(logps, slopes)
+
+
+def _summed_logps(wrapped: Any, ids: Tensor, targets: Tensor) -> Tensor:
+    """log π of the targets, each predicted at one of the row's last positions."""
+    device = ids.device.type
+    with torch.autocast(device, AUTOCAST.get(device), enabled=device in AUTOCAST):
+        logits = wrapped(input_ids=ids, use_cache=False, logits_to_keep=len(targets)).logits
+    scores = torch.log_softmax(logits[0, -len(targets) :].float(), dim=-1)
+    return scores.gather(1, targets[:, None]).sum()
+
+
+def _compare(ours: _Pass, theirs: _Pass, noise: _Pass | None) -> None:
+    """Under bfloat16 what is allowed is three times the difference of two attention kernels."""
+    allowed = _LOGPS_APART
+    if noise is not None:
+        allowed = max(allowed, 3 * float((noise.logps - theirs.logps).abs().max()))
+    apart = float((ours.logps - theirs.logps).abs().max())
+    if not apart <= allowed:
+        raise InputError(
+            refusal(f"its log-probs come out {apart:.2g} nats a token apart from PEFT's")
+        )
+    largest = max(float(slope.abs().max()) for slope in theirs.slopes.values())
+    wrong = []
+    for name, slope in theirs.slopes.items():
+        most = _SLOPES_APART * float(slope.abs().max()) + _SMALL * largest
+        if noise is not None:
+            most = max(most, 3 * float((noise.slopes[name] - slope).abs().max()))
+        if not float((ours.slopes[name] - slope).abs().max()) <= most:
+            wrong.append(name)
+    if wrong:
+        raise InputError(refusal(f"the gradients of {_modules(wrong)} differ from PEFT's"))
+
+
+def _modules(names: Sequence[str]) -> str:
+    """The modules of trainable matrices, each named once for all layers of the model."""
+    found = []
+    for name in names:
+        module = re.sub(r"\.(lora_|base_layer|modules_to_save).*", "", name.removeprefix(PREFIX))
+        found.append(re.sub(r"^.*\.\d+\.", "", module))
+    return ", ".join(dict.fromkeys(found))

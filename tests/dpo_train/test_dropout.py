@@ -1,0 +1,78 @@
+"""Dropout is off in every trainer, wherever a model keeps it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from dpo_train import data, export, model, reference
+from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.config_base import override
+from tests.helpers.training import curve
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "attention_dropout": 0.1,
+}
+MODELS: dict[str, transformers.PretrainedConfig] = {
+    "granite": transformers.GraniteConfig(**SMALL, attention_multiplier=0.25),
+    "starcoder2": transformers.Starcoder2Config(
+        **SMALL, sliding_window=None, residual_dropout=0.1, embedding_dropout=0.1
+    ),
+    "opt": transformers.OPTConfig(
+        hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, init_std=0.2,
+        max_position_embeddings=512, word_embed_proj_dim=32, dropout=0.1, attention_dropout=0.1,
+    ),
+    "falcon": transformers.FalconConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, attention_dropout=0.1,
+        hidden_dropout=0.1, initializer_range=0.2,
+    ),
+}  # fmt: skip
+
+
+def save(config: Any, folder: Path) -> Path:
+    tokenizer = model.load_tokenizer(ModelConfig())
+    torch.manual_seed(0)
+    config.vocab_size = len(tokenizer)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_before_anything_is_learnt_is_the_logarithm_of_two(
+    small_config: TrainConfig, tmp_path: Path, name: str, lora: Any
+) -> None:
+    folder = save(MODELS[name], tmp_path / "model")
+    config = override(
+        small_config,
+        {"model.id": str(folder), "lora": lora, "optim.learning_rate": 1e-12, "data.limit": 12,
+         "optim.epochs": 1},
+    )  # fmt: skip
+    prepared = reference.plan(config, data.load_pairs(config.data), tmp_path / "data", "cpu")
+    for report in curve(config, prepared):
+        assert report["train/loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_the_exported_configuration_is_the_models_own(tmp_path: Path) -> None:
+    folder = save(MODELS["starcoder2"], tmp_path / "model")
+    config = TrainConfig(model=ModelConfig(id=str(folder)))
+    warm = model.load_base(config.model, "cpu")
+    assert warm.model.config.residual_dropout == 0
+    export.write(warm.model, warm.tokenizer, config, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    names = ("attention_dropout", "residual_dropout", "embedding_dropout")
+    assert [written[name] for name in names] == [0.1, 0.1, 0.1]
+    assert warm.model.config.residual_dropout == 0

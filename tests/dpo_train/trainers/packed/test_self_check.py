@@ -1,0 +1,176 @@
+"""A packed engine trains a model as PEFT does, or refuses it by name before it trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from dpo_train import data, model, reference
+from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.config_base import override
+from dpo_train.errors import InputError
+from dpo_train.trainers.packed import self_check
+from dpo_train.trainers.packed.engine import PackedEngine
+
+pytestmark = pytest.mark.slow
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "attention_dropout": 0.1,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+TRAINED: dict[str, transformers.PretrainedConfig] = {
+    "llama": transformers.LlamaConfig(**SMALL),
+    "qwen2": transformers.Qwen2Config(**SMALL),
+    "qwen3": transformers.Qwen3Config(**SMALL, head_dim=16),
+    "phi3": transformers.Phi3Config(**SMALL, pad_token_id=0),
+    "olmo2": transformers.Olmo2Config(**SMALL),
+    "gemma3": transformers.Gemma3TextConfig(**SMALL, head_dim=16),
+    "granite": transformers.GraniteConfig(**SMALL, attention_multiplier=0.25),
+    "starcoder2": transformers.Starcoder2Config(
+        **SMALL, sliding_window=None, residual_dropout=0.1, embedding_dropout=0.1
+    ),
+}
+REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
+    "experts": (
+        transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2),
+        "does not train mlp.experts, mlp.gate as PEFT does",
+    ),
+    "a router's loss": (
+        transformers.MixtralConfig(
+            **SMALL, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True
+        ),
+        "its router has a loss of its own",
+    ),
+    "a sliding window in the mask": (
+        transformers.Qwen2MoeConfig(
+            **SMALL, **EXPERTS, num_experts=4, shared_expert_intermediate_size=16
+        ),
+        "its layers can't run packed",
+    ),
+    "gpt2, whose layers are transposed": (
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=512),
+        "its layers can't run packed",
+    ),
+    "opt": (
+        transformers.OPTConfig(
+            hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=512, word_embed_proj_dim=32,
+        ),
+        "its layers can't run packed",
+    ),
+    "logits that are capped": (
+        transformers.Gemma3TextConfig(**SMALL, head_dim=16, final_logit_softcapping=30.0),
+        "final_logit_softcapping bends its logits",
+    ),
+    "logits that are scaled": (transformers.CohereConfig(**SMALL), "its log-probs come out"),
+    "attention that is capped": (transformers.Gemma2Config(**SMALL, head_dim=16), "attention is"),
+    "stablelm": (transformers.StableLmConfig(**SMALL), "don't hand options on"),
+    "nemotron": (transformers.NemotronConfig(**SMALL), "don't hand options on"),
+    "deepseek": (
+        transformers.DeepseekV3Config(
+            **SMALL, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
+            v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+            n_shared_experts=1, moe_intermediate_size=16, first_k_dense_replace=1,
+        ),
+        "packed can't train this model",
+    ),
+}  # fmt: skip
+
+Open = Callable[..., PackedEngine]
+
+
+@pytest.fixture
+def engine(small_config: TrainConfig, tmp_path: Path) -> Any:
+    """Opens an engine over a model of random weights, and lets a trial join."""
+    opened: list[PackedEngine] = []
+
+    def open_engine(config: Any, **lora: Any) -> PackedEngine:
+        tokenizer = model.load_tokenizer(ModelConfig())
+        torch.manual_seed(0)
+        config.vocab_size = len(tokenizer)
+        folder = tmp_path / "model"
+        if not folder.exists():
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        trial = override(
+            small_config,
+            {"model.id": str(folder), "trainer": "packed", "lora": {"r": 8, **lora},
+             "data.limit": 12},
+        )  # fmt: skip
+        prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "data", "cpu")
+        opened.append(PackedEngine(trial.model, prepared, "cpu"))
+        opened[-1].join(trial)
+        return opened[-1]
+
+    yield open_engine
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_dense_model_passes(engine: Open, name: str) -> None:
+    engine(TRAINED[name])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_packed_would_compute_differently_is_refused(engine: Open, name: str) -> None:
+    config, said = REFUSED[name]
+    with pytest.raises(InputError, match="type `trainer: trl`") as caught:
+        engine(config)
+    assert said in str(caught.value)
+
+
+def test_attention_alone_of_a_mixture_of_experts_passes(engine: Open) -> None:
+    engine(REFUSED["experts"][0], target_modules=["q_proj", "v_proj"])
+
+
+def test_embeddings_among_the_targets_are_refused(engine: Open) -> None:
+    with pytest.raises(InputError, match=r"does not train model\.embed_tokens as PEFT does"):
+        engine(TRAINED["llama"], target_modules=["embed_tokens", "q_proj"])
+
+
+def test_targets_that_are_not_there_are_named(engine: Open) -> None:
+    with pytest.raises(InputError, match="no layer 'query'; its linear layers are q_proj, k_proj"):
+        engine(TRAINED["llama"], target_modules=["query", "q_proj"])
+
+
+def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-probs may be right and the backward wrong."""
+    from dpo_train.trainers.packed.linear import _Adapted
+
+    right = _Adapted.backward
+
+    def wrong(ctx: Any, gradient: Any) -> Any:
+        return right(ctx, gradient * 1.01)
+
+    monkeypatch.setattr(_Adapted, "backward", staticmethod(wrong))
+    with pytest.raises(InputError, match=r"the gradients of self_attn.* differ from PEFT's"):
+        engine(TRAINED["llama"])
+
+
+def test_it_is_checked_once_for_a_base_and_its_targets(
+    engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Any] = []
+    monkeypatch.setattr(self_check, "check", lambda *given: checked.append(given))
+    engine(TRAINED["llama"]).close()
+    engine(TRAINED["llama"], alpha=4).close()
+    assert len(checked) == 1
+    engine(TRAINED["llama"], target_modules=["q_proj"])
+    assert len(checked) == 2
+
+
+def test_the_base_is_left_as_it_was(engine: Open) -> None:
+    opened = engine(TRAINED["llama"])
+    assert not any("lora" in name for name, _ in opened.base.named_modules())
+    assert not any(weight.requires_grad for weight in opened.base.parameters())
+    assert all(stack.adapters is None for stack in opened._stacks.values())
