@@ -67,22 +67,22 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
         "dtype": config.model.dtype,
         "device": device,
         "max_length_tokens": config.data.max_length_tokens,
+        # Of two searches over the same rows one may leave bad ones out and the other may not.
+        "on_bad_row": config.data.on_bad_row,
         "rows": hashlib.sha256(text.encode()).hexdigest(),
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
     if not mirror.exists(folder / "plan.json"):
-        write_atomically(folder / ROWS, text)
-    # Neither is part of the key: the same rows may come from another file.
-    write_here(folder / PLACES, "\n".join(row.place for _, row in ordered))
-    asked = {
-        **recipe,
-        "count": len(ordered),
-        "base": config.model.model_dump(mode="json"),
-        "on_bad_row": config.data.on_bad_row,
-    }
-    write_atomically(folder / "plan.json", json.dumps(asked, indent=1))
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may plan the same at once
+            write_atomically(folder / ROWS, text)
+            # Not part of the key: the same rows may come from another file.
+            write_here(folder / PLACES, "\n".join(row.place for _, row in ordered))
+            base = config.model.model_dump(mode="json")
+            asked = {**recipe, "count": len(ordered), "base": base}
+            write_atomically(folder / "plan.json", json.dumps(asked, indent=1))
     return folder
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dpo_train.config import DataConfig, ModelConfig
 from dpo_train.data import Row
 from dpo_train.data.bad_rows import BadRow
-from dpo_train.data.row import text_of
+from dpo_train.data.row import texts_in
 from dpo_train.model import load_tokenizer
 from dpo_train.reference_pass.chat_template import ChatTemplate
 from dpo_train.reference_pass.tokenise import Tokeniser
@@ -102,6 +102,8 @@ def row_lengths(config: ModelConfig, data: DataConfig, rows: Sequence[Row]) -> R
     if any(isinstance(ids, str) and ids.startswith("longer") for ids in found.values()):
         # Of those that were not looked at one may be as long as a row can be.
         longest += unknown_lengths(data).longest
+    if not longest:  # the chat template refuses the rows, or all are too long
+        return unknown_lengths(data)
     sample = [pair for number, pair in lengths.items() if number % every == 0]
     return RowLengths(tuple(longest), tuple(sample or longest), len(rows))
 
@@ -114,5 +116,4 @@ def unknown_lengths(data: DataConfig) -> RowLengths:
 
 
 def _letters(row: Row) -> int:
-    messages = [*row.prompt, *row.prompt, *row.chosen, *row.rejected]
-    return len(text_of(messages))
+    return sum(len(text) for text in texts_in(row.as_json()))

@@ -13,15 +13,8 @@ from dpo_train.errors import InputError
 
 _STEP = re.compile(r"\[(-?\d+)\]|\.?([^.\[\]]+)")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
-_PROMPTS = (
-    "question",
-    "instruction",
-    "input",
-    "query",
-    "conversations",
-    "messages",
-    "conversation",
-)
+_PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user_prompt",
+            "conversations", "conversation", "messages")  # fmt: skip
 """Columns that are a prompt elsewhere: while one is there, no prompt is taken from the answers."""
 _CHOSEN = ("correct", "best_answer", "accepted", "preferred", "good", "chosen_response",
            "answer_chosen", "response_chosen", "winner")  # fmt: skip
@@ -56,11 +49,19 @@ class Columns:
         """The value of each part; null where the record has none, or no number."""
         return {part: _value(record, path) for part, path in self._paths.items()}
 
-    def check(self, names: Collection[str], filled: Collection[str]) -> None:
+    def unread(self, names: Collection[str]) -> list[str]:
+        """The columns that are no part of a pair."""
+        paths = self._paths.values()
+        return sorted(set(names) - set(paths) - set(map(_first_name, paths)))
+
+    def check(
+        self, names: Collection[str], filled: Collection[str], found: Collection[str]
+    ) -> None:
         """Raises InputError unless chosen, rejected and every path of the configuration's own are
         among the dataset's column names, and nothing else there may be the prompt.
 
-        `filled`: the columns that hold something in some row.
+        `filled`: the columns of media that hold something in some row; `found`: the parts that have
+        a value in some row.
         """
         for part, path in self._paths.items():
             if path != part and not {path, _first_name(path)} & set(names):
@@ -69,6 +70,13 @@ class Columns:
                 raise InputError(
                     f"data.columns.{part}: no column {path!r}; {hint}the dataset has "
                     f"{', '.join(sorted(names))}"
+                )
+            is_there = path != part or (part == "prompt" and part in names)
+            if is_there and part not in found:
+                raise InputError(
+                    f"data.columns.{part}: {path!r} is null or not there in all rows; type "
+                    f"`--set data.columns.{part}=NAME`, or a path in a column, or "
+                    f"`--set data.columns.{part}=null` to do without it"
                 )
         for name in _MEDIA:
             if name in filled:
@@ -82,11 +90,11 @@ class Columns:
         has_prompt = "prompt" not in self._paths or not self._is_missing("prompt", names)
         if not missing and (has_prompt or not prompts):
             return
-        found: dict[str, str] = {} if has_prompt or not prompts else {"prompt": prompts[0]}
+        guesses: dict[str, str] = {} if has_prompt or not prompts else {"prompt": prompts[0]}
         for part, known in (("chosen", _CHOSEN), ("rejected", _REJECTED)):
             if part in missing:
-                found[part] = next((usual[name] for name in known if name in usual), "NAME")
-        raise InputError(_mapping_to_type(missing, found, names))
+                guesses[part] = next((usual[name] for name in known if name in usual), "NAME")
+        raise InputError(_mapping_to_type(missing, guesses, names))
 
     def _is_missing(self, part: str, names: Collection[str]) -> bool:
         return self._paths[part] == part and part not in names
@@ -121,7 +129,7 @@ def _value(record: Mapping[str, Any], path: str) -> Any:
         return _null_if_nan(record[path])
     value: Any = record
     for index, name in _STEP.findall(path):
-        if isinstance(value, list) and (index or name.lstrip("-").isdigit()):
+        if isinstance(value, list) and (index or re.fullmatch(r"-?[0-9]+", name)):
             number = int(index or name)
             value = value[number] if -len(value) <= number < len(value) else None
         elif isinstance(value, dict) and name:

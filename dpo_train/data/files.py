@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -60,9 +59,9 @@ def read_file(path: Path, wanted: Collection[str]) -> Iterator[Record]:
         raise InputError(
             f"data.id: {path} line {_undecodable_line(path)}: not UTF-8; save the file as UTF-8"
         ) from None
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow raises a dozen kinds; each is about the file
         raise InputError(f"data.id: {path} can't be read ({one_line(error)})") from None
 
 
@@ -109,6 +108,8 @@ def _json_list(path: Path) -> Iterator[Record]:
                 position += 1
             elif text[position : position + 1] != "]":
                 raise json.JSONDecodeError("a comma or ] is missing", text, position)
+        if position >= len(text):
+            raise json.JSONDecodeError("the list does not end", text, len(text))
         if _after_space(text, position + 1) != len(text):
             raise json.JSONDecodeError("the list ends before the file does", text, position)
     except json.JSONDecodeError as error:
@@ -184,7 +185,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Record]:
                     continue
                 number += 1
                 place = f"{path} row {number} (line {reader.line_num})"
-                yield Record(place, _fields(names, fields))
+                yield Record(place, _fields(names, fields, delimiter))
         except csv.Error as error:
             raise InputError(
                 f"data.id: {path} line {reader.line_num}: {one_line(error)}; a field with commas, "
@@ -205,12 +206,18 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
     return names
 
 
-def _fields(names: list[str], fields: list[str]) -> dict[str, Any] | BadRow:
+def _fields(names: list[str], fields: list[str], delimiter: str) -> dict[str, Any] | BadRow:
     if len(fields) != len(names):
         return BadRow(
             "another number of fields than columns",
             f"{len(fields)} fields under {len(names)} columns; a field with the separator in it "
             "stands in quotes",
+        )
+    if delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
+        return BadRow(
+            "a quote that spans rows",
+            "a field holds tabs and line breaks: a quote at its beginning ends rows later; write "
+            'a quote as "" in quotes',
         )
     return dict(zip(names, fields, strict=True))
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from dpo_train.config import DataConfig
-from dpo_train.data.row import SPLITS, Row, text_of
+from dpo_train.data.row import SPLITS, SYSTEM_ROLES, Row, text_of
 
 
 def filtered(rows: Iterable[Row], config: DataConfig, dropped: Counter[str]) -> list[Row]:
@@ -61,7 +61,7 @@ def without_overlap(splits: dict[str, list[Row]], dropped: Counter[str]) -> dict
 
 
 def _reason_against(row: Row, config: DataConfig) -> str | None:
-    prompt = text_of([m for m in row.prompt if m["role"] != "system"])
+    prompt = text_of([m for m in row.prompt if m["role"] not in SYSTEM_ROLES])
     chosen, rejected = text_of(row.chosen), text_of(row.rejected)
     called = [
         any("tool_calls" in message for message in answer) for answer in (row.chosen, row.rejected)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from dpo_train.data.files import FORMATS, format_of
 from dpo_train.errors import InputError
 
@@ -47,6 +50,38 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
             f"{', '.join(path.name for path in found)}; others are missing or stand there twice"
         )
     return found
+
+
+def files_by_card(folder: Path, split: str, subset: str | None) -> list[Path]:
+    """The files of a split as the card of a Hub dataset names them; none if it names no files.
+
+    Raises InputError if the card has no such split or subset.
+    """
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    _, *parts = text.split("---\n", 2)
+    if len(parts) != 2 or "data_files:" not in parts[0]:
+        return []
+    try:
+        configs = YAML(typ="safe", pure=True).load(parts[0])["configs"]
+        named = {str(each["config_name"]): each["data_files"] for each in configs}
+    except (YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"data.id: {card}: its `configs` can't be read ({error!r:.100})") from None
+    chosen = subset or ("default" if "default" in named else next(iter(named)))
+    if chosen not in named:
+        raise InputError(f"data.config: {card} has no {chosen!r}; it has {', '.join(named)}")
+    splits = named[chosen]
+    if not (isinstance(splits, list) and splits and isinstance(splits[0], dict)):
+        splits = [{"split": "train", "path": splits}]  # files without a split are train
+    patterns = {str(each["split"]): each["path"] for each in splits}
+    if split not in patterns:
+        raise InputError(f"data.split: {card} has no {split!r}; it has {', '.join(patterns)}")
+    wanted = patterns[split]
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    files = sorted({path for pattern in wanted for path in folder.glob(str(pattern))})
+    if not files:
+        raise InputError(f"data.id: {folder} has none of the files {wanted} that its card names")
+    return files
 
 
 def _several(folder: Path, split: str, found: list[Path]) -> InputError:

@@ -57,7 +57,7 @@ def load_pairs(config: DataConfig) -> Pairs:
                 f"{listed(dropped) or 'none'}; widen data.chars, raise data.limit or give more "
                 "rows"
             )
-    return Pairs(splits, dict(dropped), f"{form}, {read.count:,} rows")
+    return Pairs(splits, dict(dropped), f"{form}, {read.count:,} rows{read.unread()}")
 
 
 class _Reading:
@@ -69,6 +69,7 @@ class _Reading:
         self._columns = Columns(config.columns)
         self._names: set[str] = set()
         self._filled: set[str] = set()
+        self._found: set[str] = set()
         self._bad = BadRows()
         self._splits: list[list[tuple[str, dict[str, Any]]]] = []
 
@@ -84,13 +85,20 @@ class _Reading:
             self._filled.update(
                 name for name in self._columns.media if content.get(name) not in (None, [], "")
             )
-            kept.append((place, self._columns.parts(content)))
+            parts = self._columns.parts(content)
+            self._found.update(part for part, value in parts.items() if value is not None)
+            kept.append((place, parts))
         self._splits.append(kept)
+
+    def unread(self) -> str:
+        """Names the columns that are no part of a pair."""
+        names = self._columns.unread(self._names)
+        return f"; not read: {', '.join(names)}" if names else ""
 
     def rows(self, dropped: Counter[str]) -> tuple[Form, list[list[Row]]]:
         """The form, and the rows of each split. Raises InputError for what can't be read."""
         if self._names:
-            self._columns.check(self._names, self._filled)
+            self._columns.check(self._names, self._filled, self._found)
         form = decide([parts for records in self._splits for _, parts in records])
         rows = [list(self._read(records, form)) for records in self._splits]
         if self._config.on_bad_row == "refuse":

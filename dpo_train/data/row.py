@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
 """role and content; an assistant's may have tool_calls or reasoning_content, a tool's a name."""
 SPLITS = ("train", "eval", "test")
+SYSTEM_ROLES = ("system", "developer")
 _PARTS = ("prompt", "chosen", "rejected")
 
 
@@ -30,7 +31,7 @@ class Row:
     @property
     def prompt_key(self) -> str:
         """The same for rows that ask the same, whatever the system prompt."""
-        said = [m for m in self.prompt if m["role"] != "system"]
+        said = [m for m in self.prompt if m["role"] not in SYSTEM_ROLES]
         return json.dumps(said, ensure_ascii=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -50,6 +51,19 @@ class Row:
 def text_of(messages: Sequence[Message]) -> str:
     """The contents of the messages as one text; a tool call's missing content is empty."""
     return "".join(message.get("content") or "" for message in messages)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in messages or other nested values, at any depth, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield str(key)
+            yield from texts_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from texts_in(each)
 
 
 def shared_length(left: Sequence[Any], right: Sequence[Any]) -> int:

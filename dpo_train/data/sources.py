@@ -10,7 +10,7 @@ from typing import Any
 from dpo_train import sample
 from dpo_train.config import DataConfig
 from dpo_train.data.files import Record, format_of, read_file, without_nulls
-from dpo_train.data.folders import split_files
+from dpo_train.data.folders import files_by_card, split_files
 from dpo_train.errors import InputError, one_line
 
 _BATCH = 1000
@@ -22,6 +22,10 @@ def read_records(config: DataConfig, split: str, wanted: Collection[str]) -> Ite
     """The records of a split. Where a format allows it, only the `wanted` columns are read; the
     others are null. Raises InputError if there is no such dataset."""
     path = sample.PAIRS if config.id == "sample" else Path(os.path.expanduser(config.id))
+    try:
+        path.exists()
+    except OSError as error:  # for example a name that no disk allows
+        raise InputError(f"data.id: {config.id:.60}… can't be a path ({error.strerror})") from None
     if path.is_dir():
         yield from _folder(path, config, split, wanted)
     elif path.is_file():
@@ -32,30 +36,15 @@ def read_records(config: DataConfig, split: str, wanted: Collection[str]) -> Ite
         yield from _hub(config, split, wanted)
 
 
-def is_local(config: DataConfig) -> bool:
-    """Whether the dataset lies on this machine."""
-    return config.id == "sample" or Path(os.path.expanduser(config.id)).exists()
-
-
 def _folder(
     path: Path, config: DataConfig, split: str, wanted: Collection[str]
 ) -> Iterator[Record]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         yield from _saved_to_disk(path, split, wanted)
-    elif _card_names_files(path):
-        # A clone from the Hub whose card says which files are which split.
-        yield from _library(str(path), config, split, wanted)
-    else:
-        for file in split_files(path, split, config.config):
-            yield from read_file(file, wanted)
-
-
-def _card_names_files(folder: Path) -> bool:
-    card = folder / "README.md"
-    if not card.is_file():
-        return False
-    _, *parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-    return len(parts) == 2 and "data_files:" in parts[0]
+        return
+    files = files_by_card(path, split, config.config) or split_files(path, split, config.config)
+    for file in files:
+        yield from read_file(file, wanted)
 
 
 def _saved_to_disk(path: Path, split: str, wanted: Collection[str]) -> Iterator[Record]:
@@ -75,23 +64,19 @@ def _saved_to_disk(path: Path, split: str, wanted: Collection[str]) -> Iterator[
 
 
 def _hub(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Record]:
-    yield from _library(config.id, config, split, wanted)
-
-
-def _library(
-    name: str, config: DataConfig, split: str, wanted: Collection[str]
-) -> Iterator[Record]:
     import datasets  # slow to import
 
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(name, config.config, split=split, revision=config.revision)
+        rows = datasets.load_dataset(
+            config.id, config.config, split=split, revision=config.revision
+        )
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
         raise InputError(
-            f"data.id: {name!r} (split {split!r}) can't be loaded: {one_line(error, 300)}; "
+            f"data.id: {config.id!r} (split {split!r}) can't be loaded: {one_line(error, 300)}; "
             "give a Hub id you may read (`hf auth login`), a file, or `sample`"
         ) from None
-    yield from _dataset_records(rows, f"{name} {split}", wanted)
+    yield from _dataset_records(rows, f"{config.id} {split}", wanted)
 
 
 def _dataset_records(rows: Any, name: str, wanted: Collection[str]) -> Iterator[Record]:

@@ -6,11 +6,10 @@ The tokens are given: this knows no tokenizer.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection
 
 from dpo_train.data.bad_rows import BadRow
-from dpo_train.data.row import Row
+from dpo_train.data.row import Row, texts_in
 
 
 class SpecialTokens:
@@ -25,8 +24,8 @@ class SpecialTokens:
         """Raises BadRow."""
         if self._pattern is None:
             return
-        for part in ("prompt", "chosen", "rejected"):
-            for text in _texts(getattr(row, part)):
+        for part, value in row.as_json().items():
+            for text in texts_in(value):
                 # Nearly no text has even the beginning of one, which is found much faster.
                 if any(start in text for start in self._starts) and (
                     found := self._pattern.search(text)
@@ -36,14 +35,3 @@ class SpecialTokens:
                         f"{part} holds {found[0]!r}, a special token of the model, which would "
                         "end or begin a turn",
                     )
-
-
-def _texts(messages: Sequence[Any]) -> Iterator[str]:
-    """Every text in messages, at any depth."""
-    for each in messages:
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, dict):
-            yield from _texts(list(each.values()))
-        elif isinstance(each, list):
-            yield from _texts(each)

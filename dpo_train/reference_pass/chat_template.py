@@ -59,9 +59,20 @@ class ChatTemplate:
         Raises InputError if the template can't write what they have.
         """
         self._check_system(rows)
+        for role in ("developer", "tool"):
+            self._check_role(role, rows)
         for name, has, without in _FEATURES:
-            self._check_feature(name, rows, has, without)
-        return [*self._check_beginning(rows), *self._said_of_date()]
+            if having := self._ignored(rows, has, without):
+                raise InputError(
+                    f"model.id: the chat template of {self._name} writes nothing of `{name}`, "
+                    f"which {having:,} of {len(rows):,} rows have; give a model whose template "
+                    "does, or rows without it"
+                )
+        return [
+            *self._check_variables(rows),
+            *self._check_beginning(rows),
+            *self._said_of_date(),
+        ]
 
     def _render(self, row: Row, answer: list[Message], **options: Any) -> str:
         import jinja2  # a part of transformers, which is slow to import
@@ -74,7 +85,7 @@ class ChatTemplate:
                 **options,
                 **row.chat_template_kwargs,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
             raise BadRow(
                 "refused by the chat template",
                 f"the chat template of {self._name} refuses it ({one_line(error)})",
@@ -123,26 +134,48 @@ class ChatTemplate:
             "system column, give rows without them, or a model whose template takes them"
         )
 
-    def _check_feature(
-        self,
-        name: str,
-        rows: Sequence[Row],
-        has: Callable[[Row], bool],
-        without: Callable[[Row], Row],
-    ) -> None:
-        """Raises InputError if the template writes the same whether rows have it or not."""
+    def _check_role(self, role: str, rows: Sequence[Row]) -> None:
+        """Raises InputError if the template leaves out what messages of this role say."""
+        having = [row for row in rows if any(m["role"] == role for m in _messages(row))]
+        for row in having[:_PROBED]:
+            try:
+                texts = self.render(row)
+            except BadRow:
+                return  # said with the row
+            written = texts.chosen + texts.rejected
+            contents = [m.get("content") or "" for m in _messages(row) if m["role"] == role]
+            if all(content.strip() in written for content in contents):
+                return
+        if having:
+            raise InputError(
+                f"model.id: the chat template of {self._name} writes nothing of messages by the "
+                f"role {role!r}, which {len(having):,} of {len(rows):,} rows have; give a model "
+                "whose template does, or rows without them"
+            )
+
+    def _ignored(
+        self, rows: Sequence[Row], has: Callable[[Row], bool], without: Callable[[Row], Row]
+    ) -> int:
+        """How many rows have something, if the template writes the same with it and without."""
         having = [row for row in rows if has(row)]
         for row in having[:_PROBED]:
             try:
                 if self.render(row) != self.render(without(row)):
-                    return
+                    return 0
             except BadRow:
-                return
-        if having:
-            raise InputError(
-                f"model.id: the chat template of {self._name} writes nothing of `{name}`, which "
-                f"{len(having):,} of {len(rows):,} rows have; give a model whose template does, or "
-                "rows without it"
+                return 0
+        return len(having)
+
+    def _check_variables(self, rows: Sequence[Row]) -> Iterator[str]:
+        if self._ignored(
+            rows,
+            lambda row: bool(row.chat_template_kwargs),
+            lambda row: replace(row, chat_template_kwargs={}),
+        ):
+            names = {name for row in rows for name in row.chat_template_kwargs}
+            yield (
+                f"the chat template of {self._name} writes the same whatever chat_template_kwargs "
+                f"say ({', '.join(sorted(names))})"
             )
 
     def _check_beginning(self, rows: Sequence[Row]) -> Iterator[str]:
@@ -179,14 +212,24 @@ class ChatTemplate:
 # --- what a row may have beside its texts ------------------------------------------------------
 
 
-def _any_message(row: Row, field: str) -> bool:
-    return any(field in message for message in (*row.prompt, *row.chosen, *row.rejected))
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""A message's thoughts under any of these names reach the template as `reasoning_content`."""
 
 
-def _without_field(row: Row, field: str) -> Row:
+def _messages(row: Row) -> list[Message]:
+    return [*row.prompt, *row.chosen, *row.rejected]
+
+
+def _have(row: Row, *fields: str) -> bool:
+    return any(field in message for message in _messages(row) for field in fields)
+
+
+def _bare(row: Row, *fields: str) -> Row:
+    """The row without these fields; a message without any content gets an empty one."""
+
     def bare(messages: list[Message]) -> list[Message]:
         return [
-            {"content": "", **{name: value for name, value in message.items() if name != field}}
+            {"content": "", **{name: each for name, each in message.items() if name not in fields}}
             for message in messages
         ]
 
@@ -197,14 +240,6 @@ def _without_field(row: Row, field: str) -> Row:
 
 _FEATURES: tuple[tuple[str, Callable[[Row], bool], Callable[[Row], Row]], ...] = (
     ("tools", lambda row: row.tools is not None, lambda row: replace(row, tools=None)),
-    (
-        "tool_calls",
-        lambda row: _any_message(row, "tool_calls"),
-        lambda row: _without_field(row, "tool_calls"),
-    ),
-    (
-        "reasoning_content",
-        lambda row: _any_message(row, "reasoning_content"),
-        lambda row: _without_field(row, "reasoning_content"),
-    ),
+    ("tool_calls", lambda row: _have(row, "tool_calls"), lambda row: _bare(row, "tool_calls")),
+    ("reasoning_content", lambda row: _have(row, *_REASONING), lambda row: _bare(row, *_REASONING)),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 from dpo_train.data import Row
@@ -18,10 +18,12 @@ ROWS, PLACES = "rows.jsonl", "places.txt"
 def read_rows(folder: Path) -> Iterator[tuple[str, Row]]:
     """The split and the row of every line, the row with its place in the dataset if it is known."""
     places = folder / PLACES
-    known = places.read_text(encoding="utf-8").split("\n") if places.is_file() else repeat("")
+    known = places.read_text(encoding="utf-8").split("\n") if places.is_file() else []
     # Lines are read as bytes: texts from the web hold U+2028 and its like, which end a text's line.
     with (folder / ROWS).open("rb") as lines:
-        for number, (line, place) in enumerate(zip(lines, known, strict=False), 1):
+        for number, (line, place) in enumerate(
+            zip(lines, chain(known, repeat("")), strict=False), 1
+        ):
             content = json.loads(line)
             split = content.pop("split")
             yield split, Row.from_json(content, place or f"{ROWS} line {number}")

@@ -241,6 +241,8 @@ def remove(path: Path, first: str = CHECKSUMS) -> None:
     there = url(path)
     if there:
         _refuse_closed(path)
+        for waiting in [file for file in _later if file == path or path in file.parents]:
+            _later.pop(waiting, None)
     _remove_here(path)
     if there:
         object_store.remove(there, first)

@@ -83,12 +83,7 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     with only_driver(folder):
         write_yaml(folder, config)
         create_run(folder, prepared, config.device)
-        try:
-            return _continue(folder, signs)
-        except InputError:
-            # Nothing was trained: the corrected search may have the same name.
-            forget_empty_run(folder)
-            raise
+        return _continue(folder, signs)
 
 
 def resume(run_folder: str | Path, trials: int | None = None) -> Results:
@@ -105,6 +100,15 @@ def resume(run_folder: str | Path, trials: int | None = None) -> Results:
 
 def _continue(folder: Path, signs: SignsOfLife) -> Results:
     """Brings a run folder to its end, from wherever it stands."""
+    try:
+        return _to_its_end(folder, signs)
+    except InputError:
+        # If nothing was trained, the corrected search may have the same name.
+        forget_empty_run(folder)
+        raise
+
+
+def _to_its_end(folder: Path, signs: SignsOfLife) -> Results:
     with disk_failure_as_interruption(folder):
         config, records = open_run(folder)
         if is_finished(folder):

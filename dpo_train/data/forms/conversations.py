@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpo_train.data.bad_rows import BadRow
-from dpo_train.data.row import Message, shared_length
+from dpo_train.data.row import SYSTEM_ROLES, Message, shared_length
 
-SYSTEM_ROLES = ("system", "developer")
 _BEGINNERS = (*SYSTEM_ROLES, "user", "human")
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_train.data.bad_rows import BadRow
-from dpo_train.data.forms.conversations import SYSTEM_ROLES, cut_conversations, is_whole
+from dpo_train.data.forms.conversations import cut_conversations, is_whole
 from dpo_train.data.forms.messages import is_messages, read_messages
 from dpo_train.data.forms.sharegpt import is_sharegpt, read_sharegpt
 from dpo_train.data.forms.texts import cut_whole_texts, refuse_markup
 from dpo_train.data.forms.transcripts import is_transcript, read_transcript
-from dpo_train.data.row import Message, Row, text_of
+from dpo_train.data.row import SYSTEM_ROLES, Message, Row, text_of, texts_in
+from dpo_train.errors import InputError
 
 Parts = Mapping[str, Any]
 """The values of a record by part: prompt, chosen, rejected, system, tools, …"""
@@ -61,10 +62,16 @@ class Form:
 
 
 def decide(rows: Sequence[Parts]) -> Form:
-    """The form that most rows have."""
+    """The form that most rows have. Raises InputError if no row has a prompt in any known form."""
     prompts = _kinds(parts.get("prompt") for parts in rows)
     answers = _kinds(parts.get(side) for parts in rows for side in _SIDES)
     prompt, answer = _most(prompts), _most(answers) or TEXTS
+    unknown = [parts["prompt"] for parts in rows if parts.get("prompt") is not None]
+    if prompt is None and unknown:
+        raise InputError(
+            f"data: prompt is {unknown[0]!r:.60}, neither a text nor a list of messages; say where "
+            "the prompt stands: type `--set data.columns.prompt=NAME`, or a path such as NAME[0]"
+        )
     return Form(prompt, answer, _is_whole(rows, prompt, answer))
 
 
@@ -82,7 +89,7 @@ def read_row(parts: Parts, form: Form, place: str) -> Row:
         )
         if form.prompt == TRANSCRIPTS and form.answers == TEXTS:
             # The prompt ends with "Assistant:", so the space before an answer belongs to neither.
-            for answer in (chosen[0], rejected[0]):
+            for answer in (*chosen, *rejected):
                 answer["content"] = answer["content"].strip()
         if form.whole:
             prompt, chosen, rejected = cut_conversations(prompt, chosen, rejected)
@@ -124,23 +131,27 @@ def _is_whole(rows: Sequence[Parts], prompt: str | None, answers: str) -> bool:
     if prompt is None or answers == TRANSCRIPTS:
         return True
     if answers == TEXTS:
-        return prompt == TEXTS and _all_begin_with_prompt(rows)
+        return prompt != TRANSCRIPTS and _most_begin_with_prompt(rows)
     begun = Counter(is_whole(_from_json_text(parts.get(side))) for parts in rows for side in _SIDES)
     return begun[True] > begun[False]
 
 
-def _all_begin_with_prompt(rows: Sequence[Parts]) -> bool:
-    """One answer may repeat its question; in a dataset of answers alone, not all of them do."""
-    found = False
+def _most_begin_with_prompt(rows: Sequence[Parts]) -> bool:
+    """An answer may repeat its question; in a dataset of answers alone, most of them don't."""
+    begun: Counter[bool] = Counter()
     for parts in rows:
-        prompt, *answers = (parts.get(name) for name in ("prompt", *_SIDES))
-        if not isinstance(prompt, str) or not prompt:
-            continue
-        for answer in answers:
-            if isinstance(answer, str) and not answer.startswith(prompt):
-                return False
-            found = True
-    return found
+        prompt = _last_text(_from_json_text(parts.get("prompt")))
+        texts = [text for side in _SIDES if isinstance(text := parts.get(side), str)]
+        if prompt and texts:
+            begun[all(text.startswith(prompt) for text in texts)] += 1
+    return begun[True] > begun[False]
+
+
+def _last_text(prompt: Any) -> str:
+    """A prompt that is a text, or the text of its last message."""
+    last = prompt[-1] if isinstance(prompt, list) and prompt else prompt
+    text = last.get("content", last.get("value")) if isinstance(last, dict) else last
+    return text if isinstance(text, str) else ""
 
 
 # --- the parts of one row ----------------------------------------------------------------------
@@ -161,14 +172,21 @@ def _read(value: Any, kind: str, part: str) -> list[Message]:
             "with json.dumps",
         )
     if kind == TEXTS and isinstance(value, str):
+        if is_transcript(value):
+            raise _another_form(part, TRANSCRIPTS, kind)
         refuse_markup(value, part)
         return [{"role": "user" if part == "prompt" else "assistant", "content": value}]
-    if value == [] or (found := _kind(value)) == kind:
-        return _READERS[kind](value, part) if value else []
-    shown = f"{value!r:.60}" if found is None else found
-    raise BadRow(
-        "another form than most rows have",
-        f"{part} is {shown}, where most rows have {kind}",
+    found = _kind(value)
+    if kind != TEXTS and value == []:
+        return []
+    if found == kind:
+        return _READERS[kind](value, part)
+    raise _another_form(part, f"{value!r:.60}" if found is None else found, kind)
+
+
+def _another_form(part: str, shown: str, kind: str) -> BadRow:
+    return BadRow(
+        "another form than most rows have", f"{part} is {shown}, where most rows have {kind}"
     )
 
 
@@ -179,14 +197,17 @@ def _read_whole_texts(
         _read(text, TEXTS, part)
     if prompt is None:
         asked, chosen, rejected = cut_whole_texts(chosen, rejected)
+        prompt = _read(asked, TEXTS, "prompt")
     else:
-        asked = prompt[0]["content"]
+        asked = text_of(prompt[-1:])
+        for part, text in (("chosen", chosen), ("rejected", rejected)):
+            if not text.startswith(asked):
+                raise BadRow(
+                    "a text that doesn't begin with its prompt",
+                    f"{part} does not begin with the prompt {asked!r:.40}, as in most rows",
+                )
         chosen, rejected = chosen[len(asked) :], rejected[len(asked) :]
-    return (
-        _read(asked, TEXTS, "prompt"),
-        _read(chosen, TEXTS, "chosen"),
-        _read(rejected, TEXTS, "rejected"),
-    )
+    return prompt, _read(chosen, TEXTS, "chosen"), _read(rejected, TEXTS, "rejected")
 
 
 def _read_system(value: Any, prompt: Sequence[Message]) -> list[Message]:
@@ -218,7 +239,7 @@ def _read_tools(value: Any) -> list[Any] | None:
     tools = _json_or_bad(value, "tools")
     if not tools:
         return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    if not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools) and _fits(tools)):
         raise BadRow("tools that can't be read", f"tools is {tools!r:.60}, not a list of schemas")
     return tools
 
@@ -227,7 +248,7 @@ def _read_variables(value: Any) -> dict[str, Any]:
     variables = _json_or_bad(value, "chat_template_kwargs")
     if not variables:
         return {}
-    if not isinstance(variables, dict) or set(variables) & _RESERVED:
+    if not isinstance(variables, dict) or set(variables) & _RESERVED or not _fits(variables):
         raise BadRow(
             "chat_template_kwargs that can't be read",
             f"chat_template_kwargs is {variables!r:.60}, not a mapping of a chat template's own "
@@ -241,7 +262,7 @@ def _json_or_bad(value: Any, part: str) -> Any:
         return value or None
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRow(f"{part} that can't be read", f"{part} is no JSON: {value!r:.60}") from None
 
 
@@ -250,9 +271,18 @@ def _from_json_text(value: Any) -> Any:
     if isinstance(value, str) and _looks_like_messages(value):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
+
+
+def _fits(value: Any) -> bool:
+    """Whether a value can be written as JSON, as what a chat template is given must be."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _looks_like_messages(text: str) -> bool:
@@ -289,14 +319,14 @@ def _check_turns(row: Row) -> None:
 
 def _check_letters(row: Row) -> None:
     """Half of a surrogate pair is no letter; no tokenizer can read it."""
-    texts = [text_of([message]) for message in (*row.prompt, *row.chosen, *row.rejected)]
-    if all(text.isascii() for text in texts):
-        return
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        letter = error.object[error.start]
-        raise BadRow(
-            "half of a surrogate pair",
-            f"a text has {letter!a}, which is half of a letter: the text was cut in its middle",
-        ) from None
+    for text in texts_in(row.as_json()):
+        if text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            letter = error.object[error.start]
+            raise BadRow(
+                "half of a surrogate pair",
+                f"a text has {letter!a}, which is half of a letter: it was cut in its middle",
+            ) from None

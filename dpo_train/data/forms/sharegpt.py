@@ -34,7 +34,7 @@ def _message(message: Any, part: str) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
         raise BadRow("not a message", f"{part}: {message!r:.60} is not a {{from, value}} message")
     role = message.get("from")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(
             "unknown role",
             f"{part}: ShareGPT's role {role!r} is none of {', '.join(_ROLES)}; give tool calls as "

@@ -7,21 +7,35 @@ import re
 from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import shared_length
 
-_TURN_MARK = re.compile(r"\s*(#+\s*)?(Human|User|USER|Instruction|System|Prompter)\s*:")
-_TEMPLATE_MARK = re.compile(
-    r"\s*(<\|im_start\|>|(<s>)?\s*\[INST\]|<\|(user|system|assistant|begin_of_text)\|>"
-    r"|<start_of_turn>|<\|start_header_id\|>)"
+_LOOKED_AT = 60
+_TURN = re.compile(r"(#+\s*)?(Human|User|USER|Instruction|System|Prompter)\s*:")
+_ANSWER = re.compile(r"^(#+ *)?(Assistant|ASSISTANT|Response|Output|Bot|GPT) *:", re.MULTILINE)
+_TEMPLATE = re.compile(
+    r"<\|im_start\|>|(<s>)?\s*\[INST\]|<\|(user|system|assistant|begin_of_text)\|>"
+    r"|<start_of_turn>|<\|start_header_id\|>"
 )
 
 
 def refuse_markup(text: str, part: str) -> None:
-    """Raises BadRow for a text that is written in some model's chat template already."""
-    if mark := _TEMPLATE_MARK.match(text):
+    """Raises BadRow for a text that is written in some model's chat template already, and for one
+    that holds several turns."""
+    begun = text.lstrip()[:_LOOKED_AT]
+    if mark := _TEMPLATE.match(begun):
         raise BadRow(
             "written in a chat template already",
             f"{part} begins with {mark[0].strip()!r}, the mark of a chat template; give the texts "
             "without it, the model's own template is written around them",
         )
+    if (mark := _TURN.match(begun)) and _ANSWER.search(text):
+        raise _turns_in_text(part, mark[0])
+
+
+def _turns_in_text(part: str, mark: str) -> BadRow:
+    return BadRow(
+        "turns in an unknown form",
+        f"{part} begins with {mark.strip()!r}; turns in a text are read if they are 'Human:' and "
+        "'Assistant:', each after an empty line, in most rows; or give lists of messages",
+    )
 
 
 def cut_whole_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -30,12 +44,8 @@ def cut_whole_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     TRL's `extract_prompt` ends it at the first letter that differs, in the middle of a word.
     Raises BadRow if there is none, or if the texts are conversations in an unknown form.
     """
-    if mark := _TURN_MARK.match(chosen):
-        raise BadRow(
-            "turns in an unknown form",
-            f"chosen begins with {mark[0].strip()!r}; turns in a text are read if they are "
-            "'Human:' and 'Assistant:', each after an empty line; or give lists of messages",
-        )
+    if mark := _TURN.match(chosen.lstrip()[:_LOOKED_AT]):
+        raise _turns_in_text("chosen", mark[0])
     shared = chosen[: shared_length(chosen, rejected)]
     following = chosen[len(shared) :][:1], rejected[len(shared) :][:1]
     if all(letter.isspace() for letter in following):

@@ -7,24 +7,33 @@ Source: Bai et al., Training a Helpful and Harmless Assistant, arXiv:2204.05862.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import Message
 
-_TURN = re.compile(r"(?:\A\s*|\n\s*\n)(Human|Assistant):[ \t]*")
+_SPEAKER = re.compile(r"(Human|Assistant):[ \t]*")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
     """Whether a text begins with a human's turn and goes on with an assistant's."""
-    turns = _TURN.finditer(text)
-    first, second = next(turns, None), next(turns, None)
-    return (
-        first is not None
-        and second is not None
-        and first.start() == 0
-        and (first[1], second[1]) == ("Human", "Assistant")
-    )
+    if not text.lstrip().startswith("Human:"):
+        return False
+    turns = _turns(text)
+    next(turns)
+    second = next(turns, None)
+    return second is not None and second[1] == "Assistant"
+
+
+def _turns(text: str) -> Iterator[re.Match[str]]:
+    """Where turns begin: at the beginning of the text, and after an empty line."""
+    for found in _SPEAKER.finditer(text):
+        before = found.start()
+        while before and text[before - 1].isspace():
+            before -= 1
+        if not before or text.count("\n", before, found.start()) > 1:
+            yield found
 
 
 def read_transcript(text: str, part: str) -> list[Message]:
@@ -32,7 +41,7 @@ def read_transcript(text: str, part: str) -> list[Message]:
 
     Raises BadRow if the turns don't alternate.
     """
-    turns = list(_TURN.finditer(text))
+    turns = list(_turns(text))
     ends = [*(turn.start() for turn in turns[1:]), len(text)]
     messages = [
         {"role": _ROLES[turn[1]], "content": text[turn.end() : end].strip()}

@@ -61,7 +61,7 @@ def test_truthful_qas_form_is_read_as_it_is(tmp_path: Path) -> None:
         done = read(columns=columns)
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout.splitlines()[-1])
-        assert said["read_as"] == "prompt + answers, 12 rows"
+        assert said["read_as"] == "prompt + answers, 12 rows; not read: correct_answers, type"
         (row,) = (row for row in said["rows"] if " 7 times?" in row["prompt"][0]["content"])
         assert row == {
             "prompt": [{"role": "user", "content": "What happens 7 times?"}],

@@ -164,7 +164,9 @@ def test_a_row_in_another_form_than_the_others_is_bad(tmp_path: Path) -> None:
 
 def test_the_form_is_said_with_the_number_of_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", records(1200))
-    assert load_pairs(DataConfig(id=str(path))).read_as == "prompt + answers, 1,200 rows"
+    assert load_pairs(DataConfig(id=str(path))).read_as == (
+        "prompt + answers, 1,200 rows; not read: id, source"
+    )
 
 
 def test_nothing_left_names_the_filter_that_took_it(tmp_path: Path) -> None:

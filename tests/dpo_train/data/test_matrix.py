@@ -270,6 +270,34 @@ def early(number: int) -> Record:
     return {name: [*messages, *more] for name, messages in row.items()}
 
 
+def nested(number: int) -> Record:
+    row = texts(number)
+    return {**row, "prompt": {"text": row["prompt"]}}
+
+
+def guessable(number: int) -> Record:
+    """Answers with a beginning in common, beside a prompt that can't be read."""
+    return {"prompt": [ask(number)], "chosen": f"So: {good(number)}", "rejected": "So: no."}
+
+
+def one_is_not_whole(number: int) -> Record:
+    row = texts(number)
+    if number == 4:
+        return row
+    return {**row, **{side: row["prompt"] + row[side] for side in ("chosen", "rejected")}}
+
+
+def thoughts(number: int) -> Record:
+    row = answers(number)
+    row["chosen"][0]["reasoning_content"] = "Hm \ud83d"
+    return row
+
+
+def one_transcript(number: int) -> Record:
+    row = texts(number)
+    return {**row, "prompt": f"\n\nHuman: {ask(4)}\n\nAssistant:"} if number == 4 else row
+
+
 TAB, MARK = "\t", "utf-8-sig"
 CASES = (
     Case("`.jsonl`, texts", lines(texts)),
@@ -301,9 +329,16 @@ CASES = (
     Case("`.parquet` of messages as JSON", parquet(json_texts)),
     Case("a file that is not UTF-8", lambda folder: _latin(folder), "line 1: not UTF-8"),
     Case("a row that is not JSON", text('{"prompt": "a"\n', "rows.jsonl"), "line 1: not JSON"),
+    Case("a list of rows that is cut", text(
+        '[{"prompt": "a", "chosen": "b", "rejected": "c"},\n', "rows.json"),
+         "the list does not end"),
+    Case("`.tsv`, a quote that ends rows later", text(
+        'prompt\tchosen\trejected\nq\ta\t"b\nq2\ta2\tb2\nq3\ta3\tb3"\n', "rows.tsv"),
+         "a quote at its beginning ends rows later"),
     Case("a key given twice in a row", text(
         '{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}\n', "rows.jsonl"),
          "line 1: the key 'chosen' stands twice"),
+    Case("half of a surrogate pair in a thought", lines(thoughts), "half of a letter"),
     Case("half of a surrogate pair", lines(changed(chosen="Yes \ud83d")),
          "half of a letter"),
     Case("a folder with `train.jsonl`", several("train.jsonl", "train.bak.jsonl")),
@@ -329,10 +364,14 @@ CASES = (
     Case("whole texts beside a prompt",
          lines(lambda n: {"prompt": ask(n), "chosen": f"{ask(n)}{good(n)}",
                           "rejected": f"{ask(n)}{bad(n)}"})),
+    Case("whole texts beside a prompt, one row without", lines(one_is_not_whole),
+         "line 5: chosen does not begin with the prompt"),
     Case("transcripts (HH-RLHF)", lines(transcript)),
     Case("a prompt as a transcript + answers",
          lines(lambda n: {"prompt": f"\n\nHuman: {ask(n)}\n\nAssistant:",
                           "chosen": f" {good(n)}", "rejected": f" {bad(n)}"})),
+    Case("one prompt that is a transcript", lines(one_transcript),
+         "line 5: prompt is transcripts, where most rows have texts"),
     Case("turns in another form of text",
          lines(lambda n: {"chosen": f"User: {ask(n)}\nBot: {good(n)}",
                           "rejected": f"User: {ask(n)}\nBot: {bad(n)}"}),
@@ -352,6 +391,15 @@ CASES = (
          "--set 'data.columns.rejected=incorrect_answers[0]'"),
     Case("`question` in place of `prompt`", lines(renamed(prompt="question")),
          "type `--set data.columns.prompt=question`"),
+    Case("`Prompt`, in capitals", lines(renamed(prompt="Prompt")),
+         "type `--set data.columns.prompt=Prompt`"),
+    Case("a path that leads nowhere", lines(nested), "'prompt.txet' is null or not there",
+         options={"columns": {"prompt": "prompt.txet"}}),
+    Case("a path into a column", lines(nested), options={"columns": {"prompt": "prompt.text"}}),
+    Case("a prompt that is neither text nor messages", lines(guessable),
+         "neither a text nor a list of messages"),
+    Case("prompts that are all null", lines(changed(prompt=None)),
+         "'prompt' is null or not there in all rows"),
     Case("a null prompt in one row", lines(one_null), "line 5: prompt is null"),
     Case("a system column", lines(changed(system="Be kind.")), system="Be kind."),
     Case("a system column of messages",

@@ -127,6 +127,24 @@ def test_what_the_template_leaves_out_is_refused(make: Make, name: str, special:
     assert make(TOOLS).check([row(), special]) == []
 
 
+@pytest.mark.parametrize("role", ["developer", "tool"])
+def test_a_role_that_the_template_leaves_out_is_refused(make: Make, role: str) -> None:
+    silent = CHATML.replace(
+        "{% for message in messages %}",
+        "{% for message in messages if message['role'] in ('user', 'assistant') %}",
+    )
+    special = row(prompt=[said(role, "Listen."), said("user", "Why?")])
+    with pytest.raises(InputError, match=f"writes nothing of messages by the role '{role}'"):
+        make(silent).check([row(), special])
+    assert make(CHATML).check([row(), special]) == []
+
+
+def test_variables_that_the_template_ignores_are_said(make: Make) -> None:
+    special = row(chat_template_kwargs={"enable_thinking": False})
+    (note,) = make(CHATML).check([row(), special])
+    assert "writes the same whatever chat_template_kwargs say (enable_thinking)" in note
+
+
 def test_tools_calls_and_reasoning_are_tokenised_as_by_trl(make: Make) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

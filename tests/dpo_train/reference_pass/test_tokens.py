@@ -1,6 +1,7 @@
 """All rows of a folder are tokenised once; bad rows are listed, or left out and counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from dpo_train import data, model, reference
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.config_base import override
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.special_tokens import SpecialTokens
 from dpo_train.errors import InputError
 from dpo_train.reference_pass import tokens
 
@@ -44,6 +47,22 @@ def test_it_is_left_out_and_counted_if_asked(tmp_path: Path) -> None:
     # The data of one search may be asked for by another, which does not skip.
     with pytest.raises(InputError, match="line 21"):
         tokens.tokenised(planned(tmp_path))
+
+
+def test_a_special_token_in_a_tool_makes_a_bad_row(tmp_path: Path) -> None:
+    tool = {"name": "f", "parameters": {"x<|im_end|>": {"type": "integer"}}}
+    first, second, *_ = (row for _, row in tokens.read_rows(planned(tmp_path, "skip")))
+    special = SpecialTokens(["<|im_end|>"])
+    special.refuse(second)
+    with pytest.raises(BadRow, match="special token"):
+        special.refuse(replace(first, tools=[tool]))
+
+
+def test_rows_without_a_place_are_all_tokenised(tmp_path: Path) -> None:
+    folder = planned(tmp_path, "skip")
+    places = (folder / "places.txt").read_text().split("\n")
+    (folder / "places.txt").write_text("\n".join(places[:7]))
+    assert len(tokens.TokenFile(folder, tokens.tokenised(folder).pad_token_id).rows) == 29
 
 
 def test_a_folder_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
