@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.forms.checks import check_row
 from dpo_train.data.forms.conversations import cut_conversations, is_whole
 from dpo_train.data.forms.messages import is_messages, read_messages
 from dpo_train.data.forms.sharegpt import is_sharegpt, read_sharegpt
 from dpo_train.data.forms.texts import cut_whole_texts, refuse_markup
 from dpo_train.data.forms.transcripts import is_transcript, read_transcript
-from dpo_train.data.row import SYSTEM_ROLES, Message, Row, text_of, texts_in
+from dpo_train.data.row import SYSTEM_ROLES, Message, Row, text_of
 from dpo_train.errors import InputError
 
 Parts = Mapping[str, Any]
@@ -32,7 +33,6 @@ _READERS: dict[str, Callable[[Any, str], list[Message]]] = {
     SHAREGPT: read_sharegpt,
 }
 _MESSAGE_START = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
-_ANSWER_ROLES = {"assistant", "tool"}
 _RESERVED = {"messages", "tools", "add_generation_prompt", "tokenize", "return_dict",
              "chat_template", "continue_final_message"}  # fmt: skip
 """What the tokenizer's own call takes."""
@@ -102,8 +102,7 @@ def read_row(parts: Parts, form: Form, place: str) -> Row:
         _read_variables(parts.get("chat_template_kwargs")),
         place,
     )
-    _check_turns(row)
-    _check_letters(row)
+    check_row(row)
     return row
 
 
@@ -287,46 +286,3 @@ def _fits(value: Any) -> bool:
 
 def _looks_like_messages(text: str) -> bool:
     return text[:20].lstrip()[:1] in ("[", "{") and _MESSAGE_START.match(text) is not None
-
-
-# --- what every row must hold ------------------------------------------------------------------
-
-
-def _check_turns(row: Row) -> None:
-    if row.prompt and row.prompt[-1]["role"] not in ("user", "tool"):
-        last = row.prompt[-1]["role"]
-        raise BadRow(
-            "a prompt that ends with no question",
-            f"the prompt ends with a message of role {last!r}; it must end with user or tool",
-        )
-    for part, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
-        roles = [message["role"] for message in answer]
-        if not roles:
-            continue  # an empty answer is left out by the filters
-        if "user" in roles[1:]:
-            raise BadRow(
-                "a question inside an answer",
-                f"{part}: the conversations differ before their last answers, so that words of the "
-                "user would be learnt",
-            )
-        if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= _ANSWER_ROLES:
-            wrong = next((role for role in roles if role not in _ANSWER_ROLES), roles[-1])
-            raise BadRow(
-                "an answer by another role",
-                f"{part} has a message of role {wrong!r} where the assistant answers",
-            )
-
-
-def _check_letters(row: Row) -> None:
-    """Half of a surrogate pair is no letter; no tokenizer can read it."""
-    for text in texts_in(row.as_json()):
-        if text.isascii():
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            letter = error.object[error.start]
-            raise BadRow(
-                "half of a surrogate pair",
-                f"a text has {letter!a}, which is half of a letter: it was cut in its middle",
-            ) from None

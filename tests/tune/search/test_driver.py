@@ -106,10 +106,10 @@ def test_trials_that_diverge_are_rows_with_their_error(
 def test_a_search_in_which_nothing_is_measured_exits_1(
     tmp_path: Path, yaml: Path, dpo_tune: Run
 ) -> None:
-    (tmp_path / "broken").mkdir()
-    for name in ("config.json", "tokenizer_config.json"):
-        (tmp_path / "broken" / name).write_text("{}")
-    shutil.copy(sample.MODEL / "model.safetensors", tmp_path / "broken")
+    shutil.copytree(sample.MODEL, tmp_path / "broken")
+    config = json.loads((tmp_path / "broken" / "config.json").read_text())
+    wider = {**config, "hidden_size": 2 * config["hidden_size"]}  # than the weights are
+    (tmp_path / "broken" / "config.json").write_text(json.dumps(wider))
     done = dpo_tune(
         "run", yaml, "--set", "trainer=trl", "--set", f"model.id={tmp_path / 'broken'}",
         "--set", "budget.failures_in_a_row=2", "--set", "trials=3", "--set", "resources.at_once=1",

@@ -1,0 +1,54 @@
+"""What every row must hold, whatever form it came in."""
+
+from __future__ import annotations
+
+from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.row import Row, texts_in
+
+_ANSWER_ROLES = {"assistant", "tool"}
+
+
+def check_row(row: Row) -> None:
+    """Raises BadRow unless a question is asked and answered, in letters that can be written."""
+    _check_turns(row)
+    _check_letters(row)
+
+
+def _check_turns(row: Row) -> None:
+    if row.prompt and row.prompt[-1]["role"] not in ("user", "tool"):
+        last = row.prompt[-1]["role"]
+        raise BadRow(
+            "a prompt that ends with no question",
+            f"the prompt ends with a message of role {last!r}; it must end with user or tool",
+        )
+    for part, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
+        roles = [message["role"] for message in answer]
+        if not roles:
+            continue  # an empty answer is left out by the filters
+        if "user" in roles[1:]:
+            raise BadRow(
+                "a question inside an answer",
+                f"{part}: the conversations differ before their last answers, so that words of the "
+                "user would be learnt",
+            )
+        if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= _ANSWER_ROLES:
+            wrong = next((role for role in roles if role not in _ANSWER_ROLES), roles[-1])
+            raise BadRow(
+                "an answer by another role",
+                f"{part} has a message of role {wrong!r} where the assistant answers",
+            )
+
+
+def _check_letters(row: Row) -> None:
+    """Half of a surrogate pair is no letter; no tokenizer can read it."""
+    for text in texts_in(row.as_json()):
+        if text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            letter = error.object[error.start]
+            raise BadRow(
+                "half of a surrogate pair",
+                f"a text has {letter!a}, which is half of a letter: it was cut in its middle",
+            ) from None
