@@ -35,6 +35,7 @@ def main() -> int:
 def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     """Trains to the end and exports the last weights; prints every evaluation."""
     from dpo_train import data, model_source, reference
+    from dpo_train.reference_pass.tokens import read_summary
     from dpo_train.trainers.open import open_session
     from dpo_train.trainers.session import Diverged
 
@@ -48,6 +49,9 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         prepared = reference.plan(config, pairs, prepared_root.absolute(), device)
         reference.prepare(prepared, Progress())
+        if summary := read_summary(prepared):
+            for note in summary.notes:
+                print(note, flush=True)
     session = open_session(config, prepared, device)
     pairs_seen = 0.0
     try:

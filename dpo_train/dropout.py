@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _KEPT = "dropout_as_configured"
-"""The attribute of a model that keeps what its configuration said."""
+"""The attribute of a model that keeps the values of its configuration."""
 
 
 def switch_off(model: Any) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo_train import model, model_source
-from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.config import TrainConfig
 from dpo_train.data import SPLITS, Pairs
+from dpo_train.reference_pass.plan import FORMAT, PLAN, read_plan
 from dpo_train.reference_pass.rows import PLACES, ROWS
 from dpo_train.reference_pass.shards import ALONE, Pass, ScoredShard, Turns, remove_shards
-from dpo_train.reference_pass.splits import FORMAT, write_splits
+from dpo_train.reference_pass.splits import write_splits
 from dpo_train.reference_pass.tokens import TOKENS, TokenFile, tokenised
 from dpo_train.scoring import logps
 from dpo_train.storage import mirror
@@ -74,15 +75,15 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / key
     folder.mkdir(parents=True, exist_ok=True)
-    if not mirror.exists(folder / "plan.json"):
+    if not mirror.exists(folder / PLAN):
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may plan the same at once
             write_atomically(folder / ROWS, text)
             # Not part of the key: the same rows may come from another file.
             write_here(folder / PLACES, "\n".join(row.place for _, row in ordered))
             base = config.model.model_dump(mode="json")
-            asked = {**recipe, "count": len(ordered), "base": base}
-            write_atomically(folder / "plan.json", json.dumps(asked, indent=1))
+            content = {**recipe, "count": len(ordered), "base": base}
+            write_atomically(folder / PLAN, json.dumps(content, indent=1))
     return folder
 
 
@@ -117,8 +118,10 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
         if task is None:
             try:
                 task = _Task(folder, turns)
-            except FileNotFoundError:  # merged, and its tokens removed, since it was looked at
-                continue
+            except FileNotFoundError:
+                if not mirror.exists(folder / "manifest.json"):
+                    raise
+                continue  # merged, and its tokens removed, since it was looked at
         task.shards.run()
 
 
@@ -176,24 +179,23 @@ class _Task:
     def __init__(self, folder: Path, turns: Turns) -> None:
         self.summary = tokenised(folder)
         self.tokens = TokenFile(folder, self.summary.pad_token_id)
-        asked = json.loads((folder / "plan.json").read_text())
-        self._base = ModelConfig(**asked["base"])
-        self._device: str = asked["device"]
+        self._plan = read_plan(folder)
         self._folder = folder
         self.shards = Pass(folder, self.tokens.shards, self._score, turns)
 
     def _score(self, places: Sequence[int]) -> ScoredShard:
         columns = self.tokens.columns(places)
         chosen, rejected = logps.score_with(
-            self._forward, columns, self.tokens.pad_token_id, self._device
+            self._forward, columns, self.tokens.pad_token_id, self._plan.device
         )
         return ScoredShard(chosen.tolist(), rejected.tolist())
 
     @cached_property
     def _forward(self) -> logps.Forward:
         """The reference, which only a process that computes a shard loads."""
-        warm = model.load_base(self._base, self._device, self._folder)
-        return logps.forward_pass(warm.fresh(trained_in_full=False), self._device)
+        plan = self._plan
+        warm = model.load_base(plan.base, plan.device, self._folder)
+        return logps.forward_pass(warm.fresh(trained_in_full=False), plan.device)
 
 
 def _merge(folder: Path, task: _Task) -> PreparedData | None:

@@ -30,10 +30,10 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
     ]
     found = [path for path in files if _split_of(path) == split]
     if not found:
-        there = ", ".join(str(path.relative_to(folder)) for path in files[:10]) or "no data file"
+        names = ", ".join(str(path.relative_to(folder)) for path in files[:10]) or "no data file"
         raise InputError(
             f"data.id: {folder} holds no file of the split {split!r} ({split}.jsonl or another of "
-            f"{', '.join(FORMATS)}, or shards {split}-00000-of-00002.parquet); it holds {there}; "
+            f"{', '.join(FORMATS)}, or shards {split}-00000-of-00002.parquet); it holds {names}; "
             "type `--set data.split=NAME`, or give one file as data.id"
         )
     shards = [match for path in found if (match := _SHARD.search(_stem(path)))]
@@ -78,7 +78,10 @@ def files_by_card(folder: Path, split: str, subset: str | None) -> list[Path]:
         raise InputError(f"data.split: {card} has no {split!r}; it has {', '.join(patterns)}")
     wanted = patterns[split]
     wanted = wanted if isinstance(wanted, list) else [wanted]
-    files = sorted({path for pattern in wanted for path in folder.glob(str(pattern))})
+    try:
+        files = sorted({path for pattern in wanted for path in folder.glob(str(pattern))})
+    except (ValueError, NotImplementedError):  # an absolute or empty pattern
+        files = []
     if not files:
         raise InputError(f"data.id: {folder} has none of the files {wanted} that its card names")
     return files

@@ -31,8 +31,8 @@ class Row:
     @property
     def prompt_key(self) -> str:
         """The same for rows that ask the same, whatever the system prompt."""
-        said = [m for m in self.prompt if m["role"] not in SYSTEM_ROLES]
-        return json.dumps(said, ensure_ascii=False)
+        turns = [message for message in self.prompt if message["role"] not in SYSTEM_ROLES]
+        return json.dumps(turns, ensure_ascii=False)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads; the place is not part of it."""

@@ -32,6 +32,16 @@ class Rendered:
     rejected: str
 
 
+class TemplateRefusal(BadRow):
+    """A row that the chat template refuses, with the template's own words."""
+
+    def __init__(self, name: str, words: str) -> None:
+        super().__init__(
+            "refused by the chat template", f"the chat template of {name} refuses it ({words})"
+        )
+        self.words = words
+
+
 class ChatTemplate:
     """Writes rows with a tokenizer's chat template."""
 
@@ -42,7 +52,7 @@ class ChatTemplate:
         self._fix_date()
 
     def render(self, row: Row) -> Rendered:
-        """The texts of a row. Raises BadRow if the template refuses it."""
+        """The texts of a row. Raises TemplateRefusal if the template refuses it."""
         return Rendered(
             self.prompt(row),
             self._render(row, row.chosen),
@@ -50,7 +60,7 @@ class ChatTemplate:
         )
 
     def prompt(self, row: Row) -> str:
-        """The prompt with the beginning of the answer's turn. Raises BadRow."""
+        """The prompt with the beginning of the answer's turn. Raises TemplateRefusal."""
         return self._render(row, [], add_generation_prompt=True)
 
     def check(self, rows: Sequence[Row]) -> list[str]:
@@ -71,7 +81,7 @@ class ChatTemplate:
         return [
             *self._check_variables(rows),
             *self._check_beginning(rows),
-            *self._said_of_date(),
+            *self._note_on_date(),
         ]
 
     def _render(self, row: Row, answer: list[Message], **options: Any) -> str:
@@ -86,10 +96,7 @@ class ChatTemplate:
                 **row.chat_template_kwargs,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
-            raise BadRow(
-                "refused by the chat template",
-                f"the chat template of {self._name} refuses it ({one_line(error)})",
-            ) from None
+            raise TemplateRefusal(self._name, one_line(error)) from None
         return str(text)
 
     def _fix_date(self) -> None:
@@ -105,7 +112,7 @@ class ChatTemplate:
             compiled = chat_template_utils._compile_jinja_template(template)
             compiled.environment.globals["strftime_now"] = strftime_now
 
-    def _said_of_date(self) -> Iterator[str]:
+    def _note_on_date(self) -> Iterator[str]:
         if self.writes_date:
             yield (
                 f"the chat template of {self._name} writes today's date; the pairs are written as "
@@ -116,20 +123,20 @@ class ChatTemplate:
         with_system = [row for row in rows if row.prompt[0]["role"] == "system"]
         if not with_system:
             return
-        said = "writes nothing of system prompts"
+        fault = "writes nothing of system prompts"
         for row in with_system[:_PROBED]:
             try:
                 alone = self._render(replace(row, prompt=row.prompt[1:]), [])
-            except BadRow:
-                return  # it refuses the row for something else, which is said with the row
+            except TemplateRefusal:
+                return  # it refuses the row for something else: a bad row
             try:
                 if self._render(row, []) != alone:
                     return
-            except BadRow as bad:
-                said = f"refuses system prompts ({bad.detail.rpartition('(')[2].rstrip(')')})"
+            except TemplateRefusal as refusal:
+                fault = f"refuses system prompts ({refusal.words})"
                 break
         raise InputError(
-            f"model.id: the chat template of {self._name} {said}, which {len(with_system):,} of "
+            f"model.id: the chat template of {self._name} {fault}, which {len(with_system):,} of "
             f"{len(rows):,} rows have; type `--set data.columns.system=null` if they come from the "
             "system column, give rows without them, or a model whose template takes them"
         )
@@ -140,8 +147,8 @@ class ChatTemplate:
         for row in having[:_PROBED]:
             try:
                 texts = self.render(row)
-            except BadRow:
-                return  # said with the row
+            except TemplateRefusal:
+                return  # a bad row
             written = texts.chosen + texts.rejected
             contents = [m.get("content") or "" for m in _messages(row) if m["role"] == role]
             if all(content.strip() in written for content in contents):
@@ -162,7 +169,7 @@ class ChatTemplate:
             try:
                 if self.render(row) != self.render(without(row)):
                     return 0
-            except BadRow:
+            except TemplateRefusal:
                 return 0
         return len(having)
 
@@ -186,7 +193,7 @@ class ChatTemplate:
             try:
                 texts = self.render(row)
                 opened = texts.prompt.removeprefix(self._render(row, []))
-            except BadRow:
+            except TemplateRefusal:
                 continue
             probed += 1
             if texts.chosen.startswith(texts.prompt) and texts.rejected.startswith(texts.prompt):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dpo_train.data import Row
 from dpo_train.errors import InputError
+from dpo_train.reference_pass.plan import PLAN
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
 
@@ -32,7 +33,7 @@ def read_rows(folder: Path) -> Iterator[tuple[str, Row]]:
 def refuse_damaged(folder: Path, wanted: str) -> None:
     """Raises InputError unless the file has the checksum that was planned."""
     if checksum(folder / ROWS) != wanted:
-        mirror.remove(folder / "plan.json")
+        mirror.remove(folder / PLAN)
         mirror.forget(folder / ROWS)
         raise InputError(
             f"{folder}/{ROWS} is not as it was written; type the same command again, it is "

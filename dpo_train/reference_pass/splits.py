@@ -18,6 +18,7 @@ import numpy as np
 from dpo_train.data import SPLITS
 from dpo_train.data.bad_rows import listed
 from dpo_train.errors import InputError
+from dpo_train.reference_pass.plan import FORMAT
 from dpo_train.reference_pass.rows import read_rows
 from dpo_train.reference_pass.shards import ScoredShard
 from dpo_train.reference_pass.tokens import Summary, TokenFile
@@ -28,7 +29,6 @@ from dpo_train.storage.files import checksum, write_here
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = 2
 _BATCH_ROWS = 1000
 _LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 

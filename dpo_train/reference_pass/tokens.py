@@ -23,8 +23,9 @@ from dpo_train.data.bad_rows import BadRow, BadRows, listed, refusal
 from dpo_train.data.special_tokens import SpecialTokens
 from dpo_train.errors import InputError
 from dpo_train.reference_pass.chat_template import ChatTemplate, Rendered
-from dpo_train.reference_pass.rows import read_rows, refuse_damaged
-from dpo_train.reference_pass.tokenise import Tokeniser
+from dpo_train.reference_pass.plan import Plan, read_plan
+from dpo_train.reference_pass.rows import ROWS, read_rows, refuse_damaged
+from dpo_train.reference_pass.tokenise import TokenIds, Tokeniser
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum, write_here
 
@@ -43,12 +44,12 @@ _MOST_PAIRS = 1024
 """In a shard: more would be too much to lose."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many rows are tokenised, and of how many."""
+"""A function that gets the number of rows tokenised so far, and of all rows."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What tokenising the rows of a folder said."""
+    """The result of tokenising the rows of a folder, beside the tokens."""
 
     pad_token_id: int
     rows: int
@@ -80,20 +81,19 @@ def tokenised(folder: Path, progress: Progress | None = None) -> Summary:
     """Tokenises the rows of a planned folder, unless that is done.
 
     Raises InputError for a model without a chat template, for rows that its template can't write,
-    and for bad rows if plan.json says so.
+    and for bad rows if the plan says so.
     """
-    for name in ("rows.jsonl", "plan.json"):
-        mirror.fetch_once(folder / name)
-    asked = json.loads((folder / "plan.json").read_text())
+    mirror.fetch_once(folder / ROWS)
+    plan = read_plan(folder)
     with (folder / "tokens.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         summary = _whole(folder)
         if summary is None:
-            refuse_damaged(folder, asked["rows"])
-            summary = _write(folder, asked, progress)
+            refuse_damaged(folder, plan.rows_sha256)
+            summary = _write(folder, plan, progress)
             for name in (TOKENS, SUMMARY):
                 mirror.put(folder / name)
-    summary.refuse_bad(asked["on_bad_row"])
+    summary.refuse_bad(plan.on_bad_row)
     return summary
 
 
@@ -131,44 +131,35 @@ def _whole(folder: Path) -> Summary | None:
         return None
 
 
-def _write(folder: Path, asked: dict[str, Any], progress: Progress | None) -> Summary:
+def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
     import pyarrow  # slow to import
 
-    base = ModelConfig(**asked["base"])
-    tokenizer = model.load_tokenizer(base, fetched=False)
-    template = ChatTemplate(tokenizer, repr(base.id))
+    tokenizer = model.load_tokenizer(plan.base, fetched=False)
+    template = ChatTemplate(tokenizer, repr(plan.base.id))
     special = SpecialTokens(special_tokens(tokenizer))
-    tokeniser = Tokeniser(tokenizer, asked["max_length_tokens"])
+    tokeniser = Tokeniser(tokenizer, plan.max_length_tokens)
     bad = BadRows()
     dropped: Counter[str] = Counter()
-    total = asked["count"]
+    notes: list[str] = []
     done = 0
     ids = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema([("row", pyarrow.int32()), *((name, ids) for name in IDS)])
     partial = folder / f"{TOKENS}.part"
     rows = enumerate(row for _, row in read_rows(folder))
-    notes: list[str] = []
     with pyarrow.OSFile(str(partial), "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
         while batch := list(islice(rows, _BATCH_ROWS)):
             if done < _CHECKED_ROWS:
                 notes += template.check([row for _, row in batch])
             numbers, texts = _render(batch, template, special, bad)
-            columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-            for number, found in zip(numbers, tokeniser.encode(texts), strict=True):
-                if isinstance(found, str):
-                    dropped[found] += 1
-                    continue
-                columns["row"].append(number)
-                for name in IDS:
-                    columns[name].append(getattr(found, name))
+            columns = _columns(numbers, tokeniser.encode(texts), dropped)
             writer.write_batch(pyarrow.record_batch(columns, schema))
             done += len(batch)
             if progress is not None:
-                progress(done, total)
+                progress(done, plan.rows)
     partial.replace(folder / TOKENS)
     summary = Summary(
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
-        rows=total,
+        rows=plan.rows,
         dropped=dict(dropped + bad.counts),
         bad=bad.counts.total(),
         first_bad=bad.first,
@@ -177,6 +168,21 @@ def _write(folder: Path, asked: dict[str, Any], progress: Progress | None) -> Su
     )
     write_here(folder / SUMMARY, json.dumps(asdict(summary), indent=1))
     return summary
+
+
+def _columns(
+    numbers: Sequence[int], encoded: Sequence[TokenIds | str], dropped: Counter[str]
+) -> dict[str, list[Any]]:
+    """The columns of the rows that have tokens; `dropped` counts the others by reason."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("row", *IDS)}
+    for number, ids in zip(numbers, encoded, strict=True):
+        if isinstance(ids, str):
+            dropped[ids] += 1
+            continue
+        columns["row"].append(number)
+        for name in IDS:
+            columns[name].append(getattr(ids, name))
+    return columns
 
 
 def _render(

@@ -6,28 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 from dpo_train import data, export, model, reference
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.config_base import override
+from tests.helpers.small_models import SMALL, save
 from tests.helpers.training import curve
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "attention_dropout": 0.1,
-}
+LARGE_WEIGHTS = {**SMALL, "initializer_range": 0.2}
+"""With which dropout shows in the loss."""
 MODELS: dict[str, transformers.PretrainedConfig] = {
-    "granite": transformers.GraniteConfig(**SMALL, attention_multiplier=0.25),
+    "granite": transformers.GraniteConfig(**LARGE_WEIGHTS, attention_multiplier=0.25),
     "starcoder2": transformers.Starcoder2Config(
-        **SMALL, sliding_window=None, residual_dropout=0.1, embedding_dropout=0.1
+        **LARGE_WEIGHTS, sliding_window=None, residual_dropout=0.1, embedding_dropout=0.1
     ),
     "opt": transformers.OPTConfig(
         hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, init_std=0.2,
@@ -38,15 +30,6 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
         hidden_dropout=0.1, initializer_range=0.2,
     ),
 }  # fmt: skip
-
-
-def save(config: Any, folder: Path) -> Path:
-    tokenizer = model.load_tokenizer(ModelConfig())
-    torch.manual_seed(0)
-    config.vocab_size = len(tokenizer)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
+from tests.conftest import ROOT
 
 
 def curve(trial: TrainConfig, prepared: Path) -> list[dict[str, float]]:
@@ -58,3 +63,18 @@ def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) ->
     rest = [numbers(restored.advance()) for _ in range(len(whole) - 3)]
     restored.close()
     assert rest == whole[3:]
+
+
+def stock_results(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a stock DPOTrainer makes of each case, in a process of its own: stock_dpo.py says how
+    a case and a result look."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "stock_dpo.py")],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return results

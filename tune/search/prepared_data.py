@@ -5,12 +5,12 @@ Planning writes the rows and the key; the log-probs are computed by the first tr
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dpo_train import data, model_source, reference
 from dpo_train.errors import InputError
-from dpo_train.reference_pass.splits import FORMAT
+from dpo_train.reference_pass.plan import PLAN, read_plan
+from dpo_train.reference_pass.rows import ROWS
 from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import Records
@@ -47,15 +47,9 @@ def find_prepared_data(config: SearchConfig, records: Records) -> None:
     if config.trainer == "simulated":
         return
     recorded = records.run.prepared_folder
-    if mirror.exists(recorded / "plan.json"):
-        for name in ("plan.json", "rows.jsonl"):
-            mirror.fetch_once(recorded / name)
-        planned = json.loads((recorded / "plan.json").read_text())
-        if planned["format"] != FORMAT:
-            raise InputError(
-                f"{mirror.shown(records.folder)}: its data was prepared by another version of "
-                "dpo-tune; go on with that version, or start another search with `--name NEW`"
-            )
+    if mirror.exists(recorded / PLAN):
+        mirror.fetch_once(recorded / ROWS)
+        read_plan(recorded)  # refuses that of another version
         return
     pairs = data.load_pairs(config.data)
     root = config.prepared_root.absolute()

@@ -16,6 +16,7 @@ from pathlib import Path
 from dpo_train.data.bad_rows import listed
 from dpo_train.errors import InputError
 from dpo_train.reference_pass.tokens import SUMMARY, read_summary
+from dpo_train.storage import mirror
 from tune.search.signs_of_life import SignsOfLife
 
 _SHOWN_OF_STDERR = 2000
@@ -32,8 +33,7 @@ class Tokenising:
         self._process: subprocess.Popen[str] | None = None
         if folder is None:
             return
-        summary = read_summary(folder)
-        if summary is not None and (folder / "manifest.json").exists():
+        if read_summary(folder) is not None and mirror.exists(folder / "manifest.json"):
             return
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dpo_train.reference_pass", str(folder)],
@@ -85,15 +85,15 @@ class Tokenising:
     def _listen(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        with self._process.stdout as said:
-            for line in said:
-                what = json.loads(line)
-                self._error = what.get("error", "")
-                self._done, self._total = what.get("done", 0), what.get("total", 0)
+        with self._process.stdout as lines:
+            for line in lines:
+                message = json.loads(line)
+                self._error = message.get("error", "")
+                self._done, self._total = message.get("done", 0), message.get("total", 0)
 
     def _keep(self) -> None:
         assert self._process is not None
         assert self._process.stderr is not None
-        with self._process.stderr as said:
-            for line in said:
+        with self._process.stderr as lines:
+            for line in lines:
                 self._stderr = (self._stderr + line)[-_SHOWN_OF_STDERR:]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.forms.messages import message_at
 from dpo_train.data.row import SYSTEM_ROLES, Message, shared_length
 
 _BEGINNERS = (*SYSTEM_ROLES, "user", "human")
@@ -13,9 +14,7 @@ _BEGINNERS = (*SYSTEM_ROLES, "user", "human")
 
 def is_whole(value: Any) -> bool:
     """Whether messages, of whatever form, are a conversation from its beginning and no answer."""
-    first = value[0] if isinstance(value, list) and value else value
-    if not isinstance(first, dict):
-        return False
+    first = message_at(value, 0)
     return first.get("role", first.get("from")) in _BEGINNERS
 
 
@@ -46,21 +45,25 @@ def _refuse_another_beginning(
     prompt: Sequence[Message], whole: Sequence[Message], part: str
 ) -> None:
     if _has_system(prompt) and _has_system(whole):
-        asked, begun = list(prompt), list(whole)
+        expected, begun = list(prompt), list(whole)
     else:
-        asked, begun = _without_system(prompt), _without_system(whole)
-    said = [(message["role"], (message.get("content") or "").strip()) for message in asked]
-    there = [
-        (message["role"], (message.get("content") or "").strip()) for message in begun[: len(said)]
-    ]
-    if said != there:
-        first = there[0][1] if there else ""
+        expected, begun = _without_system(prompt), _without_system(whole)
+    if not expected:
+        raise BadRow("empty prompt", "the prompt has no message but the system's")
+    if [_turn(message) for message in expected] != [
+        _turn(message) for message in begun[: len(expected)]
+    ]:
+        first = _turn(begun[0])[1] if begun else ""
         raise BadRow(
             "a conversation that doesn't begin with its prompt",
-            f"{part} begins with {first!r:.50} and not with the prompt {said[0][1]!r:.50}"
-            if said
-            else "the prompt has no message but the system's",
+            f"{part} begins with {first!r:.50} and not with the prompt "
+            f"{_turn(expected[0])[1]!r:.50}",
         )
+
+
+def _turn(message: Message) -> tuple[str, str]:
+    """What two messages must share to be the same: who says what."""
+    return message["role"], (message.get("content") or "").strip()
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

@@ -15,7 +15,7 @@ from typing import Any
 from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.forms.checks import check_row
 from dpo_train.data.forms.conversations import cut_conversations, is_whole
-from dpo_train.data.forms.messages import is_messages, read_messages
+from dpo_train.data.forms.messages import is_messages, message_at, read_messages
 from dpo_train.data.forms.sharegpt import is_sharegpt, read_sharegpt
 from dpo_train.data.forms.texts import cut_whole_texts, refuse_markup
 from dpo_train.data.forms.transcripts import is_transcript, read_transcript
@@ -57,8 +57,8 @@ class Form:
             what += f" ({self.answers})"
         if self.prompt is None:
             return f"{what}, their common beginning is the prompt"
-        asked = "prompt" if self.prompt in (TEXTS, MESSAGES) else f"prompt ({self.prompt})"
-        return f"{asked} + {what}"
+        prompt = "prompt" if self.prompt in (TEXTS, MESSAGES) else f"prompt ({self.prompt})"
+        return f"{prompt} + {what}"
 
 
 def decide(rows: Sequence[Parts]) -> Form:
@@ -148,8 +148,8 @@ def _most_begin_with_prompt(rows: Sequence[Parts]) -> bool:
 
 def _last_text(prompt: Any) -> str:
     """A prompt that is a text, or the text of its last message."""
-    last = prompt[-1] if isinstance(prompt, list) and prompt else prompt
-    text = last.get("content", last.get("value")) if isinstance(last, dict) else last
+    last = message_at(prompt, -1)
+    text = last.get("content", last.get("value")) if last else prompt
     return text if isinstance(text, str) else ""
 
 
@@ -195,17 +195,17 @@ def _read_whole_texts(
     for part, text in (("chosen", chosen), ("rejected", rejected)):
         _read(text, TEXTS, part)
     if prompt is None:
-        asked, chosen, rejected = cut_whole_texts(chosen, rejected)
-        prompt = _read(asked, TEXTS, "prompt")
+        question, chosen, rejected = cut_whole_texts(chosen, rejected)
+        prompt = _read(question, TEXTS, "prompt")
     else:
-        asked = text_of(prompt[-1:])
+        question = text_of(prompt[-1:])
         for part, text in (("chosen", chosen), ("rejected", rejected)):
-            if not text.startswith(asked):
+            if not text.startswith(question):
                 raise BadRow(
                     "a text that doesn't begin with its prompt",
-                    f"{part} does not begin with the prompt {asked!r:.40}, as in most rows",
+                    f"{part} does not begin with the prompt {question!r:.40}, as in most rows",
                 )
-        chosen, rejected = chosen[len(asked) :], rejected[len(asked) :]
+        chosen, rejected = chosen[len(question) :], rejected[len(question) :]
     return prompt, _read(chosen, TEXTS, "chosen"), _read(rejected, TEXTS, "rejected")
 
 

@@ -16,10 +16,15 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MEDIA = ("image", "image_url", "audio", "video", "input_audio")
 
 
+def message_at(value: Any, place: int) -> dict[str, Any]:
+    """The first (0) or last (-1) message of a list, or the one message; empty for other values."""
+    message = value[place] if isinstance(value, list) and value else value
+    return message if isinstance(message, dict) else {}
+
+
 def is_messages(value: Any) -> bool:
     """Whether a value is a list of messages, or one message."""
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and "role" in first
+    return "role" in message_at(value, 0)
 
 
 def read_messages(value: Any, part: str) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dpo_train.data.bad_rows import BadRow
+from dpo_train.data.forms.messages import message_at, read_messages
 from dpo_train.data.row import Message
 
 _ROLES = {
@@ -20,17 +21,17 @@ _ROLES = {
 
 def is_sharegpt(value: Any) -> bool:
     """Whether a value is a list of ShareGPT's messages, or one of them."""
-    first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, dict) and "from" in first and "value" in first
+    return {"from", "value"} <= set(message_at(value, 0))
 
 
 def read_sharegpt(value: Any, part: str) -> list[Message]:
     """The messages of a value. Raises BadRow."""
     messages = [value] if isinstance(value, dict) else value
-    return [_message(message, part) for message in messages]
+    return read_messages([_with_role(message, part) for message in messages], part)
 
 
-def _message(message: Any, part: str) -> Message:
+def _with_role(message: Any, part: str) -> dict[str, Any]:
+    """The message as {role, content}."""
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
         raise BadRow("not a message", f"{part}: {message!r:.60} is not a {{from, value}} message")
     role = message.get("from")

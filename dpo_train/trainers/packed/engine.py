@@ -27,7 +27,7 @@ from dpo_train.trainers.packed.losses import PairScores, pair_losses
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
 from dpo_train.trainers.packed.rows import Pair, Rows, Split, collate
-from dpo_train.trainers.packed.self_check import check_once, errors_refused
+from dpo_train.trainers.packed.self_check import AdaptedBase, check_once, errors_refused
 from dpo_train.trainers.packed.trial import PackedTrial
 from dpo_train.trainers.session import OutOfMemory
 from dpo_train.trainers.token_bound import TokenBound
@@ -295,8 +295,8 @@ class PackedEngine:
             layers = dict.fromkeys(layer for layers in self._layers.values() for layer in layers)
             modules = dict(self.base.named_modules())
             self._stacks = {layer: StackedLinear(modules[layer.name]) for layer in layers}
-            adapted, some = self._layers[key], self.train.pairs
-            check_once(self._prepared, self.base, self._stacks, adapted, lora, some, self._device)
+            adapted = AdaptedBase(self.base, self._stacks, self._layers[key], lora, self._device)
+            check_once(self._prepared, adapted, self.train.pairs)
         return self._layers[key]
 
     def _refuse_other_architectures(self) -> None:

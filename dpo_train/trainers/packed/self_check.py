@@ -52,52 +52,48 @@ class _Pass:
     """The gradient of each trainable matrix, by PEFT's name."""
 
 
-def check_once(
-    prepared: Path,
-    base: PreTrainedModel,
-    stacks: Mapping[Layer, StackedLinear],
-    layers: Sequence[Layer],
-    lora: LoraConfig,
-    pairs: Sequence[Pair],
-    device: str,
-) -> None:
+@dataclass(frozen=True)
+class AdaptedBase:
+    """A base whose linear layers can hold packed adapters, and what PEFT would adapt of it."""
+
+    base: PreTrainedModel
+    stacks: Mapping[Layer, StackedLinear]
+    layers: tuple[Layer, ...]
+    lora: LoraConfig
+    device: str
+
+
+def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     """`check` with the longest of the pairs and one of middle length, once for a base and the
-    modules that get an adapter: a file in the prepared data tells later engines that it passed."""
+    modules that get an adapter: a file in the prepared data says that it passed."""
     versions = [version(name) for name in ("torch", "transformers", "peft")]
-    recipe = json.dumps([lora.target_modules, device, *versions])
+    recipe = json.dumps([adapted.lora.target_modules, adapted.device, *versions])
     mark = prepared / f"packed-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.checked"
     if mark.exists():
         return
     ordered = sorted(pairs, key=lambda pair: len(pair.ids))
-    check(base, stacks, layers, lora, [ordered[-1], ordered[len(ordered) // 2]], device)
+    check(adapted, [ordered[-1], ordered[len(ordered) // 2]])
     with suppress(OSError):  # a full disk costs the next engine a check
         mark.touch()
 
 
-def check(
-    base: PreTrainedModel,
-    stacks: Mapping[Layer, StackedLinear],
-    layers: Sequence[Layer],
-    lora: LoraConfig,
-    pairs: Sequence[Pair],
-    device: str,
-) -> None:
+def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     """Compares a packed pass over the pairs with PEFT's. Takes a forward and a backward of each.
 
     Raises InputError that names what packed does not train as PEFT does.
     """
+    base, device = adapted.base, adapted.device
     _refuse_by_name(base)
-    layout = Layout(tuple(layers), min(lora.r, _RANK))
+    layout = Layout(adapted.layers, min(adapted.lora.r, _RANK))
     flat = _random_adapter(layout, device)
-    scale = lora.alpha / lora.r
     shares = _shares(pairs, device)
     try:
         with errors_refused():
-            ours = _packed(base, stacks, layout, flat, scale, pairs, shares)
+            ours = _packed(adapted, layout, flat, pairs, shares)
     finally:
-        for stack in stacks.values():
+        for stack in adapted.stacks.values():
             stack.adapters = None
-    with _as_peft_has_it(base, layout, flat, lora) as wrapped:
+    with _as_peft_has_it(base, layout, flat, adapted.lora) as wrapped:
         untrained = sorted(_trainable(wrapped) - set(_named(layout, flat)))
         if untrained:
             raise InputError(refusal(f"it does not train {_modules(untrained)} as PEFT does"))
@@ -159,21 +155,15 @@ def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
 
 
 def _packed(
-    base: PreTrainedModel,
-    stacks: Mapping[Layer, StackedLinear],
-    layout: Layout,
-    flat: Tensor,
-    scale: float,
-    pairs: Sequence[Pair],
-    shares: Tensor,
+    adapted: AdaptedBase, layout: Layout, flat: Tensor, pairs: Sequence[Pair], shares: Tensor
 ) -> _Pass:
     leaf = flat[None].clone().requires_grad_(True)
     slopes = torch.zeros_like(flat)
-    factor = flat.new_tensor([scale]).view(-1, 1, 1)
+    factor = flat.new_tensor([adapted.lora.alpha / adapted.lora.r]).view(-1, 1, 1)
     halves = layout.views(leaf), layout.views(slopes[None])
     for (layer, a, b), (_, a_slope, b_slope) in zip(*halves, strict=True):
-        stacks[layer].adapters = Adapters(a, b.detach(), a_slope, b_slope, factor)
-    logps = completion_logps(base, collate([pairs], str(flat.device.type)))
+        adapted.stacks[layer].adapters = Adapters(a, b.detach(), a_slope, b_slope, factor)
+    logps = completion_logps(adapted.base, collate([pairs], adapted.device))
     (logps * shares).sum().backward()  # type: ignore[no-untyped-call]
     return _Pass(logps.detach() * shares.abs(), _named(layout, slopes))
 

@@ -48,24 +48,15 @@ def all_rows(config: DataConfig) -> list[Any]:
     return [row for rows in load_pairs(config).splits.values() for row in rows]
 
 
-def test_an_implicit_prompt_in_plain_text_ends_between_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_an_implicit_prompt_in_plain_text_ends_between_words(tmp_path: Path, space: str) -> None:
     rows = [
-        {"chosen": f"Question {i}? Yes, sure.", "rejected": f"Question {i}? Yesterday."}
+        {"chosen": f"Question {i}?{space}Yes, sure.", "rejected": f"Question {i}?{space}Yesterday."}
         for i in range(9)
     ]
     row = all_rows(DataConfig(id=str(write(tmp_path / "a.jsonl", rows))))[0]
     assert row.prompt[0]["content"].endswith("?")
-    assert row.chosen[0]["content"] == " Yes, sure."
-
-
-def test_an_implicit_prompt_in_plain_text_ends_at_a_line_break_too(tmp_path: Path) -> None:
-    rows = [
-        {"chosen": f"Question {i}?\nYes, sure.", "rejected": f"Question {i}?\nYesterday."}
-        for i in range(9)
-    ]
-    row = all_rows(DataConfig(id=str(write(tmp_path / "a.jsonl", rows))))[0]
-    assert row.prompt[0]["content"].endswith("?")
-    assert row.chosen[0]["content"] == "\nYes, sure."
+    assert row.chosen[0]["content"] == f"{space}Yes, sure."
 
 
 def test_filters_count_what_they_take_by_reason(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@ right messages."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,7 @@ import pytest
 from dpo_train import data, reference, sample
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from tests.conftest import ROOT
-from tests.helpers.training import curve
+from tests.helpers.training import curve, stock_results
 
 COUNT = 24
 HISTORY = [
@@ -90,17 +87,7 @@ def test_public_forms_are_trained_as_by_a_stock_trainer(
                 },
             }
         )
-    stock = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "stock_dpo.py")],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert stock.returncode == 0, stock.stderr[-2000:]
-    for mine, my_ids, theirs in zip(
-        ours, ids, json.loads(stock.stdout.splitlines()[-1]), strict=True
-    ):
+    for mine, my_ids, theirs in zip(ours, ids, stock_results(cases), strict=True):
         assert my_ids == theirs["ids"]
         losses = [report["train/loss"] for report in mine]
         assert losses == pytest.approx(theirs["losses"], rel=1e-5)

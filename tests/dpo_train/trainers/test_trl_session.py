@@ -1,7 +1,5 @@
 import inspect
 import json
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from tests.helpers.training import (
     goes_on_from_between_two_reports,
     goes_on_to_the_last_bit,
     numbers,
+    stock_results,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +61,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
     pairs = data.load_pairs(small_config.data)
     rows = {name: [row.as_json() for row in each] for name, each in pairs.splits.items()}
     trials = {name: config(small_config, **changes) for name, changes in CASES.items()}
-    asked = [
+    cases = [
         {
             **rows,
             "model": str(sample.MODEL),
@@ -83,17 +82,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
         }
         for t in trials.values()
     ]
-    stock = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "stock_dpo.py")],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert stock.returncode == 0, stock.stderr[-2000:]
-    for (name, trial), theirs in zip(
-        trials.items(), json.loads(stock.stdout.splitlines()[-1]), strict=True
-    ):
+    for (name, trial), theirs in zip(trials.items(), stock_results(cases), strict=True):
         every_step = trial.model_copy(update={"eval_every_pairs": 1})
         ours = curve(every_step, small_prepared)
         losses = [report["train/loss"] for report in ours]

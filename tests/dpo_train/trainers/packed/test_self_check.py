@@ -5,27 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
-from dpo_train import data, model, reference
-from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train import data, reference
+from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError
 from dpo_train.trainers.packed import self_check
 from dpo_train.trainers.packed.engine import PackedEngine
+from tests.helpers.small_models import SMALL, save
 
 pytestmark = pytest.mark.slow
 
-SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "attention_dropout": 0.1,
-}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 TRAINED: dict[str, transformers.PretrainedConfig] = {
     "llama": transformers.LlamaConfig(**SMALL),
@@ -94,13 +85,9 @@ def engine(small_config: TrainConfig, tmp_path: Path) -> Any:
     opened: list[PackedEngine] = []
 
     def open_engine(config: Any, **lora: Any) -> PackedEngine:
-        tokenizer = model.load_tokenizer(ModelConfig())
-        torch.manual_seed(0)
-        config.vocab_size = len(tokenizer)
         folder = tmp_path / "model"
         if not folder.exists():
-            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save(config, folder)
         trial = override(
             small_config,
             {"model.id": str(folder), "trainer": "packed", "lora": {"r": 8, **lora},
