@@ -57,6 +57,14 @@ def test_other_weights_are_another_reference(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.timeout(60)
+def test_a_folder_without_a_plan_is_said(small_config: TrainConfig, tmp_path: Path) -> None:
+    folder = plan(small_config, tmp_path)
+    (folder / "plan.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"plan\.json"):
+        reference.prepare(folder)
+
+
 @pytest.mark.parametrize("damage", ["manifest", "cut", "gone"])
 def test_an_incomplete_folder_is_rebuilt(
     small_config: TrainConfig, tmp_path: Path, damage: str

@@ -12,6 +12,8 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError
 from dpo_train.reference_pass.tokens import SUMMARY, read_summary
+from dpo_train.storage import mirror
+from tests.helpers.object_store import LOGIN, ObjectStore
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.tokenising import Tokenising
 
@@ -56,6 +58,24 @@ def test_data_that_is_finished_needs_no_process(planned: Path) -> None:
     assert tokenising._process is None
     tokenising.finish("x", SignsOfLife(), "skip")
     with pytest.raises(InputError, match="line 21: chosen holds"):
+        tokenising.finish("x", SignsOfLife(), "refuse")
+
+
+def test_data_that_another_machine_finished_needs_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in LOGIN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(mirror.CACHE, str(tmp_path / "first"))
+    config = override(TrainConfig(), {"data.limit": 30})
+    with ObjectStore(tmp_path) as store:
+        root = mirror.local(store.url) / ".prepared"
+        folder = reference.plan(config, data.load_pairs(config.data), root, "cpu")
+        url = mirror.name(folder)
+        reference.prepare(folder)
+        monkeypatch.setenv(mirror.CACHE, str(tmp_path / "second"))
+        tokenising = Tokenising(mirror.local(url))
+        assert tokenising._process is None
         tokenising.finish("x", SignsOfLife(), "refuse")
 
 
