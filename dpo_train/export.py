@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import dropout
+from dpo_train import model_settings
 from dpo_train.config import TrainConfig
 from dpo_train.model import forget_base, load_base
+from dpo_train.model_source import from_anywhere
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,12 +33,13 @@ def write(
 
     def save(part: Path) -> None:
         if config.lora is None:
-            with dropout.as_configured(model):
+            with model_settings.as_loaded(model):
                 model.save_pretrained(part, state_dict=weights)
             return
+        base = from_anywhere(config.model)
         for adapter in model.peft_config.values():
-            adapter.base_model_name_or_path = config.model.id
-            adapter.revision = config.model.revision
+            adapter.base_model_name_or_path = base.id
+            adapter.revision = base.revision
         # Otherwise PEFT asks the Hub whether the vocabulary grew.
         model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
 
@@ -56,15 +58,27 @@ def write_around(
     part.mkdir(parents=True)
     save_weights(part)
     (part / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    tokenizer.save_pretrained(part)
+    save_tokenizer(tokenizer, part)
+    portable = config.model_copy(update={"model": from_anywhere(config.model)})
     manifest = {
         "format": 1,
         "kind": "full" if config.lora is None else "adapter",
-        "config": config.model_dump(mode="json"),
+        "config": portable.model_dump(mode="json"),
     }
     (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Saves a tokenizer as it came, without what this process did with it."""
+    for name in ("is_local", "local_files_only"):  # from where it was loaded
+        tokenizer.init_kwargs.pop(name, None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # those of a last call would become part of every later one
+        backend.no_padding()
+        backend.no_truncation()
+    tokenizer.save_pretrained(folder)
 
 
 def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
@@ -86,10 +100,30 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
         logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
         policy, _ = load(exported, "cpu")
         if config.lora is not None:
-            policy = policy.float().merge_and_unload()
+            policy = _merged(policy.float())
             forget_base()
-        policy.to(getattr(torch, dtype)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(exported).save_pretrained(folder)
+        with model_settings.as_loaded(policy):
+            policy.to(getattr(torch, dtype)).save_pretrained(folder)
+    save_tokenizer(AutoTokenizer.from_pretrained(exported, trust_remote_code=False), folder)
+
+
+def _merged(policy: Any) -> Any:
+    """The base with an adapter's weights added to its own.
+
+    Where the input embedding and the output layer share their weights and an adapter is on one of
+    them, only that one changes: so they get weights of their own.
+    """
+    import torch  # slow to import
+
+    base = policy.get_base_model()
+    embedding, output = base.get_input_embeddings(), base.get_output_embeddings()
+    adapted = [module for module in (embedding, output) if hasattr(module, "base_layer")]
+    inner = [getattr(module, "base_layer", module) for module in (embedding, output)]
+    if adapted and inner[0].weight is inner[1].weight:
+        inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone())
+        base.config.tie_word_embeddings = False
+        base.config.get_text_config().tie_word_embeddings = False
+    return policy.merge_and_unload()
 
 
 def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,7 +133,7 @@ def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenize
 
     manifest = json.loads((folder / MANIFEST).read_text())
     config = TrainConfig.model_validate(manifest["config"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if manifest["kind"] == "adapter":
         from peft import PeftModel  # slow to import
 
@@ -107,5 +141,7 @@ def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenize
         model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)
     else:
         dtype = getattr(torch, config.model.dtype)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False
+        ).to(device)
     return model.eval(), tokenizer

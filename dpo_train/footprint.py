@@ -7,10 +7,9 @@ Knows no search: how many processes there are, and what is free, is the caller's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dpo_train import model_source
-from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.config import TrainConfig
 from dpo_train.memory import CPU_ALLOCATOR_FACTOR, GPU_ALLOCATOR_FACTOR
 from dpo_train.row_lengths import PairLength, RowLengths
 
@@ -93,7 +92,7 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
     """
     from dpo_train import pass_memory  # imports torch and TRL, slowly
 
-    architecture = _architecture(config.model)
+    architecture = model_source.architecture(config.model)
     packed = config.trainer == "packed"
     pair = lengths.mean if packed else lengths.longest_row
 
@@ -122,11 +121,3 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
         kept_a_token=(two.kept - one.kept) / tokens,
         scoring=int(factor * score.scoring_peak),
     )
-
-
-def _architecture(config: ModelConfig) -> Any:
-    from transformers import AutoConfig  # slow to import
-
-    folder = model_source.local_folder(config)
-    place = {"revision": config.revision} if folder is None else {}
-    return AutoConfig.from_pretrained(folder or config.id, **place)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import dropout
+from dpo_train import model_settings
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
-from dpo_train.errors import InputError, one_line
-from dpo_train.model_source import fetch, local_folder
+from dpo_train.errors import InputError
+from dpo_train.memory import is_out_of_memory
+from dpo_train.model_source import fetch, from_anywhere, local_folder, refuse_folder, unloadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,9 +35,17 @@ class WarmBase:
     """What takes back that a borrower changed in the model beside its weights."""
 
     def fresh(self, trained_in_full: bool) -> PreTrainedModel:
-        """The model with the base's own weights, as if just loaded."""
+        """The model with the base's own weights, as if just loaded.
+
+        Raises InputError if it is to be trained in full and is quantised.
+        """
         import torch  # slow to import
 
+        if trained_in_full and getattr(self.model, "hf_quantizer", None) is not None:
+            raise InputError(
+                "model.id: the model is quantised, so not all of its weights can be trained; type "
+                "`lora: {r: 16}`, or give the model unquantised"
+            )
         if self.undo is not None:
             self.undo()
             self.undo = None
@@ -66,23 +75,13 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
     On a CPU all processes of a machine share the pages of float32 weights, converted into the
     `prepared` folder if the model's own files have another dtype. Raises DiskFull.
     """
+    config = from_anywhere(config)
     key = (config.model_dump_json(), device)
     if key not in _loaded:
         fetch(config)  # this node may be another than the one that prepared the data
-        import torch  # slow to import
-        from transformers import AutoModelForCausalLM  # slow to import
-
-        folder = local_folder(config)
-        place = {"revision": config.revision, "local_files_only": True} if folder is None else {}
         tokenizer = load_tokenizer(config)
         weights = converted(config, prepared) if prepared and device == "cpu" else None
-        model = AutoModelForCausalLM.from_pretrained(
-            weights or folder or config.id,
-            dtype=getattr(torch, config.dtype),
-            **({} if weights else place),
-        ).to(device)
-        model.config._name_or_path = str(folder or config.id)
-        dropout.switch_off(model)
+        model = _load(config, weights).to(device)
         _loaded.clear()  # one base at a time: a second would double the memory
         _loaded[key] = WarmBase(model, tokenizer, None)
         # What is loaded by now stays: the collection at each trial's end need not walk it again,
@@ -90,6 +89,42 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
         gc.collect()
         gc.freeze()
     return _loaded[key]
+
+
+def _load(config: ModelConfig, weights: Path | None) -> Any:
+    """The model with the settings in which it trains, from converted `weights` or its own files.
+
+    Raises InputError for what transformers can't load, and for weights that are not all there:
+    transformers would draw the missing ones at random.
+    """
+    import torch  # slow to import
+    from transformers import AutoModelForCausalLM  # slow to import
+
+    folder = local_folder(config)
+    hub = weights is None and folder is None
+    place = {"revision": config.revision, "local_files_only": True} if hub else {}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            weights or folder or config.id,
+            dtype=getattr(torch, config.dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
+            **place,
+        )
+    except Exception as error:
+        # A full disk has a number; that transformers finds no file of weights has none.
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise unloadable(config, "the model", error) from None
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"model.id: the files of {config.id!r} lack {len(missing)} of the model's weights, "
+            f"{missing[0]} among them; is it whole?"
+        )
+    model.config._name_or_path = str(folder or config.id)
+    model_settings.switch_off_dropout(model)
+    model_settings.mend_generation_config(model.generation_config)
+    return model
 
 
 def forget_base() -> None:
@@ -101,7 +136,7 @@ def forget_base() -> None:
 
 
 def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, which must have a chat template, or InputError.
+    """The tokenizer of a model, which must be one and have a chat template, or InputError.
 
     If the model was not `fetched` to this machine, its tokenizer alone is.
     """
@@ -111,12 +146,14 @@ def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedToken
     place: dict[str, Any] = {}
     if folder is None:
         place = {"revision": config.revision, "local_files_only": fetched}
+    else:
+        refuse_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder or config.id, **place)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder or config.id, trust_remote_code=False, **place
+        )
     except Exception as error:  # the libraries raise a dozen kinds; each is about what was named
-        raise InputError(
-            f"model.id: the tokenizer of {config.id!r} can't be loaded ({one_line(error, 300)})"
-        ) from None
+        raise unloadable(config, "the tokenizer", error) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:

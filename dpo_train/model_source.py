@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import math
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -18,6 +19,7 @@ from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage.files import checksum
 
+_ADAPTER = "adapter_config.json"
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -25,23 +27,88 @@ def resolve(config: ModelConfig) -> ModelConfig:
     """The config with its revision pinned to a commit. Raises InputError if there is no model."""
     folder = local_folder(config)
     if folder is not None:
-        for name in ("config.json", "tokenizer_config.json"):
-            if not (folder / name).is_file():
-                raise InputError(
-                    f"model.id: {folder} has no {name}; give a folder as save_pretrained writes "
-                    "it (model and tokenizer), a Hub id, or `sample`"
-                )
+        refuse_folder(folder)
         return config
-    from huggingface_hub import hf_hub_download  # slow to import
-
     try:
-        path = hf_hub_download(config.id, "config.json", revision=config.revision)
+        path = _on_hub(config, "config.json")
+        adapter = _on_hub(config, _ADAPTER)
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
         raise InputError(
             f"model.id: {config.id!r} can't be read from the Hub: {one_line(error, 300)}; give a "
             "Hub id you may read (`hf auth login`), a folder, or `sample`"
         ) from None
-    return config.model_copy(update={"revision": Path(path).parent.name})
+    _refuse_adapter(config.id, path is not None, adapter is not None)
+    if path is None:
+        raise InputError(
+            f"model.id: {config.id!r} has no config.json on the Hub, or not in the cache; give a "
+            "Hub id of a model, a folder, or `sample`"
+        )
+    return config.model_copy(update={"revision": path.parent.name})
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raises InputError for a folder that does not hold a model alone, with its tokenizer."""
+    has_model = (folder / "config.json").is_file()
+    _refuse_adapter(str(folder), has_model, (folder / _ADAPTER).is_file())
+    for name in ("config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"model.id: {folder} has no {name}; give a folder as save_pretrained writes "
+                "it (model and tokenizer), a Hub id, or `sample`"
+            )
+
+
+def architecture(config: ModelConfig) -> Any:
+    """transformers' configuration of a resolved model. Raises InputError for one that can't be
+    read, and for a model with code of its own, which is never run."""
+    from transformers import AutoConfig  # slow to import
+
+    folder = local_folder(config)
+    place = {"revision": config.revision} if folder is None else {}
+    try:
+        return AutoConfig.from_pretrained(folder or config.id, trust_remote_code=False, **place)
+    except Exception as error:  # the libraries raise a dozen kinds; each is about what was named
+        raise unloadable(config, "the configuration", error) from None
+
+
+def unloadable(config: ModelConfig, part: str, error: Exception) -> InputError:
+    """What to tell a person of an error of transformers when it loads a part of a model."""
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"model.id: {config.id!r} needs Python code that comes with it, and such code is never "
+            "run; give a model whose architecture transformers has"
+        )
+    return InputError(f"model.id: {part} of {config.id!r} can't be loaded ({one_line(error, 300)})")
+
+
+def _on_hub(config: ModelConfig, name: str) -> Path | None:
+    """A file of a model on the Hub, brought here; None if the model has no such file."""
+    from huggingface_hub import hf_hub_download  # slow to import
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(config.id, name, revision=config.revision))
+    except LocalEntryNotFoundError:
+        if name == _ADAPTER:  # the Hub can't be asked, and the cache has none
+            return None
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _refuse_adapter(place: str, has_model: bool, has_adapter: bool) -> None:
+    """transformers loads an adapter that it finds beside a model, without a word."""
+    if not has_adapter:
+        return
+    if has_model:
+        raise InputError(
+            f"model.id: {place} holds a whole model and an adapter ({_ADAPTER}), and transformers "
+            "would load both; keep them in two folders, and give the model's"
+        )
+    raise InputError(
+        f"model.id: {place} is an adapter ({_ADAPTER}), not a model; merge it into its base "
+        "(`dpo-tune push RUN --merged --to FOLDER`, or PEFT's `merge_and_unload`), and give that"
+    )
 
 
 def local_folder(config: ModelConfig) -> Path | None:
@@ -52,6 +119,14 @@ def local_folder(config: ModelConfig) -> Path | None:
     if path.is_dir() or config.id.startswith((".", "/", "~")):
         return path.absolute()
     return None
+
+
+def from_anywhere(base: ModelConfig) -> ModelConfig:
+    """The base under a name that does not depend on the working directory."""
+    folder = local_folder(base)
+    if folder is None or base.id == "sample":
+        return base
+    return base.model_copy(update={"id": str(folder)})
 
 
 def fingerprint(config: ModelConfig) -> str:

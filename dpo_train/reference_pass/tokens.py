@@ -23,6 +23,7 @@ from dpo_train.data.bad_rows import BadRow, BadRows, listed, refusal
 from dpo_train.data.special_tokens import SpecialTokens
 from dpo_train.errors import InputError
 from dpo_train.reference_pass.chat_template import ChatTemplate, Rendered
+from dpo_train.reference_pass.model_checks import ModelChecks
 from dpo_train.reference_pass.plan import Plan, read_plan
 from dpo_train.reference_pass.rows import ROWS, read_rows, refuse_damaged
 from dpo_train.reference_pass.tokenise import TokenIds, Tokeniser
@@ -80,8 +81,8 @@ def read_summary(folder: Path) -> Summary | None:
 def tokenised(folder: Path, progress: Progress | None = None) -> Summary:
     """Tokenises the rows of a planned folder, unless that is done.
 
-    Raises InputError for a model without a chat template, for rows that its template can't write,
-    and for bad rows if the plan says so.
+    Raises InputError for a model without a chat template, for rows that its template can't write
+    or the model can't train on, and for bad rows if the plan says so.
     """
     mirror.fetch_once(folder / ROWS)
     plan = read_plan(folder)
@@ -103,6 +104,7 @@ def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[
     Finds nearly all that `tokenised` would refuse, and tokenises nothing. Raises InputError.
     """
     tokenizer = model.load_tokenizer(base, fetched=False)
+    checks = ModelChecks(base, tokenizer)
     template = ChatTemplate(tokenizer, repr(base.id))
     special = SpecialTokens(special_tokens(tokenizer))
     bad = BadRows()
@@ -112,7 +114,7 @@ def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[
             special.refuse(row)
         except BadRow as error:
             bad.add(row.place, error)
-    notes = template.check(rows[:_CHECKED_ROWS])
+    notes = checks.notes() + template.check(rows[:_CHECKED_ROWS])
     if on_bad_row == "refuse":
         bad.refuse(len(rows))
     elif bad.counts:
@@ -135,12 +137,13 @@ def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
     import pyarrow  # slow to import
 
     tokenizer = model.load_tokenizer(plan.base, fetched=False)
+    checks = ModelChecks(plan.base, tokenizer)
     template = ChatTemplate(tokenizer, repr(plan.base.id))
     special = SpecialTokens(special_tokens(tokenizer))
     tokeniser = Tokeniser(tokenizer, plan.max_length_tokens)
     bad = BadRows()
     dropped: Counter[str] = Counter()
-    notes: list[str] = []
+    notes = checks.notes()
     done = 0
     ids = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema([("row", pyarrow.int32()), *((name, ids) for name in IDS)])
@@ -157,8 +160,10 @@ def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
             if progress is not None:
                 progress(done, plan.rows)
     partial.replace(folder / TOKENS)
+    pad_token_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    checks.refuse_rows(*TokenFile(folder, pad_token_id).extremes())
     summary = Summary(
-        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+        pad_token_id=pad_token_id,
         rows=plan.rows,
         dropped=dict(dropped + bad.counts),
         bad=bad.counts.total(),
@@ -220,6 +225,7 @@ class TokenFile:
         """The numbers of the rows that have tokens, in order."""
         prompt, chosen, rejected = (self._lengths(name) for name in IDS)
         lengths = prompt + np.maximum(chosen, rejected)
+        self._longest = int(lengths.max(initial=0))
         order = np.lexsort((np.arange(len(lengths)), -lengths)).tolist()
         # Rows of like length share a shard, so that no pass is spent on padding.
         size = min(max(len(order) // _FEWEST_SHARDS, _FEWEST_PAIRS), _MOST_PAIRS)
@@ -236,6 +242,16 @@ class TokenFile:
     def table(self, places: Sequence[int]) -> pyarrow.Table:
         """The same as an Arrow table."""
         return self._table.select(list(IDS)).take(list(places))
+
+    def extremes(self) -> tuple[int, int]:
+        """The tokens of the longest row, prompt and the longer completion; the largest token id."""
+        import pyarrow.compute  # slow to import
+
+        largest = (
+            pyarrow.compute.max(pyarrow.compute.list_flatten(self._table[name])).as_py()
+            for name in IDS
+        )
+        return self._longest, max((each for each in largest if each is not None), default=0)
 
     def _lengths(self, name: str) -> np.ndarray[Any, Any]:
         import pyarrow.compute  # slow to import

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from dpo_train import model
+from dpo_train import export, model
 from dpo_train.config import ModelConfig
 
 SMALL: dict[str, Any] = {
@@ -22,10 +22,12 @@ SMALL: dict[str, Any] = {
 
 
 def save(config: transformers.PretrainedConfig, folder: Path) -> Path:
-    """Writes a model of this configuration, whose vocabulary becomes the tokenizer's."""
+    """Writes a model of this configuration, whose tokens become the tokenizer's."""
     tokenizer = model.load_tokenizer(ModelConfig())
     torch.manual_seed(0)
     config.vocab_size = len(tokenizer)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    export.save_tokenizer(tokenizer, folder)
     return folder

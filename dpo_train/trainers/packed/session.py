@@ -17,6 +17,7 @@ from typing import TypeVar
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.memory import NO_BOUNDS, MemoryBounds
+from dpo_train.model_source import from_anywhere
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
@@ -69,7 +70,7 @@ class PackedSession:
         self._trial.restore(folder)
 
     def export(self, folder: Path) -> None:
-        base, lora = self._config.model, self._config.lora
+        base, lora = from_anywhere(self._config.model), self._config.lora
         assert lora is not None
         layout, weights = self._trial.own_layout, self._trial.own_weights
 

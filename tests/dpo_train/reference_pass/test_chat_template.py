@@ -181,5 +181,6 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     tokenizer = model.load_tokenizer(ModelConfig())
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no chat template"):
         model.load_tokenizer(ModelConfig(id=str(tmp_path)))

@@ -1,6 +1,5 @@
 """Dropout is off in every trainer, wherever a model keeps it."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import pytest
 import transformers
 
-from dpo_train import data, export, model, reference
-from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train import data, reference
+from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from tests.helpers.small_models import SMALL, save
 from tests.helpers.training import curve
@@ -47,15 +46,3 @@ def test_the_loss_before_anything_is_learnt_is_the_logarithm_of_two(
     prepared = reference.plan(config, data.load_pairs(config.data), tmp_path / "data", "cpu")
     for report in curve(config, prepared):
         assert report["train/loss"] == pytest.approx(math.log(2), abs=1e-4)
-
-
-def test_the_exported_configuration_is_the_models_own(tmp_path: Path) -> None:
-    folder = save(MODELS["starcoder2"], tmp_path / "model")
-    config = TrainConfig(model=ModelConfig(id=str(folder)))
-    warm = model.load_base(config.model, "cpu")
-    assert warm.model.config.residual_dropout == 0
-    export.write(warm.model, warm.tokenizer, config, tmp_path / "out")
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
-    names = ("attention_dropout", "residual_dropout", "embedding_dropout")
-    assert [written[name] for name in names] == [0.1, 0.1, 0.1]
-    assert warm.model.config.residual_dropout == 0

@@ -1,0 +1,96 @@
+"""What we change in a model's settings when it is loaded, and how it is saved as it came.
+
+Dropout is off in the whole model: the reference is computed without it, and the log-ratios of DPO
+need no noise. TRL sets `nn.Dropout` to 0. Many models (Granite, StarCoder2, OPT, Falcon) hold it
+as a number, in their modules or in their configuration, which TRL does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_KEPT = "settings_as_loaded"
+"""The attribute of a model that keeps the values of its configuration."""
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+)  # fmt: skip
+"""Settings of a generation configuration that only sampling reads."""
+_BEAMS = ("early_stopping", "length_penalty")
+"""Settings that only a search with several beams reads."""
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Sets every dropout of a model to 0, in its modules and in its configuration."""
+    import torch  # slow to import
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name in _dropouts(vars(module)):
+            setattr(module, name, 0.0)
+    kept = []
+    own, of_text = model.config, model.config.get_text_config()
+    for config in (own,) if of_text is own else (own, of_text):
+        for name in _dropouts(vars(config)):
+            kept.append((config, name, getattr(config, name)))
+            setattr(config, name, 0.0)
+        if "use_cache" in vars(config):  # TRL switches it off
+            kept.append((config, "use_cache", config.use_cache))
+    setattr(model, _KEPT, kept)
+
+
+@contextmanager
+def as_loaded(model: Any) -> Iterator[None]:
+    """Within `with`, the configuration of a model is the one that it came with, to be saved."""
+    kept = getattr(model, _KEPT, [])
+    changed = [(config, name, getattr(config, name)) for config, name, _ in kept]
+    for config, name, value in kept:
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, name, value in changed:
+            setattr(config, name, value)
+
+
+def mend_generation_config(generation: Any) -> list[str]:
+    """Takes out of transformers' GenerationConfig the settings with which transformers refuses to
+    save it: they have no effect, as a temperature without `do_sample`. Returns their names.
+    """
+    before = generation.to_dict()
+    if _can_be_saved(generation):
+        return []
+    unread: tuple[str, ...] = () if generation.do_sample else _SAMPLING
+    if generation.num_beams in (None, 1):
+        unread += _BEAMS
+    for name in unread:
+        setattr(generation, name, None)
+    if not _can_be_saved(generation):
+        plain = type(generation)().to_dict()
+        for name in before:
+            if not name.endswith("token_id"):
+                setattr(generation, name, plain.get(name))
+    after = generation.to_dict()
+    return sorted(name for name, value in before.items() if after.get(name) != value)
+
+
+def _can_be_saved(generation: Any) -> bool:
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _dropouts(values: dict[str, Any]) -> list[str]:
+    """Names such as attention_dropout, resid_pdrop or hidden_dropout_prob, where they aren't 0."""
+    return [
+        name
+        for name, value in values.items()
+        if ("dropout" in name or name.endswith("pdrop"))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and value
+    ]
