@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
+"""Attributes of modules: noise before a router of experts, in training only."""
 _KEPT = "settings_as_loaded"
 """The attribute of a model that keeps the values of its configuration."""
 _SAMPLING = (
@@ -22,13 +24,15 @@ _BEAMS = ("early_stopping", "length_penalty")
 
 
 def switch_off_dropout(model: Any) -> None:
-    """Sets every dropout of a model to 0, in its modules and in its configuration."""
+    """Sets every dropout of a model to 0, in its modules and in its configuration, and so the noise
+    of routers."""
     import torch  # slow to import
 
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in _dropouts(vars(module)):
+        noise = [name for name in _NOISE if vars(module).get(name)]
+        for name in (*_dropouts(vars(module)), *noise):
             setattr(module, name, 0.0)
     kept = []
     own, of_text = model.config, model.config.get_text_config()

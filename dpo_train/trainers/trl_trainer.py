@@ -130,15 +130,23 @@ class SearchTrainer(DPOTrainer):
 
     def _held_out(self) -> dict[str, float]:
         rows = len(self._eval_rows["chosen_ids"])
-        loss_sum = 0.0
+        loss_sum = chosen_sum = 0.0
+        weights = dict(zip(self.loss_types, self.loss_weights or (), strict=False))
+        sft = weights.get("sft", 1.0) if "sft" in self.loss_types else 0.0
         seen = _LogProbs(self.model)
 
         def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-            nonlocal loss_sum
+            nonlocal loss_sum, chosen_sum
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = self.compute_loss(seen, batch)
-            loss_sum += float(loss) * len(batch["input_ids"]) / 2
-            return seen.log_probs.sum(dim=1)
+                loss = float(self.compute_loss(seen, batch))
+            summed = seen.log_probs.sum(dim=1)
+            pairs = len(summed) // 2
+            if sft:  # a mean over the tokens of this batch; that of all pairs is added below
+                chosen = float(summed[:pairs].sum())
+                loss += sft * chosen / float(batch["completion_mask"][:pairs].sum())
+                chosen_sum += chosen
+            loss_sum += loss * pairs
+            return summed
 
         self.model.eval()
         scores = logps.score_batches(self._eval_batches, rows, forward)
@@ -149,7 +157,8 @@ class SearchTrainer(DPOTrainer):
             raise diverged(math.nan, self.state.global_step, self.args.learning_rate)
         values = metrics.pair_values(logps.pair_logps(self._eval_rows, *scores))
         self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
-        return {**metrics.means(values), "loss": loss_sum / rows}
+        of_sft = -sft * chosen_sum / sum(map(len, self._eval_rows["chosen_ids"]))
+        return {**metrics.means(values), "loss": loss_sum / rows + of_sft}
 
 
 class _LogProbs:

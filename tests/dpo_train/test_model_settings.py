@@ -28,6 +28,7 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, attention_dropout=0.1,
         hidden_dropout=0.1, initializer_range=0.2,
     ),
+    "mixtral": transformers.MixtralConfig(**LARGE_WEIGHTS, router_jitter_noise=0.3),
 }  # fmt: skip
 
 

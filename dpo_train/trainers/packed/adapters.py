@@ -99,10 +99,11 @@ def wrap(base: PreTrainedModel, lora: LoraConfig) -> Any:
         return peft.get_peft_model(base, model.peft_config(lora))
 
 
-def initial(layout: Layout, seed: int) -> Tensor:
-    """The adapter as PEFT draws it after `set_seed(seed)`: A uniform, B zero, on the CPU.
+def initial(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The adapter as PEFT draws it after `set_seed(seed)`: A uniform, B zero, float32, on the CPU.
 
-    PEFT makes two linear layers, whose own values are drawn first and thrown away.
+    PEFT makes two linear layers, whose own values are drawn first and thrown away. It rounds A to
+    the `dtype` of the base.
     """
     flat = torch.zeros(layout.size)
     with torch.random.fork_rng(devices=[]):
@@ -112,7 +113,7 @@ def initial(layout: Layout, seed: int) -> Tensor:
             nn.Linear(layout.rank, layer.outputs, bias=False)
             drawn = torch.empty(layout.rank, layer.inputs)
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
-            a.copy_(drawn)
+            a.copy_(drawn.to(dtype))
     return flat
 
 

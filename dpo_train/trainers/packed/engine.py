@@ -16,18 +16,17 @@ from torch import Tensor
 
 from dpo_train import model, reference
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
-from dpo_train.errors import InputError
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory, kept_bytes
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
-from dpo_train.trainers.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
+from dpo_train.trainers.packed.forward import ATTENTION, completion_logps
 from dpo_train.trainers.packed.linear import StackedLinear
 from dpo_train.trainers.packed.losses import PairScores, pair_losses
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
 from dpo_train.trainers.packed.rows import Pair, Rows, Split, collate
-from dpo_train.trainers.packed.self_check import AdaptedBase, check_once, errors_refused
+from dpo_train.trainers.packed.self_check import AdaptedBase, check_once, compare_with_reference
 from dpo_train.trainers.packed.trial import PackedTrial
 from dpo_train.trainers.session import OutOfMemory
 from dpo_train.trainers.token_bound import TokenBound
@@ -36,9 +35,6 @@ _MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 """More tokens make no pass faster."""
 _LAYOUTS_KEPT = 16
 """Of the eval pairs: the tokens of a pass change with the trials that share an engine."""
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""By how many nats a token the packed forward may differ from the prepared reference pass, by the
-type in which it is computed."""
 
 
 class PackedEngine:
@@ -56,6 +52,7 @@ class PackedEngine:
         warm = model.load_base(base, device, prepared)
         self.tokenizer = warm.tokenizer
         self.base = warm.fresh(trained_in_full=False).eval().requires_grad_(False)
+        self._own_attention = self.base.config._attn_implementation
         self.base.set_attn_implementation(ATTENTION)
         warm.undo = self.close
         self.is_closed = False
@@ -72,7 +69,7 @@ class PackedEngine:
         self._measured: set[tuple[Layer, ...]] = set()
         self.tokens_at_once = 0
         """The most tokens of the last pass; of the first one before that."""
-        self._refuse_other_architectures()
+        compare_with_reference(self.base, self.eval, device)
 
     def join(self, config: TrainConfig) -> PackedTrial:
         """A new trial, which trains when it is named to `step`."""
@@ -98,7 +95,7 @@ class PackedEngine:
         self._packs.clear()
         for stack in self._stacks.values():
             stack.remove()
-        self.base.set_attn_implementation("sdpa")
+        self.base.set_attn_implementation(self._own_attention)
 
     def step(self, trials: Sequence[PackedTrial]) -> None:
         """Computes for each trial the next part of its step, and updates those whose step it ends.
@@ -131,7 +128,10 @@ class PackedEngine:
         while not self._fits(score, trials):
             pass
         give_back()
-        return [self._values(trial, logps) for trial, logps in zip(trials, scores, strict=True)]
+        return [
+            self._values(trial, self.eval.reference if trial.is_reference else logps)
+            for trial, logps in zip(trials, scores, strict=True)
+        ]
 
     def _now(self) -> float:
         if self._device == "cuda" and self.pack_size.is_trying:
@@ -170,7 +170,11 @@ class PackedEngine:
     def _losses(
         self, trials: Sequence[PackedTrial], parts: list[list[int]], logps: Tensor
     ) -> Tensor:
-        """What each trial's part adds to the loss of its step, shape (k,). logps: (pairs, 2)."""
+        """What each trial's part adds to the loss of its step, shape (k,). logps: (pairs, 2).
+
+        Before a trial's first step its log-probs are the reference's to the bit: two passes over
+        rows of different shapes round differently.
+        """
         numbers = [number for part in parts for number in part]
         owners = [place for place, part in enumerate(parts) for _ in part]
         of_trial = np.array(
@@ -184,6 +188,10 @@ class PackedEngine:
         )
         *columns, share = torch.from_numpy(known).float().to(self._device).T
         owner = torch.tensor(owners, device=self._device)
+        begin = [trials[place].is_reference for place in owners]
+        if any(begin):
+            exact = torch.stack(columns[:2], dim=1) + (logps - logps.detach())
+            logps = torch.where(torch.tensor(begin, device=self._device)[:, None], exact, logps)
         sums = torch.zeros(len(trials), device=self._device)
         for terms in dict.fromkeys(trial.loss_terms for trial in trials):
             which = [n for n, place in enumerate(owners) if trials[place].loss_terms == terms]
@@ -298,18 +306,6 @@ class PackedEngine:
             adapted = AdaptedBase(self.base, self._stacks, self._layers[key], lora, self._device)
             check_once(self._prepared, adapted, self.train.pairs)
         return self._layers[key]
-
-    def _refuse_other_architectures(self) -> None:
-        """Compares the packed pass over some pairs with the reference's own, whatever the model
-        may do that the packed one doesn't know."""
-        some = self.eval.pairs[:4]
-        with torch.no_grad(), errors_refused():
-            logps = completion_logps(self.base, collate([some], self._device)).cpu().numpy()
-        apart = np.abs(logps - self.eval.reference[:4]) / self.eval.tokens[:4]
-        if not apart.max() <= _TOLERANCE[AUTOCAST.get(self._device, self.base.dtype)]:
-            raise InputError(
-                refusal(f"its log-probs come out {apart.max():.2g} nats a token apart from its own")
-            )
 
 
 def _constants(trial: PackedTrial, chosen_tokens: metrics.Floats) -> list[float]:

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from dpo_train.memory import is_out_of_memory
 from dpo_train.trainers.packed.adapters import PREFIX, Layer, Layout, wrap
 from dpo_train.trainers.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
 from dpo_train.trainers.packed.linear import Adapters, StackedLinear
-from dpo_train.trainers.packed.rows import Pair, collate
+from dpo_train.trainers.packed.rows import Pair, Split, collate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +41,10 @@ _SLOPES_APART = 1e-3
 """Of a matrix's largest gradient. Dense models in float32 agree to 1e-6."""
 _SMALL = 1e-4
 """Of the largest gradient of all: rounding shows in gradients that are smaller than this."""
+
+_REFERENCE_APART = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""By how many nats a token the packed forward may differ from the prepared reference pass, by the
+type in which it is computed."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,18 @@ class AdaptedBase:
     layers: tuple[Layer, ...]
     lora: LoraConfig
     device: str
+
+
+def compare_with_reference(base: PreTrainedModel, split: Split, device: str) -> None:
+    """Compares the packed pass over some pairs with the reference's own, whatever the model may do
+    that the packed one doesn't know. Raises InputError."""
+    with torch.no_grad(), errors_refused():
+        logps = completion_logps(base, collate([split.pairs[:4]], device)).cpu().numpy()
+    apart = np.abs(logps - split.reference[:4]) / split.tokens[:4]
+    if not apart.max() <= _REFERENCE_APART[AUTOCAST.get(device, base.dtype)]:
+        raise InputError(
+            refusal(f"its log-probs come out {apart.max():.2g} nats a token apart from its own")
+        )
 
 
 def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:

@@ -35,7 +35,8 @@ class PackedTrial:
         self.own_layout = layout
         self.layout = layout
         """That of the vectors below: in a pack it may have the ranks and layers of the others."""
-        self.weights = adapters.initial(layout, config.seed).to(device)
+        of_base = getattr(torch, config.model.dtype)
+        self.weights = adapters.initial(layout, config.seed, of_base).to(device)
         self.gradient = torch.zeros_like(self.weights)
         self.first_moment = torch.zeros_like(self.weights)
         self.second_moment = torch.zeros_like(self.weights)
@@ -168,6 +169,11 @@ class PackedTrial:
         self._tokens = tokens
         self._resumed_at = time.monotonic() - seconds
         self._resumed_pairs = self.pairs_seen - pairs
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the policy still is the reference: no step has changed the adapter."""
+        return self.step == 0
 
     @property
     def _steps_per_epoch(self) -> int:

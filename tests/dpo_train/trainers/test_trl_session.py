@@ -227,6 +227,19 @@ def test_every_loss_of_trl_trains(
     assert first["eval/drift"] > 0
 
 
+def test_the_held_out_loss_of_sft_does_not_depend_on_how_pairs_are_batched(
+    small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = config(small_config, dpo__loss=["sigmoid", "sft"], dpo__loss_weights=[1.0, 0.2])
+    losses = []
+    for tokens in (100, 4096):
+        monkeypatch.setitem(logps._tokens_per_batch, "cpu", tokens)
+        session = open_session(trial, small_prepared, "cpu")
+        losses.append(session.advance()["eval/loss"])
+        session.close()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_no_trial_runs_the_reference(small_config: TrainConfig, small_prepared: Path) -> None:
     session = open_session(config(small_config), small_prepared, "cpu")
     assert session.reference_pairs == 0
