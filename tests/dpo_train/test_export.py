@@ -27,9 +27,8 @@ TRAINERS: list[dict[str, Any]] = [
 
 
 def exported(config: TrainConfig, base: str, folder: Path, **values: Any) -> Path:
-    config = override(
-        config, {"model.id": base, "data.limit": 12, "optim.epochs": 1, "optim.warmup_pairs": 0, **values}
-    )  # fmt: skip
+    short = {"data.limit": 12, "optim.epochs": 1, "optim.warmup_pairs": 0}
+    config = override(config, {"model.id": base, **short, **values})
     prepared = reference.plan(config, data.load_pairs(config.data), folder / "data", "cpu")
     session = open_session(config, prepared, "cpu")
     try:

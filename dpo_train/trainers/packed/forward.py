@@ -88,9 +88,19 @@ def completion_logps(base: PreTrainedModel, rows: Rows) -> Tensor:
             packed_rows=rows,
         ).last_hidden_state
     seen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.predictors)
-    logps: Tensor = _TokenLogps.apply(seen, head.weight, head.bias, rows.targets)  # type: ignore[no-untyped-call]
+    bias, scale = head.bias, _logit_scale(base)
+    if scale != 1:
+        seen, bias = seen * scale, None if bias is None else bias * scale
+    logps: Tensor = _TokenLogps.apply(seen, head.weight, bias, rows.targets)  # type: ignore[no-untyped-call]
     sums = torch.zeros(2 * rows.pairs, device=logps.device)
     return sums.index_add(0, rows.completion, logps).view(-1, 2)
+
+
+def _logit_scale(base: PreTrainedModel) -> float:
+    """By what a model multiplies its logits: Cohere has a factor, Granite a divisor."""
+    config = base.config.get_text_config()
+    factor = getattr(config, "logit_scale", None) or 1.0
+    return float(factor / (getattr(config, "logits_scaling", None) or 1.0))
 
 
 class _TokenLogps(torch.autograd.Function):

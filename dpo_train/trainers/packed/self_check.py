@@ -114,6 +114,7 @@ def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
         untrained = sorted(_trainable(wrapped) - set(_named(layout, flat)))
         if untrained:
             raise InputError(refusal(f"it does not train {_modules(untrained)} as PEFT does"))
+        _refuse_router_loss(base)
         theirs = _peft(wrapped, pairs, shares, "sdpa")
         rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
         noise = _peft(wrapped, pairs, shares, "eager") if rough else None
@@ -139,7 +140,12 @@ def _refuse_by_name(base: PreTrainedModel) -> None:
     for name in ("final_logit_softcapping", "attn_logit_softcapping"):
         if getattr(config, name, None):
             raise InputError(refusal(f"{name} bends its logits"))
-    if getattr(config, "output_router_logits", False):
+
+
+def _refuse_router_loss(base: PreTrainedModel) -> None:
+    config = base.config.get_text_config()
+    # As TRL decides it: a configuration that can return the router's scores, and a weight.
+    if hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", None):
         raise InputError(
             refusal("its router has a loss of its own, and a packed row holds a prompt once")
         )

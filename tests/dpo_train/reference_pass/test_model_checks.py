@@ -58,7 +58,7 @@ def adapter_alone(_: Path, folder: Path) -> Path:
     return folder
 
 
-def fewer_embeddings(base: Path, folder: Path) -> Path:
+def fewer_embeddings(_: Path, folder: Path) -> Path:
     save(transformers.LlamaConfig(**SMALL), folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)

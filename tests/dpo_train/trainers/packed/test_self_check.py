@@ -25,7 +25,10 @@ TRAINED: dict[str, transformers.PretrainedConfig] = {
     "phi3": transformers.Phi3Config(**SMALL, pad_token_id=0),
     "olmo2": transformers.Olmo2Config(**SMALL),
     "gemma3": transformers.Gemma3TextConfig(**SMALL, head_dim=16),
-    "granite": transformers.GraniteConfig(**SMALL, attention_multiplier=0.25),
+    "granite": transformers.GraniteConfig(
+        **SMALL, attention_multiplier=0.25, logits_scaling=8.0, residual_multiplier=0.22
+    ),
+    "cohere": transformers.CohereConfig(**SMALL, logit_scale=0.0625),
     "starcoder2": transformers.Starcoder2Config(
         **SMALL, sliding_window=None, residual_dropout=0.1, embedding_dropout=0.1
     ),
@@ -34,12 +37,6 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
     "experts": (
         transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2),
         "does not train mlp.experts, mlp.gate as PEFT does",
-    ),
-    "a router's loss": (
-        transformers.MixtralConfig(
-            **SMALL, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True
-        ),
-        "its router has a loss of its own",
     ),
     "a sliding window in the mask": (
         transformers.Qwen2MoeConfig(
@@ -62,7 +59,6 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
         transformers.Gemma3TextConfig(**SMALL, head_dim=16, final_logit_softcapping=30.0),
         "final_logit_softcapping bends its logits",
     ),
-    "logits that are scaled": (transformers.CohereConfig(**SMALL), "its log-probs come out"),
     "attention that is capped": (transformers.Gemma2Config(**SMALL, head_dim=16), "attention is"),
     "stablelm": (transformers.StableLmConfig(**SMALL), "don't hand options on"),
     "nemotron": (transformers.NemotronConfig(**SMALL), "don't hand options on"),
@@ -116,8 +112,18 @@ def test_what_packed_would_compute_differently_is_refused(engine: Open, name: st
     assert said in str(caught.value)
 
 
-def test_attention_alone_of_a_mixture_of_experts_passes(engine: Open) -> None:
-    engine(REFUSED["experts"][0], target_modules=["q_proj", "v_proj"])
+def test_attention_alone_of_a_mixture_of_experts_passes_without_a_loss_of_the_router(
+    engine: Open,
+) -> None:
+    experts = {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
+    without = transformers.MixtralConfig(**experts, router_aux_loss_coef=0.0)
+    engine(without, target_modules=["q_proj", "v_proj"])
+
+
+def test_a_routers_loss_is_refused_as_trl_would_add_it(engine: Open) -> None:
+    """TRL asks for the router's scores itself, whatever `output_router_logits` says."""
+    with pytest.raises(InputError, match="its router has a loss of its own"):
+        engine(REFUSED["experts"][0], target_modules=["q_proj", "v_proj"])
 
 
 def test_embeddings_among_the_targets_are_refused(engine: Open) -> None:

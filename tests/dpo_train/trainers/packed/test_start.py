@@ -1,4 +1,4 @@
-"""A packed trial begins where PEFT's would, at the reference, and leaves the base as it found it."""
+"""A packed trial begins where PEFT begins, at the reference, and leaves the base as it was."""
 
 import math
 from pathlib import Path
