@@ -11,13 +11,14 @@ import queue
 import shutil
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
-from dpo_train.errors import one_line
+from dpo_train.errors import InputError, one_line
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
 from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_train.trainers.session import OutOfMemory, with_pairs_at_once
@@ -47,16 +48,9 @@ class TrlSession:
         self._scratch = Path(tempfile.mkdtemp(prefix="dpo-trial-"))
         self._train_rows = self._data.split("train")
         self.pairs_total = len(self._train_rows) * config.optim.epochs
-        self._open_trainer(device)
         rows = self._train_rows[:]
-        # The parts of a sharded model are laid out by its first step; before, no device holds it.
-        at_once = config.optim.pairs_at_once
-        if not process_group.sharded:
-            at_once = pairs_that_fit(self._trainer, config, rows, self._data, device, memory)
-        if at_once < config.optim.pairs_at_once:
-            self._close_trainer()
-            self._config = with_pairs_at_once(config, at_once, process_group.count)
-            self._open_trainer(device)
+        with _errors_of_the_model_refused():
+            self._open_and_measure(rows, device, memory)
         # Of one process of a group. A pair is two rows, each padded to the longest.
         pairs = max(1, self.pairs_at_once // process_group.count)
         self.tokens_at_once = 2 * max(row_lengths(rows)) * pairs
@@ -140,6 +134,25 @@ class TrlSession:
         gc.collect()
         give_back()
 
+    def _open_and_measure(
+        self, rows: dict[str, list[Any]], device: str, memory: MemoryBounds
+    ) -> None:
+        """Opens the trainer with as many pairs at once as the memory has place for."""
+        config, group = self._config, self._process_group
+        self._open_trainer(device)
+        # The parts of a sharded model are laid out by its first step; before, no device holds it.
+        at_once = config.optim.pairs_at_once
+        if not group.sharded:
+            try:
+                at_once = pairs_that_fit(self._trainer, config, rows, self._data, device, memory)
+            except BaseException:
+                self._close_trainer()  # the base must not keep half an adapter
+                raise
+        if at_once < config.optim.pairs_at_once:
+            self._close_trainer()
+            self._config = with_pairs_at_once(config, at_once, group.count)
+            self._open_trainer(device)
+
     def _open_trainer(self, device: str) -> None:
         config = self._config
         if config.lora is not None:
@@ -171,7 +184,10 @@ class TrlSession:
     def _train(self) -> None:
         try:
             resume = str(self._resume_from) if self._resume_from else None
-            self._trainer.train(resume_from_checkpoint=resume)
+            # After a step the model has shown that it can train.
+            refusing = nullcontext() if resume else _errors_of_the_model_refused(self._control)
+            with refusing:
+                self._trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:  # it belongs to the caller's thread
             # Not the error itself: its frames hold on to what filled the memory.
             lacked = OutOfMemory(one_line(error)) if is_out_of_memory(error) else error
@@ -188,3 +204,19 @@ class TrlSession:
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+
+@contextmanager
+def _errors_of_the_model_refused(control: TrainingControl | None = None) -> Iterator[None]:
+    """An error from inside a model's code, before the first step of `control`, is a refusal of the
+    model. Errors of memory and devices are of other kinds."""
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, NotImplementedError) as error:
+        if control is not None and control.pairs_seen:
+            raise
+        cause = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(
+            f"model.id: TRL can't train this model with these settings, its code fails ({cause}); "
+            "give another model"
+        ) from error

@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import trl.trainer.utils
 from trl import DPOTrainer
 
 from dpo_train import data, export, model, reference, sample
 from dpo_train.config import LOSSES, TrainConfig
 from dpo_train.config_base import override
+from dpo_train.errors import InputError
 from dpo_train.evaluation import test_split
 from dpo_train.memory import MemoryBounds, give_back, own_bytes
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged
+from tests.helpers.small_models import SMALL, save
 from tests.helpers.training import (
     curve,
     goes_on_from_between_two_reports,
@@ -257,3 +260,18 @@ def test_trl_still_has_the_hooks_that_we_rely_on() -> None:
     found = [name for name in LOSSES if f'loss_type == "{name}"' in losses]
     assert found == list(LOSSES)
     assert losses.count("loss_type == ") == len(LOSSES)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_model_whose_own_code_fails_in_training_is_refused(
+    small_config: TrainConfig, tmp_path: Path, lora: Any
+) -> None:
+    """transformers 5.23 reads a field of Granite's mixture that its configuration has not."""
+    experts = transformers.GraniteMoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    folder = save(experts, tmp_path / "model")
+    trial = override(small_config, {"model.id": str(folder), "data.limit": 12, "lora": lora})
+    prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "data", "cpu")
+    with pytest.raises(InputError, match=r"its code fails \(AttributeError: .*num_experts"):
+        curve(trial, prepared)
+    names = [name for name, _ in model.load_base(trial.model, "cpu").model.named_modules()]
+    assert not any("lora" in name for name in names)
