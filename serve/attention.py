@@ -14,9 +14,21 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.utils import logging
 
 NAME = "slots"
 """The name of the attention, for `attn_implementation`."""
+_REFUSED = {
+    "sliding_window": "a sliding window",
+    "softcap": "soft-capped scores",
+    "s_aux": "sinks",
+    "position_bias": "a position bias",
+}
+"""What a model may ask of its attention that is not computed here."""
+
+
+class UnsupportedAttention(Exception):
+    """A model attends in a way that is not computed here. The message is a clause that says how."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +100,26 @@ def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    _: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     *,
-    scaling: float,
-    cache: SlotCache,
-    step: BatchStep,
+    scaling: float | None = None,
+    cache: SlotCache | None = None,
+    step: BatchStep | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
     """Computes the attention of one layer; transformers calls it.
 
     The query has the shape (tokens, heads, 1, head size), the output (tokens, 1, heads, head
-    size). `cache` and `step` come from the call of the model. Raises ValueError if the model wants
-    something that is not done here.
+    size). `cache` and `step` come from the call of the model. Raises UnsupportedAttention.
     """
-    unsupported = [name for name in ("sliding_window", "softcap", "s_aux") if other.get(name)]
-    if unsupported:
-        raise ValueError(f"its attention has {', '.join(unsupported)}")
+    if refused := [what for name, what in _REFUSED.items() if other.get(name) is not None]:
+        raise UnsupportedAttention(f"its attention has {', '.join(refused)}")
+    if attention_mask is not None:
+        raise UnsupportedAttention("its attention has a mask of its own")
+    if cache is None or step is None:
+        raise UnsupportedAttention(
+            "its layers do not pass the server's cache on to their attention"
+        )
     keys, values = cache.write(module.layer_idx, step, key, value)
     heads, key_heads = query.shape[1], keys.shape[1]
     result = query.new_empty(len(query), heads, values.shape[3])
@@ -134,3 +150,25 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def base_of(model: Any) -> Any:
+    """Returns the model itself, which PEFT may have wrapped."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def set_attention(model: Any, name: str) -> str:
+    """Gives a model the attention of that name, and returns the name of the one it had.
+
+    Raises UnsupportedAttention for a model that takes none but its own.
+    """
+    own: str = model.config._attn_implementation
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what transformers warns of here is said by the exception
+    try:
+        model.set_attn_implementation(name)
+    finally:
+        logging.set_verbosity(verbosity)
+    if model.config._attn_implementation != name:
+        raise UnsupportedAttention("it takes no attention but its own")
+    return own

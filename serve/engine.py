@@ -45,6 +45,8 @@ class GenerationRequest:
     send: Callable[[Chunk], None]
     adapter: str | None = None
     """The adapter that generates it. None stands for the base model."""
+    model: str = ""
+    """The name by which it was asked for. Two names may stand for the same model."""
     end_token_id: int | None = None
     """This token ends it, as do those of the engine. An adapter may be trained with another one."""
     is_streamed: bool = True

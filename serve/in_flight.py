@@ -39,6 +39,7 @@ class InFlightAnswers:
                 sampling,
                 partial(self._send, index),
                 model.adapter,
+                model.name,
                 model.tokenizer.eos_token_id,
                 is_streamed,
                 self._deadline,

@@ -24,8 +24,8 @@ def mount(app: FastAPI, models: dict[str, ServedModel], instruments: Instruments
     app.add_middleware(_RequestCounter, requests=requests)
     meters = _Meters(instruments)
     for engine in engines(models):
-        names = {model.adapter: model.name for model in models.values() if model.engine is engine}
-        engine.monitor = _MeteringMonitor(meters, names)
+        names = [model.name for model in models.values() if model.engine is engine]
+        engine.monitor = _MeteringMonitor(meters, names[0])
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -57,11 +57,11 @@ class _Meters:
 
 
 class _MeteringMonitor(EngineMonitor):
-    """The monitor of one engine. `names` are those of the models, by their adapter."""
+    """The monitor of one engine."""
 
-    def __init__(self, meters: _Meters, names: dict[str | None, str]) -> None:
-        self._meters, self._names = meters, names
-        self._first_name = next(iter(names.values()))
+    def __init__(self, meters: _Meters, first_name: str) -> None:
+        self._meters = meters
+        self._first_name = first_name
         """Models that share weights share the batch. It is counted under the first one's name."""
 
     def on_step(self, batch_size: int, waiting: int) -> None:
@@ -69,7 +69,7 @@ class _MeteringMonitor(EngineMonitor):
         self._meters.waiting(waiting, model=self._first_name)
 
     def on_end(self, request: GenerationRequest) -> None:
-        model = self._names[request.adapter]
+        model = request.model
         self._meters.tokens(len(request.prompt_ids), model=model, kind="prompt")
         if request.first_token_at is not None:
             self._meters.tokens(len(request.output_ids), model=model, kind="answer")

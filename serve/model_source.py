@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 _SAMPLE = str(Path(__file__).parent.parent / "dpo_train" / "sample" / "model")
+_OTHER_SERVER = "vLLM may serve it: deploy/serve_llm.yaml says how"
+MERGE_ADAPTER = "merge it into its base first (PEFT's merge_and_unload) and give that folder"
+_REASONS = {
+    "trust_remote_code": "it needs Python code of its own, and this server runs none",
+    "does not recognize this architecture": "transformers does not know its `model_type`",
+    "Unrecognized configuration class": "it is no model that continues a text",
+}
+"""What errors of transformers mean, by words in them."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -31,7 +39,15 @@ def model_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        for words, reason in _REASONS.items():
+            if words in str(error):
+                raise ModelError(f"{what}: {reason}; {_OTHER_SERVER}") from None
         raise ModelError(f"{what}: {one_line(error)}") from None
+
+
+def refusal(place: str, kind: str, reason: str, advice: str = _OTHER_SERVER) -> ModelError:
+    """Returns the error for a model of a kind that this server can't answer with."""
+    return ModelError(f"{place}: {kind} can't be served here: {reason}; {advice}")
 
 
 @dataclass(frozen=True)
@@ -85,10 +101,23 @@ def read_sources(models: list[str]) -> list[ModelSource]:
 def describe_memory(models: list[str], slots: int, context: int) -> list[str]:
     """Returns a line for each checkpoint and its cache, before anything is loaded.
 
-    Raises ModelError for what can be seen to be wrong by then.
+    A second line follows where the RoPE of the model makes the context shorter. Raises ModelError
+    for what can be seen to be wrong by then.
     """
     checkpoints = dict.fromkeys(source.checkpoint for source in read_sources(models))
-    return [_describe_memory(checkpoint, slots, context) for checkpoint in checkpoints]
+    return [line for checkpoint in checkpoints for line in _describe(checkpoint, slots, context)]
+
+
+def served_context(config: Any, context: int) -> int:
+    """Returns how many tokens a prompt and its answer may have together: `context` or fewer.
+
+    A model has a longest position. With longrope and dynamic RoPE the longest row of a batch
+    changes the answers to all others once it is longer than the rows that the model was trained
+    with, so no row may be.
+    """
+    text = config.get_text_config()
+    most = [context, getattr(text, "max_position_embeddings", None), *_fixed_rope_lengths(text)]
+    return min(length for length in most if length)
 
 
 def has_tokenizer(adapter: Checkpoint) -> bool:
@@ -132,7 +161,7 @@ def _read_source(model: str) -> ModelSource:
     if kind != "LORA":
         raise ModelError(
             f"{found.place}: an adapter of the kind {kind}; only plain LoRA can share its base "
-            "here: merge it into its base first (PEFT's merge_and_unload) and give that folder"
+            f"here: {MERGE_ADAPTER}"
         )
     base = adapter["base_model_name_or_path"]
     base = _SAMPLE if base == "sample" else base
@@ -157,26 +186,61 @@ def _read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
     return content
 
 
-def _describe_memory(checkpoint: Checkpoint, slots: int, context: int) -> str:
+def _describe(checkpoint: Checkpoint, slots: int, context: int) -> list[str]:
     # Seconds to import: what is wrong with the models' names is reported before.
     from transformers import AutoConfig
 
     place = checkpoint.place
     with model_errors(f"{place!r} has no configuration to load"):
-        config: Any = AutoConfig.from_pretrained(place, revision=checkpoint.revision)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    bytes_each = _BYTES["float32"]
-    tokens = min(context, config.max_position_embeddings)
-    cache = 2 * config.num_hidden_layers * heads * head_size * bytes_each * (slots + 1) * tokens
+        config: Any = AutoConfig.from_pretrained(
+            place, revision=checkpoint.revision, trust_remote_code=False
+        )
+    name, tokens = Path(place).name, served_context(config, context)
     stored_bytes = _BYTES.get(str(config.dtype or "").removeprefix("torch."), 4)
-    weights = _weights_bytes(checkpoint) * bytes_each / stored_bytes
-    return (
-        f"{Path(place).name}: weights {weights / 1e9:.3f} GB, cache {cache / 1e9:.3f} GB for "
+    weights = _weights_bytes(checkpoint) * _BYTES["float32"] / stored_bytes
+    cache = _cache_bytes(config.get_text_config(), (slots + 1) * tokens)
+    lines = [
+        f"{name}: weights {weights / 1e9:.3f} GB, cache {cache / 1e9:.3f} GB for "
         f"{slots} answers at once of {tokens} tokens with their prompts (half of both on a GPU)"
-    )
+    ]
+    if tokens in _fixed_rope_lengths(config.get_text_config()) and tokens < context:
+        lines.append(
+            f"{name}: the context is {tokens} tokens, because a longer request would change the "
+            "answers to others (its RoPE depends on the longest)"
+        )
+    return lines
+
+
+def _fixed_rope_lengths(config: Any) -> list[int]:
+    """Returns the lengths up to which the RoPE of a model is the same for every batch."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # Models with several kinds of layers have parameters for each kind.
+    layers = [layer for layer in rope.values() if isinstance(layer, dict)] or [rope]
+    kinds = [layer.get("rope_type") for layer in layers]
+    lengths = [config.max_position_embeddings] if "dynamic" in kinds else []
+    lengths += [
+        layer.get("original_max_position_embeddings") or config.max_position_embeddings
+        for layer, kind in zip(layers, kinds, strict=True)
+        if kind == "longrope"
+    ]
+    return lengths
+
+
+def _cache_bytes(config: Any, tokens: int) -> int:
+    """Returns the size of the keys and values of so many tokens.
+
+    What its names do not tell counts as 0: models with other names are refused once loaded.
+    """
+
+    def number(name: str) -> int:
+        value = getattr(config, name, None)
+        return value if isinstance(value, int) else 0
+
+    heads = number("num_attention_heads")
+    key_heads = number("num_key_value_heads") or heads
+    head_size = number("head_dim") or number("hidden_size") // max(heads, 1)
+    values = 2 * number("num_hidden_layers") * key_heads * head_size * tokens
+    return values * _BYTES["float32"]
 
 
 def _weights_bytes(checkpoint: Checkpoint) -> int:

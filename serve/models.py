@@ -10,10 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serve import attention
 from serve.model_source import (
     Checkpoint,
-    ModelError,
     ModelSource,
     has_tokenizer,
     model_errors,
@@ -52,16 +50,22 @@ def load(models: list[str], slots: int, context: int, max_waiting: int) -> dict[
     loaded: dict[str, ServedModel] = {}
     for checkpoint, group in groups.items():
         tokenizer = _load_tokenizer(checkpoint)
-        adapters = {_peft_name(source): source.adapter for source in group if source.adapter}
+        # PEFT takes no dots in a name, so an adapter is known by its number there.
+        peft_names = {
+            source.name: f"adapter_{number}"
+            for number, source in enumerate(group)
+            if source.adapter
+        }
+        adapters = {peft_names[source.name]: source.adapter for source in group if source.adapter}
         weights = load_weights(checkpoint, adapters)
         engine = SlotEngine(weights, tokenizer, slots, context, max_waiting)
         for source in group:
-            adapter, own_tokenizer = None, tokenizer
-            if source.adapter:
-                adapter = _peft_name(source)
-                if has_tokenizer(source.adapter):
-                    own_tokenizer = _load_tokenizer(source.adapter)
-            loaded[source.name] = ServedModel(source.name, engine, own_tokenizer, adapter)
+            own_tokenizer = tokenizer
+            if source.adapter and has_tokenizer(source.adapter):
+                own_tokenizer = _load_tokenizer(source.adapter)
+            loaded[source.name] = ServedModel(
+                source.name, engine, own_tokenizer, peft_names.get(source.name)
+            )
         if len(adapters) == len(group) and "base" not in loaded:
             loaded["base"] = ServedModel("base", engine, tokenizer, None)
     first = sources[0].name
@@ -75,22 +79,13 @@ def load_weights(checkpoint: Checkpoint, adapters: dict[str, Checkpoint]) -> Any
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with model_errors(f"{checkpoint.place!r} can't be loaded"):
-        # A model that takes no attention but its own is refused here.
         model: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.place,
             revision=checkpoint.revision,
             # A CPU computes in what the model was judged in, a GPU in half the time and memory.
             dtype=torch.bfloat16 if device == "cuda" else torch.float32,
-            attn_implementation=attention.NAME,
             use_safetensors=True,  # no pickle
-        )
-    window = getattr(model.config, "sliding_window", None)
-    default_types = ["sliding_attention"] if window else ["full_attention"]
-    layer_types = set(getattr(model.config, "layer_types", None) or default_types)
-    if layer_types != {"full_attention"}:
-        raise ModelError(
-            f"{checkpoint.place!r} has layers of the kinds {', '.join(sorted(layer_types))}; only "
-            "full attention is served here"
+            trust_remote_code=False,  # the default would ask on standard input
         )
     for name, adapter in adapters.items():
         options = {"adapter_name": name, "revision": adapter.revision, "use_safetensors": True}
@@ -102,11 +97,8 @@ def load_weights(checkpoint: Checkpoint, adapters: dict[str, Checkpoint]) -> Any
     return model.to(device).eval()
 
 
-def _peft_name(source: ModelSource) -> str:
-    """Returns the name of an adapter inside PEFT, which takes no dots."""
-    return source.name.replace(".", "_dot_")
-
-
 def _load_tokenizer(checkpoint: Checkpoint) -> Any:
     with model_errors(f"{checkpoint.place!r} has no tokenizer to load"):
-        return AutoTokenizer.from_pretrained(checkpoint.place, revision=checkpoint.revision)
+        return AutoTokenizer.from_pretrained(
+            checkpoint.place, revision=checkpoint.revision, trust_remote_code=False
+        )

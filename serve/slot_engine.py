@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from serve.attention import BatchStep, PromptChunk, SlotCache
+from serve import attention, self_check
+from serve.attention import BatchStep, PromptChunk, SlotCache, base_of
 from serve.engine import Chunk, EngineMonitor, GenerationRequest, RequestQueue
-from serve.model_source import model_errors
+from serve.model_source import served_context
 from serve.sampling import sample_next_tokens
 from serve.text import TextStream
 
@@ -36,16 +37,15 @@ class SlotEngine:
     ) -> None:
         """Takes `slots` requests at once, each with `context` tokens of prompt and answer.
 
-        `max_waiting` more may wait. Raises ModelError for a model whose attention is not done here.
+        `max_waiting` more may wait. The model may allow a shorter context. Raises ModelError for a
+        model that would answer here in another way than alone.
         """
-        context = min(context, model.config.max_position_embeddings)
+        context = served_context(model.config, context)
         self.model = model
         self._tokenizer = tokenizer
         self.slots, self.context, self.max_waiting = slots, context, max_waiting
         self._cache = SlotCache(slots + 1, context)
-        ends = model.generation_config.eos_token_id  # one, a list, or None, which no token is
-        ends = ends if isinstance(ends, list) else [ends]
-        self._end_token_ids = {tokenizer.eos_token_id, *ends}
+        self._end_token_ids: set[int | None] = set()  # the answers of the check have no end
         self.monitor = EngineMonitor()
         self._waiting = RequestQueue()
         self._prefilling: deque[_Running] = deque()
@@ -53,10 +53,11 @@ class SlotEngine:
         self._decoding: list[_Running] = []
         """These stand in the order of their slots, from the first slot."""
         self._logit_indices = torch.empty(0)
-        head = model.get_output_embeddings()
-        # The logits of all tokens of a long prompt would be gigabytes: the head gets a few states.
-        self._hook = head.register_forward_pre_hook(lambda _, given: given[0][self._logit_indices])
-        self._allocate()
+        self_check.check(model, self._generate_now, slots, context)
+        ends = model.generation_config.eos_token_id  # one, a list, or None, which no token is
+        ends = ends if isinstance(ends, list) else [ends]
+        self._end_token_ids = {tokenizer.eos_token_id, *ends}
+        self._take_model()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -70,23 +71,43 @@ class SlotEngine:
         self._waiting.put(request, self.max_waiting + max(0, idle))
 
     def close(self) -> None:
-        """Finishes the requests that were submitted, then ends the thread."""
+        """Finishes the requests that were submitted, ends the thread and gives the model back."""
         self._waiting.close()
         self._thread.join()
-        self._hook.remove()
+        self._release_model()
 
-    @torch.inference_mode()
-    def _allocate(self) -> None:
-        with model_errors(f"{self.model.name_or_path!r} can't be served"):
-            step = BatchStep([], [PromptChunk(0, 0, 2)], self.model.device)
-            self._forward([[0, 0]], step, [None])
+    def _take_model(self) -> None:
+        """Changes the model for the engine. Raises UnsupportedAttention."""
+        self._own_attention = attention.set_attention(base_of(self.model), attention.NAME)
+        head = self.model.get_output_embeddings()
+        # The logits of all tokens of a long prompt would be gigabytes: the head gets a few states.
+        self._hook = head.register_forward_pre_hook(lambda _, given: given[0][self._logit_indices])
+
+    def _release_model(self) -> None:
+        self._hook.remove()
+        attention.set_attention(base_of(self.model), self._own_attention)
+
+    def _generate_now(self, requests: list[GenerationRequest], max_prefill_tokens: int) -> None:
+        """Generates answers in the caller's thread, before the engine's own starts.
+
+        One step prefills at most so many tokens of prompts. Raises what the model raises.
+        """
+        self._take_model()
+        try:
+            for request in requests:
+                self._waiting.put(request, len(requests))
+            while len(self._waiting) or self._decoding or self._prefilling:
+                self._admit()
+                self._step(max_prefill_tokens)
+        finally:
+            self._release_model()
 
     def _run(self) -> None:
         failures = 0
         try:
             while failures < _MAX_FAILURES and self._admit():
                 try:
-                    self._step()
+                    self._step(_MAX_PREFILL_TOKENS)
                     failures = 0
                 except Exception as error:  # out of memory, likely: these fail, later ones may not
                     failures += 1
@@ -116,9 +137,9 @@ class SlotEngine:
         return True
 
     @torch.inference_mode()
-    def _step(self) -> None:
+    def _step(self, max_prefill_tokens: int) -> None:
         """Decodes one token of every answer, and prefills as many prompt tokens as have room."""
-        chunks = self._next_prompt_chunks()
+        chunks = self._next_prompt_chunks(max_prefill_tokens)
         rows = [*self._decoding, *(one for one, _ in chunks)]
         if not rows:
             return
@@ -140,15 +161,15 @@ class SlotEngine:
             self._decoding.append(self._prefilling.popleft())
         self._append_tokens(rows, logits[: len(rows)])
 
-    def _next_prompt_chunks(self) -> list[tuple[_Running, PromptChunk]]:
-        """Chooses what is prefilled next: whole prompts, into the slots behind the decoding ones.
+    def _next_prompt_chunks(self, room: int) -> list[tuple[_Running, PromptChunk]]:
+        """Chooses what is prefilled next, of `room` tokens in all.
 
+        Whole prompts go into the slots behind the decoding ones.
         A long prompt has a slot of its own until it is complete, because the slots of the others
         move meanwhile.
         """
         self._prefilling = deque(one for one in self._prefilling if not self._is_cancelled(one))
         chunks: list[tuple[_Running, PromptChunk]] = []
-        room = _MAX_PREFILL_TOKENS
         for one in self._prefilling:
             prompt_length = len(one.request.prompt_ids)
             length = min(room, prompt_length - one.prefilled)

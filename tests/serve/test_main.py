@@ -12,9 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from transformers import BloomConfig
 
 from dpo_train import sample
 from tests.conftest import ROOT
+from tests.helpers import small_models
 from tests.helpers.ports import free_port
 
 QUESTION = "Is it true that goldfish forget everything in seconds?"
@@ -90,6 +92,10 @@ def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path
     assert "holds no key" in refused("sample", SERVE_API_KEY="")
     assert "--slots: " in refused("sample", "--slots", 0)
     assert "./none: no such folder" in refused("./none")
+    bloom = small_models.save(BloomConfig(hidden_size=32, n_layer=2, n_head=2), tmp_path / "bloom")
+    assert "bloom: BloomForCausalLM can't be served here: it takes no attention but" in refused(
+        bloom, HF_HUB_DISABLE_PROGRESS_BARS="1"
+    )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"can't listen on 127.0.0.1:{port}: Address already in use; give another" in refused(

@@ -1,10 +1,17 @@
 """What is asked to be served is read and refused before anything is loaded."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, Phi3Config
 
-from serve.model_source import ModelError, describe_memory, read_sources
+from dpo_train import sample
+from serve.model_source import ModelError, describe_memory, read_sources, served_context
+from tests.helpers.small_models import SMALL
+
+HALF = [1.0] * 8
 
 
 @pytest.mark.parametrize(
@@ -28,3 +35,56 @@ def test_two_models_of_one_name_are_refused() -> None:
 def test_a_checkpoint_of_two_models_is_counted_once() -> None:
     (line,) = describe_memory(["a=sample", "b=sample"], 16, 2048)
     assert "for 16 answers at once of" in line
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The sample model with the Python file that code of its own would stand in."""
+    folder = tmp_path / "own"
+    shutil.copytree(sample.MODEL, folder)
+    (folder / "own.py").write_text("raise SystemExit('code of the model ran')\n")
+    return folder
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def no_question(*_: object) -> str:
+    raise AssertionError("somebody was asked whether to run the code")
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_a_question(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", no_question)
+    change(copy / "config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})
+    with pytest.raises(ModelError) as refused:
+        describe_memory([str(copy)], 1, 128)
+    assert str(refused.value) == (
+        f"{str(copy)!r} has no configuration to load: it needs Python code of its own, and this "
+        "server runs none; vLLM may serve it: deploy/serve_llm.yaml says how"
+    )
+
+
+def test_the_context_ends_where_the_rope_would_follow_the_longest_row(tmp_path: Path) -> None:
+    config = Phi3Config(
+        **SMALL,
+        original_max_position_embeddings=64,
+        rope_scaling={"type": "longrope", "short_factor": HALF, "long_factor": HALF},
+        pad_token_id=2,
+    )
+    assert served_context(config, 2048) == 64
+    assert served_context(config, 32) == 32
+    config.save_pretrained(tmp_path / "phi")
+    memory, context = describe_memory([str(tmp_path / "phi")], 16, 2048)
+    assert "answers at once of 64 tokens" in memory
+    assert context.startswith("phi: the context is 64 tokens, because a longer request would")
+    assert len(describe_memory([str(tmp_path / "phi")], 16, 64)) == 1
+
+
+def test_a_dynamic_rope_has_the_context_that_the_model_was_trained_with(tmp_path: Path) -> None:
+    config = LlamaConfig(**SMALL, rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+    assert served_context(config, 2048) == SMALL["max_position_embeddings"]
+    config.save_pretrained(tmp_path)
+    assert "the context is 512 tokens" in describe_memory([str(tmp_path)], 16, 2048)[1]

@@ -11,8 +11,6 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -20,7 +18,7 @@ from transformers import (
 from dpo_train import sample
 from serve import slot_engine
 from serve.engine import Chunk, EngineMonitor, GenerationRequest, QueueFull
-from serve.model_source import Checkpoint, ModelError
+from serve.model_source import Checkpoint
 from serve.models import load_weights
 from serve.sampling import SamplingParams
 from serve.slot_engine import SlotEngine
@@ -143,17 +141,6 @@ def test_heads_that_share_keys_answer_as_they_do_alone(
         rest(said)
         assert answer.output_ids == alone(other, answer.prompt_ids, 20)
     engine.close()
-
-
-def test_an_attention_of_another_kind_is_refused(tmp_path: Path, tokenizer: Any) -> None:
-    config = Gemma2Config(
-        vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=8, layer_types=["full_attention"],
-    )  # fmt: skip
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    model = load_weights(Checkpoint(str(tmp_path), None), {})
-    with pytest.raises(ModelError, match="can't be served: its attention has softcap"):
-        SlotEngine(model, tokenizer, 1, 64, 1)
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(engine: SlotEngine, tokenizer: Any) -> None:

@@ -1,0 +1,192 @@
+"""This checks, when a model is loaded, that the server answers with it as transformers does.
+
+A few short random prompts are answered together in the slots of an engine. The log-probs must be
+those that the model computes with its own attention for each prompt alone, without a cache. So no
+list of architectures has to be right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from serve.attention import UnsupportedAttention, base_of, set_attention
+from serve.engine import Chunk, GenerationRequest
+from serve.model_source import MERGE_ADAPTER, ModelError, refusal
+from serve.sampling import SamplingParams
+
+_PROMPT_TOKENS = (3, 13, 5)
+_ANSWER_TOKENS = 3
+_MAX_PREFILL_TOKENS = 8
+"""One step prefills the first prompt and a part of the second, the next one the rest of it."""
+_ALTERNATIVES = 50
+"""So many log-probs are compared for each token."""
+_TOLERANCE = 1e-3
+"""In nats. Under float32 the models that are right differ by 1e-5, the others by 0.1 and more."""
+
+Generate = Callable[[list[GenerationRequest], int], None]
+"""It generates answers together, with at most so many prompt tokens in a step."""
+
+
+class _Sample:
+    """A random prompt, and what the server answers to it."""
+
+    def __init__(self, prompt_ids: list[int], adapter: str | None) -> None:
+        self.answer = Chunk()
+        sampling = SamplingParams(_ANSWER_TOKENS, temperature=0.0, logprobs=_ALTERNATIVES)
+        self.request = GenerationRequest(
+            prompt_ids, sampling, self.answer.append, adapter, is_streamed=False
+        )
+
+    def served(self) -> torch.Tensor:
+        """Returns the log-probs that the server gave, of shape (tokens, alternatives)."""
+        tokens = self.answer.tokens
+        return torch.tensor([[logprob for _, logprob in token.alternatives] for token in tokens])
+
+    def expected(self, logits: torch.Tensor) -> torch.Tensor:
+        """Returns the log-probs of the same alternatives by logits of shape (tokens, vocabulary).
+
+        Their shape is (tokens, alternatives).
+        """
+        ids = [[id for id, _ in token.alternatives] for token in self.answer.tokens]
+        return logits.log_softmax(dim=-1).gather(1, torch.tensor(ids))
+
+
+def check(model: Any, generate: Generate, slots: int, context: int) -> None:
+    """Compares what `generate` answers with what the model computes alone.
+
+    Raises ModelError, which names the model, if they differ or if something fails.
+    """
+    with _errors_refused(model, slots, context):
+        _refuse_other_layers(base_of(model))
+        samples = _random_samples(model, context)
+        generate([sample.request for sample in samples], _MAX_PREFILL_TOKENS)
+        logits = [_logits_alone(model, sample.request) for sample in samples]
+        differences = [
+            sample.served() - sample.expected(alone)
+            for sample, alone in zip(samples, logits, strict=True)
+        ]
+        tolerance = _tolerance(model, samples, logits)
+    for has_adapter in (False, True):
+        group = [
+            difference
+            for sample, difference in zip(samples, differences, strict=True)
+            if (sample.request.adapter is not None) == has_adapter
+        ]
+        # Written so that a NaN is refused too.
+        if group and not (nats := _size(group, model.dtype)) <= tolerance:
+            reason = f"differ from transformers' by {nats:.2g} nats a token"
+            if has_adapter:
+                raise _refusal(model, f"its answers with an adapter {reason}", MERGE_ADAPTER)
+            raise _refusal(model, f"its answers {reason}")
+
+
+def _random_samples(model: Any, context: int) -> list[_Sample]:
+    """Returns prompts of different lengths, at least one for the base and for each adapter."""
+    adapters = [None, *getattr(model, "peft_config", {})]
+    vocabulary = model.config.get_text_config().vocab_size
+    draw = torch.Generator().manual_seed(0)
+    samples = []
+    for number in range(max(len(_PROMPT_TOKENS), len(adapters))):
+        wanted = _PROMPT_TOKENS[number % len(_PROMPT_TOKENS)]
+        length = max(1, min(wanted, context - _ANSWER_TOKENS))
+        ids = torch.randint(vocabulary, (length,), generator=draw).tolist()
+        samples.append(_Sample(ids, adapters[number % len(adapters)]))
+    return samples
+
+
+@contextlib.contextmanager
+def _errors_refused(model: Any, slots: int, context: int) -> Iterator[None]:
+    try:
+        yield
+    except UnsupportedAttention as error:
+        raise _refusal(model, str(error)) from None
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise ModelError(
+                f"{base_of(model).name_or_path}: there is not enough memory for {slots} answers at "
+                f"once of {context} tokens; type smaller numbers for slots and context"
+            ) from error
+        if hasattr(model, "peft_config"):
+            reason = "it does not run beside other answers with its adapter"
+            raise _refusal(model, reason, MERGE_ADAPTER) from error
+        raise _refusal(model, "it does not run with the server's attention") from error
+
+
+def _refusal(model: Any, reason: str, *advice: str) -> ModelError:
+    base = base_of(model)
+    return refusal(base.name_or_path, type(base).__name__, reason, *advice)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "DefaultCPUAllocator")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _refuse_other_layers(base: Any) -> None:
+    """Raises UnsupportedAttention for what short prompts do not show.
+
+    transformers makes a cache for each layer of a model, so its cache says what kind it is of.
+    """
+    cache = DynamicCache(config=base.config)
+    if any(cache.is_sliding):
+        raise UnsupportedAttention("some of its layers see only a window of the tokens")
+    if any(cache.is_linear):
+        raise UnsupportedAttention("some of its layers have a state in place of attention")
+
+
+@torch.inference_mode()
+def _logits_alone(model: Any, request: GenerationRequest) -> torch.Tensor:
+    """Returns the logits of the answer's tokens, float32, of shape (tokens, vocabulary)."""
+    ids = request.prompt_ids + request.output_ids[:-1]
+    with _adapter_alone(model, request.adapter):
+        output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    logits: torch.Tensor = output.logits[0, -len(request.output_ids) :].float().cpu()
+    return logits
+
+
+@contextlib.contextmanager
+def _adapter_alone(model: Any, adapter: str | None) -> Iterator[None]:
+    """While it is entered, the whole model computes with this adapter, or as the base."""
+    if adapter is not None:
+        model.set_adapter(adapter)
+    base_alone = hasattr(model, "peft_config") and adapter is None
+    with model.disable_adapter() if base_alone else contextlib.nullcontext():
+        yield
+
+
+def _tolerance(model: Any, samples: list[_Sample], logits: list[torch.Tensor]) -> float:
+    """Returns by how much log-probs may differ from those of `logits`.
+
+    Under bfloat16 that is three times the difference between two attentions of transformers, and
+    at least two roundings of the largest logit.
+    """
+    if model.dtype == torch.float32:
+        return _TOLERANCE
+    own = set_attention(base_of(model), "eager")
+    try:
+        others = [_logits_alone(model, sample.request) for sample in samples]
+    finally:
+        set_attention(base_of(model), own)
+    noise = [
+        sample.expected(one) - sample.expected(other)
+        for sample, one, other in zip(samples, logits, others, strict=True)
+    ]
+    rounding = torch.finfo(model.dtype).eps * max(float(one.abs().max()) for one in logits)
+    return max(_TOLERANCE, 3 * _size(noise, model.dtype), 2 * rounding)
+
+
+def _size(differences: list[torch.Tensor], dtype: torch.dtype) -> float:
+    """Returns how large differences of shape (tokens, alternatives) are.
+
+    Under float32 it is the largest. Under bfloat16 rounding sends a token to another expert of a
+    mixture now and then, and no token is computed alike after it. So it is the median over tokens.
+    """
+    tokens = torch.cat(differences).abs().amax(dim=1)
+    return float(tokens.max() if dtype == torch.float32 else tokens.median())
