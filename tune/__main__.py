@@ -159,7 +159,9 @@ def _resume(options: argparse.Namespace) -> int:
 def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
     from tune.report.terminal import render
+    from tune.run_folder.folder import open_run
     from tune.search.interruption import Interrupted
+    from tune.search.resume import is_exhausted
     from tune.tracking.child_process import how_to_send
 
     try:
@@ -178,8 +180,9 @@ def _finish(search: Any) -> int:
     print(f"\nthe winner lies in {winner}, all numbers in {numbers}")
     if (page := results.folder / "report.html").exists():
         print(f"the report: {mirror.shown(page)}")
-    more = max(8, len(results.trials) // 3)
-    print(f"more trials: dpo-tune resume {results.place} --trials +{more}")
+    if not is_exhausted(*open_run(results.folder)):
+        more = max(8, len(results.trials) // 3)
+        print(f"more trials: dpo-tune resume {results.place} --trials +{more}")
     code = _DONE
     attempts = (("pushed", "not pushed", results.published),
                 ("it answers", "not served", results.served))  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +18,7 @@ from dpo_train.storage import mirror
 from tune.config.objective import Objective
 from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
 from tune.config.places import runs_dir
-from tune.config.space import Axis, Point, grid
+from tune.config.space import Axis, Point, grid, point_key, untried_point
 
 Metric = Literal[
     "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
@@ -165,6 +167,9 @@ class SearchConfig(TrainConfig):
     earlier search's best trials that lie in this space."""
     trials: int | None = Field(None, ge=1, le=1_000_000)
     """How many; a grid is tried whole by default."""
+    repeat_points: bool = False
+    """Whether a point that a trial has already may be proposed and trained again, though the same
+    seed gives the same numbers. Listed points and clones are trained as often as you ask."""
     objective: Annotated[Metric | tuple[Metric, Metric], BeforeValidator(_one_or_two)] = (
         "eval/accuracy"
     )
@@ -244,6 +249,14 @@ class SearchConfig(TrainConfig):
     @property
     def total_trials(self) -> int:
         return self.trials or len(self.first_points)
+
+    def untried_point(self, tried: Sequence[Point]) -> Point | None:
+        """A point of the space that is not among those tried: of a grid the next one, else a random
+        one. None if every point was tried."""
+        if self.sampler.name == "grid":
+            keys = {point_key(point) for point in tried}
+            return next((point for point in grid(self.space) if point_key(point) not in keys), None)
+        return untried_point(self.space, tried, random.Random(self.sampler.seed + len(tried)))
 
     @property
     def exports_kept(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import random
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self, get_args
 
@@ -93,6 +95,20 @@ class Axis(Part):
             return f"one of {self.choice}"
         low, high = self.bounds
         return f"{self.kind} {low:g} to {high:g}"
+
+    def random_values(self, most: int, draw: random.Random) -> list[Any]:
+        """Different values in random order: of a choice all of them, of whole numbers at most so
+        many, of a range of reals a single one."""
+        if self.choice is not None:
+            return draw.sample(self.choice, len(self.choice))
+        low, high = self.bounds
+        if self.is_whole:
+            numbers = range(low, high + 1)
+            return draw.sample(numbers, min(most, len(numbers)))
+        if self.kind == "log_uniform":
+            value = math.exp(draw.uniform(math.log(low), math.log(high)))
+            return [min(max(value, low), high)]
+        return [draw.uniform(low, high)]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
         from optuna.distributions import (  # slow to import
@@ -252,6 +268,35 @@ def grid(space: Space) -> list[Point]:
         if point not in points:
             points.append(point)
     return points
+
+
+def point_key(point: Point) -> frozenset[tuple[str, Any]]:
+    """What identifies a point: two points are the same if their keys are equal."""
+    return frozenset((path, to_optuna(value)) for path, value in point.items())
+
+
+def untried_point(space: Space, tried: Iterable[Point], draw: random.Random) -> Point | None:
+    """A random point that is not among those tried; None if the space has none left.
+
+    It goes down the tree of axes and back from every point that was tried, of which there are few:
+    so it ends soon, however many points the space has.
+    """
+    keys = {point_key(point) for point in tried}
+
+    def complete(point: Point, axes: list[tuple[str, Axis]]) -> Point | None:
+        if not axes:
+            return None if point_key(point) in keys else point
+        (path, axis), *rest = axes
+        if not is_active(axis, point):
+            return complete(point, rest)
+        # Of so many values at least one has no tried point below it.
+        for value in axis.random_values(len(keys) + 1, draw):
+            found = complete({**point, path: value}, rest)
+            if found is not None:
+                return found
+        return None
+
+    return complete({}, list(space.items()))
 
 
 def _holds(value: Any, wanted: Any) -> bool:

