@@ -7,7 +7,9 @@ because modules that only name these types must stay light.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_train import model_settings
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, one_line
 from dpo_train.memory import is_out_of_memory
 from dpo_train.model_source import fetch, from_anywhere, local_folder, refuse_folder, unloadable
 
@@ -66,6 +68,8 @@ class WarmBase:
         return self.model
 
 
+_OF_A_DEVICE = re.compile(r"cuda|cublas|cudnn|nccl|\bhip\b|gloo|triton", re.IGNORECASE)
+"""In what a RuntimeError says that is not of a model's code."""
 _loaded: dict[tuple[str, str], WarmBase] = {}
 
 
@@ -162,6 +166,37 @@ def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedToken
             "model, or save one into its tokenizer"
         )
     return tokenizer
+
+
+@contextmanager
+def errors_of_the_model_refused(what: str) -> Iterator[None]:
+    """An error from inside the code of a model is a refusal of the model: see `as_refusal`."""
+    try:
+        yield
+    except Exception as error:
+        refusal = as_refusal(error, what)
+        if refusal is error:
+            raise
+        raise refusal from error
+
+
+def as_refusal(error: BaseException, what: str) -> BaseException:
+    """InputError if an error comes from the code of a model, or of a library that wraps it: `what`
+    can't be done with it. Errors of devices, memory, disks and numbers stay what they are."""
+    kinds = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+    if isinstance(error, InputError) or not isinstance(error, kinds):
+        return error
+    if isinstance(error, RuntimeError) and (
+        type(error) not in (RuntimeError, NotImplementedError)
+        or is_out_of_memory(error)
+        or _OF_A_DEVICE.search(str(error))
+    ):
+        return error
+    cause = f"{type(error).__name__}: {one_line(error)}"
+    return InputError(
+        f"model.id: {what} can't be done with this model, its code fails ({cause}); give another "
+        "model or other settings"
+    )
 
 
 def refuse_missing_targets(base: PreTrainedModel, lora: LoraConfig) -> None:

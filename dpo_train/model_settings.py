@@ -93,7 +93,7 @@ def _dropouts(values: dict[str, Any]) -> list[str]:
     return [
         name
         for name, value in values.items()
-        if ("dropout" in name or name.endswith("pdrop"))
+        if ("dropout" in name or name.endswith(("pdrop", "layerdrop")))
         and isinstance(value, int | float)
         and not isinstance(value, bool)
         and value

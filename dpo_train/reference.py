@@ -185,9 +185,10 @@ class _Task:
 
     def _score(self, places: Sequence[int]) -> ScoredShard:
         columns = self.tokens.columns(places)
-        chosen, rejected = logps.score_with(
-            self._forward, columns, self.tokens.pad_token_id, self._plan.device
-        )
+        with model.errors_of_the_model_refused("the reference pass"):
+            chosen, rejected = logps.score_with(
+                self._forward, columns, self.tokens.pad_token_id, self._plan.device
+            )
         return ScoredShard(chosen.tolist(), rejected.tolist())
 
     @cached_property

@@ -11,14 +11,13 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import one_line
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
 from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_train.trainers.session import OutOfMemory, with_pairs_at_once
@@ -26,6 +25,8 @@ from dpo_train.trainers.trl_arguments import trl_arguments
 from dpo_train.trainers.trl_control import HELD, TrainingControl
 from dpo_train.trainers.trl_memory import pairs_that_fit, row_lengths
 from dpo_train.trainers.trl_trainer import SearchTrainer
+
+_TRAINING = "training by TRL"
 
 
 class TrlSession:
@@ -49,7 +50,7 @@ class TrlSession:
         self._train_rows = self._data.split("train")
         self.pairs_total = len(self._train_rows) * config.optim.epochs
         rows = self._train_rows[:]
-        with _errors_of_the_model_refused():
+        with model.errors_of_the_model_refused(_TRAINING):
             self._open_and_measure(rows, device, memory)
         # Of one process of a group. A pair is two rows, each padded to the longest.
         pairs = max(1, self.pairs_at_once // process_group.count)
@@ -184,14 +185,14 @@ class TrlSession:
     def _train(self) -> None:
         try:
             resume = str(self._resume_from) if self._resume_from else None
-            # After a step the model has shown that it can train.
-            refusing = nullcontext() if resume else _errors_of_the_model_refused(self._control)
-            with refusing:
-                self._trainer.train(resume_from_checkpoint=resume)
+            self._trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:  # it belongs to the caller's thread
             # Not the error itself: its frames hold on to what filled the memory.
-            lacked = OutOfMemory(one_line(error)) if is_out_of_memory(error) else error
-            self._control.answers.put(lacked)
+            if is_out_of_memory(error):
+                error = OutOfMemory(one_line(error))
+            elif not self._control.pairs_seen:  # after a step the model has shown that it trains
+                error = model.as_refusal(error, _TRAINING)
+            self._control.answers.put(error)
 
     def _answer(self, seconds: float) -> Any:
         """What the training thread says, after which it waits; None if it says nothing for so
@@ -204,19 +205,3 @@ class TrlSession:
         if isinstance(answer, BaseException):
             raise answer
         return answer
-
-
-@contextmanager
-def _errors_of_the_model_refused(control: TrainingControl | None = None) -> Iterator[None]:
-    """An error from inside a model's code, before the first step of `control`, is a refusal of the
-    model. Errors of memory and devices are of other kinds."""
-    try:
-        yield
-    except (AttributeError, KeyError, IndexError, TypeError, NotImplementedError) as error:
-        if control is not None and control.pairs_seen:
-            raise
-        cause = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(
-            f"model.id: TRL can't train this model with these settings, its code fails ({cause}); "
-            "give another model"
-        ) from error

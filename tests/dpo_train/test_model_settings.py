@@ -23,6 +23,7 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
     "opt": transformers.OPTConfig(
         hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2, init_std=0.2,
         max_position_embeddings=512, word_embed_proj_dim=32, dropout=0.1, attention_dropout=0.1,
+        layerdrop=0.5,
     ),
     "falcon": transformers.FalconConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, attention_dropout=0.1,

@@ -303,7 +303,9 @@ class PackedEngine:
             layers = dict.fromkeys(layer for layers in self._layers.values() for layer in layers)
             modules = dict(self.base.named_modules())
             self._stacks = {layer: StackedLinear(modules[layer.name]) for layer in layers}
-            adapted = AdaptedBase(self.base, self._stacks, self._layers[key], lora, self._device)
+            adapted = AdaptedBase(
+                self.base, self._stacks, self._layers[key], lora, self._device, self._own_attention
+            )
             check_once(self._prepared, adapted, self.train.pairs)
         return self._layers[key]
 

@@ -66,6 +66,8 @@ class AdaptedBase:
     layers: tuple[Layer, ...]
     lora: LoraConfig
     device: str
+    attention: str
+    """The attention that the base had before."""
 
 
 def compare_with_reference(base: PreTrainedModel, split: Split, device: str) -> None:
@@ -115,9 +117,10 @@ def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
         if untrained:
             raise InputError(refusal(f"it does not train {_modules(untrained)} as PEFT does"))
         _refuse_router_loss(base)
-        theirs = _peft(wrapped, pairs, shares, "sdpa")
-        rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
-        noise = _peft(wrapped, pairs, shares, "eager") if rough else None
+        with errors_refused():
+            theirs = _peft(wrapped, pairs, shares, adapted.attention)
+            rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
+            noise = _peft(wrapped, pairs, shares, "eager") if rough else None
     _compare(ours, theirs, noise)
 
 
