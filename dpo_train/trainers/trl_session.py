@@ -140,7 +140,11 @@ class TrlSession:
     ) -> None:
         """Opens the trainer with as many pairs at once as the memory has place for."""
         config, group = self._config, self._process_group
-        self._open_trainer(device)
+        try:
+            self._open_trainer(device)
+        except Exception:
+            model.forget_base()  # it may hold half of an adapter
+            raise
         # The parts of a sharded model are laid out by its first step; before, no device holds it.
         at_once = config.optim.pairs_at_once
         if not group.sharded:

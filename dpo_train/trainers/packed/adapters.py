@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dpo_train import model
 from dpo_train.config import LoraConfig, ModelConfig
+from dpo_train.trainers.packed.forward import errors_refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,11 +75,12 @@ class Layout:
 
 
 def adapted_layers(base: PreTrainedModel, lora: LoraConfig) -> tuple[Layer, ...]:
-    """The layers that PEFT gives an adapter for this config, in its order."""
+    """The layers that PEFT gives an adapter for this config, in its order. Raises InputError."""
     import peft  # slow to import
 
     model.refuse_missing_targets(base, lora)
-    wrapped = wrap(base, lora.model_copy(update={"r": 1}))
+    with errors_refused():
+        wrapped = wrap(base, lora.model_copy(update={"r": 1}))
     found = [
         Layer(name.removeprefix(PREFIX), module.in_features, module.out_features)
         for name, module in wrapped.named_modules()
@@ -89,14 +91,21 @@ def adapted_layers(base: PreTrainedModel, lora: LoraConfig) -> tuple[Layer, ...]
 
 
 def wrap(base: PreTrainedModel, lora: LoraConfig) -> Any:
-    """The base in PEFT's wrapper, without a draw from torch's random numbers."""
+    """The base in PEFT's wrapper, without a draw from torch's random numbers.
+
+    Raises what PEFT raises; then the base is loaded anew for whoever asks next.
+    """
     import peft  # slow to import
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT warns of patterns that it added itself, and of transposed layers, which it handles.
         # What it adapts in the end is compared by the self-check.
         warnings.simplefilter("ignore")
-        return peft.get_peft_model(base, model.peft_config(lora))
+        try:
+            return peft.get_peft_model(base, model.peft_config(lora))
+        except Exception:
+            model.forget_base()  # it may hold half of the adapters
+            raise
 
 
 def initial(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -4,6 +4,8 @@ tokens only. Knows no trial and no loss.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, one_line
+from dpo_train.memory import is_out_of_memory
 from dpo_train.trainers.packed.rows import Rows
 
 if TYPE_CHECKING:
@@ -70,6 +73,19 @@ AttentionInterface.register(ATTENTION, attend)
 
 def refusal(reason: str) -> str:
     return f"trainer: packed can't train this model ({reason}); type `trainer: trl`"
+
+
+@contextmanager
+def errors_refused() -> Iterator[None]:
+    """An error from inside a packed pass is a refusal of the model; too little memory is none."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(refusal(f"its layers can't run packed: {one_line(error)}")) from error
 
 
 def completion_logps(base: PreTrainedModel, rows: Rows) -> Tensor:

@@ -22,10 +22,15 @@ import torch
 from torch import Tensor
 
 from dpo_train.config import LoraConfig
-from dpo_train.errors import InputError, one_line
-from dpo_train.memory import is_out_of_memory
+from dpo_train.errors import InputError
 from dpo_train.trainers.packed.adapters import PREFIX, Layer, Layout, wrap
-from dpo_train.trainers.packed.forward import ATTENTION, AUTOCAST, completion_logps, refusal
+from dpo_train.trainers.packed.forward import (
+    ATTENTION,
+    AUTOCAST,
+    completion_logps,
+    errors_refused,
+    refusal,
+)
 from dpo_train.trainers.packed.linear import Adapters, StackedLinear
 from dpo_train.trainers.packed.rows import Pair, Split, collate
 
@@ -122,19 +127,6 @@ def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
             rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
             noise = _peft(wrapped, pairs, shares, "eager") if rough else None
     _compare(ours, theirs, noise)
-
-
-@contextmanager
-def errors_refused() -> Iterator[None]:
-    """An error from inside a packed pass is a refusal of the model; too little memory is none."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(refusal(f"its layers can't run packed: {one_line(error)}")) from error
 
 
 def _refuse_by_name(base: PreTrainedModel) -> None:
