@@ -90,20 +90,25 @@ def train(case: Case, adapted: str | None) -> Result:
 
 def without_noise(folder: Path, copy: Path) -> Path:
     """A copy of the model whose configuration has no dropout and no noise in its routers. TRL only
-    switches off layers of the class Dropout: what is a number would make the training random."""
+    switches off layers of the class Dropout: what is a number would make the training random.
+
+    PhiMoE's jitter is no noise but a threshold, which its router needs without training too.
+    """
+    path = copy / "config.json"
+    shutil.copytree(folder, copy)
+    config = json.loads(path.read_text())
+    noise = ("drop",) if config["model_type"] == "phimoe" else ("drop", "jitter")
 
     def emptied(values: dict[str, Any]) -> dict[str, Any]:
         quiet = dict(values)
         for name, value in values.items():
             if isinstance(value, dict):
                 quiet[name] = emptied(value)
-            elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+            elif isinstance(value, float) and any(word in name for word in noise):
                 quiet[name] = 0.0
         return quiet
 
-    shutil.copytree(folder, copy)
-    path = copy / "config.json"
-    path.write_text(json.dumps(emptied(json.loads(path.read_text()))))
+    path.write_text(json.dumps(emptied(config)))
     return copy
 
 
