@@ -1,6 +1,6 @@
 """Whatever its architecture, a model is trained as a stock DPOTrainer trains it, or refused.
 
-benchmarks/architectures.py has six times as many architectures and 20 steps.
+benchmarks/architectures.py has seven times as many architectures and 20 steps.
 """
 
 import fcntl
