@@ -186,6 +186,7 @@ def as_refusal(error: BaseException, what: str) -> BaseException:
     kinds = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
     if isinstance(error, InputError) or not isinstance(error, kinds):
         return error
+    # torch raises kinds of its own for what a device does, and a plain RuntimeError for shapes.
     if isinstance(error, RuntimeError) and (
         type(error) not in (RuntimeError, NotImplementedError)
         or is_out_of_memory(error)

@@ -1,6 +1,6 @@
 """Tiny models of many architectures, trained by a stock DPOTrainer and by us, and compared.
 
-The stock trainer runs in a process of its own (benchmarks/stock_architecture.py), which imports
+The stock trainer runs in a process of its own (stock_architecture.py), which imports
 this module but never the project, so neither our patches nor our changes to a model can reach it.
 """
 
@@ -218,7 +218,7 @@ def stock(cases: list[Case], adapted: list[str | None]) -> list[dict[str | None,
     """The results of a stock trainer for each case, by the layers that get a LoRA."""
     request = {"cases": [asdict(case) for case in cases], "adapted": adapted}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "stock_architecture.py")],
+        [sys.executable, str(ROOT / "tests" / "helpers" / "stock_architecture.py")],
         input=json.dumps(request), capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
