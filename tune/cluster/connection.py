@@ -27,6 +27,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+_SLOW_START = "timed out during startup"
+"""In what Ray says of daemons that did not come up in time; the error is a plain Exception."""
+
 
 @contextlib.contextmanager
 def connected(config: SearchConfig, import_meanwhile: str) -> Iterator[None]:
@@ -47,15 +50,7 @@ def connected(config: SearchConfig, import_meanwhile: str) -> Iterator[None]:
     importing.start()
     # Never a cluster that only happens to run here, or whose address an earlier one left behind.
     address = os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-    except ConnectionError as error:
-        if address == "local":
-            raise
-        raise InputError(
-            f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error, 300)}); start it "
-            "with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
-        ) from None
+    _initialize(address)
     importing.join()
     try:
         from tune.cluster.capacity import refuse_or_wait  # imports Ray, so not before the above
@@ -64,3 +59,33 @@ def connected(config: SearchConfig, import_meanwhile: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _initialize(address: str) -> None:
+    """Starts Ray or connects to a cluster. Raises InputError if there is none.
+
+    Ray gives its own daemons 30 seconds to come up, which are too few on a busy machine: then they
+    are started once more.
+    """
+    import ray  # It takes a second.
+
+    for is_last in (False, True):
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            return
+        except ConnectionError as error:
+            if address == "local":
+                raise
+            raise InputError(
+                f"RAY_ADDRESS: no Ray cluster answers at {address} ({one_line(error, 300)}); start "
+                "it with `ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+            ) from None
+        except Exception as error:
+            if _SLOW_START not in str(error):
+                raise
+            ray.shutdown()
+            if is_last:
+                raise InputError(
+                    "Ray's processes did not come up within 30 seconds, twice; this machine is too "
+                    "busy: try again later, or name a cluster by RAY_ADDRESS"
+                ) from None
