@@ -31,7 +31,7 @@ def test_a_ray_that_does_not_come_up_in_time_is_started_once_more(
 
 
 def test_other_errors_of_ray_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(address: str, **_: Any) -> None:
+    def init(*_: Any, **__: Any) -> None:
         raise RuntimeError("the session folder is not writable")
 
     monkeypatch.setattr(ray, "init", init)
