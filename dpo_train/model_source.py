@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from dpo_train import sample
+from dpo_train import hub_errors, sample
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage.files import checksum
@@ -33,10 +33,9 @@ def resolve(config: ModelConfig) -> ModelConfig:
         path = _on_hub(config, "config.json")
         adapter = _on_hub(config, _ADAPTER)
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
-        raise InputError(
-            f"model.id: {config.id!r} can't be read from the Hub: {one_line(error, 300)}; give a "
-            "Hub id you may read (`hf auth login`), a folder, or `sample`"
-        ) from None
+        advice = "give a Hub id you may read (`hf auth login`), a folder, or `sample`"
+        reason = hub_errors.explain(error, advice)
+        raise InputError(f"model.id: {config.id!r} can't be read from the Hub: {reason}") from None
     _refuse_adapter(config.id, path is not None, adapter is not None)
     if path is None:
         raise InputError(
@@ -175,10 +174,10 @@ def parameter_count(config: ModelConfig) -> int:
     try:
         count = _parameter_count(config)
     except Exception as error:  # headers that are cut, or no answer from the Hub
-        raise InputError(
-            f"model.id: the safetensors of {config.id!r} can't be read ({one_line(error)}); is it "
-            "whole?"
-        ) from None
+        what = f"model.id: the safetensors of {config.id!r} can't be read"
+        if local_folder(config) is None:
+            raise InputError(f"{what}: {hub_errors.explain(error)}") from None
+        raise InputError(f"{what} ({one_line(error)}); is it whole?") from None
     if not count:
         raise InputError(f"model.id: {config.id!r} holds no safetensors; convert it first")
     return count

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo_train import sample
+from dpo_train import hub_errors, sample
 from dpo_train.config import DataConfig
 from dpo_train.data.files import Record, format_of, read_file, without_nulls
 from dpo_train.data.folders import files_by_card, split_files
@@ -72,9 +72,10 @@ def _hub(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Re
             config.id, config.config, split=split, revision=config.revision
         )
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
+        advice = "give a Hub id you may read (`hf auth login`), a file, or `sample`"
+        reason = hub_errors.explain(error, advice)
         raise InputError(
-            f"data.id: {config.id!r} (split {split!r}) can't be loaded: {one_line(error, 300)}; "
-            "give a Hub id you may read (`hf auth login`), a file, or `sample`"
+            f"data.id: {config.id!r} (split {split!r}) can't be loaded: {reason}"
         ) from None
     yield from _dataset_records(rows, f"{config.id} {split}", wanted)
 

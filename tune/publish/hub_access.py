@@ -14,6 +14,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from dpo_train import hub_errors
 from dpo_train.errors import InputError, one_line
 from tune.config.outputs import HubConfig
 
@@ -22,6 +23,13 @@ _WAITS = (2.0, 8.0)
 """Seconds before what may succeed later is tried again, beside the client's own tries."""
 _LONGEST_WAIT = 60.0
 _LATER = (408, 429, 500, 502, 503, 504)
+_MEANINGS = {
+    403: "the token may not write there (403); give it that right and type `hf auth login`",
+    404: "there is no such repository or branch, or it is hidden from this login (404)",
+    409: "it is in the way of what is there already (409)",
+    412: "someone else has changed it in between (412)",
+    429: "the Hub has had too many requests (429)",
+}
 
 
 class Unreachable(InputError):
@@ -117,7 +125,7 @@ def patiently(action: Callable[[], T]) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    status = _status(error)
+    status = hub_errors.status(error)
     return status in _LATER or (status is None and isinstance(error, HTTPError | ConnectionError))
 
 
@@ -129,22 +137,8 @@ def _asked_for(error: Exception) -> float:
     return float(given) if given.isdigit() else 0.0
 
 
-def _status(error: Exception) -> int | None:
-    """The answer's, or None if none came."""
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
 def explain(error: Exception) -> str:
-    told = {
-        401: "the Hub does not take the login (401); type `hf auth login`",
-        403: "the token may not write there (403); give it that right and type `hf auth login`",
-        404: "there is no such repository or branch, or it is hidden from this login (404)",
-        409: "it is in the way of what is there already (409)",
-        412: "someone else has changed it in between (412)",
-        429: "the Hub has had too many requests (429)",
-    }
-    status = _status(error)
-    if status is None:
-        return f"the Hub can't be reached or broke off ({type(error).__name__}: {one_line(error)})"
-    reason = told.get(status, f"the Hub failed ({status})")
-    return f"{reason}: {one_line(error)}"
+    """Why the Hub did not do what was asked of it for a push, on one short line."""
+    if hub_errors.status(error) is None:  # xet has errors of its own
+        return hub_errors.unreachable(error)
+    return hub_errors.explain(error, meanings=_MEANINGS)

@@ -47,10 +47,11 @@ def check(config: SearchConfig) -> str:
 
     Raises InputError if not: the login, its right to write, the name, the licence.
     """
+    about_repository = hub_access.check(config.hub)  # first, since it names a refused login best
     config = config.model_copy(update={"model": model_source.resolve(config.model)})
     repository.refuse_unpublishable_search(config, config.hub)
     repository.find_license(config, config.hub)
-    return hub_access.check(config.hub)
+    return about_repository
 
 
 def push_if_asked(results: Results, config: SearchConfig) -> Results:

@@ -13,9 +13,9 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from dpo_train import export
+from dpo_train import export, hub_errors
 from dpo_train.config import ModelConfig
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
@@ -131,7 +131,7 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dic
             return {}
         raise InputError(
             f"hub.license: the card of the {kind} {redact.source(source)!r} can't be read "
-            f"({one_line(error)}); say the licence, like `--license apache-2.0`"
+            f"({hub_errors.explain(error)}); say the licence, like `--license apache-2.0`"
         ) from None
     found = {}
     for name in ("license", "license_name", "license_link"):

@@ -206,4 +206,6 @@ def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
     for name, part in said.items():
         assert told[name].startswith("refused: hub."), told[name]
         assert part in told[name]
+        assert "\n" not in told[name]
+        assert "http" not in told[name]  # the client's own texts are full of addresses
         assert str(tmp_path) not in told[name]

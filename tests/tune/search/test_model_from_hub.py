@@ -97,6 +97,20 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(tmp_path: Path, hub: Hub
             assert not (tmp_path / "runs" / "x").exists()
 
 
+def test_a_login_that_the_hub_does_not_take_is_said_in_one_line(
+    tmp_path: Path, hub: HubServer
+) -> None:
+    (tmp_path / "x.yaml").write_text(yaml())
+    with hub:
+        done = search(tmp_path, hub.url, HF_TOKEN="hf_wrong")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith(
+        "model.id: 'acme/tiny' can't be read from the Hub: the Hub does not take the login (401); "
+        "type `hf auth login`\n"
+    )
+
+
 def test_processes_that_load_a_model_at_once_fetch_it_once(tmp_path: Path, hub: HubServer) -> None:
     with hub:
         asked = f"id='acme/tiny', revision='{hub.sha('models/acme/tiny')}'"

@@ -1,0 +1,86 @@
+"""What an error of the Hub's client means, in one short line and with what to do about it.
+
+The client's own texts have several lines, addresses and request ids, and call every refusal that it
+can't name a broken connection. Knows what statuses mean, and not what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dpo_train.errors import one_line
+
+LOGIN_REFUSED = "the Hub does not take the login (401); type `hf auth login`"
+_READING = {
+    403: "the login may not read it (403)",
+    404: "the Hub has none of this name, or hides it from this login",
+    429: "the Hub has had too many requests (429)",
+}
+
+
+def explain(error: Exception, advice: str = "", meanings: Mapping[int, str] = _READING) -> str:
+    """Why the Hub did not do what was asked, then `advice` unless only a login helps.
+
+    `meanings` are the reasons by status. An error that is not of the Hub is told in its own words.
+    """
+    from huggingface_hub import constants  # slow to import
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cause = _answer_behind(error)
+    if isinstance(cause, GatedRepoError):
+        kind = "datasets/" if cause.repo_type == "dataset" else ""
+        page = f"{constants.ENDPOINT}/{kind}{cause.repo_id}"
+        return f"it is gated; ask for access at {page} and type `hf auth login`"
+    if status(cause) == 401 and not isinstance(cause, RepositoryNotFoundError):
+        return LOGIN_REFUSED
+    if isinstance(cause, RevisionNotFoundError):
+        reason = "the Hub has it, but not this revision (404)"
+    elif isinstance(cause, RepositoryNotFoundError):  # 401 too, for who is not logged in
+        reason = meanings[404]
+    elif isinstance(cause, HfHubHTTPError):
+        code = cause.response.status_code
+        reason = meanings.get(code, f"the Hub failed ({code})")
+        reason += f": {one_line(cause.server_message)}" if cause.server_message else ""
+    elif isinstance(cause, OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE is set, and the cache does not have it"
+    elif isinstance(cause, HTTPError | ConnectionError):
+        reason = unreachable(cause)
+    else:
+        reason = one_line(cause, 300)
+    return f"{reason}; {advice}" if advice else reason
+
+
+def _answer_behind(error: Exception) -> BaseException:
+    """What the Hub answered, or how the line broke. The client, and `datasets` too, hide most of
+    that behind "check your connection"; so we look at the errors from which this one came."""
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        EntryNotFoundError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
+
+    link: BaseException | None = error
+    while link is not None:
+        is_answer = isinstance(link, HTTPError | OfflineModeIsEnabled)
+        if is_answer and not isinstance(link, EntryNotFoundError):  # one optional file is missing
+            return link
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def unreachable(error: BaseException) -> str:
+    return f"the Hub can't be reached or broke off ({type(error).__name__}: {one_line(error)})"
+
+
+def status(error: BaseException) -> int | None:
+    """The answer's status, or None if no answer came."""
+    from huggingface_hub.errors import HfHubHTTPError  # slow to import
+
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
