@@ -18,6 +18,7 @@ from dpo_train import model_settings
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
 from dpo_train.errors import InputError, one_line
+from dpo_train.fused_kernels import use_fused_kernels
 from dpo_train.memory import is_out_of_memory
 from dpo_train.model_source import fetch, from_anywhere, local_folder, refuse_folder, unloadable
 
@@ -86,6 +87,8 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
         tokenizer = load_tokenizer(config)
         weights = converted(config, prepared) if prepared and device == "cpu" else None
         model = _load(config, weights).to(device)
+        if device == "cuda":
+            use_fused_kernels(model)
         _loaded.clear()  # one base at a time: a second would double the memory
         _loaded[key] = WarmBase(model, tokenizer, None)
         # What is loaded by now stays: the collection at each trial's end need not walk it again,

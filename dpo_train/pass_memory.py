@@ -29,7 +29,7 @@ from dpo_train.trainers import trl_patches  # noqa: F401
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layout
 from dpo_train.trainers.packed.forward import ATTENTION, completion_logps
-from dpo_train.trainers.packed.linear import Adapters, StackedLinear
+from dpo_train.trainers.packed.linear import Adapters, StackedLinear, compute_dtype
 from dpo_train.trainers.packed.rows import Rows, collate, lay_out
 
 _FEW = (2, 3)
@@ -133,11 +133,12 @@ def _packed(
 
     def run() -> tuple[Callable[[], Tensor], Iterable[Tensor]]:
         modules = dict(base.named_modules())
-        flat, slopes = torch.empty(1, layout.size), torch.empty(1, layout.size)
+        flat = torch.empty(1, layout.size, dtype=compute_dtype(device))
+        slopes = torch.empty(1, layout.size)
         halves = zip(layout.views(flat.requires_grad_(True)), layout.views(slopes), strict=True)
         for (layer, a, b), (_, a_slope, b_slope) in halves:
             stack = StackedLinear(modules[layer.name])
-            stack.adapters = Adapters(a, b.detach(), a_slope, b_slope, torch.empty(1, 1, 1))
+            stack.adapters = Adapters(a, b.detach(), a_slope, b_slope)
         if device == "cuda":
             decoder.forward = torch.autocast("cpu", torch.bfloat16)(decoder.forward)
         one = lay_out([0] * pair.prompt, [0] * pair.chosen, [0] * pair.rejected)

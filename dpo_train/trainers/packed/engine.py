@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dpo_train import model, reference
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
@@ -22,6 +21,7 @@ from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
 from dpo_train.trainers.packed.forward import ATTENTION, completion_logps
 from dpo_train.trainers.packed.linear import StackedLinear
+from dpo_train.trainers.packed.loss_inputs import LossInputs, constants
 from dpo_train.trainers.packed.losses import PairScores, pair_losses
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
@@ -144,7 +144,9 @@ class PackedEngine:
         pairs = self._pairs(parts)
         rows = collate(pairs, self._device)
         pack.put_onto(self._stacks)
-        losses = self._losses(pack.trials, parts, completion_logps(self.base, rows))
+        # Before the pass: a copy to a GPU would wait for the end of it.
+        inputs = LossInputs(pack.trials, parts, self.train, self._device)
+        losses = inputs.losses(completion_logps(self.base, rows))
         losses.sum().backward()
         for trial, part, own, loss in zip(pack.trials, parts, pairs, losses.detach(), strict=True):
             if trial.add(len(part), loss, sum(pair.padded_tokens for pair in own)):
@@ -166,40 +168,6 @@ class PackedEngine:
 
     def _pairs(self, parts: list[list[int]]) -> list[list[Pair]]:
         return [[self.train.pairs[number] for number in part] for part in parts]
-
-    def _losses(
-        self, trials: Sequence[PackedTrial], parts: list[list[int]], logps: Tensor
-    ) -> Tensor:
-        """What each trial's part adds to the loss of its step, shape (k,). logps: (pairs, 2).
-
-        Before a trial's first step its log-probs are the reference's to the bit: two passes over
-        rows of different shapes round differently.
-        """
-        numbers = [number for part in parts for number in part]
-        owners = [place for place, part in enumerate(parts) for _ in part]
-        of_trial = np.array(
-            [
-                [*_constants(trial, self.train.tokens[trial.batch, 0]), 1 / len(trial.batch)]
-                for trial in trials
-            ]
-        )
-        known = np.concatenate(
-            [self.train.reference[numbers], self.train.tokens[numbers], of_trial[owners]], axis=1
-        )
-        *columns, share = torch.from_numpy(known).float().to(self._device).T
-        owner = torch.tensor(owners, device=self._device)
-        begin = [trials[place].is_reference for place in owners]
-        if any(begin):
-            exact = torch.stack(columns[:2], dim=1) + (logps - logps.detach())
-            logps = torch.where(torch.tensor(begin, device=self._device)[:, None], exact, logps)
-        sums = torch.zeros(len(trials), device=self._device)
-        for terms in dict.fromkeys(trial.loss_terms for trial in trials):
-            which = [n for n, place in enumerate(owners) if trials[place].loss_terms == terms]
-            index = torch.tensor(which, device=self._device)
-            scores = PairScores(*logps[index].T, *(column[index] for column in columns))
-            losses = pair_losses(*terms, scores) * share[index]
-            sums = sums.index_add(0, owner[index], losses)
-        return sums
 
     def _held_out(self, pack: Pack, most: int) -> np.ndarray[Any, Any]:
         """Log-probs of the eval pairs under each trial: (k, pairs, 2)."""
@@ -238,7 +206,7 @@ class PackedEngine:
         if not np.isfinite(logps).all():
             return None
         known = [*logps.T, *self.eval.reference.T, *self.eval.tokens.T]
-        rest = _constants(trial, self.eval.tokens[:, 0])
+        rest = constants(trial, self.eval.tokens[:, 0])
         scores = [torch.from_numpy(column) for column in known]
         scores += [torch.full((len(logps),), value, dtype=torch.float64) for value in rest]
         losses = pair_losses(*trial.loss_terms, PairScores(*scores))
@@ -308,10 +276,3 @@ class PackedEngine:
             )
             check_once(self._prepared, adapted, self.train.pairs)
         return self._layers[key]
-
-
-def _constants(trial: PackedTrial, chosen_tokens: metrics.Floats) -> list[float]:
-    """The last fields of PairScores, the same for all pairs over which a mean is taken."""
-    dpo = trial.config.dpo
-    token_share = len(chosen_tokens) / chosen_tokens.sum()
-    return [dpo.beta, dpo.label_smoothing, dpo.discopop_tau, token_share]

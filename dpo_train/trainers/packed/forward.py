@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 from dpo_train.errors import InputError, one_line
 from dpo_train.memory import is_out_of_memory
+from dpo_train.trainers.packed import kernels
 from dpo_train.trainers.packed.rows import Rows
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 ATTENTION = "dpo_packed"
 AUTOCAST = {"cuda": torch.bfloat16}
 """Kinds of device that compute in another type than the weights', as the `trl` session does."""
-_LOGITS_PER_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""On a CPU so many as stay in its cache; on a GPU so many as fill it."""
+_LOGITS_PER_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""On a CPU so many as stay in its cache; on a GPU so many as fill it, half a gigabyte."""
 
 
 def attend(
@@ -52,7 +53,8 @@ def attend(
     def gathered(states: Tensor) -> Tensor:
         trials, heads, tokens, size = states.shape
         flat = states.transpose(1, 2).reshape(trials * tokens, heads * size)
-        return flat.index_select(0, index).view(rows, length, heads, size).transpose(1, 2)
+        taken: Tensor = _Taken.apply(flat, index, packed_rows.gather_back)  # type: ignore[no-untyped-call]
+        return taken.view(rows, length, heads, size).transpose(1, 2)
 
     shape = query.shape
     attended = scaled_dot_product_attention(
@@ -64,7 +66,7 @@ def attend(
         enable_gqa=key.shape[1] != query.shape[1],
     )
     flat = attended.transpose(1, 2).reshape(rows * length, -1)
-    home = flat.index_select(0, packed_rows.home)
+    home = _Taken.apply(flat, packed_rows.home, packed_rows.home_back[None])  # type: ignore[no-untyped-call]
     return home.view(shape[0], shape[2], shape[1], shape[3]), None
 
 
@@ -107,9 +109,32 @@ def completion_logps(base: PreTrainedModel, rows: Rows) -> Tensor:
     bias, scale = head.bias, _logit_scale(base)
     if scale != 1:
         seen, bias = seen * scale, None if bias is None else bias * scale
-    logps: Tensor = _TokenLogps.apply(seen, head.weight, bias, rows.targets)  # type: ignore[no-untyped-call]
+    weight = head.weight
+    if device in AUTOCAST:  # in the type in which a stock trainer's head computes there
+        seen, weight = seen.to(AUTOCAST[device]), weight.to(AUTOCAST[device])
+        bias = None if bias is None else bias.to(AUTOCAST[device])
+    logps: Tensor = _TokenLogps.apply(seen, weight, bias, rows.targets)  # type: ignore[no-untyped-call]
     sums = torch.zeros(2 * rows.pairs, device=logps.device)
     return sums.index_add(0, rows.completion, logps).view(-1, 2)
+
+
+class _Taken(torch.autograd.Function):
+    """Rows of x by an index. The backward takes too, from where each row has gone: what torch
+    has for an index, to add at it, is slow on a GPU and in no fixed order there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:  # type: ignore[override]
+        """x: (n, width), index: (m,), back: (most times that a row is taken, n), into the m."""
+        ctx.save_for_backward(back)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        first, *others = ctx.saved_tensors[0]
+        slope = gradient.index_select(0, first)
+        for index in others:
+            slope.add_(gradient.index_select(0, index))
+        return slope, None, None
 
 
 def _logit_scale(base: PreTrainedModel) -> float:
@@ -137,8 +162,13 @@ class _TokenLogps(torch.autograd.Function):
         slopes = torch.empty_like(hidden) if wants_slopes else None
         for start in range(0, len(hidden), chunk):
             here = slice(start, start + chunk)
-            logits = linear(hidden[here].to(weight.dtype), weight, bias).float()
-            scores = torch.log_softmax(logits, dim=-1)
+            logits = linear(hidden[here].to(weight.dtype), weight, bias)
+            if kernels.can_run(logits):
+                kernels.to_logps_(logits, targets[here], logps[here], wants_slopes)
+                if slopes is not None:
+                    torch.mm(logits, weight, out=slopes[here])
+                continue
+            scores = torch.log_softmax(logits.float(), dim=-1)
             logps[here] = scores.gather(1, targets[here, None]).squeeze(1)
             if slopes is not None:
                 probabilities = scores.exp_().to(weight.dtype)

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from dpo_train.trainers.packed import kernels
+from dpo_train.trainers.packed.forward import AUTOCAST
+
 
 @dataclass(frozen=True)
 class Adapters:
-    """Of one layer and k trials; gradients are added to `a_gradient` and `b_gradient`."""
+    """Of one layer and k trials, each times the root of its trial's scale: a product of the two
+    halves then has the scale, and so has each half's gradient, up to one more root.
+
+    Gradients are added to `a_gradient` and `b_gradient`, in float32.
+    """
 
     a: Tensor
     """(k, rank, inputs)"""
@@ -22,8 +29,11 @@ class Adapters:
     """(k, rank, outputs): PEFT's B, transposed."""
     a_gradient: Tensor
     b_gradient: Tensor
-    scale: Tensor
-    """(k, 1, 1)"""
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """The type in which adapters compute on a kind of device."""
+    return AUTOCAST.get(device, torch.float32)
 
 
 class StackedLinear:
@@ -47,7 +57,7 @@ class StackedLinear:
 
 
 class _Adapted(torch.autograd.Function):
-    """y[t] = x[t] W^T + bias + scale[t] (x[t] A[t]^T) B[t]^T (LoRA, arXiv:2106.09685 eq. 3).
+    """y[t] = x[t] W^T + bias + (x[t] A[t]^T) B[t]^T (LoRA, arXiv:2106.09685 eq. 3).
 
     The low-rank states are kept as (k, rank, N): products with a result that is wide, not `rank`
     narrow, are up to four times as fast on a CPU. Gradients of A and B go straight to where they
@@ -59,12 +69,9 @@ class _Adapted(torch.autograd.Function):
         ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None, adapters: Adapters
     ) -> Tensor:
         y = linear(x, weight, bias)
-        device = x.device.type
-        mixed = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if mixed else a.dtype
-        x_low = x.to(dtype)
-        low = torch.bmm(a.to(dtype), x_low.transpose(1, 2)).mul_(adapters.scale.to(dtype))
-        y = _plus_product(y, low.transpose(1, 2), adapters.b.to(dtype))
+        x_low = x.to(a.dtype)
+        low = torch.bmm(a, x_low.transpose(1, 2))
+        y = _plus_wide(y, low, adapters.b)
         ctx.save_for_backward(x_low, low, weight)
         ctx.adapters, ctx.x_dtype = adapters, x.dtype
         return y
@@ -74,19 +81,30 @@ class _Adapted(torch.autograd.Function):
         x, low, weight = ctx.saved_tensors
         adapters: Adapters = ctx.adapters
         slope = gradient.to(low.dtype)
-        low_slope = torch.bmm(adapters.b.to(low.dtype), slope.transpose(1, 2))
-        low_slope.mul_(adapters.scale.to(low.dtype))
-        _plus_product(adapters.b_gradient, low, slope)
-        _plus_product(adapters.a_gradient, low_slope, x)
+        low_slope = torch.bmm(adapters.b, slope.transpose(1, 2))
+        _add_product(adapters.b_gradient, low, slope)
+        _add_product(adapters.a_gradient, low_slope, x)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
-        x_slope = gradient @ weight.to(gradient.dtype)
-        x_slope = _plus_product(x_slope, low_slope.transpose(1, 2), adapters.a.to(low.dtype))
+        x_slope = _plus_wide(gradient @ weight.to(gradient.dtype), low_slope, adapters.a)
         return x_slope.to(ctx.x_dtype), None, None, None, None
 
 
-def _plus_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right, in place. A strided total would get its products one by one."""
-    if total.dtype == left.dtype and total.is_contiguous():
-        return total.baddbmm_(left, right)
-    return total.add_(torch.bmm(left, right))
+def _plus_wide(total: Tensor, low: Tensor, half: Tensor) -> Tensor:
+    """total + low^T half, in place where it can be; (k, N, wide), (k, rank, N), (k, rank, wide)."""
+    if kernels.can_run(total) and total.dtype == low.dtype:
+        return kernels.add_low_rank_(total, low, half)
+    if total.dtype == low.dtype:
+        return total.baddbmm_(low.transpose(1, 2), half)
+    return total.add_(torch.bmm(low.transpose(1, 2), half))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left right to the float32 total. On a CPU a strided one would get its products one by
+    one."""
+    if total.is_cuda and left.dtype != torch.float32:
+        torch.baddbmm(total, left, right, out_dtype=torch.float32, out=total)
+    elif total.dtype == left.dtype and total.is_contiguous():
+        total.baddbmm_(left, right)
+    else:
+        total.add_(torch.bmm(left, right))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from dpo_train.trainers.packed.adapters import Layer, Layout
-from dpo_train.trainers.packed.linear import Adapters, StackedLinear
+from dpo_train.trainers.packed.linear import Adapters, StackedLinear, compute_dtype
 from dpo_train.trainers.packed.trial import PackedTrial
 
 
@@ -15,7 +15,7 @@ class Pack:
     """k trials in one layout, that of the largest rank among them and all their layers.
 
     Each trial's weights and gradient become rows of two (k, size) tensors; a backward adds to the
-    rows in place, an update of a trial changes its own.
+    rows in place, an update of a trial changes its own. Passes compute with a third.
     """
 
     def __init__(self, trials: Sequence[PackedTrial]) -> None:
@@ -28,12 +28,14 @@ class Pack:
         gradients = torch.stack([trial.gradient for trial in trials])
         for trial, row, slope in zip(trials, weights, gradients, strict=True):
             trial.weights, trial.gradient = row, slope
-        scale = weights.new_tensor([trial.scale for trial in trials]).view(-1, 1, 1)
+        self._weights = weights
+        self._roots = weights.new_tensor([[trial.root_of_scale] for trial in trials])
+        self._computed = torch.empty_like(weights, dtype=compute_dtype(weights.device.type))
         # A leaf: what is computed from it gets a gradient.
-        halves = layout.views(weights.detach().requires_grad_(True))
+        halves = layout.views(self._computed.detach().requires_grad_(True))
         slopes = layout.views(gradients)
         self._adapters = {
-            layer: Adapters(a, b.detach(), a_slope, b_slope, scale)
+            layer: Adapters(a, b.detach(), a_slope, b_slope)
             for (layer, a, b), (_, a_slope, b_slope) in zip(halves, slopes, strict=True)
         }
 
@@ -43,5 +45,7 @@ class Pack:
             trial.weights, trial.gradient = trial.weights.clone(), trial.gradient.clone()
 
     def put_onto(self, stacks: dict[Layer, StackedLinear]) -> None:
+        """Gives the layers the adapters as they are now; before each pass, as steps change them."""
+        torch.mul(self._weights, self._roots, out=self._computed)
         for layer, stack in stacks.items():
             stack.adapters = self._adapters.get(layer)

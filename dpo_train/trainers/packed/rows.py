@@ -20,6 +20,11 @@ from torch import Tensor
 
 Ints = NDArray[np.int64]
 
+_TOKENS_MULTIPLE = {"cpu": 1, "cuda": 64}
+"""A trial's tokens are padded to a multiple of this: a GPU's matrix products want such sizes."""
+_LENGTH_MULTIPLE = {"cpu": 1, "cuda": 8}
+"""The same of the rows that attention reads."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -92,7 +97,8 @@ class Rows:
     """What a forward needs for k trials with N tokens each; short trials are padded at their end.
 
     Padding repeats indices of its own trial's tokens: a trial that is NaN reaches no other, not
-    even as 0 * NaN in a backward.
+    even as 0 * NaN in a backward. Each trial and each attention row has padding at its end. No
+    output of it is used, so its gradient is zero: what has no place of its own is gathered from it.
     """
 
     ids: Tensor
@@ -103,6 +109,10 @@ class Rows:
     """(rows, length): tokens of each attention row, in the k * N tokens."""
     home: Tensor
     """(k * N,): each token's place in the rows * length outputs of attention."""
+    gather_back: Tensor
+    """(2, k * N): where `gather` has put each token, in a chosen and in a rejected row."""
+    home_back: Tensor
+    """(rows * length,): the token whose home each output is."""
     predictors: Tensor
     """(M,): where each completion token is predicted, in the k * N tokens."""
     targets: Tensor
@@ -124,6 +134,8 @@ class Rows:
             positions=self.positions.expand(times, -1),
             gather=shift(self.gather, tokens).view(-1, self.gather.shape[1]),
             home=shift(self.home, places),
+            gather_back=torch.stack([shift(index, places) for index in self.gather_back]),
+            home_back=shift(self.home_back, tokens),
             predictors=shift(self.predictors, tokens),
             targets=self.targets.repeat(times),
             completion=shift(self.completion, 2 * pairs),
@@ -133,20 +145,30 @@ class Rows:
 
 def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
     """Lays the pairs of each trial behind one another. No trial may have none."""
-    tokens = max(sum(len(pair.ids) for pair in pairs) for pairs in trials)
-    length = max(
-        max(len(pair.chosen_row), len(pair.rejected_row)) for pairs in trials for pair in pairs
+    tokens = _padded(
+        max(sum(len(pair.ids) for pair in pairs) for pairs in trials), _TOKENS_MULTIPLE[device]
     )
-    rows = 2 * sum(len(pairs) for pairs in trials)
+    lengths = np.array(
+        [
+            len(side)
+            for pairs in trials
+            for pair in pairs
+            for side in (pair.chosen_row, pair.rejected_row)
+        ]
+    )
+    rows, length = len(lengths), _padded(lengths.max(), _LENGTH_MULTIPLE[device])
     ids = np.zeros((len(trials), tokens), dtype=np.int64)
     positions = np.zeros_like(ids)
     home = np.zeros_like(ids)
+    is_token = np.zeros_like(ids, dtype=bool)
     gather = np.empty((rows, length), dtype=np.int64)
+    owner = np.empty(rows, dtype=np.int64)
     predictors, targets, sizes = [], [], []
     row = 0
     for trial, pairs in enumerate(trials):
         at = 0
         home[trial] = row * length
+        owner[row : row + 2 * len(pairs)] = trial
         for pair in pairs:
             start, end = trial * tokens + at, at + len(pair.ids)
             ids[trial, at:end] = pair.ids
@@ -162,17 +184,40 @@ def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
             targets.append(pair.targets)
             sizes += [pair.chosen_tokens, pair.rejected_tokens]
             at = end
+        is_token[trial, :at] = True
+    is_place = np.arange(length) < lengths[:, None]
+    places = np.arange(rows * length).reshape(rows, length)
+    last_place = np.searchsorted(owner, np.arange(len(trials))) * length + length - 1
+    gather_back = np.tile(np.repeat(last_place, tokens), (2, 1))
+    for side in (0, 1):
+        here = is_place[side::2]
+        gather_back[side, gather[side::2][here]] = places[side::2][here]
+    home_back = np.repeat(owner * tokens + tokens - 1, length)
+    home_back[home[is_token]] = np.flatnonzero(is_token)
 
     def tensor(values: Ints) -> Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
+        return to_device(values, device)
 
     return Rows(
         ids=tensor(ids),
         positions=tensor(positions),
         gather=tensor(gather),
         home=tensor(home.ravel()),
+        gather_back=tensor(gather_back),
+        home_back=tensor(home_back),
         predictors=tensor(np.concatenate(predictors)),
         targets=tensor(np.concatenate(targets)),
         completion=tensor(np.repeat(np.arange(rows), sizes)),
         pairs=rows // 2,
     )
+
+
+def _padded(longest: int, multiple: int) -> int:
+    """With room for at least one token of padding."""
+    return (longest // multiple + 1) * multiple
+
+
+def to_device(values: NDArray[Any], device: str) -> Tensor:
+    """A copy to a GPU is from pinned memory: it does not wait for what the GPU still computes."""
+    made = torch.from_numpy(values)
+    return made.pin_memory().to(device, non_blocking=True) if device == "cuda" else made

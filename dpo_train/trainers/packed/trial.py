@@ -41,7 +41,8 @@ class PackedTrial:
         self.first_moment = torch.zeros_like(self.weights)
         self.second_moment = torch.zeros_like(self.weights)
         self.steps = torch.zeros((), device=device)
-        self.scale = config.lora.alpha / config.lora.r
+        self.root_of_scale = math.sqrt(config.lora.alpha / config.lora.r)
+        """By which a pass multiplies the adapter, and by which its gradient is too small."""
         names, weights = config.dpo.losses, config.dpo.loss_weights
         self.loss_terms = tuple(names), tuple(weights or [1.0] * len(names))
         """Names and weights; trials that share them are computed together."""
@@ -90,8 +91,9 @@ class PackedTrial:
         """Clips, updates and moves on; the gradient must hold the whole step's."""
         optim = self.config.optim
         # As torch.nn.utils.clip_grad_norm_ has it.
-        norm = torch.linalg.vector_norm(self.gradient)
-        self.gradient.mul_((optim.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm = torch.linalg.vector_norm(self.gradient) * self.root_of_scale
+        clip = (optim.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.gradient.mul_(clip * self.root_of_scale)
         adamw(
             [self.weights],
             [self.gradient],

@@ -1,0 +1,105 @@
+"""Triton kernels of the packed pass on a GPU, each one pass over memory in place of several.
+
+Triton comes with torch where torch has CUDA. Elsewhere the callers compute the same with torch.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+_WORDS = 4096
+"""Logits that a program reads at once."""
+_ROWS, _COLUMNS = 64, 128
+"""Of the tile to which a program adds a product: of eight shapes the fastest on an H200."""
+
+
+def can_run(x: Tensor) -> bool:
+    """Whether these kernels compute with x."""
+    return x.is_cuda and _kernels() is not None
+
+
+def to_logps_(logits: Tensor, targets: Tensor, logps: Tensor, wants_slopes: bool) -> None:
+    """Writes log-softmax at the targets into `logps`, computed in float32.
+
+    logits: (M, words), overwritten by the gradient of each log-prob by its logits if that is
+    wanted: 1 at the target minus the softmax. targets, logps: (M,).
+    """
+    score, _ = _kernels()
+    score[(len(logits),)](
+        logits, targets, logps, logits.stride(0), logits.shape[1], wants_slopes, _WORDS, num_warps=8
+    )
+
+
+def add_low_rank_(total: Tensor, low: Tensor, half: Tensor) -> Tensor:
+    """total + low^T half, in place and summed in float32.
+
+    total: (k, N, wide), contiguous; low: (k, rank, N); half: (k, rank, wide); all of one type.
+    """
+    k, tokens, wide = total.shape
+    rank = low.shape[1]
+    _, add = _kernels()
+    grid = (-(-tokens // _ROWS), -(-wide // _COLUMNS), k)
+    padded = max(16, 1 << (rank - 1).bit_length())
+    add[grid](
+        total, low, half, tokens, wide, rank, *total.stride()[:2], *low.stride(), *half.stride(),
+        padded, _ROWS, _COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return total
+
+
+@cache
+def _kernels() -> Any:
+    """The compiled kernels, or None where there is no Triton."""
+    try:
+        import triton  # not everywhere
+        import triton.language as tl  # not everywhere
+    except ImportError:
+        return None
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def score(logits, targets, logps, stride, words, SLOPES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        row = tl.program_id(0).to(tl.int64)
+        here = logits + row * stride
+        target = tl.load(targets + row)
+        # Of each lane, the largest logit and the sum of exponentials; all lanes at the end.
+        top = tl.full([BLOCK], -1e30, tl.float32)
+        total = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, words, BLOCK):
+            word = start + tl.arange(0, BLOCK)
+            logit = tl.load(here + word, mask=word < words, other=-1e30).to(tl.float32)
+            higher = tl.maximum(top, logit)
+            total = total * tl.exp(top - higher) + tl.exp(logit - higher)
+            top = higher
+        highest = tl.max(top, axis=0)
+        log_total = highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0))
+        tl.store(logps + row, tl.load(here + target).to(tl.float32) - log_total)
+        if SLOPES:
+            for start in range(0, words, BLOCK):
+                word = start + tl.arange(0, BLOCK)
+                logit = tl.load(here + word, mask=word < words, other=-1e30).to(tl.float32)
+                slope = tl.where(word == target, 1.0, 0.0) - tl.exp(logit - log_total)
+                tl.store(here + word, slope.to(logits.dtype.element_ty), mask=word < words)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def add(  # type: ignore[no-untyped-def]
+        total, low, half, tokens, wide, rank, total_k, total_n, low_k, low_r, low_n, half_k, half_r,
+        half_w, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ):  # fmt: skip
+        k = tl.program_id(2).to(tl.int64)
+        n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+        w = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        r = tl.arange(0, RANK)
+        left_at = low + k * low_k + r[None, :] * low_r + n * low_n
+        left = tl.load(left_at, mask=(r[None, :] < rank) & (n < tokens), other=0.0)
+        right_at = half + k * half_k + r[:, None] * half_r + w * half_w
+        right = tl.load(right_at, mask=(r[:, None] < rank) & (w < wide), other=0.0)
+        at = total + k * total_k + n * total_n + w
+        inside = (n < tokens) & (w < wide)
+        old = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        new = old + tl.dot(left, right)
+        tl.store(at, new.to(total.dtype.element_ty), mask=inside)
+
+    return score, add
