@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dpo_train import model, model_source
 from dpo_train.config import TrainConfig
 from dpo_train.data import SPLITS, Pairs
+from dpo_train.reference_pass.forward_checks import check_forward
 from dpo_train.reference_pass.plan import FORMAT, PLAN, read_plan
 from dpo_train.reference_pass.rows import PLACES, ROWS
 from dpo_train.reference_pass.shards import ALONE, Pass, ScoredShard, Turns, remove_shards
@@ -95,8 +96,8 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
     shards; `turns` may say which shards this process takes. A pass that was killed goes on from
     the shards that it wrote.
 
-    Raises InputError for what `tokenised` refuses and if no pair is left after it, and OutOfMemory
-    if there is no memory for one pair.
+    Raises InputError for what `tokenised` and `check_forward` refuse and if no pair is left,
+    and OutOfMemory if there is no memory for one pair.
     """
     if finished := _finished(folder, computed=0):
         return finished
@@ -193,10 +194,19 @@ class _Task:
 
     @cached_property
     def _forward(self) -> logps.Forward:
-        """The reference, which only a process that computes a shard loads."""
+        """The reference, which only a process that computes a shard loads. Raises what
+        `check_forward` raises."""
         plan = self._plan
         warm = model.load_base(plan.base, plan.device, self._folder)
-        return logps.forward_pass(warm.fresh(trained_in_full=False), plan.device)
+        base = warm.fresh(trained_in_full=False)
+        forward = logps.forward_pass(base, plan.device)
+        check_forward(base, self._row_of_middle_length())
+        return forward
+
+    def _row_of_middle_length(self) -> list[int]:
+        shard = self.tokens.shards[len(self.tokens.shards) // 2]
+        columns = self.tokens.columns([shard[len(shard) // 2]])
+        return columns["prompt_ids"][0] + columns["chosen_ids"][0]
 
 
 def _merge(folder: Path, task: _Task) -> PreparedData | None:
