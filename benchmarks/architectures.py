@@ -224,6 +224,21 @@ MORE: dict[str, Callable[[], T.PretrainedConfig]] = {
     "seed_oss": lambda: T.SeedOssConfig(**SIZES, head_dim=8, residual_dropout=0.1),
     "hunyuan_v1_dense": lambda: T.HunYuanDenseV1Config(**SIZES, head_dim=8),
     "diffllama": lambda: T.DiffLlamaConfig(**SIZES | {"attention_dropout": 0.0}),
+    "nanochat": lambda: T.NanoChatConfig(**SIZES, final_logit_softcapping=5.0),
+    "xlstm": lambda: T.xLSTMConfig(
+        vocab_size=260, hidden_size=64, num_hidden_layers=2, num_heads=2, chunk_size=16, **IDS
+    ),
+    "minicpm3": lambda: T.MiniCPM3Config(
+        **SIZES | {"num_key_value_heads": 4}, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=16,
+    ),
+    "hyperclovax": lambda: T.HyperCLOVAXConfig(**SIZES, logits_scaling=0.5),
+    "vaultgemma": lambda: T.VaultGemmaConfig(
+        **SIZES, **WINDOW, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=5.0
+    ),
+    "rwkv": lambda: T.RwkvConfig(
+        vocab_size=260, hidden_size=32, num_hidden_layers=2, context_length=512, **IDS
+    ),
 }  # fmt: skip
 
 
