@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import OutOfMemoryError
 
+from dpo_train.device_errors import DeviceFailed
 from dpo_train.memory import kernel_kills
 from tune.workers.engine_session import EngineOutOfMemory
+
+
+def last_error(trial: Any) -> str:
+    """What Ray Tune was told of a trial's last failure, empty if nothing.
+
+    Tune appends the errors of a trial to one file. Its own `get_error` reads a copy, which is made
+    later.
+    """
+    file = trial.error_file
+    text = Path(file).read_text() if file and Path(file).exists() else ""
+    return text.rpartition("Failure # ")[2]
+
+
+def why_given_up(trial: Any) -> str:
+    """The last line of what a trial raised, or that its process died, of which Ray says less."""
+    lines = last_error(trial).strip().splitlines()
+    return lines[-1] if any(line.startswith("Traceback") for line in lines) else "its process died"
 
 
 def out_of_memory_reason(trial: Any, kills_before: int) -> str:
@@ -16,8 +35,7 @@ def out_of_memory_reason(trial: Any, kills_before: int) -> str:
     `kills_before`: `kernel_kills()` some time before. It counts on this node alone; of another
     node the kernel's kills are only known where the trial's own process lived to see them.
     """
-    # Ray Tune appends each error of a trial to one file.
-    said = str(trial.get_error() or "").rpartition("Failure # ")[2]
+    said = last_error(trial)
     if EngineOutOfMemory.__name__ in said:
         return "its engine ran out of memory and was ended"
     if OutOfMemoryError.__name__ in said:
@@ -25,6 +43,12 @@ def out_of_memory_reason(trial: Any, kills_before: int) -> str:
     if kernel_kills() > kills_before:
         return "its process ran out of memory and was ended by the kernel"
     return ""
+
+
+def device_failure_reason(trial: Any) -> str:
+    """Says what failed on a trial's GPU; empty if nothing did."""
+    name, _, said = last_error(trial).rpartition(f"{DeviceFailed.__name__}: ")
+    return said.strip().splitlines()[0] if name else ""
 
 
 def is_memory_monitors(error: BaseException | None) -> bool:

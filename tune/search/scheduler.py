@@ -23,7 +23,7 @@ from tune.run_folder.placements import Placements
 from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
-from tune.search.deaths import out_of_memory_reason
+from tune.search.deaths import device_failure_reason, out_of_memory_reason, why_given_up
 from tune.search.early_stopping import TrialKey, make_stopping_rule
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
@@ -107,8 +107,7 @@ class SearchScheduler(FIFOScheduler):
             # Tune says so of a process that died and is tried again from its saved state.
             self._go_on(trial)
             return
-        lines = str(trial.get_error() or "its process died").strip().splitlines()
-        error = one_line(lines[-1], 300)
+        error = one_line(why_given_up(trial), 300)
         if is_task(trial.config["trial"]):
             self._final_tasks.end(trial.config["trial"], {"error": error})
         elif not (trial.status == Trial.PENDING and self._searcher.propose_again(trial)):
@@ -121,6 +120,9 @@ class SearchScheduler(FIFOScheduler):
         passes can be made smaller: a neighbour may have been the large one.
         """
         trial_id = trial.config["trial"]
+        if failure := device_failure_reason(trial):
+            self._progress.say(f"{trial_id}: {failure}; it goes on in another process")
+            return
         reason = out_of_memory_reason(trial, self._kills)
         self._kills = kernel_kills()
         again = trial.run_metadata.num_failures > 1  # without a report since the last time

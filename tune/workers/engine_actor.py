@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import TrainConfig
+from dpo_train.device_errors import device_failures_named
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session
 from tune.workers.memory_share import memory_bounds
@@ -54,7 +55,10 @@ class EngineActor:
     def open(self, trial: str, opening: Opening) -> Opened:
         from dpo_train import reference  # imports torch, slowly
 
-        with self._opening:  # libraries that import late don't bear it from two threads
+        with (
+            self._opening,
+            device_failures_named(),
+        ):  # libraries that import late don't bear it from two threads
             _one_thread()
             self.close(trial)  # of a process of this trial that died
             computed = reference.prepare(opening.prepared, SharedTurns()).computed_pairs
@@ -75,13 +79,15 @@ class EngineActor:
         """The report, each held-out pair's values, and the most tokens of a pass by now."""
         _one_thread()
         session = self._sessions[trial]
-        return session.advance(), session.held_out, session.tokens_at_once
+        with device_failures_named():
+            return session.advance(), session.held_out, session.tokens_at_once
 
     def pairs_done(self, trial: str) -> int:
         return self._sessions[trial].pairs_done
 
     def call(self, trial: str, method: str, *arguments: Any) -> Any:
-        return getattr(self._sessions[trial], method)(*arguments)
+        with device_failures_named():
+            return getattr(self._sessions[trial], method)(*arguments)
 
     def close(self, trial: str) -> None:
         if session := self._sessions.pop(trial, None):
@@ -91,7 +97,8 @@ class EngineActor:
         from dpo_train.evaluation import test_split  # imports torch, slowly
 
         _one_thread()
-        return test_split.evaluate_on_test(*asked)
+        with device_failures_named():
+            return test_split.evaluate_on_test(*asked)
 
 
 def _one_thread() -> None:

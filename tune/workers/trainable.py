@@ -17,6 +17,7 @@ from ray.tune import Trainable
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
+from dpo_train.device_errors import DeviceFailed, device_failures_named
 from dpo_train.errors import InputError, one_line
 from dpo_train.model import forget_base
 from dpo_train.storage import mirror
@@ -41,7 +42,6 @@ from tune.workers.threads import limit_threads
 from tune.workers.user_evaluation import evaluate_folder
 
 _Search = tuple[SearchConfig, RunInfo]
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SLICE_SECONDS = 3.0
 """How long a trial trains without a look at what else is to do: to save, to stop."""
 
@@ -77,11 +77,15 @@ class DpoTrial(Trainable):
             # What this raises, Tune tries again: a store may not answer for a moment.
             self._run_info = self._find_run()
         try:
-            if task == TEST_TASK:
-                return self._evaluate_on_test()
-            if task.startswith(EVALUATE_TASK):
-                return self._call_user_evaluation()
-            return self._train_to_next_report()
+            with device_failures_named():
+                if task == TEST_TASK:
+                    return self._evaluate_on_test()
+                if task.startswith(EVALUATE_TASK):
+                    return self._call_user_evaluation()
+                return self._train_to_next_report()
+        except DeviceFailed:
+            self._session = None  # to close it would use the device
+            raise
         except (engine_session.EngineLost, RayActorError, OutOfMemoryError):
             # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere. Ray's
             # memory monitor has an error of its own.
@@ -114,7 +118,7 @@ class DpoTrial(Trainable):
             "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
             "tokens_at_once": tokens,
             "note": self._note,
-            "gpus": self._group.gpus if self._group else os.environ.get(_VISIBLE, ""),
+            "gpus": self._group.gpus if self._group else os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             "ended": "finished" if finished else "",
             "done": finished,
         }

@@ -225,7 +225,8 @@ def test_a_judging_that_fails_costs_its_numbers_alone(
     if way == "step":
         driver.complete(judging, {"ended": "failed", "error": "no memory"})
     else:
-        judging.get_error = lambda: "Traceback\nno memory"
+        judging.error_file = tmp_path / "error.txt"
+        judging.error_file.write_text("Failure # 1 (occurred at noon)\nTraceback\nno memory\n")
         driver.scheduler.on_trial_error(None, judging)
     assert driver.final_tasks.is_done
     assert driver.final_tasks.stamp is not None
@@ -279,16 +280,17 @@ def test_other_stopping_rules_run_to_the_end(tmp_path: Path, name: str) -> None:
     assert again.report(trial, 64, 0.5, nll=0.1) == TrialScheduler.CONTINUE
 
 
+ENGINE_LOST = "tune.workers.engine_session.EngineOutOfMemory"
+
+
 class Died:
     """A Tune trial whose process died, as Tune shows it to the scheduler."""
 
-    def __init__(self, trial: Any, failures: int, error: str) -> None:
+    def __init__(self, folder: Path, trial: Any, failures: int, error: str) -> None:
         self.trial_id, self.config, self.status = trial.trial_id, trial.config, "ERROR"
         self.run_metadata = SimpleNamespace(num_failures=failures)
-        self._error = error
-
-    def get_error(self) -> str:
-        return self._error
+        self.error_file = folder / "error.txt"
+        self.error_file.write_text(f"Failure # {failures} (occurred at noon)\n{error}\n")
 
 
 def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
@@ -300,7 +302,9 @@ def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
     driver.scheduler.on_trial_result(
         None, trial, {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
     )
-    died = Died(trial, 1, "tune.workers.engine_session.EngineOutOfMemory: the kernel ended it")
+    died = Died(
+        tmp_path, trial, 1, "tune.workers.engine_session.EngineOutOfMemory: the kernel ended it"
+    )
     driver.scheduler.on_trial_error(None, died)
     assert died.run_metadata.num_failures == 0
     assert died.config["most_tokens"] == 500
@@ -313,7 +317,7 @@ def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
     # Where the passes can't be made smaller it counts, so that no trial is tried for ever.
     counted = []
     for _ in range(4):
-        again = Died(trial, 1, "ray.exceptions.OutOfMemoryError: Task was killed")
+        again = Died(tmp_path, trial, 1, "ray.exceptions.OutOfMemoryError: Task was killed")
         driver.scheduler.on_trial_error(None, again)
         counted.append((again.config["most_tokens"], again.run_metadata.num_failures))
     assert counted == [(250, 0), (125, 0), (125, 1), (125, 1)]
@@ -326,7 +330,9 @@ def test_the_trials_of_one_engine_halve_the_passes_once(tmp_path: Path) -> None:
         result = {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
         driver.scheduler.on_trial_result(None, trial, result)
     for trial in trials:
-        died = Died(trial, 1, "tune.workers.engine_session.EngineOutOfMemory: the kernel ended it")
+        died = Died(
+            tmp_path, trial, 1, "tune.workers.engine_session.EngineOutOfMemory: the kernel ended it"
+        )
         driver.scheduler.on_trial_error(None, died)
         assert (died.config["most_tokens"], died.run_metadata.num_failures) == (500, 0)
 
@@ -340,10 +346,10 @@ def test_another_death_is_counted_and_the_second_in_a_row_halves_the_passes_too(
     driver.scheduler.on_trial_result(
         None, trial, {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
     )
-    first = Died(trial, 1, "ray.exceptions.ActorDiedError: The actor died unexpectedly")
+    first = Died(tmp_path, trial, 1, "ray.exceptions.ActorDiedError: The actor died unexpectedly")
     driver.scheduler.on_trial_error(None, first)
     assert (first.run_metadata.num_failures, first.config["most_tokens"]) == (1, None)
-    second = Died(trial, 2, "ray.exceptions.ActorDiedError: The actor died unexpectedly")
+    second = Died(tmp_path, trial, 2, "ray.exceptions.ActorDiedError: The actor died unexpectedly")
     driver.scheduler.on_trial_error(None, second)
     assert (second.run_metadata.num_failures, second.config["most_tokens"]) == (2, 500)
     assert "its process died again" in capsys.readouterr().out

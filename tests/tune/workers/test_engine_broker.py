@@ -12,7 +12,9 @@ import pytest
 import ray
 
 from dpo_train.config import TrainConfig
+from dpo_train.device_errors import DeviceFailed
 from dpo_train.errors import InputError
+from dpo_train.memory import kernel_kills
 from tests.conftest import Start
 from tests.helpers.simulated_search import trial_processes, wait_until
 from tune.run_folder.records import read_records
@@ -135,6 +137,25 @@ def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
     on_cpus = [broker.enter(f"c{n}", node, None) for n in range(4)]
     assert [engine is on_cpus[0] for engine in on_cpus] == [True, False, True, False]
     assert not set(map(id, on_cpus)) & set(map(id, on_gpus))
+
+
+class OfABrokenGpu:
+    """A session in an engine."""
+
+    def advance(self) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_an_engine_whose_gpu_failed_is_ended(node: str) -> None:
+    broker = Broker(8, idle_seconds=60)
+    engine = broker.enter("a", node, "0")
+    ray.get(engine.__ray_call__.remote(lambda actor: actor._sessions.update(a=OfABrokenGpu())))
+    entered = object.__new__(engine_session._Entered)  # as a trial's process holds it
+    entered._trial, entered._actor, entered._kills_before = "a", engine, kernel_kills()
+    with pytest.raises(DeviceFailed, match="^the GPU failed: CUDA error: device-side assert"):
+        entered.ask("advance")
+    await_death(engine)
+    assert is_alive(broker.enter("a", node, "0"))  # the next one
 
 
 class Recorded:

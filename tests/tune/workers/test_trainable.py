@@ -1,5 +1,8 @@
 """What a trial's process gives back to Tune to try again, and what it reports as it is."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +12,26 @@ from ray.exceptions import RayActorError
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
+from dpo_train.device_errors import DeviceFailed
 from dpo_train.trainers.session import OutOfMemory
+from tests.conftest import ROOT
 from tune.config.schema import SearchConfig
+from tune.run_folder.records import read_records
 from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
 from tune.workers.trainable import DpoTrial
+
+SIMULATED = """
+name: sim
+trainer: simulated
+optim: {batch_size: 8}
+space: {optim.learning_rate: {log_uniform: [1e-4, 1e-2]}}
+trials: 3
+stopping: {name: none}
+eval_every_pairs: 128
+simulated: {pairs: 512}
+save_every_minutes: 0
+wandb: {mode: disabled}
+"""
 
 
 class Process(DpoTrial):
@@ -61,3 +80,78 @@ def test_a_packed_trial_without_memory_is_not_begun_again(
     monkeypatch.setattr(process, "_open", lambda: pytest.fail("it was begun again"))
     with pytest.raises(OutOfMemory, match="with one pair at once"):
         process._advance()
+
+
+class Broken:
+    """A session whose GPU has failed: whatever is asked of it fails."""
+
+    def __init__(self, said: str) -> None:
+        self._said = said
+
+    def advance_for(self, seconds: float) -> Any:
+        raise RuntimeError(self._said)
+
+    def close(self) -> None:
+        raise RuntimeError(self._said)
+
+
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> Process:
+    process = Process(tmp_path, "a")
+    process._session = Broken(said)  # type: ignore[assignment]
+    process._trial = override(TrainConfig(), {"trainer": "trl"})
+    monkeypatch.setattr(process, "_save_if_due", lambda: None)
+    return process
+
+
+def test_a_trial_whose_gpu_failed_is_given_back_to_go_on_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = broken(tmp_path, monkeypatch, "CUDA error: device-side assert triggered\nSearch for")
+    with pytest.raises(DeviceFailed, match=r"^the GPU failed: CUDA error: device-side assert"):
+        process.step()
+    process.cleanup()  # does not touch the device
+
+
+def test_another_error_ends_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = broken(tmp_path, monkeypatch, "shape '[2]' is invalid for input of size 3")
+    (tmp_path / "trials").mkdir()
+    assert process.step()["ended"] == "failed"
+
+
+BREAKS_ONCE = """
+import os, sys
+if any("default_worker" in word for word in sys.orig_argv):
+    import torch
+    from dpo_train.trainers.simulated import SimulatedSession
+    own = SimulatedSession.advance_for
+    def advance_for(self, seconds):
+        broken = os.path.exists("{mark}")
+        if self.pairs_done >= 256 and not broken:
+            open("{mark}", "w").close()
+            SimulatedSession.broken = True
+        if getattr(SimulatedSession, "broken", False):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return own(self, seconds)
+    SimulatedSession.advance_for = advance_for
+"""
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_a_gpu_failed(tmp_path: Path) -> None:
+    """A double stands for the GPU: from one moment on all calls of one process fail."""
+    (tmp_path / "sitecustomize.py").write_text(BREAKS_ONCE.format(mark=tmp_path / "mark"))
+    (tmp_path / "sim.yaml").write_text(SIMULATED)
+    done = subprocess.run(
+        [sys.executable, "-m", "tune", "run", "sim.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = "the GPU failed: CUDA error: device-side assert triggered; it goes on in another process"
+    assert done.stdout.count(said) == 1, done.stdout
+    records = read_records(tmp_path / "runs" / "sim")
+    assert [record.state for record in records] == ["finished"] * 3
+    for record in records:
+        assert [report["pairs_seen"] for report in record.curve] == [128, 256, 384, 512]

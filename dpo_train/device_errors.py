@@ -1,0 +1,44 @@
+"""Which errors say that a GPU failed: its process can compute nothing more on it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dpo_train.errors import one_line
+from dpo_train.memory import is_out_of_memory
+
+_OF_A_DEVICE = re.compile(
+    r"CUDA error|HIP error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_|Triton Error|"
+    r"device-side assert|uncorrectable ECC"
+)
+
+
+class DeviceFailed(Exception):
+    """The GPU failed under this process, which must end; what it computed may go on in another."""
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an error says that a GPU failed, by its type or by the words of torch, the CUDA
+    libraries or Triton. Too little memory is none: a process goes on after it.
+
+    A kernel that fails breaks its process for good (CUDA C++ Programming Guide, "Error Checking"):
+    every later call fails with the same error, whichever trial makes it.
+    """
+    torch = sys.modules.get("torch")  # without it no GPU was used
+    if torch is None or not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or bool(_OF_A_DEVICE.search(str(error)))
+
+
+@contextmanager
+def device_failures_named() -> Iterator[None]:
+    """A failure of the GPU is raised as DeviceFailed, which every process can read."""
+    try:
+        yield
+    except Exception as error:
+        if is_device_failure(error):
+            raise DeviceFailed(f"the GPU failed: {one_line(error, 200)}") from None
+        raise
