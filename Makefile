@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # More torch threads than free cores make everything crawl; one per process.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help run test soak check cluster-test lint format benchmark sample clean
+.PHONY: help run test soak check cluster-test lint format benchmark gpu-check sample clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ format: $(VENV)/ready-dev  ## Formats the sources
 
 benchmark: $(VENV)/ready  ## Search throughput against a search written the usual way
 	$(BIN)/python benchmarks/search_throughput.py
+
+gpu-check: $(VENV)/ready-dev  ## Nine minutes on one GPU: speed, memory, numbers, failures; rows in runs/gpu-check
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu-check
 
 sample: $(VENV)/ready  ## Rebuilds the embedded dataset and model
 	$(BIN)/python -m dpo_train.sample

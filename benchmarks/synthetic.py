@@ -25,13 +25,14 @@ SHAPES = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, shape: str, dtype: str = "float32") -> Path:
-    """Random weights, and the sample's own kind of tokenizer, of at most 512 tokens."""
+def write_model(folder: Path, shape: str, dtype: str = "float32", device: str = "cpu") -> Path:
+    """Random weights, drawn on that device, and the sample's own kind of tokenizer: 512 tokens."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
                "bos_token_id": None}  # fmt: skip
-    model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], **special))
+    with torch.device(device):
+        model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], **special))
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -44,7 +44,8 @@ class ModelConfig(Part):
     revision: str | None = None
     """Branch, tag or commit on the Hub; a search resolves it to a commit before it starts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights in memory. bfloat16 only for the frozen base of a LoRA."""
+    """Of the weights in memory. bfloat16 only for the frozen base of a LoRA; a search on GPUs takes
+    it for that by itself."""
 
 
 class DataColumns(Part):

@@ -208,12 +208,20 @@ class SearchConfig(TrainConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _pack(cls, content: Any) -> Any:
-        """Packed trials share a CPU, unless the YAML says how much each takes."""
-        if isinstance(content, dict) and content.get("trainer") == "packed":
-            resources = content.get("resources") or {}
-            if isinstance(resources, dict):
-                return {**content, "resources": {"cpus": 0.25, **resources}}
+    def _by_what_is_asked(cls, content: Any) -> Any:
+        """What follows from other fields, unless the YAML says it: packed trials share a CPU, and
+        the frozen base of a LoRA is bfloat16 on a GPU."""
+        if not isinstance(content, dict):
+            return content
+        resources, model = content.get("resources") or {}, content.get("model") or {}
+        if not isinstance(resources, dict) or not isinstance(model, dict):
+            return content
+        space = content.get("space")
+        is_axis = isinstance(space, dict) and "lora" in space  # with null, all weights
+        if content.get("lora") is not None and resources.get("gpus") and not is_axis:
+            content = {**content, "model": {"dtype": "bfloat16", **model}}
+        if content.get("trainer") == "packed":
+            content = {**content, "resources": {"cpus": 0.25, **resources}}
         return content
 
     @property

@@ -193,6 +193,16 @@ def test_the_users_own_grid_is_all_its_points() -> None:
     assert isinstance(config.trial(config.first_points[15]), TrainConfig)
 
 
+def test_the_frozen_base_of_a_lora_is_bfloat16_on_a_gpu_by_default() -> None:
+    gpu = {"gpus": 0.25}
+    assert search(lora={}, resources=gpu).model.dtype == "bfloat16"
+    assert search(lora={}, resources=gpu, model={"dtype": "float32"}).model.dtype == "float32"
+    assert search(lora={}).model.dtype == "float32"
+    axis = {"lora": {"choice": [None, {"r": 8}]}}  # all weights too, which must be float32
+    assert search(lora={}, resources=gpu, space=axis).model.dtype == "float32"
+    assert search(resources=gpu).model.dtype == "float32"
+
+
 def test_packed_trials_share_a_cpu_by_default() -> None:
     packed = {"trainer": "packed", "lora": {}, "space": {"dpo.beta": {"uniform": [0.1, 0.2]}}}
     assert search(**packed).resources.cpus == 0.25
