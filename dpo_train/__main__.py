@@ -1,6 +1,7 @@
 """`python -m dpo_train CONFIG`: trains one trial, without Ray."""
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -32,6 +33,13 @@ def main() -> int:
         return 2
 
 
+def _take_the_first_gpu() -> None:
+    """Trainers would take all that are visible. To be called before CUDA starts."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ["CUDA_VISIBLE_DEVICES"] = first
+    print(f"one trial trains on one GPU: number {first} of those here", flush=True)
+
+
 def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     """Trains to the end and exports the last weights; prints every evaluation."""
     from dpo_train import data, model_source, reference
@@ -46,6 +54,8 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         print(pairs.summary(), flush=True)
         import torch  # slow to import: what is wrong with the data is said before
 
+        if torch.cuda.device_count() > 1:
+            _take_the_first_gpu()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         prepared = reference.plan(config, pairs, prepared_root.absolute(), device)
         reference.prepare(prepared, Progress())

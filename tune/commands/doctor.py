@@ -13,10 +13,9 @@ from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
-from tune.search import memory_plan
+from tune.search import gpus, memory_plan
 from tune.search.preflight import (
     disk_bytes,
-    gpu_names,
     refuse_impossible,
     refuse_impossible_end,
 )
@@ -37,12 +36,13 @@ def examine(config: SearchConfig | None) -> Iterator[str]:
 
 def _machine() -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = gpu_names()
+    there = gpus.visible_gpus()
     cluster = os.environ.get("RAY_ADDRESS", "none set; Ray starts on this machine")
     return [
         f"CPUs         {len(os.sched_getaffinity(0))}",
         f"memory       {memory / 1e9:.1f} GB",
-        f"GPUs         {len(gpus)}" + "".join(f"\n             {name}" for name in gpus),
+        f"GPUs         {len(there)}" + "".join(f"\n             {gpu}" for gpu in there),
+        *([f"C compiler   {gpus.c_compiler() or 'none'}"] if there else []),
         f"cluster      {cluster}",
         f"free disk    {free_bytes(Path('.')) / 1e9:.1f} GB here",
     ]

@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
-from tune.search import deploy
+from tune.search import deploy, gpus
 from tune.workers.user_evaluation import refuse_missing
 
 
@@ -38,13 +36,7 @@ def refuse_impossible(config: SearchConfig) -> None:
     if config.confirm is not None and config.confirm.evaluate is not None:
         refuse_missing(config.confirm.evaluate)
     if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
-        there = len(gpu_names())
-        if config.resources.gpus > there:
-            raise InputError(
-                f"resources.gpus: a trial wants {config.resources.gpus:g}, this machine has "
-                f"{there}; type `--set resources.gpus=0` for the CPU, or set RAY_ADDRESS to a "
-                "cluster that has some"
-            )
+        gpus.refuse_unfit(config.resources.gpus)
     if config.trainer != "simulated" and model_source.local_folder(config.model) is not None:
         model_source.resolve(config.model)
         need, free = disk_bytes(config), free_bytes(config.folder.parent)
@@ -69,16 +61,6 @@ def refuse_impossible_end(config: SearchConfig) -> str:
     from tune.publish import push  # imports the Hub client, slowly
 
     return push.check(config)
-
-
-def gpu_names() -> list[str]:
-    """The GPUs that this process may use, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    names = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return names if visible is None else names[: len([d for d in visible.split(",") if d])]
 
 
 def trainable_share(config: SearchConfig, weights: int) -> int:

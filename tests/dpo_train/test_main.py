@@ -1,0 +1,24 @@
+"""`python -m dpo_train` on a machine with several GPUs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dpo_train import __main__
+
+
+@pytest.mark.parametrize(("visible", "taken"), [(None, "0"), ("3,1", "3")])
+def test_one_trial_takes_the_first_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    visible: str | None,
+    taken: str,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    __main__._take_the_first_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
+    assert f"number {taken} of those here" in capsys.readouterr().out
