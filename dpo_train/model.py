@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_train import model_settings
+from dpo_train import activation_checkpointing, model_settings
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
 from dpo_train.errors import InputError, one_line
@@ -55,6 +55,7 @@ class WarmBase:
         # TRL and accelerate wrap `forward` on the instance, once more for every trainer.
         for wrapper in ("forward", "_original_forward"):
             self.model.__dict__.pop(wrapper, None)
+        activation_checkpointing.switch_off(self.model)
         self.model.requires_grad_(True)
         self.model.train()
         with torch.no_grad():

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from dpo_train import model
-from dpo_train.config import LoraConfig, TrainConfig
+from dpo_train.activation_checkpointing import checkpointed_layers
+from dpo_train.config import TrainConfig
 from dpo_train.row_lengths import PairLength
 from dpo_train.trainers import trl_patches  # noqa: F401
 from dpo_train.trainers.packed import adapters
@@ -93,10 +94,9 @@ def _counted(
     weights = _bytes(base.parameters())
     layers = _layers(base, architecture)
     if config.trainer == "packed":
-        assert config.lora is not None
-        run, trained, scored = _packed(base, config.lora, pair, pairs, device)
+        run, trained, scored = _packed(base, config, pair, pairs, device)
     else:
-        run, trained, scored = _padded(base, config.lora, pair, pairs, device)
+        run, trained, scored = _padded(base, config, pair, pairs, device)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fill(base)
         forward, held = run()
@@ -123,12 +123,17 @@ _Run = Callable[[], tuple[Callable[[], Tensor], Iterable[Tensor]]]
 
 
 def _packed(
-    base: Any, lora: LoraConfig, pair: PairLength, pairs: int, device: str
+    base: Any, config: TrainConfig, pair: PairLength, pairs: int, device: str
 ) -> tuple[_Run, int, int]:
     """A pass as the packed engine makes it."""
+    lora = config.lora
+    assert lora is not None
     base.eval().requires_grad_(False)
     layout = Layout(adapters.adapted_layers(base, lora), lora.r)
     base.set_attn_implementation(ATTENTION)
+    if config.optim.activation_checkpointing:
+        for layer in checkpointed_layers(base):
+            layer.training = True
     decoder = base.get_decoder()
 
     def run() -> tuple[Callable[[], Tensor], Iterable[Tensor]]:
@@ -153,16 +158,18 @@ def _packed(
 
 
 def _padded(
-    base: Any, lora: LoraConfig | None, pair: PairLength, pairs: int, device: str
+    base: Any, config: TrainConfig, pair: PairLength, pairs: int, device: str
 ) -> tuple[_Run, int, int]:
     """A pass as TRL's trainer makes it: two rows a pair, all of the same length."""
     trl.trainer.utils.add_fused_lm_head(base)
     policy = base
-    if lora is not None:
+    if config.lora is not None:
         import peft  # slow to import
 
-        policy = peft.get_peft_model(base, model.peft_config(lora))
+        policy = peft.get_peft_model(base, model.peft_config(config.lora))
     policy.train()
+    if config.optim.activation_checkpointing:
+        checkpointed_layers(base)
     trained = sum(4 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
 
     def run() -> tuple[Callable[[], Tensor], Iterable[Tensor]]:

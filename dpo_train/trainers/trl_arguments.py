@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trl import DPOConfig
 
+from dpo_train.activation_checkpointing import OPTIONS
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.process_group import ProcessGroup
 
@@ -37,7 +38,8 @@ def trl_arguments(
         seed=config.seed,
         precompute_ref_log_probs=True,
         max_length=None,
-        activation_checkpointing=False,
+        activation_checkpointing=optim.activation_checkpointing,
+        activation_checkpointing_kwargs=OPTIONS if optim.activation_checkpointing else None,
         bf16=device == "cuda",
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and process_group.count > 1 else None,

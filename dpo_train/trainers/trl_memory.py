@@ -8,8 +8,9 @@ import torch
 from trl import DPOTrainer
 
 from dpo_train import reference
+from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import TrainConfig
-from dpo_train.memory import MemoryBounds, give_back, kept_bytes
+from dpo_train.memory import MemoryBounds, give_back
 from dpo_train.scoring import logps
 from dpo_train.trainers.token_bound import TokenBound
 
@@ -45,7 +46,11 @@ def pairs_that_fit(
             return DPOTrainer.compute_loss(trainer, trainer.model, batch)
 
     trainer.model.train()
-    kept = kept_bytes(forward, trainer.model.parameters())[1]
+    again: list[Any] = []
+    if config.optim.activation_checkpointing:  # the trainer itself begins with it at its first step
+        policy = trainer.model
+        again = checkpointed_layers(policy.get_base_model() if config.lora else policy)
+    kept = kept_bytes(forward, again, trainer.model.parameters())
     trainer._metrics["train"].clear()  # the pass was no step
     give_back()
 

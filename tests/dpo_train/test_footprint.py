@@ -14,7 +14,6 @@ from dpo_train.footprint import MOST_TOKENS, SCORED_TOKENS, footprint
 from dpo_train.pass_memory import pass_bytes
 from dpo_train.row_lengths import PairLength, RowLengths, row_lengths, unknown_lengths
 from dpo_train.scoring import logps
-from dpo_train.trainers import trl_memory
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import engine
 
@@ -23,6 +22,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "trl with LoRA": {"lora": {}},
     "trl in full": {},
 }
+AGAIN = {"optim.activation_checkpointing": True}
+KINDS |= {f"{kind}, checkpointed": {**values, **AGAIN} for kind, values in KINDS.items()}
 PAIR = PairLength(prompt=20, chosen=12, rejected=9)
 
 
@@ -39,7 +40,7 @@ def median_pair(rows: Dataset, kind: str) -> PairLength:
         PairLength(*(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")))
         for row in rows
     ]
-    length = (lambda pair: pair.packed) if kind == "packed" else (lambda pair: pair.row)
+    length = (lambda pair: pair.packed) if kind.startswith("packed") else (lambda pair: pair.row)
     return sorted(pairs, key=length)[len(pairs) // 2]
 
 
@@ -48,20 +49,22 @@ def test_a_pass_keeps_what_was_told_without_weights(
     kind: str, small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
+    count = memory.kept_bytes
 
     def noted(*given: Any) -> Any:
-        result, kept = memory.kept_bytes(*given)
+        result, kept = count(*given)
         counted.append(kept)
         return result, kept
 
-    for module in (engine, trl_memory):
-        monkeypatch.setattr(module, "kept_bytes", noted)
+    monkeypatch.setattr(memory, "kept_bytes", noted)
     trial = override(small_config, KINDS[kind])
     session = open_session(trial, small_prepared, "cpu")
     session.close()
     rows = reference.prepare(small_prepared).split("train")
     told = pass_bytes(architecture(), trial, median_pair(rows, kind), 1, "cpu")
-    assert told.kept == pytest.approx(counted[0], rel=0.03)
+    # A checkpoint also holds the rotary embeddings, which it does not save as a tensor of its own.
+    beside = 0.15 * counted[0] if "checkpointed" in kind else 0
+    assert 0.97 * counted[0] <= told.kept <= 1.03 * counted[0] + beside
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from dpo_train import model, reference
+from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
-from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory, kept_bytes
+from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
@@ -55,6 +56,8 @@ class PackedEngine:
         self._own_attention = self.base.config._attn_implementation
         self.base.set_attn_implementation(ATTENTION)
         warm.undo = self.close
+        self._checkpointed: list[Any] = []
+        """The base's layers, once a trial asked for activation checkpointing."""
         self.is_closed = False
         self._device = device
         self._prepared = prepared
@@ -66,7 +69,7 @@ class PackedEngine:
         self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
         weights = sum(weight.nbytes for weight in self.base.parameters())
         self._token_bound = TokenBound(device, memory, weights, _MOST_TOKENS[device])
-        self._measured: set[tuple[Layer, ...]] = set()
+        self._measured: set[tuple[tuple[Layer, ...], bool]] = set()
         self.tokens_at_once = 0
         """The most tokens of the last pass; of the first one before that."""
         compare_with_reference(self.base, self.eval, device)
@@ -76,6 +79,8 @@ class PackedEngine:
         assert config.lora is not None
         layout = Layout(self._adapted_layers(config.lora), config.lora.r)
         trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
+        if config.optim.activation_checkpointing and not self._checkpointed:
+            self._checkpointed = checkpointed_layers(self.base)
         self._measure(trial)
         self.tokens_at_once = self.tokens_at_once or self.tokens_per_pass([trial])
         return trial
@@ -143,7 +148,7 @@ class PackedEngine:
         parts = self._parts(pack, most)
         pairs = self._pairs(parts)
         rows = collate(pairs, self._device)
-        pack.put_onto(self._stacks)
+        self._put_on(pack)
         # Before the pass: a copy to a GPU would wait for the end of it.
         inputs = LossInputs(pack.trials, parts, self.train, self._device)
         losses = inputs.losses(completion_logps(self.base, rows))
@@ -173,7 +178,7 @@ class PackedEngine:
         """Log-probs of the eval pairs under each trial: (k, pairs, 2)."""
         k = len(pack.trials)
         scores = np.zeros((k, len(self.eval.pairs), 2))
-        pack.put_onto(self._stacks)
+        self._put_on(pack)
         for members, rows in self._eval_rows(most // k):
             with torch.no_grad():
                 logps = completion_logps(self.base, rows.tile(k))
@@ -226,17 +231,27 @@ class PackedEngine:
             self._packs = [Pack(members) for members in wanted]
         return self._packs
 
+    def _put_on(self, pack: Pack) -> None:
+        """Gives the base the pack's adapters; if one of its trials asks for it, the layers are
+        computed again in the backward, which changes the numbers of none."""
+        pack.put_onto(self._stacks)
+        again = any(trial.config.optim.activation_checkpointing for trial in pack.trials)
+        for layer in self._checkpointed:
+            layer.training = again
+
     def _measure(self, trial: PackedTrial) -> None:
         """Counts what a token keeps for the backward, in a first pass over one pair."""
-        layers = trial.own_layout.layers
-        if layers in self._measured:
+        measured = trial.own_layout.layers, trial.config.optim.activation_checkpointing
+        if measured in self._measured:
             return
-        self._measured.add(layers)
+        self._measured.add(measured)
         pairs = sorted(self.train.pairs, key=lambda pair: len(pair.ids))
         rows = collate([[pairs[len(pairs) // 2]]], self._device)
-        Pack([trial]).put_onto(self._stacks)
+        self._put_on(Pack([trial]))
         base = self.base
-        kept = kept_bytes(lambda: completion_logps(base, rows), base.parameters())[1]
+        kept = kept_bytes(
+            lambda: completion_logps(base, rows), self._checkpointed, base.parameters()
+        )
         give_back()
         for stack in self._stacks.values():
             stack.adapters = None

@@ -6,21 +6,10 @@ on a GPU (benchmarks/gpu.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from dpo_train.trainers.packed import kernels
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    kernels._kernels.cache_clear()
-    torch.manual_seed(0)
-    yield
-    kernels._kernels.cache_clear()
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
@@ -28,6 +17,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_log_probs_and_their_slopes(
     dtype: torch.dtype, rounding: float, tokens: int, words: int
 ) -> None:
+    torch.manual_seed(0)
     logits = (5 * torch.randn(tokens, words)).to(dtype)
     targets = torch.randint(0, words, (tokens,))
     scores = torch.log_softmax(logits.double(), dim=-1)
@@ -47,6 +37,7 @@ def test_log_probs_and_their_slopes(
 def test_a_product_of_low_rank_is_added_in_place(
     dtype: torch.dtype, rounding: float, shape: tuple[int, int, int, int]
 ) -> None:
+    torch.manual_seed(0)
     k, tokens, wide, rank = shape
     total = torch.randn(k, tokens, wide).to(dtype)
     low = torch.randn(k, rank, tokens).to(dtype)

@@ -1,0 +1,105 @@
+"""Layers that are computed again in the backward change no number, and keep less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpo_train import activation_checkpointing, memory, model
+from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
+from dpo_train.errors import InputError
+from dpo_train.trainers.open import open_session
+from dpo_train.trainers.packed.session import _Shared
+
+KINDS: dict[str, dict[str, Any]] = {
+    "packed": {"trainer": "packed", "lora": {}},
+    "trl with LoRA": {"lora": {}},
+    "trl in full": {},
+}
+
+
+def trained(
+    config: TrainConfig, prepared: Path, folder: Path, again: bool
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of two reports, and the exported weights."""
+    changes = {"optim.activation_checkpointing": again, "optim.learning_rate": 1e-3}
+    session = open_session(override(config, changes), prepared, "cpu")
+    try:
+        losses = [session.advance()["train/loss"] for _ in range(2)]
+        session.export(folder)
+    finally:
+        session.close()
+    (weights,) = folder.glob("*.safetensors")
+    return losses, load_file(weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_numbers_are_those_without_it(
+    kind: str,
+    small_config: TrainConfig,
+    small_prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed: list[bool] = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+
+    def noted(*given: Any, **options: Any) -> Any:
+        computed.append(torch.is_grad_enabled())
+        return checkpoint(*given, **options)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", noted)
+    config = override(small_config, KINDS[kind])
+    plain, own = trained(config, small_prepared, tmp_path / "plain", again=False)
+    assert not computed
+    again, theirs = trained(config, small_prepared, tmp_path / "again", again=True)
+    assert any(computed)
+    assert again == pytest.approx(plain, rel=1e-6)
+    for name, weight in own.items():
+        torch.testing.assert_close(theirs[name], weight, atol=1e-6, rtol=1e-5)
+    computed.clear()
+    after, _ = trained(config, small_prepared, tmp_path / "after", again=False)
+    assert after == plain
+    assert not computed  # the base is the next trial's as it was loaded
+
+
+def test_a_pass_keeps_less(small_config: TrainConfig, small_prepared: Path) -> None:
+    config = override(small_config, KINDS["packed"])
+    session = open_session(config, small_prepared, "cpu")
+    assert _Shared._now is not None
+    engine = _Shared._now.engine
+    bytes_a_token = []
+    for again in (False, True):
+        engine._measured.clear()
+        engine._token_bound._bytes_a_token = 0
+        engine.join(override(config, {"optim.activation_checkpointing": again}))
+        bytes_a_token.append(engine._token_bound._bytes_a_token)
+    session.close()
+    assert bytes_a_token[1] < 0.8 * bytes_a_token[0]  # of two layers one is counted as computed
+
+
+def test_what_is_counted_has_the_layer_that_is_computed_again(small_config: TrainConfig) -> None:
+    base = model.load_base(small_config.model, "cpu").fresh(trained_in_full=True)
+    ids = torch.arange(1, 60)[None]
+
+    def forward() -> Any:
+        return base(input_ids=ids, use_cache=False).logits
+
+    whole = memory.kept_bytes(forward, base.parameters())[1]
+    layers = activation_checkpointing.checkpointed_layers(base)
+    told = activation_checkpointing.kept_bytes(forward, layers, base.parameters())
+    kept = memory.kept_bytes(forward, base.parameters())[1]
+    assert kept < whole
+    assert told == kept + whole // len(layers)
+    activation_checkpointing.switch_off(base)
+    assert memory.kept_bytes(forward, base.parameters())[1] == whole
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^optim.activation_checkpointing: transformers can't"):
+        activation_checkpointing.checkpointed_layers(torch.nn.Linear(1, 1))
