@@ -37,6 +37,10 @@ def _take_the_first_gpu() -> None:
     """Trainers would take all that are visible. To be called before CUDA starts."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ["CUDA_VISIBLE_DEVICES"] = first
+    import torch  # slow to import
+
+    if torch.cuda.device_count() > 1:  # it was counted by CUDA itself, which then looks no more
+        raise InputError(f"one trial trains on one GPU; type `export CUDA_VISIBLE_DEVICES={first}`")
     print(f"one trial trains on one GPU: number {first} of those here", flush=True)
 
 

@@ -11,7 +11,7 @@ from dpo_train.errors import one_line
 from dpo_train.memory import is_out_of_memory
 
 _OF_A_DEVICE = re.compile(
-    r"CUDA error|HIP error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_|Triton Error|"
+    r"CUDA error|HIP error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_|Triton Error|NCCL error|"
     r"device-side assert|uncorrectable ECC"
 )
 

@@ -58,13 +58,16 @@ def sample_next_tokens(
 
     `output_ids` are the tokens of each answer so far, for the penalties: a logit loses
     `presence_penalty` once and `frequency_penalty` as often as its token stands there. What a
-    request draws does not depend on the others.
+    request draws does not depend on the others. Raises FloatingPointError for logits of which the
+    largest is no finite number.
     """
     greedy = [p.temperature < _GREEDY_TEMPERATURE for p in params]
     is_plain = all(p.logprobs is None and not _has_penalty(p) for p in params)
     if all(greedy) and is_plain:
         return [TokenChoice(token) for token in logits.argmax(dim=-1).tolist()]
     scores = _penalised(logits.float(), params, output_ids)
+    if not bool(scores.amax(dim=-1).isfinite().all()):
+        raise FloatingPointError("the model's logits are no numbers")
     tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     whole = [n for n, p in enumerate(params) if not greedy[n] and p.top_p >= 1]
     nucleus = [n for n, p in enumerate(params) if not greedy[n] and p.top_p < 1]
@@ -155,7 +158,7 @@ def _pick(probabilities: torch.Tensor, generators: list[torch.Generator | None])
 
 def _first_beyond(sums: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     """The first place of each row whose sum is larger; at most the last that adds anything."""
-    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous()).clamp(max=sums.shape[1] - 1)
     return torch.minimum(torch.searchsorted(sums, at, right=True), last)
 
 

@@ -17,6 +17,8 @@ from dpo_train.errors import InputError
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
+import liger_kernel.ops.rms_norm
+import triton.language
 from triton.runtime.interpreter import InterpretedFunction
 from tests.dpo_train.test_fused_kernels import gradients, small_model
 from dpo_train.fused_kernels import use_fused_kernels
@@ -33,6 +35,8 @@ def run(self, *args, grid, warmup, **options):
     return own_run(self, *args, grid=grid, warmup=warmup, **scalars)
 
 
+# The interpreter has none of CUDA's own functions.
+liger_kernel.ops.rms_norm.rsqrt = lambda x: triton.language.rsqrt(x)
 own_run, InterpretedFunction.run = InterpretedFunction.run, run
 model = small_model()
 own = gradients(model)
@@ -83,8 +87,30 @@ def test_layers_that_compute_something_else_are_refused(monkeypatch: pytest.Monk
             model.model.norm.weight.mul_(1.1)
 
     monkeypatch.setattr("liger_kernel.transformers._apply_liger_kernel_to_instance", wrong)
+    monkeypatch.setattr(fused_kernels, "_refused", {})
     with pytest.raises(InputError, match=r"^model.id: liger-kernel computes other logits .*\(by 0"):
         fused_kernels.use_fused_kernels(small_model())
+
+
+def test_a_refusal_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger changes the modules of transformers: a model that is loaded later has its layers."""
+    monkeypatch.setattr(fused_kernels, "_refused", {"qwen2": "0.2"})
+    monkeypatch.setattr(
+        "liger_kernel.transformers._apply_liger_kernel_to_instance", lambda *_, **__: None
+    )
+    with pytest.raises(InputError, match=r"computes other logits than this model \(by 0.2 of"):
+        fused_kernels.use_fused_kernels(small_model())
+
+
+def test_an_architecture_that_liger_cant_import_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ImportError("cannot import name")
+
+    monkeypatch.setattr("liger_kernel.transformers._apply_liger_kernel_to_instance", missing)
+    monkeypatch.setattr(fused_kernels, "_refused", {})
+    fused_kernels.use_fused_kernels(small_model())
 
 
 def test_without_the_library_a_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

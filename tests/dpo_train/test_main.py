@@ -16,9 +16,7 @@ def test_one_trial_takes_the_first_gpu(
     visible: str | None,
     taken: str,
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(os, "environ", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     __main__._take_the_first_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
     assert f"number {taken} of those here" in capsys.readouterr().out

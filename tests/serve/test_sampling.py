@@ -1,5 +1,6 @@
 """The next token by penalties, nucleus and log-probs."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,15 @@ def test_a_request_draws_the_same_whoever_is_beside_it() -> None:
         assert alone.id == choice.id
         assert alone.logprob == pytest.approx(choice.logprob)
         assert [token for token, _ in alone.alternatives] == [t for t, _ in choice.alternatives]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_logits_that_are_no_numbers_are_an_error(bad: float, top_p: float) -> None:
+    logits = torch.zeros(2, 600)
+    logits[1, 3] = bad
+    params = [SamplingParams(1, 1.0, top_p=top_p, seed=n) for n in range(2)]
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        sample_next_tokens(logits, params, [p.generator() for p in params], [[], []])
+    logits[1, 3] = -math.inf  # a word that is ruled out
+    sample_next_tokens(logits, params, [p.generator() for p in params], [[], []])

@@ -6,7 +6,9 @@ import math
 import os
 import shutil
 import subprocess
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 from dpo_train.errors import InputError
 
@@ -48,7 +50,10 @@ def visible_gpus() -> list[Gpu]:
     for name in filter(None, map(str.strip, visible.split(","))):
         # Of a part of a GPU (MIG) the driver lists its whole; which one is not said by its name.
         is_part = name.startswith("MIG-")
-        found += [g for g in there if is_part or g.index == name or g.uuid.startswith(name)][:1]
+        named = [g for g in there if is_part or g.index == name or g.uuid.startswith(name)]
+        if not named:
+            break  # CUDA itself takes no more from here on
+        found.append(named[0])
     return found
 
 
@@ -77,6 +82,12 @@ def refuse_unfit(wanted: float) -> None:
         raise InputError(
             "resources.gpus: no C compiler is here, with which Triton builds its kernels when a "
             "trial begins; type `apt-get install gcc`, or set CC"
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise InputError(
+            f"resources.gpus: {header} is not here, which Triton needs to build its kernels when a "
+            "trial begins; type `apt-get install python3-dev`"
         )
 
 

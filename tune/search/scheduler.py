@@ -122,6 +122,7 @@ class SearchScheduler(FIFOScheduler):
         trial_id = trial.config["trial"]
         if failure := device_failure_reason(trial):
             self._progress.say(f"{trial_id}: {failure}; it goes on in another process")
+            self._kills = kernel_kills()
             return
         reason = out_of_memory_reason(trial, self._kills)
         self._kills = kernel_kills()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_train.config import TrainConfig
-from dpo_train.device_errors import device_failures_named
+from dpo_train.device_errors import DeviceFailed, device_failures_named
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session
 from tune.workers.memory_share import memory_bounds
@@ -49,8 +50,23 @@ class EngineActor:
         self._sessions: dict[str, Session] = {}
         self._uncounted = 0
         self._opening = threading.Lock()
+        self._failure: DeviceFailed | None = None
 
-    def ping(self) -> None: ...
+    def ping(self) -> None:
+        """Raises DeviceFailed if nothing more can be computed here."""
+        if self._failure is not None:
+            raise self._failure
+
+    @contextmanager
+    def _failures_noted(self) -> Iterator[None]:
+        """After a failure of the GPU whatever is asked here fails with it."""
+        self.ping()
+        try:
+            with device_failures_named():
+                yield
+        except DeviceFailed as error:
+            self._failure = error
+            raise
 
     def open(self, trial: str, opening: Opening) -> Opened:
         from dpo_train import reference  # imports torch, slowly
@@ -79,25 +95,26 @@ class EngineActor:
         """The report, each held-out pair's values, and the most tokens of a pass by now."""
         _one_thread()
         session = self._sessions[trial]
-        with device_failures_named():
+        with self._failures_noted():
             return session.advance(), session.held_out, session.tokens_at_once
 
     def pairs_done(self, trial: str) -> int:
         return self._sessions[trial].pairs_done
 
     def call(self, trial: str, method: str, *arguments: Any) -> Any:
-        with device_failures_named():
+        with self._failures_noted():
             return getattr(self._sessions[trial], method)(*arguments)
 
     def close(self, trial: str) -> None:
-        if session := self._sessions.pop(trial, None):
+        session = self._sessions.pop(trial, None)
+        if session is not None and self._failure is None:
             session.close()
 
     def evaluate_on_test(self, _: str, *asked: Any) -> Any:
         from dpo_train.evaluation import test_split  # imports torch, slowly
 
         _one_thread()
-        with device_failures_named():
+        with self._failures_noted():
             return test_split.evaluate_on_test(*asked)
 
 

@@ -49,7 +49,9 @@ class Broker:
             engines = {(node, place): self._engines.get((node, place)) for place in places}
             key = min(engines, key=lambda key: len(there.trials) if (there := engines[key]) else 0)
             engine = engines[key]
-            if engine is None or not _is_alive(engine.actor):
+            if engine is None or not _is_well(engine.actor):
+                if engine is not None:
+                    ray.kill(engine.actor)  # its GPU may have failed, and it lives
                 engine = self._engines[key] = _EngineEntry(
                     _start(node, gpu, on_cpus, self._most_trials)
                 )
@@ -100,7 +102,7 @@ def _cpus(node: str) -> int:
     return max(1, int(found["Resources"].get("CPU", 1)))
 
 
-def _is_alive(actor: Any) -> bool:
+def _is_well(actor: Any) -> bool:
     try:
         ray.get(actor.ping.remote())
     except RayError:  # Ray's memory monitor ends a process with an error of its own

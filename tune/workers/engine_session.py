@@ -12,7 +12,6 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from dpo_train.config import ModelConfig
-from dpo_train.device_errors import DeviceFailed
 from dpo_train.errors import one_line
 from dpo_train.memory import kernel_kills
 from tune.workers.engine_actor import Opened, Opening
@@ -30,7 +29,7 @@ class EngineOutOfMemory(EngineLost):
 class EngineSession:
     """A Session whose training is done by the engine of this process's device.
 
-    Raises what the session there raises, EngineLost and DeviceFailed.
+    Raises what the session there raises, DeviceFailed among it, and EngineLost.
     """
 
     def __init__(self, trial: str, opening: Opening) -> None:
@@ -98,10 +97,7 @@ def evaluate_on_test(
 
 
 class _Entered:
-    """A place in the engine of the device that Ray gave to this process.
-
-    Raises EngineLost, and DeviceFailed after it has ended the engine.
-    """
+    """A place in the engine of the device that Ray gave to this process. Raises EngineLost."""
 
     def __init__(self, trial: str) -> None:
         self._trial = trial
@@ -132,8 +128,6 @@ class _Entered:
         try:
             return ray.get(answer)
         except RayTaskError as error:
-            if isinstance(error.cause, DeviceFailed):
-                ray.kill(self._actor)  # with the other trials there, which meet it too
             raise error.cause from None
         except OutOfMemoryError as error:  # which is no RayActorError
             raise EngineOutOfMemory(f"Ray's memory monitor ended {self._whose}") from error

@@ -19,6 +19,7 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpo_train.config import TrainConfig
+from dpo_train.device_errors import device_failures_named
 from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.process_group import ProcessGroup
@@ -193,7 +194,9 @@ class _Member:
 
             computed = reference.prepare(prepared, SharedTurns()).computed_pairs
         bounds = memory_bounds(process_group.count, most_tokens=most_tokens)
-        self._session = session = open_session(config, prepared, device, process_group, bounds)
+        with device_failures_named():
+            session = open_session(config, prepared, device, process_group, bounds)
+        self._session = session
         return _Opened(
             session.pairs_total,
             session.reference_pairs + computed,
@@ -203,12 +206,15 @@ class _Member:
 
     def advance_for(self, seconds: float) -> _Advanced:
         assert self._session is not None
-        report = self._session.advance_for(seconds)
+        with device_failures_named():
+            report = self._session.advance_for(seconds)
         held_out = self._session.held_out if report is not None and self._rank == 0 else {}
         return _Advanced(report, held_out, self._session.pairs_done)
 
     def run(self, function: Any, *arguments: Any) -> Any:
-        return function(*arguments)
+        with device_failures_named():
+            return function(*arguments)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._session, method)(*arguments)
+        with device_failures_named():
+            return getattr(self._session, method)(*arguments)

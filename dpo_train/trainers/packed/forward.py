@@ -4,6 +4,7 @@ tokens only. Knows no trial and no loss.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from dpo_train.device_errors import is_device_failure
 from dpo_train.errors import InputError, one_line
 from dpo_train.memory import is_out_of_memory
 from dpo_train.trainers.packed import kernels
@@ -46,8 +48,11 @@ def attend(
     rows, length = packed_rows.gather.shape
     if options.get("softcap") or options.get("s_aux") is not None or options.get("position_bias"):
         raise InputError(refusal("its attention is more than a softmax of scaled products"))
-    if sliding_window is not None and length > sliding_window:
-        raise InputError(refusal(f"its attention sees {sliding_window} tokens, a row has {length}"))
+    longest = packed_rows.longest
+    if sliding_window is not None and longest > sliding_window:
+        raise InputError(
+            refusal(f"its attention sees {sliding_window} tokens, a row has {longest}")
+        )
     index = packed_rows.gather.flatten()
 
     def gathered(states: Tensor) -> Tensor:
@@ -79,13 +84,14 @@ def refusal(reason: str) -> str:
 
 @contextmanager
 def errors_refused() -> Iterator[None]:
-    """An error from inside a packed pass is a refusal of the model; too little memory is none."""
+    """An error from inside a packed pass is a refusal of the model; too little memory is none, nor
+    is what a GPU, a compiler or a disk does."""
     try:
         yield
-    except InputError:
+    except (InputError, OSError, subprocess.SubprocessError):
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_device_failure(error):
             raise
         raise InputError(refusal(f"its layers can't run packed: {one_line(error)}")) from error
 

@@ -16,6 +16,10 @@ _ROWS, _COLUMNS = 64, 128
 """Of the tile to which a program adds a product: of eight shapes the fastest on an H200."""
 
 
+MOST_RANK = 128
+"""What a tile of a larger rank takes is more than the shared memory of many GPUs."""
+
+
 def can_run(x: Tensor) -> bool:
     """Whether these kernels compute with x."""
     return x.is_cuda and _kernels() is not None
@@ -36,7 +40,8 @@ def to_logps_(logits: Tensor, targets: Tensor, logps: Tensor, wants_slopes: bool
 def add_low_rank_(total: Tensor, low: Tensor, half: Tensor) -> Tensor:
     """total + low^T half, in place and summed in float32.
 
-    total: (k, N, wide), contiguous; low: (k, rank, N); half: (k, rank, wide); all of one type.
+    total: (k, N, wide), contiguous; low: (k, rank, N); half: (k, rank, wide); all of one type, the
+    rank at most MOST_RANK.
     """
     k, tokens, wide = total.shape
     rank = low.shape[1]
@@ -89,7 +94,7 @@ def _kernels() -> Any:
         half_w, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
         k = tl.program_id(2).to(tl.int64)
-        n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+        n = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
         w = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         r = tl.arange(0, RANK)
         left_at = low + k * low_k + r[None, :] * low_r + n * low_n

@@ -92,7 +92,8 @@ class _Adapted(torch.autograd.Function):
 
 def _plus_wide(total: Tensor, low: Tensor, half: Tensor) -> Tensor:
     """total + low^T half, in place where it can be; (k, N, wide), (k, rank, N), (k, rank, wide)."""
-    if kernels.can_run(total) and total.dtype == low.dtype:
+    is_small = low.shape[1] <= kernels.MOST_RANK
+    if kernels.can_run(total) and total.dtype == low.dtype and is_small:
         return kernels.add_low_rank_(total, low, half)
     if total.dtype == low.dtype:
         return total.baddbmm_(low.transpose(1, 2), half)

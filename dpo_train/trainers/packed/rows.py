@@ -120,6 +120,8 @@ class Rows:
     completion: Tensor
     """(M,): which completion a token belongs to; pair i's are 2i (chosen) and 2i + 1."""
     pairs: int
+    longest: int
+    """The most tokens of an attention row, without padding."""
 
     def tile(self, times: int) -> Rows:
         """The same rows, of one trial, for so many trials."""
@@ -140,6 +142,7 @@ class Rows:
             targets=self.targets.repeat(times),
             completion=shift(self.completion, 2 * pairs),
             pairs=times * pairs,
+            longest=self.longest,
         )
 
 
@@ -209,6 +212,7 @@ def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
         targets=tensor(np.concatenate(targets)),
         completion=tensor(np.repeat(np.arange(rows), sizes)),
         pairs=rows // 2,
+        longest=int(lengths.max()),
     )
 
 

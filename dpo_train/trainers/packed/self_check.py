@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,15 @@ _SPREAD = 0.02
 _LOGPS_APART = 1e-4
 """In nats a token. Dense models in float32 agree to 2e-6."""
 _SLOPES_APART = 1e-3
-"""Of a matrix's largest gradient. Dense models in float32 agree to 1e-6."""
+"""Of the norm of a matrix's gradient. Dense models in float32 agree to 1e-6."""
 _SMALL = 1e-4
-"""Of the largest gradient of all: rounding shows in gradients that are smaller than this."""
+"""Of the largest norm of all: rounding shows in gradients that are smaller than this."""
+_ALONG_APART = 0.15
+"""By what share a gradient may be longer or shorter along PEFT's. A forgotten scale shows here."""
+_SEEN = 0.01
+"""Of the largest norm of all: in a smaller gradient rounding does not average out."""
+_FORMAT = 2
+"""Of the packed pass: a check that an earlier one passed does not count."""
 
 _REFERENCE_APART = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """By how many nats a token the packed forward may differ from the prepared reference pass, by the
@@ -88,10 +94,13 @@ def compare_with_reference(base: PreTrainedModel, split: Split, device: str) -> 
 
 
 def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
-    """`check` with the longest of the pairs and one of middle length, once for a base and the
-    modules that get an adapter: a file in the prepared data says that it passed."""
-    versions = [version(name) for name in ("torch", "transformers", "peft")]
-    recipe = json.dumps([adapted.lora.target_modules, adapted.device, *versions])
+    """`check` with the longest of the pairs and one of middle length, once for a base, the modules
+    that get an adapter, and what computes them: a file in the prepared data says that it passed."""
+    libraries = ["torch", "transformers", "peft"]
+    if adapted.device == "cuda":
+        libraries += [name for name in ("triton", "liger-kernel") if _is_installed(name)]
+    versions = {name: version(name) for name in libraries}
+    recipe = json.dumps([_FORMAT, adapted.lora.target_modules, adapted.device, versions])
     mark = prepared / f"packed-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.checked"
     if mark.exists():
         return
@@ -99,6 +108,14 @@ def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> N
     check(adapted, [ordered[-1], ordered[len(ordered) // 2]])
     with suppress(OSError):  # a full disk costs the next engine a check
         mark.touch()
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
@@ -246,8 +263,8 @@ def _summed_logps(wrapped: Any, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 def _compare(ours: _Pass, theirs: _Pass, noise: _Pass | None) -> None:
-    """Under bfloat16 what is allowed is three times the difference of two attention kernels; of
-    gradients the largest for its matrix, since one matrix may round well by chance."""
+    """Under bfloat16 what is allowed is three times the difference of two attention kernels, and
+    of a gradient's length along PEFT's, in which rounding averages out, a seventh."""
     allowed = _LOGPS_APART
     if noise is not None:
         allowed = max(allowed, 3 * float((noise.logps - theirs.logps).abs().max()))
@@ -256,19 +273,18 @@ def _compare(ours: _Pass, theirs: _Pass, noise: _Pass | None) -> None:
         raise InputError(
             refusal(f"its log-probs come out {apart:.2g} nats a token apart from PEFT's")
         )
-    largest = max(float(slope.abs().max()) for slope in theirs.slopes.values())
-    size = {
-        name: float(slope.abs().max()) + _SMALL * largest for name, slope in theirs.slopes.items()
-    }
-
-    def apart_by(other: _Pass) -> dict[str, float]:
-        return {
-            name: float((other.slopes[name] - each).abs().max()) / size[name]
-            for name, each in theirs.slopes.items()
-        }
-
-    most = max(_SLOPES_APART, 3 * max(apart_by(noise).values()) if noise is not None else 0.0)
-    wrong = [name for name, each in apart_by(ours).items() if not each <= most]
+    largest = max(float(slope.norm()) for slope in theirs.slopes.values())
+    wrong = []
+    for name, slope in theirs.slopes.items():
+        own, size = ours.slopes[name], float(slope.norm())
+        most = _SLOPES_APART
+        if noise is not None:
+            rounding = float((noise.slopes[name] - slope).norm()) / (size + _SMALL * largest)
+            most = max(most, 3 * rounding)
+        is_near = float((own - slope).norm()) <= most * (size + _SMALL * largest)
+        along = float((own * slope).sum()) / size**2 if size > _SEEN * largest else 1.0
+        if not (is_near and abs(along - 1) <= _ALONG_APART):
+            wrong.append(name)
     if wrong:
         raise InputError(refusal(f"the gradients of {_modules(wrong)} differ from PEFT's"))
 

@@ -20,7 +20,7 @@ YAML = """
 name: sim
 trainer: simulated
 trials: 3
-simulated: {seconds_per_report: 0.5, noise: 0}
+simulated: {seconds_per_report: 1.5, noise: 0}
 space:
   optim.learning_rate: {log_uniform: [1e-3, 1e-2]}
   dpo.beta: {log_uniform: [0.05, 0.5]}

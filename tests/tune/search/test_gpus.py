@@ -22,6 +22,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         script.write_text(f"#!/bin/sh\n/bin/cat <<END\n{text}\nEND\n")
         script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
+    monkeypatch.setattr(gpus.sysconfig, "get_path", lambda _: str(tmp_path / "include"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CC", raising=False)
     return tmp_path
@@ -45,6 +48,7 @@ def test_what_a_gpu_has_is_said() -> None:
         ("MIG-5c8d, MIG-9a1b", ["NVIDIA H200", "NVIDIA H200"]),
         ("", []),
         ("7", []),
+        ("0,-1,1", ["NVIDIA H200"]),
     ],
 )
 def test_only_visible_gpus_count(
@@ -66,5 +70,8 @@ def test_what_a_trial_can_t_have_is_refused(machine: Path, monkeypatch: pytest.M
         gpus.refuse_unfit(2)
     monkeypatch.setenv("CC", "/opt/bin/cc")
     gpus.refuse_unfit(2)
+    monkeypatch.setattr(gpus.sysconfig, "get_path", lambda _: str(machine))
+    with pytest.raises(InputError, match=r"^resources.gpus: .*/Python.h is not here, "):
+        gpus.refuse_unfit(2)
     (machine / "nvidia-smi").unlink()
     assert gpus.visible_gpus() == []

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from dpo_train import data, reference
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError
-from dpo_train.trainers.packed import self_check
+from dpo_train.trainers.packed import forward, self_check
 from dpo_train.trainers.packed.engine import PackedEngine
 from tests.helpers.small_models import SMALL, save
 
@@ -136,18 +137,34 @@ def test_targets_that_are_not_there_are_named(engine: Open) -> None:
         engine(TRAINED["llama"], target_modules=["query", "q_proj"])
 
 
-def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log-probs may be right and the backward wrong."""
+def scale_gradients(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     from dpo_train.trainers.packed.linear import _Adapted
 
     right = _Adapted.backward
 
     def wrong(ctx: Any, gradient: Any) -> Any:
-        return right(ctx, gradient * 1.01)
+        return right(ctx, gradient * factor)
 
     monkeypatch.setattr(_Adapted, "backward", staticmethod(wrong))
+
+
+def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-probs may be right and the backward wrong."""
+    scale_gradients(monkeypatch, 1.01)
     with pytest.raises(InputError, match=r"the gradients of self_attn.* differ from PEFT's"):
         engine(TRAINED["llama"])
+
+
+@pytest.mark.parametrize("factor", [0.25, 2**-0.5, 2**0.5])
+def test_rounding_does_not_hide_a_forgotten_scale(
+    engine: Open, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """As a GPU computes, under bfloat16 autocast."""
+    monkeypatch.setitem(forward.AUTOCAST, "cpu", torch.bfloat16)
+    engine(TRAINED["llama"])
+    scale_gradients(monkeypatch, factor)
+    with pytest.raises(InputError, match=r"the gradients of .* differ from PEFT's"):
+        engine(TRAINED["llama"], target_modules=["q_proj", "o_proj"])
 
 
 def test_it_is_checked_once_for_a_base_and_its_targets(
