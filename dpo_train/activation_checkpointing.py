@@ -41,7 +41,7 @@ def switch_off(model: Any) -> None:
     model.disable_input_require_grads()
     # Of a hook that was set twice, by TRL and by transformers, one is left.
     hooks = model.get_input_embeddings()._forward_hooks
-    for number in [n for n, hook in hooks.items() if hook.__name__ == _HOOK]:
+    for number in [n for n, hook in hooks.items() if getattr(hook, "__name__", "") == _HOOK]:
         del hooks[number]
 
 
