@@ -91,8 +91,14 @@ class Follower:
         self._mode: wandb_client.Mode = "online" if wants_server and self._connect() else "offline"
 
     def look(self) -> None:
-        """Tells what has changed in the records since the last look."""
-        for entry in os.scandir(self._folder / "trials"):
+        """Tells what has changed in the records since the last look.
+
+        First of the runs that are open: to end one is quick, and to open one may wait for a server
+        that is lost, longer than there is time at the end.
+        """
+        entries = list(os.scandir(self._folder / "trials"))
+        entries.sort(key=lambda entry: entry.name.partition(".")[0] not in self._open)
+        for entry in entries:
             trial_id, dot, kind = entry.name.partition(".")
             if kind != "json" or not dot or self._is_done(trial_id):
                 continue

@@ -160,7 +160,7 @@ def test_a_server_that_hangs_costs_seconds_at_the_end_and_the_rest_can_be_sent(
     run = tmp_path / "runs" / "sim"
     slowly = ("--set", "simulated.seconds_per_report=1", "--set", "wandb.mode=online")
     process = start("run", yaml, *slowly)
-    wait_for_ended(run, 1, process)
+    wait_until(lambda: any("state" in told.summary for told in [*server.runs.values()]), process)
     server.ill = "hang"
     wait_for_ended(run, 4, process)
     began = time.monotonic()
