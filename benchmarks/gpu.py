@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2))
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from gpu_bench import Bench, Box, table  # noqa: E402
+from gpu_bench import Bench, Box, device, table  # noqa: E402
 
 SECONDS = {
     "card": 12,
@@ -44,15 +44,18 @@ SECONDS = {
     "serve": 60,
 }
 """The stages in their order, and the most that each may take. `stage_card` and so on are in
-gpu_stages.py."""
+gpu_stages.py and gpu_comparisons.py."""
 _GRACE_SECONDS = 10
 
 
 def main() -> None:
     options = _options()
+    if device() == "cpu" and not options.tiny:
+        sys.exit("no GPU is here; type `--tiny` to see on a CPU whether every stage runs")
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.out, options.work or Path(tempfile.mkdtemp()), options.tiny)
     began = time.monotonic()
+    import gpu_comparisons
     import gpu_stages
     import peft  # noqa: F401
     import trl.trainer.dpo_trainer  # noqa: F401
@@ -64,7 +67,8 @@ def main() -> None:
         if seconds < 5:
             bench.row(name, skipped="no time was left")
             continue
-        _run(bench, name, getattr(gpu_stages, f"stage_{name}"), seconds)
+        stages = {**vars(gpu_stages), **vars(gpu_comparisons)}
+        _run(bench, name, stages[f"stage_{name}"], seconds)
         (options.out / "table.txt").write_text(table(bench.rows()))
     print(table(bench.rows()))
 

@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dpo_train import fused_kernels
 from dpo_train.errors import InputError
+from tests.helpers.small_models import SMALL
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,16 +52,7 @@ for name, slope in gradients(model).items():
 
 def small_model() -> Any:
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=128,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
+    return Qwen2ForCausalLM(Qwen2Config(**{**SMALL, "vocab_size": 128, "attention_dropout": 0.0}))
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
