@@ -244,7 +244,6 @@ class PackedEngine:
         measured = trial.own_layout.layers, trial.config.optim.activation_checkpointing
         if measured in self._measured:
             return
-        self._measured.add(measured)
         pairs = sorted(self.train.pairs, key=lambda pair: len(pair.ids))
         rows = collate([[pairs[len(pairs) // 2]]], self._device)
         self._put_on(Pack([trial]))
@@ -256,6 +255,7 @@ class PackedEngine:
         for stack in self._stacks.values():
             stack.adapters = None
         self._token_bound.measured(kept, rows.ids.numel())
+        self._measured.add(measured)
 
     def _fits(self, act: Callable[[], None], trials: Sequence[PackedTrial]) -> bool:
         """Whether memory sufficed; if not, the next pass has half the tokens. Raises OutOfMemory
@@ -278,16 +278,20 @@ class PackedEngine:
         return False
 
     def _adapted_layers(self, lora: LoraConfig) -> tuple[Layer, ...]:
+        """Raises InputError for what the self-check refuses: at every call, and without a change
+        to what other trials train."""
         key = str(lora.target_modules)
         if key not in self._layers:
-            for stack in self._stacks.values():
-                stack.remove()
-            self._layers[key] = adapters.adapted_layers(self.base, lora)
-            layers = dict.fromkeys(layer for layers in self._layers.values() for layer in layers)
+            found = adapters.adapted_layers(self.base, lora)
             modules = dict(self.base.named_modules())
-            self._stacks = {layer: StackedLinear(modules[layer.name]) for layer in layers}
+            for layer in found:
+                if layer not in self._stacks:
+                    self._stacks[layer] = StackedLinear(modules[layer.name])
+            for stack in self._stacks.values():
+                stack.adapters = None
             adapted = AdaptedBase(
-                self.base, self._stacks, self._layers[key], lora, self._device, self._own_attention
+                self.base, self._stacks, found, lora, self._device, self._own_attention
             )
             check_once(self._prepared, adapted, self.train.pairs)
+            self._layers[key] = found
         return self._layers[key]

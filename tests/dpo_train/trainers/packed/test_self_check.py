@@ -12,8 +12,10 @@ from dpo_train import data, reference
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError
+from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import forward, self_check
 from dpo_train.trainers.packed.engine import PackedEngine
+from dpo_train.trainers.packed.trial import PackedTrial
 from tests.helpers.small_models import SMALL, save
 
 pytestmark = pytest.mark.slow
@@ -111,6 +113,44 @@ def test_what_packed_would_compute_differently_is_refused(engine: Open, name: st
     with pytest.raises(InputError, match="type `trainer: trl`") as caught:
         engine(config)
     assert said in str(caught.value)
+
+
+def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(
+    engine: Open, small_config: TrainConfig
+) -> None:
+    """An engine outlives a refusal: its next session must not find it as if all had passed."""
+    pack = engine(TRAINED["llama"], target_modules=["q_proj"])
+
+    def join(*targets: str) -> PackedTrial:
+        lora = {"r": 4, "target_modules": targets}
+        return pack.join(override(small_config, {"trainer": "packed", "lora": lora}))
+
+    trial = join("q_proj")
+    pack.step([trial])
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"does not train model\.embed_tokens as PEFT does"):
+            join("embed_tokens", "v_proj")
+        with pytest.raises(InputError, match="no layer 'query'"):
+            join("query")
+    before = trial.weights.clone()
+    pack.step([trial])
+    changed = {layer.name: b for (layer, _, b) in trial.layout.views(trial.weights - before)}
+    assert all(bool(b.any()) for b in changed.values())
+    assert {name.rpartition(".")[2] for name in changed} == {"q_proj"}
+
+
+def test_every_session_over_a_mixture_of_experts_is_refused(
+    small_config: TrainConfig, tmp_path: Path
+) -> None:
+    """In an engine's process all sessions share the engine, whichever came first."""
+    folder = save(REFUSED["experts"][0], tmp_path / "model")
+    trial = override(small_config, {"model.id": str(folder), "trainer": "packed", "lora": {}})
+    prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "data", "cpu")
+    for seed in range(3):
+        with pytest.raises(
+            InputError, match=r"does not train mlp\.experts, mlp\.gate as PEFT does"
+        ):
+            open_session(override(trial, {"seed": seed}), prepared, "cpu")
 
 
 def test_attention_alone_of_a_mixture_of_experts_passes_without_a_loss_of_the_router(
