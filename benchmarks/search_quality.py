@@ -1,10 +1,10 @@
 """How good the winner of a search is, at equal budgets of pairs, on recorded DPO learning curves.
 
-`record` trains the embedded model on a dense grid of learning rate and beta, four seeds each, and
-keeps what every held-out pair said at every report in dpo_curves.npz, which lies beside this file.
-`compare` searches those curves many times: between the points of the grid each pair follows one of
-its neighbours, so that accuracies lie between theirs and pairs stay as alike as they are. A search
-sees 120 of the pairs; the others say how good its winner truly is.
+The curves of the sample (`record_curves.py sample`) are searched many times: between the points of
+the grid each pair follows one of its neighbours, so that accuracies lie between theirs and pairs
+stay as alike as they are. A search sees 120 of the pairs; the others say how good its winner truly
+is. `--crown` says which rule chooses the winner: ours, or the largest accuracy. Rules are compared
+on all recorded sets by winner_rules.py.
 """
 
 import argparse
@@ -22,7 +22,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
-from quality_curves import BETAS, CURVES, EVERY, RATES, SEEDS, TRAIN, record  # noqa: E402
+from curves import load  # noqa: E402
+from record_curves import BETAS, EVERY, RATES, SEEDS, TRAIN  # noqa: E402
+
+from tune.run_folder.winner_rule import Candidates, best_first  # noqa: E402
 
 SEEN = 120
 """Held-out pairs that a search compares its trials on."""
@@ -35,23 +38,25 @@ class World:
     """The recorded curves, with the held-out pairs dealt out anew by each seed."""
 
     def __init__(self, seed: int) -> None:
-        with np.load(CURVES) as there:
-            self._right = there["right"].astype(np.float32) / 2
-            self._nll = there["nll"].astype(np.float32)
-            self.pairs_seen = there["pairs_seen"].tolist()
-        order = np.random.default_rng(seed).permutation(self._right.shape[-1])
+        there = load("sample")
+        shape = (len(RATES), len(BETAS), SEEDS, *there.margin.shape[1:])
+        self._margin = there.margin.reshape(shape)
+        self.pairs_seen = there.pairs_seen.tolist()
+        order = np.random.default_rng(seed).permutation(shape[-1])
         self._seen, self._hidden = order[:SEEN], order[SEEN:]
         self._share = np.random.default_rng(0).random(len(order))
 
-    def curve(self, point: dict[str, float], seed: int) -> list[dict[str, float]]:
-        """What a trial reports, and `truth`, which no search reads."""
-        right, nll = (self._at(values, point, seed) for values in (self._right, self._nll))
+    def curve(self, point: dict[str, float], seed: int) -> list[dict[str, Any]]:
+        """What a trial reports, its `margins`, and `truth`, which no search reads."""
+        margins = self._at(self._margin, point, seed)
+        seen, hidden = margins[:, self._seen], margins[:, self._hidden]
         return [
             {
                 "pairs_seen": pairs,
-                "eval/accuracy": float(right[report, self._seen].mean()),
-                "eval/nll": float(nll[report, self._seen].mean()),
-                "truth": float(right[report, self._hidden].mean()),
+                "eval/accuracy": float(_right(seen[report]).mean()),
+                "eval/nll": float(np.logaddexp(0.0, -0.1 * seen[report]).mean()),
+                "margins": seen[report],
+                "truth": float(_right(hidden[report]).mean()),
             }
             for report, pairs in enumerate(self.pairs_seen)
         ]
@@ -76,6 +81,10 @@ class World:
         return values[rate, beta, seed, :, np.arange(len(self._share))].T
 
 
+def _right(margins: Any) -> Any:
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
 def _place(grid: Any, value: float) -> tuple[int, float]:
     at = np.interp(np.log(value), np.log(grid), np.arange(len(grid)))
     low = min(int(at), len(grid) - 2)
@@ -94,6 +103,8 @@ class Way:
     stopped_as: str = "pruned"
     confirm: int = 0
     """Finalists, each with as many seeds."""
+    grace: int = EVERY
+    """The first rung, in pairs."""
 
 
 WAYS = {
@@ -104,6 +115,7 @@ WAYS = {
     "ours: TPE told PRUNED, ASHA on nll": Way(),
     "TPE told PRUNED, ASHA on accuracy": Way(stopping="eval/accuracy"),
     "TPE told PRUNED, no early stopping": Way(stopping="none"),
+    "ours, first rung at 120 pairs": Way(grace=2 * EVERY),
     "GP, ASHA on nll": Way("gp"),
     "CMA-ES, ASHA on nll": Way("cmaes"),
     "random, ASHA on nll, confirmed 3 x 3": Way("random", confirm=3),
@@ -121,11 +133,18 @@ class Played:
     point: dict[str, float]
     curve: list[dict[str, float]]
     seed: int
-    reported: list[dict[str, float]] = field(default_factory=list)
+    reported: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
-    def best(self) -> dict[str, float]:
-        return max(self.reported, key=lambda report: report["eval/accuracy"])
+
+def chosen(reports: list[dict[str, Any]], crown: str) -> int:
+    """The index of the best of some reports."""
+    accuracies = np.array([report["eval/accuracy"] for report in reports])
+    if crown == "largest":
+        return int(np.argmax(accuracies))
+    margins = np.stack([report["margins"] for report in reports])
+    later = np.array([report["pairs_seen"] for report in reports])
+    clusters = np.arange(margins.shape[1])
+    return int(best_first(Candidates.of_margins(accuracies, later, margins, clusters))[0])
 
 
 @lru_cache
@@ -134,30 +153,43 @@ def best_of(seed: int) -> float:
     return World(seed).best()
 
 
-def regret(job: tuple[str, int, int]) -> float:
+def regret(job: tuple[str, str, int, int]) -> float:
     """How far the true accuracy of the winner is below the best that there is."""
-    name, budget, seed = job
+    crown, name, budget, seed = job
     world = World(seed)
-    return best_of(seed) - winner(WAYS[name], world, budget * TRAIN, seed)["truth"]
+    return best_of(seed) - winner(WAYS[name], world, budget * TRAIN, seed, crown)["truth"]
 
 
-def winner(way: Way, world: World, budget: int, seed: int) -> dict[str, float]:
-    """The report whose weights a search of so many pairs in all would promote_to_winner."""
+def winner(way: Way, world: World, budget: int, seed: int, crown: str) -> dict[str, Any]:
+    """The report that wins a search of so many pairs in all: of each trial its best, then of those
+    the best."""
     spare = way.confirm**2 * TRAIN
     played = search(way, world, budget - spare, seed)
-    played.sort(key=lambda trial: trial.best["eval/accuracy"], reverse=True)
+    best = {id(trial): trial.reported[chosen(trial.reported, crown)] for trial in played}
+    finalists: list[Played] = []
+    for _ in range(max(1, way.confirm)):
+        left = [trial for trial in played if trial not in finalists]
+        if left:
+            finalists.append(left[chosen([best[id(trial)] for trial in left], crown)])
     if not way.confirm:
-        return played[0].best
-    means, runs = [], []
-    for finalist in played[: way.confirm]:
+        return best[id(finalists[0])]
+    runs = []
+    for finalist in finalists:
         others = [each for each in range(SEEDS) if each != finalist.seed][: way.confirm]
-        again = [
-            max(world.curve(finalist.point, each), key=lambda report: report["eval/accuracy"])
-            for each in others
-        ]
-        means.append(np.mean([report["eval/accuracy"] for report in again]))
-        runs.append([finalist.best, *again])
-    return max(runs[int(np.argmax(means))], key=lambda report: report["eval/accuracy"])
+        curves = [world.curve(finalist.point, each) for each in others]
+        runs.append([curve[chosen(curve, crown)] for curve in curves])
+    # Runs of a finalist side by side: their pairs count as pairs of one report.
+    together = [
+        {
+            "eval/accuracy": float(np.mean([run["eval/accuracy"] for run in own])),
+            "pairs_seen": 0,
+            "margins": np.concatenate([run["margins"] for run in own]),
+        }
+        for own in runs
+    ]
+    at = chosen(together, crown)
+    own = [best[id(finalists[at])], *runs[at]]
+    return own[chosen(own, crown)]
 
 
 def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
@@ -181,7 +213,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
             "stopping": {
                 "name": "none" if way.stopping == "none" else "asha",
                 "metric": "eval/accuracy" if way.stopping == "none" else way.stopping,
-                "grace_pairs": EVERY,
+                "grace_pairs": way.grace,
             },
             "eval_every_pairs": EVERY,
         }
@@ -212,15 +244,15 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
             spent += int(report["pairs_seen"] - before)
             played.trial.report(report["eval/accuracy"], int(report["pairs_seen"]))
             key = TrialKey(str(played.trial.number))
-            checksums_match = len(played.reported) == len(played.curve)
-            if checksums_match:
+            is_whole = len(played.reported) == len(played.curve)
+            if is_whole:
                 rungs.on_trial_complete(None, key, report)
             elif rungs.on_trial_result(None, key, report) != "STOP":
                 continue
             running.remove(played)
             done.append(played)
-            if checksums_match:
-                value = played.best["eval/accuracy"]
+            if is_whole:
+                value = max(report["eval/accuracy"] for report in played.reported)
                 study.tell(played.trial, report["eval/accuracy"] if is_stock else value)
             elif way.stopped_as == "complete":
                 study.tell(played.trial, report["eval/accuracy"])
@@ -232,9 +264,9 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
 # --- comparing ------------------------------------------------------------------------------
 
 
-def compare(seeds: int, budgets: list[int], only: list[str], processes: int) -> None:
+def compare(seeds: int, budgets: list[int], only: list[str], processes: int, crown: str) -> None:
     names = [name for name in WAYS if not only or any(part in name for part in [*only, OURS])]
-    jobs = [(name, b, seed) for name in names for b in budgets for seed in range(seeds)]
+    jobs = [(crown, name, b, seed) for name in names for b in budgets for seed in range(seeds)]
     with ProcessPoolExecutor(processes, initializer=_quietly) as pool:
         regrets = dict(zip(jobs, pool.map(regret, jobs, chunksize=5), strict=True))
     print(f"regret in points of accuracy, mean of {seeds} seeds [95 % interval]; below: against "
@@ -243,8 +275,8 @@ def compare(seeds: int, budgets: list[int], only: list[str], processes: int) -> 
     for name in names:
         cells, against = [], []
         for b in budgets:
-            values = 100 * np.array([regrets[name, b, seed] for seed in range(seeds)])
-            ours = 100 * np.array([regrets[OURS, b, seed] for seed in range(seeds)])
+            values = 100 * np.array([regrets[crown, name, b, seed] for seed in range(seeds)])
+            ours = 100 * np.array([regrets[crown, OURS, b, seed] for seed in range(seeds)])
             cells.append(_interval(values))
             against.append("" if name == OURS else _interval(values - ours))
         print(f"{name:44}" + "".join(f"{cell:>24}" for cell in cells))
@@ -268,16 +300,13 @@ def _quietly() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["record", "compare"])
+    parser.add_argument("--crown", choices=["rule", "largest"], default="rule")
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--budgets", type=int, nargs="+", default=[12, 24, 48])
     parser.add_argument("--only", nargs="*", default=[], help="ways whose name holds this")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if options.what == "record":
-        record()
-    else:
-        compare(options.seeds, options.budgets, options.only, options.processes)
+    compare(options.seeds, options.budgets, options.only, options.processes, options.crown)
 
 
 if __name__ == "__main__":

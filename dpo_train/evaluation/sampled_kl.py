@@ -14,7 +14,7 @@ import numpy as np
 from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
 from dpo_train.scoring import logps
-from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.scoring.intervals import mean_interval
 
 PROMPTS = 32
 """Held-out prompts, over which the interval is: as many as greedy answers are measured of."""
@@ -59,7 +59,7 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
     theirs = logps.score(untrained, pairs, data.pad_token_id, device)
     values = np.subtract(ours, theirs).mean(axis=0)
     keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]
-    return {"mean": float(values.mean()), "interval": bootstrap_interval(values, keys)}
+    return {"mean": float(values.mean()), "interval": mean_interval(values, keys)}
 
 
 def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from dpo_train.data.row import text_of
 from dpo_train.evaluation import sampled_kl
 from dpo_train.reference_pass.chat_template import ChatTemplate
 from dpo_train.scoring import logps, metrics
-from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.scoring.intervals import difference_interval, share_interval
 
 SHOWN = 5
 """Answers that a person reads."""
@@ -36,11 +37,11 @@ def evaluate_on_test(
     sampled: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """`test`: metrics on the untouched split, with the 95 % interval of `ranking` over prompts,
-    `answer_tokens`, and `over_base`: the difference of `ranking`, pair by pair, with its interval.
-    `answers`: greedy ones of base and winner to the first test prompts, beside the chosen.
-    `base`: its `answer_tokens`. With another model that had been `searched`: its `test` numbers,
-    and in the winner's `over_searched` the differences. Of the `sampled` folders `sampled_kl`, by
-    their names.
+    `answer_tokens`, the share of `repeating` answers, and `over_base`: the difference of `ranking`,
+    pair by pair, with its interval. `answers`: greedy ones of base and winner to the first test
+    prompts, beside the chosen. `base`: its `answer_tokens` and `repeating`. With another model that
+    had been `searched`: its `test` numbers, and in the winner's `over_searched` the differences. Of
+    the `sampled` folders `sampled_kl`, by their names.
     """
     data = reference.prepare(prepared)
     rows = data.split("test")[:]
@@ -60,7 +61,7 @@ def evaluate_on_test(
     }
     verdict: dict[str, Any] = {
         "test": test,
-        "base": {"answer_tokens": base_tokens},
+        "base": {"answer_tokens": base_tokens, "repeating": _repeating(said)},
         "answers": [
             {"prompt": text_of(row.prompt[-1:]), "base": theirs, "winner": ours_, "chosen": chosen}
             for row, (theirs, _), (ours_, _), chosen in zip(
@@ -93,9 +94,10 @@ class _Judged:
     def numbers(self) -> dict[str, Any]:
         return {
             **metrics.means(self.values),
-            "interval": bootstrap_interval(self.values["ranking"], self.prompt_keys),
+            "interval": share_interval(self.values["ranking"], self.prompt_keys),
             "pairs": len(self.prompt_keys),
             "answer_tokens": _mean_length(self.answers),
+            "repeating": _repeating(self.answers),
         }
 
 
@@ -117,10 +119,23 @@ def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str
     return {
         name: {
             "difference": float(each.mean()),
-            "interval": bootstrap_interval(each, rows["prompt_key"]),
+            "interval": difference_interval(each, rows["prompt_key"]),
         }
         for name, each in differences.items()
     }
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether one to four words come four times in a row, like "air air air air"."""
+    return _REPEATED.search(text) is not None
+
+
+_REPEATED = re.compile(r"(?<!\S)(\S+(?:\s+\S+){0,3}?)(?:\s+\1){3}(?!\S)")
+
+
+def _repeating(answers: list[tuple[str, int]]) -> float:
+    """The share of answers that do."""
+    return sum(repeats_itself(text) for text, _ in answers) / len(answers)
 
 
 def _mean_length(answers: list[tuple[str, int]]) -> float:

@@ -23,7 +23,7 @@ from dpo_train.reference_pass.rows import read_rows
 from dpo_train.reference_pass.shards import ScoredShard
 from dpo_train.reference_pass.tokens import Summary, TokenFile
 from dpo_train.scoring import logps, metrics
-from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.scoring.intervals import share_interval
 from dpo_train.storage.files import checksum, write_here
 
 if TYPE_CHECKING:
@@ -137,6 +137,6 @@ def _base_numbers(columns: dict[str, list[Any]]) -> dict[str, Any]:
     won = metrics.ranking(logps.pair_logps(columns, chosen, rejected))
     return {
         "ranking": float(won.mean()),
-        "interval": bootstrap_interval(won, columns["prompt_key"]),
+        "interval": share_interval(won, columns["prompt_key"]),
         "pairs": len(won),
     }

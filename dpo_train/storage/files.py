@@ -8,19 +8,19 @@ from dpo_train.storage import mirror
 from dpo_train.storage.mirror import CHECKSUMS
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Readers see the old file or the new one, never a part; on the path's URL too, if it has
     one."""
     if mirror.url(path) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_here(path, text)
-    mirror.put(path, text)
+    write_here(path, content)
+    mirror.put(path, content if isinstance(content, str) else None)
 
 
-def write_here(path: Path, text: str) -> None:
+def write_here(path: Path, content: str | bytes) -> None:
     """The same on this machine's disk alone."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 
 

@@ -30,9 +30,10 @@ class SimulatedSession:
 
     @property
     def pairs_done(self) -> int:
-        every, length = self._config.eval_every_pairs, self._curve.seconds_per_report
+        length = self._curve.seconds_per_report
         share = 1 - self._left / length if length else 0.0
-        return min(self.pairs_total, self._pairs_seen + int(share * every))
+        next_at = min(self._config.next_evaluation(self._pairs_seen), self.pairs_total)
+        return self._pairs_seen + int(share * (next_at - self._pairs_seen))
 
     @property
     def pairs_at_once(self) -> int:
@@ -48,9 +49,9 @@ class SimulatedSession:
     def advance(self) -> dict[str, float]:
         time.sleep(self._left)
         self._left = self._curve.seconds_per_report
-        optim, every = self._config.optim, self._config.eval_every_pairs
+        optim = self._config.optim
         first_report = self._pairs_seen == 0
-        target = (self._pairs_seen // every + 1) * every
+        target = min(self._config.next_evaluation(self._pairs_seen), self.pairs_total)
         steps = math.ceil(target / optim.batch_size)
         self._pairs_seen = min(steps * optim.batch_size, self.pairs_total)
         if optim.learning_rate > self._curve.diverges_above and not first_report:
@@ -60,7 +61,7 @@ class SimulatedSession:
             raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")
         accuracy = self._accuracy()
         margin = 20 * (accuracy - 0.5)
-        self.held_out = {"eval/accuracy": _right(accuracy)}
+        self.held_out = _held_out(accuracy)
         return {
             "eval/accuracy": accuracy,
             "eval/ranking": accuracy,
@@ -101,6 +102,13 @@ class SimulatedSession:
         pass
 
 
-def _right(accuracy: float) -> list[float]:
-    """Which of a hundred pairs are ordered right: the hard ones last, the same for all trials."""
-    return [min(1.0, max(0.0, 100 * accuracy - pair)) for pair in range(100)]
+def _held_out(accuracy: float) -> dict[str, list[float]]:
+    """Of a hundred pairs, as many of which are ordered right: the hard ones last, the same for all
+    trials. Their margins fall evenly from the first to the last."""
+    margins = [(100 * accuracy - pair - 0.5) / 5 for pair in range(100)]
+    return {
+        "eval/accuracy": [float(margin > 0) for margin in margins],
+        "eval/chosen_shift": [margin / 2 for margin in margins],
+        "eval/rejected_shift": [-margin / 2 for margin in margins],
+        "eval/token_margin": [margin / 20 for margin in margins],
+    }

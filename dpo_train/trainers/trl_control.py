@@ -24,7 +24,7 @@ class TrainingControl(TrainerCallback):
     def __init__(self, config: TrainConfig, train_pairs: int, scratch: Path) -> None:
         self.commands: queue.Queue[str] = queue.Queue()
         self.answers: queue.Queue[Any] = queue.Queue()
-        self._every = config.eval_every_pairs
+        self._next_evaluation = config.next_evaluation
         self._batch_size = config.optim.batch_size
         self._train_pairs = train_pairs
         self._scratch = scratch
@@ -50,7 +50,7 @@ class TrainingControl(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.pairs_seen = self.pairs_done = self.pairs(state.global_step)
-        passed = self.pairs_seen // self._every > self._evaluated_at // self._every
+        passed = self.pairs_seen >= self._next_evaluation(self._evaluated_at)
         control.should_evaluate = passed or state.global_step >= state.max_steps
         if control.should_evaluate:
             self._evaluated_at = self.pairs_seen

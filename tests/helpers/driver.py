@@ -1,16 +1,17 @@
 """Ray Tune's part, played: what it calls of searcher and scheduler, in its order, no processes."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.config_base import parse
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.run_folder.exports import offer_export
+from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import Records, create_run
 from tune.search.abort import AbortStopper
 from tune.search.final_tasks import FinalTasks
@@ -79,7 +80,7 @@ class Driver:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll}
         report["eval/drift"] = drift
         named = {f"report/{name}": value for name, value in report.items()}
-        basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": "[]"}
+        basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": ""}
         place = {"node_ip": "127.0.0.1", "pid": 1, "gpus": ""}
         return {**named, **basics, **place, "micro_batch": None, "note": "", "ended": ""}
 
@@ -109,19 +110,24 @@ PAIRS = 200
 """Held-out pairs of the played search."""
 
 
-def right(accuracy: float) -> list[float]:
-    """The easy pairs right, the hard ones wrong."""
-    return [float(pair < accuracy * PAIRS) for pair in range(PAIRS)]
+def held_out(accuracy: float, scale: float = 1.0) -> HeldOut:
+    """The easy pairs right, the hard ones wrong, all by the same margin but for those that are
+    right, which have `scale` times as much: the larger, the larger the soft share."""
+    margins = np.where(np.arange(PAIRS) < round(accuracy * PAIRS), scale, -1.0)
+    return HeldOut(*(each.astype(np.float32) for each in (margins, 0 * margins, margins / 10)))
 
 
-def finish(driver: Driver, trial: Any, accuracy: float, drift: float = 1.0) -> None:
+def finish(
+    driver: Driver, trial: Any, accuracy: float, drift: float = 1.0, scale: float = 1.0
+) -> None:
     """Ends a trial with one report, whose weights it exports as a session would."""
     result = driver.result(512, accuracy, 0.5)
-    result |= {"report/eval/drift": drift, "held_out": json.dumps(right(accuracy))}
+    result |= {"report/eval/drift": drift, "held_out": held_out(accuracy, scale).to_text()}
     report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": drift}
     offer_export(
         driver.records.folder, trial.config["trial"], trial.config["point"], report,
         driver.records.objective, driver.config.exports_kept,
         lambda folder: (folder / "weights").mkdir(parents=True), trial.config["confirms"],
+        PAIRS,
     )  # fmt: skip
     driver.complete(trial, {**result, "ended": "finished"})

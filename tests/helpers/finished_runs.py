@@ -21,6 +21,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from tune.config.schema import SearchConfig
     from tune.run_folder import exports, yaml_file
     from tune.run_folder.folder import open_run
+    from tune.run_folder.held_out import HeldOut
     from tune.run_folder.records import create_run
     from tune.run_folder.results import assemble, write_results
 
@@ -52,11 +53,11 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         records.begin(trial_id)
         session = open_session(config.trial(point), prepared, "cpu")
         report = session.advance()
-        records.report(trial_id, report, 1.0, 0, time.time())
+        records.report(trial_id, report, 1.0, 0, time.time(), HeldOut.of(session.held_out))
         exports.offer_export(folder, trial_id, point, report, records.objective, 3, session.export)
         session.close()
         records.end(trial_id, "finished")
-    stamp = exports.promote_to_winner(folder, records.objective)
+    stamp = exports.promote_to_winner(records)
     verdict = test_split.evaluate_on_test(folder / "winner", config.model, prepared, "cpu")
     results = assemble(config, records, stamp, verdict, "all 2 trials")
     ran_on = environment.describe({"CPU": 2})

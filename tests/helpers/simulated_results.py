@@ -23,6 +23,7 @@ SEARCH: dict[str, Any] = {
         "lora.r": {"int": [4, 64], "when": {"lora": "not null"}},
     },
     "stopping": {"grace_pairs": 64, "reduction": 3},
+    "eval_every_pairs": 64,
 }
 
 
@@ -31,7 +32,10 @@ def simulated(count: int, **changes: Any) -> Results:
     config = check(SearchConfig.model_validate({**SEARCH, "trials": count, **changes}))
     objective = config.goal
     trials = [trial(config, objective, number) for number in range(count)]
-    best = max(trials, key=lambda record: objective.key(record.metrics))
+    ranked = [trials[n] for n in objective.by_value([record.metrics for record in trials])]
+    fronts = objective.front_numbers([record.metrics for record in ranked])
+    front = [record.id for record, number in zip(ranked, fronts, strict=True) if number == 0]
+    best = ranked[0]
     winner = Winner(
         trial=best.id,
         config=best.config,
@@ -54,7 +58,8 @@ def simulated(count: int, **changes: Any) -> Results:
         answers=[{"prompt": "Why?", "base": "No.", "winner": "Yes.", "chosen": "Because."}],
         ended=f"all {count} trials",
         search=config.model_dump(mode="json", by_alias=True),
-        front=[record.id for record in objective.front(trials)],
+        ranking=[record.id for record in ranked],
+        front=front if objective.second else [],
     )
 
 
@@ -86,7 +91,9 @@ def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecor
             "id": f"abc123-{number:03d}",
             "state": state,
             "config": point,
-            "metrics": max(curve, key=objective.key),
+            "metrics": max(
+                curve, key=lambda report: (objective.worth(report), report["pairs_seen"])
+            ),
             "curve": curve,
             "error": error,
             "seconds": 2.0 * len(curve),

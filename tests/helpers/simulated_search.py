@@ -18,6 +18,7 @@ space:
   optim.learning_rate: {log_uniform: [1e-5, 1e-2]}
   dpo.beta: {log_uniform: [0.05, 0.5]}
 stopping: {grace_pairs: 64, reduction: 3}
+eval_every_pairs: 64
 save_every_minutes: 0
 resources: {cpus: 0.5}
 wandb: {mode: disabled}

@@ -105,16 +105,13 @@ def _check_confirm(config: SearchConfig) -> None:
             "confirm: it trains the finalists with seeds of its own, so seed can't be an axis; "
             "take it out of the space"
         )
-    if config.confirm.decide_by and config.select != "best":
-        raise InputError(
-            f"select: {config.select} goes by the objective, confirm.decide_by by "
-            f"{config.confirm.decide_by}; leave one out"
-        )
 
 
 def _check_rungs(config: SearchConfig) -> None:
     grace, every = config.stopping.grace_pairs, config.eval_every_pairs
-    if config.stopping.name != "none" and grace % every:
+    if every is None:
+        config.base_trial()  # whose evaluations are the rungs: a batch must not step over one
+    elif config.stopping.name != "none" and grace % every:
         below, above = max(1, grace // every) * every, math.ceil(grace / every) * every
         nearest = " or ".join(str(value) for value in sorted({below, above}))
         raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config_base import parse, read_yaml
+from dpo_train.errors import InputError
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 
@@ -23,4 +24,21 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     content = read_yaml(path)
     if "name" not in content:
         content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)
+    _drop_removed(content, path)
     return check(parse(SearchConfig, content, overrides or {}, str(path)))
+
+
+def _drop_removed(content: dict[str, Any], path: Path) -> None:
+    """Takes out what earlier versions wrote into every run folder and this one does not have.
+    Raises InputError where it asked for what can't be had any more."""
+    confirm = content.get("confirm")
+    asked = {"select": content.pop("select", "best")}
+    if isinstance(confirm, dict) and "decide_by" in confirm:
+        content["confirm"] = {key: confirm[key] for key in confirm if key != "decide_by"}
+        asked["confirm.decide_by"] = confirm["decide_by"]
+    for name, value in asked.items():
+        if value not in ("best", None):
+            raise InputError(
+                f"{path}: {name}: {value} was removed: one rule chooses the winner "
+                f"(docs/searching.md); take {name} out"
+            )

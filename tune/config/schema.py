@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dpo_train.config import TrainConfig
-from dpo_train.config_base import Part, override
+from dpo_train.config_base import Part, override, parse
 from dpo_train.errors import InputError
 from dpo_train.scoring.metrics import MODES
 from dpo_train.storage import mirror
-from tune.config.objective import Objective
+from tune.config.objective import Bound, Objective
 from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
 from tune.config.places import runs_dir
 from tune.config.space import Axis, Point, grid, point_key, untried_point
@@ -23,6 +23,9 @@ from tune.config.space import Axis, Point, grid, point_key, untried_point
 Metric = Literal[
     "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
 ]
+
+
+_MOST_PAIRS = 10**9
 
 
 def _one_or_two(value: Any) -> Any:
@@ -87,11 +90,14 @@ class StoppingConfig(Part):
         """Where trials are compared, up to so many pairs; of the median rule where it begins."""
         if self.name == "median":
             return [self.grace_pairs]
-        rungs: list[int] = []
-        rung = self.grace_pairs
-        while self.name == "asha" and rung <= pairs:
-            rungs.append(rung)
-            rung *= self.reduction
+        return [rung for rung in self.evaluations() if rung <= pairs] if self.name == "asha" else []
+
+    def evaluations(self) -> list[int]:
+        """The pairs at which trials are evaluated unless the YAML says otherwise: where ASHA's
+        rungs lie or would lie."""
+        rungs = [self.grace_pairs]
+        while rungs[-1] < _MOST_PAIRS:
+            rungs.append(rungs[-1] * self.reduction)
         return rungs
 
 
@@ -135,21 +141,10 @@ class ConfirmConfig(Part):
     measured (benchmarks/RESULTS.md). With two objectives they come from the front, the best in the
     first one before the others, and where it has fewer, from the next front."""
     seeds: int = Field(2, ge=1, le=1000)
-    """How often each, with other seeds than the search's; their mean decides."""
+    """How often each, with other seeds than the search's."""
     evaluate: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     """package.module:function of your own: takes the folder of a finalist's best run, as `winner/`
-    is one, and returns its numbers by name. Called once for each finalist."""
-    decide_by: str | None = None
-    """Name of one of those numbers that decides in place of the objective; the larger wins."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.decide_by is not None and self.evaluate is None:
-            raise ValueError(
-                f"decide_by: {self.decide_by} is a number of your own evaluation; name that too, "
-                "like `evaluate: my_package.judge:score`"
-            )
-        return self
+    is one, and returns its numbers by name, which are shown. Called once for each finalist."""
 
 
 class SearchConfig(TrainConfig):
@@ -173,14 +168,11 @@ class SearchConfig(TrainConfig):
     objective: Annotated[Metric | tuple[Metric, Metric], BeforeValidator(_one_or_two)] = (
         "eval/accuracy"
     )
-    """By which the winner is picked; ties go to the lower eval/drift. Or two, like
-    `[eval/accuracy, eval/drift]`: then the search is for their Pareto front, and `select` says
-    which trial of it wins. A trial stands there by its report of the best first one."""
-    select: Literal["best", "one_standard_error"] = "best"
-    """The best, or of those within one standard error of the best (over held-out prompts) the one
-    of least eval/drift; among the finalists, or without confirmation among the `keep_best`. With
-    two objectives: of their front the best in the first, or of those within one standard error of
-    it the best in the second."""
+    """By which the winner is picked, as docs/searching.md says: not simply the largest number. Or
+    two, like `[eval/accuracy, eval/drift]`: then the search is for their Pareto front, on which a
+    trial stands by its report that is the best in the first."""
+    constraints: dict[Metric, Bound] = {}
+    """Bounds that the winner must keep, like `{eval/drift: {at_most: 1.5}}`."""
     confirm: ConfirmConfig | None = None
     """Trains the best again with other seeds before one is the winner; null goes by the search."""
     sampler: SamplerConfig = SamplerConfig()
@@ -240,7 +232,7 @@ class SearchConfig(TrainConfig):
     @property
     def goal(self) -> Objective:
         """The objective, or the two, with which way is better."""
-        return Objective.of(self.objective)
+        return Objective.of(self.objective, self.constraints)
 
     @property
     def given_points(self) -> list[Point]:
@@ -296,7 +288,10 @@ class SearchConfig(TrainConfig):
         return trial
 
     def base_trial(self) -> TrainConfig:
-        return TrainConfig.model_validate({name: getattr(self, name) for name in _TRIAL_FIELDS})
+        content = {name: getattr(self, name) for name in _TRIAL_FIELDS}
+        if self.eval_every_pairs is None and not self.eval_at_pairs:
+            content["eval_at_pairs"] = self.stopping.evaluations()
+        return parse(TrainConfig, content, {}, self.name)
 
 
 _TRIAL_FIELDS = tuple(TrainConfig.model_fields)

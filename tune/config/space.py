@@ -23,7 +23,7 @@ _KINDS = ("log_uniform", "uniform", "log_int", "int", "choice")
 _WHOLE = {"log_uniform": "log_int", "uniform": "int"}
 """The axis of whole numbers that is drawn as this one."""
 _OF_THE_REFERENCE = ("model", "data")
-_OF_ALL_TRIALS = ("trainer", "eval_every_pairs", "simulated")
+_OF_ALL_TRIALS = ("trainer", "eval_every_pairs", "eval_at_pairs", "simulated")
 
 Point = dict[str, Any]
 """Values of the active axes, by dotted path."""

@@ -12,7 +12,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tune.config.space import Axis
-from tune.report.facts import saved, trial_yaml, verdict
+from tune.report.doubts import doubts
+from tune.report.facts import luck, saved, trial_yaml, verdict
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
@@ -152,7 +153,7 @@ def _numbers(results: Results) -> str:
         rows.append(["mean tokens of a greedy answer", *lengths])
     return (
         _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
-        + "\n\nIn brackets 95 % intervals, bootstrapped over prompts. The test pairs decided "
+        + "\n\nIn brackets 95 % intervals over prompts (Jeffreys). The test pairs decided "
         "nothing in the search; a tie counts one half, so the base's own accuracy is 0.5."
     )
 
@@ -199,7 +200,8 @@ def _search(results: Results, publishing: Publishing) -> str:
         if sampler["name"] == "grid"
         else f"Optuna's {sampler['name']}, seed {sampler['seed']}",
         "objective": " and ".join(f"{p.mode}imise {p.metric}" for p in results.objective.parts)
-        + " on held-out pairs",
+        + " on held-out pairs"
+        + (f", with {results.objective.bounds_told}" if results.objective.bounds else ""),
         "early stopping": rules[stopping["name"]],
         "trials": results.counted(),
         "ended by": results.ended,
@@ -259,7 +261,9 @@ def _limits(results: Results) -> str:
     on_its_own = f"; so does a KL of {kl['mean']:.3g} nats on answers that it samples" if kl else ""
     lines = [
         f"It was picked as the best of {len(results.trials)} on {held_out} held-out pairs, and the "
-        "best of many is partly lucky there: the test numbers above are the ones to quote.",
+        "best of many is partly lucky there: the test numbers above are the ones to quote."
+        + (f" {told[:1].upper()}{told[1:]}." if (told := luck(results)) else ""),
+        *(f"{doubt[:1].upper()}{doubt[1:]}." for doubt in doubts(results)),
         "All numbers are of preference pairs from the same source as the training data. Nothing "
         "else was measured: not what it knows, not what it refuses, not other languages or longer "
         "conversations.",

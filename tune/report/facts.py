@@ -14,7 +14,8 @@ from tune.run_folder.results import Results
 
 
 def verdict(results: Results) -> str:
-    """One sentence in numbers of the test split; empty if the winner was not judged."""
+    """Whether the winner beats the base, in numbers of the test split; empty if the winner was not
+    judged there. What decides is their difference pair by pair."""
     base = results.base.get("test")
     test = results.winner.test if results.winner else {}
     if not base or not test:
@@ -23,9 +24,37 @@ def verdict(results: Results) -> str:
         f"On {test['pairs']} test pairs that decided nothing, the winner finds the chosen answer "
         f"likelier in {_percent(test)} and the base in {_percent(base)}."
     )
-    if test["interval"][0] <= base["interval"][1]:
-        sentence += " The intervals overlap: do not count on a difference."
-    return sentence
+    if "over_base" not in test:  # earlier versions did not compare pair by pair
+        return sentence
+    over = test["over_base"]["ranking"]
+    low, high = over["interval"]
+    told = "do not count on a difference"
+    if low > 0 or high < 0:
+        told = "the winner is better" if low > 0 else "the winner is worse"
+    points = f"{100 * over['difference']:+.1f} points"
+    return (
+        f"{sentence} Pair by pair that is {points} (95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}): {told}."
+    )
+
+
+def luck(results: Results) -> str:
+    """How much of the best number is luck, and how well that foretold the test split; empty where
+    it was not estimated."""
+    found, metric = results.luck, results.objective.metric
+    if found is None:
+        return ""
+    low, high = found.interval
+    most = "largest" if results.objective.mode == "max" else "smallest"
+    told = (
+        f"{metric}: {found.largest:.3f} was the {most} seen; expected on new prompts "
+        f"{found.expected:.3f} (95 % interval {low:.2f} to {high:.2f})"
+    )
+    test = results.winner.test if results.winner else {}
+    name = metric.removeprefix("eval/")
+    if name in test:
+        told += f"; on the {test['pairs']} test pairs it is {test[name]:.3f}"
+    return told
 
 
 def _percent(numbers: dict[str, Any]) -> str:
@@ -36,7 +65,8 @@ def _percent(numbers: dict[str, Any]) -> str:
 def trial_yaml(results: Results) -> str:
     """The winner's configuration, one line a part; what is null by default is left out."""
     assert results.winner is not None
-    fields = {name: results.search[name] for name in TrainConfig.model_fields}
+    fields = {name: results.search[name] for name in TrainConfig.model_fields
+              if name in results.search}  # fmt: skip
     config = override(TrainConfig.model_validate(fields), results.winner.config)
     unused = set() if config.trainer == "simulated" else {"simulated"}
     stream = io.StringIO()

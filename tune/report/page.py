@@ -17,7 +17,8 @@ from dpo_train.errors import one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.report import tables
-from tune.report.facts import most_pairs, saved, trial_yaml, verdict
+from tune.report.doubts import doubts
+from tune.report.facts import luck, most_pairs, saved, trial_yaml, verdict
 from tune.run_folder.records import ENDED
 from tune.run_folder.results import Results
 
@@ -107,8 +108,10 @@ def render(results: Results) -> str:
         ended=sum(trial.state in ENDED for trial in results.trials),
         planned=max(results.search.get("trials") or 0, len(results.trials)),
         stamp=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)),
-        best=results.objective.best(results.trials),
+        best=results.best(),
         verdict=verdict(results),
+        luck=luck(results),
+        doubts=doubts(results),
         whole=most_pairs(results, winner.config) if winner else None,
         recipe=trial_yaml(results) if winner and results.search else "",
         estimate=saved(results),

@@ -6,6 +6,8 @@ import csv
 import io
 
 from tune.config.objective import Objective
+from tune.report.doubts import doubts
+from tune.report.facts import luck, verdict
 from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
@@ -15,6 +17,7 @@ def render(results: Results, rows: int = 10) -> str:
     """The end of a search for a terminal: winner against base, trials, answers, cost."""
     parts = [
         _verdict(results),
+        "\n".join(f"warning: {doubt}" for doubt in doubts(results)),
         _confirmation(results),
         _table(results, rows),
         _answers(results),
@@ -35,20 +38,25 @@ def to_csv(results: Results) -> str:
 def _verdict(results: Results) -> str:
     winner = results.winner
     if winner is None:
-        best = results.objective.best(results.trials)
+        best = results.best()
         if best is None and any(trial.state not in ENDED for trial in results.trials):
             return "no trial has reported yet"
-        if best is None:
+        if best is None and not any(trial.metrics for trial in results.trials):
             return "no trial was measured: nothing was won"
+        if best is None:
+            return f"no report has {results.objective.bounds_told}: nothing was won"
         value = best.metrics[results.objective.metric]
         return f"no winner yet; best so far {best.id}: {results.objective.metric} {value:.3f}"
     warm = f" (from the weights of {winner.warm_from})" if winner.warm_from else ""
     again = f", weights of {winner.run}" if winner.run not in ("", winner.trial) else ""
     point = describe(winner.config)
     lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
+    if told := luck(results):
+        lines.append(f"  {told}")
     if not results.base.get("test") or not winner.test:
         metric = results.objective.metric
-        return f"{lines[0]}\n  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"
+        return "\n".join([*lines, f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"])
+    lines.append(f"  {verdict(results)}")
     lines += _numbers(results)
     if kl := winner.sampled_kl:
         low, high = kl["interval"]
@@ -79,10 +87,9 @@ def _numbers(results: Results) -> list[str]:
     lines = [f"  {name:28}" + "".join(f"{cell:>14}" for cell in row) for name, row in rows.items()]
     head = f"on {test['pairs']} untouched test pairs"
     told = [
-        f"  pair by pair, its {name} is {over['difference']:+.3f} from {whose}, 95 % interval "
-        f"{_signed(over['interval'])}"
-        for key, whose in (("over_base", "the base's"), ("over_searched", "that as searched"))
-        for name, over in test.get(key, {}).items()
+        f"  pair by pair, its {name} is {over['difference']:+.3f} from that as searched, 95 % "
+        f"interval {_signed(over['interval'])}"
+        for name, over in test.get("over_searched", {}).items()
     ]
     return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *told]
 
@@ -146,6 +153,8 @@ def _row(trial: TrialRecord, objective: Objective, on_front: bool) -> str:
     else:
         value = f"{'-':>13} {'-':>{width}}"
     told = f"  {trial.error}" if trial.error else ""
+    if trial.metrics and objective.bounds and not objective.allows(trial.metrics):
+        told += f"  beyond the bound: {objective.bounds_told}"
     if trial.cloned_from:
         told += f"  {'warm ' if trial.warm else ''}clone of {trial.cloned_from}"
     stood = f"{trial.id:12} {trial.state:9} {trial.pairs_seen:6} {value}"

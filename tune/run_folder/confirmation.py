@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
+from tune.config.objective import Report
 from tune.run_folder.records import Document
 
 _EVALUATIONS = "evaluations.json"
@@ -36,6 +37,8 @@ class Finalist(Document):
     """Mean `eval/drift` of the runs."""
     second: float | None = None
     """With two objectives the second's mean of the runs."""
+    means: Report = {}
+    """By metric the mean of the runs: of the objectives, of the drift, and of what has a bound."""
     behind: dict[str, Any] = {}
     """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
     its 95 % `interval` over prompts; empty for the winner and where a run failed."""
@@ -56,6 +59,9 @@ class Confirmation(Document):
     searched: str
     """The best trial of the search, before its finalists' new seeds."""
     decided_by: str
+    tied: list[str] = []
+    """Finalists that lie no further behind the winner than luck over prompts explains: zero lies in
+    the 95 % interval of the difference."""
     finalists: list[Finalist]
     """The best first."""
     searched_test: dict[str, Any] = {}

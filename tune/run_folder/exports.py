@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from dpo_train.storage.disk import discarding_partial
 from dpo_train.storage.files import checksums_match, write_checksums
 from dpo_train.storage.mirror import CHECKSUMS
 from tune.config.objective import Objective, Report
+from tune.run_folder.judge import TrialReport
+from tune.run_folder.records import Records
 
 STAMP = "trial.json"
 """In an exported folder: which trial, its values, and the report at which it was written."""
@@ -26,10 +29,10 @@ STAMP = "trial.json"
 _Export = tuple[Path, dict[str, Any]]
 
 
-def exports(run: Path, objective: Objective) -> list[_Export]:
+def exports(records: Records) -> list[_Export]:
     """(folder, stamp) of the best export of each configuration that has one, the best first; with
     two objectives front by front."""
-    return _ranked(_best_of_each(_all_exports(run, objective)), objective)
+    return _in_order(records, _best_of_each(records, _all_exports(records.folder)))
 
 
 def configuration(stamp: dict[str, Any]) -> str:
@@ -37,10 +40,10 @@ def configuration(stamp: dict[str, Any]) -> str:
     return str(stamp.get("configuration") or stamp["trial"])
 
 
-def export_of(run: Path, objective: Objective, trial_id: str) -> Path | None:
+def export_of(records: Records, trial_id: str) -> Path | None:
     """The best export of one run."""
-    found = _all_exports(run, objective)
-    return next((folder for folder, stamp in found if stamp["trial"] == trial_id), None)
+    own = [item for item in _all_exports(records.folder) if item[1]["trial"] == trial_id]
+    return next((folder for folder, _ in _in_order(records, own)), None)
 
 
 def offer_export(
@@ -52,24 +55,19 @@ def offer_export(
     keep: int,
     export: Callable[[Path], None],
     confirms: str | None = None,
+    held_out: int = 0,
 ) -> None:
-    """Exports the trial's weights if this report is among the k best of all configurations, and the
-    best of its own; a finalist's runs with other seeds vie with their own configuration alone, for
-    what wins must lie there. Raises DiskFull.
+    """Exports the trial's weights if this report may still win, or be one of the k best
+    configurations; a finalist's runs with other seeds vie with their own configuration alone, for
+    what wins must lie there. `held_out` pairs were measured. Raises DiskFull.
 
-    Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: what it
-    saw as weak can't become another trial's best between its look and its hand.
+    Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: it knows
+    what each of so many held-out pairs had, and so which of them is the best.
     """
-    there = exports(run, objective)
-    own = [stamp for _, stamp in there if configuration(stamp) == (confirms or trial_id)]
-    if own and objective.key(report) <= objective.key(own[0]["report"]):
+    if not objective.allows(report) or _is_out(run, trial_id, report, objective, keep, confirms,
+                                               held_out):  # fmt: skip
         return
     stamp = {"trial": trial_id, "config": point, "report": report}
-    if not own and confirms is None:
-        # Behind its equals, for the sort is stable.
-        kept = _ranked([*there, (run, stamp)], objective)[:keep]
-        if all(other is not stamp for _, other in kept):
-            return
     folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
     part = folder.with_name(".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -87,21 +85,62 @@ def offer_export(
     mirror.hand_over(folder)
 
 
-def prune_exports(
-    run: Path, objective: Objective, keep: int, finalists: Sequence[str] = ()
-) -> None:
-    """Leaves the best export of each of the k best configurations and of each finalist's, and that
-    of the best finalist before its new seeds, with which a winner is compared; for the driver."""
-    seen = _all_exports(run, objective)
-    best = _ranked(_best_of_each(seen), objective)
+def _is_out(
+    run: Path,
+    trial_id: str,
+    report: Report,
+    objective: Objective,
+    keep: int,
+    confirms: str | None,
+    held_out: int,
+) -> bool:
+    """Whether a report is so far behind that the rule can't choose it, as far as a worker sees: it
+    knows the values of what was exported, and not those of each pair."""
+    best: dict[str, float] = {}
+    own = -math.inf
+    for _, stamp in _all_exports(run):
+        worth, whose = objective.worth(stamp["report"]), configuration(stamp)
+        best[whose] = max(worth, best.get(whose, -math.inf))
+        if stamp["trial"] == trial_id:
+            own = max(own, worth)
+    rivals = [own]
+    if confirms is None and objective.second is None:
+        others = [worth for whose, worth in best.items() if whose != trial_id]
+        rivals += sorted(others, reverse=True)[keep - 1 : keep]
+    worth = objective.worth(report)
+    return any(worth + _slack(objective, worth, rival, held_out) < rival for rival in rivals)
+
+
+def _slack(objective: Objective, one: float, other: float, held_out: int) -> float:
+    """Two standard errors of the difference of two shares as if they were of different pairs: more
+    than the paired one, by which the driver goes."""
+    if not objective.is_share or held_out < 2 or not math.isfinite(other):
+        return 0.0
+    return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / (held_out - 1))
+
+
+def prune_exports(records: Records, keep: int, finalists: Sequence[str] = ()) -> None:
+    """For the driver, when a trial has ended: leaves the best export of each of the k best
+    configurations and of each finalist's, and that of the best finalist before its new seeds, with
+    which a winner is compared."""
+    there = _all_exports(records.folder)
+    best = _in_order(records, _best_of_each(records, there))
     kept = {folder for folder, _ in best[:keep]}
     kept.update(folder for folder, stamp in best if configuration(stamp) in finalists)
-    kept.update([folder for folder, stamp in seen if stamp["trial"] in finalists][:1])
-    for folder, _ in seen:
-        if folder not in kept:
-            mirror.remove(folder)
-            with contextlib.suppress(OSError):  # the trial is writing its next one there
-                folder.parent.rmdir()
+    searched = [item for item in there if item[1]["trial"] in finalists]
+    kept.update([folder for folder, _ in _in_order(records, searched)][:1])
+    open_trials = {record.id for record in records.open_trials()}
+    for folder, stamp in there:
+        if folder not in kept and stamp["trial"] not in open_trials:
+            _remove_export(folder)
+
+
+def prune_own_exports(records: Records, trial_id: str) -> None:
+    """For the driver, at a report: leaves of a trial that goes on what may still be its best."""
+    own = [item for item in _all_exports(records.folder) if item[1]["trial"] == trial_id]
+    for (folder, _), may_win in zip(own, records.judge.near_best(_reports(own)), strict=True):
+        if not may_win:
+            _remove_export(folder)
 
 
 def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
@@ -114,42 +153,57 @@ def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
             mirror.remove(found.parent)
 
 
-def _best_of_each(ranked: list[_Export]) -> list[_Export]:
-    best: dict[str, _Export] = {}
-    for folder, stamp in ranked:
-        best.setdefault(configuration(stamp), (folder, stamp))
-    return list(best.values())
+def _remove_export(folder: Path) -> None:
+    mirror.remove(folder)
+    with contextlib.suppress(OSError):  # the trial is writing its next one there
+        folder.parent.rmdir()
 
 
-def _ranked(exports: list[_Export], objective: Objective) -> list[_Export]:
-    return objective.ranked(exports, lambda export: export[1]["report"])
+def _best_of_each(records: Records, found: list[_Export]) -> list[_Export]:
+    """Of each configuration the best of its exports."""
+    of_each: dict[str, list[_Export]] = {}
+    for item in found:
+        of_each.setdefault(configuration(item[1]), []).append(item)
+    return [_in_order(records, own)[0] for own in of_each.values()]
 
 
-def _all_exports(run: Path, objective: Objective) -> list[_Export]:
+def _in_order(records: Records, found: list[_Export]) -> list[_Export]:
+    return [found[index] for index in records.judge.best_first(_reports(found))]
+
+
+def _reports(found: list[_Export]) -> list[TrialReport]:
+    return [(stamp["trial"], stamp["report"]) for _, stamp in found]
+
+
+def _all_exports(run: Path) -> list[_Export]:
     stamps = mirror.complete_texts(run / "best", f"*/[0-9]*/{STAMP}")
     found = [(path.parent, json.loads(text)) for path, text in stamps]
-    return sorted(found, key=lambda item: objective.key(item[1]["report"]), reverse=True)
+    return sorted(found, key=lambda item: item[0])
 
 
-def promote_to_winner(
-    run: Path, objective: Objective, chosen: str | None = None
-) -> dict[str, Any] | None:
-    """Copies the best export to `winner/` and returns its stamp; None if nothing was exported.
+def promote_to_winner(records: Records, chosen: str | None = None) -> dict[str, Any] | None:
+    """Copies the best export that may win to `winner/` and returns its stamp; None without one.
 
     With `chosen`, the best export of that configuration. One that is damaged is passed over.
     """
-    ranked = _all_exports(run, objective)
-    if chosen is not None:
-        ranked = [item for item in ranked if configuration(item[1]) == chosen]
-    while ranked and not checksums_match(mirror.pull(ranked[0][0])):
+    run = records.folder
+    found = [
+        item
+        for item in _all_exports(run)
+        if records.objective.allows(item[1]["report"])
+        and (chosen is None or configuration(item[1]) == chosen)
+    ]
+    while found:
+        folder, stamp = _in_order(records, _best_of_each(records, found))[0]
+        if checksums_match(mirror.pull(folder)):
+            break
         print(
-            f"warning: {mirror.shown(ranked[0][0])} is damaged; the next best export is taken",
+            f"warning: {mirror.shown(folder)} is damaged; the next best export is taken",
             flush=True,
         )
-        ranked.pop(0)
-    if not ranked:
+        found = [item for item in found if item[0] != folder]
+    if not found:
         return None
-    folder, stamp = ranked[0]
     part, old = run / ".winner.part", run / ".winner.old"
     shutil.rmtree(part, ignore_errors=True)
     with discarding_partial(part):

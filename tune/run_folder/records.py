@@ -9,7 +9,7 @@ import json
 import random
 import string
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,8 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically, write_here
 from tune.config.objective import Objective, Report
+from tune.run_folder.held_out import HeldOut, HeldOutFiles
+from tune.run_folder.judge import Judge
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
 STATES: tuple[State, ...] = get_args(State)
@@ -41,8 +43,7 @@ class TrialRecord(Document):
     config: dict[str, Any]
     """The values of the active axes, by dotted path."""
     metrics: Report = {}
-    """The best report, by the objective, or the first of two; ties go to the second of two, or to
-    the lower eval/drift."""
+    """The best report by `winner_rule.py`; with two objectives by the first."""
     curve: list[Report] = []
     """Every report, in the order of pairs_seen."""
     error: str | None = None
@@ -61,9 +62,6 @@ class TrialRecord(Document):
     the base's. Its configuration alone does not give its numbers."""
     confirms: str | None = None
     """The trial whose configuration is trained here once more, with another seed."""
-    held_out: list[float] = []
-    """The objective for each held-out pair, at the best report: two trials that saw the same pairs
-    are compared pair by pair."""
     micro_batch: int | None = None
     """How many pairs went through the model at once, if not a whole batch."""
     reference_pairs: int = 0
@@ -107,6 +105,12 @@ class Records:
         self.objective = objective
         self.trials = {record.id: record for record in read_records(folder)}
         self.run = RunInfo.model_validate_json((folder / "run.json").read_text())
+        self.held_out = HeldOutFiles(folder, self.run.prepared_folder)
+        """What each held-out pair had at each report."""
+        self.judge = Judge(objective, self.held_out)
+        """Puts reports in order."""
+        self._best: TrialRecord | None = None
+        self._best_at = (-1, 0)
         self.unwritten: OSError | None = None
         """Why a record could not be written: what is on disk is the truth, not what is here."""
         self.memory_kills = 0
@@ -177,7 +181,7 @@ class Records:
         seconds: float,
         reference_pairs: int,
         began: float,
-        held_out: list[float] | None = None,
+        held_out: HeldOut | None = None,
         micro_batch: int | None = None,
     ) -> bool:
         """Adds a report; False if the trial had one at these pairs_seen before, which it replaces.
@@ -188,16 +192,15 @@ class Records:
         record = self.trials[trial_id]
         earlier = [p for p in record.curve if p["pairs_seen"] < report["pairs_seen"]]
         is_new = len(earlier) == len(record.curve)
-        best = max([*earlier, report], key=self.objective.key)
-        if best is not report:  # the best may be another than before, where it was replaced
-            held_out = record.held_out if best == record.metrics else []
+        curve = [*earlier, report]
+        at = {int(each["pairs_seen"]) for each in earlier}
+        self._try(lambda: self.held_out.keep(trial_id, at, int(report["pairs_seen"]), held_out))
         self._write(
             record.model_copy(
                 update={
                     "state": "running",
-                    "curve": [*earlier, report],
-                    "metrics": best,
-                    "held_out": held_out or [],
+                    "curve": curve,
+                    "metrics": self.judge.best_report(trial_id, curve),
                     "micro_batch": micro_batch,
                     "began": record.began or began,
                     "seconds": record.seconds + seconds,
@@ -216,10 +219,8 @@ class Records:
         """Cuts an unended trial's curve back to its saved state, from which it goes on."""
         record = self.trials[trial_id]
         curve = [point for point in record.curve if point["pairs_seen"] <= saved_pairs]
-        best = max(curve, key=self.objective.key) if curve else {}
+        best = self.judge.best_report(trial_id, curve)
         cut = {"state": "pending", "curve": curve, "metrics": best}
-        if best != record.metrics:
-            cut["held_out"] = []
         return self._write(record.model_copy(update=cut))
 
     def find(self, trial_id: str) -> TrialRecord:
@@ -237,9 +238,33 @@ class Records:
     def count(self, *states: str) -> int:
         return sum(record.state in states for record in self.trials.values())
 
+    def ranked(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+        """The best first, each by its best report; those that were not measured last."""
+        records = list(records)
+        measured = [record for record in records if record.metrics]
+        order = self.judge.best_first([(record.id, record.metrics) for record in measured])
+        unmeasured = [record for record in records if not record.metrics]
+        return [measured[index] for index in order] + unmeasured
+
+    def front(self) -> list[TrialRecord]:
+        """With two objectives the trials of the search that no other beats in one without losing in
+        the other, each by its best report, the best first; empty with one objective."""
+        if self.objective.second is None:
+            return []
+        measured = [record for record in self.ranked(self.searched) if record.metrics]
+        numbers = self.objective.front_numbers([record.metrics for record in measured])
+        return [record for record, number in zip(measured, numbers, strict=True) if number == 0]
+
     def best(self) -> TrialRecord | None:
-        """Of the search's own trials."""
-        return self.objective.best(self.searched)
+        """Of the search's own trials that were measured and may win. Chosen anew when a trial has
+        ended, and not at every report; before the first end, when one more was measured."""
+        measured = [record for record in self.searched if record.metrics]
+        ended = sum(record.state in ENDED for record in measured)
+        stands = (ended, len(measured) if not ended else 0)
+        if self._best_at != stands:
+            self._best_at, self._best = stands, next(iter(self.ranked(measured)), None)
+        best = self.trials[self._best.id] if self._best else None
+        return best if best and self.objective.allows(best.metrics) else None
 
     def _write(self, record: TrialRecord) -> TrialRecord:
         self.trials[record.id] = record
@@ -256,8 +281,11 @@ class Records:
         return self.run.model_dump_json(indent=1, by_alias=True)
 
     def _write_file(self, write: Callable[[Path, str], None], path: Path, content: str) -> None:
+        self._try(lambda: write(path, content))
+
+    def _try(self, write: Callable[[], None]) -> None:
         try:
-            write(path, content)
+            write()
         except OSError as error:
             self.unwritten = error
             raise

@@ -17,8 +17,11 @@ from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
 from tune.config.schema import SearchConfig
+from tune.run_folder import less_drift, luck
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.folder import find_run, open_run
+from tune.run_folder.less_drift import LessDrift
+from tune.run_folder.luck import Luck
 from tune.run_folder.records import STATES, Document, Records, TrialRecord
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ class Winner(Document):
     eval: Report
     """The metrics at the report whose weights were exported, without the prefix eval/."""
     pairs_seen: int
+    failed: str = ""
+    """Why its run failed after the report that won; empty if it did not."""
     warm_from: str | None = None
     """The trial from whose weights an earlier version started it, if not from the base's: its
     configuration alone does not give its numbers."""
@@ -90,9 +95,15 @@ class Results(Document):
     """The finalists' runs with other seeds."""
     confirmation: Confirmation | None = None
     """How the finalists compare by them."""
+    ranking: list[str] = []
+    """The trials that were measured, the best first by `winner_rule.py`."""
     front: list[str] = []
     """With two objectives the trials that no other beats in one without losing in the other, each
     at its best report: by the first, of which the second is what it had there."""
+    luck: Luck | None = None
+    """How much of the best number is luck, once the search has ended."""
+    less_drift: LessDrift | None = None
+    """Where the winner's drift is above `MOST_DRIFT` and no bound was asked for."""
     cost: Cost
     data: dict[str, Any] = {}
     """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
@@ -131,38 +142,34 @@ class Results(Document):
         return [*self.trials, *self.confirmations]
 
     def to_json(self) -> str:
-        # A number for each held-out pair of each trial is for the records alone.
-        without = {"__all__": {"held_out"}}
-        content = {
-            "schema": self.schema_,
-            **self.model_dump(
-                exclude={"schema_": True, "trials": without, "confirmations": without}
-            ),
-        }
+        content = {"schema": self.schema_, **self.model_dump(exclude={"schema_"})}
         return json.dumps(content, indent=1)
 
     def ranked(self) -> list[TrialRecord]:
         """The best trial first, those that were not measured last; with two objectives front by
         front."""
-        return self.objective.ranked(self.trials, lambda trial: trial.metrics)
+        place = {trial: number for number, trial in enumerate(self.ranking)}
+        if not place:  # earlier versions wrote no order
+            order = self.objective.by_value([trial.metrics for trial in self.trials])
+            return [self.trials[index] for index in order]
+        return sorted(self.trials, key=lambda trial: place.get(trial.id, len(place)))
+
+    def best(self) -> TrialRecord | None:
+        """The first of them, if one was measured and may win."""
+        best = next(iter(self.ranked()), None)
+        return best if best and self.objective.allows(best.metrics) else None
 
     def about_front(self) -> str:
         """How many trials lie on the front, and how one of them is taken; empty with one
         objective."""
-        first, second = self.objective, self.objective.second
-        if second is None:
+        first = self.objective
+        if first.second is None:
             return ""
         told = f"the Pareto front of {first.told}: {len(self.front)} of {len(self.trials)} trials"
         if self.confirmation is not None:
             count = len(self.confirmation.finalists)
             return f"{told}; the winner is one of {count} finalists, trained again"
-        taken = f"the best {first.metric}"
-        if self.search.get("select") == "one_standard_error":
-            taken = (
-                f"of the {self.search['keep_best']} whose weights are kept the best "
-                f"{second.metric} of those within one standard error of {taken}"
-            )
-        return f"{told}; the winner has {taken}"
+        return f"{told}; the winner is the best of it in {first.metric}"
 
     def counted(self) -> str:
         """For example `11 finished, 13 stopped`."""
@@ -224,6 +231,7 @@ def assemble(
             pairs_seen=int(stamp["report"]["pairs_seen"]),
             test=verdict.get("test", {}),
             sampled_kl=verdict.get("sampled_kl", {}).get(record.confirms or record.id, {}),
+            failed=record.error or "" if record.state == "failed" else "",
         )
     return Results(
         name=config.name,
@@ -233,7 +241,10 @@ def assemble(
         trials=records.searched,
         confirmations=records.confirmations,
         confirmation=confirmation,
-        front=[record.id for record in records.objective.front(records.searched)],
+        ranking=[record.id for record in records.ranked(records.searched) if record.metrics],
+        front=[record.id for record in records.front()],
+        luck=luck.estimate(records) if stop_reason else None,
+        less_drift=less_drift.find(records) if winner else None,
         cost=Cost(
             wall_seconds=records.run.wall_seconds,
             gpu_seconds=seconds * config.resources.gpus,

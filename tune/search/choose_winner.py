@@ -1,7 +1,8 @@
 """Which configuration wins: finalists trained again with other seeds and compared pair by pair.
 
-The best of many trials is partly lucky on eval. New seeds are not: their mean decides. Knows no
-Ray; the records say what was run, so a search that was killed goes on where it stood.
+The best of many trials is partly lucky on eval, and new seeds are not. What they had is compared by
+the same rule as the trials (`winner_rule.py`). Knows no Ray; the records say what was run, so a
+search that was killed goes on where it stood.
 """
 
 from __future__ import annotations
@@ -12,37 +13,37 @@ from typing import Any
 
 import numpy as np
 
-from dpo_train.reference import prompt_keys
 from dpo_train.scoring import metrics
-from dpo_train.scoring.bootstrap import bootstrap_interval, standard_error
-from dpo_train.storage import mirror
-from tune.config.objective import Objective
+from dpo_train.scoring.intervals import difference_interval
+from tune.config.objective import Objective, Report
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports
 from tune.run_folder.confirmation import Confirmation, Finalist, Run, evaluations
 from tune.run_folder.records import ENDED, Records, TrialRecord
+from tune.run_folder.winner_rule import Candidates, best_first
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A finalist with its runs' values for each held-out pair."""
+    """A finalist with what its runs together had."""
 
     finalist: Finalist
-    pairs: metrics.Floats | None
-    """Mean over the runs, of shape (held-out pairs,)."""
+    values: metrics.Floats | None = None
+    """Of the objective for each held-out pair, the mean over the runs, of shape (N,)."""
+    soft: float | None = None
+    """The mean of the runs' soft shares."""
 
 
 def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
-    """The best trials of the search; with two objectives its front from the best in the first on,
+    """The best trials of the search that may win; with two objectives its front, the best first,
     then the next front."""
     if config.confirm is None:
         return []
-    measured = [
+    ranked = records.ranked(
         record
         for record in records.searched
-        if record.metrics and not record.warm and record.state in ENDED
-    ]
-    ranked = records.objective.ranked(measured, lambda record: record.metrics)
+        if not record.warm and record.state in ENDED and records.objective.allows(record.metrics)
+    )
     return ranked[: config.confirm.finalists]
 
 
@@ -67,7 +68,7 @@ def next_evaluation(
     if config.confirm is None or config.confirm.evaluate is None:
         return None
     known = evaluations(records.folder).keys() | tried
-    exported = exports.exports(records.folder, records.objective)
+    exported = exports.exports(records)
     wanted = {record.id for record in finalists(config, records)}
     for folder, stamp in exported:
         if exports.configuration(stamp) in wanted and stamp["trial"] not in known:
@@ -75,69 +76,55 @@ def next_evaluation(
     return None
 
 
-def choose(config: SearchConfig, records: Records) -> tuple[str | None, Confirmation | None]:
-    """The trial whose configuration wins, and how that was confirmed.
-
-    None lets the best export win; without a confirmation, or if a budget ended before its first
-    round had.
-    """
-    if confirmation := _confirm(config, records):
-        return confirmation.winner, confirmation
-    if config.select == "best":
-        return None, None
-    exported = [stamp for _, stamp in exports.exports(records.folder, records.objective)]
-    if not exported:
-        return None, None
-    best = exported[0]
-    error = _standard_error(np.array(records.trials[best["trial"]].held_out), records)
-    metric = records.objective.metric
-    near = [
-        stamp
-        for stamp in exported
-        if abs(best["report"][metric] - stamp["report"][metric]) <= error
-    ]
-    least = max(near, key=lambda stamp: records.objective.key(stamp["report"])[1])
-    return exports.configuration(least), None
-
-
-def _confirm(config: SearchConfig, records: Records) -> Confirmation | None:
+def choose(config: SearchConfig, records: Records) -> Confirmation | None:
+    """How the finalists compare by their new seeds, and which configuration wins. None without a
+    confirmation, or if a budget ended before its first round had: then the best export wins."""
     entries = _entries(config, records)
     if not entries:
         return None
-    objective = records.objective
     searched = entries[0].finalist.trial
-    entries.sort(key=lambda e: _rank(objective, e.finalist), reverse=True)
-    best = entries[0]
-    decided_by = f"the mean of {objective.metric} over {len(best.finalist.runs)} seeds"
-    assert config.confirm is not None
-    if wanted := config.confirm.decide_by:
-        if all(wanted in entry.finalist.evaluation for entry in entries):
-            entries.sort(
-                key=lambda e: (e.finalist.mean is not None, e.finalist.evaluation[wanted]),
-                reverse=True,
-            )
-            decided_by = f"{wanted} of {config.confirm.evaluate}"
-        else:
-            print(
-                f"warning: confirm.decide_by: {config.confirm.evaluate} gave no {wanted!r} for "
-                f"every finalist; {decided_by} decides",
-                flush=True,
-            )
-    elif config.select == "one_standard_error" and best.pairs is not None:
-        error = _standard_error(best.pairs, records)
-        near = [entry for entry in entries if _gap(best, entry) <= error]
-        entries.sort(key=lambda e: (e in near, _rank(objective, e.finalist)[1][1]), reverse=True)
-        other = f"best {objective.second.metric}" if objective.second else "least drift"
-        decided_by = (
-            f"the {other} among those within one standard error ({error:.4f}) of the best mean"
-        )
+    entries = [entries[index] for index in _order(entries, records.objective, records)]
     winner = entries[0]
+    compared = [_behind(winner, entry, records) for entry in entries]
+    tied = [each.trial for each in compared if each.behind and each.behind["interval"][0] <= 0]
+    runs = len(winner.finalist.runs)
+    decided_by = f"the mean of {records.objective.metric} over {runs} seed{'s' * (runs > 1)}"
+    if tied:
+        decided_by = f"no more than luck: in {decided_by} it is tied with {', '.join(tied)}"
     return Confirmation(
         winner=winner.finalist.trial,
         searched=searched,
         decided_by=decided_by,
-        finalists=[_behind(winner, entry, records) for entry in entries],
+        tied=tied,
+        finalists=compared,
     )
+
+
+def _order(entries: list[_Entry], objective: Objective, records: Records) -> list[int]:
+    """By the same rule as the trials of the search, on what the new seeds had."""
+    means = [_mean_report(entry, objective) for entry in entries]
+    values = np.array([objective.worth(report) for report in means])
+    candidates = Candidates(values, np.zeros(len(entries)))
+    pairs = [entry.values for entry in entries if entry.values is not None]
+    soft = [entry.soft for entry in entries if entry.soft is not None]
+    if objective.is_share and len(soft) == len(entries):
+        clusters = records.held_out.clusters(len(pairs[0]))
+        candidates = Candidates(
+            values, candidates.pairs_seen, np.stack(pairs), np.array(soft), clusters
+        )
+    fronts = objective.front_numbers(means)
+    order: list[int] = best_first(candidates).tolist()
+    return sorted(order, key=fronts.__getitem__)
+
+
+def _mean_report(entry: _Entry, objective: Objective) -> Report:
+    """Empty, and so worth nothing, where a seed failed: such a configuration can't be relied on."""
+    finalist = entry.finalist
+    if finalist.mean is None or finalist.drift is None:
+        return {}
+    bounds = {metric: finalist.means[metric] for metric in objective.bounds}
+    second = {objective.other.metric: finalist.second} if finalist.second is not None else {}
+    return {"eval/drift": finalist.drift, **bounds, **second, objective.metric: finalist.mean}
 
 
 def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
@@ -157,27 +144,24 @@ def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
     known = evaluations(records.folder)
     said = {
         exports.configuration(stamp): known[stamp["trial"]]
-        for _, stamp in exports.exports(records.folder, records.objective)
+        for _, stamp in exports.exports(records)
         if stamp["trial"] in known
     }
     return [
-        _entry(record, runs[record.id][:rounds], records.objective, said.get(record.id, {}))
+        _entry(record, runs[record.id][:rounds], records, said.get(record.id, {}))
         for record in best
     ]
 
 
 def _entry(
-    record: TrialRecord,
-    runs: list[TrialRecord],
-    objective: Objective,
-    evaluation: dict[str, float],
+    record: TrialRecord, runs: list[TrialRecord], records: Records, evaluation: dict[str, float]
 ) -> _Entry:
+    objective = records.objective
     whole = [run for run in runs if run.state == "finished"]
     all_whole = len(whole) == len(runs)
-    means = {
-        metric: float(np.mean([run.metrics[metric] for run in whole])) if all_whole else None
-        for metric in (objective.metric, objective.other.metric, "eval/drift")
-    }
+    names = {part.metric for part in objective.parts} | {"eval/drift", *objective.bounds}
+    means = {name: float(np.mean([run.metrics[name] for run in whole])) for name in names
+             if all_whole}  # fmt: skip
     finalist = Finalist(
         trial=record.id,
         config=record.config,
@@ -191,49 +175,31 @@ def _entry(
             )
             for run in runs
         ],
-        mean=means[objective.metric],
-        drift=means["eval/drift"],
-        second=means[objective.second.metric] if objective.second else None,
+        mean=means.get(objective.metric),
+        drift=means.get("eval/drift"),
+        second=means.get(objective.second.metric) if objective.second else None,
+        means=means,
         evaluation=evaluation,
     )
-    told = all_whole and all(run.held_out for run in whole)
-    return _Entry(finalist, np.mean([run.held_out for run in whole], axis=0) if told else None)
-
-
-def _rank(objective: Objective, finalist: Finalist) -> tuple[bool, tuple[float, float]]:
-    """Larger is better. A seed that failed says that the configuration is not to be relied on."""
-    if finalist.mean is None or finalist.drift is None:
-        return False, (0, 0)
-    other = finalist.drift if finalist.second is None else finalist.second
-    return True, objective.key({objective.metric: finalist.mean, objective.other.metric: other})
-
-
-def _gap(best: _Entry, other: _Entry) -> float:
-    if other.finalist.mean is None or best.finalist.mean is None:
-        return float("inf")
-    return abs(best.finalist.mean - other.finalist.mean)
+    kept = [records.held_out.of(run.id).get(int(run.metrics["pairs_seen"])) for run in whole]
+    values = [each.values(objective.metric) for each in kept if each is not None]
+    told = [each for each in values if each is not None]
+    if not all_whole or len(told) < len(runs):
+        return _Entry(finalist)
+    reports = [(run.id, run.metrics) for run in whole]
+    soft = records.judge.candidates(reports).soft
+    return _Entry(finalist, np.mean(told, axis=0), None if soft is None else float(soft.mean()))
 
 
 def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
-    if entry is winner or winner.pairs is None or entry.pairs is None:
+    if entry is winner or winner.values is None or entry.values is None:
         return entry.finalist
-    difference = winner.pairs - entry.pairs
-    interval = bootstrap_interval(difference, _prompts(records, len(difference)))
+    difference = winner.values - entry.values
+    if records.objective.mode == "min":
+        difference = -difference
+    interval = difference_interval(difference, records.held_out.clusters(len(difference)))
     told = {"difference": float(difference.mean()), "interval": interval}
     return entry.finalist.model_copy(update={"behind": told})
-
-
-def _standard_error(pairs: metrics.Floats, records: Records) -> float:
-    return standard_error(pairs, _prompts(records, len(pairs))) if len(pairs) else 0.0
-
-
-def _prompts(records: Records, pairs: int) -> list[str]:
-    """Pairs of one prompt are not independent: the prompts of the held-out pairs, in their order.
-    Of a simulated search each pair is its own."""
-    prepared = records.run.prepared_folder
-    if not mirror.fetch_once(prepared / "eval.arrow").is_file():
-        return [str(number) for number in range(pairs)]
-    return prompt_keys(prepared, "eval")
 
 
 def _seeds(config: SearchConfig) -> list[int]:

@@ -55,11 +55,11 @@ class FinalTasks:
         if self._evaluating:
             return None
         self.was_given = True
-        chosen, self.confirmation = choose_winner.choose(self._config, self._records)
-        objective = self._records.objective
-        self.stamp = exports.promote_to_winner(self._records.folder, objective, chosen)
+        self.confirmation = choose_winner.choose(self._config, self._records)
+        chosen = self.confirmation.winner if self.confirmation else None
+        self.stamp = exports.promote_to_winner(self._records, chosen)
         if self.stamp is None and chosen is not None:
-            self.stamp = exports.promote_to_winner(self._records.folder, objective)
+            self.stamp = exports.promote_to_winner(self._records)
             if self.stamp is not None:
                 print(
                     f"warning: no export of {chosen}, which won, is whole; the best of the others, "
@@ -102,9 +102,7 @@ class FinalTasks:
         """The export of the search's best, where it is another."""
         if self.confirmation is None or self.stamp is None:
             return None
-        folder = exports.export_of(
-            self._records.folder, self._records.objective, self.confirmation.searched
-        )
+        folder = exports.export_of(self._records, self.confirmation.searched)
         if self.stamp["trial"] == self.confirmation.searched or folder is None:
             return None
         return str(folder.relative_to(self._records.folder))
@@ -120,6 +118,6 @@ class FinalTasks:
             wanted.update(finalist.trial for finalist in self.confirmation.finalists)
         return {
             exports.configuration(stamp): str(folder.relative_to(records.folder))
-            for folder, stamp in exports.exports(records.folder, records.objective)
+            for folder, stamp in exports.exports(records)
             if exports.configuration(stamp) in wanted
         }

@@ -27,7 +27,7 @@ def refuse_impossible(config: SearchConfig) -> None:
     A cluster's GPUs can't be counted from here, Ray waits for them; the disk is compared with a
     model that lies on it.
     """
-    for package in {"cmaes": ["cmaes"], "gp": ["scipy"]}.get(config.sampler.name, []):
+    for package in {"cmaes": ["cmaes"]}.get(config.sampler.name, []):
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"sampler.name: {config.sampler.name} needs {package}; type "
@@ -72,15 +72,17 @@ def trainable_share(config: SearchConfig, weights: int) -> int:
     return int(weights * min(1.0, 2 * config.lora.r / 1000))
 
 
-def disk_bytes(config: SearchConfig) -> int:
-    """The most that a search holds: k best exports, the winner, two states a running trial, and on
-    a CPU the weights once more if their dtype has to be converted."""
+def disk_bytes(config: SearchConfig, reports: int = 3) -> int:
+    """The most that a search holds: k best exports, the winner, of each running trial its reports
+    that may still win and two states, and on a CPU the weights once more if their dtype has to be
+    converted."""
     weights = model_source.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
-    states = 2 * min(at_once, config.total_trials)
+    running = min(at_once, config.total_trials)
     converted = 4 * weights if config.device == "cpu" and _is_converted(config.model) else 0
-    return (config.exports_kept + 2) * exported + states * 3 * exported + converted
+    kept = (config.exports_kept + 2 + running * reports) * exported
+    return kept + 2 * running * 3 * exported + converted
 
 
 def model_json(config: ModelConfig) -> dict[str, Any]:

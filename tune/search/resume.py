@@ -21,8 +21,8 @@ from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
 
 # Nothing of the trials themselves.
-_MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "select", "repeat_points")
-_CHOOSES = ("confirm", "select")
+_MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "constraints", "repeat_points")
+_CHOOSES = ("confirm", "constraints")
 
 EXHAUSTED = (
     "every point of the space has been tried; widen an axis and give the search a new name, or "

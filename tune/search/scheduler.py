@@ -6,7 +6,6 @@ It writes every report into the records, and refills its rungs from them.
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
 from typing import Any
 
@@ -18,9 +17,11 @@ from dpo_train.errors import one_line
 from dpo_train.memory import kernel_kills
 from dpo_train.storage.object_store import StoreError
 from tune.config.schema import SearchConfig
+from tune.report.doubts import saturated
 from tune.run_folder import exports
+from tune.run_folder.held_out import HeldOut
 from tune.run_folder.placements import Placements
-from tune.run_folder.records import Records, State, TrialRecord
+from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
 from tune.search.deaths import device_failure_reason, out_of_memory_reason, why_given_up
@@ -58,6 +59,7 @@ class SearchScheduler(FIFOScheduler):
         self._tokens: dict[str, int] = {}
         """By trial the most tokens of a pass, as of its last report."""
         self._kills = kernel_kills()
+        self._is_saturation_said = False
         self.input_error = ""
         """What a trial found to be wrong with the user's input; ends the search."""
         for record in records.searched:
@@ -172,18 +174,15 @@ class SearchScheduler(FIFOScheduler):
             result["seconds"],
             result["reference_pairs"],
             result["began"],
-            json.loads(result["held_out"]),
+            HeldOut.from_text(result["held_out"]),
             result["micro_batch"],
         )
         if result["note"]:
             self._progress.say(f"{trial_id}: {result['note']}")
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
-        finalists = [record.id for record in choose_winner.finalists(self._config, self._records)]
         with contextlib.suppress(StoreError):  # the next report tries again
-            exports.prune_exports(
-                self._records.folder, self._records.objective, self._config.exports_kept, finalists
-            )
+            exports.prune_own_exports(self._records, trial_id)
         self._progress.update()
         return report
 
@@ -199,6 +198,17 @@ class SearchScheduler(FIFOScheduler):
         if state == "stopped" and self._searcher.inbox.stops(trial_id):
             error = "on request"
         self._progress.ended(self._searcher.end_trial(trial_id, state, error))
+        self._warn_if_saturated()
+        finalists = [record.id for record in choose_winner.finalists(self._config, self._records)]
+        with contextlib.suppress(StoreError):  # the next end tries again
+            exports.prune_exports(self._records, self._config.exports_kept, finalists)
+
+    def _warn_if_saturated(self) -> None:
+        """Once, as soon as the trials that ended say so."""
+        ended = [record for record in self._records.searched if record.state in ENDED]
+        if not self._is_saturation_said and (told := saturated(self._records.objective, ended)):
+            self._is_saturation_said = True
+            self._progress.say(f"warning: {told}")
 
     def _replay(self, record: TrialRecord) -> None:
         """Refills the rungs with what a trial of an earlier driver session reported."""

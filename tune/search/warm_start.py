@@ -8,7 +8,7 @@ from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.config.space import Point, Space, check_point
 from tune.run_folder.folder import find_run
-from tune.run_folder.records import read_records
+from tune.run_folder.records import Records
 
 
 def with_earlier_points(config: SearchConfig) -> SearchConfig:
@@ -21,9 +21,10 @@ def with_earlier_points(config: SearchConfig) -> SearchConfig:
     if isinstance(earlier, list):
         return config
     folder = find_run(earlier.run)
-    measured = [trial for trial in read_records(folder) if trial.metrics and not trial.confirms]
+    records = Records(folder, config.goal)
+    measured = [trial for trial in records.searched if trial.metrics]
     points: list[Point] = []
-    for trial in config.goal.ranked(measured, lambda trial: trial.metrics):
+    for trial in records.ranked(measured):
         is_new = trial.config not in points and _fits(trial.config, config.space)
         if len(points) < earlier.best and is_new:
             points.append(trial.config)

@@ -42,10 +42,10 @@ class Pulse:
         if self._coordinator is not None:
             self._coordinator.tell.remote(self._trial, Doing(what))
 
-    def tell_progress(self, session: Session, reported: int, every: int) -> bool:
-        """Says how far a session is, whose last report was at `reported` pairs and which reports
-        every so many. Returns whether the trial should stop."""
-        next_report = min((reported // every + 1) * every, session.pairs_total)
+    def tell_progress(self, session: Session, due_at: int) -> bool:
+        """Says how far a session is, whose next report is due at so many pairs, or at its end.
+        Returns whether the trial should stop."""
+        next_report = min(due_at, session.pairs_total)
         done = session.pairs_done
         what = "training" if done < next_report else "evaluating"
         return self.tell(Doing(what, done, next_report, session.tokens_at_once))

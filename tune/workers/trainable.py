@@ -31,6 +31,7 @@ from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports, trial_state
 from tune.run_folder.folder import find_run_here
+from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import RunInfo
 from tune.workers import engine_session
 from tune.workers.engine_actor import Opening
@@ -104,7 +105,7 @@ class DpoTrial(Trainable):
         self._offer_export(report)
         self._reported = int(report["pairs_seen"])
         at_once, tokens = self._session.pairs_at_once, self._session.tokens_at_once
-        held_out = self._session.held_out.get(self._search.goal.metric, [])
+        kept = HeldOut.of(self._session.held_out)
         finished = self._reported >= self._session.pairs_total
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
@@ -114,7 +115,7 @@ class DpoTrial(Trainable):
             "began": began,
             "seconds": time.time() - began,
             "reference_pairs": reference_pairs,
-            "held_out": json.dumps(held_out),
+            "held_out": kept.to_text() if kept else "",
             "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
             "tokens_at_once": tokens,
             "note": self._note,
@@ -129,7 +130,6 @@ class DpoTrial(Trainable):
         if self._session is None:
             self._begin()
             self._open()
-        every = self._trial.eval_every_pairs
         while True:
             assert self._session is not None
             try:
@@ -137,7 +137,7 @@ class DpoTrial(Trainable):
                 report = self._session.advance_for(_SLICE_SECONDS)
                 if report is not None:
                     return report
-                if self._pulse.tell_progress(self._session, self._reported, every):
+                if self._pulse.tell_progress(self._session, self._due_at):
                     return None
             except OutOfMemory:
                 if self._trial.trainer == "packed":
@@ -151,6 +151,10 @@ class DpoTrial(Trainable):
                 at_once = self._trial.optim.pairs_at_once
                 self._note = f"out of memory: it goes on with {at_once} pairs at once"
                 self._open()
+
+    @property
+    def _due_at(self) -> int:
+        return self._trial.next_evaluation(self._reported)
 
     def _begin(self) -> None:
         self._id = str(self._asked["trial"])
@@ -259,16 +263,10 @@ class DpoTrial(Trainable):
 
     def _offer_export(self, report: Report) -> None:
         assert self._session is not None
-        exports.offer_export(
-            self._run,
-            self._id,
-            self._point,
-            report,
-            self._search.goal,
-            self._search.exports_kept,
-            self._session.export,
-            self._asked["confirms"],
-        )
+        goal, keep = self._search.goal, self._search.exports_kept
+        pairs = len(self._session.held_out.get("eval/chosen_shift", []))
+        offered = (self._run, self._id, self._point, report, goal, keep, self._session.export)
+        exports.offer_export(*offered, self._asked["confirms"], pairs)
 
     def _save_if_due(self) -> None:
         """Saves after the last report or between two. By then the driver has recorded the last one
@@ -287,8 +285,8 @@ class DpoTrial(Trainable):
         """Saves, and returns 0 where the state is past an evaluation whose report the driver does
         not have: a trial that went on from there would never make it."""
         assert self._session is not None
-        saved, every = self._session.save(folder), self._trial.eval_every_pairs
-        is_past = saved // every > self._reported // every or saved >= self._session.pairs_total
+        saved = self._session.save(folder)
+        is_past = saved >= min(self._due_at, self._session.pairs_total)
         return 0 if is_past and saved != self._reported else saved
 
     def _failure(self, error: Exception) -> dict[str, Any]:

@@ -115,12 +115,12 @@ class PackedTrial:
         self._tokens += self._step_tokens
         self._step_tokens = 0
         self._step_loss = torch.zeros_like(self._step_loss)
-        every, before = self.config.eval_every_pairs, self.pairs_seen
+        due_at = self.config.next_evaluation(self.pairs_seen)
         self.step += 1
         self.pairs_seen += len(self.batch)
         self.batch, self.computed = [], 0
         is_last = self.pairs_seen == self.pairs_total
-        self.is_due = is_last or self.pairs_seen // every > before // every
+        self.is_due = is_last or self.pairs_seen >= due_at
 
     def carry_into(self, layout: Layout) -> None:
         """Lays all vectors out anew; what `layout` has more is zero and stays so."""

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dpo_train.scoring.bootstrap import bootstrap_interval
+from dpo_train.scoring.intervals import mean_interval
 from dpo_train.scoring.metrics import PairLogps, means, pair_values
 
 
@@ -51,9 +51,9 @@ def test_huge_margins_do_not_overflow() -> None:
 
 def test_the_interval_holds_the_mean_and_widens_when_prompts_repeat() -> None:
     values = np.array([1.0, 0.0] * 50)
-    low, high = bootstrap_interval(values, [str(i) for i in range(100)])
+    low, high = mean_interval(values, [str(i) for i in range(100)])
     assert low < 0.5 < high
     assert high - low == pytest.approx(0.2, abs=0.04)
     clustered = np.repeat([1.0, 0.0], 50)
-    low, high = bootstrap_interval(clustered, [str(i // 10) for i in range(100)])
+    low, high = mean_interval(clustered, [str(i // 10) for i in range(100)])
     assert high - low > 0.4

@@ -45,7 +45,7 @@ def test_the_largest_difference_is_named_with_its_place(tmp_path: Path, driver: 
     driver.records.report(record.id, changed, 1.0, 0, 1.0)
     done = replay(tmp_path, record.id)
     assert not done.is_exact
-    assert str(done) == "2 reports; the largest difference is 0.25, of eval/drift at 128 pairs"
+    assert str(done) == "2 reports; the largest difference is 0.25, of eval/drift at 192 pairs"
 
 
 def test_what_cannot_be_trained_again_is_refused(tmp_path: Path, driver: Driver) -> None:

@@ -10,6 +10,7 @@ from tests.conftest import Run, Start
 from tests.helpers.driver import Driver
 from tests.helpers.simulated_search import wait_until
 from tune.commands.stop_clone import clone, stop
+from tune.config.objective import Bound
 from tune.config.schema import ConfirmConfig
 from tune.run_folder.records import read_records
 from tune.run_folder.results import Cost, Results, write_results
@@ -168,7 +169,8 @@ def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
     assert is_finished(tmp_path)
     write_yaml(tmp_path, driver.config)
     (tmp_path / "evaluations.json").write_text("{}")
-    adopt(tmp_path, driver.config.model_copy(update={"select": "one_standard_error"}))
+    bounds = {"eval/drift": Bound(at_most=1)}
+    adopt(tmp_path, driver.config.model_copy(update={"constraints": bounds}))
     assert not is_finished(tmp_path)
     assert (tmp_path / "evaluations.json").exists()
     asked = ConfirmConfig(evaluate="another:judge")

@@ -22,7 +22,7 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 PLACES = ("trials", "trainer", "seed", "space", "points", "objective", "optim.learning_rate",
           "optim.batch_size", "dpo.beta", "stopping.grace_pairs", "resources.cpus", "confirm",
-          "select", "keep_best", "budget.hours")  # fmt: skip
+          "constraints", "keep_best", "budget.hours")  # fmt: skip
 TEXTS = {
     "nothing": "", "only a comment": "# later\n", "a list": "- trials: 2\n", "no YAML": "a: [1\n",
     "tabs": "\ttrials: 2\n", "a key twice": "trials: 2\ntrials: 3\n", "bytes": "\0\1\2",

@@ -32,5 +32,5 @@ def test_what_is_no_number_lies_on_no_front() -> None:
     nothing = {"eval/accuracy": float("nan"), "eval/drift": 0.0}
     some = {"eval/accuracy": 0.6, "eval/drift": 0.3}
     goal = Objective.of(("eval/accuracy", "eval/drift"))
-    assert goal.ranked([nothing, some], lambda report: report) == [some, nothing]
-    assert front_numbers([goal.key(nothing), goal.key(some)]) == [1, 0]
+    assert goal.by_value([nothing, some]) == [1, 0]
+    assert goal.front_numbers([nothing, some]) == [1, 0]

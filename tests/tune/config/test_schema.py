@@ -52,7 +52,8 @@ def test_a_path_below_null_makes_the_part() -> None:
     ("content", "said"),
     [
         ({"model": {"dtype": "bfloat16"}}, "bfloat16 weights can't be trained in full"),
-        ({"optim": {"batch_size": 128}}, "larger than eval_every_pairs 64"),
+        ({"optim": {"batch_size": 128}, "eval_every_pairs": 64}, "larger than eval_every_pairs 64"),
+        ({"eval_at_pairs": [192, 4]}, "larger than the first evaluation, at 4 pairs"),
         ({"dpo": {"loss": "exo_pair"}}, "exo_pair needs label_smoothing above 0"),
         ({"dpo": {"loss": ["sigmoid", "sft"], "loss_weights": [1]}}, "1 numbers for 2 losses"),
         ({"data": {"eval_split": "validation"}}, "name both or neither"),

@@ -107,7 +107,7 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
         ("optim", {"choice": [{"epochs": 5}]}, "is a part, not a field"),
         ("dpo.beta", {"uniform": [-1, 0.1]}, "greater than 0"),
         ("dpo.loss", {"choice": ["sigmoid", "sigmiod"]}, "sigmiod"),
-        ("optim.batch_size", {"choice": [8, 65]}, "larger than eval_every_pairs"),
+        ("optim.batch_size", {"choice": [8, 65]}, "larger than the first evaluation, at 64"),
         ("dpo.beta", {"uniform": [0.2, 0.1]}, "low below high"),
         ("dpo.beta", {"uniform": [0.1, 0.2], "choice": [1]}, "exactly one of"),
         ("dpo.beta", {"log_uniform": [0, 0.1]}, "needs low above 0"),
@@ -151,7 +151,7 @@ def test_a_loss_that_trials_do_not_share_is_no_objective() -> None:
 
 def test_rungs_off_the_evaluations_are_refused_with_the_nearest_that_fit() -> None:
     with pytest.raises(InputError, match="the nearest that fit: 64 or 128"):
-        search(stopping={"grace_pairs": 100})
+        search(stopping={"grace_pairs": 100}, eval_every_pairs=64)
 
 
 def test_annealing_with_epochs_under_asha_warns_once() -> None:

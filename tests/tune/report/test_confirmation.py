@@ -31,7 +31,8 @@ def test_terminal_report_and_card_say_how_much_was_luck() -> None:
     shown = terminal.render(results)
     for said in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
                  "the best of the search alone was abc123-001", "20.0", "30.0",
-                 "+0.350 from the base's, 95 % interval +0.250 to +0.450"):  # fmt: skip
+                 "that is +35.0 points (95 % interval +25.0 to +45.0): the winner is "
+                 "better"):  # fmt: skip
         assert said in shown
     html = page.render(results)
     for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",

@@ -94,10 +94,25 @@ def test_the_answer_comes_first_with_test_numbers_and_intervals(results: Results
     assert "0.850\n[0.80" in text
 
 
-def test_overlapping_intervals_are_pointed_out(results: Results) -> None:
-    base = {"ranking": 0.8, "interval": [0.7, 0.9], "pairs": 99}
-    even = results.model_copy(update={"base": {"test": base}})
-    assert "do not count on a difference" in parsed(even).text
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (
+            -0.01,
+            0.11,
+            "Pair by pair that is +5.0 points (95 % interval -1.0 to +11.0): do not count",
+        ),
+        (0.02, 0.08, "the winner is better"),
+        (-0.2, -0.1, "the winner is worse"),
+    ],
+)
+def test_the_difference_pair_by_pair_is_the_verdict(
+    results: Results, low: float, high: float, said: str
+) -> None:
+    assert results.winner is not None
+    over = {"ranking": {"difference": 0.05, "interval": [low, high]}}
+    winner = results.winner.model_copy(update={"test": {**results.winner.test, "over_base": over}})
+    assert said in parsed(results.model_copy(update={"winner": winner})).text
 
 
 def test_the_yaml_on_the_page_is_the_winners_configuration(results: Results) -> None:

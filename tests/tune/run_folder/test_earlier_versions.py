@@ -75,7 +75,7 @@ def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(r
     config = load_search(run / "search.yaml")
     (run / "evaluations.json").write_text("{}")
     before = (run / "search.yaml").read_text()
-    chosen_otherwise = {"select": "one_standard_error", "confirm": ConfirmConfig(evaluate="a:b")}
+    chosen_otherwise = {"confirm": ConfirmConfig(evaluate="a:b")}
     with pytest.raises(InputError, match=f"{WARM} is a warm clone"):
         adopt(run, config.model_copy(update=chosen_otherwise))
     assert (run / "search.yaml").read_text() == before

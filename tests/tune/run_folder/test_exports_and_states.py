@@ -9,105 +9,157 @@ import pytest
 
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_checksums
-from tune.config.objective import Objective
+from tests.helpers.driver import held_out
+from tune.config.objective import Bound, Objective
 from tune.run_folder import exports, trial_state
+from tune.run_folder.records import Records, create_run
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
+PAIRS = 100
 
 
-def report(accuracy: float, drift: float = 1.0, pairs: int = 64) -> dict[str, float]:
-    return {"eval/accuracy": accuracy, "eval/drift": drift, "pairs_seen": pairs}
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    create_run(tmp_path, Path(), "cpu")
+    records = Records(tmp_path, ACCURACY)
+    records.begin_driver_session()
+    return records
 
 
-def offer(run: Path, trial: str, **values: float) -> bool:
-    exported = []
+def report(accuracy: float, pairs: int = 64) -> dict[str, float]:
+    return {"eval/accuracy": accuracy, "eval/drift": 1.0, "pairs_seen": pairs}
+
+
+def offer(
+    records: Records,
+    trial: str,
+    accuracy: float,
+    pairs: int = 64,
+    confirms: str | None = None,
+    keep: int = 2,
+    finalists: tuple[str, ...] = (),
+) -> bool:
+    """A trial's report: its worker offers the weights, then the driver hears of it."""
+    exported: list[Path] = []
 
     def export(folder: Path) -> None:
         folder.mkdir()
         exported.append(folder)
 
-    shown = report(**values)  # type: ignore[arg-type]
-    exports.offer_export(run, trial, {}, shown, ACCURACY, 2, export)
-    exports.prune_exports(run, ACCURACY, 2)
+    shown = report(accuracy, pairs)
+    exports.offer_export(
+        records.folder, trial, {}, shown, records.objective, keep, export, confirms, PAIRS
+    )
+    if trial not in records.trials:
+        records.add(trial, {}, confirms=confirms)
+    records.report(trial, shown, 1.0, 0, 1.0, held_out(accuracy))
+    exports.prune_own_exports(records, trial)
+    records.end(trial, "finished")
+    exports.prune_exports(records, keep, finalists)
     return bool(exported)
 
 
-def kept(run: Path) -> list[str]:
-    return [stamp["trial"] for _, stamp in exports.exports(run, ACCURACY)]
+def kept(records: Records) -> list[str]:
+    return [stamp["trial"] for _, stamp in exports.exports(records)]
 
 
-def test_only_the_k_best_are_exported_and_kept(tmp_path: Path) -> None:
-    assert offer(tmp_path, "a", accuracy=0.7)
-    assert offer(tmp_path, "b", accuracy=0.6)
-    assert not offer(tmp_path, "c", accuracy=0.5)
-    assert offer(tmp_path, "d", accuracy=0.8)
-    assert kept(tmp_path) == ["d", "a"]
-    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["a", "d"]
+def test_only_the_k_best_are_exported_and_kept(records: Records) -> None:
+    assert offer(records, "a", 0.7)
+    assert offer(records, "b", 0.6)
+    assert not offer(records, "c", 0.4)
+    assert offer(records, "d", 0.8)
+    assert kept(records) == ["d", "a"]
+    assert sorted(path.name for path in (records.folder / "best").iterdir()) == ["a", "d"]
 
 
-def test_a_trial_keeps_its_best_report_alone(tmp_path: Path) -> None:
-    assert offer(tmp_path, "a", accuracy=0.7)
-    assert not offer(tmp_path, "a", accuracy=0.6, pairs=128)
-    assert offer(tmp_path, "a", accuracy=0.9, pairs=192)
-    assert kept(tmp_path) == ["a"]
-    assert [path.name for path in (tmp_path / "best" / "a").iterdir()] == ["192"]
+def test_an_ended_trial_keeps_its_best_report_alone(records: Records) -> None:
+    assert offer(records, "a", 0.7)
+    assert not offer(records, "a", 0.5, pairs=128)
+    assert offer(records, "a", 0.9, pairs=192)
+    assert kept(records) == ["a"]
+    assert [path.name for path in (records.folder / "best" / "a").iterdir()] == ["192"]
+
+
+def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records) -> None:
+    """The worker exports what lies within what luck explains; the driver, which knows each pair,
+    leaves what lies within one paired standard error, and of an ended trial the later of equals."""
+    for pairs, accuracy in ((64, 0.70), (128, 0.695), (192, 0.705), (256, 0.69)):
+        exports.offer_export(records.folder, "a", {}, report(accuracy, pairs), ACCURACY, 1,
+                             Path.mkdir, None, 200)  # fmt: skip
+        if pairs == 64:
+            records.add("a", {})
+        records.report("a", report(accuracy, pairs), 1.0, 0, 1.0, held_out(accuracy))
+        exports.prune_own_exports(records, "a")
+    there = records.folder / "best" / "a"
+    assert sorted(int(path.name) for path in there.iterdir()) == [64, 192]
+    assert records.trials["a"].metrics["pairs_seen"] == 192
+    records.end("a", "failed", "loss is nan")
+    exports.prune_exports(records, 1)
+    assert [path.name for path in there.iterdir()] == ["192"]
 
 
 def test_what_a_trial_adds_while_the_driver_prunes_survives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = records.folder
     for trial, accuracy in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
-        (tmp_path / "best" / trial / "64").mkdir(parents=True)
+        (run / "best" / trial / "64").mkdir(parents=True)
         stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
-        (tmp_path / "best" / trial / "64" / exports.STAMP).write_text(json.dumps(stamp))
-        write_checksums(tmp_path / "best" / trial / "64")
+        (run / "best" / trial / "64" / exports.STAMP).write_text(json.dumps(stamp))
+        write_checksums(run / "best" / trial / "64")
     remove = shutil.rmtree
 
     def add_then_remove(folder: Path, **options: bool) -> None:
         monkeypatch.setattr(shutil, "rmtree", remove)
         exports.offer_export(
-            tmp_path, "c", {}, report(0.95, pairs=128), ACCURACY, 2, lambda part: part.mkdir()
+            run, "c", {}, report(0.95, pairs=128), ACCURACY, 2, lambda part: part.mkdir()
         )
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", add_then_remove)
-    exports.prune_exports(tmp_path, ACCURACY, 2)
-    assert kept(tmp_path)[0] == "c"
+    exports.prune_exports(records, 2)
+    assert kept(records)[0] == "c"
 
 
-def test_a_tie_goes_to_the_lower_drift(tmp_path: Path) -> None:
-    offer(tmp_path, "a", accuracy=0.7, drift=2.0)
-    offer(tmp_path, "b", accuracy=0.7, drift=1.0)
-    assert kept(tmp_path) == ["b", "a"]
-    stamp = exports.promote_to_winner(tmp_path, ACCURACY)
+def test_a_tie_goes_to_the_later_report(records: Records) -> None:
+    offer(records, "a", 0.7, pairs=128)
+    offer(records, "b", 0.7, pairs=64)
+    assert kept(records) == ["a", "b"]
+    stamp = exports.promote_to_winner(records)
     assert stamp is not None
-    assert stamp["trial"] == "b"
-    assert (tmp_path / "winner" / exports.STAMP).exists()
+    assert stamp["trial"] == "a"
+    assert (records.folder / "winner" / exports.STAMP).exists()
 
 
-def test_a_finalists_exports_outlast_better_ones_of_others(tmp_path: Path) -> None:
-    def offer(trial: str, accuracy: float, confirms: str | None = None) -> None:
-        exports.offer_export(
-            tmp_path, trial, {}, report(accuracy), ACCURACY, 1, Path.mkdir, confirms
-        )
-        exports.prune_exports(tmp_path, ACCURACY, 1, ["a"])
+def test_a_report_beyond_a_bound_is_neither_exported_nor_wins(records: Records) -> None:
+    bounds = {"eval/drift": Bound(at_most=0.5)}
+    bounded = Records(records.folder, ACCURACY.model_copy(update={"bounds": bounds}))
+    bounded.begin_driver_session()
+    assert offer(records, "a", 0.7)
+    assert exports.promote_to_winner(bounded) is None
+    assert not offer(bounded, "b", 0.9)
 
-    offer("a", 0.7)
-    offer("lucky", 0.9)
-    offer("a-again", 0.6, "a")
-    assert kept(tmp_path) == ["lucky", "a"]
-    offer("a-third", 0.8, "a")
-    assert exports.export_of(tmp_path, ACCURACY, "a")  # with which the winner is compared
-    shutil.rmtree(tmp_path / "best" / "a")
-    shutil.rmtree(tmp_path / "best" / "a-third")
-    offer("a-fourth", 0.5, "a")
-    stamp = exports.promote_to_winner(tmp_path, ACCURACY, "a")
+
+def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> None:
+    def again(trial: str, accuracy: float, confirms: str | None = None) -> None:
+        offer(records, trial, accuracy, 64, confirms, 1, ("a",))
+
+    again("a", 0.7)
+    again("lucky", 0.9)
+    again("a-again", 0.6, "a")
+    assert kept(records) == ["lucky", "a"]
+    again("a-third", 0.8, "a")
+    assert exports.export_of(records, "a")  # with which the winner is compared
+    shutil.rmtree(records.folder / "best" / "a")
+    shutil.rmtree(records.folder / "best" / "a-third")
+    again("a-fourth", 0.5, "a")
+    stamp = exports.promote_to_winner(records, "a")
     assert stamp is not None
     assert stamp["trial"] == "a-fourth"
 
 
-def test_nothing_exported_crowns_nothing(tmp_path: Path) -> None:
-    assert exports.promote_to_winner(tmp_path, ACCURACY) is None
+def test_nothing_exported_crowns_nothing(records: Records) -> None:
+    assert exports.promote_to_winner(records) is None
 
 
 def saving(pairs: int) -> Callable[[Path], int]:
@@ -169,43 +221,43 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
 
 
 def test_a_damaged_export_is_not_crowned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    offer(tmp_path, "a", accuracy=0.7)
-    offer(tmp_path, "b", accuracy=0.9)
-    (tmp_path / "best" / "b" / "64" / "weights").write_text("more than was sealed")
-    stamp = exports.promote_to_winner(tmp_path, ACCURACY)
+    offer(records, "a", 0.7)
+    offer(records, "b", 0.9)
+    (records.folder / "best" / "b" / "64" / "weights").write_text("more than was sealed")
+    stamp = exports.promote_to_winner(records)
     assert stamp is not None
     assert stamp["trial"] == "a"
     assert "best/b/64 is damaged; the next best export is taken" in capsys.readouterr().out
 
 
-def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(tmp_path: Path) -> None:
-    offer(tmp_path, "a", accuracy=0.7, pairs=128)
-    exports.drop_later_exports(tmp_path, "a", 128)
-    assert kept(tmp_path) == ["a"]
-    exports.drop_later_exports(tmp_path, "a", 64)
-    assert kept(tmp_path) == []
+def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(records: Records) -> None:
+    offer(records, "a", 0.7, pairs=128)
+    exports.drop_later_exports(records.folder, "a", 128)
+    assert kept(records) == ["a"]
+    exports.drop_later_exports(records.folder, "a", 64)
+    assert kept(records) == []
 
 
-def test_what_is_removed_while_one_looks_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> None:
     """The driver removes exports while trials look for the best of all."""
-    looked = threading.Event()
+    run, looked = records.folder, threading.Event()
 
     def come_and_go() -> None:
         while not looked.is_set():
             for trial in range(20):
-                folder = tmp_path / "best" / f"x-{trial:03d}" / "64"
+                folder = run / "best" / f"x-{trial:03d}" / "64"
                 folder.mkdir(parents=True)
                 (folder / "trial.json").write_text("{}")
-            shutil.rmtree(tmp_path / "best")
+            shutil.rmtree(run / "best")
 
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(come_and_go)
         try:
             for _ in range(300):
-                assert exports.exports(tmp_path, ACCURACY) == []  # none has its seal
-                mirror.sizes(tmp_path)
+                assert exports.exports(records) == []  # none has its seal
+                mirror.sizes(run)
         finally:
             looked.set()
         going.result()

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from dpo_train.errors import InputError
+from tests.helpers.driver import held_out
 from tests.helpers.simulated_results import SEARCH, simulated
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
 from tune.publish import redact
 from tune.report.terminal import to_csv
+from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import Records, create_run, read_records
 from tune.run_folder.results import Deployment
 
@@ -30,22 +32,34 @@ def test_the_frame_has_the_rows_of_the_csv() -> None:
     assert frame["lora.r"].isna()[without]
 
 
-def test_held_out_values_are_those_of_the_best_report(tmp_path: Path) -> None:
+def test_what_each_pair_had_is_kept_for_every_report(tmp_path: Path) -> None:
     create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, Objective(metric="eval/accuracy", mode="max"))
+    objective = Objective.of("eval/accuracy")
+    records = Records(tmp_path, objective)
     records.begin_driver_session()
     records.add("a", {})
 
-    def held_out(pairs: int, accuracy: float) -> list[float]:
+    def reported(pairs: int, accuracy: float) -> dict[int, HeldOut]:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/drift": 1.0}
-        records.report("a", report, 1.0, 0, 0.0, [accuracy])
-        return records.trials["a"].held_out
+        records.report("a", report, 1.0, 0, 0.0, held_out(accuracy))
+        return Records(tmp_path, objective).held_out.of("a")
 
-    assert held_out(64, 0.6) == [0.6]
-    assert held_out(128, 0.9) == [0.9]
-    assert held_out(192, 0.8) == [0.9]
-    # Trained again from the first, the second is no longer the best, and its values are gone.
-    assert held_out(128, 0.5) == []
+    for pairs, accuracy in ((64, 0.6), (128, 0.9), (192, 0.8)):
+        kept = reported(pairs, accuracy)
+    assert list(kept) == [64, 128, 192]
+    for pairs, accuracy in ((64, 0.6), (128, 0.9), (192, 0.8)):
+        values = kept[pairs].values("eval/accuracy")
+        assert values is not None
+        assert values.mean() == pytest.approx(accuracy)
+        assert kept[pairs].margins("eval/ranking").max() == pytest.approx(0.1)
+    # Trained again from the first, it loses what came after.
+    assert list(reported(128, 0.5)) == [64, 128]
+    (tmp_path / "trials" / "a.npz").write_bytes(b"PK damaged")
+    damaged = Records(tmp_path, objective)
+    assert damaged.held_out.of("a") == {}
+    best = damaged.best()
+    assert best is not None
+    assert best.metrics["pairs_seen"] == 64
 
 
 def test_what_is_published_says_nothing_of_where_it_was_served() -> None:

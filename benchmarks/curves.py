@@ -1,0 +1,55 @@
+"""Recorded DPO trainings: what each held-out pair had at each report. `record_curves.py` made them.
+
+sample   the embedded model on its own data: 6 rates x 2 betas x 4 seeds
+losses   the same model: sigmoid, ipo and hinge, betas from 0.02 to 1, rates from 2e-4 to 1e-2
+real     SmolLM2-135M-Instruct with a LoRA on TruthfulQA pairs: 6 rates x 2 betas x 2 seeds
+easy     the embedded model on pairs that any training tells apart: 6 rates x 2 betas x 2 seeds
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER = Path(__file__).with_name("curves")
+SETS = ("sample", "losses", "real", "easy")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """T trainings with R reports each, of P held-out pairs."""
+
+    name: str
+    margin: NDArray[np.float64]
+    """Shape (T, R, P), in nats."""
+    drift: NDArray[np.float64]
+    """Shape (T, R), in nats a token; of `sample`, which has none, the mean of |margin|."""
+    ranking: NDArray[np.float64] | None
+    """Shape (T, R, P): 1 where the chosen completion is likelier per token; `sample` has none."""
+    pairs_seen: NDArray[np.int64]
+    """Shape (R,)."""
+    rates: NDArray[np.float64]
+    """Shape (T,)."""
+    betas: NDArray[np.float64]
+
+    @property
+    def nll(self) -> NDArray[np.float64]:
+        return np.logaddexp(0.0, -0.1 * self.margin)
+
+    @property
+    def right(self) -> NDArray[np.float64]:
+        return (self.margin > 0) + 0.5 * (self.margin == 0)
+
+
+def load(name: str) -> Curves:
+    with np.load(FOLDER / f"{name}.npz") as there:
+        return Curves(
+            name,
+            there["margin"].astype(float),
+            there["drift"].astype(float),
+            there["ranking"].astype(float) if "ranking" in there else None,
+            there["pairs_seen"],
+            there["rates"],
+            there["betas"],
+        )

@@ -1,0 +1,356 @@
+"""How good the winner of a search is by each rule that might choose it, on four sets of recorded
+trainings; how true the number is that is printed of it; and how well intervals of shares cover.
+
+    python benchmarks/winner_rules.py gains       each rule against today's predecessor
+    python benchmarks/winner_rules.py luck        the expectation and its interval
+    python benchmarks/winner_rules.py saturated   the winner where every trial has all pairs right
+    python benchmarks/winner_rules.py intervals   coverage of the intervals of shares
+
+A search draws trainings by random or TPE under ASHA, on a part of the held-out pairs; the other
+pairs say how good its winner truly is. `±` over splits says nothing of other trainings, so a
+jackknife leaves out a tenth of the trainings at a time.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+from curves import SETS, Curves, load  # noqa: E402
+
+from dpo_train.scoring.intervals import jeffreys, share_interval  # noqa: E402
+from tune.run_folder import luck  # noqa: E402
+from tune.run_folder.winner_rule import Candidates, best_first, soft_shares  # noqa: E402
+
+WORKERS = 4
+REDUCTION = 3
+GROUPS = 10
+BASE = "largest, ties to the lower drift"
+RULES = (
+    BASE,
+    "largest, ties to the later",
+    "lowest nll",
+    "largest soft share",
+    "the rule",
+    "the rule, last reports alone",
+    "the best that there is",
+)
+
+# --- searches over recorded trainings ---------------------------------------------------------
+
+
+class Split:
+    """Some held-out pairs that a search sees, and what the others say."""
+
+    def __init__(self, curves: Curves, seen: Any, hidden: Any) -> None:
+        self.margins = curves.margin[:, :, seen]
+        self.right = curves.right[:, :, seen].mean(axis=-1)
+        self.nll = curves.nll[:, :, seen].mean(axis=-1)
+        self.drift = curves.drift
+        self.truth = curves.right[:, :, hidden].mean(axis=-1)
+        self.pairs_seen = curves.pairs_seen.astype(float)
+        has = curves.ranking is not None
+        self.true_ranking = curves.ranking[:, :, hidden].mean(axis=-1) if has else None
+        # What the rule takes for margins per token: their sign is all that it asks of them.
+        self.others = curves.ranking[:, :, seen] - 0.5 if has else None
+
+
+def halves(curves: Curves, seed: int) -> Split:
+    order = np.random.default_rng(seed).permutation(curves.margin.shape[-1])
+    size = 120 if len(order) >= 240 else len(order) // 2
+    return Split(curves, order[:size], order[size:])
+
+
+def search(
+    curves: Curves, split: Split, sampler: str, seed: int, trials: int, runs: Any
+) -> list[tuple[int, int]]:
+    """The trainings that a search of so many trials drew, with the number of reports of each. None
+    is drawn twice. Empty where there are fewer."""
+    if trials > len(runs):
+        return []
+    draw = np.random.default_rng(seed)
+    left = list(draw.permutation(runs))
+    study: Any = None
+    if sampler == "tpe":
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        chooser = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+        study = optuna.create_study(direction="maximize", sampler=chooser)
+    place = np.stack([np.log(curves.rates), np.log(curves.betas)], axis=1)
+    place = (place - place.min(axis=0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
+    rungs: dict[int, list[float]] = {0: [], 2: []}
+    running: list[list[Any]] = []
+    begun: list[list[Any]] = []
+
+    def start() -> None:
+        asked = study.ask() if study else None
+        at = 0
+        if asked is not None:
+            point = np.array([asked.suggest_float(axis, 0, 1) for axis in ("rate", "beta")])
+            at = int(np.argmin(((place[left] - point) ** 2).sum(axis=1)))
+        begun.append([left.pop(at), 0, asked])
+        running.append(begun[-1])
+
+    def end(trial: list[Any], is_whole: bool) -> None:
+        import optuna
+
+        running.remove(trial)
+        if trial[2] is not None and is_whole:
+            study.tell(trial[2], split.right[trial[0]].max())
+        elif trial[2] is not None:
+            study.tell(trial[2], state=optuna.trial.TrialState.PRUNED)
+
+    while len(begun) < trials or running:
+        while len(running) < WORKERS and len(begun) < trials:
+            start()
+        for trial in list(running):
+            run, report, asked = trial
+            trial[1] += 1
+            if asked is not None:
+                asked.report(split.right[run, report], int(split.pairs_seen[report]))
+            if trial[1] == len(split.pairs_seen):
+                end(trial, True)
+            elif report in rungs:
+                rungs[report].append(-split.nll[run, report])
+                if rungs[report][-1] < np.percentile(rungs[report], 100 * (1 - 1 / REDUCTION)):
+                    end(trial, False)
+    return [(run, reports) for run, reports, _ in begun]
+
+
+def crown(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[int, int]:
+    """Which report of which training wins."""
+    rows = [(run, report) for run, reports in trials for report in range(reports)]
+    at = tuple(np.array(rows).T)
+    right, later = split.right[at], split.pairs_seen[at[1]]
+    if rule == BASE:
+        return rows[int(np.lexsort((split.drift[at], -right))[0])]
+    if rule == "largest, ties to the later":
+        return rows[int(np.lexsort((-later, -right))[0])]
+    if rule == "lowest nll":
+        return rows[int(np.argmin(split.nll[at]))]
+    if rule == "largest soft share":
+        return rows[int(np.argmax(soft_shares(split.margins[at])))]
+    if rule == "the best that there is":
+        return rows[int(np.argmax(split.truth[at]))]
+    last = {run: (run, reports - 1) for run, reports in trials}
+    if rule == "the rule":
+        last = {
+            run: best(split, [(run, report) for report in range(reports)])
+            for run, reports in trials
+        }
+    return best(split, list(last.values()))
+
+
+def best(split: Split, rows: list[tuple[int, int]]) -> tuple[int, int]:
+    at = tuple(np.array(rows).T)
+    clusters = np.arange(split.margins.shape[-1])
+    others = split.others[at] if split.others is not None else None
+    candidates = Candidates.of_margins(
+        split.right[at], split.pairs_seen[at[1]], split.margins[at], clusters, others
+    )
+    return rows[int(best_first(candidates)[0])]
+
+
+# --- gains ------------------------------------------------------------------------------------
+
+
+@lru_cache
+def curves_of(name: str) -> Curves:
+    return load(name)
+
+
+def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
+    """By budget and rule the true accuracy and ranking of the winner of one search."""
+    name, sampler, seed, budgets, without = job
+    curves = curves_of(name)
+    group = np.random.default_rng(0).permutation(len(curves.margin)) % GROUPS
+    runs = np.flatnonzero(group != without)
+    split = halves(curves, seed)
+    told = {}
+    for budget in budgets:
+        trials = search(curves, split, sampler, seed, budget, runs)
+        for rule in RULES if trials else ():
+            run, report = crown(split, trials, rule)
+            ranking = split.true_ranking[run, report] if split.true_ranking is not None else np.nan
+            told[budget, rule] = (100 * split.truth[run, report], 100 * ranking)
+    return told
+
+
+def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
+    for name in sets:
+        for sampler in samplers:
+            jobs = [
+                (name, sampler, seed, tuple(budgets), without)
+                for without in range(-1, GROUPS)
+                for seed in range(seeds)
+            ]
+            told = list(pool.map(gains_of, jobs, chunksize=10))
+            print(f"\n{name}, {sampler} with ASHA: gain in points against {BASE!r}; ± over "
+                  f"{seeds} splits, ± over trainings; ranking")  # fmt: skip
+            for budget in budgets:
+                if any((budget, BASE) not in one for one in told):
+                    continue
+                for rule in RULES[1:]:
+                    gain = np.array([np.subtract(one[budget, rule], one[budget, BASE])
+                                     for one in told]).reshape(GROUPS + 1, seeds, 2)  # fmt: skip
+                    means = gain.mean(axis=1)
+                    spread = means[1:, 0] - means[1:, 0].mean()
+                    jackknife = 1.96 * np.sqrt((GROUPS - 1) / GROUPS * (spread**2).sum())
+                    over = 1.96 * gain[0, :, 0].std(ddof=1) / np.sqrt(seeds)
+                    ranking = "" if np.isnan(means[0, 1]) else f"   {means[0, 1]:+.2f}"
+                    print(f"{budget:3} {rule:30} {means[0, 0]:+.2f} ±{over:.2f} ±{jackknife:.2f}"
+                          f"{ranking}", flush=True)  # fmt: skip
+
+
+# --- the expectation --------------------------------------------------------------------------
+
+
+def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, float, float, bool]]:
+    """By budget: errors of the largest, of the winner's and of the expected value, and whether the
+    interval covers. The pairs that a search sees are drawn with replacement from all, whose mean is
+    the truth."""
+    name, seed, budgets = job
+    curves = curves_of(name)
+    draw, pairs = np.random.default_rng(1000 + seed), curves.margin.shape[-1]
+    split = Split(curves, draw.integers(pairs, size=120), np.arange(pairs))
+    told = []
+    for budget in budgets:
+        trials = search(curves, split, "random", seed, budget, np.arange(len(curves.margin)))
+        if not trials:
+            continue
+        rows = np.array([(run, report) for run, reports in trials for report in range(reports)])
+        at = tuple(rows.T)
+        reports = luck.Reports(
+            values=curves_right(split.margins[at]),
+            margins=split.margins[at],
+            others=split.others[at] if split.others is not None else None,
+            trials=np.unique(rows[:, 0], return_inverse=True)[1],
+            pairs_seen=split.pairs_seen[at[1]],
+            clusters=np.arange(120),
+        )
+        seen = luck.expected(reports)
+        truth = split.truth[crown(split, trials, "the rule")]
+        low, high = seen.interval
+        told.append((budget, seen.largest - truth, seen.chosen - truth, seen.expected - truth,
+                     bool(low <= truth <= high)))  # fmt: skip
+    return told
+
+
+def curves_right(margins: Any) -> Any:
+    return (margins > 0) + 0.5 * (margins == 0)
+
+
+def luck_table(sets: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
+    print(f"errors in points, mean over {seeds} searches (random with ASHA, 120 pairs)")
+    for name in sets:
+        jobs = [(name, seed, tuple(budgets)) for seed in range(seeds)]
+        told = [row for rows in pool.map(luck_of, jobs, chunksize=10) for row in rows]
+        for budget in budgets:
+            rows = np.array([row[1:] for row in told if row[0] == budget], dtype=float)
+            if len(rows):
+                largest, chosen, expected, covers = 100 * rows.mean(axis=0)
+                print(f"{name:8} {budget:3}  largest {largest:+.2f}  winner's {chosen:+.2f}  "
+                      f"expected {expected:+.2f}  the interval covers {covers:.1f} %",
+                      flush=True)  # fmt: skip
+
+
+# --- a saturated metric -----------------------------------------------------------------------
+
+
+def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
+    """Of one search: the winner's true ranking by each rule, less the median finished trial's."""
+    sampler, seed, budget = job
+    curves = curves_of("easy")
+    split = halves(curves, seed)
+    assert split.true_ranking is not None
+    runs = np.arange(len(curves.margin))
+    trials = search(curves, split, sampler, seed, budget, runs)
+    whole = [run for run, reports in trials if reports == len(split.pairs_seen)]
+    median = float(np.median([split.true_ranking[crown(split, [(run, len(split.pairs_seen))],
+                                                       "the rule")] for run in whole]))  # fmt: skip
+    return tuple(100 * (split.true_ranking[crown(split, trials, rule)] - median) for rule in RULES)
+
+
+def saturated(seeds: int, pool: Any) -> None:
+    for sampler in ("random", "tpe"):
+        jobs = [(sampler, seed, 12) for seed in range(seeds)]
+        told = np.array(list(pool.map(saturated_of, jobs, chunksize=5)))
+        print(
+            f"\neasy, {sampler} with ASHA, 12 trials: the winner's true ranking less the median "
+            f"finished trial's, and the share of {seeds} searches in which it is -1 or more"
+        )
+        for rule, values in zip(RULES, told.T, strict=True):
+            print(f"{rule:34} {values.mean():+.2f}  {(values >= -1).mean():.0%}", flush=True)
+
+
+# --- intervals of shares ----------------------------------------------------------------------
+
+SHARES, PROMPTS = (0.5, 0.8, 0.95, 0.98), (20, 40, 160)
+
+
+def intervals(draws: int) -> None:
+    from scipy.stats import binom
+
+    exact = {}
+    for count in PROMPTS:
+        ends = np.array([jeffreys(right / count, count) for right in range(count + 1)])
+        for share in SHARES:
+            covers = (ends[:, 0] - 1e-12 <= share) & (share <= ends[:, 1] + 1e-12)
+            exact[count, share] = binom.pmf(np.arange(count + 1), count, share)[covers].sum()
+    _print_coverage("one row a prompt, exact", exact)
+    draw = np.random.default_rng(0)
+    for alike in (0.3, 0.7):
+        found = {}
+        for count in PROMPTS:
+            for share in SHARES:
+                of_beta = [part * (1 - alike) / alike for part in (share, 1 - share)]
+                hits = 0
+                for _ in range(draws):
+                    of_prompt = draw.beta(*of_beta, count)
+                    rows = (draw.random((count, 3)) < of_prompt[:, None]).astype(float).reshape(-1)
+                    low, high = share_interval(rows, np.repeat(np.arange(count), 3))
+                    hits += low - 1e-12 <= share <= high + 1e-12
+                found[count, share] = hits / draws
+        _print_coverage(f"three rows a prompt, correlated by {alike}, {draws} draws", found)
+
+
+def _print_coverage(title: str, found: dict[tuple[int, float], float]) -> None:
+    values = list(found.values())
+    print(f"{title}: mean {np.mean(values):.1%}, least {min(values):.1%}")
+    for count in PROMPTS:
+        print(f"  {count:3} prompts: " + "  ".join(f"{s:g} {found[count, s]:.1%}" for s in SHARES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["gains", "luck", "saturated", "intervals"])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--samplers", nargs="+", choices=["random", "tpe"], default=["random"])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[6, 12, 24, 48])
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    if options.what == "intervals":
+        intervals(10 * options.seeds)
+        return
+    with ProcessPoolExecutor(options.processes) as pool:
+        if options.what == "gains":
+            gains(options.sets, options.samplers, options.budgets, options.seeds, pool)
+        elif options.what == "luck":
+            luck_table(options.sets, options.budgets, options.seeds, pool)
+        else:
+            saturated(options.seeds, pool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The rule by which a best is chosen, and what is said of its luck."""
+
+import numpy as np
+import pytest
+
+from tune.run_folder import luck
+from tune.run_folder.winner_rule import Candidates, best_first, is_near, soft_shares
+
+PAIRS = 200
+
+
+def margins(right: int, of_right: float = 1.0, of_wrong: float = -1.0) -> np.ndarray:
+    return np.where(np.arange(PAIRS) < right, of_right, of_wrong)
+
+
+def candidates(*rows: np.ndarray, pairs_seen: list[float] | None = None) -> Candidates:
+    stacked = np.stack(rows)
+    later = np.array(pairs_seen or [64.0] * len(rows))
+    return Candidates.of_margins(
+        (stacked > 0).mean(axis=1), later, stacked, np.arange(stacked.shape[1])
+    )
+
+
+def test_the_softest_of_those_that_luck_explains_is_the_best() -> None:
+    # One pair behind, and its wrong pairs are nearly right; the third is far behind.
+    three = candidates(margins(180), margins(179, 5.0), margins(150, 9.0))
+    assert is_near(three).tolist() == [True, True, False]
+    assert best_first(three).tolist() == [1, 0, 2]
+    # What is not near is ordered by its value, however soft.
+    far = candidates(margins(180), margins(150, 9.0), margins(160))
+    assert best_first(far).tolist() == [0, 2, 1]
+
+
+def test_the_step_is_rounded_off_by_the_reports_own_scale() -> None:
+    values = soft_shares(np.stack([margins(180), 40 * margins(180), margins(180, 5.0)]))
+    assert values[0] == pytest.approx(values[1])
+    # 180 pairs at Φ(2), 20 at Φ(-2), by hand.
+    assert values[0] == pytest.approx(0.9 * 0.97725 + 0.1 * 0.02275, abs=1e-4)
+    assert values[2] > values[0]
+    assert soft_shares(np.zeros((1, PAIRS))).tolist() == [0.5]
+
+
+def test_equals_go_to_the_later_report() -> None:
+    same = candidates(margins(180), margins(180), pairs_seen=[64, 128])
+    assert best_first(same).tolist() == [1, 0]
+    plain = Candidates(np.array([0.5, 0.7, 0.7]), np.array([9.0, 1.0, 2.0]))
+    assert best_first(plain).tolist() == [2, 1, 0]
+
+
+def test_pairs_of_one_prompt_count_as_one() -> None:
+    """Ten rows a prompt: one prompt that differs is ten pairs that do."""
+    rows = np.stack([margins(180), margins(170)])
+    values, later = (rows > 0).mean(axis=1), np.zeros(2)
+    alone = Candidates.of_margins(values, later, rows, np.arange(PAIRS))
+    together = Candidates.of_margins(values, later, rows, np.arange(PAIRS) // 10)
+    assert is_near(alone).tolist() == [True, False]
+    assert is_near(together).tolist() == [True, True]
+
+
+def test_where_all_pairs_are_right_the_other_share_tells_them_apart() -> None:
+    """The least trained has the most even margins, and so the largest soft share."""
+    untrained = margins(PAIRS, 0.1)
+    trained = np.linspace(1.0, 30.0, PAIRS)
+    values, later = np.array([1.0, 1.0]), np.array([64.0, 64.0])
+    rows, numbers = np.stack([untrained, trained]), np.arange(PAIRS)
+    assert best_first(Candidates.of_margins(values, later, rows, numbers)).tolist() == [0, 1]
+    others = np.stack([margins(116), margins(PAIRS)])
+    both = Candidates.of_margins(values, later, rows, numbers, others)
+    assert best_first(both).tolist() == [1, 0]
+
+
+def test_nothing_that_may_not_win_comes_first() -> None:
+    rows = np.stack([margins(180), margins(150)])
+    allowed = Candidates.of_margins(np.array([-np.inf, 0.75]), np.zeros(2), rows, np.arange(PAIRS))
+    assert best_first(allowed)[0] == 1
+
+
+def test_the_expectation_of_the_best_of_equals_lies_below_the_largest_number() -> None:
+    """Forty trials that are all right in 80 of 100: the best of them seems better."""
+    draw = np.random.default_rng(0)
+    errors, covered = [], 0
+    for _ in range(40):
+        rows = draw.normal(0.8416, 1.0, (40, 150))
+        found = luck.expected(
+            luck.Reports((rows > 0).astype(float), rows, None, np.arange(40), np.full(40, 64.0),
+                         np.arange(150)))  # fmt: skip
+        assert found.largest > 0.82
+        errors.append(found.expected - 0.8)
+        covered += found.interval[0] <= 0.8 <= found.interval[1]
+    assert abs(np.mean(errors)) < 0.03
+    assert covered >= 36

@@ -1,0 +1,132 @@
+"""What each held-out pair had at each report of a trial: `trials/<id>.npz`, beside its record.
+
+By it trials are compared pair by pair, and the luck of the best is estimated.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpo_train.scoring import metrics
+from dpo_train.scoring.intervals import cluster_numbers
+from dpo_train.storage import mirror
+from dpo_train.storage.files import write_atomically
+
+_COLUMNS = {"chosen": "eval/chosen_shift", "rejected": "eval/rejected_shift",
+            "token_margin": "eval/token_margin"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One report: float32 arrays of shape (N,), in the order of the held-out pairs."""
+
+    chosen: NDArray[np.float32]
+    """Δ of the chosen completion, in nats."""
+    rejected: NDArray[np.float32]
+    """Δ of the rejected one."""
+    token_margin: NDArray[np.float32]
+    """Mean log-prob per token of the chosen completion less that of the rejected one."""
+
+    @classmethod
+    def of(cls, held_out: Mapping[str, Sequence[float]]) -> HeldOut | None:
+        """What a session measured; None if it measured no pairs."""
+        if not set(_COLUMNS.values()) <= held_out.keys():
+            return None
+        return cls(**{
+            name: np.asarray(held_out[column], np.float32) for name, column in _COLUMNS.items()
+        })  # fmt: skip
+
+    def to_text(self) -> str:
+        """As it travels from a worker to the driver."""
+        return base64.b64encode(np.stack(self._arrays()).tobytes()).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> HeldOut | None:
+        """None of the empty text."""
+        if not text:
+            return None
+        return cls(*np.frombuffer(base64.b64decode(text), np.float32).reshape(len(_COLUMNS), -1))
+
+    def values(self, metric: str) -> metrics.Floats | None:
+        """Of a metric for each pair, of shape (N,); None for one that these don't give."""
+        margin = self.margins(metric)
+        if metric in metrics.SHARES:
+            return metrics.share_right(margin)
+        return {"eval/margin": margin, "eval/nll": metrics.nll(margin)}.get(metric)
+
+    def margins(self, metric: str) -> metrics.Floats:
+        """What the metric is made of, of shape (N,): per token for ranking, else in nats."""
+        if metric == "eval/ranking":
+            return self.token_margin.astype(np.float64)
+        return self.chosen.astype(np.float64) - self.rejected.astype(np.float64)
+
+    def _arrays(self) -> list[NDArray[np.float32]]:
+        return [self.chosen, self.rejected, self.token_margin]
+
+
+class HeldOutFiles:
+    """Those of a run folder, kept in memory once they were read or written."""
+
+    def __init__(self, run: Path, prepared: Path) -> None:
+        self._trials, self._prepared = run / "trials", prepared
+        self._there: dict[str, dict[int, HeldOut]] = {}
+        self._clusters: NDArray[np.intp] = np.arange(0)
+
+    def of(self, trial_id: str) -> dict[int, HeldOut]:
+        """By pairs_seen; empty where there is no file, or no whole one."""
+        if trial_id not in self._there:
+            self._there[trial_id] = _read(self._path(trial_id))
+        return self._there[trial_id]
+
+    def keep(self, trial_id: str, earlier: Set[int], pairs_seen: int, new: HeldOut | None) -> None:
+        """Adds a report to those at the earlier pairs_seen; what else was there is dropped."""
+        kept = {pairs: each for pairs, each in self.of(trial_id).items() if pairs in earlier}
+        if new is not None:
+            kept[pairs_seen] = new
+        self._there[trial_id] = kept
+        if kept:
+            write_atomically(self._path(trial_id), _content(kept))
+
+    def clusters(self, pairs: int) -> NDArray[np.intp]:
+        """Of each held-out pair the number of its prompt. Where this machine does not have the
+        prepared data (a simulated search has none) each pair is its own."""
+        if len(self._clusters) != pairs:
+            self._clusters = np.arange(pairs)
+            if mirror.fetch_once(self._prepared / "eval.arrow").is_file():
+                from dpo_train.reference import prompt_keys  # slow to import
+
+                numbers = cluster_numbers(prompt_keys(self._prepared, "eval"))
+                self._clusters = numbers if len(numbers) == pairs else self._clusters
+        return self._clusters
+
+    def _path(self, trial_id: str) -> Path:
+        return self._trials / f"{trial_id}.npz"
+
+
+def _read(file: Path) -> dict[int, HeldOut]:
+    try:
+        with np.load(file, allow_pickle=False) as there:
+            pairs_seen = there["pairs_seen"].tolist()
+            columns = [there[name] for name in _COLUMNS]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return {}
+    return {
+        pairs: HeldOut(*(column[row] for column in columns)) for row, pairs in enumerate(pairs_seen)
+    }
+
+
+def _content(kept: Mapping[int, HeldOut]) -> bytes:
+    columns = {
+        name: np.stack([getattr(held_out, name) for held_out in kept.values()]) for name in _COLUMNS
+    }
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, pairs_seen=np.array(list(kept)), **columns)
+    return content.getvalue()
