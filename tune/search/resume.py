@@ -11,7 +11,7 @@ from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.places import RUNS
 from tune.config.schema import SearchConfig
-from tune.run_folder import confirmation, trial_state
+from tune.run_folder import confirmation, exports, trial_state
 from tune.run_folder.driver_lease import BEAT
 from tune.run_folder.folder import open_run
 from tune.run_folder.inbox import Inbox
@@ -125,16 +125,28 @@ def adopt(folder: Path, config: SearchConfig) -> None:
     """Takes over from the configuration what may differ from driver session to driver session.
 
     Raises InputError, before anything is changed, where the winner would have to be chosen anew
-    among trials that this version can't train.
+    among trials that this version can't train, or of which no weights keep the new bounds.
     """
     existing, records = open_run(folder)
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
     if any(getattr(existing, name) != changes[name] for name in _CHOOSES):
         refuse_warm_clones(records)
+    if existing.constraints != config.constraints and records.proposed >= config.total_trials:
+        _refuse_bounds_without_weights(records, config)
     if _evaluate(existing) != _evaluate(config):
         confirmation.forget_evaluations(folder)
     if any(getattr(existing, name) != value for name, value in changes.items()):
         write_yaml(folder, existing.model_copy(update=changes))
+
+
+def _refuse_bounds_without_weights(records: Records, config: SearchConfig) -> None:
+    goal, found = config.goal, exports.exports(records)
+    if found and not any(goal.allows(stamp["report"]) for _, stamp in found):
+        raise InputError(
+            f"constraints: of this search no weights with {goal.bounds_told} are left, for it kept "
+            f"those of the best {len(found)} trials; search again with another name and "
+            f"`points: {{from: {mirror.shown(records.folder)}, best: 5}}`"
+        )
 
 
 def _evaluate(config: SearchConfig) -> str | None:

@@ -1,0 +1,104 @@
+"""Bounds that a winner must keep: what Optuna is told, what wins, what a finished search takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_train.config_base import parse
+from dpo_train.errors import InputError
+from tests.helpers.driver import Driver, finish
+from tune.config.load import load_search
+from tune.config.objective import Bound
+from tune.config.schema import SearchConfig
+from tune.run_folder.results import assemble
+from tune.run_folder.yaml_file import write_yaml
+from tune.search.resume import adopt
+
+BOUND = {"eval/drift": {"at_most": 0.5}}
+
+
+def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=3, constraints=BOUND)
+    far, near, early = driver.start(), driver.start(), driver.start()
+    driver.report(early, 64, 0.7, 0.1, 0.3)  # within, and later no more
+    finish(driver, far, 0.95, drift=2.0)
+    finish(driver, near, 0.80, drift=0.4)
+    finish(driver, early, 0.90, drift=0.9)
+    told = {trial.user_attrs["trial"]: trial.constraints for trial in driver.study.trials}
+    assert told[far.config["trial"]]["eval/drift"] == pytest.approx(1.5)
+    assert told[near.config["trial"]]["eval/drift"] == pytest.approx(-0.1)
+    assert driver.records.trials[early.config["trial"]].metrics["pairs_seen"] == 64
+    driver.start()
+    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.stamp["trial"] == near.config["trial"]
+    results = assemble(driver.config, driver.records, driver.final_tasks.stamp, {}, "all 3 trials")
+    assert results.ranking[0] == near.config["trial"]
+    assert results.objective.bounds == {"eval/drift": Bound(at_most=0.5)}
+    # A study that is made anew from the records knows the same.
+    again = Driver(tmp_path, trials=3, constraints=BOUND)
+    assert {t.user_attrs["trial"]: t.constraints for t in again.study.trials} == told
+
+
+def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=1)
+    finish(driver, driver.start(), 0.9, drift=2.0)
+    write_yaml(tmp_path, driver.config)
+    before = (tmp_path / "search.yaml").read_text()
+    asked = driver.config.model_copy(update={"constraints": {"eval/drift": Bound(at_most=0.5)}})
+    with pytest.raises(InputError, match=r"no weights with eval/drift at most 0.5 are left"):
+        adopt(tmp_path, asked)
+    assert (tmp_path / "search.yaml").read_text() == before
+    adopt(tmp_path, asked.model_copy(update={"constraints": {"eval/drift": Bound(at_most=3)}}))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({"eval/drift": {}}, "a bound has an end"),
+        ({"eval/drift": {"at_most": 1, "at_least": 2}}, "so nothing may win"),
+        ({"eval/drift": {"at_mst": 1}}, "at_mst"),
+        ({"drift": {"at_most": 1}}, "constraints.drift"),
+    ],
+)
+def test_a_bound_that_is_none_is_refused(bounds: dict[str, Any], said: str) -> None:
+    content = {"name": "x", "trainer": "simulated", "trials": 2, "constraints": bounds}
+    with pytest.raises(InputError, match=said):
+        parse(SearchConfig, content, {}, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("select: one_standard_error", "select: one_standard_error was removed"),
+        ("confirm: {evaluate: 'a:b', decide_by: wins}", "confirm.decide_by: wins was removed"),
+        ("select: best", ""),
+        ("confirm: {decide_by: null}", ""),
+    ],
+)
+def test_what_was_removed_is_refused_unless_it_asks_for_nothing(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"trainer: simulated\ntrials: 1\n{line}\n")
+    if not said:
+        assert load_search(path).trials == 1
+        return
+    with pytest.raises(InputError, match=said):
+        load_search(path)
+
+
+def test_trials_are_evaluated_at_the_rungs_unless_more_is_asked_for() -> None:
+    def due(**content: Any) -> list[int]:
+        basics = {"name": "x", "trainer": "simulated", "trials": 1}
+        trial = parse(SearchConfig, {**basics, **content}, {}, "x").base_trial()
+        found = [trial.next_evaluation(0)]
+        while len(found) < 3:
+            found.append(trial.next_evaluation(found[-1]))
+        return found
+
+    assert due() == [64, 192, 576]
+    assert due(stopping={"name": "none"}) == [64, 192, 576]
+    assert due(stopping={"grace_pairs": 128, "reduction": 4}) == [128, 512, 2048]
+    assert due(eval_every_pairs=100, stopping={"grace_pairs": 100}) == [100, 200, 300]
+    assert due(eval_at_pairs=[10, 40, 50]) == [10, 40, 50]
