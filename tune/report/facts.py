@@ -69,6 +69,8 @@ def trial_yaml(results: Results) -> str:
               if name in results.search}  # fmt: skip
     config = override(TrainConfig.model_validate(fields), results.winner.config)
     unused = set() if config.trainer == "simulated" else {"simulated"}
+    if not config.eval_at_pairs:
+        unused.add("eval_at_pairs")
     stream = io.StringIO()
     yaml = YAML(typ="rt", pure=True)
     yaml.default_flow_style = None

@@ -111,10 +111,10 @@ class EngineActor:
             session.close()
 
     def evaluate_on_test(self, _: str, *asked: Any) -> Any:
-        from dpo_train.evaluation import test_split  # imports torch, slowly
+        with self._opening, self._failures_noted():  # the engine may be opening ahead just now
+            from dpo_train.evaluation import test_split  # imports torch, slowly
 
-        _one_thread()
-        with self._failures_noted():
+            _one_thread()
             return test_split.evaluate_on_test(*asked)
 
 
