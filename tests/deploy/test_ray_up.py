@@ -71,7 +71,8 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
         with _tunnel(tmp_path) as url:
             folder = working_folder(tmp_path / "mine")
             (folder / "sim.yaml").write_text(
-                "trainer: simulated\ntrials: 12\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
+                "trainer: simulated\neval_every_pairs: 64\ntrials: 12\n"
+                "space: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
                 "simulated: {seconds_per_report: 3}\nresources: {cpus: 1, at_once: 6}\n"
                 "wandb: {mode: disabled}\n"
             )

@@ -21,8 +21,8 @@ from tune.run_folder.results import load_results
 pytestmark = pytest.mark.slow
 
 SIMULATED = (
-    "trainer=simulated", "stopping.name=none", "save_every_minutes=0", "wandb.mode=disabled",
-    "resources.gpus=1", "trials=12",
+    "trainer=simulated", "eval_every_pairs=128", "stopping.name=none", "save_every_minutes=0",
+    "wandb.mode=disabled", "resources.gpus=1", "trials=12",
 )  # fmt: skip
 SECONDS = 3.0
 """Of one report: so slow that the slowest machine sees the search half done."""
@@ -107,7 +107,8 @@ def test_a_job_is_followed_runs_what_it_brought_and_has_the_variables_it_was_giv
     cluster.start_node(2, gpus=1)
     folder = working_folder(tmp_path / "mine")
     (folder / "halves.yaml").write_text(
-        "trainer: simulated\ntrials: 12\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
+        "trainer: simulated\neval_every_pairs: 64\ntrials: 12\n"
+        "space: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
         "simulated: {seconds_per_report: 0.2}\nresources: {cpus: 0.5, gpus: 0.5}\n"
         "wandb: {mode: disabled}\n"
     )

@@ -20,6 +20,7 @@ from tune.search.resume import adopt, is_finished
 YAML = """
 name: sim
 trainer: simulated
+eval_every_pairs: 64
 trials: 3
 simulated: {seconds_per_report: 1.5, noise: 0}
 space:

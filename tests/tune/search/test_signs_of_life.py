@@ -16,6 +16,7 @@ from tune.search.signs_of_life import SignsOfLife
 LONG = """
 name: sim
 trainer: simulated
+eval_every_pairs: 64
 trials: 2
 simulated: {seconds_per_report: 600}
 space: {optim.learning_rate: {log_uniform: [1e-3, 1e-2]}}

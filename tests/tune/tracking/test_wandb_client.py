@@ -21,6 +21,7 @@ from tune.tracking.child_process import CLOSE_SECONDS, how_to_send
 YAML = """
 name: sim
 trainer: simulated
+eval_every_pairs: 64
 trials: 4
 space:
   optim.learning_rate: {log_uniform: [1e-5, 1e-2]}
