@@ -6,11 +6,16 @@ real     SmolLM2-135M-Instruct with a LoRA on TruthfulQA pairs: 6 rates x 2 beta
 easy     the embedded model on pairs that any training tells apart: 6 rates x 2 betas x 2 seeds
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from dpo_train.scoring.metrics import nll, share_right
 
 FOLDER = Path(__file__).with_name("curves")
 SETS = ("sample", "losses", "real", "easy")
@@ -35,11 +40,11 @@ class Curves:
 
     @property
     def nll(self) -> NDArray[np.float64]:
-        return np.logaddexp(0.0, -0.1 * self.margin)
+        return nll(self.margin)
 
     @property
     def right(self) -> NDArray[np.float64]:
-        return (self.margin > 0) + 0.5 * (self.margin == 0)
+        return share_right(self.margin)
 
 
 def load(name: str) -> Curves:

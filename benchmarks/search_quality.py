@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 from curves import load  # noqa: E402
 from record_curves import BETAS, EVERY, RATES, SEEDS, TRAIN  # noqa: E402
 
+from dpo_train.scoring.metrics import nll, share_right  # noqa: E402
 from tune.run_folder.winner_rule import Candidates, best_first  # noqa: E402
 
 SEEN = 120
@@ -53,10 +54,10 @@ class World:
         return [
             {
                 "pairs_seen": pairs,
-                "eval/accuracy": float(_right(seen[report]).mean()),
-                "eval/nll": float(np.logaddexp(0.0, -0.1 * seen[report]).mean()),
+                "eval/accuracy": float(share_right(seen[report]).mean()),
+                "eval/nll": float(nll(seen[report]).mean()),
                 "margins": seen[report],
-                "truth": float(_right(hidden[report]).mean()),
+                "truth": float(share_right(hidden[report]).mean()),
             }
             for report, pairs in enumerate(self.pairs_seen)
         ]
@@ -79,10 +80,6 @@ class World:
         rate = low + (self._share < weight)
         beta = beta_low + ((self._share * 7919) % 1 < beta_weight)
         return values[rate, beta, seed, :, np.arange(len(self._share))].T
-
-
-def _right(margins: Any) -> Any:
-    return (margins > 0) + 0.5 * (margins == 0)
 
 
 def _place(grid: Any, value: float) -> tuple[int, float]:

@@ -1,10 +1,9 @@
 """How good the winner of a search is by each rule that might choose it, on four sets of recorded
-trainings; how true the number is that is printed of it; and how well intervals of shares cover.
+trainings, and how true the number is that is printed of it.
 
-    python benchmarks/winner_rules.py gains       each rule against today's predecessor
+    python benchmarks/winner_rules.py gains       each rule against the largest number
     python benchmarks/winner_rules.py luck        the expectation and its interval
     python benchmarks/winner_rules.py saturated   the winner where every trial has all pairs right
-    python benchmarks/winner_rules.py intervals   coverage of the intervals of shares
 
 A search draws trainings by random or TPE under ASHA, on a part of the held-out pairs; the other
 pairs say how good its winner truly is. `±` over splits says nothing of other trainings, so a
@@ -27,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from curves import SETS, Curves, load  # noqa: E402
 
-from dpo_train.scoring.intervals import jeffreys, share_interval  # noqa: E402
+from dpo_train.scoring.metrics import share_right  # noqa: E402
 from tune.run_folder import luck  # noqa: E402
 from tune.run_folder.winner_rule import Candidates, best_first, soft_shares  # noqa: E402
 
@@ -176,14 +175,14 @@ def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
     group = np.random.default_rng(0).permutation(len(curves.margin)) % GROUPS
     runs = np.flatnonzero(group != without)
     split = halves(curves, seed)
-    told = {}
+    found = {}
     for budget in budgets:
         trials = search(curves, split, sampler, seed, budget, runs)
         for rule in RULES if trials else ():
             run, report = crown(split, trials, rule)
             ranking = split.true_ranking[run, report] if split.true_ranking is not None else np.nan
-            told[budget, rule] = (100 * split.truth[run, report], 100 * ranking)
-    return told
+            found[budget, rule] = (100 * split.truth[run, report], 100 * ranking)
+    return found
 
 
 def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
@@ -194,15 +193,15 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
                 for without in range(-1, GROUPS)
                 for seed in range(seeds)
             ]
-            told = list(pool.map(gains_of, jobs, chunksize=10))
+            found = list(pool.map(gains_of, jobs, chunksize=10))
             print(f"\n{name}, {sampler} with ASHA: gain in points against {BASE!r}; ± over "
                   f"{seeds} splits, ± over trainings; ranking")  # fmt: skip
             for budget in budgets:
-                if any((budget, BASE) not in one for one in told):
+                if any((budget, BASE) not in one for one in found):
                     continue
                 for rule in RULES[1:]:
                     gain = np.array([np.subtract(one[budget, rule], one[budget, BASE])
-                                     for one in told]).reshape(GROUPS + 1, seeds, 2)  # fmt: skip
+                                     for one in found]).reshape(GROUPS + 1, seeds, 2)  # fmt: skip
                     means = gain.mean(axis=1)
                     spread = means[1:, 0] - means[1:, 0].mean()
                     jackknife = 1.96 * np.sqrt((GROUPS - 1) / GROUPS * (spread**2).sum())
@@ -223,7 +222,7 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
     curves = curves_of(name)
     draw, pairs = np.random.default_rng(1000 + seed), curves.margin.shape[-1]
     split = Split(curves, draw.integers(pairs, size=120), np.arange(pairs))
-    told = []
+    found = []
     for budget in budgets:
         trials = search(curves, split, "random", seed, budget, np.arange(len(curves.margin)))
         if not trials:
@@ -231,7 +230,7 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
         rows = np.array([(run, report) for run, reports in trials for report in range(reports)])
         at = tuple(rows.T)
         reports = luck.Reports(
-            values=curves_right(split.margins[at]),
+            values=share_right(split.margins[at]),
             margins=split.margins[at],
             others=split.others[at] if split.others is not None else None,
             trials=np.unique(rows[:, 0], return_inverse=True)[1],
@@ -241,22 +240,18 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
         seen = luck.expected(reports)
         truth = split.truth[crown(split, trials, "the rule")]
         low, high = seen.interval
-        told.append((budget, seen.largest - truth, seen.chosen - truth, seen.expected - truth,
+        found.append((budget, seen.largest - truth, seen.chosen - truth, seen.expected - truth,
                      bool(low <= truth <= high)))  # fmt: skip
-    return told
-
-
-def curves_right(margins: Any) -> Any:
-    return (margins > 0) + 0.5 * (margins == 0)
+    return found
 
 
 def luck_table(sets: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
     print(f"errors in points, mean over {seeds} searches (random with ASHA, 120 pairs)")
     for name in sets:
         jobs = [(name, seed, tuple(budgets)) for seed in range(seeds)]
-        told = [row for rows in pool.map(luck_of, jobs, chunksize=10) for row in rows]
+        found = [row for rows in pool.map(luck_of, jobs, chunksize=10) for row in rows]
         for budget in budgets:
-            rows = np.array([row[1:] for row in told if row[0] == budget], dtype=float)
+            rows = np.array([row[1:] for row in found if row[0] == budget], dtype=float)
             if len(rows):
                 largest, chosen, expected, covers = 100 * rows.mean(axis=0)
                 print(f"{name:8} {budget:3}  largest {largest:+.2f}  winner's {chosen:+.2f}  "
@@ -284,65 +279,24 @@ def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
 def saturated(seeds: int, pool: Any) -> None:
     for sampler in ("random", "tpe"):
         jobs = [(sampler, seed, 12) for seed in range(seeds)]
-        told = np.array(list(pool.map(saturated_of, jobs, chunksize=5)))
+        found = np.array(list(pool.map(saturated_of, jobs, chunksize=5)))
         print(
             f"\neasy, {sampler} with ASHA, 12 trials: the winner's true ranking less the median "
             f"finished trial's, and the share of {seeds} searches in which it is -1 or more"
         )
-        for rule, values in zip(RULES, told.T, strict=True):
+        for rule, values in zip(RULES, found.T, strict=True):
             print(f"{rule:34} {values.mean():+.2f}  {(values >= -1).mean():.0%}", flush=True)
-
-
-# --- intervals of shares ----------------------------------------------------------------------
-
-SHARES, PROMPTS = (0.5, 0.8, 0.95, 0.98), (20, 40, 160)
-
-
-def intervals(draws: int) -> None:
-    from scipy.stats import binom
-
-    exact = {}
-    for count in PROMPTS:
-        ends = np.array([jeffreys(right / count, count) for right in range(count + 1)])
-        for share in SHARES:
-            covers = (ends[:, 0] - 1e-12 <= share) & (share <= ends[:, 1] + 1e-12)
-            exact[count, share] = binom.pmf(np.arange(count + 1), count, share)[covers].sum()
-    _print_coverage("one row a prompt, exact", exact)
-    draw = np.random.default_rng(0)
-    for alike in (0.3, 0.7):
-        found = {}
-        for count in PROMPTS:
-            for share in SHARES:
-                of_beta = [part * (1 - alike) / alike for part in (share, 1 - share)]
-                hits = 0
-                for _ in range(draws):
-                    of_prompt = draw.beta(*of_beta, count)
-                    rows = (draw.random((count, 3)) < of_prompt[:, None]).astype(float).reshape(-1)
-                    low, high = share_interval(rows, np.repeat(np.arange(count), 3))
-                    hits += low - 1e-12 <= share <= high + 1e-12
-                found[count, share] = hits / draws
-        _print_coverage(f"three rows a prompt, correlated by {alike}, {draws} draws", found)
-
-
-def _print_coverage(title: str, found: dict[tuple[int, float], float]) -> None:
-    values = list(found.values())
-    print(f"{title}: mean {np.mean(values):.1%}, least {min(values):.1%}")
-    for count in PROMPTS:
-        print(f"  {count:3} prompts: " + "  ".join(f"{s:g} {found[count, s]:.1%}" for s in SHARES))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["gains", "luck", "saturated", "intervals"])
+    parser.add_argument("what", choices=["gains", "luck", "saturated"])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--samplers", nargs="+", choices=["random", "tpe"], default=["random"])
     parser.add_argument("--budgets", type=int, nargs="+", default=[6, 12, 24, 48])
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if options.what == "intervals":
-        intervals(10 * options.seeds)
-        return
     with ProcessPoolExecutor(options.processes) as pool:
         if options.what == "gains":
             gains(options.sets, options.samplers, options.budgets, options.seeds, pool)

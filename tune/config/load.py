@@ -32,11 +32,11 @@ def _drop_removed(content: dict[str, Any], path: Path) -> None:
     """Takes out what earlier versions wrote into every run folder and this one does not have.
     Raises InputError where it asked for what can't be had any more."""
     confirm = content.get("confirm")
-    asked = {"select": content.pop("select", "best")}
+    given = {"select": content.pop("select", "best")}
     if isinstance(confirm, dict) and "decide_by" in confirm:
         content["confirm"] = {key: confirm[key] for key in confirm if key != "decide_by"}
-        asked["confirm.decide_by"] = confirm["decide_by"]
-    for name, value in asked.items():
+        given["confirm.decide_by"] = confirm["decide_by"]
+    for name, value in given.items():
         if value not in ("best", None):
             raise InputError(
                 f"{path}: {name}: {value} was removed: one rule chooses the winner "

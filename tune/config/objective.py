@@ -42,7 +42,7 @@ class Bound(Part):
         return max([*ends, self.at_least - value] if self.at_least is not None else ends)
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """For example `at most 1.5`."""
         ends = [("at least", self.at_least), ("at most", self.at_most)]
         return " and ".join(f"{word} {end:g}" for word, end in ends if end is not None)
@@ -94,9 +94,9 @@ class Objective(BaseModel):
         return " and ".join(each.metric for each in self.parts)
 
     @property
-    def bounds_told(self) -> str:
+    def bounds_text(self) -> str:
         """For example `eval/drift at most 1.5`; empty without bounds."""
-        return " and ".join(f"{metric} {bound.told}" for metric, bound in self.bounds.items())
+        return " and ".join(f"{metric} {bound.text}" for metric, bound in self.bounds.items())
 
     def excesses(self, report: Report) -> dict[str, float]:
         """By metric how far a report lies beyond its bound; 0 or less within."""

@@ -201,7 +201,7 @@ def _search(results: Results, publishing: Publishing) -> str:
         else f"Optuna's {sampler['name']}, seed {sampler['seed']}",
         "objective": " and ".join(f"{p.mode}imise {p.metric}" for p in results.objective.parts)
         + " on held-out pairs"
-        + (f", with {results.objective.bounds_told}" if results.objective.bounds else ""),
+        + (f", with {results.objective.bounds_text}" if results.objective.bounds else ""),
         "early stopping": rules[stopping["name"]],
         "trials": results.counted(),
         "ended by": results.ended,

@@ -8,9 +8,8 @@ from tune.config.objective import Objective
 from tune.run_folder.less_drift import MOST_DRIFT
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.winner_rule import SATURATED
 
-_SATURATED = 0.99
-"""Of a share, from which on it tells trials apart no more."""
 _FEWEST_TRIALS = 4
 _LONGER, _SHORTER = 1.5, 0.5
 """Answers of the winner, by those of the base, that are worth a sentence."""
@@ -32,11 +31,11 @@ def saturated(objective: Objective, trials: Sequence[TrialRecord]) -> str:
     if not objective.is_share or len(measured) < _FEWEST_TRIALS:
         return ""
     name = objective.metric
-    full = [trial for trial in measured if trial.metrics.get(name, 0) >= _SATURATED]
+    full = [trial for trial in measured if trial.metrics.get(name, 0) >= SATURATED]
     if 2 * len(full) < len(measured):
         return ""
     reports = [report for trial in measured for report in trial.curve]
-    tied = sum(report.get(name, 0) >= _SATURATED for report in reports)
+    tied = sum(report.get(name, 0) >= SATURATED for report in reports)
     return (
         f"{len(full)} of {len(measured)} trials are within 0.01 of 1.000 in {name} ({tied} of "
         f"{len(reports)} reports): it cannot tell them apart; try `--set objective=eval/nll`"
@@ -50,7 +49,7 @@ def _beyond_bounds(results: Results) -> str:
     if not beyond or not objective.bounds:
         return ""
     return (
-        f"{len(beyond)} of {len(measured)} trials have no report with {objective.bounds_told}, so "
+        f"{len(beyond)} of {len(measured)} trials have no report with {objective.bounds_text}, so "
         "they can't win"
     )
 
@@ -70,17 +69,18 @@ def _far(results: Results) -> str:
     drift = winner.eval.get("drift", 0.0) if winner else 0.0
     if drift <= MOST_DRIFT or "eval/drift" in results.objective.bounds:
         return ""
-    told = (
+    sentence = (
         f"the winner's drift is {drift:.2g} nats a token: so far from the base its answers may no "
         "longer fit their questions"
     )
     if near := results.less_drift:
-        told += (
+        sentence += (
             f"; the best report with at most {MOST_DRIFT:g} is that of {near.trial} at "
             f"{near.pairs_seen} pairs, {results.objective.metric} {near.value:.3f}, drift "
             f"{near.drift:.2g}"
         )
-    return f"{told}; to bound it: `--set 'constraints={{eval/drift: {{at_most: {MOST_DRIFT:g}}}}}'`"
+    bound = f"{{eval/drift: {{at_most: {MOST_DRIFT:g}}}}}"
+    return f"{sentence}; to bound it: `--set 'constraints={bound}'`"
 
 
 def _length(results: Results) -> str:

@@ -28,13 +28,13 @@ def verdict(results: Results) -> str:
         return sentence
     over = test["over_base"]["ranking"]
     low, high = over["interval"]
-    told = "do not count on a difference"
+    conclusion = "do not count on a difference"
     if low > 0 or high < 0:
-        told = "the winner is better" if low > 0 else "the winner is worse"
+        conclusion = "the winner is better" if low > 0 else "the winner is worse"
     points = f"{100 * over['difference']:+.1f} points"
     return (
         f"{sentence} Pair by pair that is {points} (95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}): {told}."
+        f"{100 * high:+.1f}): {conclusion}."
     )
 
 
@@ -46,15 +46,15 @@ def luck(results: Results) -> str:
         return ""
     low, high = found.interval
     most = "largest" if results.objective.mode == "max" else "smallest"
-    told = (
+    sentence = (
         f"{metric}: {found.largest:.3f} was the {most} seen; expected on new prompts "
         f"{found.expected:.3f} (95 % interval {low:.2f} to {high:.2f})"
     )
     test = results.winner.test if results.winner else {}
     name = metric.removeprefix("eval/")
     if name in test:
-        told += f"; on the {test['pairs']} test pairs it is {test[name]:.3f}"
-    return told
+        sentence += f"; on the {test['pairs']} test pairs it is {test[name]:.3f}"
+    return sentence
 
 
 def _percent(numbers: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def _verdict(results: Results) -> str:
         if best is None and not any(trial.metrics for trial in results.trials):
             return "no trial was measured: nothing was won"
         if best is None:
-            return f"no report has {results.objective.bounds_told}: nothing was won"
+            return f"no report has {results.objective.bounds_text}: nothing was won"
         value = best.metrics[results.objective.metric]
         return f"no winner yet; best so far {best.id}: {results.objective.metric} {value:.3f}"
     warm = f" (from the weights of {winner.warm_from})" if winner.warm_from else ""
@@ -154,7 +154,7 @@ def _row(trial: TrialRecord, objective: Objective, on_front: bool) -> str:
         value = f"{'-':>13} {'-':>{width}}"
     told = f"  {trial.error}" if trial.error else ""
     if trial.metrics and objective.bounds and not objective.allows(trial.metrics):
-        told += f"  beyond the bound: {objective.bounds_told}"
+        told += f"  beyond the bound: {objective.bounds_text}"
     if trial.cloned_from:
         told += f"  {'warm ' if trial.warm else ''}clone of {trial.cloned_from}"
     stood = f"{trial.id:12} {trial.state:9} {trial.pairs_seen:6} {value}"

@@ -8,7 +8,6 @@ from typing import Any
 
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
-from tune.config.objective import Report
 from tune.run_folder.records import Document
 
 _EVALUATIONS = "evaluations.json"
@@ -37,8 +36,6 @@ class Finalist(Document):
     """Mean `eval/drift` of the runs."""
     second: float | None = None
     """With two objectives the second's mean of the runs."""
-    means: Report = {}
-    """By metric the mean of the runs: of the objectives, of the drift, and of what has a bound."""
     behind: dict[str, Any] = {}
     """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
     its 95 % `interval` over prompts; empty for the winner and where a run failed."""

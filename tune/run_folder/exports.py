@@ -42,7 +42,7 @@ def configuration(stamp: dict[str, Any]) -> str:
 
 def export_of(records: Records, trial_id: str) -> Path | None:
     """The best export of one run."""
-    own = [item for item in _all_exports(records.folder) if item[1]["trial"] == trial_id]
+    own = _all_exports(records.folder, trial_id)
     return next((folder for folder, _ in _in_order(records, own)), None)
 
 
@@ -64,17 +64,16 @@ def offer_export(
     Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: it knows
     what each of so many held-out pairs had, and so which of them is the best.
     """
-    if not objective.allows(report) or _is_out(run, trial_id, report, objective, keep, confirms,
-                                               held_out):  # fmt: skip
-        return
     stamp = {"trial": trial_id, "config": point, "report": report}
+    if confirms is not None:
+        stamp["configuration"] = confirms
+    if not objective.allows(report) or _is_out(run, stamp, objective, keep, held_out):
+        return
     folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
     part = folder.with_name(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     made = part / folder.name  # in a folder of its own, with whatever the export begins beside it
-    if confirms is not None:
-        stamp["configuration"] = confirms
     with discarding_partial(part):
         export(made)
         (made / STAMP).write_text(json.dumps(stamp, indent=1))
@@ -86,28 +85,22 @@ def offer_export(
 
 
 def _is_out(
-    run: Path,
-    trial_id: str,
-    report: Report,
-    objective: Objective,
-    keep: int,
-    confirms: str | None,
-    held_out: int,
+    run: Path, stamp: dict[str, Any], objective: Objective, keep: int, held_out: int
 ) -> bool:
-    """Whether a report is so far behind that the rule can't choose it, as far as a worker sees: it
-    knows the values of what was exported, and not those of each pair."""
-    best: dict[str, float] = {}
-    own = -math.inf
-    for _, stamp in _all_exports(run):
-        worth, whose = objective.worth(stamp["report"]), configuration(stamp)
-        best[whose] = max(worth, best.get(whose, -math.inf))
-        if stamp["trial"] == trial_id:
-            own = max(own, worth)
-    rivals = [own]
-    if confirms is None and objective.second is None:
-        others = [worth for whose, worth in best.items() if whose != trial_id]
-        rivals += sorted(others, reverse=True)[keep - 1 : keep]
-    worth = objective.worth(report)
+    """Whether the report of a stamp is so far behind that the rule can't choose it, as far as a
+    worker sees: it knows the values of what was exported, and not those of each pair."""
+    of_runs: dict[str, float] = {}
+    of_others: dict[str, float] = {}
+    for _, there in _all_exports(run):
+        worth = objective.worth(there["report"])
+        of_runs[there["trial"]] = max(worth, of_runs.get(there["trial"], worth))
+        if configuration(there) != configuration(stamp):
+            whose = configuration(there)
+            of_others[whose] = max(worth, of_others.get(whose, worth))
+    rivals = [of_runs.get(stamp["trial"], -math.inf)]
+    if "configuration" not in stamp and objective.second is None:
+        rivals += sorted(of_others.values(), reverse=True)[keep - 1 : keep]
+    worth = objective.worth(stamp["report"])
     return any(worth + _slack(objective, worth, rival, held_out) < rival for rival in rivals)
 
 
@@ -137,7 +130,7 @@ def prune_exports(records: Records, keep: int, finalists: Sequence[str] = ()) ->
 
 def prune_own_exports(records: Records, trial_id: str) -> None:
     """For the driver, at a report: leaves of a trial that goes on what may still be its best."""
-    own = [item for item in _all_exports(records.folder) if item[1]["trial"] == trial_id]
+    own = _all_exports(records.folder, trial_id)
     for (folder, _), may_win in zip(own, records.judge.near_best(_reports(own)), strict=True):
         if not may_win:
             _remove_export(folder)
@@ -175,8 +168,9 @@ def _reports(found: list[_Export]) -> list[TrialReport]:
     return [(stamp["trial"], stamp["report"]) for _, stamp in found]
 
 
-def _all_exports(run: Path) -> list[_Export]:
-    stamps = mirror.complete_texts(run / "best", f"*/[0-9]*/{STAMP}")
+def _all_exports(run: Path, trial: str = "*") -> list[_Export]:
+    """Of all trials, or of one."""
+    stamps = mirror.complete_texts(run / "best", f"{trial}/[0-9]*/{STAMP}")
     found = [(path.parent, json.loads(text)) for path, text in stamps]
     return sorted(found, key=lambda item: item[0])
 

@@ -7,7 +7,7 @@ search that was killed goes on where it stood.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from dpo_train.scoring import metrics
 from dpo_train.scoring.intervals import difference_interval
-from tune.config.objective import Objective, Report
+from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports
 from tune.run_folder.confirmation import Confirmation, Finalist, Run, evaluations
@@ -28,6 +28,9 @@ class _Entry:
     """A finalist with what its runs together had."""
 
     finalist: Finalist
+    means: Report
+    """By metric the mean of the runs: of the objectives, of the drift, and of what has a bound.
+    Empty where a seed failed: such a configuration can't be relied on."""
     values: metrics.Floats | None = None
     """Of the objective for each held-out pair, the mean over the runs, of shape (N,)."""
     soft: float | None = None
@@ -83,7 +86,7 @@ def choose(config: SearchConfig, records: Records) -> Confirmation | None:
     if not entries:
         return None
     searched = entries[0].finalist.trial
-    entries = [entries[index] for index in _order(entries, records.objective, records)]
+    entries = _order(entries, records)
     winner = entries[0]
     compared = [_behind(winner, entry, records) for entry in entries]
     tied = [each.trial for each in compared if each.behind and each.behind["interval"][0] <= 0]
@@ -100,31 +103,25 @@ def choose(config: SearchConfig, records: Records) -> Confirmation | None:
     )
 
 
-def _order(entries: list[_Entry], objective: Objective, records: Records) -> list[int]:
-    """By the same rule as the trials of the search, on what the new seeds had."""
-    means = [_mean_report(entry, objective) for entry in entries]
-    values = np.array([objective.worth(report) for report in means])
-    candidates = Candidates(values, np.zeros(len(entries)))
-    pairs = [entry.values for entry in entries if entry.values is not None]
-    soft = [entry.soft for entry in entries if entry.soft is not None]
-    if objective.is_share and len(soft) == len(entries):
+def _order(entries: list[_Entry], records: Records) -> list[_Entry]:
+    """By the same rule as the trials of the search, on what the new seeds had; those of which a
+    seed failed last."""
+    whole = [entry for entry in entries if entry.means]
+    if not whole:
+        return entries
+    objective = records.objective
+    values = np.array([objective.worth(entry.means) for entry in whole])
+    pairs = [entry.values for entry in whole if entry.values is not None]
+    soft = [entry.soft for entry in whole if entry.soft is not None]
+    candidates = Candidates(values, np.zeros(len(whole)))
+    if len(soft) == len(whole):
         clusters = records.held_out.clusters(len(pairs[0]))
-        candidates = Candidates(
-            values, candidates.pairs_seen, np.stack(pairs), np.array(soft), clusters
+        candidates = replace(
+            candidates, right=np.stack(pairs), soft=np.array(soft), clusters=clusters
         )
-    fronts = objective.front_numbers(means)
-    order: list[int] = best_first(candidates).tolist()
-    return sorted(order, key=fronts.__getitem__)
-
-
-def _mean_report(entry: _Entry, objective: Objective) -> Report:
-    """Empty, and so worth nothing, where a seed failed: such a configuration can't be relied on."""
-    finalist = entry.finalist
-    if finalist.mean is None or finalist.drift is None:
-        return {}
-    bounds = {metric: finalist.means[metric] for metric in objective.bounds}
-    second = {objective.other.metric: finalist.second} if finalist.second is not None else {}
-    return {"eval/drift": finalist.drift, **bounds, **second, objective.metric: finalist.mean}
+    fronts = objective.front_numbers([entry.means for entry in whole])
+    order = sorted(best_first(candidates).tolist(), key=fronts.__getitem__)
+    return [whole[index] for index in order] + [entry for entry in entries if not entry.means]
 
 
 def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
@@ -178,17 +175,18 @@ def _entry(
         mean=means.get(objective.metric),
         drift=means.get("eval/drift"),
         second=means.get(objective.second.metric) if objective.second else None,
-        means=means,
         evaluation=evaluation,
     )
     kept = [records.held_out.of(run.id).get(int(run.metrics["pairs_seen"])) for run in whole]
     values = [each.values(objective.metric) for each in kept if each is not None]
-    told = [each for each in values if each is not None]
-    if not all_whole or len(told) < len(runs):
-        return _Entry(finalist)
+    known = [each for each in values if each is not None]
+    if not all_whole or len(known) < len(runs):
+        return _Entry(finalist, means)
     reports = [(run.id, run.metrics) for run in whole]
     soft = records.judge.candidates(reports).soft
-    return _Entry(finalist, np.mean(told, axis=0), None if soft is None else float(soft.mean()))
+    return _Entry(
+        finalist, means, np.mean(known, axis=0), None if soft is None else float(soft.mean())
+    )
 
 
 def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
@@ -198,8 +196,8 @@ def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
     if records.objective.mode == "min":
         difference = -difference
     interval = difference_interval(difference, records.held_out.clusters(len(difference)))
-    told = {"difference": float(difference.mean()), "interval": interval}
-    return entry.finalist.model_copy(update={"behind": told})
+    behind = {"difference": float(difference.mean()), "interval": interval}
+    return entry.finalist.model_copy(update={"behind": behind})
 
 
 def _seeds(config: SearchConfig) -> list[int]:

@@ -143,7 +143,7 @@ def _refuse_bounds_without_weights(records: Records, config: SearchConfig) -> No
     goal, found = config.goal, exports.exports(records)
     if found and not any(goal.allows(stamp["report"]) for _, stamp in found):
         raise InputError(
-            f"constraints: of this search no weights with {goal.bounds_told} are left, for it kept "
+            f"constraints: of this search no weights with {goal.bounds_text} are left, for it kept "
             f"those of the best {len(found)} trials; search again with another name and "
             f"`points: {{from: {mirror.shown(records.folder)}, best: 5}}`"
         )

@@ -139,6 +139,18 @@ def test_a_configuration_of_which_a_seed_failed_comes_last(tmp_path: Path) -> No
     assert told.finalists[1].mean is None
 
 
+def test_a_finalist_that_failed_does_not_change_how_the_others_are_compared(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, trials=3, confirm={"finalists": 3, "seeds": 1})
+    shaky, _, soft = search(driver, 0.95, 0.90, 0.895)
+    driver.fail(driver.start())
+    finish(driver, driver.start(), 0.90)
+    finish(driver, driver.start(), 0.895, scale=5.0)
+    driver.start()
+    told = driver.final_tasks.confirmation
+    assert told is not None
+    assert (told.winner, told.finalists[-1].trial) == (soft, shaky)
+
+
 def test_a_budget_that_ends_leaves_all_finalists_with_equally_many_seeds(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=2, budget={"hours": 1}, confirm={"finalists": 2, "seeds": 3})
     search(driver, 0.9, 0.8)
