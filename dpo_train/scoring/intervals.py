@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from dpo_train.scoring.metrics import Floats
 
@@ -29,6 +28,8 @@ def share_interval(values: Floats, prompts: Prompts) -> list[float]:
 
 def jeffreys(share: float, count: float) -> list[float]:
     """The 95 % interval of a share of so many independent draws, which need not be whole."""
+    from scipy.special import betaincinv  # 9 MB: see winner_rule.py
+
     right, wrong = share * count, (1 - share) * count
     low = betaincinv(right + 0.5, wrong + 0.5, _TAIL) if right > 1e-9 else 0.0
     high = betaincinv(right + 0.5, wrong + 0.5, 1 - _TAIL) if wrong > 1e-9 else 1.0

@@ -119,6 +119,6 @@ def _first_rung(config: SearchConfig) -> Iterator[str]:
             f"warning      the first rung, at {first} pairs, lies in the noise: where it was "
             "recorded (benchmarks/RESULTS.md) the order of trials at 64 pairs agreed with that of "
             "their end by a rank correlation of 0.2 to 0.3, whether 20 or 240 pairs were held out, "
-            f"and from {_RUNG_PAIRS} pairs on by 0.4 to 0.6; type "
+            f"and from {_RUNG_PAIRS} pairs on by 0.3 to 0.6; type "
             f"`--set stopping.grace_pairs={_RUNG_PAIRS}`"
         )

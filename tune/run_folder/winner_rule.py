@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from dpo_train.scoring.intervals import standard_errors
 from dpo_train.scoring.metrics import Floats, share_right
@@ -101,6 +100,8 @@ def softness(margins: Floats, others: Floats | None, largest: float) -> Floats:
 
 def soft_shares(margins: Floats) -> Floats:
     """Shape (k,), of margins of shape (k, N)."""
+    from scipy.special import ndtr  # 9 MB, and a trial's own process never needs it
+
     scale = np.median(np.abs(margins), axis=1, keepdims=True)
     # Where half of the margins are 0 there is no scale, and the step stays a step.
     soft = ndtr(margins / (SOFTNESS * np.where(scale > 0, scale, 1e-12)))
