@@ -94,7 +94,7 @@ def _time_session(
         sizes = {"optim.batch_size": batch, "eval_every_pairs": 8 * batch}
         config = bench.config(trainer="trl", **sizes, **changes)
         session = open_session(config, bench.prepared(config), device())
-        reports = [session.advance() for _ in range(3)]
+        reports = [session.advance().report for _ in range(3)]
         step = min(report["train_seconds"] for report in reports[1:]) / 8
         bench.row(stage, batch=batch, step_ms=round(1e3 * step), peak_gb=peak_gb())
         session.close()
@@ -110,7 +110,7 @@ def stage_numerics(bench: Bench, box: Box) -> None:
         session: Any = open_session(config, bench.prepared(config), device())
         if "eager" in name:
             session._trainer.model.get_base_model().set_attn_implementation("eager")
-        curves[name] = [session.advance() for _ in range(8)]
+        curves[name] = [session.advance().report for _ in range(8)]
         exported = bench.work / f"end of {name}"
         session.export(exported)
         session.close()

@@ -158,7 +158,7 @@ def warm_trial(trial: TrainConfig, planned: Path) -> tuple[float, float]:
 
     every = {"trainer": "trl", "eval_every_pairs": SIZE.train_pairs}
     session = open_session(override(trial, every), planned, DEVICE)
-    report = session.advance()
+    report = session.advance().report
     session.close()
     return report["step"], report["train_seconds"]
 
@@ -309,7 +309,7 @@ def quality(folder: Path) -> dict[str, Any]:
         best = 0.0
         for trial in asked:
             session = open_session(override(trial, {"trainer": "trl"}), planned, DEVICE)
-            best = max(best, session.advance()["eval/accuracy"])
+            best = max(best, session.advance().report["eval/accuracy"])
             session.close()
         found["trl"].append(best)
         engine = PackedEngine(config.model, planned, DEVICE)

@@ -102,11 +102,11 @@ def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -
     seen: list[int] = []
     kept: dict[str, list[Any]] = {"margin": [], "drift": [], "ranking": []}
     while not seen or seen[-1] < session.pairs_total:
-        report = session.advance()
-        seen.append(int(report["pairs_seen"]))
+        evaluation = session.advance()
+        seen.append(evaluation.pairs_seen)
         for column in ("margin", "ranking"):
-            kept[column].append(session.held_out[f"eval/{column}"])
-        kept["drift"].append(report["eval/drift"])
+            kept[column].append(evaluation.held_out[f"eval/{column}"])
+        kept["drift"].append(evaluation.report["eval/drift"])
     session.close()
     part = file.with_suffix(".part.npz")
     np.savez(

@@ -197,14 +197,18 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
             print(f"\n{name}, {sampler} with ASHA: gain in points against {BASE!r}; ± over "
                   f"{seeds} splits, ± over trainings; ranking")  # fmt: skip
             for budget in budgets:
-                if any((budget, BASE) not in one for one in found):
+                there = [one for one in found if (budget, BASE) in one]
+                if not there:
                     continue
                 for rule in RULES[1:]:
                     gain = np.array([np.subtract(one[budget, rule], one[budget, BASE])
-                                     for one in found]).reshape(GROUPS + 1, seeds, 2)  # fmt: skip
+                                     for one in there]).reshape(-1, seeds, 2)  # fmt: skip
                     means = gain.mean(axis=1)
                     spread = means[1:, 0] - means[1:, 0].mean()
-                    jackknife = 1.96 * np.sqrt((GROUPS - 1) / GROUPS * (spread**2).sum())
+                    # A search of all trainings leaves none out.
+                    jackknife = np.nan
+                    if len(means) == GROUPS + 1:
+                        jackknife = 1.96 * np.sqrt((GROUPS - 1) / GROUPS * (spread**2).sum())
                     over = 1.96 * gain[0, :, 0].std(ddof=1) / np.sqrt(seeds)
                     ranking = "" if np.isnan(means[0, 1]) else f"   {means[0, 1]:+.2f}"
                     print(f"{budget:3} {rule:30} {means[0, 0]:+.2f} ±{over:.2f} ±{jackknife:.2f}"

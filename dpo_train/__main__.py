@@ -70,7 +70,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     pairs_seen = 0.0
     try:
         while pairs_seen < session.pairs_total:
-            report = session.advance()
+            report = session.advance().report
             pairs_seen = report["pairs_seen"]
             shown = ("eval/accuracy", "eval/ranking", "eval/nll", "eval/drift")
             numbers = "  ".join(f"{name} {report[name]:.3f}" for name in shown)

@@ -43,14 +43,14 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
     results = load_results(tmp_path / "runs" / "quickstart")
     winner = results.winner
     assert winner is not None
-    assert 0.40 <= results.base["test"]["ranking"] <= 0.60
-    assert winner.test["accuracy"] > 0.7
-    assert winner.test["pairs"] == results.base["test"]["pairs"] >= 50
-    low, high = winner.test["interval"]
-    assert low <= winner.test["ranking"] <= high
+    assert 0.40 <= results.base["test"].metrics["ranking"] <= 0.60
+    assert winner.test.metrics["accuracy"] > 0.7
+    assert winner.test.pairs == results.base["test"].pairs >= 50
+    low, high = winner.test.interval
+    assert low <= winner.test.metrics["ranking"] <= high
     assert results.cost.reference_pairs == 300
     assert len(results.answers) == 5
-    assert results.answers[0]["winner"] in done.stdout
+    assert results.answers[0].winner in done.stdout
 
     again = subprocess.run(
         [sys.executable, "-m", "tune", "replay", "quickstart", results.trials[1].id],
@@ -62,7 +62,7 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
 
     answer = subprocess.run(
         [sys.executable, "-c", ANSWER, str(tmp_path / "runs" / "quickstart" / "winner")],
-        input=json.dumps(results.answers[0]["prompt"]), capture_output=True, text=True, check=False,
+        input=json.dumps(results.answers[0].prompt), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert len(answer.stdout.strip()) > 10

@@ -197,8 +197,8 @@ def _finish(search: Any) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from tune.report.terminal import render, to_csv
+    from tune.run_folder.assemble import current_results
     from tune.run_folder.live import describe_live
-    from tune.run_folder.results import current_results
 
     results = current_results(options.run)
     if options.json:
@@ -247,7 +247,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from dpo_train.storage import mirror
     from tune.report.page import write
-    from tune.run_folder.results import current_results
+    from tune.run_folder.assemble import current_results
 
     path = write(current_results(options.run)).absolute()
     print(mirror.shown(path))

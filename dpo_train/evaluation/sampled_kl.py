@@ -13,6 +13,7 @@ import numpy as np
 
 from dpo_train import export, model, reference
 from dpo_train.config import ModelConfig
+from dpo_train.evaluation.test_report import SampledKl
 from dpo_train.scoring import logps
 from dpo_train.scoring.intervals import mean_interval
 
@@ -27,8 +28,8 @@ _SEED = 0
 _AT_ONCE = 16
 
 
-def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> dict[str, Any]:
-    """`mean` over prompts and its 95 % `interval` of KL(policy ‖ reference), in nats an answer.
+def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> SampledKl:
+    """KL(policy ‖ reference) in nats an answer: its mean over prompts and that one's 95 % interval.
 
     For each prompt x the mean of log π(y|x) − log π_ref(y|x), summed over the answer's tokens and
     its end, over SAMPLES answers y ~ π(·|x) at temperature 1: the plain Monte-Carlo estimate of
@@ -59,7 +60,7 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> di
     theirs = logps.score(untrained, pairs, data.pad_token_id, device)
     values = np.subtract(ours, theirs).mean(axis=0)
     keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]
-    return {"mean": float(values.mean()), "interval": mean_interval(values, keys)}
+    return SampledKl(mean=float(values.mean()), interval=mean_interval(values, keys))
 
 
 def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[list[int]]:

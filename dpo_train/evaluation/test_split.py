@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,13 @@ from dpo_train.config import ModelConfig
 from dpo_train.data import Row
 from dpo_train.data.row import text_of
 from dpo_train.evaluation import sampled_kl
+from dpo_train.evaluation.test_report import (
+    Answer,
+    Difference,
+    Numbers,
+    TestFolders,
+    TestReport,
+)
 from dpo_train.reference_pass.chat_template import ChatTemplate
 from dpo_train.scoring import logps, metrics
 from dpo_train.scoring.intervals import difference_interval, share_interval
@@ -28,60 +34,46 @@ MOST_TOKENS = 128
 """Of one answer; what is longer counts as that long."""
 
 
-def evaluate_on_test(
-    winner: Path,
-    base: ModelConfig,
-    prepared: Path,
-    device: str,
-    searched: Path | None = None,
-    sampled: Mapping[str, Path] | None = None,
-) -> dict[str, Any]:
-    """`test`: metrics on the untouched split, with the 95 % interval of `ranking` over prompts,
-    `answer_tokens`, the share of `repeating` answers, and `over_base`: the difference of `ranking`,
-    pair by pair, with its interval. `answers`: greedy ones of base and winner to the first test
-    prompts, beside the chosen. `base`: its `answer_tokens` and `repeating`. With another model that
-    had been `searched`: its `test` numbers, and in the winner's `over_searched` the differences. Of
-    the `sampled` folders `sampled_kl`, by their names.
-    """
-    data = reference.prepare(prepared)
+def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
+    """Compares base and winner on the untouched split, pair by pair; and with the best export of
+    the search where the winner is another. Estimates the KL of the sampled exports."""
+    device = folders.device
+    data = reference.prepare(folders.prepared)
     rows = data.split("test")[:]
     prompts = [Row.from_json(json.loads(asked)) for asked in rows["prompt"][:MEASURED]]
-    warm = model.load_base(base, device, prepared)
+    warm = model.load_base(base, device, folders.prepared)
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
-    base_tokens = _mean_length(said)
+    of_base = Numbers(answer_tokens=_mean_length(said), repeating=_repeating(said))
     alone = [np.array(rows[f"ref_{name}_logps"]) for name in ("chosen", "rejected")]
     before = metrics.ranking(logps.pair_logps(rows, *alone))
 
     # From here on the base may carry an adapter.
-    ours = _judge_one(winner, rows, prompts, data.pad_token_id, device)
-    test: dict[str, Any] = {
-        **ours.numbers(),
-        "over_base": _over(rows, ranking=ours.values["ranking"] - before),
-    }
-    verdict: dict[str, Any] = {
-        "test": test,
-        "base": {"answer_tokens": base_tokens, "repeating": _repeating(said)},
-        "answers": [
-            {"prompt": text_of(row.prompt[-1:]), "base": theirs, "winner": ours_, "chosen": chosen}
+    ours = _judge_one(folders.winner, rows, prompts, data.pad_token_id, device)
+    over_base = _over(rows, ranking=ours.values["ranking"] - before)
+    over_searched: dict[str, Difference] = {}
+    searched = None
+    if folders.searched is not None:
+        other = _judge_one(folders.searched, rows, prompts, data.pad_token_id, device)
+        names = ("ranking", "accuracy")
+        differences = {name: ours.values[name] - other.values[name] for name in names}
+        over_searched = _over(rows, **differences)
+        searched = other.numbers(_over(rows, ranking=other.values["ranking"] - before))
+    return TestReport(
+        test=ours.numbers(over_base, over_searched),
+        base=of_base,
+        answers=[
+            Answer(prompt=text_of(row.prompt[-1:]), base=theirs, winner=ours_, chosen=chosen)
             for row, (theirs, _), (ours_, _), chosen in zip(
                 prompts[:SHOWN], said, ours.answers, rows["chosen"], strict=False
             )
         ],
-    }
-    if searched is not None:
-        other = _judge_one(searched, rows, prompts, data.pad_token_id, device)
-        names = ("ranking", "accuracy")
-        differences = {name: ours.values[name] - other.values[name] for name in names}
-        test["over_searched"] = _over(rows, **differences)
-        over_base = _over(rows, ranking=other.values["ranking"] - before)
-        verdict["searched"] = {**other.numbers(), "over_base": over_base}
-    if sampled:
-        verdict["sampled_kl"] = {
-            name: sampled_kl.estimate(folder, base, prepared, device)
-            for name, folder in sampled.items()
-        }
-    return verdict
+        searched=searched,
+        sampled_kl={
+            name: sampled_kl.estimate(folder, base, folders.prepared, device)
+            for name, folder in folders.sampled.items()
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -91,14 +83,20 @@ class _Judged:
     prompt_keys: list[str]
     answers: list[tuple[str, int]]
 
-    def numbers(self) -> dict[str, Any]:
-        return {
-            **metrics.means(self.values),
-            "interval": share_interval(self.values["ranking"], self.prompt_keys),
-            "pairs": len(self.prompt_keys),
-            "answer_tokens": _mean_length(self.answers),
-            "repeating": _repeating(self.answers),
-        }
+    def numbers(
+        self,
+        over_base: dict[str, Difference],
+        over_searched: dict[str, Difference] | None = None,
+    ) -> Numbers:
+        return Numbers(
+            metrics=metrics.means(self.values),
+            interval=share_interval(self.values["ranking"], self.prompt_keys),
+            pairs=len(self.prompt_keys),
+            answer_tokens=_mean_length(self.answers),
+            repeating=_repeating(self.answers),
+            over_base=over_base,
+            over_searched=over_searched or {},
+        )
 
 
 def _judge_one(
@@ -115,12 +113,11 @@ def _judge_one(
     return _Judged(values, rows["prompt_key"], said)
 
 
-def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str, Any]:
+def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str, Difference]:
     return {
-        name: {
-            "difference": float(each.mean()),
-            "interval": difference_interval(each, rows["prompt_key"]),
-        }
+        name: Difference(
+            difference=float(each.mean()), interval=difference_interval(each, rows["prompt_key"])
+        )
         for name, each in differences.items()
     }
 

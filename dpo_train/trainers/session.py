@@ -6,6 +6,7 @@ from typing import Protocol
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError
+from dpo_train.scoring.evaluation import Evaluation
 
 
 class Session(Protocol):
@@ -16,10 +17,6 @@ class Session(Protocol):
 
     reference_pairs: int
     """Pairs whose reference log-probs were computed as it opened."""
-
-    held_out: dict[str, list[float]]
-    """At the last evaluation each metric's value for each held-out pair, in the order of the
-    prepared rows; their mean is what was reported. By it two trials are compared pair by pair."""
 
     @property
     def pairs_done(self) -> int:
@@ -38,12 +35,12 @@ class Session(Protocol):
         """The most tokens of a pass, with padding; 0 where they aren't known."""
         ...
 
-    def advance(self) -> dict[str, float]:
-        """Trains to the next evaluation and returns its metrics. Raises Diverged for a loss that is
+    def advance(self) -> Evaluation:
+        """Trains to the next evaluation and returns it. Raises Diverged for a loss that is
         no number, and OutOfMemory, after which the session can only be closed."""
         ...
 
-    def advance_for(self, seconds: float) -> dict[str, float] | None:
+    def advance_for(self, seconds: float) -> Evaluation | None:
         """Does the same for so long at most: returns None if there was no evaluation by then. The
         training may go on until the next call of any method."""
         ...

@@ -7,7 +7,11 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from dpo_train.config import TrainConfig
+from dpo_train.scoring.evaluation import Evaluation
+from dpo_train.scoring.metrics import Floats, share_right
 from dpo_train.trainers.session import OutOfMemory, diverged
 
 
@@ -26,7 +30,6 @@ class SimulatedSession:
         self.pairs_total = self._curve.pairs * config.optim.epochs
         self.reference_pairs = 0
         self.tokens_at_once = 0
-        self.held_out: dict[str, list[float]] = {}
 
     @property
     def pairs_done(self) -> int:
@@ -39,14 +42,14 @@ class SimulatedSession:
     def pairs_at_once(self) -> int:
         return self._config.optim.pairs_at_once
 
-    def advance_for(self, seconds: float) -> dict[str, float] | None:
+    def advance_for(self, seconds: float) -> Evaluation | None:
         if self._left > seconds:
             time.sleep(seconds)
             self._left -= seconds
             return None
         return self.advance()
 
-    def advance(self) -> dict[str, float]:
+    def advance(self) -> Evaluation:
         time.sleep(self._left)
         self._left = self._curve.seconds_per_report
         optim = self._config.optim
@@ -61,8 +64,7 @@ class SimulatedSession:
             raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")
         accuracy = self._accuracy()
         margin = 20 * (accuracy - 0.5)
-        self.held_out = _held_out(accuracy)
-        return {
+        report = {
             "eval/accuracy": accuracy,
             "eval/ranking": accuracy,
             "eval/nll": math.log1p(math.exp(-0.1 * margin)),
@@ -77,6 +79,7 @@ class SimulatedSession:
             "train_seconds": self._curve.seconds_per_report,
             "eval_seconds": 0.0,
         }
+        return Evaluation(report, _held_out(accuracy))
 
     def _accuracy(self) -> float:
         decades = abs(math.log10(self._config.optim.learning_rate / self._curve.best_learning_rate))
@@ -102,13 +105,13 @@ class SimulatedSession:
         pass
 
 
-def _held_out(accuracy: float) -> dict[str, list[float]]:
+def _held_out(accuracy: float) -> dict[str, Floats]:
     """Of a hundred pairs, as many of which are ordered right: the hard ones last, the same for all
     trials. Their margins fall evenly from the first to the last."""
-    margins = [(100 * accuracy - pair - 0.5) / 5 for pair in range(100)]
+    margins = (100 * accuracy - np.arange(100) - 0.5) / 5
     return {
-        "eval/accuracy": [float(margin > 0) for margin in margins],
-        "eval/chosen_shift": [margin / 2 for margin in margins],
-        "eval/rejected_shift": [-margin / 2 for margin in margins],
-        "eval/token_margin": [margin / 20 for margin in margins],
+        "eval/accuracy": share_right(margins),
+        "eval/chosen_shift": margins / 2,
+        "eval/rejected_shift": -margins / 2,
+        "eval/token_margin": margins / 20,
     }

@@ -19,6 +19,7 @@ from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
 from dpo_train.errors import one_line
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
+from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
 from dpo_train.trainers.session import OutOfMemory, with_pairs_at_once
 from dpo_train.trainers.trl_arguments import trl_arguments
@@ -55,12 +56,11 @@ class TrlSession:
         # Of one process of a group. A pair is two rows, each padded to the longest.
         pairs = max(1, self.pairs_at_once // process_group.count)
         self.tokens_at_once = 2 * max(row_lengths(rows)) * pairs
-        self.held_out: dict[str, list[float]] = {}
         self._thread: threading.Thread | None = None
         self._is_held = True
         """Whether the training thread waits for a command, or has ended."""
-        self._early: dict[str, float] | None = None
-        """A report that came while something else was waited for."""
+        self._early: Evaluation | None = None
+        """An evaluation that came while something else was waited for."""
         self._resume_from: Path | None = None
 
     @property
@@ -71,12 +71,12 @@ class TrlSession:
     def pairs_done(self) -> int:
         return self._control.pairs_done
 
-    def advance(self) -> dict[str, float]:
-        report = self.advance_for(math.inf)
-        assert report is not None
-        return report
+    def advance(self) -> Evaluation:
+        evaluation = self.advance_for(math.inf)
+        assert evaluation is not None
+        return evaluation
 
-    def advance_for(self, seconds: float) -> dict[str, float] | None:
+    def advance_for(self, seconds: float) -> Evaluation | None:
         if self._thread is None:
             self._is_held = False
             self._thread = threading.Thread(target=self._train, daemon=True)
@@ -84,11 +84,9 @@ class TrlSession:
         elif self._is_held and self._early is None:
             self._is_held = False
             self._control.commands.put("advance")
-        report = self._early or self._answer(seconds)
+        evaluation: Evaluation | None = self._early or self._answer(seconds)
         self._early = None
-        if report is not None:
-            self.held_out = self._trainer.held_out
-        return report
+        return evaluation
 
     def save(self, folder: Path) -> int:
         if self._thread is None:
@@ -178,9 +176,9 @@ class TrlSession:
             self._trainer.model.unload()
         del self._trainer, self._control
 
-    def _hold(self) -> dict[str, float] | None:
+    def _hold(self) -> Evaluation | None:
         """Holds the training thread at the end of its step; or at an evaluation, if that comes
-        first, whose report it returns."""
+        first, which it returns."""
         self._control.is_hold_wanted.set()
         answer = self._answer(math.inf)
         self._control.is_hold_wanted.clear()

@@ -17,6 +17,7 @@ from trl import DPOTrainer
 
 from dpo_train import reference
 from dpo_train.scoring import logps, metrics
+from dpo_train.scoring.evaluation import Evaluation, named
 from dpo_train.trainers import trl_patches  # noqa: F401
 from dpo_train.trainers.session import diverged
 from dpo_train.trainers.trl_control import TrainingControl
@@ -39,7 +40,6 @@ class SearchTrainer(DPOTrainer):
         control.accelerator = self.accelerator
         self._eval_rows = data.split("eval")[:]
         self._eval_batches = list(logps.batches(self._eval_rows, data.pad_token_id, device))
-        self.held_out: dict[str, list[float]] = {}
         self._step_losses: list[torch.Tensor] = []
         self._parts_seen = 0
         self._tokens = torch.zeros((), dtype=torch.int64, device=device)
@@ -96,7 +96,7 @@ class SearchTrainer(DPOTrainer):
         self._hand.wait(self.control)
         return {}
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> Evaluation:
         seconds = time.monotonic() - self._hand.resumed_at
         pairs = self._hand.pairs_seen - self._hand.resumed_pairs
         # What the processes of a group report, and whether they go on, is the same for all.
@@ -109,12 +109,12 @@ class SearchTrainer(DPOTrainer):
         for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
             raise diverged(float(losses[offset]), first_step + offset, self.args.learning_rate)
         began = time.monotonic()
-        held_out = self._held_out()
+        held_out, values = self._held_out()
         peak = size = 0.0
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 1e9
             size = torch.cuda.get_device_properties().total_memory / 1e9
-        return {
+        report = {
             **{f"eval/{name}": value for name, value in held_out.items()},
             "train/loss": float(losses.mean()),
             "pairs_seen": self._hand.pairs_seen,
@@ -127,8 +127,10 @@ class SearchTrainer(DPOTrainer):
             "peak_memory_gb": peak,
             "device_memory_gb": size,
         }
+        return Evaluation(report, values)
 
-    def _held_out(self) -> dict[str, float]:
+    def _held_out(self) -> tuple[dict[str, float], dict[str, metrics.Floats]]:
+        """The metrics, without the prefix `eval/`, and with it the values of each pair."""
         rows = len(self._eval_rows["chosen_ids"])
         loss_sum = chosen_sum = 0.0
         weights = dict(zip(self.loss_types, self.loss_weights or (), strict=False))
@@ -156,9 +158,8 @@ class SearchTrainer(DPOTrainer):
             # The last steps' losses were finite, the weights they led to are not.
             raise diverged(math.nan, self.state.global_step, self.args.learning_rate)
         values = metrics.pair_values(logps.pair_logps(self._eval_rows, *scores))
-        self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         of_sft = -sft * chosen_sum / sum(map(len, self._eval_rows["chosen_ids"]))
-        return {**metrics.means(values), "loss": loss_sum / rows + of_sft}
+        return {**metrics.means(values), "loss": loss_sum / rows + of_sft}, named(values)
 
 
 class _LogProbs:

@@ -261,22 +261,22 @@ def ours(case: Case, run: Run, scratch: Path) -> Result | Failure:
         prepared = reference.plan(config, data.load_pairs(config.data), scratch, "cpu")
         session = open_session(config, prepared, "cpu")
         try:
-            reports = [session.advance()]
-            while reports[-1]["pairs_seen"] < session.pairs_total:
-                reports.append(session.advance())
+            found = [session.advance()]
+            while found[-1].pairs_seen < session.pairs_total:
+                found.append(session.advance())
             session.export(export)
         finally:
             session.close()
         rows = reference.prepare(prepared).split("eval")[:]
         tokens = torch.tensor([[len(ids) for ids in rows[f"{side}_ids"]] for side in SIDES])
-        shifts = torch.tensor([session.held_out[f"eval/{side}_shift"] for side in SIDES])
+        shifts = torch.tensor([found[-1].held_out[f"eval/{side}_shift"].tolist() for side in SIDES])
         # As somebody without this project loads it.
         whole = f"{case.folder}/model" if lora else export
         policy = transformers.AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
         if lora:
             policy = peft.PeftModel.from_pretrained(policy, export)
         return Result(
-            losses=[report["train/loss"] for report in reports],
+            losses=[each.report["train/loss"] for each in found],
             logps=held_out_logps(case, policy).tolist(),
             shifts=(shifts / tokens).T.tolist(),
             matrices=sorted(load_file(export / "adapter_model.safetensors")) if lora else [],

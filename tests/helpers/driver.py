@@ -9,15 +9,19 @@ from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.config_base import parse
 from tune.config.checks import check
+from tune.config.objective import Report
 from tune.config.schema import SearchConfig
-from tune.run_folder.exports import offer_export
+from tune.run_folder.exports import ExportStamp, Rivals, offer_export
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import Records, create_run
+from tune.run_folder.step import Step
 from tune.search.abort import AbortStopper
+from tune.search.early_stopping import make_stopping_rule
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
 from tune.search.scheduler import SearchScheduler
 from tune.search.searcher import StudySearcher
+from tune.workers.outcome import Ending, Outcome, to_tune
 
 RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
 
@@ -37,9 +41,10 @@ class Driver:
         self.searcher = StudySearcher(
             self.config, self.records, self.final_tasks, progress, lambda: 8
         )
+        rungs = make_stopping_rule(self.config, 512)
         self.stopper = AbortStopper(self.records)
         self.scheduler = SearchScheduler(
-            self.config, self.records, self.searcher, self.final_tasks, progress, 512, self.stopper
+            self.config, self.records, self.searcher, rungs, self.stopper
         )
         self.asked = 0
 
@@ -66,23 +71,25 @@ class Driver:
     def finish(
         self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
     ) -> None:
-        self.complete(trial, {**self.result(pairs, accuracy, nll, drift), "ended": "finished"})
+        self.complete(trial, self.result(pairs, accuracy, nll, drift, Ending.FINISHED))
 
     def fail(self, trial: Any, error: str = "loss is nan") -> None:
-        self.complete(trial, {"ended": "failed", "error": error})
+        self.end(trial, Outcome(Ending.FAILED, error))
+
+    def end(self, trial: Any, outcome: Outcome) -> None:
+        """Ends a trial or a task with what its worker said."""
+        self.complete(trial, to_tune(outcome))
 
     def complete(self, trial: Any, result: dict[str, Any]) -> None:
         self.scheduler.on_trial_complete(None, trial, result)
         self.searcher.on_trial_complete(trial.trial_id, result)
 
     @staticmethod
-    def result(pairs: int, accuracy: float, nll: float, drift: float = 1) -> dict[str, Any]:
+    def result(
+        pairs: int, accuracy: float, nll: float, drift: float = 1, ending: Ending = Ending.GOES_ON
+    ) -> dict[str, Any]:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll}
-        report["eval/drift"] = drift
-        named = {f"report/{name}": value for name, value in report.items()}
-        basics = {"seconds": 1.0, "reference_pairs": 0, "began": 1.0, "held_out": ""}
-        place = {"node_ip": "127.0.0.1", "pid": 1, "gpus": ""}
-        return {**named, **basics, **place, "micro_batch": None, "note": "", "ended": ""}
+        return result_of(Step({**report, "eval/drift": drift}, began=1.0, seconds=1.0), ending)
 
     @property
     def study(self) -> Any:
@@ -94,13 +101,24 @@ class Driver:
         return {milestone: sorted(values) for milestone, values in bracket._rungs}
 
 
+def result_of(step: Step, ending: Ending = Ending.GOES_ON) -> dict[str, Any]:
+    """What Ray Tune gives of a step, with what it adds itself."""
+    return {**to_tune(Outcome(ending, step=step)), "node_ip": "127.0.0.1", "pid": 1}
+
+
 def export(driver: Driver, trial: Any, accuracy: float) -> None:
     """As the trial's session does, before the driver hears of the report."""
     report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": 1.0}
-    offer_export(
-        driver.records.folder, trial.config["trial"], trial.config["point"], report,
-        driver.records.objective, 3, lambda folder: (folder / "weights").mkdir(parents=True),
-    )  # fmt: skip
+    _offer(driver, trial, report, Rivals(driver.records.objective, 3))
+
+
+def _offer(driver: Driver, trial: Any, report: Report, rivals: Rivals) -> None:
+    task = trial.config["task"]
+    stamp = ExportStamp(
+        trial=task.name, config=task.point, report=report, configuration=task.confirms
+    )
+    write = lambda folder: (folder / "weights").mkdir(parents=True)  # noqa: E731
+    offer_export(driver.records.folder, stamp, rivals, write)
 
 
 TWO = ["eval/accuracy", "eval/drift"]
@@ -121,13 +139,8 @@ def finish(
     driver: Driver, trial: Any, accuracy: float, drift: float = 1.0, scale: float = 1.0
 ) -> None:
     """Ends a trial with one report, whose weights it exports as a session would."""
-    result = driver.result(512, accuracy, 0.5)
-    result |= {"report/eval/drift": drift, "held_out": held_out(accuracy, scale).to_text()}
-    report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": drift}
-    offer_export(
-        driver.records.folder, trial.config["trial"], trial.config["point"], report,
-        driver.records.objective, driver.config.exports_kept,
-        lambda folder: (folder / "weights").mkdir(parents=True), trial.config["confirms"],
-        PAIRS,
-    )  # fmt: skip
-    driver.complete(trial, {**result, "ended": "finished"})
+    report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/nll": 0.5, "eval/drift": drift}
+    _offer(driver, trial, report, Rivals(driver.records.objective, driver.config.exports_kept,
+                                         PAIRS))  # fmt: skip
+    step = Step(report, began=1.0, seconds=1.0, held_out=held_out(accuracy, scale))
+    driver.complete(trial, result_of(step, Ending.FINISHED))

@@ -15,15 +15,18 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from dpo_train import data, model_source, reference
     from dpo_train.config_base import parse
     from dpo_train.evaluation import test_split
+    from dpo_train.evaluation.test_report import TestFolders
     from dpo_train.trainers.open import open_session
     from tune.cluster import environment
     from tune.config.checks import check
     from tune.config.schema import SearchConfig
     from tune.run_folder import exports, yaml_file
+    from tune.run_folder.assemble import SearchEnd, assemble
     from tune.run_folder.folder import open_run
     from tune.run_folder.held_out import HeldOut
     from tune.run_folder.records import create_run
-    from tune.run_folder.results import assemble, write_results
+    from tune.run_folder.results import write_results
+    from tune.run_folder.step import Step
 
     space = {"dpo.beta": {"uniform": [0.05, 0.5]}}
     content = {
@@ -52,14 +55,18 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         records.add(trial_id, point)
         records.begin(trial_id)
         session = open_session(config.trial(point), prepared, "cpu")
-        report = session.advance()
-        records.report(trial_id, report, 1.0, 0, time.time(), HeldOut.of(session.held_out))
-        exports.offer_export(folder, trial_id, point, report, records.objective, 3, session.export)
+        found = session.advance()
+        step = Step(found.report, time.time(), 1.0, HeldOut.of(found.held_out))
+        records.report(trial_id, step)
+        stamp = exports.ExportStamp(trial=trial_id, config=point, report=found.report)
+        exports.offer_export(folder, stamp, exports.Rivals(records.objective, 3), session.export)
         session.close()
         records.end(trial_id, "finished")
-    stamp = exports.promote_to_winner(records)
-    verdict = test_split.evaluate_on_test(folder / "winner", config.model, prepared, "cpu")
-    results = assemble(config, records, stamp, verdict, "all 2 trials")
+    won = exports.promote_to_winner(records)
+    test = test_split.evaluate_on_test(
+        TestFolders(folder / "winner", prepared, "cpu"), config.model
+    )
+    results = assemble(config, records, SearchEnd("all 2 trials", won, test))
     ran_on = environment.describe({"CPU": 2})
     write_results(folder, results.model_copy(update={"environment": ran_on}))
     return folder

@@ -31,7 +31,7 @@ def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:
                 session.close()
                 session = begin()
                 session.restore(out / "state")
-            reports.append(session.advance())
+            reports.append(session.advance().report)
         session.export(out / trial)
         session.close()
         trials.append(reports)

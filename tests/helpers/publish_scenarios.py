@@ -197,7 +197,7 @@ def comparisons(root: Path) -> dict[str, Any]:
             before = len(hub.commits)
             after = push_if_asked(results, load_search(run / "search.yaml"))
             told[name] = {
-                "accuracy": results.winner.test["accuracy"],
+                "accuracy": results.winner.test.metrics["accuracy"],
                 "commits": len(hub.commits) - before,
                 "noted": after.published is not None and not after.published.error,
             }

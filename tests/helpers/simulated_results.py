@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+from dpo_train.evaluation.test_report import Answer, Numbers
 from dpo_train.trainers.session import Diverged
 from dpo_train.trainers.simulated import SimulatedSession
 from tune.config.checks import check
@@ -45,9 +46,11 @@ def simulated(count: int, **changes: Any) -> Results:
             if name.startswith("eval/")
         },
         pairs_seen=int(best.metrics["pairs_seen"]),
-        test={"accuracy": 0.9, "ranking": 0.85, "drift": 0.1, "interval": [0.8, 0.9], "pairs": 99},
+        test=Numbers(
+            metrics={"accuracy": 0.9, "ranking": 0.85, "drift": 0.1}, interval=[0.8, 0.9], pairs=99
+        ),
     )
-    base = {"ranking": 0.5, "interval": [0.4, 0.6], "pairs": 99}
+    base = Numbers(metrics={"ranking": 0.5}, interval=[0.4, 0.6], pairs=99)
     return Results(
         name="sim",
         objective=objective,
@@ -55,7 +58,7 @@ def simulated(count: int, **changes: Any) -> Results:
         winner=winner,
         trials=trials,
         cost=Cost(wall_seconds=100, pairs_seen=sum(record.pairs_seen for record in trials)),
-        answers=[{"prompt": "Why?", "base": "No.", "winner": "Yes.", "chosen": "Because."}],
+        answers=[Answer(prompt="Why?", base="No.", winner="Yes.", chosen="Because.")],
         ended=f"all {count} trials",
         search=config.model_dump(mode="json", by_alias=True),
         ranking=[record.id for record in ranked],
@@ -79,7 +82,7 @@ def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecor
     stops = draw.random() < 0.5
     while not curve or curve[-1]["pairs_seen"] < session.pairs_total:
         try:
-            curve.append(session.advance())
+            curve.append(session.advance().report)
         except Diverged as diverged:
             state, error = "failed", str(diverged)
             break

@@ -16,9 +16,9 @@ from tests.conftest import ROOT
 def curve(trial: TrainConfig, prepared: Path) -> list[dict[str, float]]:
     session = open_session(trial, prepared, "cpu")
     try:
-        reports = [session.advance()]
+        reports = [session.advance().report]
         while reports[-1]["pairs_seen"] < session.pairs_total:
-            reports.append(session.advance())
+            reports.append(session.advance().report)
         return reports
     finally:
         session.close()
@@ -33,19 +33,19 @@ def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder:
     """Saved in the midst of an interval, the trial reports what it would have reported."""
     whole = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")
-    begun = [numbers(session.advance())]
+    begun = [numbers(session.advance().report)]
     while session.pairs_done <= begun[0]["pairs_seen"]:
         assert session.advance_for(0) is None
     saved = session.save(folder / "between")
     assert begun[0]["pairs_seen"] < saved < whole[1]["pairs_seen"]
-    begun.append(numbers(session.advance()))  # holding disturbs nothing
+    begun.append(numbers(session.advance().report))  # holding disturbs nothing
     while session.advance_for(0) is None:
         pass  # an evaluation that nobody waited for is the next report
     session.close()
     assert begun == whole[:2]
     restored = open_session(trial, prepared, "cpu")
     restored.restore(folder / "between")
-    rest = [numbers(restored.advance()) for _ in range(len(whole) - 1)]
+    rest = [numbers(restored.advance().report) for _ in range(len(whole) - 1)]
     restored.close()
     assert rest == whole[1:]
 
@@ -53,14 +53,14 @@ def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder:
 def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
     whole = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")
-    begun = [numbers(session.advance()) for _ in range(3)]
+    begun = [numbers(session.advance().report) for _ in range(3)]
     session.save(folder / "state")
-    begun.append(numbers(session.advance()))  # saving disturbs nothing
+    begun.append(numbers(session.advance().report))  # saving disturbs nothing
     session.close()
     assert begun == whole[:4]
     restored = open_session(trial, prepared, "cpu")
     restored.restore(folder / "state")
-    rest = [numbers(restored.advance()) for _ in range(len(whole) - 3)]
+    rest = [numbers(restored.advance().report) for _ in range(len(whole) - 3)]
     restored.close()
     assert rest == whole[3:]
 

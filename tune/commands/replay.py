@@ -75,7 +75,7 @@ def replay(
         compared = 0
         for then in record.curve:
             try:
-                now = session.advance()
+                now = session.advance().report
             except Diverged:
                 worst = (math.inf, "train/loss", int(then["pairs_seen"]))
                 compared += 1

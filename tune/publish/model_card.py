@@ -5,17 +5,18 @@ Made from redacted results alone, so that the same search gives the same card. A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dpo_train.evaluation.test_report import Numbers
 from tune.config.space import Axis
 from tune.report.doubts import doubts
 from tune.report.facts import luck, saved, trial_yaml, verdict
 from tune.run_folder.confirmation import Confirmation
-from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
 
 _METRICS = {
@@ -92,13 +93,13 @@ def _eval_results(results: Results) -> list[EvalResult]:
             dataset_config=data["config"],
             dataset_revision=data["revision"],
             dataset_split=data["test_split"] or f"held out of {data['split']}",
-            dataset_args={**key, "pairs": results.winner.test["pairs"]},
+            dataset_args={**key, "pairs": results.winner.test.pairs},
             metric_type=name,
             metric_name=meaning,
-            metric_value=round(results.winner.test[name], 4),
+            metric_value=round(results.winner.test.metrics[name], 4),
         )
         for name, meaning in _METRICS.items()
-        if name in results.winner.test
+        if name in results.winner.test.metrics
     ]
 
 
@@ -142,26 +143,27 @@ def _named(source: str, what: str) -> str:
 
 
 def _numbers(results: Results) -> str:
-    assert results.winner is not None
-    base, test = {**UNTRAINED, **results.base["test"]}, results.winner.test
+    base, test = results.test_of_base, results.test_of_winner
+    assert base is not None
+    assert test is not None
     rows = [
         [f"{name}: {meaning}", _value(name, base), _value(name, test)]
         for name, meaning in _METRICS.items()
     ]
-    if "answer_tokens" in base and "answer_tokens" in test:
-        lengths = [f"{numbers['answer_tokens']:.1f}" for numbers in (base, test)]
+    if base.answer_tokens is not None and test.answer_tokens is not None:
+        lengths = [f"{length:.1f}" for length in (base.answer_tokens, test.answer_tokens)]
         rows.append(["mean tokens of a greedy answer", *lengths])
     return (
-        _table([f"{test['pairs']} test pairs", "base", "this model"], rows)
+        _table([f"{test.pairs} test pairs", "base", "this model"], rows)
         + "\n\nIn brackets 95 % intervals over prompts (Jeffreys). The test pairs decided "
         "nothing in the search; a tie counts one half, so the base's own accuracy is 0.5."
     )
 
 
-def _value(name: str, numbers: Mapping[str, Any]) -> str:
-    value = f"{numbers[name]:.3f}"
+def _value(name: str, numbers: Numbers) -> str:
+    value = f"{numbers.metrics[name]:.3f}"
     if name == "ranking":
-        low, high = numbers["interval"]
+        low, high = numbers.interval
         value += f" [{low:.2f}, {high:.2f}]"
     return value
 
@@ -258,7 +260,7 @@ def _limits(results: Results) -> str:
     assert results.winner is not None
     held_out, test = results.data["pairs"]["eval"], results.winner.test
     kl = results.winner.sampled_kl
-    on_its_own = f"; so does a KL of {kl['mean']:.3g} nats on answers that it samples" if kl else ""
+    on_its_own = f"; so does a KL of {kl.mean:.3g} nats on answers that it samples" if kl else ""
     lines = [
         f"It was picked as the best of {len(results.trials)} on {held_out} held-out pairs, and the "
         "best of many is partly lucky there: the test numbers above are the ones to quote."
@@ -268,7 +270,7 @@ def _limits(results: Results) -> str:
         "else was measured: not what it knows, not what it refuses, not other languages or longer "
         "conversations.",
         "DPO widens the gap between chosen and rejected answers; both may have become less likely. "
-        f"The drift of {test['drift']:.2f} nats per token says how far it left the base"
+        f"The drift of {test.metrics['drift']:.2f} nats per token says how far it left the base"
         f"{on_its_own}.",
         "What the base does wrong it may still do wrong.",
     ]

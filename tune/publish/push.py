@@ -212,7 +212,7 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
     }
     metric = results.objective.metric
     name = metric.removeprefix("eval/")
-    test = winner.test.get(name)
+    test = winner.test.metrics.get(name)
     on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
 
     def commit() -> str:

@@ -21,7 +21,7 @@ from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
 from tune.publish import model_card, redact
 from tune.report import page
-from tune.run_folder.exports import STAMP
+from tune.run_folder.exports import ExportStamp
 from tune.run_folder.results import Results, write_results
 from tune.run_folder.yaml_file import write_yaml
 
@@ -53,13 +53,13 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     if results.winner is None:
         raise InputError(f"{results.place} has no winner; type `dpo-tune resume {results.place}`")
     winner = mirror.pull(results.folder / "winner")
-    stamp = json.loads((winner / STAMP).read_text())
-    if stamp["trial"] != (results.winner.run or results.winner.trial):
+    stamp = ExportStamp.read(winner)
+    if stamp.trial != (results.winner.run or results.winner.trial):
         raise InputError(
-            f"{results.place}: winner/ is of {stamp['trial']}, results.json of "
+            f"{results.place}: winner/ is of {stamp.trial}, results.json of "
             f"{results.winner.trial}; type `dpo-tune resume {results.place}` to end the search"
         )
-    if not results.winner.test:
+    if results.test_of_winner is None:
         raise InputError(
             f"{results.place}: its winner was not judged on test, so a card would have no number "
             f"to quote; type `dpo-tune resume {results.place} --trials +1`"

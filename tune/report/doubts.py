@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpo_train.evaluation.test_report import Numbers
 from tune.config.objective import Objective
 from tune.run_folder.less_drift import MOST_DRIFT
 from tune.run_folder.records import TrialRecord
@@ -95,7 +96,7 @@ def _length(results: Results) -> str:
 
 def _repeats(results: Results) -> str:
     assert results.winner is not None
-    here, base = results.winner.test.get("repeating"), results.base.get("test", {}).get("repeating")
+    here, base = results.winner.test.repeating, _of_base(results).repeating
     if here is None or base is None or here - base <= _MORE_REPEATS:
         return ""
     return (
@@ -107,5 +108,9 @@ def _repeats(results: Results) -> str:
 
 def _tokens(results: Results, whose: str) -> float | None:
     assert results.winner is not None
-    numbers = results.winner.test if whose == "winner" else results.base.get("test", {})
-    return numbers.get("answer_tokens")
+    numbers = results.winner.test if whose == "winner" else _of_base(results)
+    return numbers.answer_tokens
+
+
+def _of_base(results: Results) -> Numbers:
+    return results.base.get("test", Numbers())

@@ -10,28 +10,28 @@ from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
+from dpo_train.evaluation.test_report import Numbers
 from tune.run_folder.results import Results
 
 
 def verdict(results: Results) -> str:
     """Whether the winner beats the base, in numbers of the test split; empty if the winner was not
     judged there. What decides is their difference pair by pair."""
-    base = results.base.get("test")
-    test = results.winner.test if results.winner else {}
-    if not base or not test:
+    base, test = results.test_of_base, results.test_of_winner
+    if base is None or test is None:
         return ""
     sentence = (
-        f"On {test['pairs']} test pairs that decided nothing, the winner finds the chosen answer "
+        f"On {test.pairs} test pairs that decided nothing, the winner finds the chosen answer "
         f"likelier in {_percent(test)} and the base in {_percent(base)}."
     )
-    if "over_base" not in test:  # earlier versions did not compare pair by pair
+    over = test.over_base.get("ranking")
+    if over is None:  # earlier versions did not compare pair by pair
         return sentence
-    over = test["over_base"]["ranking"]
-    low, high = over["interval"]
+    low, high = over.interval
     conclusion = "do not count on a difference"
     if low > 0 or high < 0:
         conclusion = "the winner is better" if low > 0 else "the winner is worse"
-    points = f"{100 * over['difference']:+.1f} points"
+    points = f"{100 * over.difference:+.1f} points"
     return (
         f"{sentence} Pair by pair that is {points} (95 % interval {100 * low:+.1f} to "
         f"{100 * high:+.1f}): {conclusion}."
@@ -50,16 +50,15 @@ def luck(results: Results) -> str:
         f"{metric}: {found.largest:.3f} was the {most} seen; expected on new prompts "
         f"{found.expected:.3f} (95 % interval {low:.2f} to {high:.2f})"
     )
-    test = results.winner.test if results.winner else {}
-    name = metric.removeprefix("eval/")
-    if name in test:
-        sentence += f"; on the {test['pairs']} test pairs it is {test[name]:.3f}"
+    test, name = results.test_of_winner, metric.removeprefix("eval/")
+    if test and name in test.metrics:
+        sentence += f"; on the {test.pairs} test pairs it is {test.metrics[name]:.3f}"
     return sentence
 
 
-def _percent(numbers: dict[str, Any]) -> str:
-    low, high = numbers["interval"]
-    return f"{numbers['ranking']:.1%} (95 % interval {100 * low:.1f}–{100 * high:.1f})"
+def _percent(numbers: Numbers) -> str:
+    low, high = numbers.interval
+    return f"{numbers.metrics['ranking']:.1%} (95 % interval {100 * low:.1f}–{100 * high:.1f})"
 
 
 def trial_yaml(results: Results) -> str:

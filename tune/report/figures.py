@@ -10,6 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from dpo_train.evaluation.test_report import Numbers
 from tune.config.pareto import front_numbers
 from tune.config.schema import StoppingConfig
 from tune.report.facts import saved
@@ -181,8 +182,8 @@ def _pareto(results: Results) -> Drawn:
 def _base(results: Results) -> dict[str, float]:
     """What is known of the base on the held-out pairs."""
     known = {f"eval/{name}": value for name, value in UNTRAINED.items()}
-    ranking = results.base.get("eval", {}).get("ranking")
-    return known if ranking is None else {**known, "eval/ranking": ranking}
+    measured = results.base.get("eval", Numbers()).metrics
+    return {**known, **{f"eval/{name}": value for name, value in measured.items()}}
 
 
 def _cost(results: Results) -> Drawn:

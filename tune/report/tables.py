@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from dpo_train.evaluation.test_report import Numbers
 from tune.report.facts import Saved
-from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
 
 _MEANINGS = {
@@ -55,25 +56,26 @@ def front(results: Results) -> Table:
 def numbers(results: Results) -> Table:
     """Base and winner in each metric; numbers of the base that hold by definition included."""
     assert results.winner is not None
-    base, test, held_out = results.base.get("test", {}), results.winner.test, results.winner.eval
-    columns = {"base, test": {**UNTRAINED, **base} if test else {}, "winner, test": test}
-    if results.confirmation is not None and results.confirmation.searched_test:
+    test, held_out = results.winner.test, Numbers(metrics=results.winner.eval)
+    base = results.test_of_base if test.metrics else None
+    columns = {"base, test": base or Numbers(), "winner, test": test}
+    if results.confirmation is not None and results.confirmation.searched_test.metrics:
         columns["winner as searched, test"] = results.confirmation.searched_test
     columns["winner, eval"] = held_out
     rows = [
         [name, *(_value(name, column) for column in columns.values()), meaning]
         for name, meaning in _MEANINGS.items()
-        if name in held_out or name in test
+        if name in held_out.shown or name in test.shown
     ]
     return ["", *columns, ""], rows
 
 
-def _value(name: str, numbers: dict[str, Any]) -> str:
-    if name not in numbers:
+def _value(name: str, numbers: Numbers) -> str:
+    if name not in numbers.shown:
         return ""
-    value = f"{numbers[name]:.3f}"
-    if name == "ranking" and "interval" in numbers:
-        low, high = numbers["interval"]
+    value = f"{numbers.shown[name]:.3f}"
+    if name == "ranking" and numbers.interval:
+        low, high = numbers.interval
         value += f"\n[{low:.2f}\u2060–\u2060{high:.2f}]"
     return value
 
@@ -86,11 +88,11 @@ def confirmation(results: Results) -> Table:
     for finalist in results.confirmation.finalists:
         behind = kl = ""
         if finalist.sampled_kl:
-            low, high = finalist.sampled_kl["interval"]
-            kl = f"{finalist.sampled_kl['mean']:.3g} [{low:.3g}, {high:.3g}]"
+            low, high = finalist.sampled_kl.interval
+            kl = f"{finalist.sampled_kl.mean:.3g} [{low:.3g}, {high:.3g}]"
         if finalist.behind:
-            low, high = finalist.behind["interval"]
-            behind = f"{finalist.behind['difference']:.3f} [{low:+.3f}, {high:+.3f}]"
+            low, high = finalist.behind.interval
+            behind = f"{finalist.behind.difference:.3f} [{low:+.3f}, {high:+.3f}]"
         second = finalist.drift if finalist.second is None else finalist.second
         told = (f"{name} {value:.4g}" for name, value in finalist.evaluation.items())
         rows.append(

@@ -9,7 +9,7 @@ from tune.config.objective import Objective
 from tune.report.doubts import doubts
 from tune.report.facts import luck, verdict
 from tune.run_folder.records import ENDED, TrialRecord
-from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
 
 
@@ -53,15 +53,15 @@ def _verdict(results: Results) -> str:
     lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
     if told := luck(results):
         lines.append(f"  {told}")
-    if not results.base.get("test") or not winner.test:
+    if results.test_of_base is None or results.test_of_winner is None:
         metric = results.objective.metric
         return "\n".join([*lines, f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"])
     lines.append(f"  {verdict(results)}")
     lines += _numbers(results)
     if kl := winner.sampled_kl:
-        low, high = kl["interval"]
+        low, high = kl.interval
         lines.append(
-            f"  on held-out prompts, its sampled answers have a KL of {kl['mean']:.3g} nats from "
+            f"  on held-out prompts, its sampled answers have a KL of {kl.mean:.3g} nats from "
             f"the base, 95 % interval {low:.3g} to {high:.3g}"
         )
     return "\n".join(lines)
@@ -69,27 +69,28 @@ def _verdict(results: Results) -> str:
 
 def _numbers(results: Results) -> list[str]:
     """Base and winner on the test split; with a confirmation the winner as searched between."""
-    assert results.winner is not None
-    test = results.winner.test
-    base = {**UNTRAINED, **results.base["test"]}
+    base, test = results.test_of_base, results.test_of_winner
+    assert base is not None
+    assert test is not None
     models = {"base": base, "winner": test}
-    if results.confirmation is not None and results.confirmation.searched_test:
+    if results.confirmation is not None and results.confirmation.searched_test.metrics:
         searched = results.confirmation.searched_test
         models = {"base": base, "as searched": searched, "as confirmed": test}
     rows = {
-        "ranking": [f"{each['ranking']:.3f}" for each in models.values()],
-        "  95 % interval": ["{:.2f}–{:.2f}".format(*each["interval"]) for each in models.values()],
-        "accuracy": [f"{each['accuracy']:.3f}" for each in models.values()],
-        "drift, nats per token": [f"{each['drift']:.3f}" for each in models.values()],
+        "ranking": [f"{each.metrics['ranking']:.3f}" for each in models.values()],
+        "  95 % interval": ["{:.2f}–{:.2f}".format(*each.interval) for each in models.values()],
+        "accuracy": [f"{each.metrics['accuracy']:.3f}" for each in models.values()],
+        "drift, nats per token": [f"{each.metrics['drift']:.3f}" for each in models.values()],
     }
-    if all("answer_tokens" in each for each in models.values()):
-        rows["tokens of an answer, mean"] = [f"{m['answer_tokens']:.1f}" for m in models.values()]
+    lengths = [each.answer_tokens for each in models.values() if each.answer_tokens is not None]
+    if len(lengths) == len(models):
+        rows["tokens of an answer, mean"] = [f"{length:.1f}" for length in lengths]
     lines = [f"  {name:28}" + "".join(f"{cell:>14}" for cell in row) for name, row in rows.items()]
-    head = f"on {test['pairs']} untouched test pairs"
+    head = f"on {test.pairs} untouched test pairs"
     told = [
-        f"  pair by pair, its {name} is {over['difference']:+.3f} from that as searched, 95 % "
-        f"interval {_signed(over['interval'])}"
-        for name, over in test.get("over_searched", {}).items()
+        f"  pair by pair, its {name} is {over.difference:+.3f} from that as searched, 95 % "
+        f"interval {_signed(over.interval)}"
+        for name, over in test.over_searched.items()
     ]
     return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *told]
 
@@ -116,10 +117,10 @@ def _confirmation(results: Results) -> str:
             second = f"{finalist.second:.3f}"
         told = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())
         if finalist.sampled_kl:
-            told = f"  sampled KL {finalist.sampled_kl['mean']:.3g}{told}"
+            told = f"  sampled KL {finalist.sampled_kl.mean:.3g}{told}"
         if finalist.behind:
             behind = finalist.behind
-            told = f"  {behind['difference']:.3f}, 95 % {_signed(behind['interval'])}{told}"
+            told = f"  {behind.difference:.3f}, 95 % {_signed(behind.interval)}{told}"
         lines.append(
             f"{finalist.trial:12} {finalist.searched:8.3f}  {values:{width}} {mean:>6} "
             f"{second:>{max(6, len(other))}}{told}"
@@ -168,7 +169,7 @@ def _mark(objective: Objective, on_front: bool) -> str:
 
 def _answers(results: Results) -> str:
     return "\n".join(
-        f"> {answer['prompt']}\n  base:   {answer['base']}\n  winner: {answer['winner']}"
+        f"> {answer.prompt}\n  base:   {answer.base}\n  winner: {answer.winner}"
         for answer in results.answers
     )
 

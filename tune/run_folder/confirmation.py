@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from dpo_train.evaluation.test_report import Difference, Numbers, SampledKl
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
-from tune.run_folder.records import Document
+from tune.config.space import Point
+from tune.run_folder.records import Document, OrNone
 
 _EVALUATIONS = "evaluations.json"
 
@@ -26,7 +28,7 @@ class Run(Document):
 class Finalist(Document):
     trial: str
     """The trial of the search whose configuration this is."""
-    config: dict[str, Any]
+    config: Point
     searched: float
     """Of the objective at the trial's best report in the search, by which it became a finalist."""
     runs: list[Run]
@@ -36,10 +38,10 @@ class Finalist(Document):
     """Mean `eval/drift` of the runs."""
     second: float | None = None
     """With two objectives the second's mean of the runs."""
-    behind: dict[str, Any] = {}
-    """`difference` of the winner's mean and this one's, pair by pair over the held-out pairs, and
-    its 95 % `interval` over prompts; empty for the winner and where a run failed."""
-    sampled_kl: dict[str, Any] = {}
+    behind: OrNone[Difference] = None
+    """Of the winner's mean and this one's, over the held-out pairs; None for the winner and where a
+    run failed."""
+    sampled_kl: OrNone[SampledKl] = None
     """As the winner's, of this one's best run."""
     evaluation: dict[str, float] = {}
     """What `confirm.evaluate` said of the best run's folder."""
@@ -61,7 +63,7 @@ class Confirmation(Document):
     the 95 % interval of the difference."""
     finalists: list[Finalist]
     """The best first."""
-    searched_test: dict[str, Any] = {}
+    searched_test: Numbers = Numbers()
     """The test split's numbers of `searched`, before its seeds were tried."""
 
 
@@ -72,9 +74,11 @@ def evaluations(run: Path) -> dict[str, dict[str, float]]:
     return said
 
 
-def keep_evaluation(run: Path, run_id: str, said: dict[str, float]) -> None:
+def keep_evaluation(run: Path, run_id: str, said: Mapping[str, float]) -> None:
     """Kept, for an evaluation may cost more than a trial."""
-    write_atomically(run / _EVALUATIONS, json.dumps({**evaluations(run), run_id: said}, indent=1))
+    write_atomically(
+        run / _EVALUATIONS, json.dumps({**evaluations(run), run_id: dict(said)}, indent=1)
+    )
 
 
 def forget_evaluations(run: Path) -> None:

@@ -7,18 +7,20 @@ there alone, and are brought where they are read.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import discarding_partial
 from dpo_train.storage.files import checksums_match, write_checksums
 from dpo_train.storage.mirror import CHECKSUMS
 from tune.config.objective import Objective, Report
+from tune.config.space import Point
 from tune.run_folder.judge import TrialReport
 from tune.run_folder.records import Records
 
@@ -26,57 +28,92 @@ STAMP = "trial.json"
 """In an exported folder: which trial, its values, and the report at which it was written."""
 
 
-_Export = tuple[Path, dict[str, Any]]
+class ExportStamp(BaseModel):
+    """Whose weights an exported folder holds, and what they had."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    trial: str
+    """The run that was trained."""
+    config: Point
+    report: Report
+    """At which it was written."""
+    configuration: str | None = None
+    """The trial of the search that the run confirms; None of a trial of the search itself."""
+
+    @property
+    def searched(self) -> str:
+        """The trial of the search whose configuration the export has, whatever its seed."""
+        return self.configuration or self.trial
+
+    @property
+    def pairs_seen(self) -> int:
+        return int(self.report["pairs_seen"])
+
+    @classmethod
+    def read(cls, folder: Path) -> ExportStamp:
+        """Of an exported folder. Raises OSError."""
+        return cls.model_validate_json((folder / STAMP).read_text())
+
+    def write(self, folder: Path) -> None:
+        (folder / STAMP).write_text(self.model_dump_json(indent=1, exclude_none=True))
 
 
-def exports(records: Records) -> list[_Export]:
-    """(folder, stamp) of the best export of each configuration that has one, the best first; with
-    two objectives front by front."""
+@dataclass(frozen=True)
+class Export:
+    """An exported folder that is whole."""
+
+    folder: Path
+    stamp: ExportStamp
+
+    @property
+    def trial_report(self) -> TrialReport:
+        return self.stamp.trial, self.stamp.report
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """By what a worker decides whether a report may still win."""
+
+    objective: Objective
+    keep: int
+    """The best configurations whose exports are kept."""
+    held_out: int = 0
+    """Pairs that were measured."""
+
+
+def exports(records: Records) -> list[Export]:
+    """The best export of each configuration that has one, the best first; with two objectives front
+    by front."""
     return _in_order(records, _best_of_each(records, _all_exports(records.folder)))
-
-
-def configuration(stamp: dict[str, Any]) -> str:
-    """The trial of the search whose configuration an export has, whatever its seed."""
-    return str(stamp.get("configuration") or stamp["trial"])
 
 
 def export_of(records: Records, trial_id: str) -> Path | None:
     """The best export of one run."""
     own = _all_exports(records.folder, trial_id)
-    return next((folder for folder, _ in _in_order(records, own)), None)
+    return next((each.folder for each in _in_order(records, own)), None)
 
 
 def offer_export(
-    run: Path,
-    trial_id: str,
-    point: dict[str, Any],
-    report: Report,
-    objective: Objective,
-    keep: int,
-    export: Callable[[Path], None],
-    confirms: str | None = None,
-    held_out: int = 0,
+    run: Path, stamp: ExportStamp, rivals: Rivals, export: Callable[[Path], None]
 ) -> None:
     """Exports the trial's weights if this report may still win, or be one of the k best
     configurations; a finalist's runs with other seeds vie with their own configuration alone, for
-    what wins must lie there. `held_out` pairs were measured. Raises DiskFull.
+    what wins must lie there. Raises DiskFull.
 
     Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: it knows
-    what each of so many held-out pairs had, and so which of them is the best.
+    what each held-out pair had, and so which of them is the best.
     """
-    stamp = {"trial": trial_id, "config": point, "report": report}
-    if confirms is not None:
-        stamp["configuration"] = confirms
-    if not objective.allows(report) or _is_out(run, stamp, objective, keep, held_out):
+    if not rivals.objective.allows(stamp.report) or _is_out(run, stamp, rivals):
         return
-    folder = run / "best" / trial_id / str(int(report["pairs_seen"]))
+    folder = run / "best" / stamp.trial / str(stamp.pairs_seen)
     part = folder.with_name(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     made = part / folder.name  # in a folder of its own, with whatever the export begins beside it
     with discarding_partial(part):
         export(made)
-        (made / STAMP).write_text(json.dumps(stamp, indent=1))
+        stamp.write(made)
         write_checksums(made)
     shutil.rmtree(folder, ignore_errors=True)
     made.replace(folder)
@@ -84,24 +121,23 @@ def offer_export(
     mirror.hand_over(folder)
 
 
-def _is_out(
-    run: Path, stamp: dict[str, Any], objective: Objective, keep: int, held_out: int
-) -> bool:
+def _is_out(run: Path, stamp: ExportStamp, asked: Rivals) -> bool:
     """Whether the report of a stamp is so far behind that the rule can't choose it, as far as a
     worker sees: it knows the values of what was exported, and not those of each pair."""
+    objective = asked.objective
     of_runs: dict[str, float] = {}
     of_others: dict[str, float] = {}
-    for _, there in _all_exports(run):
-        worth = objective.worth(there["report"])
-        of_runs[there["trial"]] = max(worth, of_runs.get(there["trial"], worth))
-        if configuration(there) != configuration(stamp):
-            whose = configuration(there)
+    for existing in (each.stamp for each in _all_exports(run)):
+        worth = objective.worth(existing.report)
+        of_runs[existing.trial] = max(worth, of_runs.get(existing.trial, worth))
+        if existing.searched != stamp.searched:
+            whose = existing.searched
             of_others[whose] = max(worth, of_others.get(whose, worth))
-    rivals = [of_runs.get(stamp["trial"], -math.inf)]
-    if "configuration" not in stamp and objective.second is None:
-        rivals += sorted(of_others.values(), reverse=True)[keep - 1 : keep]
-    worth = objective.worth(stamp["report"])
-    return any(worth + _slack(objective, worth, rival, held_out) < rival for rival in rivals)
+    rivals = [of_runs.get(stamp.trial, -math.inf)]
+    if stamp.configuration is None and objective.second is None:
+        rivals += sorted(of_others.values(), reverse=True)[asked.keep - 1 : asked.keep]
+    worth = objective.worth(stamp.report)
+    return any(worth + _slack(objective, worth, best, asked.held_out) < best for best in rivals)
 
 
 def _slack(objective: Objective, one: float, other: float, held_out: int) -> float:
@@ -118,22 +154,23 @@ def prune_exports(records: Records, keep: int, finalists: Sequence[str] = ()) ->
     which a winner is compared."""
     there = _all_exports(records.folder)
     best = _in_order(records, _best_of_each(records, there))
-    kept = {folder for folder, _ in best[:keep]}
-    kept.update(folder for folder, stamp in best if configuration(stamp) in finalists)
-    searched = [item for item in there if item[1]["trial"] in finalists]
-    kept.update([folder for folder, _ in _in_order(records, searched)][:1])
+    kept = {each.folder for each in best[:keep]}
+    kept.update(each.folder for each in best if each.stamp.searched in finalists)
+    searched = [each for each in there if each.stamp.trial in finalists]
+    kept.update([each.folder for each in _in_order(records, searched)][:1])
     open_trials = {record.id for record in records.open_trials()}
-    for folder, stamp in there:
-        if folder not in kept and stamp["trial"] not in open_trials:
-            _remove_export(folder)
+    for each in there:
+        if each.folder not in kept and each.stamp.trial not in open_trials:
+            _remove_export(each.folder)
 
 
 def prune_own_exports(records: Records, trial_id: str) -> None:
     """For the driver, at a report: leaves of a trial that goes on what may still be its best."""
     own = _all_exports(records.folder, trial_id)
-    for (folder, _), may_win in zip(own, records.judge.near_best(_reports(own)), strict=True):
+    near = records.judge.near_best([each.trial_report for each in own])
+    for each, may_win in zip(own, near, strict=True):
         if not may_win:
-            _remove_export(folder)
+            _remove_export(each.folder)
 
 
 def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
@@ -152,50 +189,48 @@ def _remove_export(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _best_of_each(records: Records, found: list[_Export]) -> list[_Export]:
+def _best_of_each(records: Records, found: list[Export]) -> list[Export]:
     """Of each configuration the best of its exports."""
-    of_each: dict[str, list[_Export]] = {}
-    for item in found:
-        of_each.setdefault(configuration(item[1]), []).append(item)
+    of_each: dict[str, list[Export]] = {}
+    for each in found:
+        of_each.setdefault(each.stamp.searched, []).append(each)
     return [_in_order(records, own)[0] for own in of_each.values()]
 
 
-def _in_order(records: Records, found: list[_Export]) -> list[_Export]:
-    return [found[index] for index in records.judge.best_first(_reports(found))]
+def _in_order(records: Records, found: list[Export]) -> list[Export]:
+    order = records.judge.best_first([each.trial_report for each in found])
+    return [found[index] for index in order]
 
 
-def _reports(found: list[_Export]) -> list[TrialReport]:
-    return [(stamp["trial"], stamp["report"]) for _, stamp in found]
-
-
-def _all_exports(run: Path, trial: str = "*") -> list[_Export]:
+def _all_exports(run: Path, trial: str = "*") -> list[Export]:
     """Of all trials, or of one."""
     stamps = mirror.complete_texts(run / "best", f"{trial}/[0-9]*/{STAMP}")
-    found = [(path.parent, json.loads(text)) for path, text in stamps]
-    return sorted(found, key=lambda item: item[0])
+    found = [Export(path.parent, ExportStamp.model_validate_json(text)) for path, text in stamps]
+    return sorted(found, key=lambda each: each.folder)
 
 
-def promote_to_winner(records: Records, chosen: str | None = None) -> dict[str, Any] | None:
+def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStamp | None:
     """Copies the best export that may win to `winner/` and returns its stamp; None without one.
 
     With `chosen`, the best export of that configuration. One that is damaged is passed over.
     """
     run = records.folder
     found = [
-        item
-        for item in _all_exports(run)
-        if records.objective.allows(item[1]["report"])
-        and (chosen is None or configuration(item[1]) == chosen)
+        each
+        for each in _all_exports(run)
+        if records.objective.allows(each.stamp.report)
+        and (chosen is None or each.stamp.searched == chosen)
     ]
     while found:
-        folder, stamp = _in_order(records, _best_of_each(records, found))[0]
+        best = _in_order(records, _best_of_each(records, found))[0]
+        folder = best.folder
         if checksums_match(mirror.pull(folder)):
             break
         print(
             f"warning: {mirror.shown(folder)} is damaged; the next best export is taken",
             flush=True,
         )
-        found = [item for item in found if item[0] != folder]
+        found = [each for each in found if each.folder != folder]
     if not found:
         return None
     part, old = run / ".winner.part", run / ".winner.old"
@@ -209,4 +244,4 @@ def promote_to_winner(records: Records, chosen: str | None = None) -> dict[str, 
     shutil.rmtree(old, ignore_errors=True)
     mirror.push(run / "winner")
     mirror.forget(folder)
-    return stamp
+    return best.stamp

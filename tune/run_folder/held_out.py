@@ -5,10 +5,9 @@ By it trials are compared pair by pair, and the luck of the best is estimated.
 
 from __future__ import annotations
 
-import base64
 import io
 import zipfile
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,24 +35,13 @@ class HeldOut:
     """Mean log-prob per token of the chosen completion less that of the rejected one."""
 
     @classmethod
-    def of(cls, held_out: Mapping[str, Sequence[float]]) -> HeldOut | None:
+    def of(cls, held_out: Mapping[str, metrics.Floats]) -> HeldOut | None:
         """What a session measured; None if it measured no pairs."""
         if not set(_COLUMNS.values()) <= held_out.keys():
             return None
         return cls(**{
             name: np.asarray(held_out[column], np.float32) for name, column in _COLUMNS.items()
         })  # fmt: skip
-
-    def to_text(self) -> str:
-        """As it travels from a worker to the driver."""
-        return base64.b64encode(np.stack(self._arrays()).tobytes()).decode()
-
-    @classmethod
-    def from_text(cls, text: str) -> HeldOut | None:
-        """None of the empty text."""
-        if not text:
-            return None
-        return cls(*np.frombuffer(base64.b64decode(text), np.float32).reshape(len(_COLUMNS), -1))
 
     def values(self, metric: str) -> metrics.Floats | None:
         """Of a metric for each pair, of shape (N,); None for one that these don't give."""
@@ -67,9 +55,6 @@ class HeldOut:
         if metric == "eval/ranking":
             return self.token_margin.astype(np.float64)
         return self.chosen.astype(np.float64) - self.rejected.astype(np.float64)
-
-    def _arrays(self) -> list[NDArray[np.float32]]:
-        return [self.chosen, self.rejected, self.token_margin]
 
 
 class HeldOutFiles:

@@ -11,16 +11,18 @@ import string
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically, write_here
 from tune.config.objective import Objective, Report
-from tune.run_folder.held_out import HeldOut, HeldOutFiles
+from tune.config.space import Point
+from tune.run_folder.held_out import HeldOutFiles
 from tune.run_folder.judge import Judge
+from tune.run_folder.step import Step
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
 STATES: tuple[State, ...] = get_args(State)
@@ -37,10 +39,15 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
+T = TypeVar("T")
+OrNone = Annotated[T | None, BeforeValidator(lambda value: value or None)]
+"""Where earlier versions wrote an empty object, later ones write null."""
+
+
 class TrialRecord(Document):
     id: str
     state: State = "pending"
-    config: dict[str, Any]
+    config: Point
     """The values of the active axes, by dotted path."""
     metrics: Report = {}
     """The best report by `winner_rule.py`; with two objectives by the first."""
@@ -168,43 +175,36 @@ class Records:
         """How many trials a person asked for, beside those of the configuration."""
         return sum(record.cloned_from is not None for record in self.trials.values())
 
-    def add(self, trial_id: str, point: dict[str, Any], **origin: Any) -> TrialRecord:
+    def add(self, trial_id: str, point: Point, **origin: str | None) -> TrialRecord:
         return self._write(TrialRecord(id=trial_id, config=point, **origin))
 
     def begin(self, trial_id: str) -> None:
         self._write(self.trials[trial_id].model_copy(update={"state": "running"}))
 
-    def report(
-        self,
-        trial_id: str,
-        report: Report,
-        seconds: float,
-        reference_pairs: int,
-        began: float,
-        held_out: HeldOut | None = None,
-        micro_batch: int | None = None,
-    ) -> bool:
-        """Adds a report; False if the trial had one at these pairs_seen before, which it replaces.
+    def report(self, trial_id: str, step: Step) -> bool:
+        """Adds the report of a step; False if the trial had one at these pairs_seen before, which
+        it replaces.
 
         A trial that went on from its saved state reports again what it lost.
         """
         self.memory_kills = 0
-        record = self.trials[trial_id]
+        record, report = self.trials[trial_id], step.report
         earlier = [p for p in record.curve if p["pairs_seen"] < report["pairs_seen"]]
         is_new = len(earlier) == len(record.curve)
         curve = [*earlier, report]
         at = {int(each["pairs_seen"]) for each in earlier}
-        self._try(lambda: self.held_out.keep(trial_id, at, int(report["pairs_seen"]), held_out))
+        seen = int(report["pairs_seen"])
+        self._try(lambda: self.held_out.keep(trial_id, at, seen, step.held_out))
         self._write(
             record.model_copy(
                 update={
                     "state": "running",
                     "curve": curve,
                     "metrics": self.judge.best_report(trial_id, curve),
-                    "micro_batch": micro_batch,
-                    "began": record.began or began,
-                    "seconds": record.seconds + seconds,
-                    "reference_pairs": record.reference_pairs + reference_pairs,
+                    "micro_batch": step.micro_batch,
+                    "began": record.began or step.began,
+                    "seconds": record.seconds + step.seconds,
+                    "reference_pairs": record.reference_pairs + step.reference_pairs,
                 }
             )
         )

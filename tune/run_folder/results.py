@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr
 
 from dpo_train.errors import InputError
+from dpo_train.evaluation.test_report import Answer, Numbers, SampledKl
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
-from tune.config.schema import SearchConfig
-from tune.run_folder import less_drift, luck
+from tune.config.space import Point
 from tune.run_folder.confirmation import Confirmation
-from tune.run_folder.folder import find_run, open_run
+from tune.run_folder.folder import find_run
 from tune.run_folder.less_drift import LessDrift
 from tune.run_folder.luck import Luck
-from tune.run_folder.records import STATES, Document, Records, TrialRecord
+from tune.run_folder.records import STATES, Document, OrNone, TrialRecord
 
 if TYPE_CHECKING:
     import pandas
@@ -33,7 +33,7 @@ class Winner(Document):
     """The trial of the search whose configuration won."""
     run: str = ""
     """The run whose weights lie in winner/: that trial, or one that confirms it."""
-    config: dict[str, Any]
+    config: Point
     eval: Report
     """The metrics at the report whose weights were exported, without the prefix eval/."""
     pairs_seen: int
@@ -42,13 +42,10 @@ class Winner(Document):
     warm_from: str | None = None
     """The trial from whose weights an earlier version started it, if not from the base's: its
     configuration alone does not give its numbers."""
-    test: dict[str, Any] = {}
-    """Metrics on the test split without the prefix eval/; `interval` is that of `ranking`;
-    `answer_tokens`; `over_base` and `over_searched` are differences, pair by pair."""
-    sampled_kl: dict[str, Any] = {}
-    """Where eval/drift is an objective: KL from the base in nats an answer, estimated on sampled
-    answers to held-out prompts (dpo_train/evaluation/sampled_kl.py); `mean` and its 95 %
-    `interval`."""
+    test: Numbers = Numbers()
+    """On the test split; without metrics where it was not evaluated."""
+    sampled_kl: OrNone[SampledKl] = None
+    """Where eval/drift is an objective (dpo_train/evaluation/sampled_kl.py)."""
 
 
 class Cost(Document):
@@ -87,7 +84,9 @@ class Results(Document):
     schema_: int = 1
     name: str
     objective: Objective
-    base: dict[str, dict[str, Any]]
+    base: dict[str, Numbers]
+    """By split what the base has: `ranking` and its interval, and on `test`, once the winner was
+    evaluated, what its answers are like."""
     winner: Winner | None
     trials: list[TrialRecord]
     """Of the search itself."""
@@ -108,8 +107,8 @@ class Results(Document):
     data: dict[str, Any] = {}
     """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
     numbers of two searches are of the same pairs and base if it is the same."""
-    answers: list[dict[str, str]] = []
-    """Greedy answers of base and winner to prompts of the test split."""
+    answers: list[Answer] = []
+    """Of base and winner to prompts of the test split."""
     ended: str = ""
     """Why no more trials started."""
     search: dict[str, Any] = {}
@@ -135,6 +134,18 @@ class Results(Document):
     def at(self, folder: Path) -> Results:
         self._folder = folder
         return self
+
+    @property
+    def test_of_base(self) -> Numbers | None:
+        """The base on the test split, with what holds of it by definition; None if that was not
+        measured."""
+        known = self.base.get("test")
+        return known.with_others(UNTRAINED) if known else None
+
+    @property
+    def test_of_winner(self) -> Numbers | None:
+        """None if it was not evaluated, or there is none."""
+        return self.winner.test if self.winner and self.winner.test.metrics else None
 
     @property
     def runs(self) -> list[TrialRecord]:
@@ -203,79 +214,6 @@ class Results(Document):
         return pandas.DataFrame(self.rows(), columns=self.columns())
 
 
-def assemble(
-    config: SearchConfig,
-    records: Records,
-    stamp: dict[str, Any] | None,
-    verdict: dict[str, Any],
-    stop_reason: str,
-    confirmation: Confirmation | None = None,
-) -> Results:
-    """The results as the records stand; `stamp` and `verdict` of the winner, once it is known."""
-    manifest = _manifest(records)
-    trials = list(records.trials.values())
-    seconds = sum(record.seconds for record in trials)
-    winner = None
-    if stamp:
-        record = records.trials[stamp["trial"]]
-        report = {
-            key.removeprefix("eval/"): value
-            for key, value in stamp["report"].items()
-            if key.startswith("eval/")
-        }
-        winner = Winner(
-            trial=record.confirms or record.id,
-            run=record.id,
-            config=stamp["config"],
-            eval=report,
-            pairs_seen=int(stamp["report"]["pairs_seen"]),
-            test=verdict.get("test", {}),
-            sampled_kl=verdict.get("sampled_kl", {}).get(record.confirms or record.id, {}),
-            failed=record.error or "" if record.state == "failed" else "",
-        )
-    return Results(
-        name=config.name,
-        objective=records.objective,
-        base=_base(manifest, verdict),
-        winner=winner,
-        trials=records.searched,
-        confirmations=records.confirmations,
-        confirmation=confirmation,
-        ranking=[record.id for record in records.ranked(records.searched) if record.metrics],
-        front=[record.id for record in records.front()],
-        luck=luck.estimate(records) if stop_reason else None,
-        less_drift=less_drift.find(records) if winner else None,
-        cost=Cost(
-            wall_seconds=records.run.wall_seconds,
-            gpu_seconds=seconds * config.resources.gpus,
-            pairs_seen=sum(record.pairs_seen for record in trials),
-            reference_pairs=sum(record.reference_pairs for record in trials),
-        ),
-        data={
-            **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
-            **({"key": records.run.prepared_folder.name} if manifest else {}),
-        },
-        answers=verdict.get("answers", []),
-        ended=stop_reason,
-        search=config.model_dump(mode="json", by_alias=True),
-    )
-
-
-def _base(manifest: dict[str, Any], verdict: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By split: `ranking`, its `interval`, `pairs`; on test `answer_tokens` too, once the winner is
-    evaluated."""
-    base: dict[str, dict[str, Any]] = manifest.get("base", {})
-    if "base" in verdict:
-        base = {**base, "test": {**base["test"], **verdict["base"]}}
-    return base
-
-
-def _manifest(records: Records) -> dict[str, Any]:
-    path = mirror.fetch_once(records.run.prepared_folder / "manifest.json")
-    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return manifest
-
-
 def write_results(folder: Path, results: Results) -> None:
     write_atomically(folder / "results.json", results.to_json())
 
@@ -291,14 +229,3 @@ def load_results(run: str | Path) -> Results:
         )
     content = json.loads(path.read_text())
     return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
-
-
-def current_results(run_folder: str | Path) -> Results:
-    """The results of a run folder as it stands: of a running search, without a winner."""
-    folder = find_run(run_folder)
-    config, records = open_run(folder)
-    if (folder / "results.json").exists() and not records.open_trials():
-        results = load_results(folder)
-        if len(results.runs) == len(records.trials):
-            return results
-    return assemble(config, records, None, {}, "").at(folder)

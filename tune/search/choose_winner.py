@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dpo_train.evaluation.test_report import Difference
 from dpo_train.scoring import metrics
 from dpo_train.scoring.intervals import difference_interval
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
+from tune.config.space import Point
 from tune.run_folder import exports
 from tune.run_folder.confirmation import Confirmation, Finalist, Run, evaluations
 from tune.run_folder.records import ENDED, Records, TrialRecord
@@ -50,7 +51,7 @@ def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
     return ranked[: config.confirm.finalists]
 
 
-def next_run(config: SearchConfig, records: Records) -> tuple[str, dict[str, Any]] | None:
+def next_run(config: SearchConfig, records: Records) -> tuple[str, Point] | None:
     """The finalist to train again, and its point with a new seed; None if all were."""
     if config.confirm is None:
         return None
@@ -73,9 +74,9 @@ def next_evaluation(
     known = evaluations(records.folder).keys() | tried
     exported = exports.exports(records)
     wanted = {record.id for record in finalists(config, records)}
-    for folder, stamp in exported:
-        if exports.configuration(stamp) in wanted and stamp["trial"] not in known:
-            return stamp["trial"], folder
+    for each in exported:
+        if each.stamp.searched in wanted and each.stamp.trial not in known:
+            return each.stamp.trial, each.folder
     return None
 
 
@@ -89,7 +90,7 @@ def choose(config: SearchConfig, records: Records) -> Confirmation | None:
     entries = _order(entries, records)
     winner = entries[0]
     compared = [_behind(winner, entry, records) for entry in entries]
-    tied = [each.trial for each in compared if each.behind and each.behind["interval"][0] <= 0]
+    tied = [each.trial for each in compared if each.behind and each.behind.interval[0] <= 0]
     runs = len(winner.finalist.runs)
     decided_by = f"the mean of {records.objective.metric} over {runs} seed{'s' * (runs > 1)}"
     if tied:
@@ -140,9 +141,9 @@ def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
         return []
     known = evaluations(records.folder)
     said = {
-        exports.configuration(stamp): known[stamp["trial"]]
-        for _, stamp in exports.exports(records)
-        if stamp["trial"] in known
+        each.stamp.searched: known[each.stamp.trial]
+        for each in exports.exports(records)
+        if each.stamp.trial in known
     }
     return [
         _entry(record, runs[record.id][:rounds], records, said.get(record.id, {}))
@@ -196,7 +197,7 @@ def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
     if records.objective.mode == "min":
         difference = -difference
     interval = difference_interval(difference, records.held_out.clusters(len(difference)))
-    behind = {"difference": float(difference.mean()), "interval": interval}
+    behind = Difference(difference=float(difference.mean()), interval=interval)
     return entry.finalist.model_copy(update={"behind": behind})
 
 

@@ -17,6 +17,7 @@ from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.report.page import keep_fresh, write_or_warn
+from tune.run_folder.assemble import assemble
 from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import (
     find_run,
@@ -26,7 +27,7 @@ from tune.run_folder.folder import (
     refuse_private_folder,
 )
 from tune.run_folder.records import Records, create_run
-from tune.run_folder.results import Results, assemble, load_results, write_results
+from tune.run_folder.results import Results, load_results, write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search import preflight
 from tune.search.deploy import deploy_if_asked
@@ -135,7 +136,7 @@ def _search(
     """Trains trials until no more start and the winner is known; writes results and report."""
 
     def as_it_stands() -> Results:
-        return assemble(config, records, None, {}, "")
+        return assemble(config, records)
 
     address = os.environ.get("RAY_ADDRESS")
     signs.doing(f"connecting to the Ray cluster at {address}" if address else "starting Ray")
@@ -149,14 +150,7 @@ def _search(
         tokenising.finish(config.name, signs, config.data.on_bad_row)
         outcome = run_trials(config, records, signs)
         signs.doing("ending Ray")
-    results = assemble(
-        config,
-        records,
-        outcome.stamp,
-        outcome.verdict,
-        outcome.stop_reason,
-        outcome.confirmation,
-    )
+    results = assemble(config, records, outcome.end)
     results = results.model_copy(update={"environment": outcome.environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)

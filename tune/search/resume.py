@@ -141,7 +141,7 @@ def adopt(folder: Path, config: SearchConfig) -> None:
 
 def _refuse_bounds_without_weights(records: Records, config: SearchConfig) -> None:
     goal, found = config.goal, exports.exports(records)
-    if found and not any(goal.allows(stamp["report"]) for _, stamp in found):
+    if found and not any(goal.allows(each.stamp.report) for each in found):
         raise InputError(
             f"constraints: of this search no weights with {goal.bounds_text} are left, for it kept "
             f"those of the best {len(found)} trials; search again with another name and "

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +18,20 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from dpo_train.errors import one_line
 from dpo_train.memory import kernel_kills
 from dpo_train.storage.object_store import StoreError
+from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated
 from tune.run_folder import exports
-from tune.run_folder.held_out import HeldOut
 from tune.run_folder.placements import Placements
 from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
 from tune.search.deaths import device_failure_reason, out_of_memory_reason, why_given_up
-from tune.search.early_stopping import TrialKey, make_stopping_rule
-from tune.search.final_tasks import FinalTasks
-from tune.search.progress import Progress
+from tune.search.early_stopping import TrialKey
 from tune.search.searcher import StudySearcher
 from tune.workers.gpu_share import overfull
-from tune.workers.tasks import is_task
+from tune.workers.outcome import Ending, Outcome, outcome_of
+from tune.workers.tasks import TrainTask, task_of, to_tune
 
 
 class SearchScheduler(FIFOScheduler):
@@ -41,19 +42,16 @@ class SearchScheduler(FIFOScheduler):
         config: SearchConfig,
         records: Records,
         searcher: StudySearcher,
-        final_tasks: FinalTasks,
-        progress: Progress,
-        most_pairs: int,
+        rungs: TrialScheduler,
         stopper: AbortStopper,
     ) -> None:
         super().__init__()
         self._config = config
         self._records = records
         self._searcher = searcher
-        self._final_tasks = final_tasks
-        self._progress = progress
+        self._progress = searcher.progress
         self._stopper = stopper
-        self._rungs = make_stopping_rule(config, most_pairs)
+        self._rungs = rungs
         self._known: set[str] = set()
         self._places = Placements(records.folder)
         self._tokens: dict[str, int] = {}
@@ -66,12 +64,14 @@ class SearchScheduler(FIFOScheduler):
             self._replay(record)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        trial_id = trial.config["trial"]
-        if not is_task(trial_id) and not self._confirms(trial_id):
-            self._introduce(trial_id)
+        task = task_of(trial.config)
+        if isinstance(task, TrainTask) and task.confirms is None:
+            self._introduce(task.trial)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        trial_id = trial.config["trial"]
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        task = task_of(trial.config)
+        assert isinstance(task, TrainTask)  # the others have one result, their last
+        trial_id = task.trial
         report = self._record(trial_id, result)
         # Tune gives a trial up after so many deaths: of those, only what follows no progress.
         trial.run_metadata.num_failures = 0
@@ -83,37 +83,42 @@ class SearchScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         return str(self._rungs.on_trial_result(tune_controller, TrialKey(trial_id), report))
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        trial_id = trial.config["trial"]
-        if is_task(trial_id):
-            self._final_tasks.end(trial_id, result)
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
+    ) -> None:
+        task, outcome = task_of(trial.config), outcome_of(result)
+        if not isinstance(task, TrainTask):
+            self._searcher.final_tasks.take(task, outcome)
             return
-        ended = result.get("ended")
-        if ended == "wrong input":
-            self._refuse(result["error"])
-            self._records.end(trial_id, "pending")
-            return
-        if ended == "disk full":  # the trial has not ended: it goes on from its last saved state
-            self._stopper.reason = result["error"]
-            return
-        if self.input_error and ended in (None, "", "stopped"):
-            return  # stopped for another's sake: once the input is mended, it goes on
-        if ended == "finished":
-            report = self._record(trial_id, result)
-            if not self._confirms(trial_id):
-                self._rungs.on_trial_complete(tune_controller, TrialKey(trial_id), report)
-        self._end(trial_id, ended or "stopped", result.get("error"))
+        match outcome.ending:
+            case Ending.WRONG_INPUT:
+                self._refuse(outcome.error)
+                self._records.end(task.trial, "pending")
+            case Ending.DISK_FULL:
+                # The trial has not ended: it goes on from its last saved state.
+                self._stopper.reason = outcome.error
+            case Ending.FINISHED:
+                report = self._record(task.trial, result)
+                if task.confirms is None:
+                    self._rungs.on_trial_complete(tune_controller, TrialKey(task.trial), report)
+                self._end(task.trial, "finished")
+            case Ending.FAILED:
+                self._end(task.trial, "failed", outcome.error)
+            case Ending.GOES_ON | Ending.STOPPED:
+                # Stopped for another's sake it goes on, once the input is mended.
+                if not self.input_error:
+                    self._end(task.trial, "stopped")
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         if trial.status == Trial.ERROR:
             # Tune says so of a process that died and is tried again from its saved state.
             self._go_on(trial)
             return
-        error = one_line(why_given_up(trial), 300)
-        if is_task(trial.config["trial"]):
-            self._final_tasks.end(trial.config["trial"], {"error": error})
-        elif not (trial.status == Trial.PENDING and self._searcher.propose_again(trial)):
-            self._end(trial.config["trial"], "failed", error)
+        task, error = task_of(trial.config), one_line(why_given_up(trial), 300)
+        if not isinstance(task, TrainTask):
+            self._searcher.final_tasks.take(task, Outcome(Ending.FAILED, error))
+        elif not (trial.status == Trial.PENDING and self._searcher.propose_again(task.trial)):
+            self._end(task.trial, "failed", error)
 
     def _go_on(self, trial: Any) -> None:
         """Says how a trial goes on whose process died, with less memory where that was the reason.
@@ -121,7 +126,8 @@ class SearchScheduler(FIFOScheduler):
         A death for lack of memory isn't counted as one of the few that Tune allows, as long as the
         passes can be made smaller: a neighbour may have been the large one.
         """
-        trial_id = trial.config["trial"]
+        task = task_of(trial.config)
+        trial_id = task.name
         if failure := device_failure_reason(trial):
             self._progress.say(f"{trial_id}: {failure}; it goes on in another process")
             self._kills = kernel_kills()
@@ -129,10 +135,10 @@ class SearchScheduler(FIFOScheduler):
         reason = out_of_memory_reason(trial, self._kills)
         self._kills = kernel_kills()
         again = trial.run_metadata.num_failures > 1  # without a report since the last time
-        if not (reason or again) or is_task(trial_id):
+        if not (reason or again) or not isinstance(task, TrainTask):
             self._progress.say(f"{trial_id}: its process died; it goes on in another")
             return
-        tokens, given = self._tokens_of(trial_id), trial.config["most_tokens"]
+        tokens, given = self._tokens_of(trial_id), task.most_tokens
         most = given
         if given is None or tokens <= given:  # else it has one pair a pass, and can't have less
             if reason and self._records.halve_tokens(tokens):
@@ -141,7 +147,7 @@ class SearchScheduler(FIFOScheduler):
             elif again and tokens:
                 # The kernel of another node may have ended it, so this trial alone has less.
                 most = max(1, tokens // 2)
-            trial.config["most_tokens"] = most
+            trial.config.update(to_tune(replace(task, most_tokens=most)))
             self._tokens[trial_id] = most or 0
         said = f"; passes have at most {most} tokens now" if most else ""
         self._progress.say(
@@ -159,26 +165,16 @@ class SearchScheduler(FIFOScheduler):
     def debug_string(self) -> str:
         return ""
 
-    def _record(self, trial_id: str, result: dict[str, Any]) -> dict[str, float]:
-        report = {
-            key.removeprefix("report/"): value
-            for key, value in result.items()
-            if key.startswith("report/")
-        }
-        place = {"node": result["node_ip"], "gpus": result["gpus"], "pid": result["pid"]}
-        self._places.note(trial_id, place, result["began"])
-        self._tokens[trial_id] = result.get("tokens_at_once", 0)
-        is_new = self._records.report(
-            trial_id,
-            report,
-            result["seconds"],
-            result["reference_pairs"],
-            result["began"],
-            HeldOut.from_text(result["held_out"]),
-            result["micro_batch"],
-        )
-        if result["note"]:
-            self._progress.say(f"{trial_id}: {result['note']}")
+    def _record(self, trial_id: str, result: Mapping[str, Any]) -> Report:
+        step = outcome_of(result).step
+        assert step is not None
+        report = step.report
+        place = {"node": result["node_ip"], "gpus": step.gpus, "pid": result["pid"]}
+        self._places.note(trial_id, place, step.began)
+        self._tokens[trial_id] = step.tokens_at_once
+        is_new = self._records.report(trial_id, step)
+        if step.note:
+            self._progress.say(f"{trial_id}: {step.note}")
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
         with contextlib.suppress(StoreError):  # the next report tries again
@@ -194,7 +190,7 @@ class SearchScheduler(FIFOScheduler):
         self.input_error = wrong
         self._searcher.stop_reason = self._searcher.budget_spent = "the input is wrong"
 
-    def _end(self, trial_id: str, state: State, error: str | None) -> None:
+    def _end(self, trial_id: str, state: State, error: str | None = None) -> None:
         if state == "stopped" and self._searcher.inbox.stops(trial_id):
             error = "on request"
         self._progress.ended(self._searcher.end_trial(trial_id, state, error))

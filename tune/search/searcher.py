@@ -30,6 +30,7 @@ from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
 from tune.search.resume import EXHAUSTED
 from tune.search.study import SearchStudy
+from tune.workers.tasks import TrainTask, to_tune
 
 _FALSE_STARTS = 3
 """Processes of one trial that may die before it begins."""
@@ -51,8 +52,8 @@ class StudySearcher(Searcher):
         self._capacity = capacity
         self._config = config
         self._records = records
-        self._final_tasks = final_tasks
-        self._progress = progress
+        self.final_tasks = final_tasks
+        self.progress = progress
         self.inbox = Inbox(records.folder)
         self._study = SearchStudy(config, records)
         self._ids: dict[str, str] = {}
@@ -70,7 +71,7 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         # One waits beside those that run: it is what takes over a process, or calls for a node.
         most = min(self._config.resources.at_once or math.inf, self._capacity() + 1)
-        if self._final_tasks.was_given:
+        if self.final_tasks.was_given:
             return Searcher.FINISHED
         if len(self._open) >= most:
             return None
@@ -79,23 +80,26 @@ class StudySearcher(Searcher):
             # The winner is known when the last trial has ended.
             if self._open:
                 return None
-            wait = None if self._final_tasks.is_waiting else Searcher.FINISHED
-            return self._final_tasks.task() or wait
+            wait = None if self.final_tasks.is_waiting else Searcher.FINISHED
+            task = self.final_tasks.task()
+            return to_tune(task) if task else wait
         if record.confirms is None:
             self._study.ask_again(record)
         self._ids[trial_id] = record.id
         self._open.add(record.id)
         self._records.begin(record.id)
-        self._progress.update()
-        return {
-            "trial": record.id,
-            "point": record.config,
-            "confirms": record.confirms,
-            "micro_batch": record.micro_batch,
-            "most_tokens": self._records.run.most_tokens,
-            "at_once": self._config.resources.at_once,
-            "run": mirror.name(self._records.folder.absolute()),
-        }
+        self.progress.update()
+        return to_tune(
+            TrainTask(
+                trial=record.id,
+                run=mirror.name(self._records.folder.absolute()),
+                point=record.config,
+                confirms=record.confirms,
+                micro_batch=record.micro_batch,
+                most_tokens=self._records.run.most_tokens,
+                at_once=self._config.resources.at_once,
+            )
+        )
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Tells Optuna how the trial ended; the scheduler has written it into the record."""
@@ -108,9 +112,8 @@ class StudySearcher(Searcher):
     def report(self, trial_id: str, report: Report) -> None:
         self._study.report(trial_id, report)
 
-    def propose_again(self, trial: Any) -> bool:
+    def propose_again(self, trial_id: str) -> bool:
         """Whether a trial whose process died before it began gets another: Tune gives it up."""
-        trial_id = trial.config["trial"]
         self._false_starts[trial_id] += 1
         if self._false_starts[trial_id] > _FALSE_STARTS:
             return False
@@ -201,7 +204,7 @@ class StudySearcher(Searcher):
     def _end_proposals(self, count: str) -> None:
         """Says once that the search ends with fewer trials than the configuration has."""
         if not self.stop_reason:
-            self._progress.say(f"the search ends with {count}: {EXHAUSTED}")
+            self.progress.say(f"the search ends with {count}: {EXHAUSTED}")
         self.stop_reason = f"every point of the space tried: {count}"
 
     def _next_confirmation(self) -> TrialRecord | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,11 @@ from dpo_train.storage import mirror
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
 from tune.cluster.environment import describe
 from tune.config.schema import SearchConfig
-from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.assemble import SearchEnd
 from tune.run_folder.records import Records
 from tune.search.abort import AbortStopper, SearchAborted, store_failure
 from tune.search.deaths import is_memory_monitors
+from tune.search.early_stopping import make_stopping_rule
 from tune.search.final_tasks import FinalTasks
 from tune.search.interruption import Interrupted
 from tune.search.prepared_data import most_pairs
@@ -32,6 +33,7 @@ from tune.search.searcher import StudySearcher
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.watch import Watch
 from tune.workers.coordinator import coordinated
+from tune.workers.tasks import task_of
 from tune.workers.trainable import DpoTrial
 
 _FAILURES_WITHOUT_PROGRESS = 3
@@ -40,14 +42,9 @@ _FAILURES_WITHOUT_PROGRESS = 3
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a driver session that came to its end found, beside the records."""
+    """How a driver session came to its end."""
 
-    stamp: dict[str, Any] | None
-    """The winner's trial, point and report; None if nothing was exported."""
-    verdict: dict[str, Any]
-    """Base and winner on the test split, as `dpo_train.evaluation.test_split` gives them."""
-    confirmation: Confirmation | None
-    stop_reason: str
+    end: SearchEnd
     is_budget_spent: bool
     environment: dict[str, Any]
 
@@ -95,9 +92,8 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
     capacity = partial(trial_capacity, config)
     searcher = StudySearcher(config, records, final_tasks, progress, capacity)
     stopper = AbortStopper(records)
-    scheduler = SearchScheduler(
-        config, records, searcher, final_tasks, progress, most_pairs(config, records), stopper
-    )
+    rungs = make_stopping_rule(config, most_pairs(config, records))
+    scheduler = SearchScheduler(config, records, searcher, rungs, stopper)
     # Ray Tune must write somewhere; nothing is read from there again.
     with (
         coordinated(config, records.run.prepared) as coordinator,
@@ -114,8 +110,8 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
                 scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["trial"],
-                trial_dirname_creator=lambda trial: trial.config["trial"],
+                trial_name_creator=lambda trial: task_of(trial.config).name,
+                trial_dirname_creator=lambda trial: task_of(trial.config).name,
             ),
             run_config=RunConfig(
                 name=records.folder.name,
@@ -143,10 +139,7 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
     if not final_tasks.is_done:
         raise Interrupted(records.folder)
     return SearchOutcome(
-        final_tasks.stamp,
-        final_tasks.verdict,
-        final_tasks.confirmation,
-        searcher.stop_reason,
+        replace(final_tasks.end, stop_reason=searcher.stop_reason),
         bool(searcher.budget_spent),
         describe(ray.cluster_resources()),
     )

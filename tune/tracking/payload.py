@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_train.errors import InputError
+from dpo_train.evaluation.test_report import Numbers
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
 from tune.publish import redact
@@ -112,10 +113,10 @@ def verdict(results: Results) -> dict[str, Any]:
         "winner_pairs_seen": winner.pairs_seen,
         metric: winner.eval[metric.removeprefix("eval/")],
     }
-    for whose, numbers in (("winner", winner.test), ("base", results.base.get("test", {}))):
+    for whose, numbers in (("winner", winner.test), ("base", results.base.get("test", Numbers()))):
         told |= {
             f"test/{whose}_{name}": value
-            for name, value in numbers.items()
+            for name, value in numbers.model_dump().items()
             if isinstance(value, int | float)
         }
     return told

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_train.config import TrainConfig
+from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.device_errors import DeviceFailed, device_failures_named
+from dpo_train.evaluation.test_report import TestFolders, TestReport
+from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session
 from tune.workers.memory_share import memory_bounds
@@ -91,12 +93,12 @@ class EngineActor:
             self._uncounted = self.open("", opening).reference_pairs
             self.close("")
 
-    def advance(self, trial: str) -> tuple[dict[str, float], dict[str, list[float]], int]:
-        """The report, each held-out pair's values, and the most tokens of a pass by now."""
+    def advance(self, trial: str) -> tuple[Evaluation, int]:
+        """The evaluation, and the most tokens of a pass by now."""
         _one_thread()
         session = self._sessions[trial]
         with self._failures_noted():
-            return session.advance(), session.held_out, session.tokens_at_once
+            return session.advance(), session.tokens_at_once
 
     def pairs_done(self, trial: str) -> int:
         return self._sessions[trial].pairs_done
@@ -110,12 +112,12 @@ class EngineActor:
         if session is not None and self._failure is None:
             session.close()
 
-    def evaluate_on_test(self, _: str, *asked: Any) -> Any:
+    def evaluate_on_test(self, _: str, folders: TestFolders, base: ModelConfig) -> TestReport:
         with self._opening, self._failures_noted():  # the engine may be opening ahead just now
             from dpo_train.evaluation import test_split  # imports torch, slowly
 
             _one_thread()
-            return test_split.evaluate_on_test(*asked)
+            return test_split.evaluate_on_test(folders, base)
 
 
 def _one_thread() -> None:

@@ -13,7 +13,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 
 from dpo_train.config import ModelConfig
 from dpo_train.errors import one_line
+from dpo_train.evaluation.test_report import TestFolders, TestReport
 from dpo_train.memory import kernel_kills
+from dpo_train.scoring.evaluation import Evaluation
 from tune.workers.engine_actor import Opened, Opening
 from tune.workers.pulse import find_coordinator
 
@@ -43,25 +45,24 @@ class EngineSession:
         self.tokens_at_once = opened.tokens_at_once
         self.pairs_at_once = opening.config.optim.pairs_at_once
         self.pairs_done = 0
-        self.held_out: dict[str, list[float]] = {}
         self._advancing: Any = None
 
-    def advance(self) -> dict[str, float]:
-        report = self.advance_for(math.inf)
-        assert report is not None
-        return report
+    def advance(self) -> Evaluation:
+        evaluation = self.advance_for(math.inf)
+        assert evaluation is not None
+        return evaluation
 
-    def advance_for(self, seconds: float) -> dict[str, float] | None:
+    def advance_for(self, seconds: float) -> Evaluation | None:
         if self._advancing is None:
             self._advancing = self._engine.begin("advance")
         if not self._engine.is_done(self._advancing, seconds):
             self.pairs_done = self._engine.ask("pairs_done")
             return None
         answer, self._advancing = self._advancing, None
-        report: dict[str, float]
-        report, self.held_out, self.tokens_at_once = self._engine.result(answer)
-        self.pairs_done = int(report["pairs_seen"])
-        return report
+        evaluation: Evaluation
+        evaluation, self.tokens_at_once = self._engine.result(answer)
+        self.pairs_done = evaluation.pairs_seen
+        return evaluation
 
     def save(self, folder: Path) -> int:
         saved: int = self._engine.ask("call", "save", folder)
@@ -78,20 +79,12 @@ class EngineSession:
         self._engine.leave()
 
 
-def evaluate_on_test(
-    winner: Path,
-    base: ModelConfig,
-    prepared: Path,
-    device: str,
-    searched: Path | None,
-    sampled: dict[str, Path],
-) -> dict[str, Any]:
+def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
     """`dpo_train.evaluation.test_split.evaluate_on_test`, where the base is warm."""
     engine = _Entered("test-split")
     try:
-        asked = (winner, base, prepared, device, searched, sampled)
-        verdict: dict[str, Any] = engine.ask("evaluate_on_test", *asked)
-        return verdict
+        report: TestReport = engine.ask("evaluate_on_test", folders, base)
+        return report
     finally:
         engine.leave()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dpo_train.config import TrainConfig
 from dpo_train.device_errors import device_failures_named
 from dpo_train.errors import InputError
+from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Diverged, Session
@@ -45,8 +46,7 @@ class _Opened:
 class _Advanced:
     """What a member says after a slice of training; rank 0 has the values of the held-out pairs."""
 
-    report: dict[str, float] | None
-    held_out: dict[str, list[float]]
+    evaluation: Evaluation | None
     pairs_done: int
 
 
@@ -100,8 +100,8 @@ class Group:
     def advance_for(self, seconds: float) -> list[_Advanced]:
         """All members reach an evaluation, or none does."""
         answers = self._get([member.advance_for.remote(seconds) for member in self._members])
-        if any(each.report is not None for each in answers):
-            late = [n for n, each in enumerate(answers) if each.report is None]
+        if any(each.evaluation is not None for each in answers):
+            late = [n for n, each in enumerate(answers) if each.evaluation is None]
             rest = self._get([self._members[n].advance_for.remote(math.inf) for n in late])
             for n, each in zip(late, rest, strict=True):
                 answers[n] = each
@@ -133,22 +133,20 @@ class _GroupSession:
         self.tokens_at_once = opened[0].tokens_at_once
         self.reference_pairs = sum(each.reference_pairs for each in opened)
         self.pairs_done = 0
-        self.held_out: dict[str, list[float]] = {}
 
-    def advance(self) -> dict[str, float]:
-        report = self.advance_for(math.inf)
-        assert report is not None
-        return report
+    def advance(self) -> Evaluation:
+        evaluation = self.advance_for(math.inf)
+        assert evaluation is not None
+        return evaluation
 
-    def advance_for(self, seconds: float) -> dict[str, float] | None:
+    def advance_for(self, seconds: float) -> Evaluation | None:
         answers = self._group.advance_for(seconds)
         self.pairs_done = answers[0].pairs_done
-        reports = [each.report for each in answers if each.report is not None]
-        if not reports:
+        found = [each.evaluation for each in answers if each.evaluation is not None]
+        if not found:
             return None
-        self.held_out = answers[0].held_out
-        peak = max(report.get("peak_memory_gb", 0.0) for report in reports)
-        return {**reports[0], "peak_memory_gb": peak}
+        peak = max(each.report.get("peak_memory_gb", 0.0) for each in found)
+        return replace(found[0], report={**found[0].report, "peak_memory_gb": peak})
 
     def save(self, folder: Path) -> int:
         """All hold at the same step, so all return the same."""
@@ -207,9 +205,10 @@ class _Member:
     def advance_for(self, seconds: float) -> _Advanced:
         assert self._session is not None
         with device_failures_named():
-            report = self._session.advance_for(seconds)
-        held_out = self._session.held_out if report is not None and self._rank == 0 else {}
-        return _Advanced(report, held_out, self._session.pairs_done)
+            found = self._session.advance_for(seconds)
+        if found is not None and self._rank > 0:
+            found = Evaluation(found.report)
+        return _Advanced(found, self._session.pairs_done)
 
     def run(self, function: Any, *arguments: Any) -> Any:
         with device_failures_named():

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
 import traceback
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from dpo_train.config_base import override
 from dpo_train.device_errors import DeviceFailed, device_failures_named
 from dpo_train.errors import InputError, one_line
 from dpo_train.model import forget_base
+from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.storage import mirror
 from dpo_train.storage.disk import DiskFull
 from dpo_train.storage.files import write_atomically
@@ -27,18 +25,21 @@ from dpo_train.storage.object_store import StoreError
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
 from tune.config.load import load_search
-from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.run_folder import exports, trial_state
+from tune.run_folder.exports import ExportStamp
 from tune.run_folder.folder import find_run_here
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import RunInfo
+from tune.run_folder.step import Step
 from tune.workers import engine_session
 from tune.workers.engine_actor import Opening
 from tune.workers.memory_share import trial_bounds
 from tune.workers.multi_gpu import Group
+from tune.workers.outcome import Ending, Outcome, to_tune
+from tune.workers.pulled import pulled, pulled_folders
 from tune.workers.pulse import Pulse, SharedTurns
-from tune.workers.tasks import EVALUATE_TASK, TEST_TASK, is_task
+from tune.workers.tasks import EvaluateTask, Task, TestTask, TrainTask, task_of
 from tune.workers.threads import limit_threads
 from tune.workers.user_evaluation import evaluate_folder
 
@@ -48,42 +49,45 @@ _SLICE_SECONDS = 3.0
 
 
 class DpoTrial(Trainable):
-    """Reports metrics with `ended`: "" while it trains, then "finished"; "stopped" where the driver
-    said so between two reports; or with `error` "failed", "wrong input" or "disk full".
+    """Does the task in its configuration, and answers each step with an Outcome.
 
     Nothing is raised that trying again would not mend: Tune retries what is raised.
     """
 
     _trial: TrainConfig
+    _task: Task
 
     def setup(self, config: dict[str, Any]) -> None:
         # Opening waits for the first step: Tune may set up a process for a trial that it then
         # gives to another, and such a process must touch nothing.
         self._session: Session | None = None
         self._group: Group | None = None
-        self._asked = config
+        self._task = task_of(config)
         self._reference_pairs: int = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._close()
-        self._asked = new_config
+        self._task = task_of(new_config)
         return True
 
     def cleanup(self) -> None:
         self._close()
 
     def step(self) -> dict[str, Any]:
-        task = self._asked["trial"]
-        if is_task(task):
+        return to_tune(self._outcome())
+
+    def _outcome(self) -> Outcome:
+        task = self._task
+        if not isinstance(task, TrainTask):
             # What this raises, Tune tries again: a store may not answer for a moment.
             self._run_info = self._find_run()
         try:
             with device_failures_named():
-                if task == TEST_TASK:
-                    return self._evaluate_on_test()
-                if task.startswith(EVALUATE_TASK):
-                    return self._call_user_evaluation()
-                return self._train_to_next_report()
+                if isinstance(task, TestTask):
+                    return self._evaluate_on_test(task)
+                if isinstance(task, EvaluateTask):
+                    return self._call_user_evaluation(task)
+                return self._train_to_next_report(task)
         except DeviceFailed:
             self._session = None  # to close it would use the device
             raise
@@ -94,49 +98,48 @@ class DpoTrial(Trainable):
         except Exception as error:
             return self._failure(error)
 
-    def _train_to_next_report(self) -> dict[str, Any]:
+    def _train_to_next_report(self, task: TrainTask) -> Outcome:
         began = time.time()
         self._note = ""
-        report = self._advance()
-        if report is None:
+        evaluation = self._advance(task)
+        if evaluation is None:
             self._close()
-            return {"ended": "stopped", "done": True}
+            return Outcome(Ending.STOPPED)
         assert self._session is not None
-        self._offer_export(report)
-        self._reported = int(report["pairs_seen"])
+        self._offer_export(task, evaluation)
+        self._reported = evaluation.pairs_seen
         at_once, tokens = self._session.pairs_at_once, self._session.tokens_at_once
-        kept = HeldOut.of(self._session.held_out)
         finished = self._reported >= self._session.pairs_total
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
             self._close()
-        return {
-            "report": report,
-            "began": began,
-            "seconds": time.time() - began,
-            "reference_pairs": reference_pairs,
-            "held_out": kept.to_text() if kept else "",
-            "micro_batch": None if at_once == self._trial.optim.batch_size else at_once,
-            "tokens_at_once": tokens,
-            "note": self._note,
-            "gpus": self._group.gpus if self._group else os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "ended": "finished" if finished else "",
-            "done": finished,
-        }
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        step = Step(
+            report=evaluation.report,
+            began=began,
+            seconds=time.time() - began,
+            held_out=HeldOut.of(evaluation.held_out),
+            reference_pairs=reference_pairs,
+            micro_batch=None if at_once == self._trial.optim.batch_size else at_once,
+            tokens_at_once=tokens,
+            note=self._note,
+            gpus=self._group.gpus if self._group else visible,
+        )
+        return Outcome(Ending.FINISHED if finished else Ending.GOES_ON, step=step)
 
-    def _advance(self) -> Report | None:
+    def _advance(self, task: TrainTask) -> Evaluation | None:
         """Trains to the next evaluation, with fewer pairs at once where memory does not hold them.
         Saves where that is due. None if the driver says that the trial should stop."""
         if self._session is None:
-            self._begin()
-            self._open()
+            self._begin(task)
+            self._open(task)
         while True:
             assert self._session is not None
             try:
                 self._save_if_due()
-                report = self._session.advance_for(_SLICE_SECONDS)
-                if report is not None:
-                    return report
+                evaluation = self._session.advance_for(_SLICE_SECONDS)
+                if evaluation is not None:
+                    return evaluation
                 if self._pulse.tell_progress(self._session, self._due_at):
                     return None
             except OutOfMemory:
@@ -150,50 +153,47 @@ class DpoTrial(Trainable):
                 self._trial = with_less_at_once(now, members)
                 at_once = self._trial.optim.pairs_at_once
                 self._note = f"out of memory: it goes on with {at_once} pairs at once"
-                self._open()
+                self._open(task)
 
     @property
     def _due_at(self) -> int:
         return self._trial.next_evaluation(self._reported)
 
-    def _begin(self) -> None:
-        self._id = str(self._asked["trial"])
+    def _begin(self, task: TrainTask) -> None:
+        self._id = task.trial
         self._pulse = Pulse(self._id)
         self._pulse.begin("loading the model")
-        self._point: dict[str, Any] = self._asked["point"]
         self._reference_pairs = 0
         self._run_info = self._find_run()
-        self._trial = self._search.trial(self._point)
-        if self._asked["micro_batch"]:
-            less = {"optim.micro_batch_size": self._asked["micro_batch"]}
-            self._trial = override(self._trial, less)
+        self._trial = self._search.trial(task.point)
+        if task.micro_batch:
+            self._trial = override(self._trial, {"optim.micro_batch_size": task.micro_batch})
 
-    def _open(self) -> None:
+    def _open(self, task: TrainTask) -> None:
         self._saved_at = time.monotonic()
         self._reported = 0
         try:
-            self._session = self._open_session()
+            self._session = self._open_session(task)
         except Exception:
             forget_base()  # the one that stays in this process may carry half of an adapter
             raise
         self._reference_pairs += self._session.reference_pairs
         self._go_on_from_saved_state()
 
-    def _open_session(self) -> Session:
+    def _open_session(self, task: TrainTask) -> Session:
         prepared, device = self._run_info.prepared_folder, self._run_info.device
         if self._trial.trainer == "packed":
-            opening = Opening(self._trial, prepared, device, self._asked["most_tokens"])
+            opening = Opening(self._trial, prepared, device, task.most_tokens)
             return engine_session.EngineSession(self._id, opening)
         if self._search.resources.members > 1:
-            most_tokens = self._asked["most_tokens"]
-            return self._group_here().open(self._trial, prepared, device, most_tokens)
+            return self._group_here().open(self._trial, prepared, device, task.most_tokens)
         if self._trial.trainer == "trl":
             from dpo_train import reference  # imports torch, slowly
 
             shared = reference.prepare(prepared, SharedTurns())
             self._reference_pairs += shared.computed_pairs
         # Not the YAML's at_once: the driver lowers it where memory does not hold so many.
-        bounds = trial_bounds(self._search, self._asked["at_once"], self._asked["most_tokens"])
+        bounds = trial_bounds(self._search, task.at_once, task.most_tokens)
         return open_session(self._trial, prepared, device, memory=bounds)
 
     def _on_device(self, function: Any, *arguments: Any) -> Any:
@@ -208,49 +208,31 @@ class DpoTrial(Trainable):
         return self._group
 
     def _find_run(self) -> RunInfo:
-        self._run = find_run_here(self._asked["run"])
+        self._run = find_run_here(self._task.run)
         self._search, run = _read_search(self._run)
         if self._search.trainer == "trl":
             limit_threads()
         return run
 
-    def _evaluate_on_test(self) -> dict[str, Any]:
+    def _evaluate_on_test(self, task: TestTask) -> Outcome:
         """Compares base and winner, where the base is loaded already."""
-        run, asked = self._run_info, self._asked
-        with contextlib.ExitStack() as stack:
-            searched = None
-            if asked["searched"]:
-                searched = stack.enter_context(self._pulled(asked["searched"]))
-            sampled = {
-                name: stack.enter_context(self._pulled(folder))
-                for name, folder in asked["sampled"].items()
-            }
-            winner = mirror.pull(self._run / "winner")
-            prepared = run.prepared_folder
-            given = (winner, self._search.model, prepared, run.device, searched, sampled)
+        with pulled_folders(self._run, self._run_info, task) as folders:
             if self._search.trainer == "packed":
-                verdict = engine_session.evaluate_on_test(*given)
+                report = engine_session.evaluate_on_test(folders, self._search.model)
             else:
                 from dpo_train.evaluation import test_split  # imports torch, slowly
 
-                verdict = self._on_device(test_split.evaluate_on_test, *given)
-        return {"verdict": json.dumps(verdict), "done": True}
+                evaluate = test_split.evaluate_on_test
+                report = self._on_device(evaluate, folders, self._search.model)
+        return Outcome(Ending.FINISHED, test=report)
 
-    def _call_user_evaluation(self) -> dict[str, Any]:
+    def _call_user_evaluation(self, task: EvaluateTask) -> Outcome:
         """Asks the user's own function about a finalist's folder."""
         assert self._search.confirm is not None
         function = self._search.confirm.evaluate
-        with self._pulled(self._asked["exported"]) as folder:
-            said = self._on_device(evaluate_folder, function, folder, self._asked["cwd"])
-        return {"evaluation": json.dumps(said), "done": True}
-
-    @contextlib.contextmanager
-    def _pulled(self, folder: str) -> Iterator[Path]:
-        """A folder of the run, brought here while it is read."""
-        try:
-            yield mirror.pull(self._run / folder)
-        finally:
-            mirror.forget(self._run / folder)
+        with pulled(self._run / task.exported) as folder:
+            numbers = self._on_device(evaluate_folder, function, folder, task.working_directory)
+        return Outcome(Ending.FINISHED, evaluation=numbers)
 
     def _go_on_from_saved_state(self) -> None:
         assert self._session is not None
@@ -261,12 +243,17 @@ class DpoTrial(Trainable):
             self._reported = trial_state.reported_pairs(self._run, self._id, saved)
             self._session.restore(trial_state.saved_session(self._run, self._id, saved))
 
-    def _offer_export(self, report: Report) -> None:
+    def _offer_export(self, task: TrainTask, evaluation: Evaluation) -> None:
         assert self._session is not None
-        goal, keep = self._search.goal, self._search.exports_kept
-        pairs = len(self._session.held_out.get("eval/chosen_shift", []))
-        offered = (self._run, self._id, self._point, report, goal, keep, self._session.export)
-        exports.offer_export(*offered, self._asked["confirms"], pairs)
+        stamp = ExportStamp(
+            trial=task.trial,
+            config=task.point,
+            report=evaluation.report,
+            configuration=task.confirms,
+        )
+        pairs = len(evaluation.held_out.get("eval/chosen_shift", []))
+        rivals = exports.Rivals(self._search.goal, self._search.exports_kept, pairs)
+        exports.offer_export(self._run, stamp, rivals, self._session.export)
 
     def _save_if_due(self) -> None:
         """Saves after the last report or between two. By then the driver has recorded the last one
@@ -289,19 +276,17 @@ class DpoTrial(Trainable):
         is_past = saved >= min(self._due_at, self._session.pairs_total)
         return 0 if is_past and saved != self._reported else saved
 
-    def _failure(self, error: Exception) -> dict[str, Any]:
+    def _failure(self, error: Exception) -> Outcome:
         message = str(error)
         if isinstance(error, DiskFull | StoreError):
-            return {"ended": "disk full", "error": message, "done": True}
-        if not isinstance(error, Diverged | InputError | OutOfMemory):
-            log = mirror.local(self._asked["run"]) / "trials" / f"{self._asked['trial']}.log"
+            return Outcome(Ending.DISK_FULL, message)
+        if isinstance(error, InputError):
+            return Outcome(Ending.WRONG_INPUT, message)
+        if not isinstance(error, Diverged | OutOfMemory):
+            log = mirror.local(self._task.run) / "trials" / f"{self._task.name}.log"
             write_atomically(log, traceback.format_exc())
             message = f"{type(error).__name__}: {one_line(error, 300)} (trials/{log.name})"
-        return {
-            "ended": "wrong input" if isinstance(error, InputError) else "failed",
-            "error": message,
-            "done": True,
-        }
+        return Outcome(Ending.FAILED, message)
 
     def _close(self) -> None:
         if self._session is not None:

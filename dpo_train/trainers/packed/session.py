@@ -18,6 +18,7 @@ from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.memory import NO_BOUNDS, MemoryBounds
 from dpo_train.model_source import from_anywhere
+from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
@@ -42,7 +43,6 @@ class PackedSession:
         self._trial = self._shared.join(config)
         self.pairs_total = self._trial.pairs_total
         self.pairs_at_once = config.optim.pairs_at_once
-        self.held_out: dict[str, list[float]] = {}
 
     @property
     def pairs_done(self) -> int:
@@ -52,16 +52,13 @@ class PackedSession:
     def tokens_at_once(self) -> int:
         return self._shared.engine.tokens_at_once
 
-    def advance(self) -> dict[str, float]:
-        report = self.advance_for(math.inf)
-        assert report is not None
-        return report
+    def advance(self) -> Evaluation:
+        evaluation = self.advance_for(math.inf)
+        assert evaluation is not None
+        return evaluation
 
-    def advance_for(self, seconds: float) -> dict[str, float] | None:
-        report = self._shared.advance(self._trial, seconds)
-        if report is not None:
-            self.held_out = self._trial.held_out
-        return report
+    def advance_for(self, seconds: float) -> Evaluation | None:
+        return self._shared.advance(self._trial, seconds)
 
     def save(self, folder: Path) -> int:
         return self._shared.save(self._trial, folder)
@@ -97,7 +94,7 @@ class _Shared:
         self._is_driven = False
         self._asked: list[Callable[[], None]] = []
         self._running: list[PackedTrial] = []
-        self._answers: dict[PackedTrial, dict[str, float] | BaseException] = {}
+        self._answers: dict[PackedTrial, Evaluation | BaseException] = {}
         self._waiting: set[PackedTrial] = set()
         self._uncounted = engine.reference_pairs
 
@@ -143,7 +140,7 @@ class _Shared:
 
         return self._between_steps(write)
 
-    def advance(self, trial: PackedTrial, seconds: float) -> dict[str, float] | None:
+    def advance(self, trial: PackedTrial, seconds: float) -> Evaluation | None:
         """Trains until the trial was evaluated, and with it all that wait here too; None if it
         wasn't after so many seconds. Then it goes on as long as others drive."""
         until = time.monotonic() + seconds
@@ -210,7 +207,7 @@ class _Shared:
             self.engine.step(running)
             due = [trial for trial in running if trial.is_due]
             began = time.monotonic()
-            held_out = self.engine.evaluate(due) if due else []
+            values = self.engine.evaluate(due) if due else []
             seconds = time.monotonic() - began
         except BaseException as error:
             self._turn.acquire()
@@ -218,9 +215,9 @@ class _Shared:
             self._running = [trial for trial in self._running if trial not in running]
             return
         self._turn.acquire()
-        for trial, numbers in zip(due, held_out, strict=True):
+        for trial, each in zip(due, values, strict=True):
             try:
-                self._answers[trial] = trial.report(numbers, seconds)
+                self._answers[trial] = trial.report(each, seconds)
             except Diverged as error:
                 self._answers[trial] = error
             self._running.remove(trial)

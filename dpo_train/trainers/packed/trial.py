@@ -17,6 +17,7 @@ from transformers import get_scheduler
 
 from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.scoring import metrics
+from dpo_train.scoring.evaluation import Evaluation, named
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layout
 from dpo_train.trainers.session import diverged
@@ -49,7 +50,6 @@ class PackedTrial:
         self.pairs_seen = 0
         self.pairs_total = train_pairs * config.optim.epochs
         self.step = 0
-        self.held_out: dict[str, list[float]] = {}
         """At the last report, as a session has it."""
         self.is_due = False
         """Whether an evaluation comes before the next step."""
@@ -130,10 +130,8 @@ class PackedTrial:
             setattr(self, name, self.layout.carry(getattr(self, name), layout))
         self.layout = layout
 
-    def report(
-        self, values: dict[str, metrics.Floats] | None, eval_seconds: float
-    ) -> dict[str, float]:
-        """What the session reports after an evaluation. Raises Diverged if a loss since the last
+    def report(self, values: dict[str, metrics.Floats] | None, eval_seconds: float) -> Evaluation:
+        """What the session returns after an evaluation. Raises Diverged if a loss since the last
         was no number, or if there are no numbers to report."""
         seconds = time.monotonic() - self._resumed_at - eval_seconds
         losses = torch.stack(self._losses).cpu()
@@ -144,10 +142,9 @@ class PackedTrial:
         if values is None:
             raise diverged(math.nan, self.step, rate)
         self.is_due = False
-        self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         on_gpu = self.weights.device.type == "cuda"
         self._begin_interval([], 0, 0, 0.0)
-        return {
+        report = {
             **{f"eval/{name}": value for name, value in metrics.means(values).items()},
             "train/loss": float(losses.mean()),
             "pairs_seen": self.pairs_seen,
@@ -160,6 +157,7 @@ class PackedTrial:
             # Of all trials on the device together.
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
         }
+        return Evaluation(report, named(values))
 
     def resume(self) -> None:
         """The clock of the next report starts, and its losses; or they go on as they were saved."""

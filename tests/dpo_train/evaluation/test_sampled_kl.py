@@ -24,7 +24,8 @@ def test_the_base_has_none_from_itself(
     tokenizer = model.load_base(small_config.model, "cpu").tokenizer
     export.write(base(small_config), tokenizer, small_config, tmp_path / "base")
     told = sampled_kl.estimate(tmp_path / "base", small_config.model, small_prepared, "cpu")
-    assert told == {"mean": pytest.approx(0, abs=1e-6), "interval": pytest.approx([0, 0], abs=1e-6)}
+    assert told.mean == pytest.approx(0, abs=1e-6)
+    assert told.interval == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_it_is_the_kl_that_enumerating_all_answers_gives(
@@ -59,8 +60,8 @@ def test_it_is_the_kl_that_enumerating_all_answers_gives(
     # A log-ratio whose mean is small spreads by about the root of twice its mean; the interval of
     # two prompts is from the one to the other.
     mean = sum(exact) / 2
-    assert told["mean"] == pytest.approx(mean, abs=4 * (2 * mean / 2048) ** 0.5)
-    for bound, wanted in zip(told["interval"], sorted(exact), strict=True):
+    assert told.mean == pytest.approx(mean, abs=4 * (2 * mean / 2048) ** 0.5)
+    for bound, wanted in zip(told.interval, sorted(exact), strict=True):
         assert bound == pytest.approx(wanted, abs=4 * (2 * wanted / 1024) ** 0.5)
 
 
@@ -97,8 +98,8 @@ def test_an_adapter_is_measured_against_its_base_and_leaves_it_alone(
         sampled_kl.estimate(tmp_path, small_config.model, small_prepared, "cpu") for _ in range(2)
     )
     assert first == again
-    assert first["mean"] > 0.01
-    assert first["interval"][0] <= first["mean"] <= first["interval"][1]
+    assert first.mean > 0.01
+    assert first.interval[0] <= first.mean <= first.interval[1]
     after = base(small_config)
     assert after.generation_config.to_dict() == settings
     assert all(torch.equal(weight, before[name]) for name, weight in after.state_dict().items())

@@ -19,7 +19,7 @@ from dpo_train.storage.mirror import CHECKSUMS
 from dpo_train.storage.object_store import StoreError
 from dpo_train.trainers.open import open_session
 from tests.conftest import Run, Start
-from tests.helpers.driver import Driver
+from tests.helpers.driver import Driver, result_of
 from tests.helpers.object_store import LOGIN, ObjectStore
 from tests.helpers.simulated_search import hurry, wait_until
 from tune import load_results, run
@@ -32,6 +32,7 @@ from tune.run_folder import driver_lease, exports, trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.folder import find_run, runs_root
 from tune.run_folder.records import ENDED, create_run
+from tune.run_folder.step import Step
 from tune.search import deploy
 
 
@@ -80,23 +81,25 @@ def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
     done, ahead, even = driver.start(), driver.start(), driver.start()
     sessions = {}
     for trial, reports in ((done, 4), (ahead, 1), (even, 2)):
-        trial_id = trial.config["trial"]
+        trial_id = trial.config["task"].name
         sessions[trial_id] = session = open_session(
-            driver.config.trial(trial.config["point"]), Path(), "cpu"
+            driver.config.trial(trial.config["task"].point), Path(), "cpu"
         )
         for _ in range(reports):
-            report = session.advance()
-            result = {f"report/{name}": value for name, value in report.items()}
-            driver.scheduler.on_trial_result(None, trial, {**driver.result(0, 0, 0), **result})
+            report = session.advance().report
+            driver.scheduler.on_trial_result(None, trial, result_of(Step(report, 1.0, 1.0)))
             trial_state.save_state(folder, trial_id, int(report["pairs_seen"]), session.save)
-        exports.offer_export(
-            folder, trial_id, trial.config["point"], report, driver.records.objective, 3,
-            session.export,
-        )  # fmt: skip
-    driver.records.end(done.config["trial"], "finished")  # and then it died
-    sessions[ahead.config["trial"]].advance()
-    trial_state.save_state(folder, ahead.config["trial"], 128, sessions[ahead.config["trial"]].save)
-    return {done.config["trial"]: store.records("sim")[done.config["trial"]]}
+        stamp = exports.ExportStamp(
+            trial=trial_id, config=trial.config["task"].point, report=report
+        )
+        rivals = exports.Rivals(driver.records.objective, 3)
+        exports.offer_export(folder, stamp, rivals, session.export)
+    driver.records.end(done.config["task"].name, "finished")  # and then it died
+    sessions[ahead.config["task"].name].advance()
+    trial_state.save_state(
+        folder, ahead.config["task"].name, 128, sessions[ahead.config["task"].name].save
+    )
+    return {done.config["task"].name: store.records("sim")[done.config["task"].name]}
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def trained(
     changes = {"optim.activation_checkpointing": again, "optim.learning_rate": 1e-3}
     session = open_session(override(config, changes), prepared, "cpu")
     try:
-        losses = [session.advance()["train/loss"] for _ in range(2)]
+        losses = [session.advance().report["train/loss"] for _ in range(2)]
         session.export(folder)
     finally:
         session.close()

@@ -140,7 +140,7 @@ def test_less_memory_is_fewer_pairs_at_once_and_the_same_numbers(
     little = MemoryBounds(host_bytes=own_bytes() + 20_000_000)
     session = open_session(trial, small_prepared, "cpu", memory=little)
     assert 1 <= session.pairs_at_once < 8
-    report = session.advance()
+    report = session.advance().report
     session.close()
     assert report["eval/nll"] == pytest.approx(whole[0]["eval/nll"], abs=1e-6)
     one = open_session(trial, small_prepared, "cpu", memory=MemoryBounds(host_bytes=0))
@@ -169,7 +169,7 @@ def test_an_export_scores_as_the_session_did(
 ) -> None:
     trial = config(small_config, lora=lora)
     session = open_session(trial, small_prepared, "cpu")
-    report = session.advance()
+    report = session.advance().report
     session.export(tmp_path / "export")
     session.close()
     policy, tokenizer = export.load(tmp_path / "export", "cpu")
@@ -225,7 +225,7 @@ def test_every_loss_of_trl_trains(
 ) -> None:
     trial = config(small_config, dpo__label_smoothing=0.1, dpo__loss=loss)
     session = open_session(trial, small_prepared, "cpu")
-    first = session.advance()
+    first = session.advance().report
     session.close()
     assert first["eval/drift"] > 0
 
@@ -238,7 +238,7 @@ def test_the_held_out_loss_of_sft_does_not_depend_on_how_pairs_are_batched(
     for tokens in (100, 4096):
         monkeypatch.setitem(logps._tokens_per_batch, "cpu", tokens)
         session = open_session(trial, small_prepared, "cpu")
-        losses.append(session.advance()["eval/loss"])
+        losses.append(session.advance().report["eval/loss"])
         session.close()
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 

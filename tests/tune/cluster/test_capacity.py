@@ -8,12 +8,13 @@ import pytest
 
 from dpo_train.errors import InputError
 from tests.conftest import ROOT
-from tests.helpers.driver import Driver
+from tests.helpers.driver import Driver, result_of
 from tune.cluster import capacity
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.run_folder.folder import find_run, find_run_here, refuse_private_folder
+from tune.run_folder.step import Step
 from tune.workers import gpu_share
 
 
@@ -79,8 +80,9 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
 
     driver = Driver(tmp_path, trainer="trl", resources={"gpus": 0.25})
     trial = driver.start()
-    full = {"report/peak_memory_gb": 7.5, "report/device_memory_gb": 24.0}
-    result = {**driver.result(64, 0.6, 0.6), **full}
+    report = {"pairs_seen": 64, "eval/accuracy": 0.6, "eval/nll": 0.6, "eval/drift": 1.0}
+    full = {"peak_memory_gb": 7.5, "device_memory_gb": 24.0}
+    result = result_of(Step({**report, **full}, began=1.0, seconds=1.0))
     assert driver.scheduler.on_trial_result(None, trial, result) == "STOP"
     assert driver.scheduler.input_error == said(0.25, 7.5)
     driver.complete(trial, result)  # once that is mended, it goes on

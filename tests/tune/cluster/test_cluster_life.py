@@ -94,7 +94,7 @@ def test_each_node_fetches_the_model_once_and_a_late_one_gets_what_it_needs(
     assert len(fetched) == 2
     assert results.cost.reference_pairs == sum(results.data["pairs"].values())
     assert results.winner is not None
-    assert results.winner.test["accuracy"] > 0.5
+    assert results.winner.test.metrics["accuracy"] > 0.5
     assert (run / "winner" / "model.safetensors").exists()
 
 

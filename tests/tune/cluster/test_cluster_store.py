@@ -104,7 +104,7 @@ def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they
     # Each node reads what the first computed.
     assert results.cost.reference_pairs == sum(results.data["pairs"].values())
     assert results.winner is not None
-    assert results.winner.test["accuracy"] > 0.5
+    assert results.winner.test.metrics["accuracy"] > 0.5
     assert (test / "model.safetensors").read_bytes() == there["real/winner/model.safetensors"]
     assert not [path for path in there if path.startswith("real/state/")]
 

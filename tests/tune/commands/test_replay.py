@@ -9,6 +9,7 @@ from dpo_train.trainers.open import open_session
 from tests.helpers.driver import Driver
 from tune.commands.replay import replay
 from tune.config.objective import Report
+from tune.run_folder.step import Step
 from tune.run_folder.yaml_file import write_yaml
 
 
@@ -17,10 +18,10 @@ def driver(tmp_path: Path) -> Driver:
     """A search whose first trial trained for two reports."""
     driver = Driver(tmp_path)
     write_yaml(tmp_path, driver.config)
-    trial = driver.start().config
-    session = open_session(driver.config.trial(trial["point"]), tmp_path, "cpu")
+    task = driver.start().config["task"]
+    session = open_session(driver.config.trial(task.point), tmp_path, "cpu")
     for _ in range(2):
-        driver.records.report(trial["trial"], session.advance(), 1.0, 0, 1.0)
+        driver.records.report(task.trial, Step(session.advance().report, 1.0, 1.0))
     return driver
 
 
@@ -42,7 +43,7 @@ def test_the_largest_difference_is_named_with_its_place(tmp_path: Path, driver: 
     changed = dict(record.curve[1])
     changed["eval/drift"] += 0.25
     changed["train_seconds"] += 100
-    driver.records.report(record.id, changed, 1.0, 0, 1.0)
+    driver.records.report(record.id, Step(changed, 1.0, 1.0))
     done = replay(tmp_path, record.id)
     assert not done.is_exact
     assert str(done) == "2 reports; the largest difference is 0.25, of eval/drift at 192 pairs"
@@ -51,6 +52,6 @@ def test_the_largest_difference_is_named_with_its_place(tmp_path: Path, driver: 
 def test_what_cannot_be_trained_again_is_refused(tmp_path: Path, driver: Driver) -> None:
     with pytest.raises(InputError, match="has no trial 'x-009'; trials: "):
         replay(tmp_path, "x-009")
-    waiting = driver.start().config["trial"]
+    waiting = driver.start().config["task"].name
     with pytest.raises(InputError, match="no report to compare with"):
         replay(tmp_path, waiting)

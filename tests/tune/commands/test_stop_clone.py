@@ -42,10 +42,10 @@ def test_a_stop_is_obeyed_at_the_trials_next_report_and_at_no_others(
     tmp_path: Path, driver: Driver
 ) -> None:
     first, second = driver.start(), driver.start()
-    stop(tmp_path, first.config["trial"])
+    stop(tmp_path, first.config["task"].name)
     assert driver.report(second, 64, 0.9) == "CONTINUE"
     assert driver.report(first, 64, 0.9) == "STOP"
-    record = driver.records.trials[first.config["trial"]]
+    record = driver.records.trials[first.config["task"].name]
     assert (record.state, record.error) == ("stopped", "on request")
     assert not list((tmp_path / "requests").iterdir())
 
@@ -56,11 +56,11 @@ def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_searc
     first = driver.start()
     rates = (2e-3, 3e-3)
     for rate in rates:
-        clone(tmp_path, first.config["trial"], {"optim.learning_rate": rate})
+        clone(tmp_path, first.config["task"].name, {"optim.learning_rate": rate})
     clones = [driver.start(), driver.start()]
-    assert [trial.config["point"]["optim.learning_rate"] for trial in clones] == [*rates]
-    assert {driver.records.trials[t.config["trial"]].cloned_from for t in clones} == {
-        first.config["trial"]
+    assert [trial.config["task"].point["optim.learning_rate"] for trial in clones] == [*rates]
+    assert {driver.records.trials[t.config["task"].name].cloned_from for t in clones} == {
+        first.config["task"].name
     }
     rest = [driver.start() for _ in range(3)]
     assert driver.start() is None
@@ -81,7 +81,7 @@ def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_searc
 def test_what_cannot_be_is_refused_and_leaves_nothing(
     tmp_path: Path, driver: Driver, ask: Callable[[Path, str], None], told: str
 ) -> None:
-    trial = driver.start().config["trial"]
+    trial = driver.start().config["task"].name
     with pytest.raises(InputError, match=told):
         ask(tmp_path, trial)
     assert not (tmp_path / "requests").exists()
@@ -93,13 +93,13 @@ def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path:
     points = [{"lora": None}, {"lora": {"alpha": 32}, "lora.r": 8}]
     driver = Driver(tmp_path, space=space, points=points)
     write_yaml(tmp_path, driver.config)
-    without, adapted = (driver.start().config["trial"] for _ in range(2))
+    without, adapted = (driver.start().config["task"].name for _ in range(2))
     clone(tmp_path, without, {"lora": {"alpha": 32}})
     drawn = driver.start()
     clone(tmp_path, adapted, {"lora": None})
-    assert driver.start().config["point"] == {"lora": None}
-    assert 4 <= drawn.config["point"]["lora.r"] <= 64
-    record = driver.records.trials[drawn.config["trial"]]
+    assert driver.start().config["task"].point == {"lora": None}
+    assert 4 <= drawn.config["task"].point["lora.r"] <= 64
+    record = driver.records.trials[drawn.config["task"].name]
     driver.finish(drawn, 512, 0.9)
     (told,) = [t for t in driver.study.trials if t.user_attrs["trial"] == record.id]
     assert told.params["lora.r"] == record.config["lora.r"]
@@ -108,7 +108,7 @@ def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path:
 def test_a_clone_that_a_killed_driver_recorded_is_not_made_twice(
     tmp_path: Path, driver: Driver
 ) -> None:
-    trial = driver.start().config["trial"]
+    trial = driver.start().config["task"].name
     clone(tmp_path, trial, {})
     (request,) = (tmp_path / "requests").iterdir()
     kept = (request / "request.json").read_text()
@@ -140,7 +140,7 @@ def test_a_search_in_which_a_clone_waits_or_that_grew_is_not_finished(
     trials = [driver.start() for _ in range(4)]
     for trial in trials[1:]:
         driver.finish(trial, 512, 0.9)
-    clone(tmp_path, trials[0].config["trial"], {})
+    clone(tmp_path, trials[0].config["task"].name, {})
     driver.finish(trials[0], 512, 0.9)
     results = Results(
         name="x", objective=driver.records.objective, base={}, winner=None, cost=Cost(),
@@ -183,7 +183,7 @@ def test_a_trial_that_has_ended_is_not_stopped(tmp_path: Path, driver: Driver) -
     trial = driver.start()
     driver.finish(trial, 512, 0.9)
     with pytest.raises(InputError, match="has ended already \\(finished\\)"):
-        stop(tmp_path, trial.config["trial"])
+        stop(tmp_path, trial.config["task"].name)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def told(results: Results) -> str:
 
 def changed(results: Results, **numbers: Any) -> Results:
     assert results.winner is not None
-    test = {**results.winner.test, **numbers.pop("test", {})}
+    test = results.winner.test.model_copy(update=numbers.pop("test", {}))
     winner = results.winner.model_copy(update={"test": test, **numbers})
     return results.model_copy(update={"winner": winner})
 
@@ -76,7 +76,7 @@ def test_a_winner_far_from_the_base_is_said_with_the_best_that_is_near() -> None
 )
 def test_what_else_speaks_against_a_winner(numbers: dict[str, Any], said: str) -> None:
     results = changed(simulated(12), **numbers)
-    base = {**results.base["test"], "answer_tokens": 30.0, "repeating": 0.0}
+    base = results.base["test"].model_copy(update={"answer_tokens": 30.0, "repeating": 0.0})
     assert said in told(results.model_copy(update={"base": {"test": base}}))
 
 

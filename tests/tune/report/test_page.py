@@ -13,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
+from dpo_train.evaluation.test_report import Difference
 from tests.conftest import ROOT, Run
 from tests.helpers.simulated_results import SEARCH, simulated
 from tune import load_results
@@ -110,8 +111,9 @@ def test_the_difference_pair_by_pair_is_the_verdict(
     results: Results, low: float, high: float, said: str
 ) -> None:
     assert results.winner is not None
-    over = {"ranking": {"difference": 0.05, "interval": [low, high]}}
-    winner = results.winner.model_copy(update={"test": {**results.winner.test, "over_base": over}})
+    over = {"ranking": Difference(difference=0.05, interval=[low, high])}
+    test = results.winner.test.model_copy(update={"over_base": over})
+    winner = results.winner.model_copy(update={"test": test})
     assert said in parsed(results.model_copy(update={"winner": winner})).text
 
 

@@ -122,7 +122,7 @@ def test_a_warm_clone_that_was_asked_for_is_laid_aside(
     request = tmp_path / "requests" / "123" / "request.json"
     request.parent.mkdir(parents=True)
     request.write_text(json.dumps(
-        {"kind": "clone", "trial": first.config["trial"], "point": {}, "warm": True}
+        {"kind": "clone", "trial": first.config["task"].name, "point": {}, "warm": True}
     ))  # fmt: skip
     (request.parent / "weights").mkdir()
     driver.start()

@@ -13,6 +13,7 @@ from tests.helpers.driver import held_out
 from tune.config.objective import Bound, Objective
 from tune.run_folder import exports, trial_state
 from tune.run_folder.records import Records, create_run
+from tune.run_folder.step import Step
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
 PAIRS = 100
@@ -47,12 +48,12 @@ def offer(
         exported.append(folder)
 
     shown = report(accuracy, pairs)
-    exports.offer_export(
-        records.folder, trial, {}, shown, records.objective, keep, export, confirms, PAIRS
-    )
+    stamp = exports.ExportStamp(trial=trial, config={}, report=shown, configuration=confirms)
+    rivals = exports.Rivals(records.objective, keep, PAIRS)
+    exports.offer_export(records.folder, stamp, rivals, export)
     if trial not in records.trials:
         records.add(trial, {}, confirms=confirms)
-    records.report(trial, shown, 1.0, 0, 1.0, held_out(accuracy))
+    records.report(trial, Step(shown, 1.0, 1.0, held_out(accuracy)))
     exports.prune_own_exports(records, trial)
     records.end(trial, "finished")
     exports.prune_exports(records, keep, finalists)
@@ -60,7 +61,7 @@ def offer(
 
 
 def kept(records: Records) -> list[str]:
-    return [stamp["trial"] for _, stamp in exports.exports(records)]
+    return [each.stamp.trial for each in exports.exports(records)]
 
 
 def test_only_the_k_best_are_exported_and_kept(records: Records) -> None:
@@ -84,11 +85,11 @@ def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records)
     """The worker exports what lies within what luck explains; the driver, which knows each pair,
     leaves what lies within one paired standard error, and of an ended trial the later of equals."""
     for pairs, accuracy in ((64, 0.70), (128, 0.695), (192, 0.705), (256, 0.69)):
-        exports.offer_export(records.folder, "a", {}, report(accuracy, pairs), ACCURACY, 1,
-                             Path.mkdir, None, 200)  # fmt: skip
+        stamp = exports.ExportStamp(trial="a", config={}, report=report(accuracy, pairs))
+        exports.offer_export(records.folder, stamp, exports.Rivals(ACCURACY, 1, 200), Path.mkdir)
         if pairs == 64:
             records.add("a", {})
-        records.report("a", report(accuracy, pairs), 1.0, 0, 1.0, held_out(accuracy))
+        records.report("a", Step(report(accuracy, pairs), 1.0, 1.0, held_out(accuracy)))
         exports.prune_own_exports(records, "a")
     there = records.folder / "best" / "a"
     assert sorted(int(path.name) for path in there.iterdir()) == [64, 192]
@@ -111,9 +112,8 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
 
     def add_then_remove(folder: Path, **options: bool) -> None:
         monkeypatch.setattr(shutil, "rmtree", remove)
-        exports.offer_export(
-            run, "c", {}, report(0.95, pairs=128), ACCURACY, 2, lambda part: part.mkdir()
-        )
+        stamp = exports.ExportStamp(trial="c", config={}, report=report(0.95, pairs=128))
+        exports.offer_export(run, stamp, exports.Rivals(ACCURACY, 2), lambda part: part.mkdir())
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", add_then_remove)
@@ -127,7 +127,7 @@ def test_a_tie_goes_to_the_later_report(records: Records) -> None:
     assert kept(records) == ["a", "b"]
     stamp = exports.promote_to_winner(records)
     assert stamp is not None
-    assert stamp["trial"] == "a"
+    assert stamp.trial == "a"
     assert (records.folder / "winner" / exports.STAMP).exists()
 
 
@@ -155,7 +155,7 @@ def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> 
     again("a-fourth", 0.5, "a")
     stamp = exports.promote_to_winner(records, "a")
     assert stamp is not None
-    assert stamp["trial"] == "a-fourth"
+    assert stamp.trial == "a-fourth"
 
 
 def test_nothing_exported_crowns_nothing(records: Records) -> None:
@@ -228,7 +228,7 @@ def test_a_damaged_export_is_not_crowned(
     (records.folder / "best" / "b" / "64" / "weights").write_text("more than was sealed")
     stamp = exports.promote_to_winner(records)
     assert stamp is not None
-    assert stamp["trial"] == "a"
+    assert stamp.trial == "a"
     assert "best/b/64 is damaged; the next best export is taken" in capsys.readouterr().out
 
 

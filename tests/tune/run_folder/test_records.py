@@ -17,6 +17,7 @@ from tune.report.terminal import to_csv
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import Records, create_run, read_records
 from tune.run_folder.results import Deployment
+from tune.run_folder.step import Step
 
 
 def test_the_frame_has_the_rows_of_the_csv() -> None:
@@ -41,7 +42,7 @@ def test_what_each_pair_had_is_kept_for_every_report(tmp_path: Path) -> None:
 
     def reported(pairs: int, accuracy: float) -> dict[int, HeldOut]:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/drift": 1.0}
-        records.report("a", report, 1.0, 0, 0.0, held_out(accuracy))
+        records.report("a", Step(report, 0.0, 1.0, held_out(accuracy)))
         return Records(tmp_path, objective).held_out.of("a")
 
     for pairs, accuracy in ((64, 0.6), (128, 0.9), (192, 0.8)):

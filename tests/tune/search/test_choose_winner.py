@@ -17,6 +17,7 @@ from tune.config.schema import SearchConfig
 from tune.run_folder.records import read_records
 from tune.run_folder.results import load_results
 from tune.search import choose_winner
+from tune.workers.outcome import Ending, Outcome
 
 
 def search(driver: Driver, *accuracies: float, drifts: tuple[float, ...] = ()) -> list[str]:
@@ -24,7 +25,7 @@ def search(driver: Driver, *accuracies: float, drifts: tuple[float, ...] = ()) -
     trials = [driver.start() for _ in accuracies]
     for number, (trial, accuracy) in enumerate(zip(trials, accuracies, strict=True)):
         finish(driver, trial, accuracy, drifts[number] if drifts else 1.0)
-    return [trial.config["trial"] for trial in trials]
+    return [trial.config["task"].name for trial in trials]
 
 
 def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
@@ -33,24 +34,24 @@ def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
     seen = []
     for _ in range(4):
         again = driver.start()
-        assert driver.config.trial(again.config["point"]).seed > 0
-        seen.append((again.config["confirms"], again.config["point"]["seed"]))
-        finish(driver, again, 0.85 if again.config["confirms"] == lucky else 0.92)
+        assert driver.config.trial(again.config["task"].point).seed > 0
+        seen.append((again.config["task"].confirms, again.config["task"].point["seed"]))
+        finish(driver, again, 0.85 if again.config["task"].confirms == lucky else 0.92)
     assert seen == [(lucky, 1), (solid, 1), (lucky, 2), (solid, 2)]
     assert driver.start() == "FINISHED"
     assert driver.final_tasks.is_done
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert (told.winner, told.searched) == (solid, lucky)
     first, second = told.finalists
     assert [run.value for run in first.runs] == [0.92, 0.92]
     assert (first.mean, second.searched) == (0.92, 0.95)
-    low, high = second.behind["interval"]
-    assert second.behind["difference"] == pytest.approx(0.07)
+    low, high = second.behind.interval
+    assert second.behind.difference == pytest.approx(0.07)
     assert low < 0.07 < high
     # The configuration's best run is the one of the search, whose 0.93 no seed reached.
-    assert driver.final_tasks.stamp is not None
-    assert driver.final_tasks.stamp["trial"] == solid
+    assert driver.final_tasks.end.stamp is not None
+    assert driver.final_tasks.end.stamp.trial == solid
     assert weak not in {finalist.trial for finalist in told.finalists}
 
 
@@ -78,8 +79,8 @@ def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
         if first in (stamp["trial"], stamp.get("configuration")):
             export.write_text(json.dumps(stamp) + " ")
     driver.start()
-    assert driver.final_tasks.stamp is not None
-    assert driver.final_tasks.stamp["trial"] == second
+    assert driver.final_tasks.end.stamp is not None
+    assert driver.final_tasks.end.stamp.trial == second
     assert f"no export of {first}, which won, is whole" in capsys.readouterr().out
 
 
@@ -90,12 +91,12 @@ def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
     finish(driver, driver.start(), 0.9)
     finish(driver, driver.start(), 0.87)
     driver.start()
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
-    low, _ = told.finalists[1].behind["interval"]
+    low, _ = told.finalists[1].behind.interval
     assert low > 0
     alone = 1.96 * np.sqrt(0.9 * 0.1 / PAIRS)
-    assert told.finalists[1].behind["difference"] < 2 * alone
+    assert told.finalists[1].behind.difference < 2 * alone
 
 
 def test_the_sampler_the_rungs_and_the_search_hear_nothing_of_it(tmp_path: Path) -> None:
@@ -112,8 +113,8 @@ def test_the_sampler_the_rungs_and_the_search_hear_nothing_of_it(tmp_path: Path)
     rebuilt = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 2})
     assert len(rebuilt.study.trials) == told
     # What was open goes on first, under its id; then the seed that is missing.
-    assert rebuilt.start().config["trial"] == again.config["trial"]
-    assert rebuilt.start().config["point"]["seed"] == 2
+    assert rebuilt.start().config["task"].name == again.config["task"].name
+    assert rebuilt.start().config["task"].point["seed"] == 2
 
 
 def test_nothing_is_confirmed_while_a_trial_of_the_search_is_open(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_nothing_is_confirmed_while_a_trial_of_the_search_is_open(tmp_path: Path
     finish(driver, first, 0.9)
     assert driver.start() is None
     finish(driver, second, 0.95)
-    assert driver.start().config["confirms"] == second.config["trial"]
+    assert driver.start().config["task"].confirms == second.config["task"].name
 
 
 def test_a_configuration_of_which_a_seed_failed_comes_last(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_configuration_of_which_a_seed_failed_comes_last(tmp_path: Path) -> No
     driver.fail(driver.start())
     finish(driver, driver.start(), 0.7)
     driver.start()
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert [finalist.trial for finalist in told.finalists] == [solid, shaky]
     (failed,) = told.finalists[1].runs
@@ -146,7 +147,7 @@ def test_a_finalist_that_failed_does_not_change_how_the_others_are_compared(tmp_
     finish(driver, driver.start(), 0.90)
     finish(driver, driver.start(), 0.895, scale=5.0)
     driver.start()
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert (told.winner, told.finalists[-1].trial) == (soft, shaky)
 
@@ -159,7 +160,7 @@ def test_a_budget_that_ends_leaves_all_finalists_with_equally_many_seeds(tmp_pat
     began, _ = driver.records.run.driver_sessions[0]
     driver.records.run.driver_sessions.insert(0, (began - 9000, began - 9000 + 3601))
     assert driver.start() == "FINISHED"
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert [len(finalist.runs) for finalist in told.finalists] == [1, 1]
 
@@ -170,7 +171,7 @@ def test_finalists_that_luck_may_explain_are_said_to_be_tied(tmp_path: Path) -> 
     for accuracy, scale in ((0.90, 1.0), (0.895, 5.0), (0.70, 1.0)):
         finish(driver, driver.start(), accuracy, scale=scale)
     driver.start()
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     # The second has the larger soft share, and its one pair behind is no reason against it.
     assert told.winner == near
@@ -189,11 +190,11 @@ def test_a_users_own_numbers_stand_beside_the_finalists(tmp_path: Path) -> None:
     assert driver.start() is None  # the winner waits for what they say
     for task in tasks:
         # Each is a finalist's best run.
-        run = task.config["trial"].removeprefix("evaluating-")
+        run = task.config["task"].name.removeprefix("evaluating-")
         of_second = second in (run, driver.records.trials[run].confirms)
-        driver.complete(task, {"evaluation": json.dumps({"wins": 1 if of_second else 0})})
+        driver.end(task, Outcome(Ending.FINISHED, evaluation={"wins": 1 if of_second else 0}))
     driver.start()
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert (told.winner, told.tied) == (first, [])
     assert told.decided_by == "the mean of eval/accuracy over 1 seed"

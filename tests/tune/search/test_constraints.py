@@ -11,7 +11,7 @@ from tests.helpers.driver import Driver, finish
 from tune.config.load import load_search
 from tune.config.objective import Bound
 from tune.config.schema import SearchConfig
-from tune.run_folder.results import assemble
+from tune.run_folder.assemble import assemble
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt
 
@@ -26,14 +26,14 @@ def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: 
     finish(driver, near, 0.80, drift=0.4)
     finish(driver, early, 0.90, drift=0.9)
     told = {trial.user_attrs["trial"]: trial.constraints for trial in driver.study.trials}
-    assert told[far.config["trial"]]["eval/drift"] == pytest.approx(1.5)
-    assert told[near.config["trial"]]["eval/drift"] == pytest.approx(-0.1)
-    assert driver.records.trials[early.config["trial"]].metrics["pairs_seen"] == 64
+    assert told[far.config["task"].name]["eval/drift"] == pytest.approx(1.5)
+    assert told[near.config["task"].name]["eval/drift"] == pytest.approx(-0.1)
+    assert driver.records.trials[early.config["task"].name].metrics["pairs_seen"] == 64
     driver.start()
-    assert driver.final_tasks.stamp is not None
-    assert driver.final_tasks.stamp["trial"] == near.config["trial"]
-    results = assemble(driver.config, driver.records, driver.final_tasks.stamp, {}, "all 3 trials")
-    assert results.ranking[0] == near.config["trial"]
+    assert driver.final_tasks.end.stamp is not None
+    assert driver.final_tasks.end.stamp.trial == near.config["task"].name
+    results = assemble(driver.config, driver.records, driver.final_tasks.end)
+    assert results.ranking[0] == near.config["task"].name
     assert results.objective.bounds == {"eval/drift": Bound(at_most=0.5)}
     # A study that is made anew from the records knows the same.
     again = Driver(tmp_path, trials=3, constraints=BOUND)

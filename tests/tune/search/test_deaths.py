@@ -6,9 +6,16 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.driver import Driver
+from tests.helpers.driver import Driver, result_of
+from tune.run_folder.step import Step
 
 ENGINE_LOST = "tune.workers.engine_session.EngineOutOfMemory"
+
+
+def with_tokens(tokens: int) -> dict[str, Any]:
+    """The result of a step whose largest pass had so many tokens."""
+    report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/nll": 0.5, "eval/drift": 1.0}
+    return result_of(Step(report, began=1.0, seconds=1.0, tokens_at_once=tokens))
 
 
 class Died:
@@ -26,26 +33,24 @@ def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
 ) -> None:
     driver = Driver(tmp_path)
     trial = driver.start()
-    assert trial.config["most_tokens"] is None
-    driver.scheduler.on_trial_result(
-        None, trial, {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
-    )
+    assert trial.config["task"].most_tokens is None
+    driver.scheduler.on_trial_result(None, trial, with_tokens(1000))
     died = Died(tmp_path, trial, 1, f"{ENGINE_LOST}: the kernel ended it")
     driver.scheduler.on_trial_error(None, died)
     assert died.run_metadata.num_failures == 0
-    assert died.config["most_tokens"] == 500
+    assert died.config["task"].most_tokens == 500
     assert (
         "its engine ran out of memory and was ended; it goes on in another; passes have at most 500"
         in (capsys.readouterr().out)
     )
-    assert driver.start().config["most_tokens"] == 500  # the next trial too
+    assert driver.start().config["task"].most_tokens == 500  # the next trial too
     assert Driver(tmp_path).records.run.most_tokens == 500  # and the next driver session
     # Where the passes can't be made smaller it counts, so that no trial is tried for ever.
     counted = []
     for _ in range(4):
         again = Died(tmp_path, trial, 1, "ray.exceptions.OutOfMemoryError: Task was killed")
         driver.scheduler.on_trial_error(None, again)
-        counted.append((again.config["most_tokens"], again.run_metadata.num_failures))
+        counted.append((again.config["task"].most_tokens, again.run_metadata.num_failures))
     assert counted == [(250, 0), (125, 0), (125, 1), (125, 1)]
 
 
@@ -53,12 +58,12 @@ def test_the_trials_of_one_engine_halve_the_passes_once(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     trials = [driver.start() for _ in range(3)]
     for trial in trials:
-        result = {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
+        result = with_tokens(1000)
         driver.scheduler.on_trial_result(None, trial, result)
     for trial in trials:
         died = Died(tmp_path, trial, 1, f"{ENGINE_LOST}: the kernel ended it")
         driver.scheduler.on_trial_error(None, died)
-        assert (died.config["most_tokens"], died.run_metadata.num_failures) == (500, 0)
+        assert (died.config["task"].most_tokens, died.run_metadata.num_failures) == (500, 0)
 
 
 def test_another_death_is_counted_and_the_second_in_a_row_halves_the_passes_too(
@@ -67,13 +72,11 @@ def test_another_death_is_counted_and_the_second_in_a_row_halves_the_passes_too(
     """On another node the kernel may have ended the process, and nobody is left who saw it."""
     driver = Driver(tmp_path)
     trial = driver.start()
-    driver.scheduler.on_trial_result(
-        None, trial, {**driver.result(64, 0.9, 0.5), "tokens_at_once": 1000}
-    )
+    driver.scheduler.on_trial_result(None, trial, with_tokens(1000))
     first = Died(tmp_path, trial, 1, "ray.exceptions.ActorDiedError: The actor died unexpectedly")
     driver.scheduler.on_trial_error(None, first)
-    assert (first.run_metadata.num_failures, first.config["most_tokens"]) == (1, None)
+    assert (first.run_metadata.num_failures, first.config["task"].most_tokens) == (1, None)
     second = Died(tmp_path, trial, 2, "ray.exceptions.ActorDiedError: The actor died unexpectedly")
     driver.scheduler.on_trial_error(None, second)
-    assert (second.run_metadata.num_failures, second.config["most_tokens"]) == (2, 500)
+    assert (second.run_metadata.num_failures, second.config["task"].most_tokens) == (2, 500)
     assert "its process died again" in capsys.readouterr().out

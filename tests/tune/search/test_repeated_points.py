@@ -12,9 +12,11 @@ from tests.conftest import Run
 from tests.helpers.driver import TWO, Driver
 from tune import load_results
 from tune.commands.stop_clone import clone
-from tune.run_folder.results import assemble, write_results
+from tune.run_folder.assemble import SearchEnd, assemble
+from tune.run_folder.results import write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt, grow, is_exhausted, is_finished, refuse_other_search
+from tune.workers.outcome import Ending, Outcome
 
 TWELVE = {
     "optim.batch_size": {"choice": [2, 4, 8]},
@@ -27,7 +29,7 @@ def play(driver: Driver) -> list[dict[str, Any]]:
     """Trains one trial after the other until there is no more; returns their points."""
     points = []
     while hasattr(trial := driver.start(), "config"):
-        points.append(trial.config["point"])
+        points.append(trial.config["task"].point)
         driver.finish(trial, 512, 0.5 + 0.01 * len(points))
     return points
 
@@ -64,7 +66,7 @@ def test_points_of_running_trials_are_not_proposed(
 ) -> None:
     driver = Driver(tmp_path, trials=5, space=THREE)
     running = [driver.start() for _ in range(3)]
-    assert {trial.config["point"]["optim.epochs"] for trial in running} == {1, 2, 3}
+    assert {trial.config["task"].point["optim.epochs"] for trial in running} == {1, 2, 3}
     assert [driver.start(), driver.start()] == [None, None]
     assert capsys.readouterr().out.count("every point of the space has been tried") == 1
     for trial in running:
@@ -90,28 +92,28 @@ def test_the_sampler_is_told_what_is_known_of_the_point_that_it_repeats(
         driver.finish(first, 512, 0.9)
     elif ending == "stopped":
         driver.report(first, 64, 0.9)
-        driver.complete(first, {"ended": "stopped"})
+        driver.end(first, Outcome(Ending.STOPPED))
     elif ending == "failed":
         driver.fail(first)
-    propose_only(driver, first.config["point"])
+    propose_only(driver, first.config["task"].point)
     second = driver.start()
-    assert second.config["point"] != first.config["point"]
+    assert second.config["task"].point != first.config["task"].point
     repeated = driver.study.trials[1:-1]
     assert len(repeated) == 5
     for told in repeated:
-        assert (told.state, told.params) == (state, first.config["point"])
-        assert told.user_attrs["trial"] == first.config["trial"]
+        assert (told.state, told.params) == (state, first.config["task"].point)
+        assert told.user_attrs["trial"] == first.config["task"].name
         assert (told.value if told.state != TrialState.FAIL else None) == value
     last = driver.study.trials[-1]
-    assert last.user_attrs["trial"] == second.config["trial"]
-    assert last.params == second.config["point"]
+    assert last.user_attrs["trial"] == second.config["task"].name
+    assert last.params == second.config["task"].point
 
 
 def test_with_two_objectives_the_sampler_is_told_both_values(tmp_path: Path) -> None:
     driver = Driver(tmp_path, space=THREE, objective=TWO)
     first = driver.start()
     driver.finish(first, 512, 0.9, drift=0.5)
-    propose_only(driver, first.config["point"])
+    propose_only(driver, first.config["task"].point)
     driver.start()
     assert [told.values for told in driver.study.trials[:-1]] == [[0.9, 0.5]] * 6
 
@@ -121,7 +123,7 @@ def test_of_several_trials_with_a_point_the_finished_one_is_told(tmp_path: Path)
     failed, finished = driver.start(), driver.start()
     driver.fail(failed)
     driver.finish(finished, 512, 0.9)
-    propose_only(driver, finished.config["point"])
+    propose_only(driver, finished.config["task"].point)
     driver.start()
     assert [told.value for told in driver.study.trials[2:-1]] == [0.9] * 5
 
@@ -162,7 +164,7 @@ def test_a_search_that_goes_on_knows_the_points_of_the_driver_that_was_killed(
         driver.finish(trial, 512, 0.9)
     again = Driver(tmp_path, trials=16, space=TWELVE)
     points = play(again)
-    assert points[:2] == [trial.config["point"] for trial in first[4:]]
+    assert points[:2] == [trial.config["task"].point for trial in first[4:]]
     tried = [record.config for record in again.records.trials.values()]
     assert (len(tried), len(distinct(tried))) == (12, 12)
 
@@ -175,10 +177,10 @@ def test_the_point_of_a_clone_is_not_tried_again(
     driver = Driver(tmp_path, trials=trials, space=THREE, sampler={"name": name})
     write_yaml(tmp_path, driver.config)
     first = driver.start()
-    other = first.config["point"]["optim.epochs"] % 3 + 1
-    clone(tmp_path, first.config["trial"], {"optim.epochs": other})
+    other = first.config["task"].point["optim.epochs"] % 3 + 1
+    clone(tmp_path, first.config["task"].name, {"optim.epochs": other})
     cloned, third = driver.start(), driver.start()
-    epochs = [trial.config["point"]["optim.epochs"] for trial in (first, cloned, third)]
+    epochs = [trial.config["task"].point["optim.epochs"] for trial in (first, cloned, third)]
     assert sorted(epochs) == [1, 2, 3]
     assert driver.start() is None
     assert "the search ends with 2 of 3 trials: every point" in capsys.readouterr().out
@@ -189,8 +191,8 @@ def test_a_clone_without_changes_is_trained_again(tmp_path: Path) -> None:
     write_yaml(tmp_path, driver.config)
     first = driver.start()
     driver.fail(first)
-    clone(tmp_path, first.config["trial"], {})
-    assert driver.start().config["point"] == first.config["point"]
+    clone(tmp_path, first.config["task"].name, {})
+    assert driver.start().config["task"].point == first.config["task"].point
 
 
 @pytest.mark.parametrize("name", ["random", "tpe"])
@@ -225,7 +227,7 @@ def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_rep
     write_yaml(tmp_path, driver.config)
     play(driver)
     reason = driver.searcher.stop_reason
-    write_results(tmp_path, assemble(driver.config, driver.records, None, {}, reason))
+    write_results(tmp_path, assemble(driver.config, driver.records, SearchEnd(reason)))
     assert is_finished(tmp_path)
     repeating = driver.config.model_copy(update={"repeat_points": True})
     refuse_other_search(tmp_path, repeating)
@@ -249,13 +251,13 @@ def test_a_storage_that_is_lost_while_a_repeated_point_is_told_costs_one_warning
     driver = Driver(tmp_path / "x", space=THREE, storage=f"sqlite:///{tmp_path}/study.db")
     first = driver.start()
     driver.finish(first, 512, 0.9)
-    propose_only(driver, first.config["point"])
+    propose_only(driver, first.config["task"].point)
 
     def lost(*_: Any) -> None:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(driver.study._study, "tell", lost)
-    assert driver.start().config["point"] != first.config["point"]
+    assert driver.start().config["task"].point != first.config["task"].point
     assert capsys.readouterr().out.count("the search goes on without it") == 1
 
 

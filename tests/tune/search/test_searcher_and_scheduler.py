@@ -9,7 +9,9 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from dpo_train.errors import InputError
+from dpo_train.evaluation.test_report import Numbers, TestReport
 from tests.helpers.driver import Driver, export
+from tune.workers.outcome import Ending, Outcome
 
 
 def test_optuna_is_told_the_truth_about_each_ending(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_rebuilt_search_has_the_same_rungs_study_and_open_trials(tmp_path: Pat
     assert [(t.params, t.state, t.value, t.intermediate_values) for t in rebuilt] == [
         (t.params, t.state, t.value, t.intermediate_values) for t in ended
     ]
-    open_before = [t.config for t in trials if again.records.trials[t.config["trial"]].state
+    open_before = [t.config for t in trials if again.records.trials[t.config["task"].name].state
                    not in ("finished", "stopped", "failed")]  # fmt: skip
     assert [again.start().config for _ in open_before] == open_before
 
@@ -68,13 +70,13 @@ def test_a_report_that_comes_twice_is_told_once(tmp_path: Path) -> None:
     driver.report(trial, 64, 0.6)
     driver.report(trial, 128, 0.7)
     driver.report(trial, 128, 0.7)
-    assert len(driver.records.trials[trial.config["trial"]].curve) == 2
+    assert len(driver.records.trials[trial.config["task"].name].curve) == 2
 
 
 def test_the_users_points_come_first_and_the_rest_is_drawn(tmp_path: Path) -> None:
     driver = Driver(tmp_path, points=[{"optim.learning_rate": 1e-4}, {}])
-    assert driver.start().config["point"] == {"optim.learning_rate": 1e-4}
-    drawn = {driver.start().config["point"]["optim.learning_rate"] for _ in range(3)}
+    assert driver.start().config["task"].point == {"optim.learning_rate": 1e-4}
+    drawn = {driver.start().config["task"].point["optim.learning_rate"] for _ in range(3)}
     assert len(drawn) == 3
     assert driver.start() is None
 
@@ -82,7 +84,7 @@ def test_the_users_points_come_first_and_the_rest_is_drawn(tmp_path: Path) -> No
 def test_a_grid_is_tried_whole_and_once(tmp_path: Path) -> None:
     space = {"optim.batch_size": {"choice": [4, 8]}, "optim.epochs": {"int": [1, 3]}}
     driver = Driver(tmp_path, trials=None, sampler={"name": "grid"}, space=space)
-    points = [driver.start().config["point"] for _ in range(6)]
+    points = [driver.start().config["task"].point for _ in range(6)]
     assert len({tuple(point.values()) for point in points}) == 6
     assert driver.start() is None
 
@@ -95,7 +97,7 @@ def test_the_same_seed_proposes_the_same_trials(tmp_path: Path, name: str) -> No
         for number in range(14):
             trial = driver.start()
             driver.finish(trial, 512, 0.5 + number / 100)
-            seen.append(trial.config["point"])
+            seen.append(trial.config["task"].point)
         return seen
 
     first = points(tmp_path / "a", 0)
@@ -120,7 +122,7 @@ def test_a_combination_that_cannot_be_is_a_failed_row_and_the_next_is_asked(
     driver = Driver(tmp_path / "drawn", **config)
     driver.config = driver.config.model_copy(update={"points": points})
     driver.searcher._config = driver.config
-    assert driver.start().config["point"]["dpo.loss"] == "sigmoid"
+    assert driver.start().config["task"].point["dpo.loss"] == "sigmoid"
     first = next(iter(driver.records.trials.values()))
     assert first.state == "failed"
     assert "exo_pair needs" in (first.error or "")
@@ -177,9 +179,10 @@ def test_the_winner_is_judged_once_when_the_last_trial_has_ended(tmp_path: Path)
     judging = driver.start()
     assert (tmp_path / "winner" / "weights").exists()
     assert not driver.final_tasks.is_done
-    driver.complete(judging, {"verdict": '{"test": {"ranking": 0.9}}'})
+    report = TestReport(test=Numbers(metrics={"ranking": 0.9}), base=Numbers())
+    driver.end(judging, Outcome(Ending.FINISHED, test=report))
     assert driver.final_tasks.is_done
-    assert driver.final_tasks.verdict == {"test": {"ranking": 0.9}}
+    assert driver.final_tasks.end.test == report
     assert driver.start() == Searcher.FINISHED
     assert len(driver.records.trials) == 2
 
@@ -188,11 +191,11 @@ def test_a_process_that_dies_and_is_tried_again_ends_no_trial(tmp_path: Path) ->
     driver = Driver(tmp_path)
     trial = driver.start()
     driver.report(trial, 64, 0.9)
-    saved = tmp_path / "state" / trial.config["trial"] / "64"
+    saved = tmp_path / "state" / trial.config["task"].name / "64"
     saved.mkdir(parents=True)
     trial.status = "ERROR"  # as Tune sets it before it puts the trial into its queue again
     driver.scheduler.on_trial_error(None, trial)
-    assert driver.records.trials[trial.config["trial"]].state == "running"
+    assert driver.records.trials[trial.config["task"].name].state == "running"
     assert saved.exists()
 
 
@@ -222,13 +225,13 @@ def test_a_judging_that_fails_costs_its_numbers_alone(
     driver.finish(trial, 512, 0.9)
     judging = driver.start()
     if way == "step":
-        driver.complete(judging, {"ended": "failed", "error": "no memory"})
+        driver.end(judging, Outcome(Ending.FAILED, "no memory"))
     else:
         judging.error_file = tmp_path / "error.txt"
         judging.error_file.write_text("Failure # 1 (occurred at noon)\nTraceback\nno memory\n")
         driver.scheduler.on_trial_error(None, judging)
     assert driver.final_tasks.is_done
-    assert driver.final_tasks.stamp is not None
+    assert driver.final_tasks.end.stamp is not None
     assert "could not be evaluated on the test split: no memory" in capsys.readouterr().out
 
 
@@ -254,9 +257,9 @@ def test_failures_of_an_earlier_sitting_do_not_end_the_next(tmp_path: Path) -> N
 def test_wrong_input_that_a_trial_finds_ends_the_search_and_fails_no_trial(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     trial = driver.start()
-    driver.complete(trial, {"ended": "wrong input", "error": "no pair is left"})
+    driver.end(trial, Outcome(Ending.WRONG_INPUT, "no pair is left"))
     assert driver.scheduler.input_error == "no pair is left"
-    assert driver.records.trials[trial.config["trial"]].state == "pending"
+    assert driver.records.trials[trial.config["task"].name].state == "pending"
     assert driver.start() == Searcher.FINISHED
 
 

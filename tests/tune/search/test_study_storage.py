@@ -69,7 +69,7 @@ def test_a_storage_that_is_lost_costs_the_search_nothing(
     (tmp_path / "study.db").unlink()
     if at == "ask":
         third = driver.start()
-        assert third.config["trial"].endswith("-002")
+        assert third.config["task"].name.endswith("-002")
     if at == "report":
         driver.report(second, 64, 0.9)
     if at == "tell":

@@ -1,6 +1,5 @@
 """A search with two objectives: its front, what stops its trials, which of the front is taken."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.errors import InputError
+from dpo_train.evaluation.test_report import Numbers, SampledKl, TestReport
 from tests.helpers.driver import RATE, TWO, Driver, finish
 from tests.helpers.pareto import beats
 from tests.helpers.simulated_results import simulated
@@ -27,7 +27,8 @@ from tune.run_folder.records import Records
 from tune.search.choose_winner import finalists
 from tune.search.warm_start import with_earlier_points
 from tune.tracking.payload import definition
-from tune.workers.tasks import TEST_TASK
+from tune.workers.outcome import Ending, Outcome
+from tune.workers.tasks import TestTask
 
 
 def config(**content: Any) -> SearchConfig:
@@ -115,7 +116,7 @@ def test_each_sampler_goes_on_past_finished_and_stopped_trials(tmp_path: Path, n
         if (another := driver.start()) is not None and another != "FINISHED":
             running.append(another)
         trial = running.pop(0)
-        points.append(rate := trial.config["point"]["optim.learning_rate"])
+        points.append(rate := trial.config["task"].point["optim.learning_rate"])
         if driver.report(trial, 64, 0.7, rate, rate) == TrialScheduler.CONTINUE:
             driver.finish(trial, 512, 0.7, rate, rate)
     assert len(set(points)) == 24
@@ -157,30 +158,30 @@ def numbers(ids: list[str]) -> list[int]:
 
 def test_the_exports_that_stay_are_those_of_the_front(tmp_path: Path) -> None:
     driver = played(tmp_path, keep_best=3)
-    kept = [stamp["trial"] for _, stamp in exports(driver.records)]
+    kept = [each.stamp.trial for each in exports(driver.records)]
     assert numbers(kept) == [0, 2, 3]
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(kept)
     # One of the second front is there as long as the first is smaller.
     other = Driver(tmp_path / "few", objective=TWO, keep_best=3)
     for accuracy, drift in PLAYED[:3]:
         finish(other, other.start(), accuracy, drift)
-    kept = [stamp["trial"] for _, stamp in exports(other.records)]
+    kept = [each.stamp.trial for each in exports(other.records)]
     assert numbers(kept) == [0, 2, 1]
 
 
 def test_the_best_of_the_front_wins_by_the_same_rule_as_with_one_objective(tmp_path: Path) -> None:
     driver = played(tmp_path / "clear")
     assert driver.start() == "FINISHED"
-    assert driver.final_tasks.stamp is not None
-    assert numbers([driver.final_tasks.stamp["trial"]]) == [0]
+    assert driver.final_tasks.end.stamp is not None
+    assert numbers([driver.final_tasks.end.stamp.trial]) == [0]
     # The second is within one standard error of the first and has the larger soft share.
     near = Driver(tmp_path / "near", objective=TWO, trials=2)
     first, second = near.start(), near.start()
     finish(near, first, 0.90, 0.50)
     finish(near, second, 0.895, 0.20, scale=5.0)
     assert near.start() == "FINISHED"
-    assert near.final_tasks.stamp is not None
-    assert numbers([near.final_tasks.stamp["trial"]]) == [1]
+    assert near.final_tasks.end.stamp is not None
+    assert numbers([near.final_tasks.end.stamp.trial]) == [1]
 
 
 def test_finalists_come_from_the_front_and_then_the_next(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_finalists_are_compared_by_the_same_rule(tmp_path: Path) -> None:
     for accuracy, drift in [(0.80, 0.50), (0.88, 0.30), (0.87, 0.12)]:
         finish(driver, driver.start(), accuracy, drift)
     driver.start()
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert numbers([told.winner]) == [2]
     assert told.finalists[0].second == told.finalists[0].drift
@@ -221,7 +222,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert results.winner is not None
     assert results.winner.trial == results.front[0]
 
-    results.winner.sampled_kl = {"mean": 12.34, "interval": [10.0, 15.0]}
+    results.winner.sampled_kl = SampledKl(mean=12.34, interval=[10.0, 15.0])
     told = terminal.render(results, rows=1)
     assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in told
     rows = [line for line in told.splitlines() if line.startswith("abc123-")]
@@ -242,7 +243,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
         "me/x", None, None, {"license": "mit"}, "full", "float32", None
     )
     results.data = {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}}
-    results.winner.test |= {"nll": 0.6, "margin": 2.0}
+    results.winner.test.metrics.update(nll=0.6, margin=2.0)
     shown = str(model_card.render(results, publishing))
     assert "maximise eval/accuracy and minimise eval/drift on held-out pairs" in shown
     assert "ASHA on eval/nll and eval/drift, by their fronts" in shown
@@ -274,23 +275,24 @@ def test_no_point_lies_on_the_better_side_of_the_line(
 def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: Path) -> None:
     def judged(name: str, **content: Any) -> tuple[Driver, dict[str, Any]]:
         driver = played(tmp_path / name, trainer="trl", **content)
-        while (trial := driver.start()).config["trial"] != TEST_TASK:
+        while (trial := driver.start()).config["task"].name != "test-split":
             finish(driver, trial, 0.8, 0.3)
-        return driver, trial.config["sampled"]
+        return driver, trial.config["task"].sampled
 
     driver, sampled = judged("alone")
-    assert list(sampled) == [driver.final_tasks.stamp["trial"]]  # type: ignore[index]
+    assert list(sampled) == [driver.final_tasks.end.stamp.trial]  # type: ignore[index]
     driver, sampled = judged("confirmed", confirm={"finalists": 2, "seeds": 1})
-    told = driver.final_tasks.confirmation
+    told = driver.final_tasks.end.confirmation
     assert told is not None
     assert numbers(sorted(sampled)) == [0, 2]
     assert all((tmp_path / "confirmed" / folder).is_dir() for folder in sampled.values())
-    kl = {trial: {"mean": float(n), "interval": [0, 9]} for n, trial in enumerate(sampled)}
-    driver.final_tasks.end(TEST_TASK, {"verdict": json.dumps({"test": {}, "sampled_kl": kl})})
+    kl = {trial: SampledKl(mean=float(n), interval=[0, 9]) for n, trial in enumerate(sampled)}
+    report = TestReport(test=Numbers(), base=Numbers(), sampled_kl=kl)
+    driver.final_tasks.take(TestTask(run="x"), Outcome(Ending.FINISHED, test=report))
     assert {each.trial: each.sampled_kl for each in told.finalists} == kl
     assert "sampled KL" in page.render(simulated(9).model_copy(
         update={"confirmation": told}))  # fmt: skip
 
     other = Driver(tmp_path / "one", trainer="trl", trials=1)
     finish(other, other.start(), 0.8, 0.3)
-    assert other.start().config["sampled"] == {}
+    assert other.start().config["task"].sampled == {}

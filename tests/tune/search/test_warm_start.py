@@ -24,7 +24,7 @@ def earlier(tmp_path: Path) -> list[float]:
     trials = [driver.start() for _ in range(4)]
     for number, trial in enumerate(trials):
         driver.finish(trial, 512, 0.6 + number / 10)
-    return [trial.config["point"]["optim.learning_rate"] for trial in reversed(trials)]
+    return [trial.config["task"].point["optim.learning_rate"] for trial in reversed(trials)]
 
 
 def load(tmp_path: Path, points: str, high: float = 1e-2) -> list[float]:

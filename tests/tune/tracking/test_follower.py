@@ -18,6 +18,7 @@ from tune.config.schema import SearchConfig
 from tune.run_folder import yaml_file
 from tune.run_folder.records import Records, create_run
 from tune.run_folder.results import Cost, Publication, Results, load_results, write_results
+from tune.run_folder.step import Step
 from tune.search import resume
 from tune.tracking.child_process import CLOSE_SECONDS, Tracker, how_to_send
 
@@ -49,7 +50,7 @@ class Search:
             for _ in range(times):
                 pairs = self.records.trials[trial_id].pairs_seen + 64
                 report = {"pairs_seen": pairs, "eval/accuracy": 0.5, "eval/drift": 0.1}
-                self.records.report(trial_id, report, 1.0, 0, time.time())
+                self.records.report(trial_id, Step(report, time.time(), 1.0))
 
     def end(self) -> None:
         for trial_id in self.ids:

@@ -79,9 +79,9 @@ def test_a_batch_in_parts_trains_as_the_whole_does(
     curves = []
     for trial in (whole, parts):
         session = open_session(trial, small_prepared, "cpu")
-        curve = [session.advance()]
+        curve = [session.advance().report]
         while curve[-1]["pairs_seen"] < session.pairs_total:
-            curve.append(session.advance())
+            curve.append(session.advance().report)
             if trial is parts and len(curve) == 2:  # and after a restart with parts
                 session.save(tmp_path / "state")
                 session.close()
@@ -115,7 +115,7 @@ except OutOfMemory as error:
     session.close()
     resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
     session = open_session(with_less_at_once(trial), Path(sys.argv[2]), "cpu")
-    print(session.advance()["pairs_seen"])
+    print(session.advance().report["pairs_seen"])
 """
 
 

@@ -44,7 +44,7 @@ def _two_trials(config: TrainConfig, prepared: Path, out: Path) -> dict[str, Any
     for name in ("first", "second"):
         session = group.open(config, prepared, "cpu")
         found["pairs"] = session.pairs_total
-        found["reports"].append([session.advance() for _ in range(2)])
+        found["reports"].append([session.advance().report for _ in range(2)])
         session.save(out / name / "state")
         session.export(out / name / "export")
         session.close()

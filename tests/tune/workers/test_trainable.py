@@ -17,7 +17,8 @@ from dpo_train.trainers.session import OutOfMemory
 from tests.conftest import ROOT
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import read_records
-from tune.workers.tasks import EVALUATE_TASK, TEST_TASK
+from tune.workers.outcome import Ending, outcome_of
+from tune.workers.tasks import EvaluateTask, Task, TestTask, TrainTask
 from tune.workers.trainable import DpoTrial
 
 SIMULATED = """
@@ -37,16 +38,9 @@ wandb: {mode: disabled}
 class Process(DpoTrial):
     """A trial's process without Ray, whose GPU's owner died."""
 
-    def __init__(self, run: Path, trial: str) -> None:
+    def __init__(self, run: Path, task: Task) -> None:
         self._run = run
-        self._asked = {
-            "trial": trial,
-            "run": str(run),
-            "searched": "",
-            "sampled": {},
-            "exported": "",
-            "cwd": ".",
-        }
+        self._task = task
         confirm = {"evaluate": "my:function"}
         self._search = SearchConfig.model_validate({"name": "x", "confirm": confirm})
 
@@ -57,8 +51,8 @@ class Process(DpoTrial):
         raise RayActorError
 
 
-@pytest.mark.parametrize("task", [TEST_TASK, EVALUATE_TASK + "a"])
-def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize("task", [TestTask("x"), EvaluateTask("a", "x", "", ".")])
+def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task: Task) -> None:
     with pytest.raises(RayActorError):
         Process(tmp_path, task).step()
 
@@ -73,13 +67,13 @@ class Full:
 def test_a_packed_trial_without_memory_is_not_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = Process(tmp_path, "a")
+    process = Process(tmp_path, TrainTask("a", str(tmp_path), {}))
     process._session = Full()  # type: ignore[assignment]
     process._trial = override(TrainConfig(), {"trainer": "packed", "lora": {}})
     monkeypatch.setattr(process, "_save_if_due", lambda: None)
-    monkeypatch.setattr(process, "_open", lambda: pytest.fail("it was begun again"))
+    monkeypatch.setattr(process, "_open", lambda _: pytest.fail("it was begun again"))
     with pytest.raises(OutOfMemory, match="with one pair at once"):
-        process._advance()
+        process._advance(TrainTask("a", str(tmp_path), {}))
 
 
 class Broken:
@@ -96,7 +90,7 @@ class Broken:
 
 
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> Process:
-    process = Process(tmp_path, "a")
+    process = Process(tmp_path, TrainTask("a", str(tmp_path), {}))
     process._session = Broken(said)  # type: ignore[assignment]
     process._trial = override(TrainConfig(), {"trainer": "trl"})
     monkeypatch.setattr(process, "_save_if_due", lambda: None)
@@ -115,7 +109,7 @@ def test_a_trial_whose_gpu_failed_is_given_back_to_go_on_in_another_process(
 def test_another_error_ends_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     process = broken(tmp_path, monkeypatch, "shape '[2]' is invalid for input of size 3")
     (tmp_path / "trials").mkdir()
-    assert process.step()["ended"] == "failed"
+    assert outcome_of(process.step()).ending is Ending.FAILED
 
 
 BREAKS_ONCE = """

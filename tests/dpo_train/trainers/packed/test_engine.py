@@ -192,7 +192,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     from transformers import AutoModelForCausalLM
 
     session = open_session(config(small_config, optim__learning_rate=5e-3), small_prepared, "cpu")
-    report = session.advance()
+    report = session.advance().report
     session.export(tmp_path / "export")
     session.close()
     base = AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype="float32")

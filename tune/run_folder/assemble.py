@@ -1,0 +1,112 @@
+"""Makes the results of a search from its records, when it ends and while it runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_train.evaluation.test_report import Numbers, TestReport
+from dpo_train.storage import mirror
+from tune.config.schema import SearchConfig
+from tune.run_folder import less_drift, luck
+from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.exports import ExportStamp
+from tune.run_folder.folder import find_run, open_run
+from tune.run_folder.records import Records
+from tune.run_folder.results import Cost, Results, Winner, load_results
+
+
+@dataclass(frozen=True)
+class SearchEnd:
+    """What the end of a search found, beside the records."""
+
+    stop_reason: str = ""
+    """Why no more trials started; empty while the search runs."""
+    stamp: ExportStamp | None = None
+    """The winner's trial, point and report; None if nothing was exported."""
+    test: TestReport | None = None
+    """Base and winner on the test split; None if that was not evaluated."""
+    confirmation: Confirmation | None = None
+    """How the finalists compare, if they were trained again."""
+
+
+RUNNING = SearchEnd()
+
+
+def assemble(config: SearchConfig, records: Records, end: SearchEnd = RUNNING) -> Results:
+    """The results as the records stand."""
+    manifest = _manifest(records)
+    stamp, test = end.stamp, end.test
+    trials = list(records.trials.values())
+    seconds = sum(record.seconds for record in trials)
+    winner = None
+    if stamp:
+        record = records.trials[stamp.trial]
+        report = {
+            key.removeprefix("eval/"): value
+            for key, value in stamp.report.items()
+            if key.startswith("eval/")
+        }
+        winner = Winner(
+            trial=record.confirms or record.id,
+            run=record.id,
+            config=stamp.config,
+            eval=report,
+            pairs_seen=stamp.pairs_seen,
+            test=test.test if test else Numbers(),
+            sampled_kl=test.sampled_kl.get(stamp.searched) if test else None,
+            failed=record.error or "" if record.state == "failed" else "",
+        )
+    return Results(
+        name=config.name,
+        objective=records.objective,
+        base=_base(manifest, test),
+        winner=winner,
+        trials=records.searched,
+        confirmations=records.confirmations,
+        confirmation=end.confirmation,
+        ranking=[record.id for record in records.ranked(records.searched) if record.metrics],
+        front=[record.id for record in records.front()],
+        luck=luck.estimate(records) if end.stop_reason else None,
+        less_drift=less_drift.find(records) if winner else None,
+        cost=Cost(
+            wall_seconds=records.run.wall_seconds,
+            gpu_seconds=seconds * config.resources.gpus,
+            pairs_seen=sum(record.pairs_seen for record in trials),
+            reference_pairs=sum(record.reference_pairs for record in trials),
+        ),
+        data={
+            **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
+            **({"key": records.run.prepared_folder.name} if manifest else {}),
+        },
+        answers=test.answers if test else [],
+        ended=end.stop_reason,
+        search=config.model_dump(mode="json", by_alias=True),
+    )
+
+
+def _base(manifest: dict[str, Any], test: TestReport | None) -> dict[str, Numbers]:
+    base = {split: Numbers.model_validate(each) for split, each in manifest.get("base", {}).items()}
+    if test is not None:
+        answers = {"answer_tokens": test.base.answer_tokens, "repeating": test.base.repeating}
+        base["test"] = base["test"].model_copy(update=answers)
+    return base
+
+
+def _manifest(records: Records) -> dict[str, Any]:
+    path = mirror.fetch_once(records.run.prepared_folder / "manifest.json")
+    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return manifest
+
+
+def current_results(run_folder: str | Path) -> Results:
+    """The results of a run folder as it stands: of a running search, without a winner."""
+    folder = find_run(run_folder)
+    config, records = open_run(folder)
+    if (folder / "results.json").exists() and not records.open_trials():
+        results = load_results(folder)
+        if len(results.runs) == len(records.trials):
+            return results
+    return assemble(config, records).at(folder)

@@ -1,0 +1,29 @@
+"""What a trial did from one report to the next, as its worker tells the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tune.config.objective import Report
+from tune.run_folder.held_out import HeldOut
+
+
+@dataclass(frozen=True)
+class Step:
+    report: Report
+    began: float
+    """Unix time."""
+    seconds: float
+    """How long it held its resources since the report before."""
+    held_out: HeldOut | None = None
+    """What each held-out pair had; None where the session measured no pairs."""
+    reference_pairs: int = 0
+    """Pairs whose reference log-probs its process computed since the report before."""
+    micro_batch: int | None = None
+    """Pairs that went through the model at once, if not a whole batch."""
+    tokens_at_once: int = 0
+    """The most tokens of a pass; 0 where they are not known."""
+    note: str = ""
+    """What a person should read about it; empty if there is nothing."""
+    gpus: str = ""
+    """The GPUs as its process sees them."""

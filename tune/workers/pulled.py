@@ -1,0 +1,33 @@
+"""Exported folders of a run, brought to this node while they are read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from dpo_train.evaluation.test_report import TestFolders
+from dpo_train.storage import mirror
+from tune.run_folder.records import RunInfo
+from tune.workers.tasks import TestTask
+
+
+@contextlib.contextmanager
+def pulled(folder: Path) -> Iterator[Path]:
+    """One of them; of a run on this node's own disk it is read where it lies."""
+    try:
+        yield mirror.pull(folder)
+    finally:
+        mirror.forget(folder)
+
+
+@contextlib.contextmanager
+def pulled_folders(run: Path, info: RunInfo, task: TestTask) -> Iterator[TestFolders]:
+    """All that the evaluation on the test split reads."""
+    with contextlib.ExitStack() as stack:
+        searched = stack.enter_context(pulled(run / task.searched)) if task.searched else None
+        sampled = {
+            name: stack.enter_context(pulled(run / folder)) for name, folder in task.sampled.items()
+        }
+        winner = mirror.pull(run / "winner")
+        yield TestFolders(winner, info.prepared_folder, info.device, searched, sampled)
