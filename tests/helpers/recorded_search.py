@@ -48,6 +48,9 @@ class Search:
     def end(self) -> None:
         for trial_id in self.ids:
             self.records.end(trial_id, "finished")
+        self.write_results()
+
+    def write_results(self) -> None:
         trials = list(self.records.trials.values())
         objective = self.records.objective
         results = Results(

@@ -62,16 +62,14 @@ class Follower:
         It begins with the trials that were running: to end one is quick, and to show a new one may
         take a tracker more time than is left at the end.
         """
-        entries = list(os.scandir(self._folder / "trials"))
-        entries.sort(key=lambda entry: entry.name.partition(".")[0] not in self._running)
-        for entry in entries:
-            trial_id, _, kind = entry.name.partition(".")
-            if kind != "json" or trial_id in self._ended:
+        paths = sorted((self._folder / "trials").glob("*.json"))
+        for path in sorted(paths, key=lambda path: path.stem not in self._running):
+            if path.stem in self._ended:
                 continue
-            changed = entry.stat().st_mtime_ns
-            if self._seen.get(trial_id) != changed:
-                self._seen[trial_id] = changed
-                self._tell(TrialRecord.model_validate_json(Path(entry).read_text()))
+            changed = path.stat().st_mtime_ns
+            if self._seen.get(path.stem) != changed:
+                self._seen[path.stem] = changed
+                self._tell(TrialRecord.model_validate_json(path.read_text()))
 
     def _tell(self, record: TrialRecord) -> None:
         if record.state in ENDED:
