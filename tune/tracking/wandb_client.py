@@ -1,6 +1,6 @@
 """All that is known of Weights & Biases' client: its environment, the login, the sweep, a run.
 
-Only what talks to the client imports it: a driver, which needs the environment alone, never does.
+It imports `wandb` inside its functions: a driver needs the environment alone, and must not wait.
 """
 
 from __future__ import annotations
