@@ -1,4 +1,4 @@
-"""Trains one Direct Preference Optimization trial. Knows no Ray, no W&B and no HTTP."""
+"""Trains one Direct Preference Optimization trial. Knows no Ray, no tracker and no HTTP."""
 
 import os
 

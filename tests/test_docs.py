@@ -21,7 +21,8 @@ def test_the_architecture_page_is_short_and_names_files_that_exist() -> None:
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    front = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    for page in [*front, *(ROOT / "docs").glob("*.md")]:
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
         missing = [target for target in targets if not (page.parent / target).exists()]
         assert missing == [], page

@@ -4,6 +4,7 @@ Every import of every source file is walked, late ones and those for type checke
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,8 +89,14 @@ WALLS = {
     "tune.cluster": ("dpo_train", "tune.config"),
     "tune.workers": ("dpo_train", "tune.config", "tune.run_folder", "tune.cluster"),
     "tune.report": ("dpo_train", "tune.config", "tune.run_folder"),
-    "tune.publish": ("dpo_train", "tune.config", "tune.run_folder", "tune.report"),
-    "tune.tracking": ("dpo_train", "tune.config", "tune.run_folder", "tune.publish"),
+    "tune.tracking": ("dpo_train", "tune.config", "tune.run_folder"),
+    "tune.publish": (
+        "dpo_train",
+        "tune.config",
+        "tune.run_folder",
+        "tune.report",
+        "tune.tracking",
+    ),
 }
 """What a package may import of the project beside itself."""
 
@@ -98,12 +105,24 @@ LIBRARIES = {
     "ray.serve": ("serve", "tune.search.deploy"),
     "ray": ("tune.search", "tune.workers", "tune.cluster", "serve"),
     "trl": ("dpo_train",),
-    "wandb": ("tune.tracking",),
+    "wandb": ("tune.tracking.wandb_client",),
+    "tensorboardX": ("tune.tracking.tensorboard_tracker",),
     "optuna": ("tune.search", "tune.config.space", "tune.run_folder.optuna_states", "tune.report"),
     "gradio": ("serve.ui",),
-    "tune.tracking.wandb_client": ("tune.tracking.follower", "tune.commands.doctor"),
 }
-"""Where a library, or a module that imports a slow one, is known, and nowhere else."""
+"""Where a library is known, and nowhere else."""
+
+TRACKING_DOORS = {"tune.tracking.trackers", "tune.tracking.child_process"}
+"""What other packages may import of `tune.tracking`: nothing that is of one tracker."""
+
+NAME_A_TRACKER = {
+    "tune.config.outputs": "the fields of `wandb:`",
+    "tune.config.schema": "the fields `wandb` and `tensorboard`",
+    "tune.config.checks": "an error about the field `tensorboard`",
+    "tune.cluster.environment": "W&B's version, in the list of versions",
+    "tune": "W&B's error reports are turned off before TRL imports it",
+}
+"""The modules outside `tune.tracking` that name one, and for what."""
 
 
 @pytest.mark.parametrize("package", WALLS)
@@ -119,6 +138,29 @@ def test_a_library_is_known_only_where_it_belongs(library: str) -> None:
     assert users
     allowed = LIBRARIES[library]
     assert {m for m in users if not any(is_in(m, package) for package in allowed)} == set()
+
+
+def test_other_packages_know_no_tracker() -> None:
+    doors = {
+        other
+        for module, others in GRAPH.items()
+        for other in others
+        if is_in(other, "tune.tracking") and not is_in(module, "tune.tracking")
+    }
+    assert doors == TRACKING_DOORS
+    name = re.compile("wandb|w&b|weights & biases|tensorboard", re.IGNORECASE)
+    naming = {
+        module
+        for module, path in MODULES.items()
+        if not is_in(module, "tune.tracking") and name.search(path.read_text())
+    }
+    assert naming == set(NAME_A_TRACKER)
+
+
+def test_what_follows_the_records_knows_no_tracker() -> None:
+    for module in ("tune.tracking.tracker", "tune.tracking.follower"):
+        text = MODULES[module].read_text()
+        assert not re.search("wandb|w&b|tensorboard", text, re.IGNORECASE), module
 
 
 def test_no_import_circle() -> None:

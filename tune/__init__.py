@@ -8,7 +8,8 @@ import os
 from importlib import import_module
 from typing import Any
 
-# Each is read when its library is imported or starts its processes, so they must stand here.
+# Each is read when its library is imported (W&B by TRL) or starts its processes, so they must stand
+# here.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 

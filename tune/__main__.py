@@ -162,7 +162,7 @@ def _finish(search: Any) -> int:
     from tune.run_folder.folder import open_run
     from tune.search.interruption import Interrupted
     from tune.search.resume import is_exhausted
-    from tune.tracking.child_process import how_to_send
+    from tune.tracking.trackers import how_to_send
 
     try:
         results = search()

@@ -19,7 +19,7 @@ from tune.search.preflight import (
     refuse_impossible,
     refuse_impossible_end,
 )
-from tune.tracking.wandb_client import is_logged_in
+from tune.tracking import trackers
 
 _RUNG_PAIRS = 128
 """From which on a rung tells more than noise."""
@@ -56,19 +56,8 @@ def _logins(config: SearchConfig | None) -> list[str]:
 
     hub = "logged in" if get_token() else "not logged in (`hf auth login`; public models need none)"
     offline = " (HF_HUB_OFFLINE is set: only what is cached)" if constants.HF_HUB_OFFLINE else ""
-    wandb = "logged in" if is_logged_in() else "not logged in (`wandb login`)"
-    return [f"Hub          {hub}{offline}", f"W&B          {wandb}{_wandb_mode(config)}"]
-
-
-def _wandb_mode(config: SearchConfig | None) -> str:
-    if config is None:
-        return ""
-    told = {
-        "online": f"the search is seen in {config.wandb.project} while it runs",
-        "offline": "the search writes files, `wandb sync` sends them",
-        "disabled": "the search tells it nothing",
-    }
-    return f"; {config.wandb.mode}: {told[config.wandb.mode]}"
+    states = trackers.logins(config)
+    return [f"Hub          {hub}{offline}", *(f"{name:<13}{states[name]}" for name in states)]
 
 
 def _needs(config: SearchConfig) -> Iterator[str]:

@@ -51,6 +51,11 @@ def check(config: SearchConfig) -> SearchConfig:
         )
     if mirror.is_url(config.runs_dir):
         object_store.refuse_url("runs_dir", config.runs_dir)
+        if config.tensorboard:
+            raise InputError(
+                "tensorboard: its files are written under a local runs_dir only, not to "
+                f"{config.runs_dir}; type `--set tensorboard=false`, or give a path as runs_dir"
+            )
     check_storage(config.storage)
     _check_two_objectives(config)
     _check_confirm(config)

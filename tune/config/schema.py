@@ -193,6 +193,8 @@ class SearchConfig(TrainConfig):
     """How much work a killed search may lose; 0 saves after every report."""
     wandb: WandbConfig = WandbConfig()
     """What Weights & Biases is told, if anything."""
+    tensorboard: bool = False
+    """Whether TensorBoard's event files are written to `tensorboard/` in the run folder."""
     hub: HubConfig = HubConfig()
     """Where the winner is published, if anywhere."""
     serve: ServeConfig = ServeConfig()
@@ -295,3 +297,5 @@ class SearchConfig(TrainConfig):
 
 
 _TRIAL_FIELDS = tuple(TrainConfig.model_fields)
+OUTPUTS = ("wandb", "tensorboard", "hub", "serve")
+"""The fields that say where results go, and nothing of the trials themselves."""

@@ -5,7 +5,7 @@ Made from redacted results alone, so that the same search gives the same card. A
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +43,8 @@ class Publishing:
     kind: str
     """`full`, `adapter` or `merged`."""
     dtype: str
-    sweep_url: str | None
-    """The page of the W&B sweep."""
+    pages: Mapping[str, str]
+    """The addresses at which everyone may see the search, by what is seen there."""
 
     @property
     def name(self) -> str:
@@ -218,8 +218,7 @@ def _search(results: Results, publishing: Publishing) -> str:
         facts["confirmed by"] = _confirmed(results.confirmation)
     if winner.warm_from:
         facts["began from"] = f"the weights of trial {winner.warm_from}, not the base's"
-    if publishing.sweep_url:
-        facts["W&B sweep"] = publishing.sweep_url
+    facts |= publishing.pages
     axes = [
         [f"`{path}`", Axis.model_validate(axis).describe(), _shown(winner.config.get(path))]
         for path, axis in search["space"].items()

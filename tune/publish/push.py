@@ -28,7 +28,8 @@ from dpo_train.storage import mirror
 from tune.config.load import load_search
 from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
-from tune.publish import hub_access, model_card, redact, repository
+from tune.publish import hub_access, model_card, repository
+from tune.run_folder import redact
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.results import Publication, Results, load_results, write_results
 

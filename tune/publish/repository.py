@@ -19,13 +19,13 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
-from tune.publish import model_card, redact
+from tune.publish import model_card
 from tune.report import page
+from tune.run_folder import redact
 from tune.run_folder.exports import ExportStamp
 from tune.run_folder.results import Results, write_results
 from tune.run_folder.yaml_file import write_yaml
-
-_WANDB = "https://wandb.ai"
+from tune.tracking import trackers
 
 
 def write(results: Results, config: SearchConfig, hub: HubConfig, folder: Path) -> None:
@@ -155,7 +155,7 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
         license=find_license(config, hub),
         kind="full" if _trained_in_full(results) else "merged" if hub.merged else "adapter",
         dtype=hub.dtype,
-        sweep_url=_sweep_url(results.folder),
+        pages=trackers.public_pages(results.folder),
     )
     export.convert(results.folder / "winner", folder, hub.merged, hub.dtype)
     shown = redact.results(results, config)
@@ -175,23 +175,13 @@ def _trained_in_full(results: Results) -> bool:
     return bool(json.loads(manifest.read_text())["kind"] == "full")
 
 
-def _sweep_url(run: Path) -> str | None:
-    """The page of the search's own sweep; none for a server that is not everyone's."""
-    memory = run / "wandb.json"
-    content = json.loads(memory.read_text()) if memory.exists() else {}
-    if not content.get("sweep") or content.get("app") != _WANDB:
-        return None
-    entity, project, sweep = content["sweep"].split("/")
-    return f"{_WANDB}/{entity}/{project}/sweeps/{sweep}"
-
-
 def _refuse_traces(folder: Path, run: Path) -> None:
     """The last look before anything leaves: paths of this machine, and what logs one in."""
     places = {Path.home(), Path.cwd(), run.absolute()} - {Path("/")}
     traces = {f"{place}/" for place in places}
     if there := mirror.url(run):
         traces.add(there.partition("?")[0])
-    secrets = {os.environ.get("WANDB_API_KEY"), get_token()} - {None, ""}
+    secrets = {get_token(), *map(os.environ.get, trackers.SECRETS)} - {None, ""}
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or path.suffix == ".safetensors" or path.name == "tokenizer.json":
             continue  # numbers, and the base's vocabulary

@@ -47,7 +47,7 @@ from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
 from tune.search.tokenising import Tokenising
 from tune.search.warm_start import with_earlier_points
-from tune.tracking.child_process import Tracker
+from tune.tracking.child_process import TrackingProcess
 
 
 def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None = None) -> Results:
@@ -121,11 +121,11 @@ def _to_its_end(folder: Path, signs: SignsOfLife) -> Results:
             config = fit_into_memory(config, records.run.prepared_folder)
             reopen_trials(records)
             records.begin_driver_session()
-            tracker = Tracker(folder, config.wandb)
+            tracking = TrackingProcess(folder, config)
             try:
                 return _publish(_search(config, records, signs, tokenising), config)
             finally:
-                tracker.close()
+                tracking.close()
         finally:
             tokenising.close()
 

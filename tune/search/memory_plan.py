@@ -23,7 +23,7 @@ from tune.search.preflight import model_json
 from tune.workers.memory_share import search_bytes
 
 _RAY_BYTES = 650_000_000
-"""The driver, Ray's own processes and what follows the search for W&B; measured."""
+"""The driver, Ray's own processes and the child that tells the trackers; measured."""
 _WORKER_BYTES = 60_000_000
 """What Ray adds to a process that trains; measured."""
 _LIGHT_BYTES = 120_000_000

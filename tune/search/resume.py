@@ -10,7 +10,7 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.places import RUNS
-from tune.config.schema import SearchConfig
+from tune.config.schema import OUTPUTS, SearchConfig
 from tune.run_folder import confirmation, exports, trial_state
 from tune.run_folder.driver_lease import BEAT
 from tune.run_folder.folder import open_run
@@ -21,7 +21,7 @@ from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
 
 # Nothing of the trials themselves.
-_MAY_CHANGE = ("storage", "wandb", "hub", "serve", "confirm", "constraints", "repeat_points")
+_MAY_CHANGE = ("storage", *OUTPUTS, "confirm", "constraints", "repeat_points")
 _CHOOSES = ("confirm", "constraints")
 
 EXHAUSTED = (

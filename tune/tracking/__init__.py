@@ -1,1 +1,1 @@
-"""Weights & Biases: a child process follows the trial records and tells W&B about them."""
+"""Trackers: a child process follows the trial records and shows them in services like W&B."""

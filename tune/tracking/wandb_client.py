@@ -1,6 +1,6 @@
-"""All that is known of Weights & Biases' client: the login, the sweep, a run, its end.
+"""All that is known of Weights & Biases' client: its environment, the login, the sweep, a run.
 
-Imported by the child process, `tune/tracking/follower.py`, and by `doctor`; never by a driver.
+It imports `wandb` inside its functions: a driver needs the environment alone, and must not wait.
 """
 
 from __future__ import annotations
@@ -9,21 +9,65 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
-from tune.tracking import payload
+from tune.tracking import wandb_payload
 
 Mode = Literal["online", "offline"]
 
 _INIT_SECONDS = 4.0
 """For one run; the client's own default is 90."""
 
+# What the user's environment may say: where the server is, who one is. All else (a sweep, a run's
+# id, a mode that is left over from another command) is the search's own to say.
+_ACCESS = (
+    "WANDB_API_KEY",
+    "WANDB_APP_URL",
+    "WANDB_BASE_URL",
+    "WANDB_CACHE_DIR",
+    "WANDB_CONFIG_DIR",
+    "WANDB_DATA_DIR",
+    "WANDB_ENTITY",
+    "WANDB_HTTPS_PROXY",
+    "WANDB_HTTP_PROXY",
+    "WANDB_IDENTITY_TOKEN_FILE",
+    "WANDB_INSECURE_DISABLE_SSL",
+)
 
-def is_logged_in() -> bool:
+
+def environment() -> dict[str, str]:
+    """This process's environment, without what the client reads beyond who and where."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _ACCESS or not name.startswith("WANDB_")
+    }
+    return kept | {
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_HTTP_TIMEOUT": "5",
+    }
+
+
+def describe_login(config: SearchConfig | None) -> str:
+    """Whether one is logged in, and what the search will do with it, in one line."""
+    login = "logged in" if _is_logged_in() else "not logged in (`wandb login`)"
+    if config is None:
+        return login
+    use = {
+        "online": f"the search is seen in {config.wandb.project} while it runs",
+        "offline": "the search writes files, `wandb sync` sends them",
+        "disabled": "the search tells it nothing",
+    }
+    return f"{login}; {config.wandb.mode}: {use[config.wandb.mode]}"
+
+
+def _is_logged_in() -> bool:
     """Whether wandb finds an API key in the environment or its login file; asks no server."""
     import wandb  # slow to import, and it reads the environment then
 
@@ -46,7 +90,8 @@ def make_sweep(config: SearchConfig) -> tuple[str, str]:
     import wandb  # slow to import, and it reads the environment then
 
     wanted = config.wandb
-    made = wandb.sweep(payload.definition(config), entity=wanted.entity, project=wanted.project)
+    definition = dict(wandb_payload.definition(config))
+    made = wandb.sweep(definition, entity=wanted.entity, project=wanted.project)
     # Where it came to lie, the client leaves in this process's environment.
     path = f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
     return path, str(wandb.setup().settings.app_url)
@@ -66,19 +111,23 @@ def end() -> None:
     wandb.teardown()
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where the runs of a search go."""
+
+    config: SearchConfig
+    folder: Path
+    """The run folder, under which the client writes."""
+    mode: Mode
+    sweep_id: str | None
+    """Of the sweep that the trials join."""
+
+
 class OpenRun:
     """A run that the client holds open, and how it ends."""
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        folder: Path,
-        run_id: str,
-        mode: Mode,
-        sweep_id: str | None,
-        content: dict[str, Any] | None,
-    ) -> None:
-        """Opens it; online for seconds at most. `content` is a trial's config, None for the search.
+    def __init__(self, target: Target, run_id: str, settings: wandb_payload.Values | None) -> None:
+        """Opens it; online for seconds at most. `settings` are a trial's, None for the search.
 
         An online run goes on after the last row that the server has; one on disk begins anew.
         Raises what the client raises, after which it takes this id no more.
@@ -86,12 +135,13 @@ class OpenRun:
         import wandb  # slow to import, and it reads the environment then
 
         self.id = run_id
-        self.mode = mode
+        self.mode = target.mode
+        config = target.config
         self.was_cut_off = False
         """Whether the client stopped sending, after an error or a click on `stop`."""
         self.has_ended = False
         """Whether the trial has; an interrupted one has not."""
-        is_trial = content is not None
+        is_trial = settings is not None
         self._run = wandb.init(
             id=run_id,
             name=run_id if is_trial else f"{config.name} search",
@@ -100,12 +150,12 @@ class OpenRun:
             group=config.name,
             job_type="trial" if is_trial else "search",
             tags=config.wandb.tags,
-            config=content or {},
-            mode=mode,
-            resume="allow" if mode == "online" else None,
+            config=settings or {},
+            mode=target.mode,
+            resume="allow" if target.mode == "online" else None,
             reinit="create_new",
             # A function, which the client can copy; a bound method it can't.
-            settings=_settings(folder, sweep_id if is_trial else None, lambda: self._cut_off()),
+            settings=_settings(target, is_trial, lambda: self._cut_off()),
         )
         if is_trial:
             self._run.define_metric("pairs_seen")
@@ -130,21 +180,22 @@ class OpenRun:
         where the winner was pushed to."""
         import wandb  # slow to import, and it reads the environment then
 
-        columns, rows = payload.table(config, results)
-        told = {"trials": wandb.Table(columns=columns, data=rows, allow_mixed_types=True)}
+        table = wandb_payload.table(config, results)
+        media = {
+            "trials": wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
+        }
         if report.exists():
-            told["report"] = wandb.Html(report.read_text(encoding="utf-8"), inject=False)
-        self._run.log(told)
-        self._run.summary.update(payload.verdict(results))
+            media["report"] = wandb.Html(report.read_text(encoding="utf-8"), inject=False)
+        self._run.log(media)
+        verdict = wandb_payload.verdict(results)
+        self._run.summary.update(verdict)
         if results.published is not None and results.published.url:
-            winner = wandb.Artifact(
-                f"{config.name}-winner", "model", metadata=payload.verdict(results)
-            )
+            winner = wandb.Artifact(f"{config.name}-winner", "model", metadata=verdict)
             # By its address alone, which names a commit: nothing is fetched.
             winner.add_reference(results.published.url, name="repository", checksum=False)
             self._run.log_artifact(winner)
 
-    def summarize(self, summary: dict[str, Any]) -> None:
+    def summarize(self, summary: wandb_payload.Values) -> None:
         self._run.summary.update(summary)
 
     def interrupt(self) -> None:
@@ -194,12 +245,12 @@ def _gave_up(folder: Path) -> bool:
     return log.exists() and '"level":"ERROR+4"' in log.read_text(errors="replace")
 
 
-def _settings(folder: Path, sweep_id: str | None, cut_off: Callable[[], None]) -> Any:
+def _settings(target: Target, is_trial: bool, cut_off: Callable[[], None]) -> Any:
     import wandb  # slow to import, and it reads the environment then
 
     return wandb.Settings(
-        root_dir=str(folder),
-        sweep_id=sweep_id,
+        root_dir=str(target.folder),
+        sweep_id=target.sweep_id if is_trial else None,
         init_timeout=_INIT_SECONDS,
         # Without it a click on `stop` would interrupt this process.
         stop_fn=cut_off,

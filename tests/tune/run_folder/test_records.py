@@ -12,8 +12,8 @@ from tests.helpers.simulated_results import SEARCH, simulated
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
-from tune.publish import redact
 from tune.report.terminal import to_csv
+from tune.run_folder import redact
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import Records, create_run, read_records
 from tune.run_folder.results import Deployment

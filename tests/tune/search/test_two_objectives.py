@@ -26,7 +26,7 @@ from tune.run_folder.exports import exports
 from tune.run_folder.records import Records
 from tune.search.choose_winner import finalists
 from tune.search.warm_start import with_earlier_points
-from tune.tracking.payload import definition
+from tune.tracking.wandb_payload import definition
 from tune.workers.outcome import Ending, Outcome
 from tune.workers.tasks import TestTask
 

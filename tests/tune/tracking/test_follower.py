@@ -1,198 +1,172 @@
-"""The child that tells W&B, over records that the test writes: a search without Ray."""
+"""What trackers are told of the records, in which order, and that none disturbs another."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dpo_train.config_base import parse
-from tests.helpers.wandb_operations import Sweep
-from tests.helpers.wandb_runs import reports, wandb
+from tests.helpers.event_files import curves
+from tests.helpers.recorded_search import Search, wait_until
+from tests.helpers.wandb_runs import reports
 from tests.helpers.wandb_server import WandbServer
-from tune.config.checks import check
-from tune.config.objective import Objective
-from tune.config.schema import SearchConfig
-from tune.run_folder import yaml_file
-from tune.run_folder.records import Records, create_run
-from tune.run_folder.results import Cost, Publication, Results, load_results, write_results
-from tune.run_folder.step import Step
-from tune.search import resume
-from tune.tracking.child_process import CLOSE_SECONDS, Tracker, how_to_send
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import Results
+from tune.tracking.child_process import CLOSE_SECONDS, TrackingProcess
+from tune.tracking.follower import Follower
+from tune.tracking.trackers import how_to_send
 
 
-class Search:
-    """A run folder whose records the test writes, of one trial until another begins."""
+class Notebook:
+    """A tracker that notes what it is told."""
 
-    def __init__(self, folder: Path, **wanted: Any) -> None:
-        space = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
-        content = {"name": "x", "trainer": "simulated", "trials": 2, "space": space}
-        content["wandb"] = {"mode": "online", **wanted}
-        self.config = check(parse(SearchConfig, content, {}, "x.yaml"))
-        self.folder = folder / "x"
-        create_run(self.folder, Path(), "cpu")
-        yaml_file.write_yaml(self.folder, self.config)
-        objective = Objective(metric="eval/accuracy", mode="max")
-        self.records = Records(self.folder, objective)
-        self.records.begin_driver_session()
-        self.ids: list[str] = []
-        self.begin(1e-3)
+    name = "notebook"
 
-    def begin(self, rate: float) -> None:
-        self.ids.append(self.records.next_id())
-        self.records.add(self.ids[-1], {"optim.learning_rate": rate})
-        self.records.begin(self.ids[-1])
+    def __init__(self, failing: str = "") -> None:
+        self.notes: list[str] = []
+        self.failing = failing
 
-    def report(self, times: int) -> None:
-        for trial_id in self.ids:
-            for _ in range(times):
-                pairs = self.records.trials[trial_id].pairs_seen + 64
-                report = {"pairs_seen": pairs, "eval/accuracy": 0.5, "eval/drift": 0.1}
-                self.records.report(trial_id, Step(report, time.time(), 1.0))
+    def begin_search(self) -> None:
+        self._note("begin search")
 
-    def end(self) -> None:
-        for trial_id in self.ids:
-            self.records.end(trial_id, "finished")
-        trials = list(self.records.trials.values())
-        objective = self.records.objective
-        results = Results(
-            name="x", objective=objective, base={}, winner=None, trials=trials, cost=Cost()
-        )
-        write_results(self.folder, results)
+    def report(self, record: TrialRecord) -> None:
+        self._note(f"report {record.id[-3:]} {record.pairs_seen}")
 
-    def close(self, tracker: Tracker) -> float:
-        began = time.monotonic()
-        tracker.close()
-        return time.monotonic() - began
+    def end_trial(self, record: TrialRecord) -> None:
+        self._note(f"end trial {record.id[-3:]} {record.state}")
+
+    def end_search(self, results: Results | None) -> None:
+        self._note(f"end search {'with' if results else 'without'} results")
+
+    def close(self) -> None:
+        self._note("close")
+
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        if self.failing and note.startswith(self.failing):
+            raise ValueError("no more paper")
 
 
-@pytest.mark.parametrize(
-    ("environment", "said"),
-    [
-        ({"WANDB_API_KEY": "0" * 40}, "user is not logged in"),
-        ({"WANDB_API_KEY": "short"}, "API key must have 40+ characters, has 5"),
-        ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, "runs are written to disk instead"),
-    ],
-    ids=["wrong key", "short key", "no server"],
-)
-def test_a_server_out_of_reach_is_one_warning_and_files(
-    tmp_path: Path,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    environment: dict[str, str],
-    said: str,
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    search = Search(tmp_path)
-    tracker = Tracker(search.folder, search.config.wandb)
-    search.report(3)
+def follow(folder: Path, tracker: Notebook, *steps: Callable[[], object]) -> None:
+    """Follows a run folder through steps, each of which is seen before the next."""
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if not waiting:
+                return True
+            waiting.pop(0)()
+            return False
+
+    waiting = list(steps)
+    Follower(folder, tracker).follow(Closing())
+
+
+def test_a_tracker_is_told_of_each_change_once(tmp_path: Path) -> None:
+    search, tracker = Search(tmp_path), Notebook()
+    follow(
+        search.folder,
+        tracker,
+        lambda: None,
+        lambda: search.report(2),
+        lambda: None,
+        lambda: search.records.end(search.ids[0], "stopped"),
+        search.write_results,
+        lambda: None,
+    )
+    assert tracker.notes == [
+        "begin search",
+        "report 000 0",
+        "report 000 128",
+        "end trial 000 stopped",
+        "end search with results",
+        "close",
+    ]
+
+
+def test_an_interrupted_search_has_open_trials_and_no_results(tmp_path: Path) -> None:
+    search, tracker = Search(tmp_path), Notebook()
+    search.end()  # of a driver session before, of which results.json is
+    search.begin(1e-4)
+    search.records.add(search.records.next_id(), {})  # one that no worker has taken
+    follow(search.folder, tracker, lambda: search.records.end(search.ids[1], "running"))
+    assert tracker.notes == [
+        "begin search",
+        "end trial 000 finished",
+        "report 001 0",
+        "end trial 001 running",
+        "end search without results",
+        "close",
+    ]
+
+
+def test_trials_that_run_come_before_new_ones(tmp_path: Path) -> None:
+    search, tracker = Search(tmp_path), Notebook()
+    first = search.ids[0]
+    search.begin(1e-4)
+    search.records.end(first, "finished")
+
+    def both() -> None:
+        search.records.add("a-before-all", {})
+        search.records.begin("a-before-all")
+        search.records.end(search.ids[1], "finished")
+
+    follow(search.folder, tracker, lambda: None, both)
+    assert tracker.notes[3:5] == ["end trial 001 finished", "report all 0"]
+
+
+@pytest.mark.parametrize("failing", ["begin search", "report", "end trial", "end search"])
+def test_a_tracker_that_failed_is_closed(tmp_path: Path, failing: str) -> None:
+    search, tracker = Search(tmp_path), Notebook(failing)
+    with pytest.raises(ValueError, match="no more paper"):
+        follow(search.folder, tracker, lambda: search.report(1), search.end)
+    assert tracker.notes[-2].startswith(failing)
+    assert tracker.notes[-1] == "close"
+
+
+def test_both_trackers_are_told_of_a_search(tmp_path: Path, server: WandbServer) -> None:
+    search = Search(tmp_path, tensorboard=True)
+    tracking = TrackingProcess(search.folder, search.config)
+    search.report(2)
     search.end()
-    assert search.close(tracker) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
-    warned = capfd.readouterr().err
-    assert said in warned
-    assert warned.count("\n") == 1
-    assert how_to_send(search.folder).startswith("W&B: 2 runs wait on disk; to send: wandb sync")
-    assert server.runs == {}
+    search.close(tracking)
+    (trial_id,) = search.ids
+    curve = search.records.trials[trial_id].curve
+    assert how_to_send(search.folder) == ""
+    assert reports(server.runs[trial_id].rows) == curve
+    written = curves(search.folder / "tensorboard" / trial_id)["eval/accuracy"]
+    assert written == [(report["pairs_seen"], report["eval/accuracy"]) for report in curve]
 
 
-@pytest.mark.slow
-def test_what_begins_after_the_server_was_lost_is_written_to_disk(
+def test_one_that_cannot_write_does_not_stop_the_other(
     tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    server.sweeps["theirs"] = Sweep("theirs", "")
-    search = Search(tmp_path, sweep="theirs")
-    tracker = Tracker(search.folder, search.config.wandb)
-    search.report(2)
-    wait_until(lambda: server.runs)
-    server.ill = "errors"
-    search.begin(1e-4)
-    search.report(2)
-    wait_until(lambda: "from here on runs are written to disk" in capfd.readouterr().err)
-    search.end()
-    assert search.close(tracker) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
-    assert how_to_send(search.folder).startswith("W&B: 3 runs wait on disk")
-    server.ill = ""
-    wandb(search.folder, "sync", "--yes", search.folder / "wandb")
-    for trial_id in search.ids:
-        told = server.runs[trial_id]
-        assert reports(told.rows) == search.records.trials[trial_id].curve
-        assert (told.state, told.sent["sweep"]) == ("finished", "theirs")
-    assert list(server.sweeps) == ["theirs"]
-    assert server.sweeps["theirs"].state == "RUNNING"
-    assert server.asked["UpsertSweep"] == 0
-
-
-def test_what_the_server_refused_stays_on_disk(tmp_path: Path, server: WandbServer) -> None:
-    server.ill = "forgets"
-    search = Search(tmp_path)
-    tracker = Tracker(search.folder, search.config.wandb)
+    search = Search(tmp_path, tensorboard=True)
+    (search.folder / "tensorboard").write_text("a file of the user's")
+    tracking = TrackingProcess(search.folder, search.config)
     search.report(2)
     search.end()
-    search.close(tracker)
-    assert how_to_send(search.folder).startswith("W&B: 2 runs wait on disk")
-    assert json.loads((search.folder / "wandb.json").read_text())["told"] == {}
-    server.ill = ""
-    wandb(search.folder, "sync", "--yes", search.folder / "wandb")
-    (trial_id,) = search.ids
-    assert reports(server.runs[trial_id].rows) == search.records.trials[trial_id].curve
+    search.close(tracking)
+    warned = capfd.readouterr().err
+    assert warned.startswith("warning: TensorBoard: [Errno 17] File exists")
+    assert warned.count("\n") == 1
+    assert server.runs[search.ids[0]].state == "finished"
+    assert json.loads((search.folder / "wandb.json").read_text())["told"]
 
 
-def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
+def test_one_that_waits_for_its_server_does_not_hold_up_the_other(
     tmp_path: Path, server: WandbServer
 ) -> None:
-    search = Search(tmp_path, mode="offline")
-    tracker = Tracker(search.folder, search.config.wandb)
-    search.report(2)
-    search.close(tracker)
-    assert how_to_send(search.folder).startswith("W&B: 1 run waits on disk")
-    assert server.asked.total() == 0
-
-    online = search.config.wandb.model_copy(update={"mode": "online"})
-    resume.adopt(search.folder, search.config.model_copy(update={"wandb": online}))
-    tracker = Tracker(search.folder, online)
+    server.ill = "hang"
+    search = Search(tmp_path, tensorboard=True)
+    tracking = TrackingProcess(search.folder, search.config)
     search.report(1)
+    folder = search.folder / "tensorboard" / search.ids[0]
+    began = time.monotonic()
+    wait_until(lambda: folder.exists() and "eval/accuracy" in curves(folder))
+    assert time.monotonic() - began < 5
     search.end()
-    search.close(tracker)
-    assert how_to_send(search.folder) == ""
-    (trial_id,) = search.ids
-    assert reports(server.runs[trial_id].rows) == search.records.trials[trial_id].curve
-    assert server.runs[trial_id].state == "finished"
-
-
-def test_a_winner_that_was_pushed_is_an_artifact_by_its_address(
-    tmp_path: Path, server: WandbServer
-) -> None:
-    url = "https://huggingface.co/acme/won/tree/" + "0" * 40
-    search = Search(tmp_path)
-    tracker = Tracker(search.folder, search.config.wandb)
-    search.report(1)
-    search.end()
-    published = Publication(repo="acme/won", commit="0" * 40, url=url)
-    results = load_results(search.folder).model_copy(update={"published": published})
-    write_results(search.folder, results)
-    search.close(tracker)
-    assert how_to_send(search.folder) == ""
-    assert {made["state"] for made in server.artifacts.values()} == {"COMMITTED"}
-    made = server.artifacts["x-winner"]
-    assert made["artifactTypeName"] == "model"
-    (told,) = (run for run in server.runs.values() if "x-winner.json" in run.files)
-    manifest = json.loads(told.files["x-winner.json"])
-    assert manifest["contents"]["repository"]["ref"] == url
-
-
-def test_a_search_that_wants_no_wandb_starts_no_process(tmp_path: Path) -> None:
-    search = Search(tmp_path, mode="disabled")
-    tracker = Tracker(search.folder, search.config.wandb)
-    assert search.close(tracker) < 1
-    assert not (search.folder / "wandb").exists()
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
+    assert "best/eval/accuracy" in curves(folder)
+    assert how_to_send(search.folder).startswith("W&B: ")

@@ -16,7 +16,8 @@ from tests.helpers.wandb_runs import reports, wandb
 from tests.helpers.wandb_server import WandbServer
 from tune import load_results
 from tune.run_folder.records import TrialRecord
-from tune.tracking.child_process import CLOSE_SECONDS, how_to_send
+from tune.tracking.child_process import CLOSE_SECONDS
+from tune.tracking.trackers import how_to_send
 
 YAML = """
 name: sim

@@ -9,8 +9,7 @@ import re
 from pathlib import Path
 
 from dpo_train.config import ModelConfig
-from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
-from tune.config.schema import SearchConfig
+from tune.config.schema import OUTPUTS, SearchConfig
 from tune.run_folder.results import Results
 
 
@@ -51,9 +50,7 @@ def search(config: SearchConfig) -> SearchConfig:
             "data": config.data.model_copy(update={"id": source(config.data.id)}),
             "runs_dir": "runs",
             "storage": None,
-            "wandb": WandbConfig(),
-            "hub": HubConfig(),
-            "serve": ServeConfig(),
+            **{name: SearchConfig.model_fields[name].default for name in OUTPUTS},
         }
     )
 

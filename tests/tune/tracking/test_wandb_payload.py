@@ -6,7 +6,7 @@ from dpo_train.config_base import parse
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import TrialRecord
-from tune.tracking import payload
+from tune.tracking import wandb_payload
 
 
 def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
@@ -24,7 +24,7 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "objective": "eval/nll",
     }
     config = check(parse(SearchConfig, content, {}, "x.yaml"))
-    made = payload.definition(config)
+    made = wandb_payload.definition(config)
     assert made["metric"] == {"name": "eval/nll", "goal": "minimize"}
     assert made["parameters"] == {
         "optim.learning_rate": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
@@ -39,7 +39,7 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "lora": {"values": [None, '{"r": 8}']},
     }
     record = TrialRecord(id="a-000", config={"lora": {"r": 8}, "dpo.beta": 0.2})
-    told = payload.run_config(config, record)
+    told = wandb_payload.run_config(config, record)
     assert (told["lora"], told["lora.r"], told["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
     assert told["optim.learning_rate"] == config.optim.learning_rate
 
@@ -55,8 +55,8 @@ def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
     record = TrialRecord(
         id="a-000", config={}, state="failed", error="OSError: no '/home/jo/x.bin' at https://a/b/c"
     )
-    assert payload.run_config(config, record)["data.id"] == "a.csv"
-    assert payload.summary(config, record)["error"] == "OSError: no 'x.bin' at https://a/b/c"
+    assert wandb_payload.run_config(config, record)["data.id"] == "a.csv"
+    assert wandb_payload.summary(config, record)["error"] == "OSError: no 'x.bin' at https://a/b/c"
 
 
 def test_the_last_rung_is_the_one_that_was_reached() -> None:
@@ -65,5 +65,5 @@ def test_the_last_rung_is_the_one_that_was_reached() -> None:
     reached = []
     for pairs in (0, 63, 64, 191, 192, 600):
         record = TrialRecord(id="a-0", config={}, curve=[{"pairs_seen": pairs}])
-        reached.append(payload.summary(config, record)["rung"])
+        reached.append(wandb_payload.summary(config, record)["rung"])
     assert reached == [0, 0, 64, 64, 192, 576]

@@ -1,0 +1,53 @@
+"""The trackers that there are, which of them a search wants, and what others ask of each.
+
+The driver, the doctor and the publisher know this file and no tracker.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tune.config.schema import SearchConfig
+from tune.tracking import wandb_client, wandb_files
+from tune.tracking.tensorboard_tracker import TensorboardTracker
+from tune.tracking.tracker import Say, Tracker
+from tune.tracking.wandb_tracker import WandbTracker
+
+SECRETS = ("WANDB_API_KEY",)
+"""Variables of the environment whose values must not leave this machine."""
+
+
+def wanted(folder: Path, config: SearchConfig, say: Say) -> list[Tracker]:
+    """The trackers that a search wants. None does anything before it is told to begin."""
+    trackers: list[Tracker] = []
+    if config.tensorboard:
+        trackers.append(TensorboardTracker(folder, config))
+    if config.wandb.mode != "disabled":
+        trackers.append(WandbTracker(folder, config, say))
+    return trackers
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, without what would change what a tracker does; for the child."""
+    return wandb_client.environment()
+
+
+def mark_unsent(folder: Path) -> None:
+    """Marks what a child that was ended left unsent in a run folder."""
+    wandb_files.mark_unsent(folder)
+
+
+def how_to_send(folder: Path) -> str:
+    """Says what waits on disk and the command that sends it; empty if nothing waits."""
+    return wandb_files.how_to_send(folder)
+
+
+def public_pages(folder: Path) -> dict[str, str]:
+    """The addresses at which everyone may see a search, by what is seen there."""
+    sweep = wandb_files.Memory.of(folder).public_page
+    return {"W&B sweep": sweep} if sweep else {}
+
+
+def logins(config: SearchConfig | None) -> dict[str, str]:
+    """Whether one is logged in to each service, by its name, and what a search does with it."""
+    return {WandbTracker.name: wandb_client.describe_login(config)}

@@ -1,0 +1,20 @@
+"""The process of a `WandbTracker` that took over, on disk, from one that lost its server.
+
+`python -m tune.tracking.wandb_heir RUN ID …`: the ids are of the runs that its parent still has. It
+shares its parent's stdin, so it ends with it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tune.tracking import follower
+from tune.tracking.wandb_tracker import WandbTracker
+
+if __name__ == "__main__":
+    follower.main(
+        Path(sys.argv[1]),
+        lambda folder, config, say: [WandbTracker(folder, config, say, sys.argv[2:])],
+        is_only_child=False,
+    )

@@ -1,0 +1,212 @@
+"""Weights & Biases as a tracker: one run a trial and one of the search, all attached to one sweep.
+
+It writes `wandb.json` and under `wandb/` in the run folder, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+
+from dpo_train.errors import one_line
+from tune.config.schema import SearchConfig
+from tune.run_folder.records import ENDED, RunInfo, TrialRecord
+from tune.run_folder.results import Results
+from tune.tracking import wandb_client, wandb_payload
+from tune.tracking.tracker import Say
+from tune.tracking.wandb_files import Memory, folders_of, mark_unsent
+
+_CONNECT_SECONDS = 6.0
+"""For the login and the sweep, together."""
+
+
+class WandbTracker:
+    """Sends runs to a server while trials train, or writes each to disk once, at its trial's end.
+
+    An heir is the tracker that takes over, on disk, in a process of its own, when a server is lost:
+    the client can't open on disk what it failed to open online. The parent keeps the runs that it
+    has open; an heir is given their ids.
+    """
+
+    name = "W&B"
+
+    def __init__(
+        self,
+        folder: Path,
+        config: SearchConfig,
+        say: Say,
+        parents_runs: Collection[str] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._say = say
+        self._is_heir = parents_runs is not None
+        self._parents_runs = parents_runs or ()
+        self._open: dict[str, wandb_client.OpenRun] = {}
+        self._ending: dict[str, TrialRecord] = {}
+        """The records of runs that are open until the last upload."""
+        self._cut_off: list[TrialRecord] = []
+        """Trials whose end the server did not take."""
+        self._heir: subprocess.Popen[bytes] | None = None
+
+    def begin_search(self) -> None:
+        """Connects, if the configuration says online; without a server all goes to disk."""
+        (self._folder / "wandb").mkdir(exist_ok=True)
+        self._memory = Memory.of(self._folder)
+        is_online = self._config.wandb.mode == "online" and not self._is_heir and self._connect()
+        own_sweep = (self._memory.sweep or "").rpartition("/")[2]
+        self._target = wandb_client.Target(
+            config=self._config,
+            folder=self._folder,
+            mode="online" if is_online else "offline",
+            sweep_id=self._config.wandb.sweep or own_sweep or None,
+        )
+
+    def report(self, record: TrialRecord) -> None:
+        """Logs new reports online. On disk nobody looks on, so a run is written at its end."""
+        self._settle()
+        if self._target.mode == "offline" or self._is_done(record.id):
+            return
+        if run := self._find_or_open(record):
+            run.log(record)
+
+    def end_trial(self, record: TrialRecord) -> None:
+        self._settle()
+        if not self._is_done(record.id):
+            self._end(record)
+
+    def end_search(self, results: Results | None) -> None:
+        """Tells the rest, the results as a run of their own, and ends this search's own sweep."""
+        self._settle()
+        for record in self._cut_off:
+            if not self._is_done(record.id):
+                self._end(record)
+        if results is not None and self._heir is None:
+            self._log_results(results)
+        for run in self._open.values():
+            run.wait()
+        self._settle()
+        if self._heir is not None:
+            self._heir.wait()
+
+    def close(self) -> None:
+        try:
+            wandb_client.end()
+        finally:
+            if not self._is_heir:  # its parent may still send what would be marked
+                mark_unsent(self._folder)
+
+    def _connect(self) -> bool:
+        """Logs in and makes the sweep; says why not if the server does not answer in time."""
+        problem = [f"no answer within {_CONNECT_SECONDS:.0f} s"]
+
+        def connect() -> None:
+            try:
+                wandb_client.log_in()
+                if not self._config.wandb.sweep and not self._memory.sweep:
+                    memory = self._memory
+                    memory.sweep, memory.app = wandb_client.make_sweep(self._config)
+                    memory.save(self._folder)
+                problem.clear()
+            except Exception as error:
+                traceback.print_exc()
+                problem[0] = one_line(error)
+
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        thread.join(_CONNECT_SECONDS)
+        if problem:
+            self._say(f"{self.name}: {problem[0]}; runs are written to disk instead")
+        return not problem
+
+    def _is_done(self, run_id: str) -> bool:
+        """Whether nothing is left to tell of a run; online, what lies on disk is told again."""
+        if run_id in self._open:
+            return self._open[run_id].is_finishing
+        mode = self._memory.told.get(run_id)
+        is_told = mode == "online" or (mode == "offline" and self._target.mode == "offline")
+        return is_told or run_id in self._parents_runs or self._heir is not None
+
+    def _end(self, record: TrialRecord) -> None:
+        run = self._find_or_open(record)
+        if run is None:
+            return
+        run.log(record)
+        run.summarize(wandb_payload.summary(self._config, record))
+        if record.state in ENDED:
+            self._ending[record.id] = record
+            run.end(1 if record.state == "failed" else 0)
+        else:
+            run.interrupt()
+
+    def _find_or_open(self, record: TrialRecord) -> wandb_client.OpenRun | None:
+        if record.id in self._open:
+            return self._open[record.id]
+        return self._open_run(record.id, wandb_payload.run_config(self._config, record))
+
+    def _open_run(
+        self, run_id: str, settings: wandb_payload.Values | None
+    ) -> wandb_client.OpenRun | None:
+        """Opens a run; None if the server is lost: then an heir does."""
+        before = folders_of(self._folder, run_id)
+        if self._target.mode == "offline":
+            _remove(before)  # written anew from the record
+        try:
+            run = wandb_client.OpenRun(self._target, run_id, settings)
+        except Exception as error:
+            if self._target.mode == "offline":
+                raise
+            traceback.print_exc()
+            self._say(f"{self.name}: {one_line(error)}; from here on runs are written to disk")
+            self._heir = _start_heir(self._folder, self._open)
+            return None
+        if self._target.mode == "online":
+            _remove(before)  # the server has it, or gets it again
+        self._open[run_id] = run
+        return run
+
+    def _settle(self) -> None:
+        """Remembers the runs that were ended, and removes the files of those that were sent."""
+        finished = [run for run in self._open.values() if run.is_finished]
+        for run in finished:
+            del self._open[run.id]
+            record = self._ending.pop(run.id, None)
+            if run.was_cut_off:
+                if record is not None:
+                    self._cut_off.append(record)
+                continue
+            if run.has_ended:
+                self._memory.told[run.id] = run.mode
+            if run.mode == "online":
+                _remove([run.folder])
+        if finished:
+            self._memory.save(self._folder)
+
+    def _log_results(self, results: Results) -> None:
+        prefix = RunInfo.model_validate_json((self._folder / "run.json").read_text()).prefix
+        run = self._open_run(f"{prefix}-search", None)
+        if run is None:
+            return
+        run.log_results(self._config, results, self._folder / "report.html")
+        run.end(0)
+        if self._target.mode == "online" and self._memory.sweep:
+            try:
+                wandb_client.stop_sweep(self._memory.sweep)
+            except Exception:  # it was ended before, or by someone else
+                traceback.print_exc()
+
+
+def _start_heir(folder: Path, parents_runs: Collection[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tune.tracking.wandb_heir", str(folder), *parents_runs]
+    # Its stdin is ours: it ends with us.
+    return subprocess.Popen(command, env=wandb_client.environment())
+
+
+def _remove(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
