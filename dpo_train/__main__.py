@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dpo_train.config import TrainConfig, load_train
 from dpo_train.config_base import parse_overrides
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError
 
 
 def main() -> int:
@@ -49,7 +49,6 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     from dpo_train import data, model_source, reference
     from dpo_train.reference_pass.tokens import read_summary
     from dpo_train.trainers.open import open_session
-    from dpo_train.trainers.session import Diverged
 
     prepared, device = Path(), "cpu"
     if config.trainer != "simulated":

@@ -84,11 +84,24 @@ WALLS = {
     "dpo_train": (),
     "dpo_train.storage": ("dpo_train.errors",),
     "tune.config": ("dpo_train",),
+    "tune.errors": ("dpo_train",),
     "tune.run_folder": ("dpo_train", "tune.config"),
     "tune.cluster": ("dpo_train", "tune.config"),
-    "tune.workers": ("dpo_train", "tune.config", "tune.run_folder", "tune.cluster"),
+    "tune.workers": (
+        "dpo_train",
+        "tune.errors",
+        "tune.config",
+        "tune.run_folder",
+        "tune.cluster",
+    ),
     "tune.report": ("dpo_train", "tune.config", "tune.run_folder"),
-    "tune.publish": ("dpo_train", "tune.config", "tune.run_folder", "tune.report"),
+    "tune.publish": (
+        "dpo_train",
+        "tune.errors",
+        "tune.config",
+        "tune.run_folder",
+        "tune.report",
+    ),
     "tune.tracking": ("dpo_train", "tune.config", "tune.run_folder", "tune.publish"),
 }
 """What a package may import of the project beside itself."""

@@ -8,7 +8,8 @@ import zlib
 from pathlib import Path
 
 from dpo_train.config import TrainConfig
-from dpo_train.trainers.session import OutOfMemory, diverged
+from dpo_train.errors import OutOfMemory
+from dpo_train.trainers.session import diverged
 
 
 class SimulatedSession:

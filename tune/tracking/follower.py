@@ -20,10 +20,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from dpo_train.errors import one_line
+from dpo_train.errors import StoreError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
-from dpo_train.storage.object_store import StoreError
 from tune.config.load import load_search
 from tune.run_folder.records import ENDED, Document, RunInfo, TrialRecord
 from tune.run_folder.results import load_results

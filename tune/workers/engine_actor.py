@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import TrainConfig
-from dpo_train.device_errors import DeviceFailed, device_failures_named
+from dpo_train.device_errors import device_failures_named
+from dpo_train.errors import DeviceFailed
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session
 from tune.workers.memory_share import memory_bounds

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.driver import Driver
 
-ENGINE_LOST = "tune.workers.engine_session.EngineOutOfMemory"
+ENGINE_LOST = "tune.errors.EngineOutOfMemory"
 
 
 class Died:
