@@ -7,8 +7,11 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from dpo_train.config import TrainConfig
 from dpo_train.errors import OutOfMemory
+from dpo_train.scoring import metrics
 from dpo_train.trainers.session import diverged
 
 
@@ -62,8 +65,10 @@ class SimulatedSession:
             raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")
         accuracy = self._accuracy()
         margin = 20 * (accuracy - 0.5)
-        self.held_out = _held_out(accuracy)
+        values = metrics.pair_values(_pairs(accuracy))
+        self.held_out = {f"eval/{name}": each.tolist() for name, each in values.items()}
         return {
+            **{f"eval/{name}": value for name, value in metrics.means(values).items()},
             "eval/accuracy": accuracy,
             "eval/ranking": accuracy,
             "eval/nll": math.log1p(math.exp(-0.1 * margin)),
@@ -103,13 +108,9 @@ class SimulatedSession:
         pass
 
 
-def _held_out(accuracy: float) -> dict[str, list[float]]:
-    """Of a hundred pairs, as many of which are ordered right: the hard ones last, the same for all
+def _pairs(accuracy: float) -> metrics.PairLogps:
+    """A hundred pairs, as many of which are ordered right: the hard ones last, the same for all
     trials. Their margins fall evenly from the first to the last."""
-    margins = [(100 * accuracy - pair - 0.5) / 5 for pair in range(100)]
-    return {
-        "eval/accuracy": [float(margin > 0) for margin in margins],
-        "eval/chosen_shift": [margin / 2 for margin in margins],
-        "eval/rejected_shift": [-margin / 2 for margin in margins],
-        "eval/token_margin": [margin / 20 for margin in margins],
-    }
+    margins = (100 * accuracy - np.arange(100) - 0.5) / 5
+    nothing, tokens = np.zeros(100), np.full(100, 20.0)
+    return metrics.PairLogps(margins / 2, -margins / 2, nothing, nothing, tokens, tokens)

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dpo_train.scoring import metrics
 from tune.config.space import Axis
 from tune.report.doubts import doubts
 from tune.report.facts import luck, saved, trial_yaml, verdict
@@ -18,13 +19,6 @@ from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.results import UNTRAINED, Results
 from tune.run_folder.wording import describe, duration
 
-_METRICS = {
-    "ranking": "chosen answer likelier than the rejected one, per token",
-    "accuracy": "log-ratio to the base of the chosen answer above that of the rejected one",
-    "nll": "mean −log σ(0.1 · margin)",
-    "margin": "mean difference of the two log-ratios, in nats",
-    "drift": "mean absolute log-ratio to the base per token, in nats",
-}
 _MOST_TRIALS = 20
 
 
@@ -93,12 +87,11 @@ def _eval_results(results: Results) -> list[EvalResult]:
             dataset_revision=data["revision"],
             dataset_split=data["test_split"] or f"held out of {data['split']}",
             dataset_args={**key, "pairs": results.winner.test["pairs"]},
-            metric_type=name,
-            metric_name=meaning,
-            metric_value=round(results.winner.test[name], 4),
+            metric_type=metric.short_name,
+            metric_name=metric.explained,
+            metric_value=round(results.winner.test[metric.short_name], 4),
         )
-        for name, meaning in _METRICS.items()
-        if name in results.winner.test
+        for metric in metrics.measured(results.winner.test)
     ]
 
 
@@ -145,8 +138,9 @@ def _numbers(results: Results) -> str:
     assert results.winner is not None
     base, test = {**UNTRAINED, **results.base["test"]}, results.winner.test
     rows = [
-        [f"{name}: {meaning}", _value(name, base), _value(name, test)]
-        for name, meaning in _METRICS.items()
+        [f"{name}: {metric.explained}", _value(name, base), _value(name, test)]
+        for metric in metrics.measured(test)
+        for name in [metric.short_name]
     ]
     if "answer_tokens" in base and "answer_tokens" in test:
         lengths = [f"{numbers['answer_tokens']:.1f}" for numbers in (base, test)]
@@ -159,6 +153,8 @@ def _numbers(results: Results) -> str:
 
 
 def _value(name: str, numbers: Mapping[str, Any]) -> str:
+    if name not in numbers:
+        return "–"
     value = f"{numbers[name]:.3f}"
     if name == "ranking":
         low, high = numbers["interval"]

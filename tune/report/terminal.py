@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from dpo_train.scoring import metrics
 from tune.config.objective import Objective
 from tune.report.doubts import doubts
 from tune.report.facts import luck, verdict
@@ -79,8 +80,11 @@ def _numbers(results: Results) -> list[str]:
     rows = {
         "ranking": [f"{each['ranking']:.3f}" for each in models.values()],
         "  95 % interval": ["{:.2f}–{:.2f}".format(*each["interval"]) for each in models.values()],
-        "accuracy": [f"{each['accuracy']:.3f}" for each in models.values()],
-        "drift, nats per token": [f"{each['drift']:.3f}" for each in models.values()],
+    }
+    rows |= {
+        metric.label: [f"{each[name]:.3f}" if name in each else "-" for each in models.values()]
+        for metric in metrics.measured(test)
+        if (name := metric.short_name) not in rows
     }
     if all("answer_tokens" in each for each in models.values()):
         rows["tokens of an answer, mean"] = [f"{m['answer_tokens']:.1f}" for m in models.values()]
