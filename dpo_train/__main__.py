@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dpo_train.config import TrainConfig, load_train
 from dpo_train.config_base import parse_overrides
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError
+from dpo_train.scoring.metrics import objectives
 
 
 def main() -> int:
@@ -49,7 +50,6 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     from dpo_train import data, model_source, reference
     from dpo_train.reference_pass.tokens import read_summary
     from dpo_train.trainers.open import open_session
-    from dpo_train.trainers.session import Diverged
 
     prepared, device = Path(), "cpu"
     if config.trainer != "simulated":
@@ -72,8 +72,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         while pairs_seen < session.pairs_total:
             report = session.advance().report
             pairs_seen = report["pairs_seen"]
-            shown = ("eval/accuracy", "eval/ranking", "eval/nll", "eval/drift")
-            numbers = "  ".join(f"{name} {report[name]:.3f}" for name in shown)
+            numbers = "  ".join(f"{name} {report[name]:.3f}" for name in objectives())
             print(f"{pairs_seen:6.0f} pairs  {numbers}", flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         session.export(out)

@@ -7,17 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dpo_train.errors import one_line
+from dpo_train.errors import DeviceFailed, one_line
 from dpo_train.memory import is_out_of_memory
 
 _OF_A_DEVICE = re.compile(
     r"CUDA error|HIP error|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_|Triton Error|NCCL error|"
     r"device-side assert|uncorrectable ECC"
 )
-
-
-class DeviceFailed(Exception):
-    """The GPU failed under this process, which must end; what it computed may go on in another."""
 
 
 def is_device_failure(error: BaseException) -> bool:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from dpo_train.config import DataConfig, ModelConfig
 from dpo_train.data import Row
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import texts_in
+from dpo_train.errors import BadRow
 from dpo_train.model import load_tokenizer
 from dpo_train.reference_pass.chat_template import ChatTemplate
 from dpo_train.reference_pass.tokenise import Tokeniser

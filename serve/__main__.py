@@ -14,8 +14,9 @@ from pathlib import Path
 import uvicorn
 from pydantic import ValidationError
 
+from serve.errors import ModelError
 from serve.instruments import LocalInstruments
-from serve.model_source import ModelError, describe_memory, parse_model
+from serve.model_source import describe_memory, parse_model
 from serve.options import KEY, KEY_FILE, Options, is_loopback, read_key
 
 _WRONG_INPUT, _INTERRUPTED = 2, 130

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 
 from serve.engine import Chunk
+from serve.errors import ApiError
 from serve.guard import Guard
 from serve.in_flight import InFlightAnswers
 from serve.model_source import one_line
@@ -28,10 +29,10 @@ from serve.openai_requests import (
     explain_validation_error,
 )
 from serve.openai_responses import (
-    ApiError,
     ChatResponseBuilder,
     CompletionResponseBuilder,
     ResponseBuilder,
+    error_response,
     model_card,
 )
 
@@ -236,13 +237,14 @@ def _event(content: dict[str, Any]) -> str:
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refuse(_: Request, error: ApiError) -> Response:
-        return error.response()
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(_: Request, error: RequestValidationError) -> Response:
         message, param = explain_validation_error(error.errors()[0])
-        return ApiError(400, message, param=param).response()
+        return error_response(ApiError(400, message, param=param))
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+        refused = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return error_response(refused)

@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.utils import logging
 
+from serve.errors import UnsupportedAttention
+
 NAME = "slots"
 """The name of the attention, for `attn_implementation`."""
 _REFUSED = {
@@ -25,10 +27,6 @@ _REFUSED = {
     "position_bias": "a position bias",
 }
 """What a model may ask of its attention that is not computed here."""
-
-
-class UnsupportedAttention(Exception):
-    """A model attends in a way that is not computed here. The message is a clause that says how."""
 
 
 @dataclass(frozen=True)

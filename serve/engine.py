@@ -11,11 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from serve.errors import QueueFull
 from serve.sampling import SamplingParams, TokenChoice
-
-
-class QueueFull(Exception):
-    """The queue has no room for another request."""
 
 
 @dataclass

@@ -14,7 +14,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.openai_responses import ApiError
+from serve.errors import ApiError
+from serve.openai_responses import error_response
 from serve.options import is_loopback
 
 _OPEN = ("/healthz", "/readyz")
@@ -44,7 +45,7 @@ class Guard:
                 _refuse_other_sites(request.headers)
             body: bytes | None = await self._read_body(request)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
 
         async def receive_again() -> Message:

@@ -10,9 +10,9 @@ from functools import partial
 
 from starlette.requests import Request
 
-from serve.engine import Chunk, GenerationRequest, QueueFull
+from serve.engine import Chunk, GenerationRequest
+from serve.errors import ApiError, QueueFull
 from serve.models import ServedModel
-from serve.openai_responses import ApiError
 from serve.sampling import SamplingParams
 
 

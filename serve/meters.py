@@ -10,9 +10,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.engine import EngineMonitor, GenerationRequest
+from serve.errors import ApiError
 from serve.instruments import Instruments, Record
 from serve.models import ServedModel, engines
-from serve.openai_responses import ApiError
 
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 _SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]

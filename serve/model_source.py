@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.errors import ModelError
+
 _SAMPLE = str(Path(__file__).parent.parent / "dpo_train" / "sample" / "model")
 _OTHER_SERVER = "vLLM may serve it: deploy/serve_llm.yaml says how"
 MERGE_ADAPTER = "merge it into its base first (PEFT's merge_and_unload) and give that folder"
@@ -22,10 +24,6 @@ _REASONS = {
 }
 """What errors of transformers mean, by words in them."""
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-class ModelError(ValueError):
-    """What was asked for can't be served. The message is one line: what was given, what to type."""
 
 
 def one_line(error: object) -> str:

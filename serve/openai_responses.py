@@ -7,33 +7,18 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from serve.engine import Chunk
+from serve.errors import ApiError
 from serve.sampling import TokenChoice
 
 
-class ApiError(Exception):
-    """A response that is an error, in OpenAI's format."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+def error_response(error: ApiError) -> JSONResponse:
+    """Returns the response that an error is."""
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 class ResponseBuilder(ABC):

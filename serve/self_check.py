@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from serve.attention import UnsupportedAttention, base_of, set_attention
+from serve.attention import base_of, set_attention
 from serve.engine import Chunk, GenerationRequest
-from serve.model_source import MERGE_ADAPTER, ModelError, refusal
+from serve.errors import ModelError, UnsupportedAttention
+from serve.model_source import MERGE_ADAPTER, refusal
 from serve.sampling import SamplingParams
 
 _PROMPT_TOKENS = (3, 13, 5)

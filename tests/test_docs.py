@@ -1,7 +1,9 @@
 """The documents name what is there."""
 
+import itertools
 import re
 
+from dpo_train.scoring import metrics
 from tests.conftest import ROOT
 
 PACKAGES = ("", "tune", "dpo_train")
@@ -26,3 +28,25 @@ def test_links_between_the_documents_lead_somewhere() -> None:
         targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
         missing = [target for target in targets if not (page.parent / target).exists()]
         assert missing == [], page
+
+
+def metric_table() -> list[str]:
+    """The table of docs/numbers.md as the catalogue of metrics has it."""
+    rows = [
+        [f"`{metric.name}`", *(cell or "–" for cell in (metric.direction, metric.unit)),
+         "–" if metric.base is None else f"{metric.base:.3g}", metric.meaning]
+        for metric in metrics.METRICS
+    ]  # fmt: skip
+    lines = [["metric", "better", "unit", "base", "meaning"], ["---"] * 5, *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def documented_metrics() -> list[str]:
+    lines = (ROOT / "docs" / "numbers.md").read_text().splitlines()
+    begins = lines.index("| metric | better | unit | base | meaning |")
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[begins:]))
+
+
+def test_the_table_of_metrics_is_the_catalogue() -> None:
+    """If it fails: put what `metric_table()` returns in the page's place."""
+    assert documented_metrics() == metric_table()

@@ -20,7 +20,7 @@ _PLACES = {
     "push": "tune.publish.push",
     "stop": "tune.commands.stop_clone",
     "clone": "tune.commands.stop_clone",
-    "Interrupted": "tune.search.interruption",
+    "Interrupted": "tune.errors",
     "load_results": "tune.run_folder.results",
     "load_search": "tune.config.load",
     "InputError": "dpo_train.errors",

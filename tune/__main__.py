@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dpo_train.errors import InputError
-from dpo_train.storage.object_store import StoreError
+from dpo_train.errors import InputError, StoreError
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -158,9 +157,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
+    from tune.errors import Interrupted
     from tune.report.terminal import render
     from tune.run_folder.folder import open_run
-    from tune.search.interruption import Interrupted
     from tune.search.resume import is_exhausted
     from tune.tracking.trackers import how_to_send
 
@@ -259,7 +258,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from tune.publish.push import PushFailed, push, write
+    from tune.errors import PushFailed
+    from tune.publish.push import push, write
 
     names = ("repo", "private", "merged", "dtype", "license")
     changes = {name: getattr(options, name) for name in names}

@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from dpo_train.errors import InputError
+from dpo_train.errors import BadRow, InputError
 
 _SHOWN = 10
-
-
-class BadRow(Exception):
-    """Why a row can't be read. `reason` is counted, so it holds no values; `detail` is shown."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail or reason
 
 
 class BadRows:

@@ -14,8 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from dpo_train.data.bad_rows import BadRow
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import BadRow, InputError, one_line
 
 TEXT_FORMATS = (".jsonl", ".json", ".csv", ".tsv")
 FORMATS = (*TEXT_FORMATS, ".parquet")

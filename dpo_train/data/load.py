@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_train.config import DataConfig
-from dpo_train.data.bad_rows import BadRow, BadRows, listed
+from dpo_train.data.bad_rows import BadRows, listed
 from dpo_train.data.columns import Columns
 from dpo_train.data.filters import cut, filtered, without_overlap
 from dpo_train.data.forms.decide import Form, decide, read_row
 from dpo_train.data.row import SPLITS, Row
 from dpo_train.data.sources import read_records
-from dpo_train.errors import InputError
+from dpo_train.errors import BadRow, InputError
 
 
 @dataclass(frozen=True)

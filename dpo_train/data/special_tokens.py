@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import Row, texts_in
+from dpo_train.errors import BadRow
 
 
 class SpecialTokens:

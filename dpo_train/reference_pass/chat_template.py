@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dpo_train.data import Message, Row
-from dpo_train.data.bad_rows import BadRow
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import InputError, TemplateRefusal, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,16 +29,6 @@ class Rendered:
     prompt: str
     chosen: str
     rejected: str
-
-
-class TemplateRefusal(BadRow):
-    """A row that the chat template refuses, with the template's own words."""
-
-    def __init__(self, name: str, words: str) -> None:
-        super().__init__(
-            "refused by the chat template", f"the chat template of {name} refuses it ({words})"
-        )
-        self.words = words
 
 
 class ChatTemplate:

@@ -19,9 +19,9 @@ import numpy as np
 from dpo_train import model
 from dpo_train.config import ModelConfig
 from dpo_train.data import Row
-from dpo_train.data.bad_rows import BadRow, BadRows, listed, refusal
+from dpo_train.data.bad_rows import BadRows, listed, refusal
 from dpo_train.data.special_tokens import SpecialTokens
-from dpo_train.errors import InputError
+from dpo_train.errors import BadRow, InputError
 from dpo_train.reference_pass.chat_template import ChatTemplate, Rendered
 from dpo_train.reference_pass.model_checks import ModelChecks
 from dpo_train.reference_pass.plan import Plan, read_plan

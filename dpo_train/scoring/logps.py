@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpo_train.errors import OutOfMemory
 from dpo_train.memory import is_out_of_memory
 from dpo_train.scoring import metrics
-from dpo_train.trainers.session import OutOfMemory
 
 if TYPE_CHECKING:
     import torch

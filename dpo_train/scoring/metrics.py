@@ -1,28 +1,23 @@
-"""What an evaluation reports: pure functions of summed log-probs. Knows no model and no torch."""
+"""The catalogue of metrics, and the pure functions of summed log-probs by which they are measured.
 
+A new metric is a function of pairs and an entry of METRICS: whatever names, orders, prints or
+explains metrics reads them there. Knows no model and no torch.
+"""
+
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-MODES: dict[str, Literal["min", "max"]] = {
-    "eval/accuracy": "max",
-    "eval/ranking": "max",
-    "eval/nll": "min",
-    "eval/margin": "max",
-    "eval/drift": "min",
-    "eval/loss": "min",
-}
-"""Metrics that can be an objective, and which way is better."""
-
 NLL_BETA = 0.1
 """A constant, so that eval/nll can be compared between trials of different beta."""
 
-SHARES = ("eval/accuracy", "eval/ranking")
-"""Metrics that are shares of pairs."""
+PREFIX = "eval/"
 
 Floats = NDArray[np.float64]
+Direction = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -37,32 +32,97 @@ class PairLogps:
     rejected_tokens: Floats
 
 
-def pair_values(pairs: PairLogps) -> dict[str, Floats]:
-    """Each held-out metric's value for each pair, of shape (N,), without the prefix `eval/`.
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    """As a report has it, like `eval/accuracy`."""
+    meaning: str
+    """One plain clause, without the unit."""
+    unit: str = ""
+    """Empty for a share, and where it depends on the trial."""
+    direction: Direction | None = None
+    """Which way is better; None if it can be neither an objective nor bounded."""
+    base: float | None = None
+    """What the base has by definition, as its own reference; None where that must be measured."""
+    of_pairs: Callable[[PairLogps], Floats] | None = None
+    """Its value for each pair, of shape (N,), whose mean is reported; None where the trainer alone
+    can compute it."""
+    is_share: bool = False
+    """Whether it is the share of pairs whose kept margin is above 0 (tune/run_folder/held_out.py),
+    which the rule that chooses a winner goes by."""
 
-    With Delta = log pi / pi_ref of a completion (the implicit reward of DPO, arXiv:2305.18290
-    eq. 5, without beta): accuracy is the share of Delta_chosen > Delta_rejected, a tie counting
-    one half; nll is eq. 7 at beta 0.1; margin and shifts are in nats; drift is |Delta| per token.
-    token_margin is what `ranking` is the share of; it is kept for each pair and not reported.
+    @property
+    def short_name(self) -> str:
+        """Like `accuracy`."""
+        return self.name.removeprefix(PREFIX)
+
+    @property
+    def label(self) -> str:
+        """Like `drift, nats per token`."""
+        return f"{self.short_name}, {self.unit}" if self.unit else self.short_name
+
+    @property
+    def explained(self) -> str:
+        """The meaning with the unit."""
+        return f"{self.meaning}, in {self.unit}" if self.unit else self.meaning
+
+
+def objectives() -> dict[str, Direction]:
+    """By name the metrics that can be an objective or bounded, and which way is better."""
+    return {metric.name: metric.direction for metric in METRICS if metric.direction}
+
+
+def measured(short_names: Collection[str]) -> list[Metric]:
+    """The metrics that can be an objective and have one of these names."""
+    return [each for each in METRICS if each.direction and each.short_name in short_names]
+
+
+def pair_values(pairs: PairLogps) -> dict[str, Floats]:
+    """Each metric's value for each pair, of shape (N,), by its short name.
+
+    `token_margin` is what `ranking` is the share of; it is kept for each pair and not reported.
     """
-    chosen, rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
-    margin = chosen - rejected
-    drift = (np.abs(chosen) + np.abs(rejected)) / (pairs.chosen_tokens + pairs.rejected_tokens)
-    return {
-        "accuracy": share_right(margin),
-        "ranking": ranking(pairs),
-        "nll": nll(margin),
-        "margin": margin,
-        "drift": drift,
-        "chosen_shift": chosen,
-        "rejected_shift": rejected,
-        _TOKEN_MARGIN: token_margin(pairs),
-    }
+    values = {each.short_name: each.of_pairs(pairs) for each in METRICS if each.of_pairs}
+    return {**values, _TOKEN_MARGIN: token_margin(pairs)}
 
 
 def means(values: dict[str, Floats]) -> dict[str, float]:
-    """The held-out metrics: means of `pair_values` over the pairs."""
+    """What is reported: means of `pair_values` over the pairs."""
     return {name: float(np.mean(each)) for name, each in values.items() if name != _TOKEN_MARGIN}
+
+
+_TOKEN_MARGIN = "token_margin"
+
+
+def chosen_shift(pairs: PairLogps) -> Floats:
+    """Shape (N,), in nats: Delta = log pi / pi_ref of the chosen completion, the implicit reward of
+    DPO (arXiv:2305.18290 eq. 5) without beta."""
+    shift: Floats = pairs.chosen - pairs.ref_chosen
+    return shift
+
+
+def rejected_shift(pairs: PairLogps) -> Floats:
+    """Shape (N,), in nats: Delta of the rejected completion."""
+    shift: Floats = pairs.rejected - pairs.ref_rejected
+    return shift
+
+
+def margin(pairs: PairLogps) -> Floats:
+    """Shape (N,), in nats: Delta of the chosen completion less that of the rejected one."""
+    difference: Floats = chosen_shift(pairs) - rejected_shift(pairs)
+    return difference
+
+
+def accuracy(pairs: PairLogps) -> Floats:
+    """Shape (N,): 1 where the margin is above 0, one half where it is 0, else 0."""
+    return share_right(margin(pairs))
+
+
+def drift(pairs: PairLogps) -> Floats:
+    """Shape (N,), in nats per token: |Delta| of both completions over their tokens."""
+    shifts = np.abs(chosen_shift(pairs)) + np.abs(rejected_shift(pairs))
+    per_token: Floats = shifts / (pairs.chosen_tokens + pairs.rejected_tokens)
+    return per_token
 
 
 def share_right(margin: Floats) -> Floats:
@@ -72,7 +132,7 @@ def share_right(margin: Floats) -> Floats:
 
 
 def nll(margin: Floats) -> Floats:
-    """-log sigmoid(0.1 margin), of the same shape."""
+    """-log sigmoid(0.1 margin), of the same shape: DPO's loss (eq. 7) at beta 0.1."""
     losses: Floats = np.logaddexp(0.0, -NLL_BETA * margin)
     return losses
 
@@ -91,4 +151,65 @@ def ranking(pairs: PairLogps) -> Floats:
     return share_right(token_margin(pairs))
 
 
-_TOKEN_MARGIN = "token_margin"
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "eval/ranking",
+        "share of pairs whose chosen answer the model itself finds likelier, per token",
+        direction="max",
+        of_pairs=ranking,
+        is_share=True,
+    ),
+    Metric(
+        "eval/accuracy",
+        "share of pairs whose chosen answer has the higher log-ratio to the base; a tie is a half",
+        direction="max",
+        base=0.5,
+        of_pairs=accuracy,
+        is_share=True,
+    ),
+    Metric(
+        "eval/nll",
+        "mean −log σ(0.1 · margin), comparable between trials of any beta and loss",
+        "nats",
+        direction="min",
+        base=0.693147,
+        of_pairs=lambda pairs: nll(margin(pairs)),
+    ),
+    Metric(
+        "eval/margin",
+        "mean difference of the two answers' log-ratios to the base, not multiplied by beta",
+        "nats",
+        direction="max",
+        base=0.0,
+        of_pairs=margin,
+    ),
+    Metric(
+        "eval/drift",
+        "how far the model left the base: mean absolute log-ratio",
+        "nats per token",
+        direction="min",
+        base=0.0,
+        of_pairs=drift,
+    ),
+    Metric(
+        "eval/chosen_shift",
+        "mean log-ratio of the chosen answer to the base",
+        "nats",
+        base=0.0,
+        of_pairs=chosen_shift,
+    ),
+    Metric(
+        "eval/rejected_shift",
+        "mean log-ratio of the rejected answer to the base",
+        "nats",
+        base=0.0,
+        of_pairs=rejected_shift,
+    ),
+    Metric(
+        "eval/loss",
+        "the trial's own loss; no objective where beta or the loss is searched",
+        direction="min",
+    ),
+)
+
+SHARES = tuple(metric.name for metric in METRICS if metric.is_share)

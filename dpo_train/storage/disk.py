@@ -9,12 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dpo_train.errors import DiskFull
+
 _ROOM = 1 << 20
 """Bytes: a disk with less was filled by what just failed."""
-
-
-class DiskFull(OSError):
-    """The message says where."""
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from dpo_train.errors import StoreError
 from dpo_train.storage import object_store
-from dpo_train.storage.object_store import StoreError
 
 CHECKSUMS = ".seal.json"
 """The file of a folder that is written, and brought, last."""

@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import InputError, StoreError, one_line
 
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 _SECRET = ("secret", "password", "token", "access_key", "account_key", "sas")
 _LONGEST = 200
 """Characters of a URL without its path: a folder here is named so."""
-
-
-class StoreError(OSError):
-    """The store at a URL did not answer, or not as it should; the message says which and why."""
 
 
 def refuse_url(field: str, url: str) -> None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError, OutOfMemory
 from dpo_train.scoring.evaluation import Evaluation
 
 
@@ -67,17 +67,9 @@ class Session(Protocol):
         ...
 
 
-class Diverged(ArithmeticError):
-    """The training loss became NaN or infinite. The message names step and learning rate."""
-
-
 def diverged(loss: float, step: int, learning_rate: float) -> Diverged:
     """The error, which travels between processes by its message alone."""
     return Diverged(f"loss is {loss:g} at step {step}, learning rate {learning_rate:g}")
-
-
-class OutOfMemory(MemoryError):
-    """There was no memory for so many pairs at once."""
 
 
 def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:

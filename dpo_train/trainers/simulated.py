@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from dpo_train.config import TrainConfig
-from dpo_train.scoring.evaluation import Evaluation
-from dpo_train.scoring.metrics import Floats, share_right
-from dpo_train.trainers.session import OutOfMemory, diverged
+from dpo_train.errors import OutOfMemory
+from dpo_train.scoring import metrics
+from dpo_train.scoring.evaluation import Evaluation, named
+from dpo_train.trainers.session import diverged
 
 
 class SimulatedSession:
@@ -64,7 +65,9 @@ class SimulatedSession:
             raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")
         accuracy = self._accuracy()
         margin = 20 * (accuracy - 0.5)
+        values = metrics.pair_values(_pairs(accuracy))
         report = {
+            **{f"eval/{name}": value for name, value in metrics.means(values).items()},
             "eval/accuracy": accuracy,
             "eval/ranking": accuracy,
             "eval/nll": math.log1p(math.exp(-0.1 * margin)),
@@ -79,7 +82,7 @@ class SimulatedSession:
             "train_seconds": self._curve.seconds_per_report,
             "eval_seconds": 0.0,
         }
-        return Evaluation(report, _held_out(accuracy))
+        return Evaluation(report, named(values))
 
     def _accuracy(self) -> float:
         decades = abs(math.log10(self._config.optim.learning_rate / self._curve.best_learning_rate))
@@ -105,13 +108,9 @@ class SimulatedSession:
         pass
 
 
-def _held_out(accuracy: float) -> dict[str, Floats]:
-    """Of a hundred pairs, as many of which are ordered right: the hard ones last, the same for all
+def _pairs(accuracy: float) -> metrics.PairLogps:
+    """A hundred pairs, as many of which are ordered right: the hard ones last, the same for all
     trials. Their margins fall evenly from the first to the last."""
     margins = (100 * accuracy - np.arange(100) - 0.5) / 5
-    return {
-        "eval/accuracy": share_right(margins),
-        "eval/chosen_shift": margins / 2,
-        "eval/rejected_shift": -margins / 2,
-        "eval/token_margin": margins / 20,
-    }
+    nothing, tokens = np.zeros(100), np.full(100, 20.0)
+    return metrics.PairLogps(margins / 2, -margins / 2, nothing, nothing, tokens, tokens)

@@ -17,11 +17,11 @@ from typing import Any
 
 from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
-from dpo_train.errors import one_line
+from dpo_train.errors import OutOfMemory, one_line
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
-from dpo_train.trainers.session import OutOfMemory, with_pairs_at_once
+from dpo_train.trainers.session import with_pairs_at_once
 from dpo_train.trainers.trl_arguments import trl_arguments
 from dpo_train.trainers.trl_control import HELD, TrainingControl
 from dpo_train.trainers.trl_memory import pairs_that_fit, row_lengths

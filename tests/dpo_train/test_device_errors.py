@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dpo_train.device_errors import DeviceFailed, device_failures_named, is_device_failure
+from dpo_train.device_errors import device_failures_named, is_device_failure
+from dpo_train.errors import DeviceFailed
 
 FAILURES = [
     # As an H200 said them after an assert on the device.

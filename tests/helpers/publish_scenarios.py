@@ -227,7 +227,7 @@ def failures(root: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     with served(root) as hub:
         from tune import push
-        from tune.publish.push import PushFailed
+        from tune.errors import PushFailed
 
         run = make_run(root, "full")
         weights = (run / "winner" / "model.safetensors").read_bytes()

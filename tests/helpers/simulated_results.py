@@ -3,8 +3,8 @@
 import random
 from typing import Any
 
+from dpo_train.errors import Diverged
 from dpo_train.evaluation.test_report import Answer, Numbers
-from dpo_train.trainers.session import Diverged
 from dpo_train.trainers.simulated import SimulatedSession
 from tune.config.checks import check
 from tune.config.objective import Objective

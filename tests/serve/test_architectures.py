@@ -11,7 +11,8 @@ import transformers as hf
 
 from dpo_train import sample
 from serve.engine import Chunk, GenerationRequest
-from serve.model_source import ModelError, describe_memory
+from serve.errors import ModelError
+from serve.model_source import describe_memory
 from serve.sampling import SamplingParams
 from serve.slot_engine import SlotEngine
 from tests.helpers.small_models import SMALL

@@ -8,7 +8,8 @@ import pytest
 from transformers import LlamaConfig, Phi3Config
 
 from dpo_train import sample
-from serve.model_source import ModelError, describe_memory, read_sources, served_context
+from serve.errors import ModelError
+from serve.model_source import describe_memory, read_sources, served_context
 from tests.helpers.small_models import SMALL
 
 HALF = [1.0] * 8

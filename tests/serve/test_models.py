@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, Phi
 from dpo_train import sample
 from serve import api, meters, models
 from serve.engine import Chunk, GenerationRequest
+from serve.errors import ModelError
 from serve.instruments import LocalInstruments
-from serve.model_source import ModelError
 from serve.models import ServedModel
 from serve.sampling import SamplingParams
 from tests.helpers import small_models

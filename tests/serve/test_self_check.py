@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from dpo_train import sample
 from serve import attention, self_check
-from serve.model_source import ModelError
+from serve.errors import ModelError
 from serve.slot_engine import SlotEngine
 from tests.helpers.small_models import SMALL
 

@@ -17,7 +17,8 @@ from transformers import (
 
 from dpo_train import sample
 from serve import slot_engine
-from serve.engine import Chunk, EngineMonitor, GenerationRequest, QueueFull
+from serve.engine import Chunk, EngineMonitor, GenerationRequest
+from serve.errors import QueueFull
 from serve.model_source import Checkpoint
 from serve.models import load_weights
 from serve.sampling import SamplingParams

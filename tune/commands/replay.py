@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_train.config_base import override
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.session import Diverged
 from tune.config.objective import Report
 from tune.run_folder.folder import find_run, open_run
 from tune.search.prepared_data import find_prepared_data

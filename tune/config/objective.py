@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, model_validator
 
 from dpo_train.config_base import Part
-from dpo_train.scoring.metrics import MODES, SHARES
+from dpo_train.scoring.metrics import SHARES, objectives
 from tune.config.pareto import front_numbers
 
 Report = dict[str, float]
@@ -61,7 +61,8 @@ class Objective(BaseModel):
         """Of a metric's name, or of two."""
         metric, *rest = [asked] if isinstance(asked, str) else asked
         second = cls.of(rest[0]) if rest else None
-        return cls(metric=metric, mode=MODES[metric], second=second, bounds=dict(bounds or {}))
+        mode = objectives()[metric]
+        return cls(metric=metric, mode=mode, second=second, bounds=dict(bounds or {}))
 
     @property
     def parts(self) -> list[Objective]:

@@ -8,35 +8,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import Part, override, parse
 from dpo_train.errors import InputError
-from dpo_train.scoring.metrics import MODES
+from dpo_train.scoring.metrics import objectives
 from dpo_train.storage import mirror
 from tune.config.objective import Bound, Objective
 from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
 from tune.config.places import runs_dir
 from tune.config.space import Axis, Point, grid, point_key, untried_point
 
-Metric = Literal[
-    "eval/accuracy", "eval/ranking", "eval/nll", "eval/margin", "eval/drift", "eval/loss"
-]
-
-
 _MOST_PAIRS = 10**9
+
+
+def _one(name: str) -> str:
+    if name not in objectives():
+        raise ValueError(f"must be one of {', '.join(objectives())}")
+    return name
 
 
 def _one_or_two(value: Any) -> Any:
     names = list(value) if isinstance(value, list | tuple) else [value]
-    known = all(name in list(MODES) for name in names)
+    known = all(name in list(objectives()) for name in names)
     if known and (isinstance(value, str) or (len(names) == 2 and names[0] != names[1])):
         return value
     raise ValueError(
-        f"must be one of {', '.join(MODES)}, or two different ones, like "
+        f"must be one of {', '.join(objectives())}, or two different ones, like "
         "`[eval/accuracy, eval/drift]`"
     )
+
+
+MetricName = Annotated[str, AfterValidator(_one)]
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class StoppingConfig(Part):
     name: Literal["asha", "median", "none"] = "asha"
     """How weak trials are found: asynchronous successive halving (arXiv:1810.05934), the median
     of the others' running means, or not at all."""
-    metric: Metric = "eval/nll"
+    metric: MetricName = "eval/nll"
     """What is compared: smoother than the objective, so that fewer are stopped by noise. With two
     objectives ASHA compares pairs: this in place of the first, and the second."""
     grace_pairs: int = Field(64, ge=1, le=10**9)
@@ -165,13 +169,11 @@ class SearchConfig(TrainConfig):
     repeat_points: bool = False
     """Whether a point that a trial has already may be proposed and trained again, though the same
     seed gives the same numbers. Listed points and clones are trained as often as you ask."""
-    objective: Annotated[Metric | tuple[Metric, Metric], BeforeValidator(_one_or_two)] = (
-        "eval/accuracy"
-    )
+    objective: Annotated[str | tuple[str, str], BeforeValidator(_one_or_two)] = "eval/accuracy"
     """By which the winner is picked, as docs/searching.md says: not simply the largest number. Or
     two, like `[eval/accuracy, eval/drift]`: then the search is for their Pareto front, on which a
     trial stands by its report that is the best in the first."""
-    constraints: dict[Metric, Bound] = {}
+    constraints: dict[MetricName, Bound] = {}
     """Bounds that the winner must keep, like `{eval/drift: {at_most: 1.5}}`."""
     confirm: ConfirmConfig | None = None
     """Trains the best again with other seeds before one is the winner; null goes by the search."""

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from dpo_train import hub_errors
 from dpo_train.errors import InputError, one_line
 from tune.config.outputs import HubConfig
+from tune.errors import Unreachable
 
 T = TypeVar("T")
 _WAITS = (2.0, 8.0)
@@ -30,10 +31,6 @@ _MEANINGS = {
     412: "someone else has changed it in between (412)",
     429: "the Hub has had too many requests (429)",
 }
-
-
-class Unreachable(InputError):
-    """The Hub could not be asked, for a reason that may pass."""
 
 
 def check(hub: HubConfig) -> str:

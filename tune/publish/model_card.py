@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dpo_train.evaluation.test_report import Numbers
+from dpo_train.scoring import metrics
 from tune.config.space import Axis
 from tune.report.doubts import doubts
 from tune.report.facts import luck, saved, trial_yaml, verdict
@@ -19,13 +20,6 @@ from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
 
-_METRICS = {
-    "ranking": "chosen answer likelier than the rejected one, per token",
-    "accuracy": "log-ratio to the base of the chosen answer above that of the rejected one",
-    "nll": "mean −log σ(0.1 · margin)",
-    "margin": "mean difference of the two log-ratios, in nats",
-    "drift": "mean absolute log-ratio to the base per token, in nats",
-}
 _MOST_TRIALS = 20
 
 
@@ -94,12 +88,11 @@ def _eval_results(results: Results) -> list[EvalResult]:
             dataset_revision=data["revision"],
             dataset_split=data["test_split"] or f"held out of {data['split']}",
             dataset_args={**key, "pairs": results.winner.test.pairs},
-            metric_type=name,
-            metric_name=meaning,
-            metric_value=round(results.winner.test.metrics[name], 4),
+            metric_type=metric.short_name,
+            metric_name=metric.explained,
+            metric_value=round(results.winner.test.metrics[metric.short_name], 4),
         )
-        for name, meaning in _METRICS.items()
-        if name in results.winner.test.metrics
+        for metric in metrics.measured(results.winner.test.metrics)
     ]
 
 
@@ -147,8 +140,9 @@ def _numbers(results: Results) -> str:
     assert base is not None
     assert test is not None
     rows = [
-        [f"{name}: {meaning}", _value(name, base), _value(name, test)]
-        for name, meaning in _METRICS.items()
+        [f"{name}: {metric.explained}", _value(name, base), _value(name, test)]
+        for metric in metrics.measured(test.metrics)
+        for name in [metric.short_name]
     ]
     if base.answer_tokens is not None and test.answer_tokens is not None:
         lengths = [f"{length:.1f}" for length in (base.answer_tokens, test.answer_tokens)]
@@ -161,6 +155,8 @@ def _numbers(results: Results) -> str:
 
 
 def _value(name: str, numbers: Numbers) -> str:
+    if name not in numbers.metrics:
+        return "–"
     value = f"{numbers.metrics[name]:.3f}"
     if name == "ranking":
         low, high = numbers.interval

@@ -28,6 +28,7 @@ from dpo_train.storage import mirror
 from tune.config.load import load_search
 from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
+from tune.errors import PushFailed, Unreachable
 from tune.publish import hub_access, model_card, repository
 from tune.run_folder import redact
 from tune.run_folder.driver_lease import only_driver
@@ -37,10 +38,6 @@ _HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onn
 _OF_ANOTHER_KIND = ("model*.safetensors", "model.safetensors.index.json", "adapter_*.safetensors",
                     "adapter_config.json", "config.json", "generation_config.json")  # fmt: skip
 """What another winner may have left at the repository's root, and transformers would load."""
-
-
-class PushFailed(Exception):
-    """The winner was not pushed and lies where it was. The message ends with what to type."""
 
 
 def check(config: SearchConfig) -> str:
@@ -153,7 +150,7 @@ def _push(job: _Push, parent: str | None = None) -> Results:
         if job.tag:
             hub_access.patiently(lambda: _tag(repo, job.tag, commit))
         return noted
-    except hub_access.Unreachable as error:
+    except Unreachable as error:
         reason = str(error)
     except InputError:
         raise

@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dpo_train.evaluation.test_report import Numbers
+from dpo_train.scoring import metrics
 from tune.config.pareto import front_numbers
 from tune.config.schema import StoppingConfig
 from tune.report.facts import saved
@@ -174,16 +175,16 @@ def _pareto(results: Results) -> Drawn:
     if base in points:
         marker = _marker("base")
         figure.add_scatter(x=[base[x]], y=[base[y]], mode="markers", name="base", marker=marker)
-    unit = ", nats per token" if x == "eval/drift" else ""
-    figure.update_layout(xaxis_title=x + unit, yaxis_title=y)
+    units = {each.name: f"{each.name}, {each.unit}" for each in metrics.METRICS if each.unit}
+    figure.update_layout(xaxis_title=units.get(x, x), yaxis_title=units.get(y, y))
     return [figure]
 
 
 def _base(results: Results) -> dict[str, float]:
     """What is known of the base on the held-out pairs."""
-    known = {f"eval/{name}": value for name, value in UNTRAINED.items()}
+    known = {metrics.PREFIX + name: value for name, value in UNTRAINED.items()}
     measured = results.base.get("eval", Numbers()).metrics
-    return {**known, **{f"eval/{name}": value for name, value in measured.items()}}
+    return {**known, **{metrics.PREFIX + name: value for name, value in measured.items()}}
 
 
 def _cost(results: Results) -> Drawn:

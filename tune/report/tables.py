@@ -6,21 +6,12 @@ import json
 from typing import Any
 
 from dpo_train.evaluation.test_report import Numbers
+from dpo_train.scoring import metrics
 from tune.report.facts import Saved
 from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
 
-_MEANINGS = {
-    "ranking": "chosen answer likelier than the rejected one, per token",
-    "accuracy": "log-ratio of the chosen answer above that of the rejected one",
-    "nll": "mean −log σ(0.1 · margin)",
-    "margin": "difference of the two log-ratios, in nats",
-    "drift": "mean absolute log-ratio per token, in nats",
-    "chosen_shift": "log-ratio of the chosen answer, in nats",
-    "rejected_shift": "log-ratio of the rejected answer, in nats",
-    "loss": "the trial's own loss",
-    "answer_tokens": "mean length of greedy answers, in tokens: longer ones often please judges",
-}
+_ANSWER_TOKENS = "mean length of greedy answers, in tokens: longer ones often please judges"
 
 Rows = list[list[str]]
 Table = tuple[list[str], Rows]
@@ -62,9 +53,11 @@ def numbers(results: Results) -> Table:
     if results.confirmation is not None and results.confirmation.searched_test.metrics:
         columns["winner as searched, test"] = results.confirmation.searched_test
     columns["winner, eval"] = held_out
+    meanings = {each.short_name: each.explained for each in metrics.METRICS}
+    meanings["answer_tokens"] = _ANSWER_TOKENS
     rows = [
         [name, *(_value(name, column) for column in columns.values()), meaning]
-        for name, meaning in _MEANINGS.items()
+        for name, meaning in meanings.items()
         if name in held_out.shown or name in test.shown
     ]
     return ["", *columns, ""], rows

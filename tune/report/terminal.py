@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from dpo_train.scoring import metrics
 from tune.config.objective import Objective
 from tune.report.doubts import doubts
 from tune.report.facts import luck, verdict
@@ -79,8 +80,13 @@ def _numbers(results: Results) -> list[str]:
     rows = {
         "ranking": [f"{each.metrics['ranking']:.3f}" for each in models.values()],
         "  95 % interval": ["{:.2f}–{:.2f}".format(*each.interval) for each in models.values()],
-        "accuracy": [f"{each.metrics['accuracy']:.3f}" for each in models.values()],
-        "drift, nats per token": [f"{each.metrics['drift']:.3f}" for each in models.values()],
+    }
+    rows |= {
+        metric.label: [
+            f"{each.metrics[name]:.3f}" if name in each.metrics else "-" for each in models.values()
+        ]
+        for metric in metrics.measured(test.metrics)
+        if (name := metric.short_name) not in rows
     }
     lengths = [each.answer_tokens for each in models.values() if each.answer_tokens is not None]
     if len(lengths) == len(models):

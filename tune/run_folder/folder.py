@@ -11,9 +11,8 @@ import shutil
 import socket
 from pathlib import Path
 
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, StoreError
 from dpo_train.storage import mirror, object_store
-from dpo_train.storage.object_store import StoreError
 from tune.config.load import load_search
 from tune.config.places import RUNS, runs_dir
 from tune.config.schema import SearchConfig

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator
 
+from dpo_train.errors import StoreError
 from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreError
 from tune.run_folder.records import Document
 
 FILE = "request.json"

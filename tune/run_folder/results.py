@@ -14,6 +14,7 @@ from pydantic import PrivateAttr
 
 from dpo_train.errors import InputError
 from dpo_train.evaluation.test_report import Answer, Numbers, SampledKl
+from dpo_train.scoring.metrics import METRICS
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
@@ -65,9 +66,7 @@ class Publication(Document):
     error: str = ""
 
 
-UNTRAINED = {"accuracy": 0.5, "nll": 0.693147, "margin": 0.0, "drift": 0.0} | dict.fromkeys(
-    ("chosen_shift", "rejected_shift"), 0.0
-)
+UNTRAINED = {each.short_name: each.base for each in METRICS if each.base is not None}
 """What the base would report: it is its own reference, so all its log-ratios are 0."""
 
 

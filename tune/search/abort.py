@@ -12,16 +12,12 @@ from typing import Any
 import ray
 from ray.tune import Stopper
 
-from dpo_train.errors import one_line
+from dpo_train.errors import StoreError, one_line
 from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreError
+from tune.errors import SearchAborted
 from tune.run_folder.records import Records
 
 _POLL_SECONDS = 2.0
-
-
-class SearchAborted(Exception):
-    """The driver session ends early. The message says why."""
 
 
 class AbortStopper(Stopper):

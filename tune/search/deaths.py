@@ -7,9 +7,9 @@ from typing import Any
 
 from ray.exceptions import OutOfMemoryError
 
-from dpo_train.device_errors import DeviceFailed
+from dpo_train.errors import DeviceFailed
 from dpo_train.memory import kernel_kills
-from tune.workers.engine_session import EngineOutOfMemory
+from tune.errors import EngineOutOfMemory
 
 
 def last_error(trial: Any) -> str:

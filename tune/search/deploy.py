@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import DpoError, InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
 from tune.config.schema import SearchConfig
@@ -78,7 +78,7 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
     return results
 
 
-class _Failed(Exception):
+class _Failed(DpoError):
     """Of Ray's command; one line."""
 
 

@@ -14,7 +14,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from dpo_train.scoring.metrics import MODES
+from dpo_train.scoring.metrics import objectives
 from tune.config.objective import Objective
 from tune.config.pareto import ValuePair, front_numbers, spread
 from tune.config.schema import SearchConfig, StoppingConfig
@@ -35,7 +35,7 @@ def make_stopping_rule(config: SearchConfig, most_pairs: int) -> Any:
     asked = {
         "time_attr": "pairs_seen",
         "metric": stopping.metric,
-        "mode": MODES[stopping.metric],
+        "mode": objectives()[stopping.metric],
     }
     if stopping.name == "asha":
         return AsyncHyperBandScheduler(

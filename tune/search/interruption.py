@@ -10,21 +10,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpo_train.errors import one_line
-from dpo_train.storage import mirror
-from dpo_train.storage.disk import DiskFull
-from dpo_train.storage.object_store import StoreError
+from dpo_train.errors import DiskFull, StoreError, one_line
+from tune.errors import Interrupted
 
 # The disk is full or gone. What was written before is whole.
 _DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
-
-
-class Interrupted(Exception):
-    """The search was interrupted. The message says why and how it goes on."""
-
-    def __init__(self, folder: Path, reason: str = "interrupted") -> None:
-        super().__init__(f"{reason}; to go on: dpo-tune resume {mirror.shown(folder)}")
-        self.folder = folder
 
 
 @contextlib.contextmanager

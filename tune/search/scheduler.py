@@ -15,9 +15,8 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from dpo_train.errors import one_line
+from dpo_train.errors import StoreError, one_line
 from dpo_train.memory import kernel_kills
-from dpo_train.storage.object_store import StoreError
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated

@@ -16,9 +16,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, StoreError
 from dpo_train.storage import mirror
-from dpo_train.storage.object_store import StoreError
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.config.space import Point

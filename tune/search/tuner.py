@@ -13,18 +13,18 @@ from typing import Any
 import ray
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
-from dpo_train.errors import InputError, one_line
+from dpo_train.errors import DpoError, InputError, one_line
 from dpo_train.storage import mirror
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
 from tune.cluster.environment import describe
 from tune.config.schema import SearchConfig
+from tune.errors import Interrupted, SearchAborted
 from tune.run_folder.assemble import SearchEnd
 from tune.run_folder.records import Records
-from tune.search.abort import AbortStopper, SearchAborted, store_failure
+from tune.search.abort import AbortStopper, store_failure
 from tune.search.deaths import is_memory_monitors
 from tune.search.early_stopping import make_stopping_rule
 from tune.search.final_tasks import FinalTasks
-from tune.search.interruption import Interrupted
 from tune.search.prepared_data import most_pairs
 from tune.search.progress import Progress
 from tune.search.resume import reopen_trials
@@ -76,12 +76,12 @@ def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
             reopen_trials(records)
 
 
-class _MemoryMonitorKill(Exception):
+class _MemoryMonitorKill(DpoError):
     """Ray's memory monitor ended a trial's process, and with it Ray Tune."""
 
     def __init__(self, tokens: int) -> None:
         """`tokens`: the most that a pass had."""
-        super().__init__()
+        super().__init__(tokens)
         self.tokens = tokens
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from dpo_train.scoring.metrics import MODES
+from dpo_train.scoring.metrics import objectives
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
 from tune.run_folder.records import ENDED, TrialRecord
@@ -38,7 +38,7 @@ class TensorboardTracker:
         """Names the axes and the metrics; a trial's own file has only the axes that it uses."""
         _import_without_torch()
         axes = {path: _example(axis) for path, axis in self._config.space.items()}
-        experiment, _, _ = _hparams(axes, [_BEST + name for name in MODES])
+        experiment, _, _ = _hparams(axes, [_BEST + name for name in objectives()])
         file = _EventFile(self._root)
         file.write(experiment, 0)
         file.close()

@@ -8,9 +8,9 @@ import re
 import shlex
 from pathlib import Path
 
+from dpo_train.errors import StoreError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
-from dpo_train.storage.object_store import StoreError
 from tune.run_folder.records import Document
 
 _PUBLIC = "https://wandb.ai"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.config import ModelConfig, TrainConfig
-from dpo_train.device_errors import DeviceFailed, device_failures_named
+from dpo_train.device_errors import device_failures_named
+from dpo_train.errors import DeviceFailed
 from dpo_train.evaluation.test_report import TestFolders, TestReport
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.open import open_session

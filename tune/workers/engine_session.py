@@ -16,16 +16,9 @@ from dpo_train.errors import one_line
 from dpo_train.evaluation.test_report import TestFolders, TestReport
 from dpo_train.memory import kernel_kills
 from dpo_train.scoring.evaluation import Evaluation
+from tune.errors import EngineLost, EngineOutOfMemory
 from tune.workers.engine_actor import Opened, Opening
 from tune.workers.pulse import find_coordinator
-
-
-class EngineLost(Exception):
-    """The engine's process died. Its trials go on from their saved states in a new one."""
-
-
-class EngineOutOfMemory(EngineLost):
-    """It died because memory ran out: the kernel or Ray's memory monitor ended it."""
 
 
 class EngineSession:

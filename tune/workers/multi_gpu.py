@@ -20,11 +20,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpo_train.config import TrainConfig
 from dpo_train.device_errors import device_failures_named
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.process_group import ProcessGroup
-from dpo_train.trainers.session import Diverged, Session
+from dpo_train.trainers.session import Session
 from tune.cluster.capacity import bundles
 from tune.config.schema import ResourcesConfig
 from tune.workers.memory_share import memory_bounds

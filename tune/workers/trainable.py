@@ -12,20 +12,19 @@ from typing import Any
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune import Trainable
 
+from dpo_train import errors
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.device_errors import DeviceFailed, device_failures_named
-from dpo_train.errors import InputError, one_line
+from dpo_train.device_errors import device_failures_named
 from dpo_train.model import forget_base
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.storage import mirror
-from dpo_train.storage.disk import DiskFull
 from dpo_train.storage.files import write_atomically
-from dpo_train.storage.object_store import StoreError
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.session import Diverged, OutOfMemory, Session, with_less_at_once
+from dpo_train.trainers.session import Session, with_less_at_once
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
+from tune.errors import EngineLost
 from tune.run_folder import exports, trial_state
 from tune.run_folder.exports import ExportStamp
 from tune.run_folder.folder import find_run_here
@@ -88,10 +87,10 @@ class DpoTrial(Trainable):
                 if isinstance(task, EvaluateTask):
                     return self._call_user_evaluation(task)
                 return self._train_to_next_report(task)
-        except DeviceFailed:
+        except errors.DeviceFailed:
             self._session = None  # to close it would use the device
             raise
-        except (engine_session.EngineLost, RayActorError, OutOfMemoryError):
+        except (EngineLost, RayActorError, OutOfMemoryError):
             # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere. Ray's
             # memory monitor has an error of its own.
             raise
@@ -142,7 +141,7 @@ class DpoTrial(Trainable):
                     return evaluation
                 if self._pulse.tell_progress(self._session, self._due_at):
                     return None
-            except OutOfMemory:
+            except errors.OutOfMemory:
                 if self._trial.trainer == "packed":
                     raise  # the engine has come down to one pair by itself
                 at_once = self._session.pairs_at_once
@@ -278,14 +277,14 @@ class DpoTrial(Trainable):
 
     def _failure(self, error: Exception) -> Outcome:
         message = str(error)
-        if isinstance(error, DiskFull | StoreError):
+        if isinstance(error, errors.DiskFull | errors.StoreError):
             return Outcome(Ending.DISK_FULL, message)
-        if isinstance(error, InputError):
+        if isinstance(error, errors.InputError):
             return Outcome(Ending.WRONG_INPUT, message)
-        if not isinstance(error, Diverged | OutOfMemory):
+        if not isinstance(error, errors.Diverged | errors.OutOfMemory):
             log = mirror.local(self._task.run) / "trials" / f"{self._task.name}.log"
             write_atomically(log, traceback.format_exc())
-            message = f"{type(error).__name__}: {one_line(error, 300)} (trials/{log.name})"
+            message = f"{type(error).__name__}: {errors.one_line(error, 300)} (trials/{log.name})"
         return Outcome(Ending.FAILED, message)
 
     def _close(self) -> None:

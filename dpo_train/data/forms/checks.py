@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import Row, texts_in
+from dpo_train.errors import BadRow
 
 _ANSWER_ROLES = {"assistant", "tool"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.forms.messages import message_at
 from dpo_train.data.row import SYSTEM_ROLES, Message, shared_length
+from dpo_train.errors import BadRow
 
 _BEGINNERS = (*SYSTEM_ROLES, "user", "human")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.forms.checks import check_row
 from dpo_train.data.forms.conversations import cut_conversations, is_whole
 from dpo_train.data.forms.messages import is_messages, message_at, read_messages
@@ -20,7 +19,7 @@ from dpo_train.data.forms.sharegpt import is_sharegpt, read_sharegpt
 from dpo_train.data.forms.texts import cut_whole_texts, refuse_markup
 from dpo_train.data.forms.transcripts import is_transcript, read_transcript
 from dpo_train.data.row import SYSTEM_ROLES, Message, Row, text_of
-from dpo_train.errors import InputError
+from dpo_train.errors import BadRow, InputError
 
 Parts = Mapping[str, Any]
 """The values of a record by part: prompt, chosen, rejected, system, tools, …"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import Message
+from dpo_train.errors import BadRow
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.forms.messages import message_at, read_messages
 from dpo_train.data.row import Message
+from dpo_train.errors import BadRow
 
 _ROLES = {
     "system": "system",

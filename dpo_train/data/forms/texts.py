@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import shared_length
+from dpo_train.errors import BadRow
 
 _LOOKED_AT = 60
 _TURN = re.compile(r"(#+\s*)?(Human|User|USER|Instruction|System|Prompter)\s*:")

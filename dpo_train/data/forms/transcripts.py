@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from dpo_train.data.bad_rows import BadRow
 from dpo_train.data.row import Message
+from dpo_train.errors import BadRow
 
 _SPEAKER = re.compile(r"(Human|Assistant):[ \t]*")
 _ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -16,6 +16,7 @@ import torch
 from dpo_train import model, reference
 from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
+from dpo_train.errors import OutOfMemory
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
@@ -29,7 +30,6 @@ from dpo_train.trainers.packed.pack_size import PackSize
 from dpo_train.trainers.packed.rows import Pair, Rows, Split, collate
 from dpo_train.trainers.packed.self_check import AdaptedBase, check_once, compare_with_reference
 from dpo_train.trainers.packed.trial import PackedTrial
-from dpo_train.trainers.session import OutOfMemory
 from dpo_train.trainers.token_bound import TokenBound
 
 _MOST_TOKENS = {"cpu": 4096, "cuda": 65536}

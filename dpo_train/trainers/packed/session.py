@@ -16,13 +16,13 @@ from typing import TypeVar
 
 from dpo_train import export
 from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.errors import Diverged
 from dpo_train.memory import NO_BOUNDS, MemoryBounds
 from dpo_train.model_source import from_anywhere
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
-from dpo_train.trainers.session import Diverged
 
 T = TypeVar("T")
 

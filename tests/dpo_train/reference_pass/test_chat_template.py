@@ -9,8 +9,7 @@ import pytest
 from dpo_train import model
 from dpo_train.config import ModelConfig
 from dpo_train.data import Message, Row
-from dpo_train.data.bad_rows import BadRow
-from dpo_train.errors import InputError
+from dpo_train.errors import BadRow, InputError
 from dpo_train.reference_pass.chat_template import ChatTemplate
 from dpo_train.reference_pass.tokenise import Tokeniser
 

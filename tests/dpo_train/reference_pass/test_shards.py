@@ -11,10 +11,10 @@ import pytest
 
 from dpo_train import data, model, reference
 from dpo_train.config import TrainConfig
+from dpo_train.errors import OutOfMemory
 from dpo_train.reference_pass import tokens
 from dpo_train.scoring import logps
 from dpo_train.storage import mirror
-from dpo_train.trainers.session import OutOfMemory
 from tests.helpers.object_store import LOGIN, ObjectStore
 
 

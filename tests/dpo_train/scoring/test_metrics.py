@@ -3,8 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from dpo_train.config import TrainConfig
 from dpo_train.scoring.intervals import mean_interval
-from dpo_train.scoring.metrics import PairLogps, means, pair_values
+from dpo_train.scoring.metrics import METRICS, PairLogps, means, pair_values
+from dpo_train.trainers.simulated import SimulatedSession
+from tune.run_folder.held_out import HeldOut
 
 
 def measure(scores: PairLogps) -> dict[str, float]:
@@ -57,3 +60,29 @@ def test_the_interval_holds_the_mean_and_widens_when_prompts_repeat() -> None:
     clustered = np.repeat([1.0, 0.0], 50)
     low, high = mean_interval(clustered, [str(i // 10) for i in range(100)])
     assert high - low > 0.4
+
+
+def test_the_base_has_what_the_catalogue_says() -> None:
+    measured = measure(pairs([-10, -10], [-10, -10]))
+    known = {each.short_name: each.base for each in METRICS if each.base is not None}
+    assert known == {name: pytest.approx(measured[name], abs=1e-6) for name in known}
+    assert set(measured) - set(known) == {"ranking"}  # the one that needs no reference
+
+
+def test_what_is_kept_of_each_pair_gives_the_metrics_that_pairs_are_compared_in() -> None:
+    """Every share among them: the rule that chooses a winner goes by their margins."""
+    scores = pairs([-8, -13, -9.5], [-14, -11, -12])
+    values = pair_values(scores)
+    kept = HeldOut(*(values[name].astype(np.float32) for name in
+                     ("chosen_shift", "rejected_shift", "token_margin")))  # fmt: skip
+    given = {each.short_name: kept.values(each.name) for each in METRICS}
+    known = {name: value for name, value in given.items() if value is not None}
+    assert {each.short_name for each in METRICS if each.is_share} <= set(known)
+    for name, value in known.items():
+        np.testing.assert_allclose(value, values[name], rtol=1e-5)
+
+
+def test_a_simulated_trial_reports_what_the_catalogue_has() -> None:
+    report = SimulatedSession(TrainConfig.model_validate({"trainer": "simulated"})).advance()
+    reported = {name for name in report if name.startswith("eval/")}
+    assert reported == {each.name for each in METRICS}

@@ -13,10 +13,9 @@ import pytest
 from dpo_train import data, reference
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import read_yaml
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, StoreError
 from dpo_train.storage import mirror
 from dpo_train.storage.mirror import CHECKSUMS
-from dpo_train.storage.object_store import StoreError
 from dpo_train.trainers.open import open_session
 from tests.conftest import Run, Start
 from tests.helpers.driver import Driver, result_of

@@ -13,12 +13,11 @@ from trl import DPOTrainer
 from dpo_train import data, export, model, reference, sample
 from dpo_train.config import LOSSES, TrainConfig
 from dpo_train.config_base import override
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError
 from dpo_train.evaluation import test_split
 from dpo_train.memory import MemoryBounds, give_back, own_bytes
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.session import Diverged
 from tests.helpers.small_models import SMALL, save
 from tests.helpers.training import (
     curve,

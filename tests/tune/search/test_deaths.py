@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.driver import Driver, result_of
 from tune.run_folder.step import Step
 
-ENGINE_LOST = "tune.workers.engine_session.EngineOutOfMemory"
+ENGINE_LOST = "tune.errors.EngineOutOfMemory"
 
 
 def with_tokens(tokens: int) -> dict[str, Any]:

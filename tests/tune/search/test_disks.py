@@ -48,7 +48,7 @@ from pathlib import Path
 os.environ["TMPDIR"] = "runs"  # the trainer's own scratch too
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
-from dpo_train.storage.disk import DiskFull
+from dpo_train.errors import DiskFull
 from tune.run_folder import trial_state
 
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))

@@ -28,9 +28,10 @@ from tests.helpers.simulated_search import (
 from tune import load_results
 from tune.cluster.connection import connected
 from tune.config.schema import SearchConfig
+from tune.errors import Interrupted
 from tune.run_folder.records import read_records
 from tune.run_folder.trial_state import saved_pairs
-from tune.search.interruption import Interrupted, disk_failure_as_interruption
+from tune.search.interruption import disk_failure_as_interruption
 
 AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]
 

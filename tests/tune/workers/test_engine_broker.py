@@ -12,16 +12,16 @@ import pytest
 import ray
 
 from dpo_train.config import TrainConfig
-from dpo_train.device_errors import DeviceFailed
-from dpo_train.errors import InputError
+from dpo_train.errors import DeviceFailed, InputError
 from dpo_train.memory import kernel_kills
 from tests.conftest import Start
 from tests.helpers.simulated_search import trial_processes, wait_until
+from tune.errors import EngineLost
 from tune.run_folder.records import read_records
 from tune.workers import engine_broker, engine_session
 from tune.workers.engine_actor import Opening
 from tune.workers.engine_broker import Broker
-from tune.workers.engine_session import EngineLost, EngineSession
+from tune.workers.engine_session import EngineSession
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import pytest
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, OutOfMemory
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.session import OutOfMemory, with_less_at_once
+from dpo_train.trainers.session import with_less_at_once
 from tests.conftest import ROOT, Run
 from tune.run_folder.records import read_records
 
@@ -101,7 +101,8 @@ import json, resource, sys
 from pathlib import Path
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.session import OutOfMemory, with_less_at_once
+from dpo_train.errors import OutOfMemory
+from dpo_train.trainers.session import with_less_at_once
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))
 session = open_session(trial, Path(sys.argv[2]), "cpu")
 session.advance()  # what is allocated once is there now

@@ -12,8 +12,7 @@ from ray.exceptions import RayActorError
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.device_errors import DeviceFailed
-from dpo_train.trainers.session import OutOfMemory
+from dpo_train.errors import DeviceFailed, OutOfMemory
 from tests.conftest import ROOT
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import read_records

@@ -9,7 +9,7 @@ import torch
 
 from dpo_train import data, export, model, reference, sample
 from dpo_train.config import OptimConfig, TrainConfig
-from dpo_train.errors import InputError
+from dpo_train.errors import Diverged, InputError, OutOfMemory
 from dpo_train.memory import MemoryBounds, own_bytes
 from dpo_train.scoring import logps, metrics
 from dpo_train.trainers.open import open_session
@@ -18,7 +18,6 @@ from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.losses import LOSSES
 from dpo_train.trainers.packed.rows import collate, lay_out
 from dpo_train.trainers.packed.trial import PackedTrial, learning_rate_factor
-from dpo_train.trainers.session import Diverged, OutOfMemory
 from tests.helpers.packed_trial import config
 from tests.helpers.training import (
     curve,

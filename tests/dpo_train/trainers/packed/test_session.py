@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from dpo_train.config import TrainConfig
+from dpo_train.errors import OutOfMemory
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
-from dpo_train.trainers.session import OutOfMemory
 from tests.helpers.packed_trial import config
 from tests.helpers.training import curve, numbers
 
