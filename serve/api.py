@@ -29,9 +29,12 @@ from serve.openai_requests import (
 )
 from serve.openai_responses import (
     ApiError,
+    Body,
     ChatResponseBuilder,
     CompletionResponseBuilder,
+    ErrorBody,
     ResponseBuilder,
+    Usage,
     model_card,
 )
 
@@ -70,23 +73,24 @@ def create_app(
         return await _respond(body, answers, builder, request)
 
     @app.post("/generate")
-    async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
+    async def generate(body: GenerateRequest, request: Request) -> Response:
         model = find_model(models, body.model)
         chat = body.as_chat()
         answers = submit(chat, model, [chat_prompt_ids(model, chat)], seconds)
         async with answers.unless_disconnected(request):
             (chunk,) = await answers.whole()
-        return {"text": chunk.text, "model": model.name, "finish_reason": chunk.finish_reason}
+        reason = chunk.finish_reason
+        return JSONResponse({"text": chunk.text, "model": model.name, "finish_reason": reason})
 
     @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models() -> Response:
         data = [model_card(model.name, model.created) for model in models.values()]
-        return {"object": "list", "data": data}
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> dict[str, Any]:
+    async def get_model(name: str) -> Response:
         model = find_model(models, name)
-        return model_card(model.name, model.created)
+        return JSONResponse(model_card(model.name, model.created))
 
     @app.get("/healthz")
     @app.get("/readyz")
@@ -193,7 +197,7 @@ class _EventStream(StreamingResponse):
             self._answers.cancel()
 
 
-def _usage(answers: InFlightAnswers) -> dict[str, int]:
+def _usage(answers: InFlightAnswers) -> Usage:
     # The answers to one prompt share its list of ids, which counts once.
     prompts = {id(one.prompt_ids): len(one.prompt_ids) for one in answers.requests}
     prompt = sum(prompts.values())
@@ -229,7 +233,7 @@ async def _events(
     yield "data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> str:
+def _event(content: Body | ErrorBody) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
@@ -245,4 +249,5 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+        refusal = ApiError(error.status_code, str(error.detail))
+        return refusal.with_headers(error.headers).response()
