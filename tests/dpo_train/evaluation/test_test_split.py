@@ -32,12 +32,12 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     )
     base = reference.prepare(small_prepared).base["test"]
     # A model that was hardly trained is the base.
-    assert told["searched"]["ranking"] == base["ranking"]
-    assert told["searched"]["interval"] == base["interval"]
+    assert told["searched"]["ranking"] == base.ranking
+    assert told["searched"]["interval"] == list(base.interval)
     assert told["searched"]["over_base"]["ranking"]["difference"] == 0
     assert told["searched"]["answer_tokens"] == told["base"]["answer_tokens"] > 1
     over = told["test"]["over_base"]["ranking"]
-    assert over["difference"] == pytest.approx(told["test"]["ranking"] - base["ranking"])
+    assert over["difference"] == pytest.approx(told["test"]["ranking"] - base.ranking)
     assert over["interval"][0] <= over["difference"] <= over["interval"][1]
     assert set(told["test"]["over_searched"]) == {"ranking", "accuracy"}
     keys = reference.prepare(small_prepared).split("eval")["prompt_key"]
