@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
+from tune.config.space import Point
 from tune.run_folder.results import Results
 
 
@@ -100,7 +101,7 @@ def saved(results: Results) -> Saved | None:
     return Saved(pairs, seconds) if pairs else None
 
 
-def most_pairs(results: Results, config: dict[str, Any]) -> int | None:
+def most_pairs(results: Results, config: Point) -> int | None:
     """The pairs of a trial that is not stopped; None where results.json does not say."""
     search = results.search
     if search.get("trainer") == "simulated":

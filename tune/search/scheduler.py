@@ -20,7 +20,7 @@ from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated
 from tune.run_folder import exports
 from tune.run_folder.held_out import HeldOut
-from tune.run_folder.placements import Placements
+from tune.run_folder.placements import Place, Placements
 from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
@@ -165,7 +165,7 @@ class SearchScheduler(FIFOScheduler):
             for key, value in result.items()
             if key.startswith("report/")
         }
-        place = {"node": result["node_ip"], "gpus": result["gpus"], "pid": result["pid"]}
+        place = Place(result["node_ip"], result["gpus"], result["pid"])
         self._places.note(trial_id, place, result["began"])
         self._tokens[trial_id] = result.get("tokens_at_once", 0)
         is_new = self._records.report(

@@ -16,7 +16,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
-from tune.cluster.environment import describe
+from tune.cluster.environment import Environment, describe
 from tune.config.schema import SearchConfig
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.records import Records
@@ -49,7 +49,7 @@ class SearchOutcome:
     confirmation: Confirmation | None
     stop_reason: str
     is_budget_spent: bool
-    environment: dict[str, Any]
+    environment: Environment
 
 
 def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> SearchOutcome:
