@@ -5,13 +5,12 @@ Imports nothing heavy: every mistake in a YAML is found before torch is loaded.
 
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dpo_train.config_base import Part, parse, read_yaml
+from dpo_train.config_base import Overrides, Part, parse, read_yaml
 
 LOSSES = (
     "sigmoid",
@@ -285,6 +284,6 @@ class TrainConfig(Part):
         return min((at for at in self.eval_at_pairs if at > pairs_seen), default=sys.maxsize)
 
 
-def load_train(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+def load_train(path: Path, overrides: Overrides | None = None) -> TrainConfig:
     """Reads one trial's YAML. Raises InputError."""
     return parse(TrainConfig, read_yaml(path), overrides or {}, str(path))

@@ -35,8 +35,13 @@ class Part(BaseModel):
 
 Config = TypeVar("Config", bound=Part)
 
+YamlTree = dict[str, object]
+"""A mapping as YAML has it, before it is validated: nothing is known of its values."""
+Overrides = Mapping[str, object]
+"""New values by dotted path."""
 
-def read_yaml(path: Path) -> dict[str, Any]:
+
+def read_yaml(path: Path) -> YamlTree:
     """Reads a mapping by YAML 1.2's rules: `1e-5` is a number, `off` a word, no key twice."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -57,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(texts: Iterable[str]) -> Overrides:
     """The values by dotted path that `--set A.B=VALUE` gives, each read as YAML would read it.
 
     Raises InputError.
@@ -75,7 +80,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def parse(
-    kind: type[Config], content: Mapping[str, Any], overrides: Mapping[str, Any], where: str
+    kind: type[Config], content: Mapping[str, Any], overrides: Overrides, where: str
 ) -> Config:
     """Validates content with overrides applied. Raises InputError with one line of cause."""
     merged = dict(content)
@@ -96,7 +101,7 @@ def parse(
         raise InputError(f"{where}: {_fault(error, kind)}") from None
 
 
-def override(config: Config, values: Mapping[str, Any]) -> Config:
+def override(config: Config, values: Overrides) -> Config:
     """A copy of the config with the values at the dotted paths. Raises InputError."""
     return parse(type(config), config.model_dump(mode="json"), values, "override")
 

@@ -14,6 +14,7 @@ from dpo_train.model import forget_base, load_base
 from dpo_train.model_source import from_anywhere
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MANIFEST = "manifest.json"
@@ -24,7 +25,7 @@ def write(
     tokenizer: PreTrainedTokenizerBase,
     config: TrainConfig,
     folder: Path,
-    weights: dict[str, Any] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes the folder whole or not at all: an older one stays until the new one is complete.
 

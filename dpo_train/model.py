@@ -23,6 +23,7 @@ from dpo_train.memory import is_out_of_memory
 from dpo_train.model_source import fetch, from_anywhere, local_folder, refuse_folder, unloadable
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -32,7 +33,7 @@ class WarmBase:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    pristine: dict[str, Any] | None
+    pristine: dict[str, Tensor] | None
     """CPU copies of the weights, made when the first full fine-tuning is about to change them."""
     undo: Callable[[], None] | None = None
     """What takes back that a borrower changed in the model beside its weights."""
@@ -151,7 +152,7 @@ def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedToken
     from transformers import AutoTokenizer  # slow to import
 
     folder = local_folder(config)
-    place: dict[str, Any] = {}
+    place: dict[str, str | bool | None] = {}
     if folder is None:
         place = {"revision": config.revision, "local_files_only": fetched}
     else:

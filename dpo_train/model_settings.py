@@ -7,7 +7,7 @@ as a number, in their modules or in their configuration, which TRL does not see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ def _can_be_saved(generation: Any) -> bool:
     return True
 
 
-def _dropouts(values: dict[str, Any]) -> list[str]:
+def _dropouts(values: Mapping[str, object]) -> list[str]:
     """Names such as attention_dropout, resid_pdrop or hidden_dropout_prob, where they aren't 0."""
     return [
         name

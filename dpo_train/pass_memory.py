@@ -147,11 +147,7 @@ def _packed(
         if device == "cuda":
             decoder.forward = torch.autocast("cpu", torch.bfloat16)(decoder.forward)
         one = lay_out([0] * pair.prompt, [0] * pair.chosen, [0] * pair.rejected)
-        hollow: dict[str, Any] = {
-            name: torch.empty(value.shape, dtype=value.dtype) if _is_tensor(value) else value
-            for name, value in vars(collate([[one] * pairs], "cpu")).items()
-        }
-        rows = Rows(**hollow)
+        rows = Rows(*map(_hollow, vars(collate([[one] * pairs], "cpu")).values()))
         return lambda: completion_logps(base, rows).sum(), [flat, slopes]
 
     return run, 4 * layout.size, 0
@@ -230,8 +226,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _hollow(value: Any) -> Any:
+    """A tensor of the mode that is on in place of one with values; another value as it is."""
+    return torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
 @contextmanager

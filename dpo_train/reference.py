@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpo_train import model, model_source
 from dpo_train.config import TrainConfig
 from dpo_train.data import SPLITS, Pairs
 from dpo_train.reference_pass.forward_checks import check_forward
+from dpo_train.reference_pass.manifest import BaseNumbers, Manifest
 from dpo_train.reference_pass.plan import FORMAT, PLAN, read_plan
 from dpo_train.reference_pass.rows import PLACES, ROWS
 from dpo_train.reference_pass.shards import ALONE, Pass, ScoredShard, Turns, remove_shards
@@ -38,8 +39,8 @@ class PreparedData:
 
     folder: Path
     pad_token_id: int
-    base: dict[str, dict[str, Any]]
-    """Per split eval and test: ranking, its interval, pairs."""
+    base: dict[str, BaseNumbers]
+    """Of the splits eval and test."""
     dropped: dict[str, int]
     computed_pairs: int
 
@@ -128,16 +129,14 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
 
 def _finished(folder: Path, computed: int) -> PreparedData | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     except FileNotFoundError:
         return None
-    for name, wanted in manifest.get("sha256", {"": ""}).items():
+    for name, wanted in manifest.sha256.items():
         if not _is_as_written(folder / name, wanted):
             (folder / "manifest.json").unlink(missing_ok=True)
             return None
-    return PreparedData(
-        folder, manifest["pad_token_id"], manifest["base"], manifest["dropped"], computed
-    )
+    return PreparedData(folder, manifest.pad_token_id, manifest.base, manifest.dropped, computed)
 
 
 def _bring(folder: Path, computed: int) -> PreparedData | None:
@@ -145,10 +144,10 @@ def _bring(folder: Path, computed: int) -> PreparedData | None:
     if mirror.url(folder) is None:
         return None
     try:
-        manifest = json.loads(mirror.read_text(folder / "manifest.json"))
+        manifest = Manifest.model_validate_json(mirror.read_text(folder / "manifest.json"))
     except FileNotFoundError:
         return None
-    for name in manifest["sha256"]:
+    for name in manifest.sha256:
         mirror.fetch(folder / name)
     mirror.fetch(folder / "manifest.json")
     if finished := _finished(folder, computed):

@@ -21,6 +21,7 @@ from serve.guard import Guard
 from serve.in_flight import InFlightAnswers
 from serve.model_source import one_line
 from serve.models import ServedModel, engines
+from serve.openai_bodies import Body, ErrorBody, Usage
 from serve.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -71,23 +72,24 @@ def create_app(
         return await _respond(body, answers, builder, request)
 
     @app.post("/generate")
-    async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
+    async def generate(body: GenerateRequest, request: Request) -> Response:
         model = find_model(models, body.model)
         chat = body.as_chat()
         answers = submit(chat, model, [chat_prompt_ids(model, chat)], seconds)
         async with answers.unless_disconnected(request):
             (chunk,) = await answers.whole()
-        return {"text": chunk.text, "model": model.name, "finish_reason": chunk.finish_reason}
+        reason = chunk.finish_reason
+        return JSONResponse({"text": chunk.text, "model": model.name, "finish_reason": reason})
 
     @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models() -> Response:
         data = [model_card(model.name, model.created) for model in models.values()]
-        return {"object": "list", "data": data}
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> dict[str, Any]:
+    async def get_model(name: str) -> Response:
         model = find_model(models, name)
-        return model_card(model.name, model.created)
+        return JSONResponse(model_card(model.name, model.created))
 
     @app.get("/healthz")
     @app.get("/readyz")
@@ -194,7 +196,7 @@ class _EventStream(StreamingResponse):
             self._answers.cancel()
 
 
-def _usage(answers: InFlightAnswers) -> dict[str, int]:
+def _usage(answers: InFlightAnswers) -> Usage:
     # The answers to one prompt share its list of ids, which counts once.
     prompts = {id(one.prompt_ids): len(one.prompt_ids) for one in answers.requests}
     prompt = sum(prompts.values())
@@ -230,7 +232,7 @@ async def _events(
     yield "data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> str:
+def _event(content: Body | ErrorBody) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
@@ -246,5 +248,5 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:
-        refused = ApiError(error.status_code, str(error.detail), headers=error.headers)
-        return error_response(refused)
+        refusal = ApiError(error.status_code, str(error.detail))
+        return error_response(refusal.with_headers(error.headers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -42,8 +43,9 @@ class ReplicaOptions(Options):
 class ModelServer:
     """One replica: the models in memory, and the HTTP application over them."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = ReplicaOptions(**options)
+    def __init__(self, options: Mapping[str, object]) -> None:
+        """`options` are the fields of ReplicaOptions."""
+        self._options = ReplicaOptions.model_validate(options)
 
     def __serve_build_asgi_app__(self) -> Any:
         # Only a replica needs torch, not what builds and deploys the application.
@@ -61,12 +63,12 @@ class ModelServer:
             raise RuntimeError("an engine has ended")
 
 
-def build(args: dict[str, Any]) -> ray_serve.Application:
+def build(args: Mapping[str, object]) -> ray_serve.Application:
     """Returns the application. `args` are the fields of ReplicaOptions.
 
     Raises pydantic's ValidationError.
     """
-    options = ReplicaOptions(**args)
+    options = ReplicaOptions.model_validate(args)
     server: Any = ModelServer
     deployment: ray_serve.Application = server.options(
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},

@@ -13,6 +13,9 @@ or of training, so its tree has a root of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
+
+from serve.openai_bodies import ErrorBody
 
 
 class ServeError(Exception):
@@ -41,11 +44,18 @@ class ApiError(ServeError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
-        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, kind, param, code, headers)
-        self.status, self.headers = status, headers
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        super().__init__(status, message, kind, param, code)
+        self.status = status
+        self.headers: Mapping[str, str] | None = None
+        self.body: ErrorBody = {
+            "error": {"message": message, "type": kind, "param": param, "code": code}
+        }
+
+    def with_headers(self, headers: Mapping[str, str] | None) -> Self:
+        """Returns this error, which answers with these headers too."""
+        self.headers = headers
+        return self
 
     def __str__(self) -> str:
         return str(self.body["error"]["message"])

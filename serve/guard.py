@@ -65,8 +65,8 @@ class Guard:
             if not hmac.compare_digest(presented, self._key.encode()):
                 raise ApiError(
                     401, "the key is missing or wrong", "authentication_error",
-                    code="invalid_api_key", headers={"WWW-Authenticate": 'Basic realm="key"'},
-                )  # fmt: skip
+                    code="invalid_api_key",
+                ).with_headers({"WWW-Authenticate": 'Basic realm="key"'})  # fmt: skip
             return
         # Behind a proxy on this machine everyone seems to be here, which most proxies say; and a
         # page of the web could reach this port by a name of its own (DNS rebinding).

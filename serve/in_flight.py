@@ -55,7 +55,8 @@ class InFlightAnswers:
         except QueueFull:
             self.cancel()
             message = "all places are taken; try again in a second"
-            raise ApiError(503, message, "overloaded_error", headers={"Retry-After": "1"}) from None
+            refusal = ApiError(503, message, "overloaded_error")
+            raise refusal.with_headers({"Retry-After": "1"}) from None
 
     async def next(self) -> dict[int, Chunk]:
         """Waits for a chunk and returns all that have come, by the index of their answer.

@@ -6,9 +6,10 @@ A field that is not known here is refused by its name and never ignored.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import ErrorDetails
 
 from serve.sampling import SamplingParams
 
@@ -151,7 +152,7 @@ class GenerateRequest(CommonRequest):
         return ChatRequest(messages=messages, **common)
 
 
-def explain_validation_error(error: dict[str, Any]) -> tuple[str, str | None]:
+def explain_validation_error(error: ErrorDetails) -> tuple[str, str | None]:
     """Returns a message and the name of the parameter for an error of Pydantic."""
     path = ".".join(str(part) for part in error["loc"] if part != "body") or None
     if error["type"] == "extra_forbidden":

@@ -13,6 +13,20 @@ from starlette.responses import JSONResponse
 
 from serve.engine import Chunk
 from serve.errors import ApiError
+from serve.openai_bodies import (
+    Body,
+    BodyWithUsage,
+    ChatLogprobs,
+    Choice,
+    ChosenTokenLogprob,
+    CompletionLogprobs,
+    Content,
+    Delta,
+    Head,
+    ModelCard,
+    TokenLogprob,
+    Usage,
+)
 from serve.sampling import TokenChoice
 
 
@@ -24,11 +38,10 @@ def error_response(error: ApiError) -> JSONResponse:
 class ResponseBuilder(ABC):
     """Makes the bodies of one response. Each endpoint has a subclass for what differs."""
 
-    def __init__(self, head: dict[str, Any], tokenizer: Any) -> None:
-        """Every body begins with `head`."""
+    def __init__(self, head: Head, tokenizer: Any) -> None:
         self._head, self._tokenizer = head, tokenizer
 
-    def whole(self, chunks: list[Chunk], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, chunks: list[Chunk], usage: Usage) -> BodyWithUsage:
         """Returns the response to a request without `stream`. Each choice has a chunk.
 
         Without chunks it is what gives the usage at the end of a stream.
@@ -36,15 +49,15 @@ class ResponseBuilder(ABC):
         choices = [self._choice(index, chunk) for index, chunk in enumerate(chunks)]
         return {**self._head, "choices": choices, "usage": usage}
 
-    def first_chunks(self, choices: int) -> list[dict[str, Any]]:
+    def first_chunks(self, choices: int) -> list[Body]:
         """Returns what a stream begins with."""
         return []
 
-    def chunk(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    def chunk(self, index: int, chunk: Chunk) -> Body:
         """Returns what a stream says of a chunk of the choice with that index."""
         return {**self._head, "choices": [self._choice(index, chunk)]}
 
-    def _choice(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    def _choice(self, index: int, chunk: Chunk) -> Choice:
         has_logprobs = chunk.tokens and chunk.tokens[0].logprob is not None
         return {
             "index": index,
@@ -54,10 +67,12 @@ class ResponseBuilder(ABC):
         }
 
     @abstractmethod
-    def _content(self, chunk: Chunk) -> dict[str, Any]: ...
+    def _content(self, chunk: Chunk) -> Content: ...
 
     @abstractmethod
-    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any]: ...
+    def _logprobs(
+        self, index: int, tokens: list[TokenChoice]
+    ) -> ChatLogprobs | CompletionLogprobs: ...
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -66,22 +81,25 @@ class ChatResponseBuilder(ResponseBuilder):
     def __init__(self, model: str, tokenizer: Any, is_streamed: bool) -> None:
         kind = "chat.completion.chunk" if is_streamed else "chat.completion"
         created = int(time.time())
-        head = {"id": _new_id("chatcmpl"), "created": created, "model": model, "object": kind}
+        head: Head = {"id": _new_id("chatcmpl"), "created": created, "model": model, "object": kind}
         super().__init__(head, tokenizer)
         self._is_streamed = is_streamed
 
-    def first_chunks(self, choices: int) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        choice = {"delta": delta, "logprobs": None, "finish_reason": None}
-        return [{**self._head, "choices": [{"index": i, **choice}]} for i in range(choices)]
+    def first_chunks(self, choices: int) -> list[Body]:
+        delta: Delta = {"role": "assistant", "content": ""}
+        firsts: list[Choice] = [
+            {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            for index in range(choices)
+        ]
+        return [{**self._head, "choices": [first]} for first in firsts]
 
-    def _content(self, chunk: Chunk) -> dict[str, Any]:
+    def _content(self, chunk: Chunk) -> Content:
         if self._is_streamed:
             return {"delta": {"content": chunk.text} if chunk.text else {}}
         return {"message": {"role": "assistant", "content": chunk.text, "refusal": None}}
 
-    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any]:
-        content = [
+    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> ChatLogprobs:
+        content: list[ChosenTokenLogprob] = [
             {
                 **self._token(choice.id, choice.logprob),
                 "top_logprobs": [self._token(*other) for other in choice.alternatives],
@@ -90,7 +108,7 @@ class ChatResponseBuilder(ResponseBuilder):
         ]
         return {"content": content, "refusal": None}
 
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+    def _token(self, token: int, logprob: float | None) -> TokenLogprob:
         text = self._tokenizer.decode([token])
         # A token that is a part of a character has no text to take its bytes from.
         content = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
@@ -101,7 +119,7 @@ class CompletionResponseBuilder(ResponseBuilder):
     """Makes the responses of /v1/completions."""
 
     def __init__(self, model: str, tokenizer: Any) -> None:
-        head = {
+        head: Head = {
             "id": _new_id("cmpl"),
             "object": "text_completion",
             "created": int(time.time()),
@@ -111,10 +129,10 @@ class CompletionResponseBuilder(ResponseBuilder):
         self._lengths: Counter[int] = Counter()
         """How many characters of each choice were sent, for `text_offset`."""
 
-    def _content(self, chunk: Chunk) -> dict[str, Any]:
+    def _content(self, chunk: Chunk) -> Content:
         return {"text": chunk.text}
 
-    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> dict[str, Any]:
+    def _logprobs(self, index: int, tokens: list[TokenChoice]) -> CompletionLogprobs:
         decode = self._tokenizer.decode
         texts = [decode([choice.id]) for choice in tokens]
         *offsets, self._lengths[index] = itertools.accumulate(
@@ -131,7 +149,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         }
 
 
-def model_card(name: str, created: int) -> dict[str, Any]:
+def model_card(name: str, created: int) -> ModelCard:
     return {"id": name, "object": "model", "created": created, "owned_by": "dpo-tune"}
 
 

@@ -16,7 +16,7 @@ from tests.test_imports import MODULES
 
 TREES = {"dpo_train": dpo_train.errors, "tune": tune.errors, "serve": serve.errors}
 ARGUMENTS = {
-    "ApiError": (429, "too many", "overloaded_error", "model", "code", {"Retry-After": "1"}),
+    "ApiError": (429, "too many", "overloaded_error", "model", "code"),
     "BadRow": ("no prompt", "the prompt is null"),
     "Interrupted": (Path("runs/quickstart"), "the disk is full"),
     "TemplateRefusal": ("a model", "roles must alternate"),

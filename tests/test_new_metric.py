@@ -15,7 +15,7 @@ from tune.config.schema import SearchConfig
 from tune.publish import model_card
 from tune.report import page, tables, terminal
 from tune.run_folder.results import Results
-from tune.tracking import payload
+from tune.tracking import wandb_payload as payload
 
 NAME = "eval/worst"
 MEANING = "mean of the lower log-ratio of the two answers"
@@ -41,7 +41,7 @@ def results(catalogue: Metric) -> Results:
     found = simulated(24, objective=catalogue.name)
     found.data = {"pairs": {"eval": 100}, "dropped": {}}
     assert found.winner is not None
-    found.winner.test["worst"] = -1.25
+    found.winner.test.metrics["worst"] = -1.25
     return found
 
 
@@ -63,7 +63,7 @@ def test_it_is_reported_and_stands_in_every_table_of_trials(results: Results) ->
     assert all(NAME in report for trial in results.trials for report in trial.curve)
     assert NAME in results.columns()
     assert NAME in terminal.to_csv(results).splitlines()[0].split(",")
-    assert NAME in payload.table(search(objective=NAME), results)[0]
+    assert NAME in payload.table(search(objective=NAME), results).columns
     assert payload.definition(search(objective=NAME))["metric"]["name"] == NAME
 
 
@@ -74,8 +74,9 @@ def test_it_is_shown_and_explained_of_the_winner(results: Results) -> None:
     assert rows["worst"][-1] == f"{MEANING}, in nats"
     assert f"{MEANING}, in nats" in page.render(results)
     publishing = model_card.Publishing(
-        repo="me/x", base=None, dataset=None, license={}, kind="full", dtype="float32",
-        sweep_url=None,
+        repo="me/x", base=None, dataset=None, license=model_card.License("mit"), kind="full",
+        dtype="float32",
+        pages={},
     )  # fmt: skip
     card = model_card.render(results, publishing)
     assert f"| worst: {MEANING}, in nats | – | -1.250 |" in str(card)

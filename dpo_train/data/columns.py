@@ -9,8 +9,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dpo_train.config import DataColumns
+from dpo_train.data.files import Fields
 from dpo_train.errors import InputError
 
+Parts = Mapping[str, object]
+"""The values of a record by part: prompt, chosen, rejected, system, tools, …"""
 _STEP = re.compile(r"\[(-?\d+)\]|\.?([^.\[\]]+)")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
 _PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user_prompt",
@@ -45,7 +48,7 @@ class Columns:
         paths = self._paths.values()
         return {*paths, *map(_first_name, paths), *_MEDIA}
 
-    def parts(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def parts(self, record: Fields) -> Parts:
         """The value of each part; null where the record has none, or no number."""
         return {part: _value(record, path) for part, path in self._paths.items()}
 
@@ -124,7 +127,7 @@ def _first_name(path: str) -> str:
     return re.split(r"[.\[]", path, maxsplit=1)[0]
 
 
-def _value(record: Mapping[str, Any], path: str) -> Any:
+def _value(record: Fields, path: str) -> Any:
     if path in record:
         return _null_if_nan(record[path])
     value: Any = record

@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,11 +23,15 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
+Fields = Mapping[str, object]
+"""A row as the dataset has it: its values by column, of which nothing is known yet."""
+
+
 class Record(NamedTuple):
     """A row as the dataset has it, or why there is none, and its place for messages."""
 
     place: str
-    content: dict[str, Any] | BadRow
+    content: Fields | BadRow
 
 
 def format_of(path: Path) -> str | None:
@@ -122,7 +126,7 @@ def _after_space(text: str, position: int) -> int:
     return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
-def _object(line: bytes, parser: _Parser) -> dict[str, Any] | BadRow:
+def _object(line: bytes, parser: _Parser) -> Fields | BadRow:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError:
@@ -144,7 +148,7 @@ class _Parser:
         self._twice = ""
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
-    def parse(self, text: str, position: int) -> tuple[dict[str, Any] | BadRow, int]:
+    def parse(self, text: str, position: int) -> tuple[Fields | BadRow, int]:
         """The row at the position, and where it ends. Raises JSONDecodeError."""
         self._twice = ""
         try:
@@ -158,7 +162,7 @@ class _Parser:
             return BadRow("not a mapping", shown), end
         return row, end
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _object(self, pairs: list[tuple[str, object]]) -> Fields:
         content = dict(pairs)
         if len(content) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -205,7 +209,7 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
     return names
 
 
-def _fields(names: list[str], fields: list[str], delimiter: str) -> dict[str, Any] | BadRow:
+def _fields(names: list[str], fields: list[str], delimiter: str) -> Fields | BadRow:
     if len(fields) != len(names):
         return BadRow(
             "another number of fields than columns",

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from dpo_train.config import DataConfig
 from dpo_train.data.bad_rows import BadRows, listed
-from dpo_train.data.columns import Columns
+from dpo_train.data.columns import Columns, Parts
 from dpo_train.data.filters import cut, filtered, without_overlap
 from dpo_train.data.forms.decide import Form, decide, read_row
 from dpo_train.data.row import SPLITS, Row
@@ -71,11 +70,11 @@ class _Reading:
         self._filled: set[str] = set()
         self._found: set[str] = set()
         self._bad = BadRows()
-        self._splits: list[list[tuple[str, dict[str, Any]]]] = []
+        self._splits: list[list[tuple[str, Parts]]] = []
 
     def split(self, name: str) -> None:
         """Reads a split's records."""
-        kept: list[tuple[str, dict[str, Any]]] = []
+        kept: list[tuple[str, Parts]] = []
         for place, content in read_records(self._config, name, self._columns.wanted):
             self.count += 1
             if isinstance(content, BadRow):
@@ -106,7 +105,7 @@ class _Reading:
         dropped.update(self._bad.counts)
         return form, rows
 
-    def _read(self, records: list[tuple[str, dict[str, Any]]], form: Form) -> Iterator[Row]:
+    def _read(self, records: list[tuple[str, Parts]], form: Form) -> Iterator[Row]:
         records.reverse()
         while records:  # each record is let go of as soon as it is read
             place, parts = records.pop()

@@ -5,13 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-Message = dict[str, Any]
-"""role and content; an assistant's may have tool_calls or reasoning_content, a tool's a name."""
+from pydantic import JsonValue
+
 SPLITS = ("train", "eval", "test")
 SYSTEM_ROLES = ("system", "developer")
-_PARTS = ("prompt", "chosen", "rejected")
+
+
+class Message(TypedDict):
+    """A message as chat templates take it; only one with tool calls may lack the content."""
+
+    role: str
+    content: NotRequired[str]
+    name: NotRequired[JsonValue]
+    tool_calls: NotRequired[list[JsonValue]]
+    tool_call_id: NotRequired[JsonValue]
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+    thinking: NotRequired[str]
+
+
+class RowRecord(TypedDict):
+    """A row as its line of rows.jsonl has it."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    tools: NotRequired[list[Any]]
+    chat_template_kwargs: NotRequired[dict[str, JsonValue]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +45,7 @@ class Row:
     rejected: list[Message]
     tools: list[Any] | None = None
     """JSON schemas of the tools that the chat template describes to the model."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: dict[str, JsonValue] = field(default_factory=dict)
     """Further variables of the chat template, for example `enable_thinking`."""
     place: str = field(default="", compare=False)
     """File and line, or dataset and row; for messages about this row."""
@@ -34,9 +56,13 @@ class Row:
         turns = [message for message in self.prompt if message["role"] not in SYSTEM_ROLES]
         return json.dumps(turns, ensure_ascii=False)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> RowRecord:
         """What `from_json` reads; the place is not part of it."""
-        content: dict[str, Any] = {name: getattr(self, name) for name in _PARTS}
+        content: RowRecord = {
+            "prompt": self.prompt,
+            "chosen": self.chosen,
+            "rejected": self.rejected,
+        }
         if self.tools:
             content["tools"] = self.tools
         if self.chat_template_kwargs:
@@ -44,7 +70,7 @@ class Row:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], place: str = "") -> Row:
+    def from_json(cls, content: RowRecord, place: str = "") -> Row:
         return cls(**content, place=place)
 
 

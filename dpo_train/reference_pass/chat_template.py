@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dpo_train.data import Message, Row
 from dpo_train.errors import InputError, TemplateRefusal, one_line
@@ -224,10 +224,11 @@ def _bare(row: Row, *fields: str) -> Row:
     """The row without these fields; a message without any content gets an empty one."""
 
     def bare(messages: list[Message]) -> list[Message]:
-        return [
-            {"content": "", **{name: each for name, each in message.items() if name not in fields}}
+        kept = (
+            {name: each for name, each in message.items() if name not in fields}
             for message in messages
-        ]
+        )
+        return [cast(Message, {"content": "", **each}) for each in kept]
 
     return replace(
         row, prompt=bare(row.prompt), chosen=bare(row.chosen), rejected=bare(row.rejected)

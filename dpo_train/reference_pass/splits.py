@@ -18,6 +18,7 @@ import numpy as np
 from dpo_train.data import SPLITS
 from dpo_train.data.bad_rows import listed
 from dpo_train.errors import InputError
+from dpo_train.reference_pass.manifest import BaseNumbers, Manifest
 from dpo_train.reference_pass.plan import FORMAT
 from dpo_train.reference_pass.rows import read_rows
 from dpo_train.reference_pass.shards import ScoredShard
@@ -47,7 +48,7 @@ def write_splits(
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     sums: dict[str, str] = {}
-    base: dict[str, Any] = {}
+    base: dict[str, BaseNumbers] = {}
     first = 0  # the rows of a split follow one another
     for name in SPLITS:
         places = range(first, first + len(texts[name].prompt_key))
@@ -59,15 +60,15 @@ def write_splits(
         sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
         if name != "train":
             base[name] = _base_numbers(table.to_pydict())
-    manifest = {
-        "format": FORMAT,
-        "pairs": {name: len(texts[name].prompt_key) for name in SPLITS},
-        "dropped": summary.dropped,
-        "pad_token_id": tokens.pad_token_id,
-        "base": base,
-        "sha256": sums,
-    }
-    write_here(working / "manifest.json", json.dumps(manifest, indent=1))
+    manifest = Manifest(
+        format=FORMAT,
+        pairs={name: len(texts[name].prompt_key) for name in SPLITS},
+        dropped=summary.dropped,
+        pad_token_id=tokens.pad_token_id,
+        base=base,
+        sha256=sums,
+    )
+    write_here(working / "manifest.json", manifest.as_text())
     (working / "manifest.json").replace(folder / "manifest.json")
     shutil.rmtree(working)
 
@@ -132,11 +133,8 @@ def _refuse_nothing_left(texts: dict[str, _Texts], dropped: dict[str, int]) -> N
             )
 
 
-def _base_numbers(columns: dict[str, list[Any]]) -> dict[str, Any]:
+def _base_numbers(columns: dict[str, list[Any]]) -> BaseNumbers:
     chosen, rejected = (np.array(columns[name]) for name in _LOGPS)
     won = metrics.ranking(logps.pair_logps(columns, chosen, rejected))
-    return {
-        "ranking": float(won.mean()),
-        "interval": share_interval(won, columns["prompt_key"]),
-        "pairs": len(won),
-    }
+    low, high = share_interval(won, columns["prompt_key"])
+    return BaseNumbers(ranking=float(won.mean()), interval=(low, high), pairs=len(won))

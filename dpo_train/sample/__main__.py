@@ -13,6 +13,7 @@ import torch
 from dpo_train.sample import MODEL, PAIRS
 from dpo_train.sample.pairs import build_pairs, build_questions, write_pairs
 from dpo_train.sample.pretrain import (
+    Recipe,
     build_model,
     build_tokenizer,
     measure_ranking,
@@ -32,15 +33,9 @@ def main() -> None:
     tokenizer = build_tokenizer(rows)
     model = build_model(tokenizer, SEED)
     # The same seed asks the same questions as the rows do; the answers are drawn anew.
-    losses = pretrain(
-        model,
-        tokenizer,
-        build_questions(random.Random(SEED)),
-        epochs=24,
-        batch_size=32,
-        learning_rate=5e-3,
-        seed=SEED,
-    )
+    questions = build_questions(random.Random(SEED))
+    recipe = Recipe(epochs=24, batch_size=32, learning_rate=5e-3, seed=SEED)
+    losses = pretrain(model, tokenizer, questions, recipe)
     model.save_pretrained(MODEL)
     tokenizer.save_pretrained(MODEL)
 

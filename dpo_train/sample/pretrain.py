@@ -7,6 +7,7 @@ neither: what DPO changes afterwards is DPO's doing.
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -84,26 +85,31 @@ def build_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     return model
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How the model learns the answers."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    """The highest of its schedule."""
+    seed: int
+    """Of the answers that are drawn, and of their order."""
+
+
 def pretrain(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
-    questions: list[Question],
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, questions: list[Question], recipe: Recipe
 ) -> list[float]:
     """Train in place on the answers' tokens; return each epoch's mean loss in nats per token."""
-    rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    steps = epochs * -(-2 * len(questions) // batch_size)
+    rng = random.Random(recipe.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    steps = recipe.epochs * -(-2 * len(questions) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.1
+        optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1
     )
     model.train()
     means = []
-    for _ in range(epochs):
+    for _ in range(recipe.epochs):
         examples = [
             encode(tokenizer, row, side)
             for row in draw_conversations(questions, rng)
@@ -111,7 +117,7 @@ def pretrain(
         ]
         rng.shuffle(examples)
         losses = []
-        for batch in _batches(examples, batch_size, rng):
+        for batch in _batches(examples, recipe.batch_size, rng):
             loss = -_answer_logps(model, tokenizer, batch, reduction="token").mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -17,11 +17,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from dpo_train.errors import StoreError
 from dpo_train.storage import object_store
+from dpo_train.storage.object_store import StoredFile
 
 CHECKSUMS = ".seal.json"
 """The file of a folder that is written, and brought, last."""
@@ -169,7 +170,7 @@ def bring_files(folder: Path) -> None:
         if path.is_file() and path.name not in files:
             path.unlink(missing_ok=True)
 
-    def bring(item: tuple[str, Any]) -> None:
+    def bring(item: tuple[str, StoredFile]) -> None:
         path, info = folder / item[0], item[1]
         with contextlib.suppress(FileNotFoundError):
             stat = path.stat()
@@ -279,7 +280,7 @@ def _remove_here(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_here(folder: Path, files: dict[str, Any], seal: str) -> bool:
+def _is_here(folder: Path, files: dict[str, StoredFile], seal: str) -> bool:
     try:
         if (folder / CHECKSUMS).read_text(encoding="utf-8") != seal:
             return False

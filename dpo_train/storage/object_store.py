@@ -9,6 +9,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,23 @@ def exists(url: str) -> bool:
         return bool(system.get_file_info(path).is_file)
 
 
-def listed(url: str, recursive: bool = True) -> dict[str, Any]:
-    """The files below a folder by relative path, as pyarrow tells of them: `size` in bytes,
-    `mtime_ns`. Raises StoreError."""
+@dataclass(frozen=True)
+class StoredFile:
+    """What a store says of a file."""
+
+    size: int
+    """In bytes."""
+    mtime_ns: int
+
+
+def listed(url: str, recursive: bool = True) -> dict[str, StoredFile]:
+    """The files below a folder by relative path. Raises StoreError."""
     from pyarrow import fs  # slow to import
 
     with _asking(url) as (system, path):
         selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
         found = [info for info in system.get_file_info(selector) if info.is_file]
-    return {info.path[len(path) + 1 :]: info for info in found}
+    return {info.path[len(path) + 1 :]: StoredFile(info.size, info.mtime_ns) for info in found}
 
 
 def remove(url: str, first: str) -> None:

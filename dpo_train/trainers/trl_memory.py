@@ -29,11 +29,11 @@ def pairs_that_fit(
     config: TrainConfig,
     rows: dict[str, list[Any]],
     data: reference.PreparedData,
-    device: str,
     memory: MemoryBounds,
 ) -> int:
     """The most pairs of one pass, those of all processes of a group together: as many of the
     longest ones as fit into memory, by what a first pass over one pair keeps for its backward."""
+    device = trainer.accelerator.device.type
     lengths = row_lengths(rows)
     at_once = config.optim.pairs_at_once
     longest = 2 * max(lengths)  # tokens of a pair: two rows, padded

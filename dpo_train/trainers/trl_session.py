@@ -147,7 +147,7 @@ class TrlSession:
         at_once = config.optim.pairs_at_once
         if not group.sharded:
             try:
-                at_once = pairs_that_fit(self._trainer, config, rows, self._data, device, memory)
+                at_once = pairs_that_fit(self._trainer, config, rows, self._data, memory)
             except BaseException:
                 self._close_trainer()  # the base must not keep half an adapter
                 raise

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TypedDict
 
 _PACKAGES = ("dpo-tune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "ray",
              "optuna", "huggingface_hub", "wandb")  # fmt: skip
 _ACCELERATOR = "accelerator_type:"
 
 
-def describe(resources: dict[str, float]) -> dict[str, Any]:
-    """`python`, `versions`, and `hardware`: what `ray.cluster_resources` counts, kinds of GPU too.
+class Hardware(TypedDict):
+    """What `ray.cluster_resources` counts."""
+
+    CPU: float
+    GPU: float
+    kinds: list[str]
+    """Of GPUs."""
+
+
+class Environment(TypedDict):
+    """As results.json has it."""
+
+    python: str
+    versions: dict[str, str]
+    """By package."""
+    hardware: Hardware
+
+
+def describe(resources: dict[str, float]) -> Environment:
+    """What this machine or cluster is.
 
     The versions are those of this process, which a search's workers share.
     """

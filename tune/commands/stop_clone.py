@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
+from dpo_train.config_base import Overrides
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
@@ -29,7 +29,7 @@ def stop(run_folder: str | Path, trial: str) -> None:
     _ask(folder, Request(kind="stop", trial=trial))
 
 
-def clone(run_folder: str | Path, trial: str, changes: dict[str, Any]) -> Point:
+def clone(run_folder: str | Path, trial: str, changes: Overrides) -> Point:
     """Asks a search to try a trial's point soon, with changes; returns the point.
 
     Axes that the changes call to life are drawn. Raises InputError.
@@ -39,7 +39,7 @@ def clone(run_folder: str | Path, trial: str, changes: dict[str, Any]) -> Point:
         place = mirror.shown(folder)
         raise InputError(f"{place} has ended; let it grow: dpo-tune resume {place} --trials +8")
     config, records = open_run(folder)
-    point = {**records.find(trial).config, **changes}
+    point: Point = {**records.find(trial).config, **changes}
     for path, axis in config.space.items():
         if path in point and path not in changes and not is_active(axis, point):
             del point[path]  # the changes leave it without a meaning

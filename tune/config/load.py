@@ -6,17 +6,15 @@ Reaches no run folder, no object store and no Ray.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dpo_train.config_base import parse, read_yaml
+from dpo_train.config_base import Overrides, YamlTree, parse, read_yaml
 from dpo_train.errors import InputError
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 
 
-def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchConfig:
+def load_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
     """Reads a search's YAML and checks all that the file alone can tell. Raises InputError.
 
     `points: {from: …}` stays as it is; `tune.search.warm_start` finds those points.
@@ -28,7 +26,7 @@ def load_search(path: Path, overrides: Mapping[str, Any] | None = None) -> Searc
     return check(parse(SearchConfig, content, overrides or {}, str(path)))
 
 
-def _drop_removed(content: dict[str, Any], path: Path) -> None:
+def _drop_removed(content: YamlTree, path: Path) -> None:
     """Takes out what earlier versions wrote into every run folder and this one does not have.
     Raises InputError where it asked for what can't be had any more."""
     confirm = content.get("confirm")

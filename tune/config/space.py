@@ -42,7 +42,7 @@ class Axis(Part):
     """[low, high], whole numbers, both ends included."""
     choice: list[Any] | None = Field(None, min_length=1)
     """A list of values."""
-    when: dict[str, Any] = {}
+    when: dict[str, object] = {}
     """Other axes and the value, the list of values, or `not null`, that they must have."""
 
     @property

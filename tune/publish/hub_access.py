@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import NotRequired, TypedDict, TypeVar, cast
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -33,6 +33,36 @@ _MEANINGS = {
 }
 
 
+class _Named(TypedDict):
+    name: str
+
+
+class _Scope(TypedDict, total=False):
+    entity: _Named
+    permissions: list[str]
+
+
+# A part of the Hub's answer is named with `global`, which no class of Python can have.
+_Rights = TypedDict("_Rights", {"global": list[str], "scoped": list[_Scope]}, total=False)
+
+
+class _Token(TypedDict, total=False):
+    role: str
+    displayName: str
+    fineGrained: _Rights
+
+
+class _Auth(TypedDict, total=False):
+    accessToken: _Token
+
+
+class _Account(_Named):
+    """What of the Hub's `whoami` is read here."""
+
+    orgs: NotRequired[list[_Named]]
+    auth: NotRequired[_Auth]
+
+
 def check(hub: HubConfig) -> str:
     """Asks whether the winner may be pushed, and what is there; one line.
 
@@ -51,7 +81,7 @@ def check(hub: HubConfig) -> str:
         raise InputError(f"hub.repo: not logged in; type `hf auth login`, {elsewhere}")
     api = HfApi()
     try:
-        who = patiently(api.whoami)
+        who = cast(_Account, patiently(api.whoami))
         _refuse_other_owner(repo, who)
         if not patiently(lambda: api.repo_exists(repo)):
             return f"{repo}: {who['name']} may write, to be made {_visibility(hub.private)}"
@@ -66,7 +96,7 @@ def check(hub: HubConfig) -> str:
     return f"{repo}: {who['name']} may write, is {_visibility(is_private)}"
 
 
-def _refuse_other_owner(repo: str, who: dict[str, Any]) -> None:
+def _refuse_other_owner(repo: str, who: _Account) -> None:
     owner = repo.partition("/")[0]
     owners = [who["name"], *(org["name"] for org in who.get("orgs", []))]
     if owner not in owners:
@@ -86,7 +116,7 @@ def _refuse_other_owner(repo: str, who: dict[str, Any]) -> None:
         )
 
 
-def _may_write(token: dict[str, Any], owner: str, repo: str) -> bool:
+def _may_write(token: _Token, owner: str, repo: str) -> bool:
     rights = token.get("fineGrained", {})
     granted = list(rights.get("global", []))
     for scope in rights.get("scoped", []):

@@ -24,6 +24,16 @@ _MOST_TRIALS = 20
 
 
 @dataclass(frozen=True)
+class License:
+    """A licence by the names that a card of the Hub has for its parts."""
+
+    license: str
+    license_name: str | None = None
+    """Where the Hub has no name for it."""
+    license_link: str | None = None
+
+
+@dataclass(frozen=True)
 class Publishing:
     """What a card says beyond the results."""
 
@@ -32,8 +42,7 @@ class Publishing:
     """The base model's Hub id, if it lies there."""
     dataset: str | None
     """The dataset's Hub id, if it lies there."""
-    license: dict[str, Any]
-    """`license`, and `license_name` and `license_link` where the Hub has no name for it."""
+    license: License
     kind: str
     """`full`, `adapter` or `merged`."""
     dtype: str
@@ -50,7 +59,7 @@ def render(results: Results, publishing: Publishing) -> ModelCard:
     is_adapter = publishing.kind == "adapter"
     relation = "adapter" if is_adapter else "finetune"
     front = ModelCardData(
-        **publishing.license,
+        **vars(publishing.license),
         base_model=publishing.base,
         base_model_relation=relation if publishing.base else None,
         datasets=[publishing.dataset] if publishing.dataset else None,

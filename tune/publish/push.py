@@ -22,7 +22,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from dpo_train import model_source
-from dpo_train.config_base import parse
+from dpo_train.config_base import Overrides, parse
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage import mirror
 from tune.config.load import load_search
@@ -126,7 +126,7 @@ class _Push:
         return shlex.join(words)
 
 
-def _opened(run: str | Path, branch: str, tag: str, changes: dict[str, Any]) -> _Push:
+def _opened(run: str | Path, branch: str, tag: str, changes: Overrides) -> _Push:
     results = load_results(run)
     config = load_search(results.folder / "search.yaml")
     given = {name: value for name, value in changes.items() if value is not None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
@@ -20,6 +21,7 @@ from dpo_train.storage import mirror
 from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
 from tune.publish import model_card
+from tune.publish.model_card import License
 from tune.report import page
 from tune.run_folder import redact
 from tune.run_folder.exports import ExportStamp
@@ -82,20 +84,20 @@ def _refuse_adapter_without_base(config: SearchConfig, hub: HubConfig) -> None:
         )
 
 
-def find_license(config: SearchConfig, hub: HubConfig) -> dict[str, str]:
+def find_license(config: SearchConfig, hub: HubConfig) -> License:
     """The card's licence: what `hub.license` says, or what base model and dataset both state.
 
     Raises InputError where that leaves none: a licence is not guessed.
     """
     if hub.license:
-        return {"license": hub.license}
+        return License(hub.license)
     model, data = config.model, config.data
     base = _stated(model.id, "model", model.revision, redact.is_local_model(model))
     dataset = _stated(data.id, "dataset", data.revision, redact.is_local(data.id))
-    if base and _named(base) == _named(dataset):
+    if base and _is_same(base, dataset):
         return base
     told = [
-        f"the {what} {name!r} states {stated.get('license', 'none')}"
+        f"the {what} {name!r} states {stated.license if stated else 'none'}"
         for what, name, stated in (
             ("base model", redact.model(model), base),
             ("dataset", redact.source(data.id), dataset),
@@ -107,15 +109,15 @@ def find_license(config: SearchConfig, hub: HubConfig) -> dict[str, str]:
     )
 
 
-def _named(stated: dict[str, str]) -> tuple[str | None, str | None]:
-    """What makes two licences the same; where its text lies does not."""
-    return stated.get("license"), stated.get("license_name")
+def _is_same(one: License, other: License | None) -> bool:
+    """Whether two licences are the same, wherever their texts lie."""
+    return other is not None and replace(other, license_link=one.license_link) == one
 
 
-def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dict[str, str]:
-    """What the card of a model or dataset says of its licence; empty if nothing of use."""
+def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> License | None:
+    """What the card of a model or dataset says of its licence; None if nothing of use."""
     if source == "sample":
-        return {"license": "apache-2.0"}
+        return License("apache-2.0")
     folder = Path(source).expanduser()
     try:
         if is_local:
@@ -125,10 +127,10 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dic
             text = Path(path).read_text(encoding="utf-8")
         content = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=True)
     except RemoteEntryNotFoundError:
-        return {}
+        return None
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
         if is_local and isinstance(error, FileNotFoundError | NotADirectoryError):
-            return {}
+            return None
         raise InputError(
             f"hub.license: the card of the {kind} {redact.source(source)!r} can't be read "
             f"({hub_errors.explain(error)}); say the licence, like `--license apache-2.0`"
@@ -140,7 +142,8 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> dic
         if isinstance(value, str):
             found[name] = value
     useless = found.get("license") == "other" and "license_name" not in found
-    return {} if useless or found.get("license", "unknown") == "unknown" else found
+    is_unknown = found.get("license", "unknown") == "unknown"
+    return None if useless or is_unknown else License(**found)
 
 
 def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:

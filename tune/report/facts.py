@@ -4,13 +4,14 @@ stopping trials early saved."""
 from __future__ import annotations
 
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.evaluation.test_report import Numbers
+from tune.config.space import Point
 from tune.run_folder.results import Results
 
 
@@ -99,7 +100,7 @@ def saved(results: Results) -> Saved | None:
     return Saved(pairs, seconds) if pairs else None
 
 
-def most_pairs(results: Results, config: dict[str, Any]) -> int | None:
+def most_pairs(results: Results, config: Point) -> int | None:
     """The pairs of a trial that is not stopped; None where results.json does not say."""
     search = results.search
     if search.get("trainer") == "simulated":

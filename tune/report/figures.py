@@ -6,7 +6,7 @@ Knows no HTML and no Ray.
 from __future__ import annotations
 
 import html
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -50,6 +50,8 @@ _STYLE = go.layout.Template(
         "yaxis": _AXIS,
     }
 )
+_Marker = Mapping[str, object]
+"""How a point or a bar looks, as Plotly takes it."""
 _UNMEASURED = "No trial was measured so far."
 
 
@@ -87,7 +89,7 @@ def _complete_history(results: Results, figure: go.Figure, metric: str) -> None:
     if stopped:
         some = [results.trials[number] for number in stopped]
         values = [trial.metrics[metric] for trial in some]
-        _add_points(figure, stopped, values, some, "stopped", "stopped: best until then")
+        figure.add_trace(_points(stopped, values, some, "stopped", "stopped: best until then"))
 
 
 def _curves(results: Results, metrics: list[str]) -> Drawn:
@@ -121,7 +123,7 @@ def _curves_of(results: Results, metric: str) -> go.Figure:
         )
         ends = [trial.metrics if look == "winner" else trial.curve[-1] for trial in trials]
         at = [report["pairs_seen"] for report in ends]
-        _add_points(figure, at, [report[metric] for report in ends], trials, look, look)
+        figure.add_trace(_points(at, [report[metric] for report in ends], trials, look, look))
     for rung in _rungs(results):
         figure.add_vline(
             rung,
@@ -171,7 +173,8 @@ def _pareto(results: Results) -> Drawn:
     )
     for look, trials in looks.items():
         at = [trial.metrics[x] for trial in trials]
-        _add_points(figure, at, [trial.metrics[y] for trial in trials], trials, look, look)
+        values = [trial.metrics[y] for trial in trials]
+        figure.add_trace(_points(at, values, trials, look, look))
     if base in points:
         marker = _marker("base")
         figure.add_scatter(x=[base[x]], y=[base[y]], mode="markers", name="base", marker=marker)
@@ -214,7 +217,7 @@ def _cost(results: Results) -> Drawn:
     return [figure]
 
 
-def _add_bar(figure: go.Figure, name: str, row: str, length: float, marker: dict[str, Any]) -> None:
+def _add_bar(figure: go.Figure, name: str, row: str, length: float, marker: _Marker) -> None:
     hover = f"{name}: %{{x:.3g}}<extra></extra>"
     figure.add_bar(
         x=[length], y=[row], name=name, orientation="h", marker=marker, hovertemplate=hover
@@ -234,10 +237,10 @@ def _by_look(results: Results) -> dict[str, list[TrialRecord]]:
     return looks
 
 
-def _add_points(
-    figure: go.Figure, x: list[Any], y: list[Any], trials: list[TrialRecord], look: str, name: str
-) -> None:
-    figure.add_scatter(
+def _points(
+    x: Sequence[float], y: list[float], trials: list[TrialRecord], look: str, name: str
+) -> go.Scatter:
+    return go.Scatter(
         x=x,
         y=y,
         text=[_hover(trial) for trial in trials],
@@ -248,7 +251,7 @@ def _add_points(
     )
 
 
-def _marker(look: str) -> dict[str, Any]:
+def _marker(look: str) -> _Marker:
     colour, symbol = _LOOKS[look]
     return {"color": colour, "symbol": symbol, "size": 14 if look == "winner" else 7}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from dpo_train.evaluation.test_report import Numbers
 from dpo_train.scoring import metrics
+from tune.config.space import Point
 from tune.report.facts import Saved
 from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
@@ -18,7 +18,7 @@ Table = tuple[list[str], Rows]
 """Its head and its rows."""
 
 
-def point(config: dict[str, Any]) -> Rows:
+def point(config: Point) -> Rows:
     """A trial's values as YAML has them, a float by four digits."""
     return [
         [path, f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')]

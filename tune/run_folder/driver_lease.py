@@ -15,8 +15,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
@@ -29,6 +29,41 @@ BEAT = ".driver.json"
 """On a run's URL: who drives it, as often as that is said."""
 _BRINGING = ".bringing"
 """The lock of who makes the files here those of the URL; a driver holds it as long as it works."""
+
+
+@dataclass(frozen=True)
+class _Heartbeat:
+    """What a driver says of itself, in the file BEAT."""
+
+    id: str
+    where: tuple[str, ...]
+    """Of the process id `pid`: see `_where`."""
+    pid: int
+    beat: int = 0
+
+    @classmethod
+    def mine(cls) -> _Heartbeat:
+        return cls(secrets.token_hex(8), _where(), os.getpid())
+
+    @classmethod
+    def read(cls, file: Path) -> _Heartbeat | None:
+        """None if there is none."""
+        try:
+            content = json.loads(mirror.read_text(file))
+        except FileNotFoundError:
+            return None
+        return cls(content["id"], tuple(content["where"]), content["pid"], content["beat"])
+
+    def put(self, file: Path) -> None:
+        mirror.put(file, json.dumps(asdict(self)))
+
+    @property
+    def is_dead_here(self) -> bool:
+        """Whether it is known of a process of this machine that it has ended."""
+        return self.where == _where() and not Path(f"/proc/{self.pid}").exists()
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.where[0]}"
 
 
 @contextlib.contextmanager
@@ -81,9 +116,9 @@ def _bring(folder: Path) -> None:
 @contextlib.contextmanager
 def _beating(folder: Path) -> Iterator[None]:
     file = folder / BEAT
-    mine: dict[str, Any] = {"id": secrets.token_hex(8), "where": _where(), "pid": os.getpid()}
+    mine = _Heartbeat.mine()
     _wait_for_another(folder, file)
-    mirror.put(file, json.dumps({**mine, "beat": 0}))
+    mine.put(file)
     is_over = threading.Event()
     beating = threading.Thread(target=_beat, args=[folder, file, mine, is_over], daemon=True)
     beating.start()
@@ -93,23 +128,24 @@ def _beating(folder: Path) -> Iterator[None]:
         is_over.set()
         beating.join()
         with contextlib.suppress(OSError):
-            if (_read(file) or {}).get("id") == mine["id"]:
+            theirs = _Heartbeat.read(file)
+            if theirs is not None and theirs.id == mine.id:
                 if mirror.exists(folder / "run.json"):  # not removed just now
                     mirror.flush()
                 mirror.remove(file)
 
 
-def _beat(folder: Path, file: Path, mine: dict[str, Any], is_over: threading.Event) -> None:
+def _beat(folder: Path, file: Path, mine: _Heartbeat, is_over: threading.Event) -> None:
     beat = 0
     while not is_over.wait(BEAT_SECONDS):
         beat += 1
         with contextlib.suppress(OSError):  # the records tell of it, if it lasts
-            theirs = _read(file)
-            if theirs is not None and theirs["id"] != mine["id"]:
+            theirs = _Heartbeat.read(file)
+            if theirs is not None and theirs.id != mine.id:
                 # Nothing of this process may be mixed into what the other writes.
-                mirror.close(folder, f"{_name(theirs)} drives {mirror.shown(folder)} now")
+                mirror.close(folder, f"{theirs} drives {mirror.shown(folder)} now")
                 return
-            mirror.put(file, json.dumps({**mine, "beat": beat}))
+            replace(mine, beat=beat).put(file)
             mirror.flush()
 
 
@@ -118,42 +154,26 @@ def _wait_for_another(folder: Path, file: Path) -> None:
 
     By whether its heartbeat changes: clocks of two machines are not compared.
     """
-    if (first := _read(file)) is None or _is_dead_here(first):
+    if (first := _Heartbeat.read(file)) is None or first.is_dead_here:
         return
     print(
-        f"{mirror.shown(folder)} was driven by {_name(first)}; looking for at most "
+        f"{mirror.shown(folder)} was driven by {first}; looking for at most "
         f"{DEAD_SECONDS:.0f} s whether that lives",
         flush=True,
     )
     deadline = time.monotonic() + DEAD_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(1.0, BEAT_SECONDS))
-        if (now := _read(file)) is None:
+        if (now := _Heartbeat.read(file)) is None:
             return
         if now != first:
-            raise InputError(_held(folder, _name(now)))
+            raise InputError(_held(folder, str(now)))
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(mirror.read_text(file))
-    except FileNotFoundError:
-        return None
-    return content
-
-
-def _is_dead_here(theirs: dict[str, Any]) -> bool:
-    return theirs["where"] == _where() and not Path(f"/proc/{theirs['pid']}").exists()
-
-
-def _where() -> list[str]:
+def _where() -> tuple[str, ...]:
     """Where a process id means this process: the host, since its start, and its container."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return [socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")]
-
-
-def _name(theirs: dict[str, Any]) -> str:
-    return f"process {theirs['pid']} on {theirs['where'][0]}"
+    return socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")
 
 
 def _held(folder: Path, who: str) -> str:

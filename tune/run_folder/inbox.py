@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError, field_validator
 
 from dpo_train.errors import StoreError
 from dpo_train.storage import mirror
+from tune.config.space import Point
 from tune.run_folder.records import Document
 
 FILE = "request.json"
@@ -25,7 +26,7 @@ class Request(Document):
     kind: Literal["stop", "clone"]
     trial: str
     """Whom to stop, or what to clone."""
-    point: dict[str, Any] = {}
+    point: Point = {}
     """Of the clone."""
     warm: bool = False
     """Whether an earlier version asked for a clone that starts from exported weights."""

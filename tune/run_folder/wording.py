@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from tune.config.space import Point
 
 
-def describe(point: dict[str, Any]) -> str:
+def describe(point: Point) -> str:
     """A point on one line, by the last part of each path."""
     parts = []
     for path, value in point.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from ruamel.yaml import YAML
 
+from dpo_train.config_base import YamlTree
 from dpo_train.storage.files import write_atomically
 from tune.config.schema import SearchConfig
 
@@ -17,17 +18,17 @@ def write_yaml(folder: Path, config: SearchConfig) -> None:
     dump_yaml(folder / "search.yaml", config.model_dump(mode="json", by_alias=True))
 
 
-def dump_yaml(path: Path, content: dict[str, Any]) -> None:
+def dump_yaml(path: Path, content: YamlTree) -> None:
     stream = io.StringIO()
     YAML(typ="rt", pure=True).dump(content, stream)
     write_atomically(path, stream.getvalue())
 
 
-def flat(tree: object, prefix: str = "") -> dict[str, Any]:
+def flat(tree: JsonValue, prefix: str = "") -> dict[str, JsonValue]:
     """The leaves of a nested mapping by their dotted paths."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, JsonValue] = {}
     for key, value in tree.items():
         leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves

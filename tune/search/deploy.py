@@ -12,10 +12,10 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
+from dpo_train.config_base import YamlTree
 from dpo_train.errors import DpoError, InputError, one_line
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
@@ -82,7 +82,7 @@ class _Failed(DpoError):
     """Of Ray's command; one line."""
 
 
-def _content(folder: Path, config: SearchConfig) -> dict[str, Any]:
+def _content(folder: Path, config: SearchConfig) -> YamlTree:
     asked, winner = config.serve, (folder / "winner").absolute()
     return {
         "proxy_location": "EveryNode",

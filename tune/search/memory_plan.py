@@ -19,7 +19,7 @@ from dpo_train.footprint import Footprint
 from dpo_train.reference_pass.rows import read_rows
 from dpo_train.row_lengths import RowLengths, row_lengths
 from tune.config.schema import SearchConfig
-from tune.search.preflight import model_json
+from tune.search.preflight import stated_shape
 from tune.workers.memory_share import search_bytes
 
 _RAY_BYTES = 650_000_000
@@ -259,11 +259,9 @@ def _corners(config: SearchConfig, path: str) -> list[int]:
 
 def _crude_bound(config: SearchConfig) -> int:
     """More than the passes and weights of all processes take, told without torch."""
-    shape = model_json(config.model)
-    shape = shape.get("text_config") or shape
-    width, layers = int(shape.get("hidden_size", 8192)), int(shape.get("num_hidden_layers", 100))
-    words = int(shape.get("vocab_size", 300_000))
-    weights = 4 * (20 * layers * width**2 + 2 * words * width)
+    shape = stated_shape(config.model)
+    width, layers = shape.width, shape.layers
+    weights = 4 * (20 * layers * width**2 + 2 * shape.words * width)
     at_once = _most_at_once(config)
     processes = min(_cpus(), at_once) if config.trainer == "packed" else at_once
     return processes * (6 * weights + 60 * width * layers * 4 * footprint.MOST_TOKENS["cpu"])

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dpo_train import model_source
 from dpo_train.config import ModelConfig
@@ -85,8 +85,20 @@ def disk_bytes(config: SearchConfig, reports: int = 3) -> int:
     return kept + 2 * running * 3 * exported + converted
 
 
-def model_json(config: ModelConfig) -> dict[str, Any]:
-    """The content of the model's config.json; of a resolved config it is on this machine."""
+@dataclass(frozen=True)
+class StatedShape:
+    """What a model's config.json says. What it leaves out is taken to be large."""
+
+    dtype: str = "float32"
+    """Of the saved weights."""
+    width: int = 8192
+    layers: int = 100
+    words: int = 300_000
+    """Of the vocabulary."""
+
+
+def stated_shape(config: ModelConfig) -> StatedShape:
+    """What the model's config.json says; of a resolved config it is on this machine."""
     folder = model_source.local_folder(config)
     if folder is None:
         from huggingface_hub import hf_hub_download  # slow to import
@@ -94,12 +106,16 @@ def model_json(config: ModelConfig) -> dict[str, Any]:
         path = Path(hf_hub_download(config.id, "config.json", revision=config.revision))
     else:
         path = folder / "config.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    content = json.loads(path.read_text(encoding="utf-8"))
+    text, usual = content.get("text_config") or content, StatedShape()
+    return StatedShape(
+        dtype=content.get("dtype") or content.get("torch_dtype") or usual.dtype,
+        width=int(text.get("hidden_size") or usual.width),
+        layers=int(text.get("num_hidden_layers") or usual.layers),
+        words=int(text.get("vocab_size") or usual.words),
+    )
 
 
 def _is_converted(config: ModelConfig) -> bool:
     """Whether float32 is wanted of weights that were saved in another dtype."""
-    content = model_json(config)
-    saved = content.get("dtype") or content.get("torch_dtype") or "float32"
-    return config.dtype == "float32" and saved != "float32"
+    return config.dtype == "float32" and stated_shape(config).dtype != "float32"

@@ -21,7 +21,7 @@ from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated
 from tune.run_folder import exports
-from tune.run_folder.placements import Placements
+from tune.run_folder.placements import Place, Placements
 from tune.run_folder.records import ENDED, Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
@@ -168,7 +168,7 @@ class SearchScheduler(FIFOScheduler):
         step = outcome_of(result).step
         assert step is not None
         report = step.report
-        place = {"node": result["node_ip"], "gpus": step.gpus, "pid": result["pid"]}
+        place = Place(result["node_ip"], step.gpus, result["pid"])
         self._places.note(trial_id, place, step.began)
         self._tokens[trial_id] = step.tokens_at_once
         is_new = self._records.report(trial_id, step)

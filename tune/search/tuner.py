@@ -8,7 +8,6 @@ import logging
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import ray
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
@@ -16,7 +15,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from dpo_train.errors import DpoError, InputError, one_line
 from dpo_train.storage import mirror
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
-from tune.cluster.environment import describe
+from tune.cluster.environment import Environment, describe
 from tune.config.schema import SearchConfig
 from tune.errors import Interrupted, SearchAborted
 from tune.run_folder.assemble import SearchEnd
@@ -46,7 +45,7 @@ class SearchOutcome:
 
     end: SearchEnd
     is_budget_spent: bool
-    environment: dict[str, Any]
+    environment: Environment
 
 
 def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> SearchOutcome:

@@ -107,7 +107,7 @@ def run_config(config: SearchConfig, record: TrialRecord) -> Values:
     settings = flat(config.model_dump(mode="json") | trial.model_dump(mode="json"))
     settings |= {path: to_optuna(value) for path, value in record.config.items()}
     return {
-        path: redact.source(value) if path in _MAY_BE_PATHS else value
+        path: redact.source(str(value)) if path in _MAY_BE_PATHS else value
         for path, value in settings.items()
         if path.split(".")[0] not in _NOT_SETTINGS
     }

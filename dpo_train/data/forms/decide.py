@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
+from dpo_train.data.columns import Parts
 from dpo_train.data.forms.checks import check_row
 from dpo_train.data.forms.conversations import cut_conversations, is_whole
 from dpo_train.data.forms.messages import is_messages, message_at, read_messages
@@ -21,8 +24,6 @@ from dpo_train.data.forms.transcripts import is_transcript, read_transcript
 from dpo_train.data.row import SYSTEM_ROLES, Message, Row, text_of
 from dpo_train.errors import BadRow, InputError
 
-Parts = Mapping[str, Any]
-"""The values of a record by part: prompt, chosen, rejected, system, tools, …"""
 _SIDES = ("chosen", "rejected")
 TEXTS, TRANSCRIPTS = "texts", "transcripts"
 MESSAGES, SHAREGPT = "messages", "ShareGPT's messages"
@@ -242,7 +243,7 @@ def _read_tools(value: Any) -> list[Any] | None:
     return tools
 
 
-def _read_variables(value: Any) -> dict[str, Any]:
+def _read_variables(value: Any) -> dict[str, JsonValue]:
     variables = _json_or_bad(value, "chat_template_kwargs")
     if not variables:
         return {}

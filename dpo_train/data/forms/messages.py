@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from dpo_train.data.row import Message
 from dpo_train.errors import BadRow
@@ -16,7 +16,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MEDIA = ("image", "image_url", "audio", "video", "input_audio")
 
 
-def message_at(value: Any, place: int) -> dict[str, Any]:
+def message_at(value: Any, place: int) -> Mapping[str, object]:
     """The first (0) or last (-1) message of a list, or the one message; empty for other values."""
     message = value[place] if isinstance(value, list) and value else value
     return message if isinstance(message, dict) else {}
@@ -62,7 +62,7 @@ def _message(message: Any, part: str) -> Message:
         raise BadRow("a message without content", f"{part}: the content of {role!r} is null")
     elif content is not None and not isinstance(content, str):
         raise BadRow("content that is no text", f"{part}: the content {content!r:.60} is no text")
-    return read
+    return cast(Message, read)
 
 
 def _are_calls(calls: Any) -> bool:

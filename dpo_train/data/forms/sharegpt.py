@@ -30,7 +30,7 @@ def read_sharegpt(value: Any, part: str) -> list[Message]:
     return read_messages([_with_role(message, part) for message in messages], part)
 
 
-def _with_role(message: Any, part: str) -> dict[str, Any]:
+def _with_role(message: Any, part: str) -> Message:
     """The message as {role, content}."""
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
         raise BadRow("not a message", f"{part}: {message!r:.60} is not a {{from, value}} message")

@@ -43,7 +43,7 @@ def read_transcript(text: str, part: str) -> list[Message]:
     """
     turns = list(_turns(text))
     ends = [*(turn.start() for turn in turns[1:]), len(text)]
-    messages = [
+    messages: list[Message] = [
         {"role": _ROLES[turn[1]], "content": text[turn.end() : end].strip()}
         for turn, end in zip(turns, ends, strict=True)
     ]

@@ -64,6 +64,7 @@ def _kernels() -> Any:
     except ImportError:
         return None
 
+    # A kernel takes pointers, sizes and strides one by one.
     @triton.jit  # type: ignore[untyped-decorator]
     def score(logits, targets, logps, stride, words, SLOPES: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         row = tl.program_id(0).to(tl.int64)

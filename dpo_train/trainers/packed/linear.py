@@ -64,6 +64,7 @@ class _Adapted(torch.autograd.Function):
     are summed; a stays an input so that the first layer, whose x has no gradient, gets a node.
     """
 
+    # autograd hands the inputs over one by one, behind its own context.
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None, adapters: Adapters

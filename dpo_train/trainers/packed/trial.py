@@ -6,8 +6,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,8 +23,33 @@ from dpo_train.trainers.packed.adapters import Layout
 from dpo_train.trainers.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
-_Interval = tuple[list[float], int, int, float]
-"""What was summed up since the last report: losses of the steps, tokens, pairs, seconds."""
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """What was summed up since the last report."""
+
+    losses: list[float] = field(default_factory=list)
+    """Of the steps."""
+    tokens: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """The content of progress.json in a saved state."""
+
+    step: int
+    pairs_seen: int
+    since_report: _Interval
+
+    @classmethod
+    def read(cls, file: Path) -> _Progress:
+        content = json.loads(file.read_text())
+        # Earlier versions saved at reports only.
+        interval = _Interval(**(content.get("since_report") or {}))
+        return cls(content["step"], content["pairs_seen"], interval)
 
 
 class PackedTrial:
@@ -63,7 +88,7 @@ class PackedTrial:
         self._step_loss = torch.zeros((), device=device)
         self._step_tokens = 0
         self._batches = self._draw_batches()
-        self._carried: _Interval = ([], 0, 0, 0.0)
+        self._carried = _Interval()
         self.resume()
 
     def take(self, most: int) -> list[int]:
@@ -143,7 +168,7 @@ class PackedTrial:
             raise diverged(math.nan, self.step, rate)
         self.is_due = False
         on_gpu = self.weights.device.type == "cuda"
-        self._begin_interval([], 0, 0, 0.0)
+        self._begin_interval(_Interval())
         report = {
             **{f"eval/{name}": value for name, value in metrics.means(values).items()},
             "train/loss": float(losses.mean()),
@@ -161,14 +186,14 @@ class PackedTrial:
 
     def resume(self) -> None:
         """The clock of the next report starts, and its losses; or they go on as they were saved."""
-        self._begin_interval(*self._carried)
-        self._carried = [], 0, 0, 0.0
+        self._begin_interval(self._carried)
+        self._carried = _Interval()
 
-    def _begin_interval(self, losses: list[float], tokens: int, pairs: int, seconds: float) -> None:
-        self._losses: list[Tensor] = [self._step_loss.new_tensor(loss) for loss in losses]
-        self._tokens = tokens
-        self._resumed_at = time.monotonic() - seconds
-        self._resumed_pairs = self.pairs_seen - pairs
+    def _begin_interval(self, begun: _Interval) -> None:
+        self._losses: list[Tensor] = [self._step_loss.new_tensor(loss) for loss in begun.losses]
+        self._tokens = begun.tokens
+        self._resumed_at = time.monotonic() - begun.seconds
+        self._resumed_pairs = self.pairs_seen - begun.pairs
 
     @property
     def is_reference(self) -> bool:
@@ -201,25 +226,22 @@ class PackedTrial:
         }
         folder.mkdir(parents=True, exist_ok=True)
         save_file(vectors, folder / "trial.safetensors")
-        interval = {
-            "losses": [float(loss) for loss in self._losses],
-            "tokens": self._tokens,
-            "pairs": self.pairs_seen - self._resumed_pairs,
-            "seconds": time.monotonic() - self._resumed_at,
-        }
-        progress = {"step": self.step, "pairs_seen": self.pairs_seen, "since_report": interval}
-        (folder / "progress.json").write_text(json.dumps(progress))
+        interval = _Interval(
+            losses=[float(loss) for loss in self._losses],
+            tokens=self._tokens,
+            pairs=self.pairs_seen - self._resumed_pairs,
+            seconds=time.monotonic() - self._resumed_at,
+        )
+        progress = _Progress(self.step, self.pairs_seen, interval)
+        (folder / "progress.json").write_text(json.dumps(asdict(progress)))
 
     def restore(self, folder: Path) -> None:
         for name, vector in load_file(folder / "trial.safetensors").items():
             moved = self.own_layout.carry(vector.to(self.weights.device), self.layout)
             setattr(self, name, moved)
-        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
-        self.step, self.pairs_seen = progress["step"], progress["pairs_seen"]
-        if interval := progress.get("since_report"):  # earlier versions saved at reports only
-            self._carried = tuple(
-                interval[name] for name in ("losses", "tokens", "pairs", "seconds")
-            )
+        progress = _Progress.read(folder / "progress.json")
+        self.step, self.pairs_seen = progress.step, progress.pairs_seen
+        self._carried = progress.since_report
         self.steps.fill_(self.step)
         self._batches = self._draw_batches(*divmod(self.step, self._steps_per_epoch))
 

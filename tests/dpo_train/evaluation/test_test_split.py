@@ -34,13 +34,13 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     assert searched is not None
     base = reference.prepare(small_prepared).base["test"]
     # A model that was hardly trained is the base.
-    assert searched.metrics["ranking"] == base["ranking"]
-    assert searched.interval == base["interval"]
+    assert searched.metrics["ranking"] == base.ranking
+    assert searched.interval == list(base.interval)
     assert searched.over_base["ranking"].difference == 0
     assert searched.answer_tokens == found_on_test.base.answer_tokens
     assert (searched.answer_tokens or 0) > 1
     over = test.over_base["ranking"]
-    assert over.difference == pytest.approx(test.metrics["ranking"] - base["ranking"])
+    assert over.difference == pytest.approx(test.metrics["ranking"] - base.ranking)
     assert over.interval[0] <= over.difference <= over.interval[1]
     assert set(test.over_searched) == {"ranking", "accuracy"}
     # In JSON the metrics stand beside the rest, as `results.json` has them.

@@ -83,6 +83,6 @@ def test_what_is_kept_of_each_pair_gives_the_metrics_that_pairs_are_compared_in(
 
 
 def test_a_simulated_trial_reports_what_the_catalogue_has() -> None:
-    report = SimulatedSession(TrainConfig.model_validate({"trainer": "simulated"})).advance()
-    reported = {name for name in report if name.startswith("eval/")}
+    found = SimulatedSession(TrainConfig.model_validate({"trainer": "simulated"})).advance()
+    reported = {name for name in found.report if name.startswith("eval/")}
     assert reported == {each.name for each in METRICS}

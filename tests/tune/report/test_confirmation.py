@@ -42,7 +42,7 @@ def test_terminal_report_and_card_say_how_much_was_luck() -> None:
                  "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
         assert said in html
     publishing = model_card.Publishing(
-        "me/x", None, None, {"license": "mit"}, "full", "float32", None
+        "me/x", None, None, model_card.License("mit"), "full", "float32", {}
     )
     shown = str(model_card.render(results, publishing))
     assert "0.710, 0.770 (searched: 0.910)" in shown

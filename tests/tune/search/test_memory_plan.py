@@ -12,6 +12,7 @@ from dpo_train.errors import InputError
 from dpo_train.model_source import parameter_count
 from tune.config.schema import SearchConfig
 from tune.search import memory_plan, preflight
+from tune.search.preflight import StatedShape
 
 GIGABYTE = 10**9
 
@@ -131,7 +132,7 @@ def test_of_a_gpu_that_is_elsewhere_only_one_trial_is_told(rows: list[Row]) -> N
 
 def test_converted_weights_need_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     before = preflight.disk_bytes(search())
-    monkeypatch.setattr(preflight, "model_json", lambda _: {"torch_dtype": "bfloat16"})
+    monkeypatch.setattr(preflight, "stated_shape", lambda _: StatedShape(dtype="bfloat16"))
     assert preflight.disk_bytes(search()) == before + 4 * parameter_count(search().model)
 
 

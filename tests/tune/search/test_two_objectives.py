@@ -240,7 +240,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert "eval/nll of the same trials: what is compared at the rungs, together with eval" in html
 
     publishing = model_card.Publishing(
-        "me/x", None, None, {"license": "mit"}, "full", "float32", None
+        "me/x", None, None, model_card.License("mit"), "full", "float32", {}
     )
     results.data = {"pairs": {"train": 9, "eval": 9, "test": 99}, "dropped": {}}
     results.winner.test.metrics.update(nll=0.6, margin=2.0)
