@@ -179,7 +179,7 @@ def _finish(search: Any) -> int:
     print(f"\nthe winner lies in {winner}, all numbers in {numbers}")
     if (page := results.folder / "report.html").exists():
         print(f"the report: {mirror.shown(page)}")
-    if not is_exhausted(*open_run(results.folder)):
+    if not is_exhausted(open_run(results.folder)):
         more = max(8, len(results.trials) // 3)
         print(f"more trials: dpo-tune resume {results.place} --trials +{more}")
     code = _DONE

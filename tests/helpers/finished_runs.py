@@ -48,7 +48,7 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     folder.mkdir(parents=True)
     yaml_file.write_yaml(folder, config)
     create_run(folder, prepared, "cpu")
-    _, records = open_run(folder)
+    records = open_run(folder).records
     records.begin_driver_session()
     for point in POINTS:
         trial_id = records.next_id()

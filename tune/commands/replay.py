@@ -50,7 +50,8 @@ def replay(
     on a GPU sums are not associative. Raises InputError.
     """
     folder = find_run(run_folder)
-    config, records = open_run(folder)
+    run = open_run(folder)
+    config, records = run.config, run.records
     record = records.find(trial)
     if not record.curve:
         raise InputError(f"{trial} has no report to compare with ({record.state})")

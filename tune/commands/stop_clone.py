@@ -23,7 +23,7 @@ from tune.search.resume import is_finished
 def stop(run_folder: str | Path, trial: str) -> None:
     """Asks a search to end a trial at its next step. Raises InputError."""
     folder = find_run(run_folder)
-    _, records = open_run(folder)
+    records = open_run(folder).records
     if (record := records.find(trial)).state in ENDED:
         raise InputError(f"{trial} has ended already ({record.state})")
     _ask(folder, Request(kind="stop", trial=trial))
@@ -35,10 +35,11 @@ def clone(run_folder: str | Path, trial: str, changes: Overrides) -> Point:
     Axes that the changes call to life are drawn. Raises InputError.
     """
     folder = find_run(run_folder)
-    if is_finished(folder):
+    run = open_run(folder)
+    if is_finished(run):
         place = mirror.shown(folder)
         raise InputError(f"{place} has ended; let it grow: dpo-tune resume {place} --trials +8")
-    config, records = open_run(folder)
+    config, records = run.config, run.records
     point: Point = {**records.find(trial).config, **changes}
     for path, axis in config.space.items():
         if path in point and path not in changes and not is_active(axis, point):

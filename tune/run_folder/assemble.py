@@ -104,7 +104,8 @@ def _manifest(records: Records) -> dict[str, Any]:
 def current_results(run_folder: str | Path) -> Results:
     """The results of a run folder as it stands: of a running search, without a winner."""
     folder = find_run(run_folder)
-    config, records = open_run(folder)
+    run = open_run(folder)
+    config, records = run.config, run.records
     if (folder / "results.json").exists() and not records.open_trials():
         results = load_results(folder)
         if len(results.runs) == len(records.trials):

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpo_train.errors import InputError, StoreError
@@ -101,10 +102,27 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def open_run(folder: Path) -> tuple[SearchConfig, Records]:
-    """The resolved configuration of a run folder, and its records."""
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was opened: it is read once and handed on."""
+
+    folder: Path
+    config: SearchConfig
+    """As resolved when the run began, and changed by `resume` since."""
+    records: Records
+
+    def with_config(self, config: SearchConfig) -> Run:
+        """The same run under a configuration that differs in what may change. Bounds change which
+        trial is the best, so records that were judged by others are read again."""
+        if config.goal == self.config.goal:
+            return replace(self, config=config)
+        return Run(self.folder, config, Records(self.folder, config.goal))
+
+
+def open_run(folder: Path) -> Run:
+    """Reads the configuration and every record of a run folder."""
     config = load_search(folder / "search.yaml")
-    return config, Records(folder, config.goal)
+    return Run(folder, config, Records(folder, config.goal))
 
 
 def runs_root() -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from tune.report.page import keep_fresh, write_or_warn
 from tune.run_folder.assemble import assemble
 from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import (
+    Run,
     find_run,
     forget_empty_run,
     is_run,
     open_run,
     refuse_private_folder,
 )
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.records import create_run
 from tune.run_folder.results import Results, load_results, write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search import preflight
@@ -75,8 +77,7 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     if is_run(folder):
         refuse_other_search(folder, config)
         with only_driver(folder):
-            adopt(folder, config)
-            return _continue(folder, signs)
+            return _continue(adopt(open_run(folder), config), signs)
     open_storage(config.storage)
     refuse_other_files(folder)
     config, prepared = plan_prepared_data(config)
@@ -84,56 +85,57 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     with only_driver(folder):
         write_yaml(folder, config)
         create_run(folder, prepared, config.device)
-        return _continue(folder, signs)
+        return _continue(open_run(folder), signs)
 
 
 def resume(run_folder: str | Path, trials: int | None = None) -> Results:
     """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
     folder = find_run(run_folder)
     with only_driver(folder):
+        run = open_run(folder)
         if trials is not None:
-            grow(folder, trials)
-        if not is_finished(folder):
-            preflight.refuse_impossible_end(load_search(folder / "search.yaml"))
+            run = grow(run, trials)
+        if not is_finished(run):
+            preflight.refuse_impossible_end(run.config)
         with SignsOfLife() as signs:
-            return _continue(folder, signs)
+            return _continue(run, signs)
 
 
-def _continue(folder: Path, signs: SignsOfLife) -> Results:
+def _continue(run: Run, signs: SignsOfLife) -> Results:
     """Brings a run folder to its end, from wherever it stands."""
     try:
-        return _to_its_end(folder, signs)
+        return _to_its_end(run, signs)
     except InputError:
         # If nothing was trained, the corrected search may have the same name.
-        forget_empty_run(folder)
+        forget_empty_run(run.folder)
         raise
 
 
-def _to_its_end(folder: Path, signs: SignsOfLife) -> Results:
+def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
+    folder, config, records = run.folder, run.config, run.records
     with disk_failure_as_interruption(folder):
-        config, records = open_run(folder)
-        if is_finished(folder):
+        if is_finished(run):
             return _publish(load_results(folder), config)
         refuse_warm_clones(records)
         find_prepared_data(config, records)
         tokenising = Tokenising(tokens_folder(config, records))
         try:
             config = fit_into_memory(config, records.run.prepared_folder)
+            run = replace(run, config=config)
             reopen_trials(records)
             records.begin_driver_session()
             tracking = TrackingProcess(folder, config)
             try:
-                return _publish(_search(config, records, signs, tokenising), config)
+                return _publish(_search(run, signs, tokenising), config)
             finally:
                 tracking.close()
         finally:
             tokenising.close()
 
 
-def _search(
-    config: SearchConfig, records: Records, signs: SignsOfLife, tokenising: Tokenising
-) -> Results:
+def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
     """Trains trials until no more start and the winner is known; writes results and report."""
+    config, records = run.config, run.records
 
     def as_it_stands() -> Results:
         return assemble(config, records)
@@ -154,7 +156,7 @@ def _search(
     results = results.model_copy(update={"environment": outcome.environment})
     write_results(records.folder, results)
     write_or_warn(records.folder, lambda: results)
-    if not outcome.is_budget_spent and not is_finished(records.folder):
+    if not outcome.is_budget_spent and not is_finished(run):
         where = mirror.shown(records.folder)
         print(f"a clone was asked for at the very end; dpo-tune resume {where} tries it")
     return results.at(records.folder)

@@ -9,13 +9,14 @@ from pathlib import Path
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.checks import check
+from tune.config.load import load_search
 from tune.config.places import RUNS
 from tune.config.schema import OUTPUTS, SearchConfig
 from tune.run_folder import confirmation, exports, trial_state
 from tune.run_folder.driver_lease import BEAT
-from tune.run_folder.folder import open_run
+from tune.run_folder.folder import Run
 from tune.run_folder.inbox import Inbox
-from tune.run_folder.records import ENDED, Records
+from tune.run_folder.records import ENDED, Records, RunInfo
 from tune.run_folder.results import load_results
 from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
@@ -31,10 +32,10 @@ EXHAUSTED = (
 """Why no trial starts any more, and what to type."""
 
 
-def is_finished(folder: Path) -> bool:
+def is_finished(run: Run) -> bool:
     """Whether nothing is left to do in a run folder."""
-    config, records = open_run(folder)
-    proposed_all = records.proposed >= config.total_trials or is_exhausted(config, records)
+    folder, config, records = run.folder, run.config, run.records
+    proposed_all = records.proposed >= config.total_trials or is_exhausted(run)
     complete = proposed_all and not records.open_trials()
     if not complete or not (folder / "results.json").exists() or Inbox(folder).next_clone():
         return False
@@ -48,8 +49,9 @@ def is_finished(folder: Path) -> bool:
     return len(results.runs) == len(records.trials)
 
 
-def is_exhausted(config: SearchConfig, records: Records) -> bool:
+def is_exhausted(run: Run) -> bool:
     """Whether the space has no point left that the search may still try."""
+    config, records = run.config, run.records
     if config.repeat_points or records.proposed < len(config.given_points):
         return False
     return config.untried_point([record.config for record in records.searched]) is None
@@ -57,10 +59,9 @@ def is_exhausted(config: SearchConfig, records: Records) -> bool:
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
-    existing, records = open_run(folder)
-    there = flat(existing.model_dump(mode="json"))
+    there = flat(load_search(folder / "search.yaml").model_dump(mode="json"))
     here = flat(config.model_dump(mode="json"))
-    times = records.run.times
+    times = RunInfo.model_validate_json((folder / "run.json").read_text()).times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
@@ -94,9 +95,9 @@ def refuse_warm_clones(records: Records) -> None:
             )
 
 
-def grow(folder: Path, trials: int) -> None:
+def grow(run: Run, trials: int) -> Run:
     """Lets a search grow to so many trials. Raises InputError if it has more, or can't go on."""
-    config, records = open_run(folder)
+    config, records = run.config, run.records
     if trials < config.total_trials:
         raise InputError(
             f"--trials {trials}: this search has {config.total_trials}; give more, or "
@@ -104,9 +105,10 @@ def grow(folder: Path, trials: int) -> None:
         )
     refuse_warm_clones(records)
     grown = check(config.model_copy(update={"trials": trials}))
-    if is_exhausted(config, records):
+    if is_exhausted(run):
         raise InputError(f"--trials {trials}: {EXHAUSTED}")
-    write_yaml(folder, grown)
+    write_yaml(run.folder, grown)
+    return run.with_config(grown)
 
 
 def reopen_trials(records: Records) -> None:
@@ -121,13 +123,13 @@ def reopen_trials(records: Records) -> None:
         records.reopen(record.id, saved)
 
 
-def adopt(folder: Path, config: SearchConfig) -> None:
+def adopt(run: Run, config: SearchConfig) -> Run:
     """Takes over from the configuration what may differ from driver session to driver session.
 
     Raises InputError, before anything is changed, where the winner would have to be chosen anew
     among trials that this version can't train, or of which no weights keep the new bounds.
     """
-    existing, records = open_run(folder)
+    folder, existing, records = run.folder, run.config, run.records
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
     if any(getattr(existing, name) != changes[name] for name in _CHOOSES):
         refuse_warm_clones(records)
@@ -135,8 +137,11 @@ def adopt(folder: Path, config: SearchConfig) -> None:
         _refuse_bounds_without_weights(records, config)
     if _evaluate(existing) != _evaluate(config):
         confirmation.forget_evaluations(folder)
-    if any(getattr(existing, name) != value for name, value in changes.items()):
-        write_yaml(folder, existing.model_copy(update=changes))
+    if all(getattr(existing, name) == value for name, value in changes.items()):
+        return run
+    changed = existing.model_copy(update=changes)
+    write_yaml(folder, changed)
+    return run.with_config(changed)
 
 
 def _refuse_bounds_without_weights(records: Records, config: SearchConfig) -> None:

@@ -12,6 +12,7 @@ from tests.helpers.simulated_search import wait_until
 from tune.commands.stop_clone import clone, stop
 from tune.config.objective import Bound
 from tune.config.schema import ConfirmConfig
+from tune.run_folder.folder import open_run
 from tune.run_folder.records import read_records
 from tune.run_folder.results import Cost, Results, write_results
 from tune.run_folder.yaml_file import write_yaml
@@ -147,13 +148,13 @@ def test_a_search_in_which_a_clone_waits_or_that_grew_is_not_finished(
         trials=list(driver.records.trials.values()),
     )  # fmt: skip
     write_results(tmp_path, results)
-    assert not is_finished(tmp_path)
+    assert not is_finished(open_run(tmp_path))
     driver.finish(driver.start(), 512, 0.9)
-    assert not is_finished(tmp_path)
+    assert not is_finished(open_run(tmp_path))
     write_results(
         tmp_path, results.model_copy(update={"trials": [*driver.records.trials.values()]})
     )
-    assert is_finished(tmp_path)
+    assert is_finished(open_run(tmp_path))
 
 
 def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
@@ -167,15 +168,15 @@ def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
         search=driver.config.model_dump(mode="json", by_alias=True),
     )  # fmt: skip
     write_results(tmp_path, results)
-    assert is_finished(tmp_path)
+    assert is_finished(open_run(tmp_path))
     write_yaml(tmp_path, driver.config)
     (tmp_path / "evaluations.json").write_text("{}")
     bounds = {"eval/drift": Bound(at_most=1)}
-    adopt(tmp_path, driver.config.model_copy(update={"constraints": bounds}))
-    assert not is_finished(tmp_path)
+    adopt(open_run(tmp_path), driver.config.model_copy(update={"constraints": bounds}))
+    assert not is_finished(open_run(tmp_path))
     assert (tmp_path / "evaluations.json").exists()
     asked = ConfirmConfig(evaluate="another:judge")
-    adopt(tmp_path, driver.config.model_copy(update={"confirm": asked}))
+    adopt(open_run(tmp_path), driver.config.model_copy(update={"confirm": asked}))
     assert not (tmp_path / "evaluations.json").exists()
 
 

@@ -18,6 +18,7 @@ from tune.__main__ import main
 from tune.config.load import load_search
 from tune.config.schema import ConfirmConfig
 from tune.run_folder.exports import STAMP
+from tune.run_folder.folder import open_run
 from tune.run_folder.records import Records, read_records
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.choose_winner import finalists
@@ -77,10 +78,10 @@ def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(r
     before = (run / "search.yaml").read_text()
     chosen_otherwise = {"confirm": ConfirmConfig(evaluate="a:b")}
     with pytest.raises(InputError, match=f"{WARM} is a warm clone"):
-        adopt(run, config.model_copy(update=chosen_otherwise))
+        adopt(open_run(run), config.model_copy(update=chosen_otherwise))
     assert (run / "search.yaml").read_text() == before
     assert (run / "evaluations.json").exists()
-    assert is_finished(run)
+    assert is_finished(open_run(run))
 
 
 def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tune.config.load import load_search
 from tune.config.objective import Bound
 from tune.config.schema import SearchConfig
 from tune.run_folder.assemble import assemble
+from tune.run_folder.folder import open_run
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt
 
@@ -47,9 +48,12 @@ def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path
     before = (tmp_path / "search.yaml").read_text()
     asked = driver.config.model_copy(update={"constraints": {"eval/drift": Bound(at_most=0.5)}})
     with pytest.raises(InputError, match=r"no weights with eval/drift at most 0.5 are left"):
-        adopt(tmp_path, asked)
+        adopt(open_run(tmp_path), asked)
     assert (tmp_path / "search.yaml").read_text() == before
-    adopt(tmp_path, asked.model_copy(update={"constraints": {"eval/drift": Bound(at_most=3)}}))
+    adopt(
+        open_run(tmp_path),
+        asked.model_copy(update={"constraints": {"eval/drift": Bound(at_most=3)}}),
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from tests.helpers.driver import TWO, Driver
 from tune import load_results
 from tune.commands.stop_clone import clone
 from tune.run_folder.assemble import SearchEnd, assemble
+from tune.run_folder.folder import Run, open_run
 from tune.run_folder.results import write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt, grow, is_exhausted, is_finished, refuse_other_search
@@ -207,17 +208,17 @@ def test_points_are_repeated_where_the_configuration_says_so(tmp_path: Path, nam
 def test_a_search_that_has_tried_every_point_does_not_grow(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=4, space=THREE)
     write_yaml(tmp_path, driver.config)
-    assert not is_exhausted(driver.config, driver.records)
+    assert not is_exhausted(Run(tmp_path, driver.config, driver.records))
     play(driver)
-    assert is_exhausted(driver.config, driver.records)
+    assert is_exhausted(Run(tmp_path, driver.config, driver.records))
     written = (tmp_path / "search.yaml").read_text()
     with pytest.raises(InputError, match="--trials 9: every point of the space has been tried"):
-        grow(tmp_path, 9)
+        grow(open_run(tmp_path), 9)
     assert (tmp_path / "search.yaml").read_text() == written
     repeating = driver.config.model_copy(update={"repeat_points": True})
-    assert not is_exhausted(repeating, driver.records)
+    assert not is_exhausted(Run(tmp_path, repeating, driver.records))
     write_yaml(tmp_path, repeating)
-    grow(tmp_path, 9)
+    grow(open_run(tmp_path), 9)
 
 
 def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_repeated(
@@ -228,11 +229,11 @@ def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_rep
     play(driver)
     reason = driver.searcher.stop_reason
     write_results(tmp_path, assemble(driver.config, driver.records, SearchEnd(reason)))
-    assert is_finished(tmp_path)
+    assert is_finished(open_run(tmp_path))
     repeating = driver.config.model_copy(update={"repeat_points": True})
     refuse_other_search(tmp_path, repeating)
-    adopt(tmp_path, repeating)
-    assert not is_finished(tmp_path)
+    adopt(open_run(tmp_path), repeating)
+    assert not is_finished(open_run(tmp_path))
 
 
 def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
     play(driver)
     written = (tmp_path / "search.yaml").read_text()
     with pytest.raises(InputError, match="trials: 11 of a grid that has 3 points"):
-        grow(tmp_path, 11)
+        grow(open_run(tmp_path), 11)
     assert (tmp_path / "search.yaml").read_text() == written
 
 

@@ -9,6 +9,7 @@ from tests.helpers.recorded_search import Search, wait_until
 from tests.helpers.wandb_operations import Sweep
 from tests.helpers.wandb_runs import reports, wandb
 from tests.helpers.wandb_server import WandbServer
+from tune.run_folder.folder import open_run
 from tune.run_folder.results import Publication, load_results, write_results
 from tune.search import resume
 from tune.tracking.child_process import CLOSE_SECONDS, TrackingProcess
@@ -100,7 +101,7 @@ def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
 
     wandb_online = search.config.wandb.model_copy(update={"mode": "online"})
     online = search.config.model_copy(update={"wandb": wandb_online})
-    resume.adopt(search.folder, online)
+    resume.adopt(open_run(search.folder), online)
     tracking = TrackingProcess(search.folder, online)
     search.report(1)
     search.end()
