@@ -52,7 +52,7 @@ def is_exhausted(config: SearchConfig, records: Records) -> bool:
     """Whether the space has no point left that the search may still try."""
     if config.repeat_points or records.proposed < len(config.given_points):
         return False
-    return config.untried_point([record.config for record in records.searched]) is None
+    return config.untried_point(records.standings.points.keys()) is None
 
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:
