@@ -1,7 +1,8 @@
-"""Files written whole, and their checksums."""
+"""Files written whole, their checksums, and what a power cut leaves of them."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from dpo_train.storage import mirror
@@ -17,11 +18,35 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     mirror.put(path, content if isinstance(content, str) else None)
 
 
+def write_durably(path: Path, content: str | bytes) -> None:
+    """The same, and a power cut leaves the new file. That takes some milliseconds of the disk."""
+    if mirror.url(path) is not None:  # what is on the URL is the truth
+        write_atomically(path, content)
+        return
+    part = _write_part(path, content)
+    sync(part)
+    part.replace(path)
+    sync(path.parent)
+
+
 def write_here(path: Path, content: str | bytes) -> None:
-    """The same on this machine's disk alone."""
+    """`write_atomically` on this machine's disk alone."""
+    _write_part(path, content).replace(path)
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has what was written of a file, or which files a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_part(path: Path, content: str | bytes) -> Path:
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
-    part.replace(path)
+    return part
 
 
 def checksum(file: Path) -> str:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 ValuePair = tuple[float, float]
 
@@ -28,6 +29,22 @@ def front_numbers(pairs: Sequence[ValuePair]) -> list[int]:
         seconds[number : number + 1] = [-pair[1]]
         numbers[index] = number
     return numbers
+
+
+def on_front(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Shape (k,): which pairs of two values lie on front 0; for many, much faster than all
+    `front_numbers`."""
+    order = np.lexsort((-second, -first))
+    firsts, seconds = first[order], second[order]
+    beats_all_before = np.ones(len(order), bool)
+    beats_all_before[1:] = seconds[1:] > np.maximum.accumulate(seconds)[:-1]
+    is_repeated = np.zeros(len(order), bool)
+    is_repeated[1:] = (firsts[1:] == firsts[:-1]) & (seconds[1:] == seconds[:-1])
+    # Equal pairs share a front: each has what the first of them has.
+    leads = np.flatnonzero(~is_repeated)
+    found = np.zeros(len(order), bool)
+    found[order] = beats_all_before[leads][np.cumsum(~is_repeated) - 1]
+    return found
 
 
 def spread(pairs: Sequence[ValuePair]) -> list[int]:

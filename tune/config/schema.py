@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,7 @@ from dpo_train.storage import mirror
 from tune.config.objective import Bound, Objective
 from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
 from tune.config.places import runs_dir
-from tune.config.space import Axis, Point, grid, point_key, untried_point
+from tune.config.space import Axis, Point, PointKey, grid, untried_point
 
 _MOST_PAIRS = 10**9
 
@@ -254,12 +254,8 @@ class SearchConfig(TrainConfig):
     def total_trials(self) -> int:
         return self.trials or len(self.first_points)
 
-    def untried_point(self, tried: Sequence[Point]) -> Point | None:
-        """A point of the space that is not among those tried: of a grid the next one, else a random
-        one. None if every point was tried."""
-        if self.sampler.name == "grid":
-            keys = {point_key(point) for point in tried}
-            return next((point for point in grid(self.space) if point_key(point) not in keys), None)
+    def untried_point(self, tried: Collection[PointKey]) -> Point | None:
+        """A random point of the space that is not among those tried; None if every point was."""
         return untried_point(self.space, tried, random.Random(self.sampler.seed + len(tried)))
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any, Self, get_args
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import optuna
 
 NOT_NULL = "not null"
+_SCALARS = (type(None), bool, int, float, str)
 _KINDS = ("log_uniform", "uniform", "log_int", "int", "choice")
 _WHOLE = {"log_uniform": "log_int", "uniform": "int"}
 """The axis of whole numbers that is drawn as this one."""
@@ -27,6 +28,8 @@ _OF_ALL_TRIALS = ("trainer", "eval_every_pairs", "eval_at_pairs", "simulated")
 
 Point = dict[str, Any]
 """Values of the active axes, by dotted path."""
+PointKey = frozenset[tuple[str, Any]]
+"""What identifies a point: two points are the same if their keys are equal."""
 
 
 class Axis(Part):
@@ -135,8 +138,7 @@ Space = Mapping[str, Axis]
 
 
 def to_optuna(value: Any) -> Any:
-    scalar = value is None or isinstance(value, bool | int | float | str)
-    return value if scalar else json.dumps(value, sort_keys=True)
+    return value if isinstance(value, _SCALARS) else json.dumps(value, sort_keys=True)
 
 
 def check_space(space: Space, base: TrainConfig) -> None:
@@ -259,38 +261,35 @@ def grid(space: Space) -> list[Point]:
         for axis in space.values()
         for low, high in [axis.bounds if axis.choice is None else (0, 0)]
     ]
-    points: list[Point] = []
+    points: dict[PointKey, Point] = {}
     for combination in product(*values):
         point: Point = {}
         for (path, axis), value in zip(space.items(), combination, strict=True):
             if is_active(axis, point):
                 point[path] = value
-        if point not in points:
-            points.append(point)
-    return points
+        points.setdefault(point_key(point), point)
+    return list(points.values())
 
 
-def point_key(point: Point) -> frozenset[tuple[str, Any]]:
-    """What identifies a point: two points are the same if their keys are equal."""
+def point_key(point: Point) -> PointKey:
     return frozenset((path, to_optuna(value)) for path, value in point.items())
 
 
-def untried_point(space: Space, tried: Iterable[Point], draw: random.Random) -> Point | None:
+def untried_point(space: Space, tried: Collection[PointKey], draw: random.Random) -> Point | None:
     """A random point that is not among those tried; None if the space has none left.
 
     It goes down the tree of axes and back from every point that was tried, of which there are few:
     so it ends soon, however many points the space has.
     """
-    keys = {point_key(point) for point in tried}
 
     def complete(point: Point, axes: list[tuple[str, Axis]]) -> Point | None:
         if not axes:
-            return None if point_key(point) in keys else point
+            return None if point_key(point) in tried else point
         (path, axis), *rest = axes
         if not is_active(axis, point):
             return complete(point, rest)
         # Of so many values at least one has no tried point below it.
-        for value in axis.random_values(len(keys) + 1, draw):
+        for value in axis.random_values(len(tried) + 1, draw):
             found = complete({**point, path: value}, rest)
             if found is not None:
                 return found

@@ -121,10 +121,7 @@ def _draws(clusters: NDArray[np.intp]) -> list[tuple[NDArray[np.intp], NDArray[n
 
 def _contenders(reports: Reports) -> Reports:
     """The reports of the best trials, as many as are chosen among."""
-    own = reports.values.mean(axis=1)
-    best = np.full(int(reports.trials.max()) + 1, -np.inf)
-    np.maximum.at(best, reports.trials, own)
-    kept = np.isin(reports.trials, np.argsort(-best)[:_CONTENDERS])
+    kept = _of_best_trials(reports.values.mean(axis=1), reports.trials)
     return Reports(
         values=reports.values[kept],
         margins=None if reports.margins is None else reports.margins[kept],
@@ -135,7 +132,16 @@ def _contenders(reports: Reports) -> Reports:
     )
 
 
+def _of_best_trials(values: Floats, trials: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Shape (k,): which of the reports with these values, by the number of their trial, are of a
+    trial that is chosen among."""
+    best = np.full(int(trials.max()) + 1, -np.inf)
+    np.maximum.at(best, trials, values)
+    return np.isin(trials, np.argsort(-best, kind="stable")[:_CONTENDERS])
+
+
 def _reports(records: Records) -> Reports | None:
+    """The reports of the best trials: what is far behind is not read."""
     objective = records.objective
     found = [
         (number, trial.id, report)
@@ -145,6 +151,9 @@ def _reports(records: Records) -> Reports | None:
     ]
     if objective.second or len({number for number, _, _ in found}) < 2:
         return None
+    values = np.array([objective.worth(report) for _, _, report in found])
+    kept = _of_best_trials(values, np.array([number for number, _, _ in found]))
+    found = [item for item, is_kept in zip(found, kept, strict=True) if is_kept]
     reports = [(trial, report) for _, trial, report in found]
     margins = records.judge.margins(reports, objective.metric)
     if margins is None or objective.metric not in (*SHARES, "eval/nll", "eval/margin"):

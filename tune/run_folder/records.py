@@ -1,6 +1,8 @@
 """The truth of a search: one record a trial.
 
-Knows no Ray and no Optuna. A record is rewritten whole and atomically at every report.
+Knows no Ray and no Optuna. A record is rewritten whole and atomically at every report. When a trial
+begins and when it ends the disk is waited for, so a power cut takes at most the last reports of
+trials that were running.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
-from dpo_train.storage.files import write_atomically, write_here
+from dpo_train.storage.files import write_atomically, write_durably, write_here
 from tune.config.objective import Objective, Report
 from tune.config.space import Point
 from tune.run_folder.held_out import HeldOutFiles
 from tune.run_folder.judge import Judge
+from tune.run_folder.leaders import Leaders
+from tune.run_folder.standings import Standings
 from tune.run_folder.step import Step
 
 State = Literal["finished", "stopped", "failed", "running", "pending"]
@@ -75,6 +79,10 @@ class TrialRecord(Document):
     """Pairs whose reference log-probs this trial's process computed before it began."""
 
     @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
     def pairs_seen(self) -> int:
         return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
 
@@ -110,14 +118,16 @@ class Records:
     def __init__(self, folder: Path, objective: Objective) -> None:
         self.folder = folder
         self.objective = objective
-        self.trials = {record.id: record for record in read_records(folder)}
         self.run = RunInfo.model_validate_json((folder / "run.json").read_text())
         self.held_out = HeldOutFiles(folder, self.run.prepared_folder)
         """What each held-out pair had at each report."""
         self.judge = Judge(objective, self.held_out)
         """Puts reports in order."""
-        self._best: TrialRecord | None = None
-        self._best_at = (-1, 0)
+        self.standings = Standings(objective, Leaders(objective, self.held_out, self.judge))
+        """Counts over all records, and the best of them."""
+        self.trials: dict[str, TrialRecord] = {}
+        for record in read_records(folder):
+            self._take(record)
         self.unwritten: OSError | None = None
         """Why a record could not be written: what is on disk is the truth, not what is here."""
         self.memory_kills = 0
@@ -127,6 +137,7 @@ class Records:
     def begin_driver_session(self) -> None:
         now = time.time()
         self.run.driver_sessions.append((now, now))
+        self.standings.begin_driver_session()
         self._write_run()
 
     def touch(self) -> None:
@@ -158,7 +169,7 @@ class Records:
     @property
     def proposed(self) -> int:
         """How many trials of the configuration have begun: all `searched` but `clones`."""
-        return len(self.searched) - self.clones
+        return self.standings.searched - self.standings.clones
 
     @property
     def searched(self) -> list[TrialRecord]:
@@ -168,18 +179,13 @@ class Records:
     @property
     def confirmations(self) -> list[TrialRecord]:
         """The finalists' runs with other seeds."""
-        return [record for record in self.trials.values() if record.confirms is not None]
-
-    @property
-    def clones(self) -> int:
-        """How many trials a person asked for, beside those of the configuration."""
-        return sum(record.cloned_from is not None for record in self.trials.values())
+        return [self.trials[trial_id] for trial_id in self.standings.confirmations]
 
     def add(self, trial_id: str, point: Point, **origin: str | None) -> TrialRecord:
         return self._write(TrialRecord(id=trial_id, config=point, **origin))
 
     def begin(self, trial_id: str) -> None:
-        self._write(self.trials[trial_id].model_copy(update={"state": "running"}))
+        self._write(self.trials[trial_id].model_copy(update={"state": "running"}), write_durably)
 
     def report(self, trial_id: str, step: Step) -> bool:
         """Adds the report of a step; False if the trial had one at these pairs_seen before, which
@@ -213,7 +219,8 @@ class Records:
 
     def end(self, trial_id: str, state: State, error: str | None = None) -> TrialRecord:
         ended = {"state": state, "error": error, "ended": time.time()}
-        return self._write(self.trials[trial_id].model_copy(update=ended))
+        self._try(lambda: self.held_out.make_durable(trial_id))
+        return self._write(self.trials[trial_id].model_copy(update=ended), write_durably)
 
     def reopen(self, trial_id: str, saved_pairs: int) -> TrialRecord:
         """Cuts an unended trial's curve back to its saved state, from which it goes on."""
@@ -233,10 +240,10 @@ class Records:
         return self.trials[trial_id]
 
     def open_trials(self) -> list[TrialRecord]:
-        return [record for record in self.trials.values() if record.state not in ENDED]
+        return [self.trials[trial_id] for trial_id in self.standings.open]
 
     def count(self, *states: str) -> int:
-        return sum(record.state in states for record in self.trials.values())
+        return sum(self.standings.states[state] for state in states)
 
     def ranked(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
         """The best first, each by its best report; those that were not measured last."""
@@ -256,32 +263,28 @@ class Records:
         return [record for record, number in zip(measured, numbers, strict=True) if number == 0]
 
     def best(self) -> TrialRecord | None:
-        """Of the search's own trials that were measured and may win. Chosen anew when a trial has
-        ended, and not at every report; before the first end, when one more was measured."""
-        measured = [record for record in self.searched if record.metrics]
-        ended = sum(record.state in ENDED for record in measured)
-        stands = (ended, len(measured) if not ended else 0)
-        if self._best_at != stands:
-            self._best_at, self._best = stands, next(iter(self.ranked(measured)), None)
-        best = self.trials[self._best.id] if self._best else None
+        """Of the search's own trials that were measured and may win, by `Standings.best`."""
+        best = self.trials.get(self.standings.best())
         return best if best and self.objective.allows(best.metrics) else None
 
-    def _write(self, record: TrialRecord) -> TrialRecord:
+    def _take(self, record: TrialRecord) -> None:
+        self.standings.put(self.trials.get(record.id), record)
         self.trials[record.id] = record
+
+    def _write(
+        self, record: TrialRecord, write: Callable[[Path, str], None] = write_atomically
+    ) -> TrialRecord:
+        self._take(record)
         content = json.dumps(record.model_dump(), indent=1)
-        self._write_file(write_atomically, self.folder / "trials" / f"{record.id}.json", content)
+        path = self.folder / "trials" / f"{record.id}.json"
+        self._try(lambda: write(path, content))
         return record
 
     def _write_run(self) -> None:
-        path, content = self.folder / "run.json", self._run_text()
-        self._write_file(write_here, path, content)
+        path = self.folder / "run.json"
+        content = self.run.model_dump_json(indent=1, by_alias=True)
+        self._try(lambda: write_here(path, content))
         mirror.put_later(path, content)
-
-    def _run_text(self) -> str:
-        return self.run.model_dump_json(indent=1, by_alias=True)
-
-    def _write_file(self, write: Callable[[Path, str], None], path: Path, content: str) -> None:
-        self._try(lambda: write(path, content))
 
     def _try(self, write: Callable[[], None]) -> None:
         try:
@@ -297,14 +300,16 @@ def create_run(folder: Path, prepared: Path, device: str) -> None:
     letters = string.ascii_lowercase + string.digits
     prefix = "".join(random.SystemRandom().choice(letters) for _ in range(6))
     run = RunInfo(prefix=prefix, prepared=mirror.name(prepared), device=device)
-    write_atomically(folder / "run.json", run.model_dump_json(indent=1, by_alias=True))
+    write_durably(folder / "run.json", run.model_dump_json(indent=1, by_alias=True))
 
 
 def read_records(folder: Path) -> Iterator[TrialRecord]:
-    """The trial records of a run folder, by id. Raises InputError for one that can't be read."""
-    for path in sorted((folder / "trials").glob("*.json")):
+    """The trial records of a run folder, in the order of their numbers. Raises InputError for one
+    that can't be read."""
+    paths = (folder / "trials").glob("*.json")
+    for path in sorted(paths, key=lambda path: (len(path.stem), path.stem)):
         try:
-            yield TrialRecord.model_validate_json(path.read_text())
+            yield TrialRecord.model_validate_json(path.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
             reason = ": ".join([*map(str, first["loc"]), first["msg"]])

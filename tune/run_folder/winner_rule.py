@@ -15,6 +15,7 @@ Each trial is judged by its own best report, and the trials are then compared by
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ SOFTNESS = 0.5
 
 SATURATED = 0.99
 """A share from which on it tells little."""
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def best_first(candidates: Candidates) -> NDArray[np.intp]:
     if candidates.soft is None:
         return np.lexsort((-later, -values))
     near = is_near(candidates)
-    return np.lexsort((-later, -candidates.soft, np.where(near, 0.0, -values), ~near))
+    return np.lexsort((-later, np.where(near, -candidates.soft, -values), ~near))
 
 
 def is_near(candidates: Candidates) -> NDArray[np.bool_]:
@@ -85,8 +88,27 @@ def is_near(candidates: Candidates) -> NDArray[np.bool_]:
     if right is None or candidates.soft is None or clusters is None or not np.isfinite(largest):
         return np.asarray(values == largest)
     first = np.lexsort((-candidates.pairs_seen, -candidates.soft, -values))[0]
-    errors = standard_errors(right[first] - right, clusters)
-    return np.asarray(largest - values <= errors + 1e-9)
+    return is_within_error(largest - values, right[first] - right, clusters)
+
+
+def is_within_error(
+    behind: Floats, differences: Floats, clusters: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Shape (k,): whether reports that lie `behind` the largest value, shape (k,), lie there by no
+    more than one standard error of their `differences` from it, shape (k, N)."""
+    return np.asarray(behind <= standard_errors(differences, clusters) + _ROUNDING)
+
+
+def most_behind(clusters: NDArray[np.intp]) -> float:
+    """How far below the largest share another may lie and still be within one standard error of it,
+    whatever their pairs are.
+
+    Of N differences between -1 and 1 the squares around their mean sum up to at most N, and those
+    of the sums over prompts to at most N times the pairs of the largest prompt.
+    """
+    sizes = np.bincount(clusters)
+    largest, count = int(sizes.max()), len(sizes)
+    return math.sqrt(largest * count / max(1, count - 1) / len(clusters)) + 2 * _ROUNDING
 
 
 def softness(margins: Floats, others: Floats | None, largest: float) -> Floats:

@@ -20,7 +20,7 @@ from tune.config.schema import SearchConfig
 from tune.config.space import Point
 from tune.run_folder import exports
 from tune.run_folder.confirmation import Confirmation, Finalist, Run, evaluations
-from tune.run_folder.records import ENDED, Records, TrialRecord
+from tune.run_folder.records import Records, TrialRecord
 from tune.run_folder.winner_rule import Candidates, best_first
 
 
@@ -43,12 +43,8 @@ def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
     then the next front."""
     if config.confirm is None:
         return []
-    ranked = records.ranked(
-        record
-        for record in records.searched
-        if not record.warm and record.state in ENDED and records.objective.allows(record.metrics)
-    )
-    return ranked[: config.confirm.finalists]
+    best = records.standings.leaders.first(config.confirm.finalists, finalists=True)
+    return [records.trials[trial_id] for trial_id in best]
 
 
 def next_run(config: SearchConfig, records: Records) -> tuple[str, Point] | None:

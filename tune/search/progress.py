@@ -27,7 +27,7 @@ class Progress:
 
     @property
     def _total(self) -> int:
-        return self._asked_for + self._records.clones
+        return self._asked_for + self._records.standings.clones
 
     def update(self) -> None:
         self._signs.update()

@@ -54,7 +54,7 @@ def is_exhausted(run: Run) -> bool:
     config, records = run.config, run.records
     if config.repeat_points or records.proposed < len(config.given_points):
         return False
-    return config.untried_point([record.config for record in records.searched]) is None
+    return config.untried_point(records.standings.points.keys()) is None
 
 
 def refuse_other_search(folder: Path, config: SearchConfig) -> None:

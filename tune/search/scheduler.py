@@ -22,7 +22,7 @@ from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated
 from tune.run_folder import exports
 from tune.run_folder.placements import Place, Placements
-from tune.run_folder.records import ENDED, Records, State, TrialRecord
+from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
 from tune.search.deaths import device_failure_reason, out_of_memory_reason, why_given_up
@@ -200,8 +200,10 @@ class SearchScheduler(FIFOScheduler):
 
     def _warn_if_saturated(self) -> None:
         """Once, as soon as the trials that ended say so."""
-        ended = [record for record in self._records.searched if record.state in ENDED]
-        if not self._is_saturation_said and (told := saturated(self._records.objective, ended)):
+        if self._is_saturation_said or self._records.standings.saturated_share < 0.5:
+            return
+        ended = [record for record in self._records.searched if record.has_ended]
+        if told := saturated(self._records.objective, ended):
             self._is_saturation_said = True
             self._progress.say(f"warning: {told}")
 

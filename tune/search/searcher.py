@@ -20,10 +20,10 @@ from dpo_train.errors import InputError, StoreError
 from dpo_train.storage import mirror
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
-from tune.config.space import Point
+from tune.config.space import Point, grid, point_key
 from tune.run_folder import trial_state
 from tune.run_folder.inbox import Inbox, Request
-from tune.run_folder.records import ENDED, Records, State, TrialRecord
+from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
@@ -55,6 +55,11 @@ class StudySearcher(Searcher):
         self.progress = progress
         self.inbox = Inbox(records.folder)
         self._study = SearchStudy(config, records)
+        self._total = config.total_trials
+        self._listed = config.first_points if config.repeat_points else config.given_points
+        """The points that are tried before the sampler is asked."""
+        self._grid = grid(config.space)[::-1] if config.sampler.name == "grid" else None
+        """What may be left of a grid, the next point last."""
         self._ids: dict[str, str] = {}
         self._open: set[str] = set()
         self._unended = records.open_trials()
@@ -132,7 +137,7 @@ class StudySearcher(Searcher):
             >= 3600 * budget.hours
         ):
             self.end_search(f"budget.hours: {budget.hours:g} spent")
-        if _failures_in_a_row(self._records) >= budget.failures_in_a_row:
+        if self._records.standings.failures_in_a_row >= budget.failures_in_a_row:
             self.end_search(f"budget.failures_in_a_row: {budget.failures_in_a_row} trials failed")
         return self.budget_spent
 
@@ -166,7 +171,7 @@ class StudySearcher(Searcher):
 
     def _next_proposal(self) -> TrialRecord | None:
         """The next trial of the configuration; None if it has no more."""
-        total = self._config.total_trials
+        total = self._total
         while self._records.proposed < total:
             trial_id = self._records.next_id()
             point = self._next_point(trial_id)
@@ -187,18 +192,17 @@ class StudySearcher(Searcher):
     def _next_point(self, trial_id: str) -> Point | None:
         """A point that the user listed, or one of the grid or the sampler that no trial has; None
         if every point of the space was tried."""
-        config, number = self._config, self._records.proposed
-        listed = config.first_points if config.repeat_points else config.given_points
-        if number < len(listed):
-            return self._study.ask(trial_id, listed[number])
-        if config.repeat_points:
+        number, tried = self._records.proposed, self._records.standings.points
+        if number < len(self._listed):
+            return self._study.ask(trial_id, self._listed[number])
+        if self._config.repeat_points:
             return self._study.ask(trial_id)
-        untried = config.untried_point([record.config for record in self._records.searched])
-        if untried is None:
-            return None
-        if config.sampler.name == "grid":
-            return self._study.ask(trial_id, untried)
-        return self._study.ask_new(trial_id, untried)
+        if self._grid is not None:
+            while self._grid and point_key(self._grid[-1]) in tried:
+                self._grid.pop()
+            return self._study.ask(trial_id, self._grid[-1]) if self._grid else None
+        untried = self._config.untried_point(tried.keys())
+        return None if untried is None else self._study.ask_new(trial_id, untried)
 
     def _end_proposals(self, count: str) -> None:
         """Says once that the search ends with fewer trials than the configuration has."""
@@ -228,12 +232,3 @@ class StudySearcher(Searcher):
             )
         self.inbox.taken(folder)
         return record
-
-
-def _failures_in_a_row(records: Records) -> int:
-    """Counts this driver session alone: what failed before may have been mended since."""
-    row, session_began = 0, records.run.driver_sessions[-1][0]
-    for record in records.trials.values():
-        if record.state in ENDED and (record.ended or 0) >= session_began:
-            row = row + 1 if record.state == "failed" else 0
-    return row

@@ -20,6 +20,7 @@ from tune.config.space import Point, point_key, suggest, to_optuna
 from tune.run_folder.optuna_states import OPTUNA_STATES
 from tune.run_folder.records import ENDED, STATES, Records, TrialRecord
 from tune.search.study_storage import open_storage
+from tune.search.tpe import WindowedTPE
 
 T = TypeVar("T")
 
@@ -100,8 +101,8 @@ class SearchStudy:
 
     def _trial_with(self, point: Point) -> TrialRecord | None:
         """The trial that has this point; of several the one of which most is known."""
-        key = point_key(point)
-        twins = [record for record in self._records.searched if point_key(record.config) == key]
+        found = self._records.standings.points.get(point_key(point), [])
+        twins = [self._records.trials[trial_id] for trial_id in found]
         return min(twins, key=lambda record: STATES.index(record.state), default=None)
 
     def _tell_repeated(self, trial_id: str, twin: TrialRecord) -> None:
@@ -187,7 +188,7 @@ def make_sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.Ba
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match config.sampler.name:
             case "tpe":
-                return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+                return WindowedTPE(seed)
             case "cmaes":
                 return optuna.samplers.CmaEsSampler(seed=seed)
             case "gp":

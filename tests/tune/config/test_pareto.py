@@ -1,10 +1,13 @@
 """Which pairs of values no other beats, and which of them cover all."""
 
+import math
 import random
+
+import numpy as np
 
 from tests.helpers.pareto import beats
 from tune.config.objective import Objective
-from tune.config.pareto import front_numbers, spread
+from tune.config.pareto import front_numbers, on_front, spread
 
 
 def test_fronts_are_those_of_the_definition() -> None:
@@ -19,6 +22,17 @@ def test_fronts_are_those_of_the_definition() -> None:
                 wanted[index] = number
             left, number = left - free, number + 1
         assert front_numbers(pairs) == wanted
+
+
+def test_the_first_front_of_many_is_that_of_all_fronts() -> None:
+    draw = random.Random(0)
+    for size in (1, 2, 7, 60, 500):
+        highest = draw.choice([2, 9, 99])
+        pairs = [(float(draw.randint(0, highest)), float(draw.randint(0, 9))) for _ in range(size)]
+        wanted = [number == 0 for number in front_numbers(pairs)]
+        assert on_front(*np.array(pairs).T).tolist() == wanted
+    nothing = np.full(3, -math.inf)
+    assert on_front(nothing, nothing).tolist() == [True] * 3
 
 
 def test_a_front_is_covered_from_its_best_to_its_far_end_to_its_middle() -> None:

@@ -9,7 +9,16 @@ from dpo_train.errors import InputError
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
-from tune.config.space import Axis, check_point, check_space, grid, suggest, untried_point
+from tune.config.space import (
+    Axis,
+    PointKey,
+    check_point,
+    check_space,
+    grid,
+    point_key,
+    suggest,
+    untried_point,
+)
 
 WITH_LORA = {
     "lora": Axis(choice=[None, {"alpha": 8}]),
@@ -53,9 +62,13 @@ def test_a_grid_lists_every_point_once_and_knows_conditions() -> None:
     ]
 
 
+def keys(points: list[dict[str, object]]) -> set[PointKey]:
+    return {point_key(point) for point in points}
+
+
 def test_untried_points_are_found_until_there_are_none() -> None:
     tried: list[dict[str, object]] = []
-    while (point := untried_point(WITH_LORA, tried, random.Random(len(tried)))) is not None:
+    while (point := untried_point(WITH_LORA, keys(tried), random.Random(len(tried)))) is not None:
         assert point not in tried
         tried.append(point)
     assert len(tried) == 4
@@ -65,7 +78,7 @@ def test_untried_points_are_found_until_there_are_none() -> None:
 def test_a_large_space_has_an_untried_point_at_once() -> None:
     space = {"seed": Axis(int=(0, 10**9)), "optim.warmup_pairs": Axis(log_int=(1, 10**9))}
     tried = [{"seed": number, "optim.warmup_pairs": 1} for number in range(100)]
-    point = untried_point(space, tried, random.Random(0))
+    point = untried_point(space, keys(tried), random.Random(0))
     assert point is not None
     assert point not in tried
     check_point(point, space)
@@ -75,7 +88,7 @@ def test_a_range_of_reals_has_always_an_untried_point() -> None:
     space = {"lora": Axis(choice=[None, {}]),
              "lora.alpha": Axis(log_uniform=(1, 64), when={"lora": "not null"})}  # fmt: skip
     tried = [{"lora": None}, {"lora": {}, "lora.alpha": 64.0}]
-    points = [untried_point(space, tried, random.Random(seed)) for seed in range(20)]
+    points = [untried_point(space, keys(tried), random.Random(seed)) for seed in range(20)]
     for point in points:
         assert point is not None
         assert point["lora"] == {}

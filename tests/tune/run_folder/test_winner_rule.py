@@ -1,10 +1,17 @@
 """The rule by which a best is chosen, and what is said of its luck."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dpo_train.scoring.metrics import share_right
+from tests.helpers.driver import held_out
+from tune.config.objective import Objective
 from tune.run_folder import luck
-from tune.run_folder.winner_rule import Candidates, best_first, is_near, soft_shares
+from tune.run_folder.records import Records, create_run
+from tune.run_folder.step import Step
+from tune.run_folder.winner_rule import Candidates, best_first, is_near, most_behind, soft_shares
 
 PAIRS = 200
 
@@ -57,6 +64,24 @@ def test_pairs_of_one_prompt_count_as_one() -> None:
     assert is_near(together).tolist() == [True, True]
 
 
+def test_what_is_farther_behind_than_any_luck_explains_is_never_near() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        pairs = int(draw.integers(1, 30))
+        clusters = np.unique(draw.integers(draw.integers(1, 31), size=pairs), return_inverse=True)[
+            1
+        ]
+        rows = draw.choice([-1.0, 0.0, 1.0], (20, pairs), p=draw.dirichlet([1, 0.2, 1]))
+        values = share_right(rows).mean(axis=1)
+        near = is_near(Candidates.of_margins(values, np.zeros(20), rows, clusters))
+        assert (values.max() - values[near] <= most_behind(clusters)).all()
+    # The bound is reached: two pairs, of which each has another one right.
+    two = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    apart = is_near(Candidates.of_margins(np.array([1.0, 0.0]), np.zeros(2), two, np.arange(2)))
+    assert apart.tolist() == [True, True]
+    assert most_behind(np.arange(2)) == pytest.approx(1.0)
+
+
 def test_where_all_pairs_are_right_the_other_share_tells_them_apart() -> None:
     """The least trained has the most even margins, and so the largest soft share."""
     untrained = margins(PAIRS, 0.1)
@@ -89,3 +114,19 @@ def test_the_expectation_of_the_best_of_equals_lies_below_the_largest_number() -
         covered += found.interval[0] <= 0.8 <= found.interval[1]
     assert abs(np.mean(errors)) < 0.03
     assert covered >= 36
+
+
+def test_of_very_many_trials_the_luck_is_estimated_from_the_best(tmp_path: Path) -> None:
+    create_run(tmp_path, Path(), "cpu")
+    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    records.begin_driver_session()
+    for number in range(60):
+        accuracy = 0.9 if number % 2 else 0.5 + number / 1000
+        report = {"pairs_seen": 64, "eval/accuracy": accuracy, "eval/drift": 1.0}
+        records.add(f"a-{number:03d}", {})
+        records.report(f"a-{number:03d}", Step(report, 1.0, 1.0, held_out(accuracy, 1 + number)))
+        records.end(f"a-{number:03d}", "finished")
+    reports = luck._reports(records)
+    assert reports is not None
+    assert set(reports.trials) == {*range(1, 60, 2), *range(20, 60, 2)}
+    assert luck.estimate(records) == luck.Luck.model_validate(luck.expected(reports))

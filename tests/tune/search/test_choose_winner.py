@@ -263,7 +263,9 @@ def test_a_driver_killed_while_it_confirms_goes_on_and_asks_the_users_judge_once
         key=lambda t: t.metrics["eval/accuracy"],
     )
     assert results.winner.run == best.id
-    assert f"{told.winner} won by the mean of eval/accuracy over 2 seeds" in done.stdout
+    # Which trials are finalists hangs on when the driver died, and so whether they are tied.
+    assert "the mean of eval/accuracy over 2 seeds" in told.decided_by
+    assert f"{told.winner} won by {told.decided_by}" in done.stdout
     assert dpo_tune("run", "sim.yaml", *wanted,
                     "--set", "simulated.seconds_per_report=0.2").returncode == 0  # fmt: skip
     assert ended(run) == after

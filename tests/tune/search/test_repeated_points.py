@@ -13,7 +13,8 @@ from tests.helpers.driver import TWO, Driver
 from tune import load_results
 from tune.commands.stop_clone import clone
 from tune.run_folder.assemble import SearchEnd, assemble
-from tune.run_folder.folder import Run, open_run
+from tune.run_folder.folder import Run as OpenedRun
+from tune.run_folder.folder import open_run
 from tune.run_folder.results import write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt, grow, is_exhausted, is_finished, refuse_other_search
@@ -208,15 +209,15 @@ def test_points_are_repeated_where_the_configuration_says_so(tmp_path: Path, nam
 def test_a_search_that_has_tried_every_point_does_not_grow(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=4, space=THREE)
     write_yaml(tmp_path, driver.config)
-    assert not is_exhausted(Run(tmp_path, driver.config, driver.records))
+    assert not is_exhausted(OpenedRun(tmp_path, driver.config, driver.records))
     play(driver)
-    assert is_exhausted(Run(tmp_path, driver.config, driver.records))
+    assert is_exhausted(OpenedRun(tmp_path, driver.config, driver.records))
     written = (tmp_path / "search.yaml").read_text()
     with pytest.raises(InputError, match="--trials 9: every point of the space has been tried"):
         grow(open_run(tmp_path), 9)
     assert (tmp_path / "search.yaml").read_text() == written
     repeating = driver.config.model_copy(update={"repeat_points": True})
-    assert not is_exhausted(Run(tmp_path, repeating, driver.records))
+    assert not is_exhausted(OpenedRun(tmp_path, repeating, driver.records))
     write_yaml(tmp_path, repeating)
     grow(open_run(tmp_path), 9)
 

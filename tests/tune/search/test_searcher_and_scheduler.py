@@ -121,7 +121,7 @@ def test_a_combination_that_cannot_be_is_a_failed_row_and_the_next_is_asked(
         Driver(tmp_path / "given", points=points, **config)
     driver = Driver(tmp_path / "drawn", **config)
     driver.config = driver.config.model_copy(update={"points": points})
-    driver.searcher._config = driver.config
+    driver.searcher._config, driver.searcher._listed = driver.config, driver.config.given_points
     assert driver.start().config["task"].point["dpo.loss"] == "sigmoid"
     first = next(iter(driver.records.trials.values()))
     assert first.state == "failed"

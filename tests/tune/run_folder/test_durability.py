@@ -1,0 +1,89 @@
+"""What a power cut leaves of the records: the disk was asked for what must not be lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dpo_train.storage import files
+from tests.helpers.driver import Driver, finish, held_out
+from tune.config.objective import Objective
+from tune.run_folder.records import Records, create_run
+from tune.run_folder.step import Step
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files and folders for which the disk was waited, by name, and what was renamed."""
+    found: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        found.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def note_replace(path: Path, target: Path) -> Path:
+        found.append(f"-> {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    return found
+
+
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    files.write_durably(tmp_path / "a.json", "{}")
+    assert (tmp_path / "a.json").read_text() == "{}"
+    assert synced == [".a.json.part", "-> a.json", tmp_path.name]
+
+
+def test_the_record_of_a_trial_is_durable_when_it_begins_and_when_it_ends(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    create_run(tmp_path, Path(), "cpu")
+    assert synced == [".run.json.part", "-> run.json", tmp_path.name]
+    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    records.begin_driver_session()
+    records.add("a", {})
+    synced.clear()
+    records.begin("a")
+    assert synced == [".a.json.part", "-> a.json", "trials"]
+    synced.clear()
+    report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/drift": 1.0}
+    records.report("a", Step(report, 1.0, 1.0, held_out(0.9)))
+    # A disk takes some milliseconds each time, and a trial may report often.
+    assert synced == ["-> a.npz", "-> a.json", "-> run.json"]
+    synced.clear()
+    records.end("a", "finished")
+    assert synced == ["a.npz", ".a.json.part", "-> a.json", "trials"]
+
+
+def test_a_trials_state_is_removed_after_its_end_is_on_the_disk(
+    tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(tmp_path)
+    trial = driver.start()
+    dropped: list[int] = []
+    drop = "tune.run_folder.trial_state.drop_state"
+    monkeypatch.setattr(drop, lambda *_: dropped.append(len(synced)))
+    finish(driver, trial, 0.9)
+    assert synced[: dropped[0]][-2:] == [f"-> {trial.config['task'].name}.json", "trials"]
+
+
+def test_a_disk_that_does_not_take_an_end_stops_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_run(tmp_path, Path(), "cpu")
+    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    records.begin_driver_session()
+    records.add("a", {})
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        records.end("a", "finished")
+    assert records.unwritten is not None

@@ -1,0 +1,179 @@
+"""The best of very many trials, by the rule of `winner_rule.py`, without comparing them all.
+
+What the rule needs of a trial's best report is computed once. At each question only those trials
+are looked at that may lie within one standard error of the largest value, the softest first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpo_train.scoring.metrics import Floats, share_right
+from tune.config.objective import Objective, Report
+from tune.config.pareto import on_front
+from tune.run_folder.held_out import HeldOutFiles
+from tune.run_folder.judge import Judge, TrialReport
+from tune.run_folder.winner_rule import SATURATED, is_within_error, soft_shares
+
+_AT_ONCE = 64
+"""Trials that are compared pair by pair in one go."""
+
+_COLUMNS = np.dtype(
+    [
+        ("value", float),  # of the objective, the larger the better; -inf where it may not win
+        ("first", float),  # of the two objectives, as fronts go by them
+        ("second", float),
+        ("later", float),  # pairs_seen
+        ("version", int),  # counts the trial's best reports; 0 before the first
+        ("judged", int),  # the version to which the next three belong
+        ("pairs", int),  # held-out pairs
+        ("soft", float),  # soft share
+        ("other", float),  # the other share
+        ("finalist", bool),  # whether it has ended and may be one
+    ]
+)
+
+Rows = NDArray[np.intp]
+"""Rows of the table, ascending where nothing else is said: the trials in the order of their ids."""
+
+
+@dataclass(frozen=True)
+class _Largest:
+    """The report with the largest value, by which nearness is measured."""
+
+    value: float
+    right: Floats
+    """Shape (N,): what each held-out pair adds to its share."""
+    clusters: NDArray[np.intp]
+    """Shape (N,): the number of each pair's prompt."""
+    contenders: Rows
+    """All that may lie within one standard error of it."""
+    soft: Floats
+    """Their soft shares."""
+
+
+class Leaders:
+    """A row for each trial of a search that was measured, with its best report."""
+
+    def __init__(self, objective: Objective, held_out: HeldOutFiles, judge: Judge) -> None:
+        self._objective = objective
+        self._held_out = held_out
+        self._judge = judge
+        self._rows: dict[str, int] = {}
+        self._reports: list[TrialReport] = []
+        self._table = np.zeros(64, _COLUMNS)
+
+    def put(self, trial_id: str, report: Report, may_be_finalist: bool) -> None:
+        """Takes a trial's best report, or that it has ended."""
+        row = self._rows.setdefault(trial_id, len(self._rows))
+        if row == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros(row, _COLUMNS)])
+        entry = self._table[row]
+        entry["finalist"] = may_be_finalist
+        if row == len(self._reports):
+            self._reports.append((trial_id, report))
+        elif self._reports[row][1] is report:
+            return
+        self._reports[row] = (trial_id, report)
+        entry["value"] = self._objective.worth(report)
+        if self._objective.second is not None:
+            entry["first"], entry["second"] = self._objective.key(report)
+        entry["later"] = report.get("pairs_seen", 0)
+        entry["version"] += 1
+
+    def first(self, count: int, finalists: bool = False) -> list[str]:
+        """The ids of the best trials that may win, as many as asked for; with two objectives front
+        by front. `finalists`: of those alone that have ended and may be finalists."""
+        table = self._table
+        rows = np.flatnonzero((table["version"] > 0) & (table["value"] > -np.inf))
+        if finalists:
+            rows = rows[table["finalist"][rows]]
+        found: list[int] = []
+        largest = self._largest(table, rows) if len(rows) else None
+        while len(found) < count and len(rows):
+            is_next = np.ones(len(rows), bool)
+            if self._objective.second is not None:
+                is_next = on_front(table["first"][rows], table["second"][rows])
+            found += self._in_order(table, rows[is_next], count - len(found), largest)
+            rows = rows[~is_next]
+        return [self._reports[row][0] for row in found]
+
+    def _in_order(
+        self, table: NDArray[np.void], front: Rows, count: int, largest: _Largest | None
+    ) -> list[int]:
+        """The first rows of one front: those near the largest value by their soft share, then the
+        others by their value."""
+        near: list[int] = []
+        if largest is not None:
+            rows, soft = largest.contenders, largest.soft
+            if self._objective.second is not None:
+                chosen = np.isin(rows, front)
+                rows, soft = rows[chosen], soft[chosen]
+            rows = rows[np.lexsort((-table["later"][rows], -soft))]
+            for start in range(0, len(rows), _AT_ONCE):
+                some = rows[start : start + _AT_ONCE]
+                near += some[self._is_near(table, some, largest)].tolist()
+                if len(near) >= count:
+                    return near[:count]
+        others = np.setdiff1d(front, near)
+        order = np.lexsort((-table["later"][others], -table["value"][others]))
+        return [*near, *others[order].tolist()][:count]
+
+    def _largest(self, table: NDArray[np.void], rows: Rows) -> _Largest | None:
+        """None where values alone decide."""
+        values = table["value"][rows]
+        value = float(values.max())
+        most_behind = self._judge.most_behind(self._reports[rows[int(values.argmax())]])
+        contenders = rows[values >= value - most_behind]
+        if not most_behind:
+            return None
+        self._look_at(table, contenders)
+        pairs = table["pairs"][contenders]
+        if (pairs != pairs[0]).any():
+            return None
+        soft = table["soft"][contenders]
+        if value >= SATURATED:
+            soft = soft + table["other"][contenders]
+        later, values = table["later"][contenders], table["value"][contenders]
+        best = np.lexsort((-later, -soft, -values))[0]
+        right = self._right(contenders[best : best + 1])
+        return _Largest(value, right[0], self._held_out.clusters(int(pairs[0])), contenders, soft)
+
+    def _is_near(self, table: NDArray[np.void], rows: Rows, largest: _Largest) -> NDArray[np.bool_]:
+        behind = largest.value - table["value"][rows]
+        return is_within_error(behind, largest.right - self._right(rows), largest.clusters)
+
+    def _right(self, rows: Rows) -> Floats:
+        reports = [self._reports[row] for row in rows]
+        return share_right(self._margins(reports, self._objective.metric))
+
+    def _margins(self, reports: list[TrialReport], metric: str) -> Floats:
+        margins = self._judge.margins(reports, metric)
+        if margins is None:  # another thread's: the driver's own has just looked
+            raise RuntimeError("a report changed while it was read")
+        return margins
+
+    def _look_at(self, table: NDArray[np.void], rows: Rows) -> None:
+        """Computes what isn't known yet of the held-out pairs.
+
+        The line of progress is made in a thread of its own, while the driver's may `put`. So what
+        is computed counts for the version that was there before the report was read.
+        """
+        rows = rows[table["judged"][rows] != table["version"][rows]]
+        versions = table["version"][rows]
+        reports = [self._reports[row] for row in rows]
+        pairs = np.array([self._judge.pairs(report) for report in reports], int)
+        table["pairs"][rows] = pairs
+        for number in np.unique(pairs[pairs > 0]):
+            chosen = np.flatnonzero(pairs == number)
+            for start in range(0, len(chosen), 16 * _AT_ONCE):
+                some = chosen[start : start + 16 * _AT_ONCE]
+                own = [reports[index] for index in some]
+                margins = self._margins(own, self._objective.metric)
+                others = self._margins(own, self._objective.other_share)
+                table["soft"][rows[some]] = soft_shares(margins)
+                table["other"][rows[some]] = share_right(others).mean(axis=1)
+        table["judged"][rows] = versions
