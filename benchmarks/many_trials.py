@@ -12,8 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,6 +102,7 @@ def measure(
 def play(folder: Path, sampler: str) -> None:
     """Asks for trials, and lets each report at every rung and end."""
     took: dict[str, list[float]] = {"opening": [], "a proposal": [], "a report": [], "an end": []}
+    took["… of it the wait for the disk"] = []
     draw = np.random.default_rng(1)
     driver, trial = None, None
 
@@ -123,9 +124,10 @@ def play(folder: Path, sampler: str) -> None:
                 report, held_out = measure(draw, number, pairs)
                 result = driver.result(pairs, 0, 0) | {"held_out": held_out.to_text()}
                 result |= {f"report/{name}": value for name, value in report.items()}
-                if pairs < RUNGS[-1]:
-                    took["a report"].append(timed(reported(driver, trial, result)))
-            took["an end"].append(timed(ended(driver, trial, result | {"ended": "finished"})))
+                took["a report"].append(timed(reported(driver, trial, result)))
+            with disk_waits() as waits:
+                took["an end"].append(timed(ended(driver, trial)))
+            took["… of it the wait for the disk"].append(sum(waits))
     for what, milliseconds in took.items():
         row(f"{sampler}: {what}", milliseconds)
 
@@ -134,9 +136,24 @@ def reported(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[],
     return lambda: driver.scheduler.on_trial_result(None, trial, result)
 
 
-def ended(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[], object]:
-    """The last report, the end, and the line of progress after it."""
-    return lambda: (driver.complete(trial, result), driver.scheduler._progress.line())
+def ended(driver: Driver, trial: Any) -> Callable[[], object]:
+    """The end of a trial that was stopped, and the line of progress after it."""
+    return lambda: (
+        driver.complete(trial, {"ended": "stopped"}),
+        driver.scheduler._progress.line(),
+    )
+
+
+@contextmanager
+def disk_waits() -> Iterator[list[float]]:
+    """How long each sync takes, in milliseconds."""
+    waits: list[float] = []
+    fsync = os.fsync
+    os.fsync = lambda descriptor: waits.append(timed(lambda: fsync(descriptor)))
+    try:
+        yield waits
+    finally:
+        os.fsync = fsync
 
 
 def timed(act: Callable[[], object]) -> float:
