@@ -12,8 +12,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +30,7 @@ from tune.run_folder.held_out import HeldOut
 from tune.run_folder.records import Records, TrialRecord, create_run
 from tune.run_folder.step import Step
 from tune.run_folder.yaml_file import write_yaml
-from tune.workers.outcome import Ending
+from tune.workers.outcome import Ending, Outcome
 
 PAIRS = 100
 RUNGS = (64, 192, 576, 1728)
@@ -104,6 +104,7 @@ def measure(
 def play(folder: Path, sampler: str) -> None:
     """Asks for trials, and lets each report at every rung and end."""
     took: dict[str, list[float]] = {"opening": [], "a proposal": [], "a report": [], "an end": []}
+    took["… of it the wait for the disk"] = []
     draw = np.random.default_rng(1)
     driver, trial = None, None
 
@@ -124,9 +125,10 @@ def play(folder: Path, sampler: str) -> None:
             for pairs in RUNGS:
                 report, held_out = measure(draw, number, pairs)
                 step = Step(report, began=1.0, seconds=1.0, held_out=held_out)
-                if pairs < RUNGS[-1]:
-                    took["a report"].append(timed(reported(driver, trial, result_of(step))))
-            took["an end"].append(timed(ended(driver, trial, result_of(step, Ending.FINISHED))))
+                took["a report"].append(timed(reported(driver, trial, result_of(step))))
+            with disk_waits() as waits:
+                took["an end"].append(timed(ended(driver, trial)))
+            took["… of it the wait for the disk"].append(sum(waits))
     for what, milliseconds in took.items():
         row(f"{sampler}: {what}", milliseconds)
 
@@ -135,9 +137,24 @@ def reported(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[],
     return lambda: driver.scheduler.on_trial_result(None, trial, result)
 
 
-def ended(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[], object]:
-    """The last report, the end, and the line of progress after it."""
-    return lambda: (driver.complete(trial, result), driver.searcher.progress.line())
+def ended(driver: Driver, trial: Any) -> Callable[[], object]:
+    """The end of a trial that was stopped, and the line of progress after it."""
+    return lambda: (
+        driver.end(trial, Outcome(Ending.STOPPED)),
+        driver.searcher.progress.line(),
+    )
+
+
+@contextmanager
+def disk_waits() -> Iterator[list[float]]:
+    """How long each sync takes, in milliseconds."""
+    waits: list[float] = []
+    fsync = os.fsync
+    os.fsync = lambda descriptor: waits.append(timed(lambda: fsync(descriptor)))
+    try:
+        yield waits
+    finally:
+        os.fsync = fsync
 
 
 def timed(act: Callable[[], object]) -> float:

@@ -7,6 +7,9 @@ script that draws the figures. `content.html` is what people read.
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +22,12 @@ from dpo_train.storage.files import write_atomically
 from tune.report import tables
 from tune.report.doubts import doubts
 from tune.report.facts import luck, most_pairs, saved, trial_yaml, verdict
+from tune.run_folder.assemble import current_results
 from tune.run_folder.records import ENDED
 from tune.run_folder.results import Results
 
 _PAUSE_SECONDS = 60.0
+_POLL_SECONDS = 0.2
 _SHARE = 50
 """Between two refreshes lies at least so many times what one took: under 2 % of one core."""
 
@@ -48,13 +53,12 @@ def write_or_warn(folder: Path, current: Callable[[], Results]) -> None:
 
 
 @contextlib.contextmanager
-def keep_fresh(
-    folder: Path, current: Callable[[], Results], pause: float = _PAUSE_SECONDS
-) -> Iterator[None]:
-    """Writes the report of a running search now and then, in a thread beside it.
+def keep_fresh(folder: Path, pause: float = _PAUSE_SECONDS) -> Iterator[None]:
+    """Writes the report of a running search now and then, in a process beside it that reads the
+    records on the disk.
 
-    A page of 500 trials takes a second or two. In Tune's loop that would hold up every trial; with
-    the thread the loop was late by a few milliseconds mostly, and by a quarter of a second at most.
+    A page of 10,000 trials takes ten seconds. As long as a thread of the driver's made it, every
+    event of a trial waited for Python's lock (benchmarks/RESULTS.md).
     """
     is_over = threading.Event()
 
@@ -62,7 +66,14 @@ def keep_fresh(
         rest = pause
         while not is_over.wait(rest):
             began = time.monotonic()
-            write_or_warn(folder, current)
+            # In a session of its own: Ctrl-C is for the driver.
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tune.report.page", str(folder)], start_new_session=True
+            )
+            while child.poll() is None and not is_over.wait(_POLL_SECONDS):
+                pass
+            child.kill()  # so that it can't write over the last one
+            child.wait()
             rest = max(pause, _SHARE * (time.monotonic() - began))
 
     thread = threading.Thread(target=work, daemon=True)
@@ -71,7 +82,7 @@ def keep_fresh(
         yield
     finally:
         is_over.set()
-        thread.join()  # so that it can't write over the last one
+        thread.join()
 
 
 def render(results: Results) -> str:
@@ -120,3 +131,9 @@ def render(results: Results) -> str:
         figures=f"{{{figures}}}",
         plotly=get_plotlyjs(),
     )
+
+
+if __name__ == "__main__":
+    os.nice(10)  # the trials come first
+    run = Path(sys.argv[1])
+    write_or_warn(run, lambda: current_results(run))

@@ -6,7 +6,7 @@ are looked at that may lie within one standard error of the largest value, the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,26 +18,52 @@ from tune.run_folder.held_out import HeldOutFiles
 from tune.run_folder.judge import Judge, TrialReport
 from tune.run_folder.winner_rule import SATURATED, is_within_error, soft_shares
 
-_AT_ONCE = 64
-"""Trials that are compared pair by pair in one go."""
-
-_COLUMNS = np.dtype(
-    [
-        ("value", float),  # of the objective, the larger the better; -inf where it may not win
-        ("first", float),  # of the two objectives, as fronts go by them
-        ("second", float),
-        ("later", float),  # pairs_seen
-        ("version", int),  # counts the trial's best reports; 0 before the first
-        ("judged", int),  # the version to which the next three belong
-        ("pairs", int),  # held-out pairs
-        ("soft", float),  # soft share
-        ("other", float),  # the other share
-        ("finalist", bool),  # whether it has ended and may be one
-    ]
-)
+_COMPARED = 16
+"""Trials that are compared pair by pair in one go: mostly the softest contenders are near."""
+_LOOKED_AT = 1024
+"""Trials whose held-out pairs are looked at in one go."""
 
 Rows = NDArray[np.intp]
 """Rows of the table, ascending where nothing else is said: the trials in the order of their ids."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns with a row for each trial, and rows that are free; each of shape (k,)."""
+
+    value: Floats
+    """Of the objective, the larger the better; -inf where it may not win, and in a free row."""
+    first: Floats
+    """Of two objectives, as the fronts go by them."""
+    second: Floats
+    later: Floats
+    """`pairs_seen`."""
+    is_finalist: NDArray[np.bool_]
+    """Whether the trial has ended and may be one."""
+    version: NDArray[np.intp]
+    """Counts the trial's best reports."""
+    judged: NDArray[np.intp]
+    """The version to which the next three belong."""
+    pairs: NDArray[np.intp]
+    """Held-out pairs."""
+    soft: Floats
+    """The soft share."""
+    other: Floats
+    """The other share."""
+
+    @classmethod
+    def empty(cls, rows: int) -> _Table:
+        value, first, second = np.full((3, rows), -np.inf)
+        later, soft, other = np.zeros((3, rows))
+        version, judged, pairs = np.zeros((3, rows), np.intp)
+        is_finalist = np.zeros(rows, bool)
+        return cls(value, first, second, later, is_finalist, version, judged, pairs, soft, other)
+
+    def twice_as_long(self) -> _Table:
+        new = _Table.empty(2 * len(self.value))
+        for column in fields(self):
+            getattr(new, column.name)[: len(self.value)] = getattr(self, column.name)
+        return new
 
 
 @dataclass(frozen=True)
@@ -64,45 +90,44 @@ class Leaders:
         self._judge = judge
         self._rows: dict[str, int] = {}
         self._reports: list[TrialReport] = []
-        self._table = np.zeros(64, _COLUMNS)
+        self._table = _Table.empty(64)
 
     def put(self, trial_id: str, report: Report, may_be_finalist: bool) -> None:
         """Takes a trial's best report, or that it has ended."""
         row = self._rows.setdefault(trial_id, len(self._rows))
-        if row == len(self._table):
-            self._table = np.concatenate([self._table, np.zeros(row, _COLUMNS)])
-        entry = self._table[row]
-        entry["finalist"] = may_be_finalist
+        if row == len(self._table.value):
+            self._table = self._table.twice_as_long()
+        table = self._table
+        table.is_finalist[row] = may_be_finalist
         if row == len(self._reports):
             self._reports.append((trial_id, report))
         elif self._reports[row][1] is report:
             return
         self._reports[row] = (trial_id, report)
-        entry["value"] = self._objective.worth(report)
+        table.value[row] = self._objective.worth(report)
         if self._objective.second is not None:
-            entry["first"], entry["second"] = self._objective.key(report)
-        entry["later"] = report.get("pairs_seen", 0)
-        entry["version"] += 1
+            table.first[row], table.second[row] = self._objective.key(report)
+        table.later[row] = report.get("pairs_seen", 0)
+        table.version[row] += 1
 
     def first(self, count: int, finalists: bool = False) -> list[str]:
         """The ids of the best trials that may win, as many as asked for; with two objectives front
         by front. `finalists`: of those alone that have ended and may be finalists."""
         table = self._table
-        rows = np.flatnonzero((table["version"] > 0) & (table["value"] > -np.inf))
-        if finalists:
-            rows = rows[table["finalist"][rows]]
+        may_win = table.value > -np.inf
+        rows = np.flatnonzero(may_win & table.is_finalist if finalists else may_win)
         found: list[int] = []
         largest = self._largest(table, rows) if len(rows) else None
         while len(found) < count and len(rows):
             is_next = np.ones(len(rows), bool)
             if self._objective.second is not None:
-                is_next = on_front(table["first"][rows], table["second"][rows])
+                is_next = on_front(table.first[rows], table.second[rows])
             found += self._in_order(table, rows[is_next], count - len(found), largest)
             rows = rows[~is_next]
         return [self._reports[row][0] for row in found]
 
     def _in_order(
-        self, table: NDArray[np.void], front: Rows, count: int, largest: _Largest | None
+        self, table: _Table, front: Rows, count: int, largest: _Largest | None
     ) -> list[int]:
         """The first rows of one front: those near the largest value by their soft share, then the
         others by their value."""
@@ -112,38 +137,38 @@ class Leaders:
             if self._objective.second is not None:
                 chosen = np.isin(rows, front)
                 rows, soft = rows[chosen], soft[chosen]
-            rows = rows[np.lexsort((-table["later"][rows], -soft))]
-            for start in range(0, len(rows), _AT_ONCE):
-                some = rows[start : start + _AT_ONCE]
+            rows = rows[np.lexsort((-table.later[rows], -soft))]
+            for start in range(0, len(rows), _COMPARED):
+                some = rows[start : start + _COMPARED]
                 near += some[self._is_near(table, some, largest)].tolist()
                 if len(near) >= count:
                     return near[:count]
         others = np.setdiff1d(front, near)
-        order = np.lexsort((-table["later"][others], -table["value"][others]))
+        order = np.lexsort((-table.later[others], -table.value[others]))
         return [*near, *others[order].tolist()][:count]
 
-    def _largest(self, table: NDArray[np.void], rows: Rows) -> _Largest | None:
+    def _largest(self, table: _Table, rows: Rows) -> _Largest | None:
         """None where values alone decide."""
-        values = table["value"][rows]
+        values = table.value[rows]
         value = float(values.max())
         most_behind = self._judge.most_behind(self._reports[rows[int(values.argmax())]])
         contenders = rows[values >= value - most_behind]
         if not most_behind:
             return None
         self._look_at(table, contenders)
-        pairs = table["pairs"][contenders]
+        pairs = table.pairs[contenders]
         if (pairs != pairs[0]).any():
             return None
-        soft = table["soft"][contenders]
+        soft = table.soft[contenders]
         if value >= SATURATED:
-            soft = soft + table["other"][contenders]
-        later, values = table["later"][contenders], table["value"][contenders]
-        best = np.lexsort((-later, -soft, -values))[0]
+            soft = soft + table.other[contenders]
+        equals = np.flatnonzero(table.value[contenders] == value)
+        best = equals[np.lexsort((-table.later[contenders[equals]], -soft[equals]))[0]]
         right = self._right(contenders[best : best + 1])
         return _Largest(value, right[0], self._held_out.clusters(int(pairs[0])), contenders, soft)
 
-    def _is_near(self, table: NDArray[np.void], rows: Rows, largest: _Largest) -> NDArray[np.bool_]:
-        behind = largest.value - table["value"][rows]
+    def _is_near(self, table: _Table, rows: Rows, largest: _Largest) -> NDArray[np.bool_]:
+        behind = largest.value - table.value[rows]
         return is_within_error(behind, largest.right - self._right(rows), largest.clusters)
 
     def _right(self, rows: Rows) -> Floats:
@@ -156,24 +181,24 @@ class Leaders:
             raise RuntimeError("a report changed while it was read")
         return margins
 
-    def _look_at(self, table: NDArray[np.void], rows: Rows) -> None:
+    def _look_at(self, table: _Table, rows: Rows) -> None:
         """Computes what isn't known yet of the held-out pairs.
 
         The line of progress is made in a thread of its own, while the driver's may `put`. So what
         is computed counts for the version that was there before the report was read.
         """
-        rows = rows[table["judged"][rows] != table["version"][rows]]
-        versions = table["version"][rows]
+        rows = rows[table.judged[rows] != table.version[rows]]
+        versions = table.version[rows]
         reports = [self._reports[row] for row in rows]
         pairs = np.array([self._judge.pairs(report) for report in reports], int)
-        table["pairs"][rows] = pairs
+        table.pairs[rows] = pairs
         for number in np.unique(pairs[pairs > 0]):
             chosen = np.flatnonzero(pairs == number)
-            for start in range(0, len(chosen), 16 * _AT_ONCE):
-                some = chosen[start : start + 16 * _AT_ONCE]
+            for start in range(0, len(chosen), _LOOKED_AT):
+                some = chosen[start : start + _LOOKED_AT]
                 own = [reports[index] for index in some]
                 margins = self._margins(own, self._objective.metric)
                 others = self._margins(own, self._objective.other_share)
-                table["soft"][rows[some]] = soft_shares(margins)
-                table["other"][rows[some]] = share_right(others).mean(axis=1)
-        table["judged"][rows] = versions
+                table.soft[rows[some]] = soft_shares(margins)
+                table.other[rows[some]] = share_right(others).mean(axis=1)
+        table.judged[rows] = versions

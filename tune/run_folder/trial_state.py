@@ -76,14 +76,15 @@ def last_whole_state(run: Path, trial_id: str) -> tuple[int, str]:
 
 
 def last_state(run: Path, trial_id: str, recorded: int) -> tuple[int, str]:
-    """The same for the driver, which brings no state here: of a URL the last one that is not ahead
-    of the record, as a driver's death may have left it. It removes those that are."""
-    if mirror.url(run) is None:
-        return last_whole_state(run, trial_id)
+    """The same for the driver, of the states that are not ahead of the record, as a driver's death
+    may leave them at a URL and a power cut here. It removes those that are, and brings none here:
+    of a URL it is the worker who looks whether a state is whole."""
     saved = {pairs: reported_pairs(run, trial_id, pairs) for pairs in saved_pairs(run, trial_id)}
     for pairs, reported in saved.items():
         if reported > recorded:
             mirror.remove(run / "state" / trial_id / str(pairs))
+    if mirror.url(run) is None:
+        return last_whole_state(run, trial_id)
     return max((pairs for pairs in saved if saved[pairs] <= recorded), default=0), ""
 
 

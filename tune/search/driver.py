@@ -136,16 +136,12 @@ def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
 def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
     """Trains trials until no more start and the winner is known; writes results and report."""
     config, records = run.config, run.records
-
-    def as_it_stands() -> Results:
-        return assemble(config, records)
-
     address = os.environ.get("RAY_ADDRESS")
     signs.doing(f"connecting to the Ray cluster at {address}" if address else "starting Ray")
     with (
         connected(config, import_meanwhile="tune.search.tuner"),
         termination_as_interruption(),
-        keep_fresh(records.folder, as_it_stands),
+        keep_fresh(records.folder),
     ):
         from tune.search.tuner import run_trials  # Ray is imported by `connected`, not before
 

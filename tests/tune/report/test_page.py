@@ -1,6 +1,7 @@
 """The report of a search, read as a browser would: parsed, its figures loaded from their JSON."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from ruamel.yaml import YAML
 from dpo_train.config import TrainConfig
 from dpo_train.evaluation.test_report import Difference
 from tests.conftest import ROOT, Run
+from tests.helpers.driver import Driver
 from tests.helpers.simulated_results import SEARCH, simulated
+from tests.helpers.simulated_search import children
 from tune import load_results
 from tune.config.schema import SearchConfig
 from tune.report import page
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.yaml_file import write_yaml
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -248,26 +252,34 @@ def test_five_hundred_trials_fit_in_ten_megabytes() -> None:
 
 
 def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
-    results: Results,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def current() -> Results:
-        asked.append(1)
-        if len(asked) == 1:
-            raise OSError("no disk")
-        return results
-
+    driver = Driver(tmp_path)
+    write_yaml(tmp_path, driver.config)
+    trial = driver.start()
+    driver.report(trial, 64, 0.9)
+    record = tmp_path / "trials" / f"{trial.config['task'].name}.json"
+    content = record.read_text()
+    record.write_text("cut off")
     monkeypatch.setattr(page, "_SHARE", 0)
-    with page.keep_fresh(tmp_path, current, pause=0.01):
-        deadline = time.monotonic() + 60
+    said, deadline = "", time.monotonic() + 120
+    with page.keep_fresh(tmp_path, pause=0.01):
         while not (tmp_path / "report.html").exists():
             assert time.monotonic() < deadline
-            time.sleep(0.01)
-    assert "warning: the report could not be written (OSError: no disk)" in capsys.readouterr().out
+            time.sleep(0.05)
+            said += capfd.readouterr().out
+            if "warning: the report could not be written (InputError: " in said:
+                record.write_text(content)
+    assert record.read_text() == content
+    assert trial.config["task"].name in (tmp_path / "report.html").read_text()
+
+
+def test_a_page_in_the_making_does_not_hold_up_the_end_of_a_search(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with page.keep_fresh(tmp_path, pause=0.01):
+        time.sleep(0.3)  # its process imports for longer
+    assert time.monotonic() - began < 5
+    assert not any("tune.report.page" in command for _, command in children(os.getpid()))
 
 
 @pytest.mark.slow

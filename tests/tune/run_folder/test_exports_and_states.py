@@ -196,6 +196,15 @@ def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
     assert trial_state.saved_pairs(tmp_path, "a") == []
 
 
+def test_a_state_ahead_of_the_record_is_not_used(tmp_path: Path) -> None:
+    """As a power cut leaves it: the record's last report was not on the disk yet."""
+    trial_state.save_state(tmp_path, "a", 64, saving(100))
+    trial_state.save_state(tmp_path, "a", 128, saving(150))
+    assert trial_state.last_state(tmp_path, "a", 128) == (150, "")
+    assert trial_state.last_state(tmp_path, "a", 64) == (100, "")
+    assert trial_state.last_whole_state(tmp_path, "a") == (100, "")
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "seal"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     for pairs in (64, 128):
