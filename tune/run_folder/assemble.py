@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dpo_train.evaluation.test_report import Numbers, TestReport
+from dpo_train.reference_pass.manifest import Manifest
 from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder import less_drift, luck
@@ -78,27 +77,31 @@ def assemble(config: SearchConfig, records: Records, end: SearchEnd = RUNNING) -
             reference_pairs=sum(record.reference_pairs for record in trials),
         ),
         data={
-            **{key: manifest[key] for key in ("pairs", "dropped") if key in manifest},
-            **({"key": records.run.prepared_folder.name} if manifest else {}),
-        },
+            "pairs": manifest.pairs,
+            "dropped": manifest.dropped,
+            "key": records.run.prepared_folder.name,
+        }
+        if manifest
+        else {},
         answers=test.answers if test else [],
         ended=end.stop_reason,
         search=config.model_dump(mode="json", by_alias=True),
     )
 
 
-def _base(manifest: dict[str, Any], test: TestReport | None) -> dict[str, Numbers]:
-    base = {split: Numbers.model_validate(each) for split, each in manifest.get("base", {}).items()}
+def _base(manifest: Manifest | None, test: TestReport | None) -> dict[str, Numbers]:
+    measured = manifest.base if manifest else {}
+    base = {split: Numbers.model_validate(each.model_dump()) for split, each in measured.items()}
     if test is not None:
         answers = {"answer_tokens": test.base.answer_tokens, "repeating": test.base.repeating}
         base["test"] = base["test"].model_copy(update=answers)
     return base
 
 
-def _manifest(records: Records) -> dict[str, Any]:
+def _manifest(records: Records) -> Manifest | None:
+    """Of the prepared data; None where this machine has none, as in a simulated search."""
     path = mirror.fetch_once(records.run.prepared_folder / "manifest.json")
-    manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return manifest
+    return Manifest.model_validate_json(path.read_text()) if path.is_file() else None
 
 
 def current_results(run_folder: str | Path) -> Results:

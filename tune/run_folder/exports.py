@@ -121,10 +121,10 @@ def offer_export(
     mirror.hand_over(folder)
 
 
-def _is_out(run: Path, stamp: ExportStamp, asked: Rivals) -> bool:
+def _is_out(run: Path, stamp: ExportStamp, rivals: Rivals) -> bool:
     """Whether the report of a stamp is so far behind that the rule can't choose it, as far as a
     worker sees: it knows the values of what was exported, and not those of each pair."""
-    objective = asked.objective
+    objective = rivals.objective
     of_runs: dict[str, float] = {}
     of_others: dict[str, float] = {}
     for existing in (each.stamp for each in _all_exports(run)):
@@ -133,11 +133,11 @@ def _is_out(run: Path, stamp: ExportStamp, asked: Rivals) -> bool:
         if existing.searched != stamp.searched:
             whose = existing.searched
             of_others[whose] = max(worth, of_others.get(whose, worth))
-    rivals = [of_runs.get(stamp.trial, -math.inf)]
+    ahead = [of_runs.get(stamp.trial, -math.inf)]
     if stamp.configuration is None and objective.second is None:
-        rivals += sorted(of_others.values(), reverse=True)[asked.keep - 1 : asked.keep]
+        ahead += sorted(of_others.values(), reverse=True)[rivals.keep - 1 : rivals.keep]
     worth = objective.worth(stamp.report)
-    return any(worth + _slack(objective, worth, best, asked.held_out) < best for best in rivals)
+    return any(worth + _slack(objective, worth, best, rivals.held_out) < best for best in ahead)
 
 
 def _slack(objective: Objective, one: float, other: float, held_out: int) -> float:

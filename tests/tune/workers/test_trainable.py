@@ -99,6 +99,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> Proces
 def test_a_trial_whose_gpu_failed_is_given_back_to_go_on_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torch  # noqa: F401  # a process that used a GPU has it
+
     process = broken(tmp_path, monkeypatch, "CUDA error: device-side assert triggered\nSearch for")
     with pytest.raises(DeviceFailed, match=r"^the GPU failed: CUDA error: device-side assert"):
         process.step()
