@@ -27,7 +27,9 @@ from tune.config.schema import SearchConfig
 from tune.report.terminal import render
 from tune.run_folder.assemble import current_results
 from tune.run_folder.held_out import HeldOut
-from tune.run_folder.records import Records, TrialRecord, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records, TrialRecord
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.run_folder.yaml_file import write_yaml
 from tune.workers.outcome import Ending, Outcome
@@ -55,10 +57,10 @@ def main(trials: int) -> None:
         folder = Path(name)
         search = {"name": "x", "trainer": "simulated", **SEARCH}
         config = check(parse(SearchConfig, search, {}, "x.yaml"))
-        write_yaml(folder, config)
-        create_run(folder, Path(), "cpu")
+        write_yaml(folder / "search.yaml", config)
+        create_run(RunFolder.at(folder), Path(), "cpu")
         make_up(folder, trials)
-        row("reading the records", [timed(lambda: Records(folder, config.goal))])
+        row("reading the records", [timed(lambda: Records(RunFolder.at(folder), config.goal))])
         row("dpo-tune show", [timed(lambda: render(current_results(folder))) for _ in range(3)])
         for sampler in ("random", "tpe"):
             play(folder, sampler)

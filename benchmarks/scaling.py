@@ -28,6 +28,7 @@ os.environ |= {
 import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from tune.run_folder.paths import RunFolder  # noqa: E402
 from tune.run_folder.records import read_records  # noqa: E402
 
 SLEEP = 2.0
@@ -68,7 +69,7 @@ def nodes(trials: int) -> None:
             asked = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
             with searching(cluster, trials=trials, **asked) as (process, run):
                 process.wait()
-                records = list(read_records(run))
+                records = list(read_records(RunFolder.at(run)))
         finally:
             cluster.shutdown()
         # From the first trial's begin to the last one's end.
@@ -107,7 +108,7 @@ def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
         seen: list[tuple[float, float, int]] = []
         while process.poll() is None:
             time.sleep(0.5)
-            curves = [record.curve for record in read_records(run)]
+            curves = [record.curve for record in read_records(RunFolder.at(run))]
             if sum(map(bool, curves)) < count or len(curves) == trials:
                 continue
             spent = psutil.Process(process.pid).cpu_times()

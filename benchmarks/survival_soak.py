@@ -23,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTHONPATH"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 
+from tune.run_folder.paths import RunFolder  # noqa: E402
 from tune.run_folder.records import read_records  # noqa: E402
 
 SIMULATED = {
@@ -73,7 +74,7 @@ def run(content: dict[str, Any], kill_every: float | None) -> dict[str, Any]:
 def trial_processes(run: Path) -> list[int]:
     """Those that have reported. One that is killed as it starts, before it has a trial, is missed
     by Ray only after a minute (worker_register_timeout_seconds)."""
-    running = {record.id for record in read_records(run) if record.state == "running"}
+    running = {record.id for record in read_records(RunFolder.at(run)) if record.state == "running"}
     places = run / "places.jsonl"
     notes = map(json.loads, places.read_text().splitlines() if places.exists() else [])
     last = {note["trial"]: int(note["pid"]) for note in notes}

@@ -141,8 +141,6 @@ def _finished(folder: Path, computed: int) -> PreparedData | None:
 
 def _bring(folder: Path, computed: int) -> PreparedData | None:
     """What another node computed and brought onto the folder's URL."""
-    if mirror.url(folder) is None:
-        return None
     try:
         manifest = Manifest.model_validate_json(mirror.read_text(folder / "manifest.json"))
     except FileNotFoundError:

@@ -148,7 +148,7 @@ def _resume(options: argparse.Namespace) -> int:
     if options.trials is not None:
         if not re.fullmatch(r"\+?[0-9]{1,9}", options.trials):
             raise InputError(f"--trials: {options.trials!r} is no number; type `--trials +16`")
-        now = load_search(folder / "search.yaml").total_trials
+        now = load_search(folder.search_yaml).total_trials
         trials = int(options.trials) + (now if options.trials.startswith("+") else 0)
     from tune.search.driver import resume
 
@@ -159,7 +159,7 @@ def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
     from tune.errors import Interrupted
     from tune.report.terminal import render
-    from tune.run_folder.folder import open_run
+    from tune.run_folder.folder import find_run, open_run
     from tune.search.resume import is_exhausted
     from tune.tracking.trackers import how_to_send
 
@@ -167,7 +167,7 @@ def _finish(search: Any) -> int:
         results = search()
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
-        if unsent := how_to_send(interruption.folder):
+        if unsent := how_to_send(find_run(interruption.folder)):
             print(unsent, file=sys.stderr)
         return _INTERRUPTED
     print(render(results))
@@ -175,9 +175,9 @@ def _finish(search: Any) -> int:
         print(f"\n{unsent}")
     if results.winner is None:
         return _NOTHING_WON
-    winner, numbers = (mirror.shown(results.folder / name) for name in ("winner", "results.json"))
+    winner, numbers = map(mirror.shown, (results.folder.winner, results.folder.results_json))
     print(f"\nthe winner lies in {winner}, all numbers in {numbers}")
-    if (page := results.folder / "report.html").exists():
+    if (page := results.folder.report_html).exists():
         print(f"the report: {mirror.shown(page)}")
     if not is_exhausted(open_run(results.folder)):
         more = max(8, len(results.trials) // 3)

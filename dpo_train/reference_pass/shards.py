@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -213,10 +212,7 @@ class Pass:
 
 def remove_shards(folder: Path) -> None:
     """Removes what the pass left in a folder whose data is finished, and on its URL."""
-    if mirror.url(folder) is None:
-        shutil.rmtree(folder / SHARDS, ignore_errors=True)
-    else:
-        mirror.remove(folder / SHARDS)
+    mirror.remove(folder / SHARDS)
 
 
 def _file(folder: Path, shard: int) -> Path:

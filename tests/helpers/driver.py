@@ -13,7 +13,9 @@ from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.run_folder.exports import ExportStamp, Rivals, offer_export
 from tune.run_folder.held_out import HeldOut
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.search.abort import AbortStopper
 from tune.search.early_stopping import make_stopping_rule
@@ -33,8 +35,8 @@ class Driver:
         basics = {"name": "x", "trainer": "simulated", "trials": 4, "space": RATE}
         self.config = check(parse(SearchConfig, {**basics, **content}, {}, "x.yaml"))
         if not (folder / "run.json").exists():
-            create_run(folder, Path(), "cpu")
-        self.records = Records(folder, self.config.goal)
+            create_run(RunFolder.at(folder), Path(), "cpu")
+        self.records = Records(RunFolder.at(folder), self.config.goal)
         self.records.begin_driver_session()
         progress = Progress(self.records, self.config.total_trials)
         self.final_tasks = FinalTasks(self.config, self.records)

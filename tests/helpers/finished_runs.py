@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tune.run_folder.paths import RunFolder
+
 POINTS = ({"dpo.beta": 0.1}, {"dpo.beta": 0.3})
 
 
@@ -24,8 +26,8 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     from tune.run_folder.assemble import SearchEnd, assemble
     from tune.run_folder.folder import open_run
     from tune.run_folder.held_out import HeldOut
-    from tune.run_folder.records import create_run
     from tune.run_folder.results import write_results
+    from tune.run_folder.run_info import create_run
     from tune.run_folder.step import Step
 
     space = {"dpo.beta": {"uniform": [0.05, 0.5]}}
@@ -46,9 +48,9 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     prepared = reference.plan(config.base_trial(), pairs, root / "prepared", "cpu")
     folder = config.folder
     folder.mkdir(parents=True)
-    yaml_file.write_yaml(folder, config)
-    create_run(folder, prepared, "cpu")
-    records = open_run(folder).records
+    yaml_file.write_yaml(folder / "search.yaml", config)
+    create_run(RunFolder.at(folder), prepared, "cpu")
+    records = open_run(RunFolder.at(folder)).records
     records.begin_driver_session()
     for point in POINTS:
         trial_id = records.next_id()
@@ -59,7 +61,9 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
         step = Step(found.report, time.time(), 1.0, HeldOut.of(found.held_out))
         records.report(trial_id, step)
         stamp = exports.ExportStamp(trial=trial_id, config=point, report=found.report)
-        exports.offer_export(folder, stamp, exports.Rivals(records.objective, 3), session.export)
+        exports.offer_export(
+            RunFolder.at(folder), stamp, exports.Rivals(records.objective, 3), session.export
+        )
         session.close()
         records.end(trial_id, "finished")
     won = exports.promote_to_winner(records)
@@ -68,5 +72,5 @@ def make_run(root: Path, name: str, **content: Any) -> Path:
     )
     results = assemble(config, records, SearchEnd("all 2 trials", won, test))
     ran_on = environment.describe({"CPU": 2})
-    write_results(folder, results.model_copy(update={"environment": ran_on}))
+    write_results(folder / "results.json", results.model_copy(update={"environment": ran_on}))
     return folder

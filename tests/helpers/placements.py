@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tune.run_folder.records import read_records
+from tests.helpers.run_records import records_of
 
 
 def places(run: Path) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def most_at_once(run: Path) -> dict[tuple[str, str], int]:
     A place is held until the trial takes another or ends, or until its driver ends.
     """
     sittings = json.loads((run / "run.json").read_text())["sittings"]
-    ended = {record.id: record.ended or 0.0 for record in read_records(run)}
+    ended = {record.id: record.ended or 0.0 for record in records_of(run)}
     taken = places(run)
     held: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for number, place in enumerate(taken):

@@ -10,8 +10,10 @@ from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
 from tune.run_folder import yaml_file
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
 from tune.run_folder.results import Cost, Results, write_results
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.tracking.child_process import TrackingProcess
 
@@ -26,10 +28,11 @@ class Search:
         content["tensorboard"] = tensorboard
         self.config = check(parse(SearchConfig, content, {}, "x.yaml"))
         self.folder = folder / "x"
-        create_run(self.folder, Path(), "cpu")
-        yaml_file.write_yaml(self.folder, self.config)
+        self.run = RunFolder.at(self.folder)
+        create_run(self.run, Path(), "cpu")
+        yaml_file.write_yaml(self.run.search_yaml, self.config)
         objective = Objective(metric="eval/accuracy", mode="max")
-        self.records = Records(self.folder, objective)
+        self.records = Records(self.run, objective)
         self.records.begin_driver_session()
         self.ids: list[str] = []
         self.begin(1e-3)
@@ -57,7 +60,7 @@ class Search:
         results = Results(
             name="x", objective=objective, base={}, winner=None, trials=trials, cost=Cost()
         )
-        write_results(self.folder, results)
+        write_results(self.run.results_json, results)
 
     def close(self, tracking: TrackingProcess) -> float:
         """Ends the child as a driver does; how many seconds that took."""

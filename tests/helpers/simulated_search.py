@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.storage.files import write_atomically
-from tune.run_folder.records import read_records
+from tests.helpers.run_records import records_of
 
 YAML = """
 name: sim
@@ -28,7 +28,7 @@ wandb: {mode: disabled}
 def ended(run: Path) -> dict[str, Any]:
     return {
         record.id: record.model_dump()
-        for record in read_records(run)
+        for record in records_of(run)
         if record.state in ("finished", "stopped", "failed")
     }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from dpo_train import model_source
 from dpo_train.data import load_pairs
 from dpo_train.reference_pass.tokens import check_rows
-from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
+from tune.run_folder.paths import RunFolder
 from tune.search import gpus, memory_plan
 from tune.search.preflight import (
     disk_bytes,
@@ -82,15 +82,13 @@ def _needs(config: SearchConfig) -> Iterator[str]:
     train = len(pairs.splits["train"]) * config.most_epochs
     yield from _first_rung(config)
     most = disk_bytes(resolved, _reports(config, train))
-    refresh(config.folder)
-    exists = "exists" if (config.folder / "run.json").exists() else "new"
+    folder = RunFolder.at(config.folder)
+    refresh(folder)
+    exists = "exists" if folder.exists else "new"
     free = ""
-    if not mirror.is_url(config.runs_dir):
-        free = f"; {free_bytes(config.folder) / 1e9:.1f} GB free"
-    yield (
-        f"disk         at most about {most / 1e9:.2f} GB in "
-        f"{mirror.shown(config.folder)} ({exists}{free})"
-    )
+    if folder.url is None:
+        free = f"; {free_bytes(folder.path) / 1e9:.1f} GB free"
+    yield f"disk         at most about {most / 1e9:.2f} GB in {folder} ({exists}{free})"
 
 
 def _reports(config: SearchConfig, train: int) -> int:

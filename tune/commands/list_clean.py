@@ -11,6 +11,7 @@ from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import remove_run
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import ENDED, read_records
 
 PREPARED = ".prepared"
@@ -43,8 +44,9 @@ def stored(runs_dir: Path) -> list[Stored]:
             state = "complete" if f"{name}/manifest.json" in sizes else "incomplete"
             prepared.append(Stored(name, "prepared data", state, 0, gigabytes, folder))
         elif not name.startswith(".") and f"{name}/run.json" in sizes:
-            refresh(folder)
-            ended = sum(record.state in ENDED for record in read_records(folder))
+            run = RunFolder.at(folder)
+            refresh(run)
+            ended = sum(record.state in ENDED for record in read_records(run))
             state = "finished" if f"{name}/results.json" in sizes else "unfinished"
             found.append(Stored(name, "run", state, ended, gigabytes, folder))
     return found + prepared
@@ -62,7 +64,7 @@ def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
     with contextlib.ExitStack() as stack:
         for item in chosen:
             if item.kind == "run":
-                stack.enter_context(only_driver(item.folder))
+                stack.enter_context(only_driver(RunFolder.at(item.folder)))
         for item in chosen:
-            remove_run(item.folder)
+            remove_run(RunFolder.at(item.folder))
     return chosen

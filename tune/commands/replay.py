@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from dpo_train.config_base import override
 from dpo_train.errors import Diverged, InputError
 from dpo_train.trainers.open import open_session
 from tune.config.objective import Report
 from tune.run_folder.folder import find_run, open_run
+from tune.run_folder.paths import RunLike
 from tune.search.prepared_data import find_prepared_data
 
 _NOT_OF_TRAINING = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
@@ -41,7 +41,9 @@ class Replay:
 
 
 def replay(
-    run_folder: str | Path, trial: str, watch: Callable[[Report, Report], None] | None = None
+    run_folder: RunLike,
+    trial: str,
+    watch: Callable[[Report, Report], None] | None = None,
 ) -> Replay:
     """Trains a trial as far as it came, in this process and without Ray, and compares.
 

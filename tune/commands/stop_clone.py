@@ -7,20 +7,19 @@ and wherever it could start a trial.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from dpo_train.config_base import Overrides
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.space import Point, check_point, is_active
 from tune.run_folder.folder import find_run, open_run
-from tune.run_folder.inbox import FILE, Inbox, Request
+from tune.run_folder.inbox import FILE, Request
+from tune.run_folder.paths import RunFolder, RunLike
 from tune.run_folder.records import ENDED
 from tune.search.resume import is_finished
 
 
-def stop(run_folder: str | Path, trial: str) -> None:
+def stop(run_folder: RunLike, trial: str) -> None:
     """Asks a search to end a trial at its next step. Raises InputError."""
     folder = find_run(run_folder)
     records = open_run(folder).records
@@ -29,7 +28,7 @@ def stop(run_folder: str | Path, trial: str) -> None:
     _ask(folder, Request(kind="stop", trial=trial))
 
 
-def clone(run_folder: str | Path, trial: str, changes: Overrides) -> Point:
+def clone(run_folder: RunLike, trial: str, changes: Overrides) -> Point:
     """Asks a search to try a trial's point soon, with changes; returns the point.
 
     Axes that the changes call to life are drawn. Raises InputError.
@@ -37,8 +36,7 @@ def clone(run_folder: str | Path, trial: str, changes: Overrides) -> Point:
     folder = find_run(run_folder)
     run = open_run(folder)
     if is_finished(run):
-        place = mirror.shown(folder)
-        raise InputError(f"{place} has ended; let it grow: dpo-tune resume {place} --trials +8")
+        raise InputError(f"{folder} has ended; let it grow: dpo-tune resume {folder} --trials +8")
     config, records = run.config, run.records
     point: Point = {**records.find(trial).config, **changes}
     for path, axis in config.space.items():
@@ -50,7 +48,7 @@ def clone(run_folder: str | Path, trial: str, changes: Overrides) -> Point:
     return point
 
 
-def _ask(folder: Path, request: Request) -> None:
-    asked = Inbox(folder).folder / str(time.time_ns())
+def _ask(folder: RunFolder, request: Request) -> None:
+    asked = folder.requests / str(time.time_ns())
     asked.mkdir(parents=True)
     write_atomically(asked / FILE, request.model_dump_json(indent=1))

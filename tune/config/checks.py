@@ -49,13 +49,12 @@ def check(config: SearchConfig) -> SearchConfig:
             "hub.when: improved can't compare eval/loss between models; use always, or another "
             "objective"
         )
-    if mirror.is_url(config.runs_dir):
-        object_store.refuse_url("runs_dir", config.runs_dir)
-        if config.tensorboard:
-            raise InputError(
-                "tensorboard: its files are written under a local runs_dir only, not to "
-                f"{config.runs_dir}; type `--set tensorboard=false`, or give a path as runs_dir"
-            )
+    object_store.refuse_unusable("runs_dir", config.runs_dir)
+    if config.tensorboard and mirror.is_url(config.runs_dir):
+        raise InputError(
+            "tensorboard: its files are written under a local runs_dir only, not to "
+            f"{config.runs_dir}; type `--set tensorboard=false`, or give a path as runs_dir"
+        )
     check_storage(config.storage)
     _check_two_objectives(config)
     _check_confirm(config)

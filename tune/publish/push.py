@@ -32,6 +32,7 @@ from tune.errors import PushFailed, Unreachable
 from tune.publish import hub_access, model_card, repository
 from tune.run_folder import redact
 from tune.run_folder.driver_lease import only_driver
+from tune.run_folder.paths import RunLike
 from tune.run_folder.results import Publication, Results, load_results, write_results
 
 _HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")
@@ -75,7 +76,7 @@ def push_if_asked(results: Results, config: SearchConfig) -> Results:
         return _noted(results, Publication(repo=str(hub.repo), error=one_line(error, 1000)))
 
 
-def push(run: str | Path, branch: str = "main", tag: str = "", **changes: Any) -> Publication:
+def push(run: RunLike, branch: str = "main", tag: str = "", **changes: Any) -> Publication:
     """Pushes a run's winner in one commit; `changes` are to its `hub`: repo, private, and so on.
 
     Raises InputError where the Hub would not have it, PushFailed where it could not be sent.
@@ -89,14 +90,14 @@ def push(run: str | Path, branch: str = "main", tag: str = "", **changes: Any) -
     return pushed
 
 
-def write(run: str | Path, folder: Path | None = None, **changes: Any) -> Path:
+def write(run: RunLike, folder: Path | None = None, **changes: Any) -> Path:
     """Writes what `push` would push to a folder, by default `hub/` in the run folder.
 
     Raises InputError.
     """
     job = _opened(run, "main", "", changes)
     if folder is None:
-        folder = job.results.folder / "hub"
+        folder = job.results.folder.hub
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--to: {folder} holds something; name a new folder")
     with only_driver(job.results.folder):
@@ -115,8 +116,14 @@ class _Push:
     @property
     def command(self) -> str:
         """What pushes the same again."""
-        hub, usual = self.hub, HubConfig()
-        words = ["dpo-tune", "push", mirror.name(self.results.folder), "--repo", str(hub.repo)]
+        hub, usual, folder = self.hub, HubConfig(), self.results.folder
+        words = [
+            "dpo-tune",
+            "push",
+            folder.url or str(folder.path),
+            "--repo",
+            str(hub.repo),
+        ]
         words += [] if hub.private else ["--public"]
         words += ["--merged"] if hub.merged else []
         words += ["--dtype", hub.dtype] if hub.dtype != usual.dtype else []
@@ -126,9 +133,9 @@ class _Push:
         return shlex.join(words)
 
 
-def _opened(run: str | Path, branch: str, tag: str, changes: Overrides) -> _Push:
+def _opened(run: RunLike, branch: str, tag: str, changes: Overrides) -> _Push:
     results = load_results(run)
-    config = load_search(results.folder / "search.yaml")
+    config = load_search(results.folder.search_yaml)
     given = {name: value for name, value in changes.items() if value is not None}
     if given.get("repo", config.hub.repo) != config.hub.repo:
         given.setdefault("private", True)  # what was said of one repository is not said of another
@@ -139,7 +146,7 @@ def _opened(run: str | Path, branch: str, tag: str, changes: Overrides) -> _Push
 
 def _push(job: _Push, parent: str | None = None) -> Results:
     """With `parent`, only onto that commit."""
-    folder = job.results.folder / "hub"
+    folder = job.results.folder.hub
     repo = str(job.hub.repo)
     try:
         hub_access.check(job.hub)
@@ -157,14 +164,14 @@ def _push(job: _Push, parent: str | None = None) -> Results:
     except Exception as error:  # the library raises a dozen kinds, xet its own
         reason = f"{repo}: {hub_access.explain(error)}"
     raise PushFailed(
-        f"{reason}; the winner lies in {mirror.shown(job.results.folder / 'winner')}, and to try "
+        f"{reason}; the winner lies in {mirror.shown(job.results.folder.winner)}, and to try "
         f"again type: {job.command}"
     )
 
 
 def _noted(results: Results, publication: Publication | None) -> Results:
     there = load_results(results.folder).model_copy(update={"published": publication})
-    write_results(results.folder, there)
+    write_results(results.folder.results_json, there)
     return there.at(results.folder)
 
 

@@ -25,6 +25,7 @@ from tune.publish.model_card import License
 from tune.report import page
 from tune.run_folder import redact
 from tune.run_folder.exports import ExportStamp
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.results import Results, write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.tracking import trackers
@@ -54,7 +55,7 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
         raise InputError("a simulated search has no model to publish")
     if results.winner is None:
         raise InputError(f"{results.place} has no winner; type `dpo-tune resume {results.place}`")
-    winner = mirror.pull(results.folder / "winner")
+    winner = mirror.pull(results.folder.winner)
     stamp = ExportStamp.read(winner)
     if stamp.trial != (results.winner.run or results.winner.trial):
         raise InputError(
@@ -160,11 +161,11 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
         dtype=hub.dtype,
         pages=trackers.public_pages(results.folder),
     )
-    export.convert(results.folder / "winner", folder, hub.merged, hub.dtype)
+    export.convert(results.folder.winner, folder, hub.merged, hub.dtype)
     shown = redact.results(results, config)
     (folder / "README.md").write_text(str(model_card.render(shown, publishing)), encoding="utf-8")
-    write_yaml(folder, redact.search(config))
-    write_results(folder, shown)
+    write_yaml(folder / "search.yaml", redact.search(config))
+    write_results(folder / "results.json", shown)
     (folder / "report.html").write_text(page.render(shown), encoding="utf-8")
 
 
@@ -174,16 +175,16 @@ def _is_ours_alone(model: ModelConfig) -> bool:
 
 
 def _trained_in_full(results: Results) -> bool:
-    manifest = results.folder / "winner" / export.MANIFEST
+    manifest = results.folder.winner / export.MANIFEST
     return bool(json.loads(manifest.read_text())["kind"] == "full")
 
 
-def _refuse_traces(folder: Path, run: Path) -> None:
+def _refuse_traces(folder: Path, run: RunFolder) -> None:
     """The last look before anything leaves: paths of this machine, and what logs one in."""
-    places = {Path.home(), Path.cwd(), run.absolute()} - {Path("/")}
+    places = {Path.home(), Path.cwd(), run.path.absolute()} - {Path("/")}
     traces = {f"{place}/" for place in places}
-    if there := mirror.url(run):
-        traces.add(there.partition("?")[0])
+    if run.url:
+        traces.add(run.url.partition("?")[0])
     secrets = {get_token(), *map(os.environ.get, trackers.SECRETS)} - {None, ""}
     for path in sorted(folder.rglob("*")):
         if path.is_dir() or path.suffix == ".safetensors" or path.name == "tokenizer.json":

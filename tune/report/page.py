@@ -17,12 +17,12 @@ from html import escape
 from pathlib import Path
 
 from dpo_train.errors import one_line
-from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.report import tables
 from tune.report.doubts import doubts
 from tune.report.facts import luck, most_pairs, saved, trial_yaml, verdict
 from tune.run_folder.assemble import current_results
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import ENDED
 from tune.run_folder.results import Results
 
@@ -34,26 +34,24 @@ _SHARE = 50
 
 def write(results: Results) -> Path:
     """Writes `report.html` into the run folder of the results and returns its path."""
-    path = results.folder / "report.html"
-    write_atomically(path, render(results))
-    return path
+    write_atomically(results.folder.report_html, render(results))
+    return results.folder.report_html
 
 
-def write_or_warn(folder: Path, current: Callable[[], Results]) -> None:
+def write_or_warn(folder: RunFolder, current: Callable[[], Results]) -> None:
     """A report that can't be written costs a line, not the search that was paid."""
     try:
         write(current().at(folder))
     except Exception as error:
         print(
             f"warning: the report could not be written ({type(error).__name__}: "
-            f"{one_line(error)}); to try again: dpo-tune report "
-            f"{mirror.shown(folder)}",
+            f"{one_line(error)}); to try again: dpo-tune report {folder}",
             flush=True,
         )
 
 
 @contextlib.contextmanager
-def keep_fresh(folder: Path, pause: float = _PAUSE_SECONDS) -> Iterator[None]:
+def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[None]:
     """Writes the report of a running search now and then, in a process beside it that reads the
     records on the disk.
 
@@ -68,7 +66,7 @@ def keep_fresh(folder: Path, pause: float = _PAUSE_SECONDS) -> Iterator[None]:
             began = time.monotonic()
             # In a session of its own: Ctrl-C is for the driver.
             child = subprocess.Popen(
-                [sys.executable, "-m", "tune.report.page", str(folder)], start_new_session=True
+                [sys.executable, "-m", "tune.report.page", str(folder.path)], start_new_session=True
             )
             while child.poll() is None and not is_over.wait(_POLL_SECONDS):
                 pass
@@ -135,5 +133,5 @@ def render(results: Results) -> str:
 
 if __name__ == "__main__":
     os.nice(10)  # the trials come first
-    run = Path(sys.argv[1])
+    run = RunFolder.at(sys.argv[1])
     write_or_warn(run, lambda: current_results(run))

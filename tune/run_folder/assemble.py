@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dpo_train.evaluation.test_report import Numbers, TestReport
 from dpo_train.reference_pass.manifest import Manifest
@@ -13,6 +12,7 @@ from tune.run_folder import less_drift, luck
 from tune.run_folder.confirmation import Confirmation
 from tune.run_folder.exports import ExportStamp
 from tune.run_folder.folder import find_run, open_run
+from tune.run_folder.paths import RunLike
 from tune.run_folder.records import Records
 from tune.run_folder.results import Cost, Results, Winner, load_results
 
@@ -104,12 +104,12 @@ def _manifest(records: Records) -> Manifest | None:
     return Manifest.model_validate_json(path.read_text()) if path.is_file() else None
 
 
-def current_results(run_folder: str | Path) -> Results:
+def current_results(run_folder: RunLike) -> Results:
     """The results of a run folder as it stands: of a running search, without a winner."""
     folder = find_run(run_folder)
     run = open_run(folder)
     config, records = run.config, run.records
-    if (folder / "results.json").exists() and not records.open_trials():
+    if folder.results_json.exists() and not records.open_trials():
         results = load_results(folder)
         if len(results.runs) == len(records.trials):
             return results

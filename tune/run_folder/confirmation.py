@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from dpo_train.evaluation.test_report import Difference, Numbers, SampledKl
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.space import Point
-from tune.run_folder.records import Document, OrNone
-
-_EVALUATIONS = "evaluations.json"
+from tune.run_folder.document import Document, OrNone
+from tune.run_folder.paths import RunFolder
 
 
 class Run(Document):
@@ -67,20 +65,20 @@ class Confirmation(Document):
     """The test split's numbers of `searched`, before its seeds were tried."""
 
 
-def evaluations(run: Path) -> dict[str, dict[str, float]]:
+def evaluations(run: RunFolder) -> dict[str, dict[str, float]]:
     """What `confirm.evaluate` said, by the id of the run that it was given."""
-    path = run / _EVALUATIONS
+    path = run.evaluations
     said: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     return said
 
 
-def keep_evaluation(run: Path, run_id: str, said: Mapping[str, float]) -> None:
+def keep_evaluation(run: RunFolder, run_id: str, said: Mapping[str, float]) -> None:
     """Kept, for an evaluation may cost more than a trial."""
     write_atomically(
-        run / _EVALUATIONS, json.dumps({**evaluations(run), run_id: dict(said)}, indent=1)
+        run.evaluations, json.dumps({**evaluations(run), run_id: dict(said)}, indent=1)
     )
 
 
-def forget_evaluations(run: Path) -> None:
+def forget_evaluations(run: RunFolder) -> None:
     """For another function than the one that said them."""
-    mirror.remove(run / _EVALUATIONS)
+    mirror.remove(run.evaluations)

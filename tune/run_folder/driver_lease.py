@@ -20,20 +20,17 @@ from pathlib import Path
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
+from tune.run_folder.paths import RunFolder
 
 BEAT_SECONDS = 10.0
 """A driver says so often that it lives, and brings what could wait."""
 DEAD_SECONDS = 35.0
 """A driver of another machine that is silent for so long has died."""
-BEAT = ".driver.json"
-"""On a run's URL: who drives it, as often as that is said."""
-_BRINGING = ".bringing"
-"""The lock of who makes the files here those of the URL; a driver holds it as long as it works."""
 
 
 @dataclass(frozen=True)
 class _Heartbeat:
-    """What a driver says of itself, in the file BEAT."""
+    """What a driver says of itself, in the file `RunFolder.heartbeat`."""
 
     id: str
     where: tuple[str, ...]
@@ -67,35 +64,35 @@ class _Heartbeat:
 
 
 @contextlib.contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
+def only_driver(folder: RunFolder) -> Iterator[None]:
     """Holds the folder for this process; the lock dies with it. Raises InputError if held, and
     StoreError."""
-    if mirror.url(folder) is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    if folder.url is not None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.driver_lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(_held(folder, "another process")) from None
-        if mirror.url(folder) is None:
+        if folder.url is None:
             yield
             return
-        with (folder / _BRINGING).open("w") as bringing:
+        with folder.refresh_lock.open("w") as bringing:
             fcntl.flock(bringing, fcntl.LOCK_EX)
             with _beating(folder):
                 _bring(folder)
                 yield
 
 
-def refresh(folder: Path) -> None:
+def refresh(folder: RunFolder) -> None:
     """Brings a run's documents from its URL, unless its driver is at work here, who has the newest.
 
     Raises StoreError.
     """
-    if mirror.url(folder) is None:
+    if folder.url is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _BRINGING).open("w") as bringing:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.refresh_lock.open("w") as bringing:
         try:
             fcntl.flock(bringing, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,19 +100,19 @@ def refresh(folder: Path) -> None:
         _bring(folder)
 
 
-def _bring(folder: Path) -> None:
-    mirror.bring_files(folder)
-    mirror.bring_files(folder / "trials")
-    if not (folder / "run.json").is_file():
+def _bring(folder: RunFolder) -> None:
+    mirror.bring_files(folder.path)
+    mirror.bring_files(folder.trials)
+    if not folder.exists:
         # What lies here is of a run that is no more.
-        for path in folder.iterdir():
+        for path in folder.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _beating(folder: Path) -> Iterator[None]:
-    file = folder / BEAT
+def _beating(folder: RunFolder) -> Iterator[None]:
+    file = folder.heartbeat
     mine = _Heartbeat.mine()
     _wait_for_another(folder, file)
     mine.put(file)
@@ -130,12 +127,12 @@ def _beating(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             theirs = _Heartbeat.read(file)
             if theirs is not None and theirs.id == mine.id:
-                if mirror.exists(folder / "run.json"):  # not removed just now
+                if mirror.exists(folder.run_json):  # not removed just now
                     mirror.flush()
                 mirror.remove(file)
 
 
-def _beat(folder: Path, file: Path, mine: _Heartbeat, is_over: threading.Event) -> None:
+def _beat(folder: RunFolder, file: Path, mine: _Heartbeat, is_over: threading.Event) -> None:
     beat = 0
     while not is_over.wait(BEAT_SECONDS):
         beat += 1
@@ -143,13 +140,13 @@ def _beat(folder: Path, file: Path, mine: _Heartbeat, is_over: threading.Event) 
             theirs = _Heartbeat.read(file)
             if theirs is not None and theirs.id != mine.id:
                 # Nothing of this process may be mixed into what the other writes.
-                mirror.close(folder, f"{theirs} drives {mirror.shown(folder)} now")
+                mirror.close(folder.path, f"{theirs} drives {folder} now")
                 return
             replace(mine, beat=beat).put(file)
             mirror.flush()
 
 
-def _wait_for_another(folder: Path, file: Path) -> None:
+def _wait_for_another(folder: RunFolder, file: Path) -> None:
     """Until it is known that no other driver lives. Raises InputError if one does.
 
     By whether its heartbeat changes: clocks of two machines are not compared.
@@ -157,7 +154,7 @@ def _wait_for_another(folder: Path, file: Path) -> None:
     if (first := _Heartbeat.read(file)) is None or first.is_dead_here:
         return
     print(
-        f"{mirror.shown(folder)} was driven by {first}; looking for at most "
+        f"{folder} was driven by {first}; looking for at most "
         f"{DEAD_SECONDS:.0f} s whether that lives",
         flush=True,
     )
@@ -176,10 +173,9 @@ def _where() -> tuple[str, ...]:
     return socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")
 
 
-def _held(folder: Path, who: str) -> str:
-    where = mirror.shown(folder)
-    watch = folder.name if mirror.url(folder) is None else where
+def _held(folder: RunFolder, who: str) -> str:
+    watch = str(folder) if folder.url else folder.name
     return (
-        f"{where}: {who} runs this search now; watch it with `dpo-tune show {watch}`, or give "
+        f"{folder}: {who} runs this search now; watch it with `dpo-tune show {watch}`, or give "
         "`--name NEW`"
     )

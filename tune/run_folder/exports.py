@@ -22,6 +22,7 @@ from dpo_train.storage.mirror import CHECKSUMS
 from tune.config.objective import Objective, Report
 from tune.config.space import Point
 from tune.run_folder.judge import TrialReport
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import Records
 
 STAMP = "trial.json"
@@ -95,7 +96,7 @@ def export_of(records: Records, trial_id: str) -> Path | None:
 
 
 def offer_export(
-    run: Path, stamp: ExportStamp, rivals: Rivals, export: Callable[[Path], None]
+    run: RunFolder, stamp: ExportStamp, rivals: Rivals, export: Callable[[Path], None]
 ) -> None:
     """Exports the trial's weights if this report may still win, or be one of the k best
     configurations; a finalist's runs with other seeds vie with their own configuration alone, for
@@ -106,7 +107,7 @@ def offer_export(
     """
     if not rivals.objective.allows(stamp.report) or _is_out(run, stamp, rivals):
         return
-    folder = run / "best" / stamp.trial / str(stamp.pairs_seen)
+    folder = run.export(stamp.trial, stamp.pairs_seen)
     part = folder.with_name(".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -121,7 +122,7 @@ def offer_export(
     mirror.hand_over(folder)
 
 
-def _is_out(run: Path, stamp: ExportStamp, rivals: Rivals) -> bool:
+def _is_out(run: RunFolder, stamp: ExportStamp, rivals: Rivals) -> bool:
     """Whether the report of a stamp is so far behind that the rule can't choose it, as far as a
     worker sees: it knows the values of what was exported, and not those of each pair."""
     objective = rivals.objective
@@ -173,12 +174,12 @@ def prune_own_exports(records: Records, trial_id: str) -> None:
             _remove_export(each.folder)
 
 
-def drop_later_exports(run: Path, trial_id: str, saved: int) -> None:
+def drop_later_exports(run: RunFolder, trial_id: str, saved: int) -> None:
     """Removes what a trial exported past the state that it goes on from."""
-    for folder in (run / "best" / trial_id).glob("*"):
+    for folder in run.exports_of(trial_id).glob("*"):
         if not folder.name.isdigit():
             shutil.rmtree(folder, ignore_errors=True)
-    for found in mirror.find(run / "best" / trial_id, f"[0-9]*/{CHECKSUMS}"):
+    for found in mirror.find(run.exports_of(trial_id), f"[0-9]*/{CHECKSUMS}"):
         if int(found.parent.name) > saved:
             mirror.remove(found.parent)
 
@@ -202,9 +203,9 @@ def _in_order(records: Records, found: list[Export]) -> list[Export]:
     return [found[index] for index in order]
 
 
-def _all_exports(run: Path, trial: str = "*") -> list[Export]:
+def _all_exports(run: RunFolder, trial: str = "*") -> list[Export]:
     """Of all trials, or of one."""
-    stamps = mirror.complete_texts(run / "best", f"{trial}/[0-9]*/{STAMP}")
+    stamps = mirror.complete_texts(run.best, f"{trial}/[0-9]*/{STAMP}")
     found = [Export(path.parent, ExportStamp.model_validate_json(text)) for path, text in stamps]
     return sorted(found, key=lambda each: each.folder)
 
@@ -233,15 +234,15 @@ def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStam
         found = [each for each in found if each.folder != folder]
     if not found:
         return None
-    part, old = run / ".winner.part", run / ".winner.old"
+    part, old = run.path / ".winner.part", run.path / ".winner.old"
     shutil.rmtree(part, ignore_errors=True)
     with discarding_partial(part):
         shutil.copytree(folder, part)
     shutil.rmtree(old, ignore_errors=True)
-    if (run / "winner").exists():
-        (run / "winner").replace(old)
-    part.replace(run / "winner")
+    if run.winner.exists():
+        run.winner.replace(old)
+    part.replace(run.winner)
     shutil.rmtree(old, ignore_errors=True)
-    mirror.push(run / "winner")
+    mirror.push(run.winner)
     mirror.forget(folder)
     return best.stamp

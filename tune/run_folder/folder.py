@@ -18,22 +18,24 @@ from tune.config.load import load_search
 from tune.config.places import RUNS, runs_dir
 from tune.config.schema import SearchConfig
 from tune.run_folder.driver_lease import refresh
+from tune.run_folder.paths import RunFolder, RunLike
 from tune.run_folder.records import Records
 
 
-def find_run(run: str | Path) -> Path:
+def find_run(run: RunLike) -> RunFolder:
     """The run folder that a path, a URL or a name means; of a URL what is there now is brought
     here. Raises InputError and StoreError."""
-    if mirror.is_url(run):
-        object_store.refuse_url("run", str(run))
-    elif mirror.is_url(runs_dir()):
-        object_store.refuse_url(RUNS, runs_dir())
+    if isinstance(run, RunFolder):
+        run = run.path
+    object_store.refuse_unusable("run", str(run))
+    if not mirror.is_url(run):
+        object_store.refuse_unusable(RUNS, runs_dir())
     there = mirror.local(runs_dir())
     places = [mirror.local(run)] if mirror.is_url(run) else [Path(run), there / run]
-    for folder in places:
+    for folder in map(RunFolder.at, places):
         if isinstance(run, str):
             refresh(folder)
-        if (folder / "run.json").is_file():
+        if folder.exists:
             return folder
     if mirror.is_url(run):
         raise InputError(f"there is no run at {run}; give a run's own URL, like s3://bucket/runs/x")
@@ -44,17 +46,17 @@ def find_run(run: str | Path) -> Path:
     )
 
 
-def remove_run(folder: Path) -> None:
+def remove_run(folder: RunFolder) -> None:
     """Removes a run folder, here and on its URL."""
-    if mirror.url(folder) is None:
-        shutil.rmtree(folder)
+    if folder.url is None:
+        shutil.rmtree(folder.path)
     else:
-        mirror.remove(folder, "run.json")
+        mirror.remove(folder.path, folder.run_json.name)
 
 
-def forget_empty_run(folder: Path) -> None:
+def forget_empty_run(folder: RunFolder) -> None:
     """Removes a run folder that has no trial yet."""
-    if not mirror.find(folder / "trials", "*.json"):
+    if not mirror.find(folder.trials, "*.json"):
         remove_run(folder)
 
 
@@ -62,51 +64,47 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it for the entry point of a job, and for nothing else."""
 
 
-def refuse_private_folder(folder: Path) -> None:
+def refuse_private_folder(folder: RunFolder) -> None:
     """Raises InputError if a Ray job would write its run into the copy of its working directory.
 
     Ray removes that copy some time after the job, and no other node has it.
     """
     job = json.loads(os.environ.get(_JOB, "{}"))
     brought = (job.get("runtime_env") or {}).get("working_dir")
-    if brought and folder.absolute().is_relative_to(Path.cwd()):
+    if brought and folder.path.absolute().is_relative_to(Path.cwd()):
         raise InputError(
-            f"runs_dir: {folder.parent} lies in this job's own folder, which no other node sees "
-            f"and which goes with the job; set {RUNS} on the cluster's nodes, or type "
+            f"runs_dir: {folder.path.parent} lies in this job's own folder, which no other node "
+            f"sees and which goes with the job; set {RUNS} on the cluster's nodes, or type "
             "`--set runs_dir=/a/path/that/all/nodes/share`"
         )
 
 
-def find_run_here(run: str) -> Path:
+def find_run_here(run: str) -> RunFolder:
     """The run folder on this node; of a URL what a trial reads there is brought here. Raises
     InputError on a node that does not see it."""
-    folder, node = mirror.local(run), socket.gethostname()
+    folder, node = RunFolder.at(run), socket.gethostname()
     try:
-        for name in ("search.yaml", "run.json"):
-            mirror.fetch(folder / name)
+        for file in (folder.search_yaml, folder.run_json):
+            mirror.fetch(file)
     except StoreError as error:
         raise InputError(
             f"runs_dir: the node {node} can't read the run: {error}; every node needs the login "
             "in the environment in which its Ray was started"
         ) from None
-    if not (folder / "run.json").is_file():
+    if not folder.exists:
         raise InputError(
-            f"runs_dir: the node {node} does not see {mirror.shown(folder)}; give a path that all "
+            f"runs_dir: the node {node} does not see {folder}; give a path that all "
             f"nodes share, by {RUNS} or `--set runs_dir=…`, and mount it on every node; or a URL "
             "like s3://bucket/runs"
         )
     return folder
 
 
-def is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file()
-
-
 @dataclass(frozen=True)
 class Run:
     """A run folder that was opened: it is read once and handed on."""
 
-    folder: Path
+    folder: RunFolder
     config: SearchConfig
     """As resolved when the run began, and changed by `resume` since."""
     records: Records
@@ -119,14 +117,13 @@ class Run:
         return Run(self.folder, config, Records(self.folder, config.goal))
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: RunFolder) -> Run:
     """Reads the configuration and every record of a run folder."""
-    config = load_search(folder / "search.yaml")
+    config = load_search(folder.search_yaml)
     return Run(folder, config, Records(folder, config.goal))
 
 
 def runs_root() -> Path:
     """Where runs stand if no YAML says otherwise. Raises InputError."""
-    if mirror.is_url(runs_dir()):
-        object_store.refuse_url(RUNS, runs_dir())
+    object_store.refuse_unusable(RUNS, runs_dir())
     return mirror.local(runs_dir())

@@ -19,6 +19,7 @@ from dpo_train.scoring import metrics
 from dpo_train.scoring.intervals import cluster_numbers
 from dpo_train.storage import mirror
 from dpo_train.storage.files import sync, write_atomically
+from tune.run_folder.paths import RunFolder
 
 _NPY_VERSION_1 = b"\x93NUMPY\x01\x00"
 _COLUMNS = {"chosen": "eval/chosen_shift", "rejected": "eval/rejected_shift",
@@ -62,15 +63,15 @@ class HeldOut:
 class HeldOutFiles:
     """Those of a run folder, kept in memory once they were read or written."""
 
-    def __init__(self, run: Path, prepared: Path) -> None:
-        self._trials, self._prepared = run / "trials", prepared
+    def __init__(self, run: RunFolder, prepared: Path) -> None:
+        self._run, self._prepared = run, prepared
         self._there: dict[str, dict[int, HeldOut]] = {}
         self._clusters: NDArray[np.intp] = np.arange(0)
 
     def of(self, trial_id: str) -> dict[int, HeldOut]:
         """By pairs_seen; empty where there is no file, or no whole one."""
         if trial_id not in self._there:
-            self._there[trial_id] = _read(self._path(trial_id))
+            self._there[trial_id] = _read(self._run.held_out(trial_id))
         return self._there[trial_id]
 
     def keep(self, trial_id: str, earlier: Set[int], pairs_seen: int, new: HeldOut | None) -> None:
@@ -80,13 +81,12 @@ class HeldOutFiles:
             kept[pairs_seen] = new
         self._there[trial_id] = kept
         if kept:
-            write_atomically(self._path(trial_id), _content(kept))
+            write_atomically(self._run.held_out(trial_id), _content(kept))
 
     def make_durable(self, trial_id: str) -> None:
         """What was kept of a trial stays even where the power goes."""
-        path = self._path(trial_id)
-        if mirror.url(path) is None and path.is_file():
-            sync(path)
+        if self._run.url is None and self._run.held_out(trial_id).is_file():
+            sync(self._run.held_out(trial_id))
 
     def clusters(self, pairs: int) -> NDArray[np.intp]:
         """Of each held-out pair the number of its prompt. Where this machine does not have the
@@ -99,9 +99,6 @@ class HeldOutFiles:
                 numbers = cluster_numbers(prompt_keys(self._prepared, "eval"))
                 self._clusters = numbers if len(numbers) == pairs else self._clusters
         return self._clusters
-
-    def _path(self, trial_id: str) -> Path:
-        return self._trials / f"{trial_id}.npz"
 
 
 def _read(file: Path) -> dict[int, HeldOut]:

@@ -15,7 +15,8 @@ from pydantic import ValidationError, field_validator
 from dpo_train.errors import StoreError
 from dpo_train.storage import mirror
 from tune.config.space import Point
-from tune.run_folder.records import Document
+from tune.run_folder.document import Document
+from tune.run_folder.paths import RunFolder
 
 FILE = "request.json"
 _POLL_SECONDS = 5.0
@@ -42,8 +43,8 @@ class Request(Document):
 class Inbox:
     """The requests of one run folder."""
 
-    def __init__(self, run: Path) -> None:
-        self.folder = run / "requests"
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
         self._looked = -_POLL_SECONDS
         self._seen: list[tuple[Path, Request]] = []
 
@@ -71,7 +72,7 @@ class Inbox:
 
     def _all(self) -> list[tuple[Path, Request]]:
         is_recent = time.monotonic() - self._looked < _POLL_SECONDS
-        if mirror.url(self.folder) is not None and is_recent:
+        if self._run.url is not None and is_recent:
             return self._seen
         with contextlib.suppress(StoreError):  # the next look finds it
             self._seen = self._look()
@@ -80,7 +81,7 @@ class Inbox:
 
     def _look(self) -> list[tuple[Path, Request]]:
         found = []
-        for path in mirror.find(self.folder, "[0-9]*/" + FILE):
+        for path in mirror.find(self._run.requests, "[0-9]*/" + FILE):
             try:
                 found.append((path.parent, Request.model_validate_json(mirror.read_text(path))))
             except OSError:  # taken just now

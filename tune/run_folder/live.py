@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.wording import duration
 
-_FILE = "live.json"
 STALE_SECONDS = 60.0
 
 
@@ -38,17 +37,17 @@ class Live(BaseModel):
     trials: dict[str, LiveTrial] = {}
 
 
-def write_live(folder: Path, live: Live) -> None:
-    path, content = folder / _FILE, live.model_dump_json(indent=1)
+def write_live(folder: RunFolder, live: Live) -> None:
+    path, content = folder.live_json, live.model_dump_json(indent=1)
     write_here(path, content)
     mirror.put_later(path, content)
 
 
-def describe_live(folder: Path) -> list[str]:
+def describe_live(folder: RunFolder) -> list[str]:
     """What runs, how far each trial is and since when; one line each. Empty if no driver is at
     work: it wrote nothing for a minute."""
     try:
-        live = Live.model_validate_json(mirror.read_text(folder / _FILE))
+        live = Live.model_validate_json(mirror.read_text(folder.live_json))
     except (OSError, ValidationError):
         return []
     if time.time() - live.at > STALE_SECONDS:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dpo_train.storage import mirror
+from tune.run_folder.paths import RunFolder
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Placements:
     place until its next line or its end.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._file = run / "places.jsonl"
+    def __init__(self, run: RunFolder) -> None:
+        self._file = run.placements
         self._last: dict[str, Place] = {}
 
     def note(self, trial: str, place: Place, at: float) -> None:

@@ -8,23 +8,24 @@ trials that were running.
 from __future__ import annotations
 
 import json
-import random
-import string
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically, write_durably, write_here
 from tune.config.objective import Objective, Report
 from tune.config.space import Point
+from tune.run_folder.document import Document
 from tune.run_folder.held_out import HeldOutFiles
 from tune.run_folder.judge import Judge
 from tune.run_folder.leaders import Leaders
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.run_info import RunInfo
 from tune.run_folder.standings import Standings
 from tune.run_folder.step import Step
 
@@ -35,17 +36,6 @@ ENDED = STATES[:3]
 
 _LEAST_TOKENS = 64
 """Less than a pair has."""
-
-
-class Document(BaseModel):
-    """What is written to disk; later versions may add fields."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-T = TypeVar("T")
-OrNone = Annotated[T | None, BeforeValidator(lambda value: value or None)]
-"""Where earlier versions wrote an empty object, later ones write null."""
 
 
 class TrialRecord(Document):
@@ -87,38 +77,13 @@ class TrialRecord(Document):
         return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
 
 
-class RunInfo(Document):
-    """run.json: what a run folder knows beside its trials."""
-
-    prefix: str
-    prepared: str
-    """The prepared data, as every node knows it: a path or a URL."""
-    device: str
-    driver_sessions: list[tuple[float, float]] = Field([], alias="sittings")
-    """Unix times at which a driver began and was last seen."""
-    most_tokens: int | None = None
-    """The most tokens of a pass since a process ended for lack of memory; null before."""
-    times: int = 1
-    """By how much an earlier version multiplied the epochs of the YAML, when it let trials train
-    on after their end."""
-
-    @property
-    def prepared_folder(self) -> Path:
-        """Where this machine has it, or would."""
-        return mirror.local(self.prepared)
-
-    @property
-    def wall_seconds(self) -> float:
-        return sum(seen - began for began, seen in self.driver_sessions)
-
-
 class Records:
     """The records of one run folder, in memory and on disk."""
 
-    def __init__(self, folder: Path, objective: Objective) -> None:
+    def __init__(self, folder: RunFolder, objective: Objective) -> None:
         self.folder = folder
         self.objective = objective
-        self.run = RunInfo.model_validate_json((folder / "run.json").read_text())
+        self.run = RunInfo.read(folder)
         self.held_out = HeldOutFiles(folder, self.run.prepared_folder)
         """What each held-out pair had at each report."""
         self.judge = Judge(objective, self.held_out)
@@ -234,9 +199,7 @@ class Records:
         """The record that a person names. Raises InputError."""
         if trial_id not in self.trials:
             known = ", ".join(self.trials) or "none yet"
-            raise InputError(
-                f"{mirror.shown(self.folder)} has no trial {trial_id!r}; trials: {known}"
-            )
+            raise InputError(f"{self.folder} has no trial {trial_id!r}; trials: {known}")
         return self.trials[trial_id]
 
     def open_trials(self) -> list[TrialRecord]:
@@ -276,12 +239,12 @@ class Records:
     ) -> TrialRecord:
         self._take(record)
         content = json.dumps(record.model_dump(), indent=1)
-        path = self.folder / "trials" / f"{record.id}.json"
+        path = self.folder.record(record.id)
         self._try(lambda: write(path, content))
         return record
 
     def _write_run(self) -> None:
-        path = self.folder / "run.json"
+        path = self.folder.run_json
         content = self.run.model_dump_json(indent=1, by_alias=True)
         self._try(lambda: write_here(path, content))
         mirror.put_later(path, content)
@@ -294,19 +257,10 @@ class Records:
             raise
 
 
-def create_run(folder: Path, prepared: Path, device: str) -> None:
-    """Lays out a new run folder; run.json comes last, so a folder without it is no run."""
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
-    letters = string.ascii_lowercase + string.digits
-    prefix = "".join(random.SystemRandom().choice(letters) for _ in range(6))
-    run = RunInfo(prefix=prefix, prepared=mirror.name(prepared), device=device)
-    write_durably(folder / "run.json", run.model_dump_json(indent=1, by_alias=True))
-
-
-def read_records(folder: Path) -> Iterator[TrialRecord]:
+def read_records(folder: RunFolder) -> Iterator[TrialRecord]:
     """The trial records of a run folder, in the order of their numbers. Raises InputError for one
     that can't be read."""
-    paths = (folder / "trials").glob("*.json")
+    paths = folder.trials.glob("*.json")
     for path in sorted(paths, key=lambda path: (len(path.stem), path.stem)):
         try:
             yield TrialRecord.model_validate_json(path.read_bytes())

@@ -15,15 +15,16 @@ from pydantic import PrivateAttr
 from dpo_train.errors import InputError
 from dpo_train.evaluation.test_report import Answer, Numbers, SampledKl
 from dpo_train.scoring.metrics import METRICS
-from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
 from tune.config.space import Point
 from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.document import Document, OrNone
 from tune.run_folder.folder import find_run
 from tune.run_folder.less_drift import LessDrift
 from tune.run_folder.luck import Luck
-from tune.run_folder.records import STATES, Document, OrNone, TrialRecord
+from tune.run_folder.paths import RunFolder, RunLike
+from tune.run_folder.records import STATES, TrialRecord
 
 if TYPE_CHECKING:
     import pandas
@@ -118,19 +119,19 @@ class Results(Document):
     """The last push of the winner, if one was tried."""
     served: Deployment | None = None
     """What Ray Serve was last asked to do with the winner."""
-    _folder: Path = PrivateAttr(default=Path())
+    _folder: RunFolder = PrivateAttr(default=RunFolder(Path()))
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Where these results were read or written."""
         return self._folder
 
     @property
     def place(self) -> str:
         """The same as a person types it: a URL, if the run stands there."""
-        return mirror.shown(self._folder)
+        return str(self._folder)
 
-    def at(self, folder: Path) -> Results:
+    def at(self, folder: RunFolder) -> Results:
         self._folder = folder
         return self
 
@@ -213,18 +214,16 @@ class Results(Document):
         return pandas.DataFrame(self.rows(), columns=self.columns())
 
 
-def write_results(folder: Path, results: Results) -> None:
-    write_atomically(folder / "results.json", results.to_json())
+def write_results(path: Path, results: Results) -> None:
+    write_atomically(path, results.to_json())
 
 
-def load_results(run: str | Path) -> Results:
+def load_results(run: RunLike) -> Results:
     """The results of a run folder, or of a name under `runs/`. Raises InputError."""
     folder = find_run(run)
-    path = folder / "results.json"
-    if not path.is_file():
+    if not folder.results_json.is_file():
         raise InputError(
-            f"{mirror.shown(folder)}: the search has no results yet; type `dpo-tune resume "
-            f"{mirror.shown(folder)}` to finish it"
+            f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
         )
-    content = json.loads(path.read_text())
+    content = json.loads(folder.results_json.read_text())
     return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)

@@ -13,9 +13,9 @@ from dpo_train.storage.files import write_atomically
 from tune.config.schema import SearchConfig
 
 
-def write_yaml(folder: Path, config: SearchConfig) -> None:
+def write_yaml(path: Path, config: SearchConfig) -> None:
     """Saves the resolved configuration as `search.yaml`."""
-    dump_yaml(folder / "search.yaml", config.model_dump(mode="json", by_alias=True))
+    dump_yaml(path, config.model_dump(mode="json", by_alias=True))
 
 
 def dump_yaml(path: Path, content: YamlTree) -> None:

@@ -13,7 +13,6 @@ import ray
 from ray.tune import Stopper
 
 from dpo_train.errors import StoreError, one_line
-from dpo_train.storage import mirror
 from tune.errors import SearchAborted
 from tune.run_folder.records import Records
 
@@ -40,9 +39,7 @@ class AbortStopper(Stopper):
     def stop_all(self) -> bool:
         self.at_each_turn()
         if error := self._records.unwritten:
-            self.reason = (
-                f"{mirror.shown(self._records.folder)} can't be written ({one_line(error)})"
-            )
+            self.reason = f"{self._records.folder} can't be written ({one_line(error)})"
         elif time.monotonic() - self._looked > _POLL_SECONDS:
             self._looked = time.monotonic()
             if _is_cut_off():

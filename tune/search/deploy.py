@@ -17,15 +17,13 @@ from ruamel.yaml import YAML
 
 from dpo_train.config_base import YamlTree
 from dpo_train.errors import DpoError, InputError, one_line
-from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
 from tune.config.schema import SearchConfig
 from tune.run_folder.exports import STAMP
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.results import Deployment, Results, write_results
 from tune.run_folder.yaml_file import dump_yaml
 
-CONFIG = "serve.yaml"
-"""In the run folder."""
 _APPLICATION = "winner"
 """One name for all searches: Ray then swaps replicas, where it would end another application."""
 _MOST_SECONDS = 600.0
@@ -36,7 +34,7 @@ def check(config: SearchConfig) -> None:
     """Raises InputError if the winner could not be served: better now than after the search."""
     if config.trainer == "simulated":
         raise InputError("serve.after: simulated trials leave no model; leave it out")
-    if mirror.is_url(config.runs_dir):
+    if RunFolder.at(config.folder).url is not None:
         raise InputError(
             f"serve.after: replicas read the winner from a path, and runs_dir is "
             f"{config.runs_dir}; leave serve.after out, or give a path that all nodes share"
@@ -65,7 +63,7 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
         return results
     if results.served is not None and not results.served.error:
         return results
-    path = results.folder / CONFIG
+    path = results.folder.serve_yaml
     dump_yaml(path, _content(results.folder, config))
     try:
         _serve("deploy", str(path.absolute()))
@@ -74,7 +72,7 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
     except _Failed as error:
         served = Deployment(error=f"{error}; to try again: serve deploy {path}")
     results = results.model_copy(update={"served": served}).at(results.folder)
-    write_results(results.folder, results)
+    write_results(results.folder.results_json, results)
     return results
 
 
@@ -82,8 +80,8 @@ class _Failed(DpoError):
     """Of Ray's command; one line."""
 
 
-def _content(folder: Path, config: SearchConfig) -> YamlTree:
-    asked, winner = config.serve, (folder / "winner").absolute()
+def _content(folder: RunFolder, config: SearchConfig) -> YamlTree:
+    asked, winner = config.serve, folder.winner.absolute()
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0" if asked.open else "127.0.0.1", "port": asked.port},

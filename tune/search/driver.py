@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror
 from tune.cluster.connection import connected
 from tune.config.checks import check
 from tune.config.load import load_search
@@ -24,12 +23,12 @@ from tune.run_folder.folder import (
     Run,
     find_run,
     forget_empty_run,
-    is_run,
     open_run,
     refuse_private_folder,
 )
-from tune.run_folder.records import create_run
+from tune.run_folder.paths import RunFolder, RunLike
 from tune.run_folder.results import Results, load_results, write_results
+from tune.run_folder.run_info import create_run
 from tune.run_folder.yaml_file import write_yaml
 from tune.search import preflight
 from tune.search.deploy import deploy_if_asked
@@ -71,24 +70,24 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     config = with_earlier_points(config)
     preflight.refuse_impossible(config)
     preflight.refuse_impossible_end(config)
-    folder = config.folder
+    folder = RunFolder.at(config.folder)
     refuse_private_folder(folder)
     refresh(folder)
-    if is_run(folder):
+    if folder.exists:
         refuse_other_search(folder, config)
         with only_driver(folder):
             return _continue(adopt(open_run(folder), config), signs)
     open_storage(config.storage)
     refuse_other_files(folder)
     config, prepared = plan_prepared_data(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
     with only_driver(folder):
-        write_yaml(folder, config)
+        write_yaml(folder.search_yaml, config)
         create_run(folder, prepared, config.device)
         return _continue(open_run(folder), signs)
 
 
-def resume(run_folder: str | Path, trials: int | None = None) -> Results:
+def resume(run_folder: RunLike, trials: int | None = None) -> Results:
     """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
     folder = find_run(run_folder)
     with only_driver(folder):
@@ -150,11 +149,10 @@ def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
         signs.doing("ending Ray")
     results = assemble(config, records, outcome.end)
     results = results.model_copy(update={"environment": outcome.environment})
-    write_results(records.folder, results)
+    write_results(records.folder.results_json, results)
     write_or_warn(records.folder, lambda: results)
     if not outcome.is_budget_spent and not is_finished(run):
-        where = mirror.shown(records.folder)
-        print(f"a clone was asked for at the very end; dpo-tune resume {where} tries it")
+        print(f"a clone was asked for at the very end; dpo-tune resume {records.folder} tries it")
     return results.at(records.folder)
 
 

@@ -8,7 +8,6 @@ import os
 from dataclasses import replace
 
 from dpo_train.evaluation.test_report import Numbers
-from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder import confirmation, exports
 from tune.run_folder.assemble import SearchEnd
@@ -42,12 +41,12 @@ class FinalTasks:
         """What Tune gives to a process next; None while a trial is open, or with nothing to do."""
         if self.was_given or self._records.open_trials():
             return None
-        run = mirror.name(self._records.folder.absolute())
+        run = self._records.folder.place
         if asked := choose_winner.next_evaluation(self._config, self._records, self._tried):
             run_id, folder = asked
             self._tried.add(run_id)
             self._evaluating.add(run_id)
-            exported = str(folder.relative_to(self._records.folder))
+            exported = self._records.folder.relative(folder)
             return EvaluateTask(run_id, run, exported, os.getcwd())
         if self._evaluating:
             return None
@@ -105,7 +104,7 @@ class FinalTasks:
         folder = exports.export_of(self._records, confirmed.searched)
         if stamp.trial == confirmed.searched or folder is None:
             return None
-        return str(folder.relative_to(self._records.folder))
+        return self._records.folder.relative(folder)
 
     def _sampled(self) -> dict[str, str]:
         """By configuration the folders whose KL to the base is estimated on their own answers:
@@ -117,7 +116,7 @@ class FinalTasks:
         if self.end.confirmation is not None:
             wanted.update(finalist.trial for finalist in self.end.confirmation.finalists)
         return {
-            each.stamp.searched: str(each.folder.relative_to(records.folder))
+            each.stamp.searched: records.folder.relative(each.folder)
             for each in exports.exports(records)
             if each.stamp.searched in wanted
         }

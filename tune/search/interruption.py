@@ -8,24 +8,24 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from dpo_train.errors import DiskFull, StoreError, one_line
 from tune.errors import Interrupted
+from tune.run_folder.paths import RunFolder
 
 # The disk is full or gone. What was written before is whole.
 _DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 @contextlib.contextmanager
-def disk_failure_as_interruption(folder: Path) -> Iterator[None]:
+def disk_failure_as_interruption(folder: RunFolder) -> Iterator[None]:
     """Turns the failure of a disk or an object store into Interrupted, which can go on later."""
     try:
         yield
     except OSError as error:
         if not isinstance(error, DiskFull | StoreError) and error.errno not in _DISK_FAILED:
             raise
-        raise Interrupted(folder, one_line(error)) from error
+        raise Interrupted(folder.path, one_line(error)) from error
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 from dpo_train import model_source
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror
 from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
+from tune.run_folder.paths import RunFolder
 from tune.search import deploy, gpus
 from tune.workers.user_evaluation import refuse_missing
 
@@ -40,8 +40,8 @@ def refuse_impossible(config: SearchConfig) -> None:
     if config.trainer != "simulated" and model_source.local_folder(config.model) is not None:
         model_source.resolve(config.model)
         need, free = disk_bytes(config), free_bytes(config.folder.parent)
-        # Of a URL there is but what is on its way, here or on another node.
-        if need > free and not mirror.is_url(config.runs_dir):
+        # A run at a URL has on this machine only what is on its way.
+        if need > free and RunFolder.at(config.folder).url is None:
             raise InputError(
                 f"runs_dir: the search may write {need / 1e9:.1f} GB to {config.runs_dir}, where "
                 f"{free / 1e9:.1f} GB are free; free some, lower keep_best, or set another runs_dir"

@@ -56,7 +56,7 @@ def find_prepared_data(config: SearchConfig, records: Records) -> None:
     prepared = reference.plan(config.base_trial(), pairs, root, config.device)
     if prepared.name != recorded.name:
         raise InputError(
-            f"{mirror.shown(records.folder)}: its model or data have changed since it began, so "
+            f"{records.folder}: its model or data have changed since it began, so "
             "its trials can't be compared with new ones; start another search with `--name NEW`"
         )
     records.run.prepared = mirror.name(prepared)

@@ -4,8 +4,6 @@ same search, may it grow. Then it brings the open trials back to their saved sta
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.checks import check
@@ -13,11 +11,12 @@ from tune.config.load import load_search
 from tune.config.places import RUNS
 from tune.config.schema import OUTPUTS, SearchConfig
 from tune.run_folder import confirmation, exports, trial_state
-from tune.run_folder.driver_lease import BEAT
 from tune.run_folder.folder import Run
 from tune.run_folder.inbox import Inbox
-from tune.run_folder.records import ENDED, Records, RunInfo
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import ENDED, Records
 from tune.run_folder.results import load_results
+from tune.run_folder.run_info import RunInfo
 from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
 
@@ -37,7 +36,7 @@ def is_finished(run: Run) -> bool:
     folder, config, records = run.folder, run.config, run.records
     proposed_all = records.proposed >= config.total_trials or is_exhausted(run)
     complete = proposed_all and not records.open_trials()
-    if not complete or not (folder / "results.json").exists() or Inbox(folder).next_clone():
+    if not complete or not folder.results_json.exists() or Inbox(folder).next_clone():
         return False
     if choose_winner.next_run(config, records):
         return False
@@ -57,11 +56,11 @@ def is_exhausted(run: Run) -> bool:
     return config.untried_point(records.standings.points.keys()) is None
 
 
-def refuse_other_search(folder: Path, config: SearchConfig) -> None:
+def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
-    there = flat(load_search(folder / "search.yaml").model_dump(mode="json"))
+    there = flat(load_search(folder.search_yaml).model_dump(mode="json"))
     here = flat(config.model_dump(mode="json"))
-    times = RunInfo.model_validate_json((folder / "run.json").read_text()).times
+    times = RunInfo.read(folder).times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
@@ -75,10 +74,9 @@ def refuse_other_search(folder: Path, config: SearchConfig) -> None:
             )
         )
         if old != new and not pinned and not grown:
-            where = mirror.shown(folder)
-            under = f"{RUNS}={mirror.shown(folder.parent)} " if mirror.url(folder) else ""
+            under = f"{RUNS}={mirror.shown(folder.path.parent)} " if folder.url else ""
             raise InputError(
-                f"{where} holds another search ({path}: {old!r} there, {new!r} here); give "
+                f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "
                 f"`--name NEW`, or remove it with `{under}dpo-tune clean {folder.name}`"
             )
 
@@ -88,10 +86,10 @@ def refuse_warm_clones(records: Records) -> None:
     for record in records.trials.values():
         if record.warm:
             raise InputError(
-                f"{mirror.shown(records.folder)}: {record.id} is a warm clone, which an earlier "
+                f"{records.folder}: {record.id} is a warm clone, which an earlier "
                 f"version started from the weights of {record.cloned_from}; this version can't "
                 "train it or compare others with it; start another search with `--name NEW` and "
-                f"`points: {{from: {mirror.shown(records.folder)}}}`"
+                f"`points: {{from: {records.folder}}}`"
             )
 
 
@@ -107,7 +105,7 @@ def grow(run: Run, trials: int) -> Run:
     grown = check(config.model_copy(update={"trials": trials}))
     if is_exhausted(run):
         raise InputError(f"--trials {trials}: {EXHAUSTED}")
-    write_yaml(run.folder, grown)
+    write_yaml(run.folder.search_yaml, grown)
     return run.with_config(grown)
 
 
@@ -140,7 +138,7 @@ def adopt(run: Run, config: SearchConfig) -> Run:
     if all(getattr(existing, name) == value for name, value in changes.items()):
         return run
     changed = existing.model_copy(update=changes)
-    write_yaml(folder, changed)
+    write_yaml(folder.search_yaml, changed)
     return run.with_config(changed)
 
 
@@ -150,7 +148,7 @@ def _refuse_bounds_without_weights(records: Records, config: SearchConfig) -> No
         raise InputError(
             f"constraints: of this search no weights with {goal.bounds_text} are left, for it kept "
             f"those of the best {len(found)} trials; search again with another name and "
-            f"`points: {{from: {mirror.shown(records.folder)}, best: 5}}`"
+            f"`points: {{from: {records.folder}, best: 5}}`"
         )
 
 
@@ -158,13 +156,11 @@ def _evaluate(config: SearchConfig) -> str | None:
     return config.confirm.evaluate if config.confirm else None
 
 
-def refuse_other_files(folder: Path) -> None:
+def refuse_other_files(folder: RunFolder) -> None:
     """Raises InputError if a new run's folder holds something already."""
-    if mirror.url(folder) is not None:
-        there = set(mirror.sizes(folder))
+    if folder.url is not None:
+        found = set(mirror.sizes(folder.path))
     else:
-        there = {path.name for path in folder.glob("*")}
-    if there - {".lock", BEAT}:
-        raise InputError(
-            f"{mirror.shown(folder)} holds other files; give `--name NEW` or move them away"
-        )
+        found = {path.name for path in folder.path.glob("*")}
+    if found - {folder.driver_lock.name, folder.heartbeat.name}:
+        raise InputError(f"{folder} holds other files; give `--name NEW` or move them away")

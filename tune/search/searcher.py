@@ -17,7 +17,6 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from dpo_train.errors import InputError, StoreError
-from dpo_train.storage import mirror
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.config.space import Point, grid, point_key
@@ -96,7 +95,7 @@ class StudySearcher(Searcher):
         return to_tune(
             TrainTask(
                 trial=record.id,
-                run=mirror.name(self._records.folder.absolute()),
+                run=self._records.folder.place,
                 point=record.config,
                 confirms=record.confirms,
                 micro_batch=record.micro_batch,

@@ -13,7 +13,6 @@ import ray
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
 
 from dpo_train.errors import DpoError, InputError, one_line
-from dpo_train.storage import mirror
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
 from tune.cluster.environment import Environment, describe
 from tune.config.schema import SearchConfig
@@ -67,7 +66,7 @@ def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
             records.memory_kills += 1
             if not lowered and records.memory_kills > _FAILURES_WITHOUT_PROGRESS:
                 raise Interrupted(
-                    records.folder, "Ray's memory monitor ended processes again and again"
+                    records.folder.path, "Ray's memory monitor ended processes again and again"
                 ) from kill
             most = records.run.most_tokens
             bound = f"; passes have at most {most} tokens now" if most else ""
@@ -103,7 +102,7 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
         tuner = Tuner(
             # The members of a trial write one state together. Where runs are at a URL it is one
             # node's folder that is uploaded, so all members must be on that node.
-            with_resources(DpoTrial, bundles(config.resources, mirror.is_url(config.runs_dir))),
+            with_resources(DpoTrial, bundles(config.resources, records.folder.url is not None)),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -131,12 +130,12 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
             if not (isinstance(error, SearchAborted) or failed):
                 raise
             reason = str(error) if isinstance(error, SearchAborted) else one_line(failed)
-            raise Interrupted(records.folder, reason) from error
+            raise Interrupted(records.folder.path, reason) from error
         records.touch()
     if scheduler.input_error:
         raise InputError(scheduler.input_error)
     if not final_tasks.is_done:
-        raise Interrupted(records.folder)
+        raise Interrupted(records.folder.path)
     return SearchOutcome(
         replace(final_tasks.end, stop_reason=searcher.stop_reason),
         bool(searcher.budget_spent),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dpo_train.errors import InputError
-from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.config.space import Point, Space, check_point
@@ -30,7 +29,7 @@ def with_earlier_points(config: SearchConfig) -> SearchConfig:
             points.append(trial.config)
     if not points:
         raise InputError(
-            f"points: none of the {len(measured)} measured trials of {mirror.shown(folder)} lies "
+            f"points: none of the {len(measured)} measured trials of {folder} lies "
             "in this space; leave points out, or widen the axes"
         )
     return check(config.model_copy(update={"points": points}))

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from tune.config.schema import SearchConfig
+from tune.run_folder.paths import RunFolder
 from tune.tracking import trackers
 
 CLOSE_SECONDS = 10.0
@@ -27,7 +28,7 @@ has a folder of its own, because files beside `run.json` that a run's URL lacks 
 class TrackingProcess:
     """Shows a search in its trackers while it runs, if its configuration wants any."""
 
-    def __init__(self, folder: Path, config: SearchConfig) -> None:
+    def __init__(self, folder: RunFolder, config: SearchConfig) -> None:
         self._folder = folder
         self._process = _start(folder) if trackers.wanted(folder, config, _warn) else None
         if self._process is not None:
@@ -73,14 +74,14 @@ def kill_children(pid: int) -> None:
             child.kill()
 
 
-def _start(folder: Path) -> subprocess.Popen[str]:
-    (folder / LOG).parent.mkdir(exist_ok=True)
+def _start(folder: RunFolder) -> subprocess.Popen[str]:
+    (folder.path / LOG).parent.mkdir(exist_ok=True)
     environment = trackers.environment()
     # A notebook may have found this package by a path of its own.
     paths = [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
-    with (folder / LOG).open("w") as log:
+    with (folder.path / LOG).open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tune.tracking.follower", str(folder.absolute())],
+            [sys.executable, "-m", "tune.tracking.follower", str(folder.path.absolute())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -14,11 +14,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from dpo_train.errors import one_line
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results, load_results
 from tune.tracking import trackers
@@ -29,13 +29,13 @@ _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 8.5
 """For all that is left at the end; the driver kills at child_process.CLOSE_SECONDS."""
 
-OpenTrackers = Callable[[Path, SearchConfig, Say], list[Tracker]]
+OpenTrackers = Callable[[RunFolder, SearchConfig, Say], list[Tracker]]
 
 
 class Follower:
     """Reads the trial records of a run folder for one tracker, and tells it what has changed."""
 
-    def __init__(self, folder: Path, tracker: Tracker) -> None:
+    def __init__(self, folder: RunFolder, tracker: Tracker) -> None:
         self._folder = folder
         self._tracker = tracker
         self._seen: dict[str, int] = {}
@@ -62,7 +62,7 @@ class Follower:
         It begins with the trials that were running: to end one is quick, and to show a new one may
         take a tracker more time than is left at the end.
         """
-        paths = sorted((self._folder / "trials").glob("*.json"))
+        paths = sorted(self._folder.trials.glob("*.json"))
         for path in sorted(paths, key=lambda path: path.stem not in self._running):
             if path.stem in self._ended:
                 continue
@@ -81,25 +81,25 @@ class Follower:
             self._tracker.report(record)
 
     def _results(self) -> Results | None:
-        if not (self._folder / "results.json").exists():
+        if not self._folder.results_json.exists():
             return None
         results = load_results(self._folder)
-        if len(results.runs) < len(list(self._folder.glob("trials/*.json"))):
+        if len(results.runs) < len(list(self._folder.trials.glob("*.json"))):
             return None  # they are those of an earlier driver session, and this one was interrupted
         return results
 
 
-def main(folder: Path, open_trackers: OpenTrackers, is_only_child: bool = True) -> None:
+def main(folder: RunFolder, open_trackers: OpenTrackers, is_only_child: bool = True) -> None:
     """Follows a run folder until stdin closes. What it prints is meant for a person."""
     say = _take_stdout()
     closing = threading.Event()
     threading.Thread(target=_watch_stdin, args=[closing, folder], daemon=True).start()
     with _only_child(folder) if is_only_child else contextlib.nullcontext():
         try:
-            found = open_trackers(folder, load_search(folder / "search.yaml"), say)
+            found = open_trackers(folder, load_search(folder.search_yaml), say)
         except Exception as error:
             traceback.print_exc()
-            say(f"tracking: {one_line(error)}; nothing is shown, see {folder / LOG}")
+            say(f"tracking: {one_line(error)}; nothing is shown, see {folder.path / LOG}")
             found = []
         # In threads, so that one that fails or waits for its server does not stop the others.
         following = [
@@ -113,12 +113,12 @@ def main(folder: Path, open_trackers: OpenTrackers, is_only_child: bool = True) 
     _leave()
 
 
-def _follow(folder: Path, tracker: Tracker, say: Say, closing: threading.Event) -> None:
+def _follow(folder: RunFolder, tracker: Tracker, say: Say, closing: threading.Event) -> None:
     try:
         Follower(folder, tracker).follow(closing)
     except Exception as error:
         traceback.print_exc()
-        say(f"{tracker.name}: {one_line(error)}; nothing more is told, see {folder / LOG}")
+        say(f"{tracker.name}: {one_line(error)}; nothing more is told, see {folder.path / LOG}")
 
 
 def _take_stdout() -> Say:
@@ -134,7 +134,7 @@ def _take_stdout() -> Say:
     return say
 
 
-def _watch_stdin(closing: threading.Event, folder: Path) -> None:
+def _watch_stdin(closing: threading.Event, folder: RunFolder) -> None:
     """The driver closes stdin at the search's end, and its death closes it too."""
     while os.read(0, 1024):
         pass
@@ -145,9 +145,9 @@ def _watch_stdin(closing: threading.Event, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_child(folder: Path) -> Iterator[None]:
+def _only_child(folder: RunFolder) -> Iterator[None]:
     """Waits for the child of a driver that was killed: it has seconds to end what it opened."""
-    with (folder / LOG).open("a") as file:
+    with (folder.path / LOG).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -160,4 +160,4 @@ def _leave() -> None:
 
 if __name__ == "__main__":
     os.nice(10)  # the trials come first
-    main(Path(sys.argv[1]), trackers.wanted)
+    main(RunFolder.at(sys.argv[1]), trackers.wanted)

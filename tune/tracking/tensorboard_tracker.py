@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from dpo_train.scoring.metrics import objectives
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
 
@@ -29,8 +30,8 @@ class TensorboardTracker:
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Path, config: SearchConfig) -> None:
-        self._root = folder / "tensorboard"
+    def __init__(self, folder: RunFolder, config: SearchConfig) -> None:
+        self._root = folder.path / "tensorboard"
         self._config = config
         self._open: dict[str, _TrialFile] = {}
 

@@ -5,9 +5,8 @@ The driver, the doctor and the publisher know this file and no tracker.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tune.config.schema import SearchConfig
+from tune.run_folder.paths import RunFolder
 from tune.tracking import wandb_client, wandb_files
 from tune.tracking.tensorboard_tracker import TensorboardTracker
 from tune.tracking.tracker import Say, Tracker
@@ -17,7 +16,7 @@ SECRETS = ("WANDB_API_KEY",)
 """Variables of the environment whose values must not leave this machine."""
 
 
-def wanted(folder: Path, config: SearchConfig, say: Say) -> list[Tracker]:
+def wanted(folder: RunFolder, config: SearchConfig, say: Say) -> list[Tracker]:
     """The trackers that a search wants. None does anything before it is told to begin."""
     trackers: list[Tracker] = []
     if config.tensorboard:
@@ -32,17 +31,17 @@ def environment() -> dict[str, str]:
     return wandb_client.environment()
 
 
-def mark_unsent(folder: Path) -> None:
+def mark_unsent(folder: RunFolder) -> None:
     """Marks what a child that was ended left unsent in a run folder."""
     wandb_files.mark_unsent(folder)
 
 
-def how_to_send(folder: Path) -> str:
+def how_to_send(folder: RunFolder) -> str:
     """Says what waits on disk and the command that sends it; empty if nothing waits."""
     return wandb_files.how_to_send(folder)
 
 
-def public_pages(folder: Path) -> dict[str, str]:
+def public_pages(folder: RunFolder) -> dict[str, str]:
     """The addresses at which everyone may see a search, by what is seen there."""
     sweep = wandb_files.Memory.of(folder).public_page
     return {"W&B sweep": sweep} if sweep else {}

@@ -11,7 +11,8 @@ from pathlib import Path
 from dpo_train.errors import StoreError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
-from tune.run_folder.records import Document
+from tune.run_folder.document import Document
+from tune.run_folder.paths import RunFolder
 
 _PUBLIC = "https://wandb.ai"
 
@@ -27,9 +28,9 @@ class Memory(Document):
     """By id of a run that ended: the mode in which W&B was told all of it."""
 
     @classmethod
-    def of(cls, folder: Path) -> Memory:
+    def of(cls, folder: RunFolder) -> Memory:
         """The memory of a run folder; an empty one before the first driver session."""
-        path = folder / "wandb.json"
+        path = folder.path / "wandb.json"
         return cls.model_validate_json(path.read_text()) if path.exists() else cls()
 
     @property
@@ -40,9 +41,9 @@ class Memory(Document):
         entity, project, sweep = self.sweep.split("/")
         return f"{_PUBLIC}/{entity}/{project}/sweeps/{sweep}"
 
-    def save(self, folder: Path) -> None:
-        path = folder / "wandb.json"
-        with (folder / "wandb" / ".memory").open("w") as file:
+    def save(self, folder: RunFolder) -> None:
+        path = folder.path / "wandb.json"
+        with (folder.path / "wandb" / ".memory").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # an heir writes too
             existing = Memory.of(folder)
             self.sweep, self.app = self.sweep or existing.sweep, self.app or existing.app
@@ -55,22 +56,24 @@ class Memory(Document):
                 mirror.put(path, elsewhere.model_dump_json(indent=1))
 
 
-def how_to_send(folder: Path) -> str:
+def how_to_send(folder: RunFolder) -> str:
     """Says how many runs wait on disk and the command that sends them; empty if none does."""
     waiting = [path for path in _folders(folder) if not list(path.glob("*.wandb.synced"))]
     if not waiting:
         return ""
     runs = "1 run waits" if len(waiting) == 1 else f"{len(waiting)} runs wait"
-    return f"W&B: {runs} on disk; to send: wandb sync --yes {shlex.quote(str(folder / 'wandb'))}"
+    return (
+        f"W&B: {runs} on disk; to send: wandb sync --yes {shlex.quote(str(folder.path / 'wandb'))}"
+    )
 
 
-def folders_of(folder: Path, run_id: str) -> list[Path]:
+def folders_of(folder: RunFolder, run_id: str) -> list[Path]:
     """The folders that the client wrote for a run, in this driver session or another."""
     name = re.compile(rf"(offline-)?run-\d+_\d+-{re.escape(run_id)}(-\d+)?")
     return [path for path in _folders(folder) if name.fullmatch(path.name)]
 
 
-def mark_unsent(folder: Path) -> None:
+def mark_unsent(folder: RunFolder) -> None:
     """Names what an online run left on disk as the client names offline runs.
 
     What was sent has been removed. `wandb sync` passes over folders of online runs.
@@ -81,6 +84,6 @@ def mark_unsent(folder: Path) -> None:
                 path.rename(path.with_name(f"offline-{path.name}"))
 
 
-def _folders(folder: Path) -> list[Path]:
-    found = (folder / "wandb").glob("*run-*/")
+def _folders(folder: RunFolder) -> list[Path]:
+    found = (folder.path / "wandb").glob("*run-*/")
     return sorted(path for path in found if re.match(r"(offline-)?run-\d", path.name))

@@ -7,14 +7,14 @@ shares its parent's stdin, so it ends with it.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from tune.run_folder.paths import RunFolder
 from tune.tracking import follower
 from tune.tracking.wandb_tracker import WandbTracker
 
 if __name__ == "__main__":
     follower.main(
-        Path(sys.argv[1]),
+        RunFolder.at(sys.argv[1]),
         lambda folder, config, say: [WandbTracker(folder, config, say, sys.argv[2:])],
         is_only_child=False,
     )

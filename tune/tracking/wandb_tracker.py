@@ -15,8 +15,10 @@ from pathlib import Path
 
 from dpo_train.errors import one_line
 from tune.config.schema import SearchConfig
-from tune.run_folder.records import ENDED, RunInfo, TrialRecord
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.run_info import RunInfo
 from tune.tracking import wandb_client, wandb_payload
 from tune.tracking.tracker import Say
 from tune.tracking.wandb_files import Memory, folders_of, mark_unsent
@@ -37,7 +39,7 @@ class WandbTracker:
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         config: SearchConfig,
         say: Say,
         parents_runs: Collection[str] | None = None,
@@ -56,13 +58,13 @@ class WandbTracker:
 
     def begin_search(self) -> None:
         """Connects, if the configuration says online; without a server all goes to disk."""
-        (self._folder / "wandb").mkdir(exist_ok=True)
+        (self._folder.path / "wandb").mkdir(exist_ok=True)
         self._memory = Memory.of(self._folder)
         is_online = self._config.wandb.mode == "online" and not self._is_heir and self._connect()
         own_sweep = (self._memory.sweep or "").rpartition("/")[2]
         self._target = wandb_client.Target(
             config=self._config,
-            folder=self._folder,
+            folder=self._folder.path,
             mode="online" if is_online else "offline",
             sweep_id=self._config.wandb.sweep or own_sweep or None,
         )
@@ -188,11 +190,11 @@ class WandbTracker:
             self._memory.save(self._folder)
 
     def _log_results(self, results: Results) -> None:
-        prefix = RunInfo.model_validate_json((self._folder / "run.json").read_text()).prefix
+        prefix = RunInfo.read(self._folder).prefix
         run = self._open_run(f"{prefix}-search", None)
         if run is None:
             return
-        run.log_results(self._config, results, self._folder / "report.html")
+        run.log_results(self._config, results, self._folder.report_html)
         run.end(0)
         if self._target.mode == "online" and self._memory.sweep:
             try:
@@ -201,8 +203,8 @@ class WandbTracker:
                 traceback.print_exc()
 
 
-def _start_heir(folder: Path, parents_runs: Collection[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tune.tracking.wandb_heir", str(folder), *parents_runs]
+def _start_heir(folder: RunFolder, parents_runs: Collection[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tune.tracking.wandb_heir", str(folder.path), *parents_runs]
     # Its stdin is ours: it ends with us.
     return subprocess.Popen(command, env=wandb_client.environment())
 

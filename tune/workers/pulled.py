@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dpo_train.evaluation.test_report import TestFolders
 from dpo_train.storage import mirror
-from tune.run_folder.records import RunInfo
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.run_info import RunInfo
 from tune.workers.tasks import TestTask
 
 
@@ -22,12 +23,14 @@ def pulled(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def pulled_folders(run: Path, info: RunInfo, task: TestTask) -> Iterator[TestFolders]:
+def pulled_folders(run: RunFolder, info: RunInfo, task: TestTask) -> Iterator[TestFolders]:
     """All that the evaluation on the test split reads."""
     with contextlib.ExitStack() as stack:
-        searched = stack.enter_context(pulled(run / task.searched)) if task.searched else None
-        sampled = {
-            name: stack.enter_context(pulled(run / folder)) for name, folder in task.sampled.items()
-        }
-        winner = mirror.pull(run / "winner")
+
+        def brought(exported: str) -> Path:
+            return stack.enter_context(pulled(run.absolute(exported)))
+
+        searched = brought(task.searched) if task.searched else None
+        sampled = {name: brought(exported) for name, exported in task.sampled.items()}
+        winner = mirror.pull(run.winner)
         yield TestFolders(winner, info.prepared_folder, info.device, searched, sampled)

@@ -18,7 +18,6 @@ from dpo_train.config_base import override
 from dpo_train.device_errors import device_failures_named
 from dpo_train.model import forget_base
 from dpo_train.scoring.evaluation import Evaluation
-from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session, with_less_at_once
@@ -29,7 +28,8 @@ from tune.run_folder import exports, trial_state
 from tune.run_folder.exports import ExportStamp
 from tune.run_folder.folder import find_run_here
 from tune.run_folder.held_out import HeldOut
-from tune.run_folder.records import RunInfo
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.run_info import RunInfo
 from tune.run_folder.step import Step
 from tune.workers import engine_session
 from tune.workers.engine_actor import Opening
@@ -229,7 +229,7 @@ class DpoTrial(Trainable):
         """Asks the user's own function about a finalist's folder."""
         assert self._search.confirm is not None
         function = self._search.confirm.evaluate
-        with pulled(self._run / task.exported) as folder:
+        with pulled(self._run.absolute(task.exported)) as folder:
             numbers = self._on_device(evaluate_folder, function, folder, task.working_directory)
         return Outcome(Ending.FINISHED, evaluation=numbers)
 
@@ -282,7 +282,7 @@ class DpoTrial(Trainable):
         if isinstance(error, errors.InputError):
             return Outcome(Ending.WRONG_INPUT, message)
         if not isinstance(error, errors.Diverged | errors.OutOfMemory):
-            log = mirror.local(self._task.run) / "trials" / f"{self._task.name}.log"
+            log = RunFolder.at(self._task.run).log(self._task.name)
             write_atomically(log, traceback.format_exc())
             message = f"{type(error).__name__}: {errors.one_line(error, 300)} (trials/{log.name})"
         return Outcome(Ending.FAILED, message)
@@ -295,8 +295,5 @@ class DpoTrial(Trainable):
 
 
 @lru_cache(maxsize=1)
-def _read_search(run: Path) -> _Search:
-    return (
-        load_search(run / "search.yaml"),
-        RunInfo.model_validate_json((run / "run.json").read_text()),
-    )
+def _read_search(run: RunFolder) -> _Search:
+    return load_search(run.search_yaml), RunInfo.read(run)

@@ -30,7 +30,9 @@ from tune.config.schema import SearchConfig
 from tune.run_folder import driver_lease, exports, trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.folder import find_run, runs_root
-from tune.run_folder.records import ENDED, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import ENDED
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.search import deploy
 
@@ -76,7 +78,7 @@ def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
     folder = mirror.local(store.run("sim"))
     (folder / "trials").mkdir(parents=True)
     driver = Driver(folder, **config)
-    yaml_file.write_yaml(folder, driver.config)
+    yaml_file.write_yaml(folder / "search.yaml", driver.config)
     done, ahead, even = driver.start(), driver.start(), driver.start()
     sessions = {}
     for trial, reports in ((done, 4), (ahead, 1), (even, 2)):
@@ -87,16 +89,21 @@ def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
         for _ in range(reports):
             report = session.advance().report
             driver.scheduler.on_trial_result(None, trial, result_of(Step(report, 1.0, 1.0)))
-            trial_state.save_state(folder, trial_id, int(report["pairs_seen"]), session.save)
+            trial_state.save_state(
+                RunFolder.at(folder), trial_id, int(report["pairs_seen"]), session.save
+            )
         stamp = exports.ExportStamp(
             trial=trial_id, config=trial.config["task"].point, report=report
         )
         rivals = exports.Rivals(driver.records.objective, 3)
-        exports.offer_export(folder, stamp, rivals, session.export)
+        exports.offer_export(RunFolder.at(folder), stamp, rivals, session.export)
     driver.records.end(done.config["task"].name, "finished")  # and then it died
     sessions[ahead.config["task"].name].advance()
     trial_state.save_state(
-        folder, ahead.config["task"].name, 128, sessions[ahead.config["task"].name].save
+        RunFolder.at(folder),
+        ahead.config["task"].name,
+        128,
+        sessions[ahead.config["task"].name].save,
     )
     return {done.config["task"].name: store.records("sim")[done.config["task"].name]}
 
@@ -172,7 +179,7 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
             went[trial] = max(min(int(pairs), int(reached)), went.get(trial, 0))
 
     machine(monkeypatch, tmp_path, "another")
-    hurry(find_run(store.run("sim")))
+    hurry(find_run(store.run("sim")).path)
     done = dpo_tune("resume", store.run("sim"))
     assert done.returncode == 0, done.stdout + done.stderr
     after = store.records("sim")
@@ -211,10 +218,10 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
     monkeypatch.setattr(driver_lease, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(driver_lease, "DEAD_SECONDS", 0.6)
     here, there = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
-    with only_driver(here):
+    with only_driver(RunFolder.at(here)):
         with (
             pytest.raises(InputError, match=rf"process {os.getpid()} on .* runs this search now"),
-            only_driver(there),
+            only_driver(RunFolder.at(there)),
         ):
             pass
         # Silent ones of another machine have died; one that was is told by what stands there.
@@ -222,7 +229,7 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
         mirror.put(here / ".driver.json", json.dumps(foreign))
         with pytest.raises(StoreError, match="process 1 on elsewhere drives"):
             write_until_refused(here / "run.json")
-    with only_driver(there):
+    with only_driver(RunFolder.at(there)):
         assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
         assert json.loads(store.read()["x/.driver.json"])["pid"] == os.getpid()
     assert "x/.driver.json" not in store.read()
@@ -260,13 +267,13 @@ def test_another_s3_than_amazons_is_named_by_the_environment(
 def test_a_runs_documents_are_those_of_the_url(store: ObjectStore) -> None:
     run = mirror.local(store.url) / "x"
     (run / "trials").mkdir(parents=True)
-    create_run(run, Path(), "cpu")
+    create_run(RunFolder.at(run), Path(), "cpu")
     mirror.put(run / "trials" / "a.json", "{}")
     (run / "trials" / "stale.json").write_text("{}")
-    driver_lease.refresh(run)
+    driver_lease.refresh(RunFolder.at(run))
     assert [path.name for path in (run / "trials").iterdir()] == ["a.json"]
     store.remove("x/run.json")
-    driver_lease.refresh(run)
+    driver_lease.refresh(RunFolder.at(run))
     assert not (run / "run.json").exists()
     assert not (run / "trials").exists()
 

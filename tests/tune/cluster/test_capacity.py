@@ -14,6 +14,7 @@ from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.run_folder.folder import find_run, find_run_here, refuse_private_folder
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.step import Step
 from tune.workers import gpu_share
 
@@ -30,7 +31,7 @@ def test_runs_stand_where_the_cluster_says(tmp_path: Path, monkeypatch: pytest.M
     assert load_search(yaml, {"runs_dir": "here"}).folder == Path("here/quickstart")
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "run.json").touch()
-    assert find_run("done") == tmp_path / "done"
+    assert find_run("done") == RunFolder.at(tmp_path / "done")
     with pytest.raises(InputError, match=f"under {tmp_path}/ there are: done"):
         find_run("none")
 
@@ -39,13 +40,13 @@ def test_a_job_does_not_write_into_the_copy_that_ray_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refuse_private_folder(Path("runs/x"))
+    refuse_private_folder(RunFolder.at(Path("runs/x")))
     job(monkeypatch)  # KubeRay's entry point may run in the image's own folder
-    refuse_private_folder(Path("runs/x"))
+    refuse_private_folder(RunFolder.at(Path("runs/x")))
     job(monkeypatch, working_dir="gcs://_ray_pkg_0.zip")
-    refuse_private_folder(Path("/mnt/shared/x"))
+    refuse_private_folder(RunFolder.at(Path("/mnt/shared/x")))
     with pytest.raises(InputError, match="set DPO_TUNE_RUNS on the cluster's nodes, or type"):
-        refuse_private_folder(Path("runs/x"))
+        refuse_private_folder(RunFolder.at(Path("runs/x")))
 
 
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:

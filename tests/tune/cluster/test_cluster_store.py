@@ -90,7 +90,7 @@ def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they
         after, there = ended(), store.read()
         results = load_results(store.run("real"))
         taken = places()
-        test = mirror.pull(results.folder / "winner")
+        test = mirror.pull(results.folder.winner)
     assert len(after) == 8
     assert len(before) < 8
     assert {key: after[key] for key in before} == before

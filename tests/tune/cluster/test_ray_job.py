@@ -14,8 +14,9 @@ from tests.conftest import ROOT
 from tests.helpers.network import Network
 from tests.helpers.placements import most_at_once, places
 from tests.helpers.ray_cluster import RayCluster, working_folder
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import hurry
-from tune.run_folder.records import TrialRecord, read_records
+from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import load_results
 
 pytestmark = pytest.mark.slow
@@ -78,12 +79,12 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
     assert "interrupted; to go on: dpo-tune resume" in said
     assert "its process died; it goes on in another" in said
     assert "Traceback" not in said
-    assert any(record.state in ("running", "pending") for record in read_records(run))
+    assert any(record.state in ("running", "pending") for record in records_of(run))
 
     hurry(run)
     submit(cluster, "second", *SIMULATED, "simulated.seconds_per_report=0.0")
     cluster.wait_until((run / "results.json").exists, "second")
-    records = list(read_records(run))
+    records = records_of(run)
     assert [record.state for record in records] == ["finished"] * 12
     for record in records:
         pairs = [report["pairs_seen"] for report in record.curve]
@@ -123,7 +124,7 @@ def test_a_job_is_followed_runs_what_it_brought_and_has_the_variables_it_was_giv
 
 
 def _reports(run: Path) -> int:
-    return sum(len(record.curve) for record in read_records(run))
+    return sum(len(record.curve) for record in records_of(run))
 
 
 def _nodes(run: Path, record: TrialRecord) -> list[str]:

@@ -17,7 +17,7 @@ from tune.run_folder.yaml_file import write_yaml
 def driver(tmp_path: Path) -> Driver:
     """A search whose first trial trained for two reports."""
     driver = Driver(tmp_path)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     task = driver.start().config["task"]
     session = open_session(driver.config.trial(task.point), tmp_path, "cpu")
     for _ in range(2):

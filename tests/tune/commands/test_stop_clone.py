@@ -8,12 +8,13 @@ import pytest
 from dpo_train.errors import InputError
 from tests.conftest import Run, Start
 from tests.helpers.driver import Driver
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import wait_until
 from tune.commands.stop_clone import clone, stop
 from tune.config.objective import Bound
 from tune.config.schema import ConfirmConfig
 from tune.run_folder.folder import open_run
-from tune.run_folder.records import read_records
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.results import Cost, Results, write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt, is_finished
@@ -35,7 +36,7 @@ resources: {at_once: 1}
 @pytest.fixture
 def driver(tmp_path: Path) -> Driver:
     driver = Driver(tmp_path)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     return driver
 
 
@@ -93,7 +94,7 @@ def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path:
              "lora.r": {"int": [4, 64], "when": {"lora": "not null"}}}  # fmt: skip
     points = [{"lora": None}, {"lora": {"alpha": 32}, "lora.r": 8}]
     driver = Driver(tmp_path, space=space, points=points)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     without, adapted = (driver.start().config["task"].name for _ in range(2))
     clone(tmp_path, without, {"lora": {"alpha": 32}})
     drawn = driver.start()
@@ -147,14 +148,15 @@ def test_a_search_in_which_a_clone_waits_or_that_grew_is_not_finished(
         name="x", objective=driver.records.objective, base={}, winner=None, cost=Cost(),
         trials=list(driver.records.trials.values()),
     )  # fmt: skip
-    write_results(tmp_path, results)
-    assert not is_finished(open_run(tmp_path))
+    write_results(tmp_path / "results.json", results)
+    assert not is_finished(open_run(RunFolder.at(tmp_path)))
     driver.finish(driver.start(), 512, 0.9)
-    assert not is_finished(open_run(tmp_path))
+    assert not is_finished(open_run(RunFolder.at(tmp_path)))
     write_results(
-        tmp_path, results.model_copy(update={"trials": [*driver.records.trials.values()]})
+        tmp_path / "results.json",
+        results.model_copy(update={"trials": [*driver.records.trials.values()]}),
     )
-    assert is_finished(open_run(tmp_path))
+    assert is_finished(open_run(RunFolder.at(tmp_path)))
 
 
 def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
@@ -167,16 +169,18 @@ def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
         trials=list(driver.records.trials.values()),
         search=driver.config.model_dump(mode="json", by_alias=True),
     )  # fmt: skip
-    write_results(tmp_path, results)
-    assert is_finished(open_run(tmp_path))
-    write_yaml(tmp_path, driver.config)
+    write_results(tmp_path / "results.json", results)
+    assert is_finished(open_run(RunFolder.at(tmp_path)))
+    write_yaml(tmp_path / "search.yaml", driver.config)
     (tmp_path / "evaluations.json").write_text("{}")
     bounds = {"eval/drift": Bound(at_most=1)}
-    adopt(open_run(tmp_path), driver.config.model_copy(update={"constraints": bounds}))
-    assert not is_finished(open_run(tmp_path))
+    adopt(
+        open_run(RunFolder.at(tmp_path)), driver.config.model_copy(update={"constraints": bounds})
+    )
+    assert not is_finished(open_run(RunFolder.at(tmp_path)))
     assert (tmp_path / "evaluations.json").exists()
     asked = ConfirmConfig(evaluate="another:judge")
-    adopt(open_run(tmp_path), driver.config.model_copy(update={"confirm": asked}))
+    adopt(open_run(RunFolder.at(tmp_path)), driver.config.model_copy(update={"confirm": asked}))
     assert not (tmp_path / "evaluations.json").exists()
 
 
@@ -196,14 +200,14 @@ def test_a_running_search_is_steered_from_another_process(
     yaml.write_text(YAML)
     process = start("run", yaml)
     run = tmp_path / "runs" / "sim"
-    wait_until(lambda: any(len(record.curve) >= 2 for record in read_records(run)), process)
-    (first,) = read_records(run)
+    wait_until(lambda: any(len(record.curve) >= 2 for record in records_of(run)), process)
+    (first,) = records_of(run)
     asked = dpo_tune("clone", "sim", first.id, "--set", "dpo.beta=0.2")
     assert asked.stdout.startswith("asked: learning_rate=")
     assert dpo_tune("stop", "sim", first.id).returncode == 0
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    records = {record.id: record for record in read_records(run)}
+    records = {record.id: record for record in records_of(run)}
     assert len(records) == 4
     assert records[first.id].error == "on request"
     (cloned,) = (record for record in records.values() if record.cloned_from)

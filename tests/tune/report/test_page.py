@@ -22,6 +22,7 @@ from tests.helpers.simulated_search import children
 from tune import load_results
 from tune.config.schema import SearchConfig
 from tune.report import page
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 from tune.run_folder.yaml_file import write_yaml
@@ -255,7 +256,7 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(tmp_path)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     trial = driver.start()
     driver.report(trial, 64, 0.9)
     record = tmp_path / "trials" / f"{trial.config['task'].name}.json"
@@ -263,7 +264,7 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
     record.write_text("cut off")
     monkeypatch.setattr(page, "_SHARE", 0)
     said, deadline = "", time.monotonic() + 120
-    with page.keep_fresh(tmp_path, pause=0.01):
+    with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
         while not (tmp_path / "report.html").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -276,7 +277,7 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
 
 def test_a_page_in_the_making_does_not_hold_up_the_end_of_a_search(tmp_path: Path) -> None:
     began = time.monotonic()
-    with page.keep_fresh(tmp_path, pause=0.01):
+    with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
         time.sleep(0.3)  # its process imports for longer
     assert time.monotonic() - began < 5
     assert not any("tune.report.page" in command for _, command in children(os.getpid()))

@@ -8,7 +8,9 @@ import pytest
 from dpo_train.storage import files
 from tests.helpers.driver import Driver, finish, held_out
 from tune.config.objective import Objective
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 
 
@@ -42,9 +44,9 @@ def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
 def test_the_record_of_a_trial_is_durable_when_it_begins_and_when_it_ends(
     tmp_path: Path, synced: list[str]
 ) -> None:
-    create_run(tmp_path, Path(), "cpu")
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
     assert synced == [".run.json.part", "-> run.json", tmp_path.name]
-    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     records.add("a", {})
     synced.clear()
@@ -75,8 +77,8 @@ def test_a_trials_state_is_removed_after_its_end_is_on_the_disk(
 def test_a_disk_that_does_not_take_an_end_stops_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     records.add("a", {})
 

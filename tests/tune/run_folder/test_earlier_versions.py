@@ -14,12 +14,14 @@ from dpo_train import export, model
 from dpo_train.config import OptimConfig, TrainConfig
 from dpo_train.errors import InputError
 from tests.helpers.driver import Driver
+from tests.helpers.run_records import records_of
 from tune.__main__ import main
 from tune.config.load import load_search
 from tune.config.schema import ConfirmConfig
 from tune.run_folder.exports import STAMP
 from tune.run_folder.folder import open_run
-from tune.run_folder.records import Records, read_records
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.choose_winner import finalists
 from tune.search.resume import adopt, is_finished, refuse_other_search
@@ -78,10 +80,10 @@ def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(r
     before = (run / "search.yaml").read_text()
     chosen_otherwise = {"confirm": ConfirmConfig(evaluate="a:b")}
     with pytest.raises(InputError, match=f"{WARM} is a warm clone"):
-        adopt(open_run(run), config.model_copy(update=chosen_otherwise))
+        adopt(open_run(RunFolder.at(run)), config.model_copy(update=chosen_otherwise))
     assert (run / "search.yaml").read_text() == before
     assert (run / "evaluations.json").exists()
-    assert is_finished(open_run(run))
+    assert is_finished(open_run(RunFolder.at(run)))
 
 
 def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
@@ -93,26 +95,28 @@ def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
     assert [record.id for record in finalists(driver.config, driver.records)] == [better]
     path = tmp_path / "trials" / f"{better}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "warm": True}))
-    records = Records(tmp_path, driver.config.goal)
+    records = Records(RunFolder.at(tmp_path), driver.config.goal)
     assert [record.id for record in finalists(driver.config, records)] == [worse]
 
 
 def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
     """By `resume`, and by `run` with the YAML that it began with."""
     longer = Driver(tmp_path, trials=1, optim={"epochs": 4})
-    write_yaml(tmp_path, longer.config)
+    write_yaml(tmp_path / "search.yaml", longer.config)
     told = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**told, "times": 2}))
     (tmp_path / "ends" / "x" / "512").mkdir(parents=True)
     epochs = load_search(tmp_path / "search.yaml").optim.epochs
     again = Driver(tmp_path, trials=2, optim={"epochs": epochs})
     again.finish(again.start(), 2048, 0.9)
-    (record,) = read_records(tmp_path)
+    (record,) = records_of(tmp_path)
     assert record.state == "finished"
     begun = longer.config.model_copy(update={"optim": OptimConfig(epochs=2)})
-    refuse_other_search(tmp_path, begun)
+    refuse_other_search(RunFolder.at(tmp_path), begun)
     with pytest.raises(InputError, match="optim.epochs: 4 there, 1 here"):
-        refuse_other_search(tmp_path, begun.model_copy(update={"optim": OptimConfig(epochs=1)}))
+        refuse_other_search(
+            RunFolder.at(tmp_path), begun.model_copy(update={"optim": OptimConfig(epochs=1)})
+        )
 
 
 def test_a_warm_clone_that_was_asked_for_is_laid_aside(
@@ -130,5 +134,5 @@ def test_a_warm_clone_that_was_asked_for_is_laid_aside(
     said = capsys.readouterr().out
     assert "was not understood: there are no warm clones any more" in said
     assert not (request.parent / "weights").exists()
-    assert not any(record.cloned_from for record in read_records(tmp_path))
+    assert not any(record.cloned_from for record in records_of(tmp_path))
     assert request.with_suffix(".refused").exists()

@@ -12,7 +12,9 @@ from dpo_train.storage.files import write_checksums
 from tests.helpers.driver import held_out
 from tune.config.objective import Bound, Objective
 from tune.run_folder import exports, trial_state
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 
 ACCURACY = Objective(metric="eval/accuracy", mode="max")
@@ -21,8 +23,8 @@ PAIRS = 100
 
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, ACCURACY)
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), ACCURACY)
     records.begin_driver_session()
     return records
 
@@ -70,7 +72,7 @@ def test_only_the_k_best_are_exported_and_kept(records: Records) -> None:
     assert not offer(records, "c", 0.4)
     assert offer(records, "d", 0.8)
     assert kept(records) == ["d", "a"]
-    assert sorted(path.name for path in (records.folder / "best").iterdir()) == ["a", "d"]
+    assert sorted(path.name for path in records.folder.best.iterdir()) == ["a", "d"]
 
 
 def test_an_ended_trial_keeps_its_best_report_alone(records: Records) -> None:
@@ -78,7 +80,7 @@ def test_an_ended_trial_keeps_its_best_report_alone(records: Records) -> None:
     assert not offer(records, "a", 0.5, pairs=128)
     assert offer(records, "a", 0.9, pairs=192)
     assert kept(records) == ["a"]
-    assert [path.name for path in (records.folder / "best" / "a").iterdir()] == ["192"]
+    assert [path.name for path in records.folder.exports_of("a").iterdir()] == ["192"]
 
 
 def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records) -> None:
@@ -91,7 +93,7 @@ def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records)
             records.add("a", {})
         records.report("a", Step(report(accuracy, pairs), 1.0, 1.0, held_out(accuracy)))
         exports.prune_own_exports(records, "a")
-    there = records.folder / "best" / "a"
+    there = records.folder.exports_of("a")
     assert sorted(int(path.name) for path in there.iterdir()) == [64, 192]
     assert records.trials["a"].metrics["pairs_seen"] == 192
     records.end("a", "failed", "loss is nan")
@@ -104,10 +106,10 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
 ) -> None:
     run = records.folder
     for trial, accuracy in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
-        (run / "best" / trial / "64").mkdir(parents=True)
+        run.export(trial, 64).mkdir(parents=True)
         stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
-        (run / "best" / trial / "64" / exports.STAMP).write_text(json.dumps(stamp))
-        write_checksums(run / "best" / trial / "64")
+        (run.export(trial, 64) / exports.STAMP).write_text(json.dumps(stamp))
+        write_checksums(run.export(trial, 64))
     remove = shutil.rmtree
 
     def add_then_remove(folder: Path, **options: bool) -> None:
@@ -128,7 +130,7 @@ def test_a_tie_goes_to_the_later_report(records: Records) -> None:
     stamp = exports.promote_to_winner(records)
     assert stamp is not None
     assert stamp.trial == "a"
-    assert (records.folder / "winner" / exports.STAMP).exists()
+    assert (records.folder.winner / exports.STAMP).exists()
 
 
 def test_a_report_beyond_a_bound_is_neither_exported_nor_wins(records: Records) -> None:
@@ -150,8 +152,8 @@ def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> 
     assert kept(records) == ["lucky", "a"]
     again("a-third", 0.8, "a")
     assert exports.export_of(records, "a")  # with which the winner is compared
-    shutil.rmtree(records.folder / "best" / "a")
-    shutil.rmtree(records.folder / "best" / "a-third")
+    shutil.rmtree(records.folder.exports_of("a"))
+    shutil.rmtree(records.folder.exports_of("a-third"))
     again("a-fourth", 0.5, "a")
     stamp = exports.promote_to_winner(records, "a")
     assert stamp is not None
@@ -174,42 +176,42 @@ def saving(pairs: int) -> Callable[[Path], int]:
 
 
 def test_a_state_between_two_reports_names_the_one_before(tmp_path: Path) -> None:
-    trial_state.save_state(tmp_path, "a", 64, saving(64))
-    assert trial_state.save_state(tmp_path, "a", 64, saving(100)) == 100
-    assert trial_state.last_whole_state(tmp_path, "a") == (100, "")
-    assert trial_state.reported_pairs(tmp_path, "a", 100) == 64
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(64))
+    assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100)) == 100
+    assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (100, "")
+    assert trial_state.reported_pairs(RunFolder.at(tmp_path), "a", 100) == 64
     # Nothing new is no state, and neither is what a session did not write.
-    assert trial_state.save_state(tmp_path, "a", 64, saving(100)) == 0
-    assert trial_state.save_state(tmp_path, "a", 64, lambda _: 0) == 0
-    assert trial_state.saved_pairs(tmp_path, "a") == [64, 100]
+    assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100)) == 0
+    assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, lambda _: 0) == 0
+    assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64, 100]
 
 
 def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
-    trial_state.save_state(tmp_path, "a", 64, saving(64))
-    trial_state.save_state(tmp_path, "a", 128, saving(128))
-    assert trial_state.saved_pairs(tmp_path, "a") == [64, 128]
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(64))
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 128, saving(128))
+    assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64, 128]
     (tmp_path / "state" / "a" / ".part" / "session").mkdir(parents=True)
-    assert trial_state.saved_pairs(tmp_path, "a") == [64, 128]
-    trial_state.save_state(tmp_path, "a", 192, saving(192))
-    assert trial_state.saved_pairs(tmp_path, "a") == [128, 192]
-    trial_state.drop_state(tmp_path, "a")
-    assert trial_state.saved_pairs(tmp_path, "a") == []
+    assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64, 128]
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 192, saving(192))
+    assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [128, 192]
+    trial_state.drop_state(RunFolder.at(tmp_path), "a")
+    assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == []
 
 
 def test_a_state_ahead_of_the_record_is_not_used(tmp_path: Path) -> None:
     """As a power cut leaves it: the record's last report was not on the disk yet."""
-    trial_state.save_state(tmp_path, "a", 64, saving(100))
-    trial_state.save_state(tmp_path, "a", 128, saving(150))
-    assert trial_state.last_state(tmp_path, "a", 128) == (150, "")
-    assert trial_state.last_state(tmp_path, "a", 64) == (100, "")
-    assert trial_state.last_whole_state(tmp_path, "a") == (100, "")
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100))
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 128, saving(150))
+    assert trial_state.last_state(RunFolder.at(tmp_path), "a", 128) == (150, "")
+    assert trial_state.last_state(RunFolder.at(tmp_path), "a", 64) == (100, "")
+    assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (100, "")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "seal"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     for pairs in (64, 128):
-        trial_state.save_state(tmp_path, "a", pairs, saving(pairs))
-    assert trial_state.last_whole_state(tmp_path, "a") == (128, "")
+        trial_state.save_state(RunFolder.at(tmp_path), "a", pairs, saving(pairs))
+    assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (128, "")
     newest = tmp_path / "state" / "a" / "128"
     weights = newest / "session" / "deep" / "weights"
     match damage:
@@ -221,12 +223,12 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
             weights.unlink()
         case "seal":
             (newest / ".seal.json").write_text("{")
-    pairs, told = trial_state.last_whole_state(tmp_path, "a")
+    pairs, told = trial_state.last_whole_state(RunFolder.at(tmp_path), "a")
     assert pairs == 64
     assert "its state at 128 pairs is damaged; it goes on from the one before" in told
-    assert trial_state.saved_pairs(tmp_path, "a") == [64]
+    assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64]
     (tmp_path / "state" / "a" / "64" / "session" / "deep" / "weights").unlink()
-    assert trial_state.last_whole_state(tmp_path, "a")[0] == 0
+    assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a")[0] == 0
 
 
 def test_a_damaged_export_is_not_crowned(
@@ -234,7 +236,7 @@ def test_a_damaged_export_is_not_crowned(
 ) -> None:
     offer(records, "a", 0.7)
     offer(records, "b", 0.9)
-    (records.folder / "best" / "b" / "64" / "weights").write_text("more than was sealed")
+    (records.folder.export("b", 64) / "weights").write_text("more than was sealed")
     stamp = exports.promote_to_winner(records)
     assert stamp is not None
     assert stamp.trial == "a"
@@ -256,28 +258,28 @@ def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> Non
     def come_and_go() -> None:
         while not looked.is_set():
             for trial in range(20):
-                folder = run / "best" / f"x-{trial:03d}" / "64"
+                folder = run.export(f"x-{trial:03d}", 64)
                 folder.mkdir(parents=True)
                 (folder / "trial.json").write_text("{}")
-            shutil.rmtree(run / "best")
+            shutil.rmtree(run.best)
 
     with ThreadPoolExecutor(1) as pool:
         going = pool.submit(come_and_go)
         try:
             for _ in range(300):
                 assert exports.exports(records) == []  # none has its seal
-                mirror.sizes(run)
+                mirror.sizes(run.path)
         finally:
             looked.set()
         going.result()
 
 
 def test_what_a_death_left_of_a_state_is_in_nobodys_way(tmp_path: Path) -> None:
-    trial_state.save_state(tmp_path, "a", 64, saving(64))
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(64))
     left = tmp_path / "state" / "a" / "128" / "session" / "deep"
     left.mkdir(parents=True)
     (left / "weights").write_text("half")
-    assert trial_state.last_whole_state(tmp_path, "a") == (64, "")
-    trial_state.save_state(tmp_path, "a", 128, saving(128))
-    assert trial_state.last_whole_state(tmp_path, "a") == (128, "")
+    assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (64, "")
+    trial_state.save_state(RunFolder.at(tmp_path), "a", 128, saving(128))
+    assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (128, "")
     assert (left / "weights").read_text() == "0123456789"

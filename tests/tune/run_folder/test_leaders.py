@@ -10,7 +10,9 @@ from tests.helpers.driver import TWO, Driver
 from tune.config.objective import Bound, Objective, Report
 from tune.run_folder import winner_rule
 from tune.run_folder.held_out import HeldOut
-from tune.run_folder.records import Records, TrialRecord, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records, TrialRecord
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.search.choose_winner import finalists
 
@@ -53,8 +55,8 @@ def measured(draw: np.random.Generator, pairs_seen: int) -> tuple[Report, HeldOu
 def test_the_best_of_random_trials_is_that_of_the_whole_ranking(
     tmp_path: Path, objective: Objective, prompts: int
 ) -> None:
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, objective)
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), objective)
     records.begin_driver_session()
     records.held_out._clusters = np.arange(PAIRS) * prompts // PAIRS
     draw = np.random.default_rng(prompts)
@@ -79,14 +81,14 @@ def test_the_best_of_random_trials_is_that_of_the_whole_ranking(
                 assert found == whole_ranking(records, ended)[:count]
     everyone = [trial for trial in records.searched if trial.metrics]
     assert [record.id for record in records.ranked(everyone)] == whole_ranking(records, everyone)
-    again = Records(tmp_path, objective)
+    again = Records(RunFolder.at(tmp_path), objective)
     again.held_out._clusters = records.held_out._clusters
     assert again.standings.leaders.first(80) == records.standings.leaders.first(80)
 
 
 def test_a_saturated_share_is_helped_by_the_other_one_among_all_trials(tmp_path: Path) -> None:
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     for name, (right, other) in {"a": (0.1, 0.6), "b": (9.0, 1.0), "c": (0.1, 0.7)}.items():
         per_token = np.where(np.arange(PAIRS) < other * PAIRS, 1, -1)
@@ -102,8 +104,8 @@ def test_a_saturated_share_is_helped_by_the_other_one_among_all_trials(tmp_path:
 
 def test_without_held_out_pairs_of_those_in_front_their_values_decide(tmp_path: Path) -> None:
     """As earlier versions kept none; of who is far behind it does not matter."""
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     for name, accuracy, scale in (("a", 0.9, 1.0), ("b", 0.875, 9.0), ("far", 0.1, 1.0)):
         margins = np.where(np.arange(PAIRS) < accuracy * PAIRS, scale, -1.0)
@@ -116,14 +118,14 @@ def test_without_held_out_pairs_of_those_in_front_their_values_decide(tmp_path: 
     assert records.standings.leaders.first(3) == ["b", "a", "far"]
     assert [record.id for record in records.ranked(records.searched)] == ["b", "a", "far"]
     (tmp_path / "trials" / "b.npz").unlink()
-    again = Records(tmp_path, records.objective)
+    again = Records(RunFolder.at(tmp_path), records.objective)
     assert again.standings.leaders.first(3) == ["a", "b", "far"]
     assert [record.id for record in again.ranked(again.searched)] == ["a", "b", "far"]
 
 
 def test_what_is_far_behind_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     for number in range(20):
         accuracy = 0.9 if number < 3 else 0.3
@@ -134,7 +136,7 @@ def test_what_is_far_behind_is_not_read(tmp_path: Path, monkeypatch: pytest.Monk
             f"a-{number}", Step(report, 1.0, 1.0, HeldOut(margins, 0 * margins, margins))
         )
         records.end(f"a-{number}", "finished")
-    again = Records(tmp_path, records.objective)
+    again = Records(RunFolder.at(tmp_path), records.objective)
     read: list[str] = []
     of = again.held_out.of
     monkeypatch.setattr(again.held_out, "of", lambda trial: (read.append(trial), of(trial))[1])

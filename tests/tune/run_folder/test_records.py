@@ -8,6 +8,7 @@ import pytest
 
 from dpo_train.errors import InputError
 from tests.helpers.driver import held_out
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_results import SEARCH, simulated
 from tune.config.checks import check
 from tune.config.objective import Objective
@@ -15,8 +16,10 @@ from tune.config.schema import SearchConfig
 from tune.report.terminal import to_csv
 from tune.run_folder import redact
 from tune.run_folder.held_out import HeldOut
-from tune.run_folder.records import Records, create_run, read_records
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
 from tune.run_folder.results import Deployment
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 
 
@@ -34,16 +37,16 @@ def test_the_frame_has_the_rows_of_the_csv() -> None:
 
 
 def test_what_each_pair_had_is_kept_for_every_report(tmp_path: Path) -> None:
-    create_run(tmp_path, Path(), "cpu")
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
     objective = Objective.of("eval/accuracy")
-    records = Records(tmp_path, objective)
+    records = Records(RunFolder.at(tmp_path), objective)
     records.begin_driver_session()
     records.add("a", {})
 
     def reported(pairs: int, accuracy: float) -> dict[int, HeldOut]:
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/drift": 1.0}
         records.report("a", Step(report, 0.0, 1.0, held_out(accuracy)))
-        return Records(tmp_path, objective).held_out.of("a")
+        return Records(RunFolder.at(tmp_path), objective).held_out.of("a")
 
     for pairs, accuracy in ((64, 0.6), (128, 0.9), (192, 0.8)):
         kept = reported(pairs, accuracy)
@@ -56,7 +59,7 @@ def test_what_each_pair_had_is_kept_for_every_report(tmp_path: Path) -> None:
     # Trained again from the first, it loses what came after.
     assert list(reported(128, 0.5)) == [64, 128]
     (tmp_path / "trials" / "a.npz").write_bytes(b"PK damaged")
-    damaged = Records(tmp_path, objective)
+    damaged = Records(RunFolder.at(tmp_path), objective)
     assert damaged.held_out.of("a") == {}
     best = damaged.best()
     assert best is not None
@@ -78,4 +81,4 @@ def test_a_record_that_is_none_is_named_in_a_line(tmp_path: Path, text: str) -> 
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"trials/a\.json is no trial record of this version"):
-        list(read_records(tmp_path))
+        records_of(tmp_path)

@@ -8,13 +8,15 @@ import pytest
 from tests.helpers.driver import Driver
 from tune.config.objective import Objective
 from tune.config.space import point_key
-from tune.run_folder.records import ENDED, STATES, Records, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import ENDED, STATES, Records
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 
 
 def records_in(folder: Path) -> Records:
-    create_run(folder, Path(), "cpu")
-    records = Records(folder, Objective.of("eval/accuracy"))
+    create_run(RunFolder.at(folder), Path(), "cpu")
+    records = Records(RunFolder.at(folder), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     return records
 
@@ -52,7 +54,7 @@ def test_counts_are_those_of_all_records(tmp_path: Path) -> None:
         for open_trial in draw.sample(records.open_trials(), number % 2):
             records.end(open_trial.id, draw.choice(ENDED))
         assert_as_counted(records)
-    opened = Records(tmp_path, records.objective)
+    opened = Records(RunFolder.at(tmp_path), records.objective)
     assert list(opened.trials.values()) == list(records.trials.values())
     assert_as_counted(opened)
     for open_trial in opened.open_trials():
@@ -73,7 +75,7 @@ def test_failures_in_a_row_go_by_the_order_of_the_trials_and_this_driver_session
 
     assert [end(5, True), end(3, True), end(4, False), end(0, True)] == [1, 2, 1, 1]
     assert [end(2, True), end(1, True)] == [1, 1]
-    again = Records(tmp_path, records.objective)
+    again = Records(RunFolder.at(tmp_path), records.objective)
     again.begin_driver_session()
     assert again.standings.failures_in_a_row == 0
 
@@ -85,7 +87,7 @@ def test_more_than_a_thousand_trials_come_back_in_the_order_of_their_numbers(
     ids = [f"{records.run.prefix}-{number:03d}" for number in (98, 99, 100, 999, 1000, 1001, 10000)]
     for trial in ids:
         (tmp_path / "trials" / f"{trial}.json").write_text(f'{{"id": "{trial}", "config": {{}}}}')
-    assert list(Records(tmp_path, records.objective).trials) == ids
+    assert list(Records(RunFolder.at(tmp_path), records.objective).trials) == ids
 
 
 def test_saturation_is_said_once_as_soon_as_half_of_the_trials_that_ended_are(

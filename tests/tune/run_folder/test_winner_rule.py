@@ -9,7 +9,9 @@ from dpo_train.scoring.metrics import share_right
 from tests.helpers.driver import held_out
 from tune.config.objective import Objective
 from tune.run_folder import luck
-from tune.run_folder.records import Records, create_run
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import Records
+from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.run_folder.winner_rule import Candidates, best_first, is_near, most_behind, soft_shares
 
@@ -117,8 +119,8 @@ def test_the_expectation_of_the_best_of_equals_lies_below_the_largest_number() -
 
 
 def test_of_very_many_trials_the_luck_is_estimated_from_the_best(tmp_path: Path) -> None:
-    create_run(tmp_path, Path(), "cpu")
-    records = Records(tmp_path, Objective.of("eval/accuracy"))
+    create_run(RunFolder.at(tmp_path), Path(), "cpu")
+    records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     for number in range(60):
         accuracy = 0.9 if number % 2 else 0.5 + number / 1000

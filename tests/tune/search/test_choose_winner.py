@@ -11,10 +11,10 @@ from dpo_train.config_base import parse
 from dpo_train.errors import InputError
 from tests.conftest import Run, Start
 from tests.helpers.driver import PAIRS, RATE, Driver, finish
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import YAML, ended, wait_until
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.run_folder.records import read_records
 from tune.run_folder.results import load_results
 from tune.search import choose_winner
 from tune.workers.outcome import Ending, Outcome
@@ -240,7 +240,7 @@ def test_a_driver_killed_while_it_confirms_goes_on_and_asks_the_users_judge_once
     assert not run.exists()
 
     process = start("run", "sim.yaml", *wanted, "--set", "simulated.seconds_per_report=0.2")
-    wait_until(lambda: any(r.confirms and r.curve for r in read_records(run)), process)
+    wait_until(lambda: any(r.confirms and r.curve for r in records_of(run)), process)
     process.kill()
     process.communicate()
     before = ended(run)
@@ -248,7 +248,7 @@ def test_a_driver_killed_while_it_confirms_goes_on_and_asks_the_users_judge_once
     assert done.returncode == 0, done.stderr
     after = ended(run)
     assert {trial: after[trial] for trial in before} == before
-    assert [record.confirms is None for record in read_records(run)] == [True] * 4 + [False] * 4
+    assert [record.confirms is None for record in records_of(run)] == [True] * 4 + [False] * 4
     results = load_results(run)
     told = results.confirmation
     assert told is not None

@@ -13,6 +13,7 @@ from tune.config.objective import Bound
 from tune.config.schema import SearchConfig
 from tune.run_folder.assemble import assemble
 from tune.run_folder.folder import open_run
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt
 
@@ -44,14 +45,14 @@ def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: 
 def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=1)
     finish(driver, driver.start(), 0.9, drift=2.0)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     before = (tmp_path / "search.yaml").read_text()
     asked = driver.config.model_copy(update={"constraints": {"eval/drift": Bound(at_most=0.5)}})
     with pytest.raises(InputError, match=r"no weights with eval/drift at most 0.5 are left"):
-        adopt(open_run(tmp_path), asked)
+        adopt(open_run(RunFolder.at(tmp_path)), asked)
     assert (tmp_path / "search.yaml").read_text() == before
     adopt(
-        open_run(tmp_path),
+        open_run(RunFolder.at(tmp_path)),
         asked.model_copy(update={"constraints": {"eval/drift": Bound(at_most=3)}}),
     )
 

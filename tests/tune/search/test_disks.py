@@ -50,11 +50,12 @@ from dpo_train.config import TrainConfig
 from dpo_train.trainers.open import open_session
 from dpo_train.errors import DiskFull
 from tune.run_folder import trial_state
+from tune.run_folder.paths import RunFolder
 
 trial = TrainConfig.model_validate(json.loads(sys.argv[1]))
 session = open_session(trial, Path(sys.argv[2]), "cpu")
 session.advance()
-run, filler = Path("runs/one"), Path("runs/filler")
+run, filler = RunFolder.at("runs/one"), Path("runs/filler")
 trial_state.save_state(run, "a", 16, session.save)
 def fill():
     with filler.open("wb", buffering=0) as file:

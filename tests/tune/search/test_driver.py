@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from dpo_train import sample
 from tests.conftest import Run, Start
 from tests.helpers.placements import places
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import (
     hurry,
     wait_for_ended,
     wait_until,
 )
 from tune import load_results
-from tune.run_folder.records import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_a_signal_ends_with_130_and_the_search_can_go_on(
     assert time.monotonic() - began < 20
     assert process.returncode == 130, output
     assert "to go on: dpo-tune resume runs/sim" in output
-    waiting = [record for record in read_records(run) if record.state in ("running", "pending")]
+    waiting = [record for record in records_of(run) if record.state in ("running", "pending")]
     assert waiting
     assert "running" in dpo_tune("show", "sim").stdout
 
@@ -119,7 +119,7 @@ def test_a_search_in_which_nothing_is_measured_exits_1(
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "nothing was won" in done.stdout
-    failed = [record for record in read_records(tmp_path / "runs" / "sim")]
+    failed = [record for record in records_of(tmp_path / "runs" / "sim")]
     assert {record.state for record in failed} == {"failed"}
     assert "loss is nan at step" in (failed[0].error or "")
     assert "Traceback" not in done.stdout + done.stderr
@@ -136,7 +136,7 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
 
     # One that is half done: on a busy machine the first may end before the second begins.
     def half_done() -> list[str]:
-        return [record.id for record in read_records(run) if 3 <= len(record.curve) <= 5]
+        return [record.id for record in records_of(run) if 3 <= len(record.curve) <= 5]
 
     wait_until(half_done, process)
     hurry(run)
@@ -145,7 +145,7 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
     os.kill(place["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    records = list(read_records(run))
+    records = records_of(run)
     assert [record.state for record in records] == ["finished"] * 2
     for record in records:
         assert [point["pairs_seen"] for point in record.curve] == list(range(64, 513, 64))

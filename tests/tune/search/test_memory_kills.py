@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from tests.conftest import Start
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import wait_until
-from tune.run_folder.records import read_records
 
 # It fills some gigabytes of the memory that tests beside it need.
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -77,14 +77,14 @@ def test_a_search_goes_on_when_the_memory_monitor_ends_its_processes(
     assert process.stdout is not None
     reader = threading.Thread(target=lambda: said.extend(process.stdout or []), daemon=True)
     reader.start()
-    wait_until(lambda: [bool(r.curve) for r in read_records(run)].count(True) >= 2, process)
+    wait_until(lambda: [bool(r.curve) for r in records_of(run)].count(True) >= 2, process)
     ended = fill_memory_until_one_dies(threshold * memory.total, process.pid)
     assert ended.keys() & victims, ended
     assert process.wait(timeout=240) == 0, "".join(said)
     reader.join(timeout=10)
     process.stdout.close()
     assert "memory" in "".join(said)
-    for record in read_records(run):
+    for record in records_of(run):
         assert record.state == "finished", record.error
         assert [report["pairs_seen"] for report in record.curve] == list(range(80, 961, 80))
     assert os.path.exists(run / "winner" / "adapter_model.safetensors")

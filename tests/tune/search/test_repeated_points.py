@@ -15,6 +15,7 @@ from tune.commands.stop_clone import clone
 from tune.run_folder.assemble import SearchEnd, assemble
 from tune.run_folder.folder import Run as OpenedRun
 from tune.run_folder.folder import open_run
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.results import write_results
 from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import adopt, grow, is_exhausted, is_finished, refuse_other_search
@@ -177,7 +178,7 @@ def test_the_point_of_a_clone_is_not_tried_again(
 ) -> None:
     trials = None if name == "grid" else 3
     driver = Driver(tmp_path, trials=trials, space=THREE, sampler={"name": name})
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     first = driver.start()
     other = first.config["task"].point["optim.epochs"] % 3 + 1
     clone(tmp_path, first.config["task"].name, {"optim.epochs": other})
@@ -190,7 +191,7 @@ def test_the_point_of_a_clone_is_not_tried_again(
 
 def test_a_clone_without_changes_is_trained_again(tmp_path: Path) -> None:
     driver = Driver(tmp_path, space=THREE)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     first = driver.start()
     driver.fail(first)
     clone(tmp_path, first.config["task"].name, {})
@@ -208,42 +209,44 @@ def test_points_are_repeated_where_the_configuration_says_so(tmp_path: Path, nam
 
 def test_a_search_that_has_tried_every_point_does_not_grow(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=4, space=THREE)
-    write_yaml(tmp_path, driver.config)
-    assert not is_exhausted(OpenedRun(tmp_path, driver.config, driver.records))
+    write_yaml(tmp_path / "search.yaml", driver.config)
+    assert not is_exhausted(OpenedRun(RunFolder.at(tmp_path), driver.config, driver.records))
     play(driver)
-    assert is_exhausted(OpenedRun(tmp_path, driver.config, driver.records))
+    assert is_exhausted(OpenedRun(RunFolder.at(tmp_path), driver.config, driver.records))
     written = (tmp_path / "search.yaml").read_text()
     with pytest.raises(InputError, match="--trials 9: every point of the space has been tried"):
-        grow(open_run(tmp_path), 9)
+        grow(open_run(RunFolder.at(tmp_path)), 9)
     assert (tmp_path / "search.yaml").read_text() == written
     repeating = driver.config.model_copy(update={"repeat_points": True})
-    assert not is_exhausted(OpenedRun(tmp_path, repeating, driver.records))
-    write_yaml(tmp_path, repeating)
-    grow(open_run(tmp_path), 9)
+    assert not is_exhausted(OpenedRun(RunFolder.at(tmp_path), repeating, driver.records))
+    write_yaml(tmp_path / "search.yaml", repeating)
+    grow(open_run(RunFolder.at(tmp_path)), 9)
 
 
 def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_repeated(
     tmp_path: Path,
 ) -> None:
     driver = Driver(tmp_path, trials=4, space=THREE)
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     play(driver)
     reason = driver.searcher.stop_reason
-    write_results(tmp_path, assemble(driver.config, driver.records, SearchEnd(reason)))
-    assert is_finished(open_run(tmp_path))
+    write_results(
+        tmp_path / "results.json", assemble(driver.config, driver.records, SearchEnd(reason))
+    )
+    assert is_finished(open_run(RunFolder.at(tmp_path)))
     repeating = driver.config.model_copy(update={"repeat_points": True})
-    refuse_other_search(tmp_path, repeating)
-    adopt(open_run(tmp_path), repeating)
-    assert not is_finished(open_run(tmp_path))
+    refuse_other_search(RunFolder.at(tmp_path), repeating)
+    adopt(open_run(RunFolder.at(tmp_path)), repeating)
+    assert not is_finished(open_run(RunFolder.at(tmp_path)))
 
 
 def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=None, space=THREE, sampler={"name": "grid"})
-    write_yaml(tmp_path, driver.config)
+    write_yaml(tmp_path / "search.yaml", driver.config)
     play(driver)
     written = (tmp_path / "search.yaml").read_text()
     with pytest.raises(InputError, match="trials: 11 of a grid that has 3 points"):
-        grow(open_run(tmp_path), 11)
+        grow(open_run(RunFolder.at(tmp_path)), 11)
     assert (tmp_path / "search.yaml").read_text() == written
 
 

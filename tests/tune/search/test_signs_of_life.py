@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, Start
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import wait_until
 from tune.run_folder import live
 from tune.run_folder.live import Live, LiveTrial, describe_live, write_live
-from tune.run_folder.records import read_records
+from tune.run_folder.paths import RunFolder
 from tune.search import signs_of_life
 from tune.search.signs_of_life import SignsOfLife
 
@@ -36,13 +37,13 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
     process = start("run", "sim.yaml")
 
     def shown() -> list[str]:
-        return [line for line in describe_live(run) if "pairs" in line]
+        return [line for line in describe_live(RunFolder.at(run)) if "pairs" in line]
 
     wait_until(lambda: len(shown()) == 2, process)
     said = dpo_tune("show", "sim").stdout
     assert "no trial has reported yet" in said
     assert "at work now:" in said
-    first, second = read_records(run)
+    first, second = records_of(run)
     for record in (first, second):
         assert f"  {record.id}: training, at " in said
         assert " of 64 pairs; since " in said
@@ -52,13 +53,14 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
     assert dpo_tune("stop", "sim", second.id).returncode == 0
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output  # nothing was measured, so nothing was won
-    assert all(record.error == "on request" for record in read_records(run))
+    assert all(record.error == "on request" for record in records_of(run))
     assert output.splitlines()[0] == "sim: looking at model, data and outputs"
-    assert describe_live(run) == [] or "since" in describe_live(run)[0]
+    live = describe_live(RunFolder.at(run))
+    assert live == [] or "since" in live[0]
 
 
 def _state(run: Path, trial: str) -> str:
-    return next(record.state for record in read_records(run) if record.id == trial)
+    return next(record.state for record in records_of(run) if record.id == trial)
 
 
 @pytest.mark.slow
@@ -67,7 +69,7 @@ def test_a_budget_of_hours_waits_for_no_evaluation(tmp_path: Path, dpo_tune: Run
     (tmp_path / "sim.yaml").write_text(LONG)
     done = dpo_tune("run", "sim.yaml", "--set", "budget.hours=0.002")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert {record.state for record in read_records(tmp_path / "runs" / "sim")} == {"stopped"}
+    assert {record.state for record in records_of(tmp_path / "runs" / "sim")} == {"stopped"}
 
 
 def test_a_driver_that_is_busy_says_so(
@@ -89,10 +91,13 @@ def test_what_an_earlier_driver_wrote_is_not_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = LiveTrial(what="training", pairs_done=8, next_report=64, since=time.time())
-    write_live(tmp_path, Live(at=time.time(), reference="reference 1 of 2", trials={"a": trial}))
-    assert describe_live(tmp_path) == [
+    write_live(
+        RunFolder.at(tmp_path),
+        Live(at=time.time(), reference="reference 1 of 2", trials={"a": trial}),
+    )
+    assert describe_live(RunFolder.at(tmp_path)) == [
         "reference 1 of 2",
         "a: training, at 8 of 64 pairs; since 0 s",
     ]
     monkeypatch.setattr(live, "STALE_SECONDS", -1.0)
-    assert describe_live(tmp_path) == []
+    assert describe_live(RunFolder.at(tmp_path)) == []

@@ -17,6 +17,7 @@ import pytest
 from dpo_train.errors import InputError
 from dpo_train.storage.files import write_atomically
 from tests.conftest import Run, Start
+from tests.helpers.run_records import records_of, saved_pairs_of
 from tests.helpers.simulated_search import (
     children,
     ended,
@@ -29,8 +30,7 @@ from tune import load_results
 from tune.cluster.connection import connected
 from tune.config.schema import SearchConfig
 from tune.errors import Interrupted
-from tune.run_folder.records import read_records
-from tune.run_folder.trial_state import saved_pairs
+from tune.run_folder.paths import RunFolder
 from tune.search.interruption import disk_failure_as_interruption
 
 AT_LENGTH = [pytest.mark.soak, pytest.mark.timeout(600)]
@@ -75,16 +75,16 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
         now = ended(run)
         assert {trial: now[trial] for trial in before} == before
         before = now
-        saved = {record.id: max(saved_pairs(run, record.id), default=0)
-                 for record in read_records(run)}  # fmt: skip
+        saved = {record.id: max(saved_pairs_of(run, record.id), default=0)
+                 for record in records_of(run)}  # fmt: skip
         if moment == 0:
             damaged = twice_saved(run)
-            saved[damaged], newest = saved_pairs(run, damaged)
+            saved[damaged], newest = saved_pairs_of(run, damaged)
             state = run / "state" / damaged / str(newest) / "session" / "simulated.json"
             state.write_text(state.read_text().replace(str(newest), "999"))
         kept = {
             record.id: [r for r in record.curve if r["pairs_seen"] <= saved[record.id]]
-            for record in read_records(run)
+            for record in records_of(run)
         }
         slower = f"seconds_per_report: {0.15 + (moment + 1) / 1000}"
         text = re.sub(r"seconds_per_report: .*", slower, (run / "search.yaml").read_text())
@@ -95,7 +95,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     assert done.returncode == 0, done.stderr
     assert re.search(f"{damaged}: its state at .* is damaged; it goes on from the one", said)
     after = ended(run)
-    records = list(read_records(run))
+    records = records_of(run)
     assert [record.id.split("-")[1] for record in records] == [f"{n:03d}" for n in range(trials)]
     assert len({record.id.split("-")[0] for record in records}) == 1
     assert len(after) == trials
@@ -114,7 +114,10 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
 
 def twice_saved(run: Path) -> str:
     """A trial of which two saved states lie on disk; empty if there is none."""
-    return next((r.id for r in read_records(run) if len(saved_pairs(run, r.id)) == 2), "")
+    return next(
+        (r.id for r in records_of(run) if len(saved_pairs_of(run, r.id)) == 2),
+        "",
+    )
 
 
 @pytest.mark.slow
@@ -132,7 +135,7 @@ def test_a_signal_is_answered_within_20_seconds_whatever_a_trial_is_at(
     assert process.returncode == 130, output
     assert "interrupted; to go on: dpo-tune resume" in output
     assert "Traceback" not in output
-    records = list(read_records(tmp_path / "runs" / "sim"))
+    records = records_of(tmp_path / "runs" / "sim")
     assert [record.state for record in records] == ["running"] * 2
 
 
@@ -143,7 +146,7 @@ def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
     """The raylet shares the fate of the dashboard's agent, and a driver would wait for ever."""
     run = tmp_path / "runs" / "sim"
     process = start("run", yaml, "--set", "simulated.seconds_per_report=0.5", "--set", "trials=3")
-    wait_until(lambda: any(record.curve for record in read_records(run)), process)
+    wait_until(lambda: any(record.curve for record in records_of(run)), process)
     (raylet,) = (pid for pid, command in children(process.pid) if "raylet/raylet" in command)
     agent = next(pid for pid, command in children(raylet) if "DashboardAgent" in command)
     before = ended(run)
@@ -153,7 +156,7 @@ def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
     assert time.monotonic() - began < 60
     assert process.returncode == 130, output
     assert "Ray's processes on this machine ended; to go on: dpo-tune resume" in output
-    assert not [r for r in read_records(run) if r.state == "failed"]
+    assert not [r for r in records_of(run) if r.state == "failed"]
     assert {trial: ended(run)[trial] for trial in before} == before
 
 
@@ -182,7 +185,7 @@ def test_only_ray_address_names_a_cluster_to_search_on(
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE, errno.EACCES])
 def test_only_a_disk_that_failed_is_an_interruption(number: int) -> None:
     expected = PermissionError if number == errno.EACCES else Interrupted
-    with pytest.raises(expected), disk_failure_as_interruption(Path("x")):
+    with pytest.raises(expected), disk_failure_as_interruption(RunFolder.at(Path("x"))):
         raise OSError(number, "no")
 
 
@@ -205,7 +208,8 @@ def test_a_node_that_dies_costs_its_trials_nothing_but_the_way_to_another(
             "stopping.name=none", "--set", "simulated.seconds_per_report=1",
         )  # fmt: skip
         wait_until(
-            lambda: [len(record.curve) >= 4 for record in read_records(run)] == [True] * 2, process
+            lambda: [len(record.curve) >= 4 for record in records_of(run)] == [True] * 2,
+            process,
         )
         cluster.remove_node(other, allow_graceful=False)
         output, _ = process.communicate(timeout=120)
@@ -214,7 +218,7 @@ def test_a_node_that_dies_costs_its_trials_nothing_but_the_way_to_another(
     assert process.returncode == 0, output
     assert "its process died; it goes on in another" in output
     assert "Traceback" not in output
-    records = list(read_records(run))
+    records = records_of(run)
     assert [record.state for record in records] == ["finished"] * 2
     for record in records:
         assert [point["pairs_seen"] for point in record.curve] == list(range(64, 513, 64))

@@ -23,6 +23,7 @@ from tune.config.schema import EarlierPoints, SearchConfig
 from tune.publish import model_card
 from tune.report import page, terminal
 from tune.run_folder.exports import exports
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import Records
 from tune.search.choose_winner import finalists
 from tune.search.warm_start import with_earlier_points
@@ -206,7 +207,7 @@ def test_finalists_are_compared_by_the_same_rule(tmp_path: Path) -> None:
 
 def test_points_of_an_earlier_search_come_from_its_front(tmp_path: Path) -> None:
     played(tmp_path / "old")
-    records = Records(tmp_path / "old", Objective.of(TWO))
+    records = Records(RunFolder.at(tmp_path / "old"), Objective.of(TWO))
     earlier = EarlierPoints(run=str(tmp_path / "old"), best=4)
     found = with_earlier_points(config().model_copy(update={"points": earlier}))
     trials = list(records.trials.values())

@@ -12,6 +12,7 @@ from tests.helpers.event_files import curves
 from tests.helpers.recorded_search import Search, wait_until
 from tests.helpers.wandb_runs import reports
 from tests.helpers.wandb_server import WandbServer
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 from tune.tracking.child_process import CLOSE_SECONDS, TrackingProcess
@@ -60,7 +61,7 @@ def follow(folder: Path, tracker: Notebook, *steps: Callable[[], object]) -> Non
             return False
 
     waiting = list(steps)
-    Follower(folder, tracker).follow(Closing())
+    Follower(RunFolder.at(folder), tracker).follow(Closing())
 
 
 def test_a_tracker_is_told_of_each_change_once(tmp_path: Path) -> None:
@@ -127,13 +128,13 @@ def test_a_tracker_that_failed_is_closed(tmp_path: Path, failing: str) -> None:
 
 def test_both_trackers_are_told_of_a_search(tmp_path: Path, server: WandbServer) -> None:
     search = Search(tmp_path, tensorboard=True)
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(2)
     search.end()
     search.close(tracking)
     (trial_id,) = search.ids
     curve = search.records.trials[trial_id].curve
-    assert how_to_send(search.folder) == ""
+    assert how_to_send(search.run) == ""
     assert reports(server.runs[trial_id].rows) == curve
     written = curves(search.folder / "tensorboard" / trial_id)["eval/accuracy"]
     assert written == [(report["pairs_seen"], report["eval/accuracy"]) for report in curve]
@@ -144,7 +145,7 @@ def test_one_that_cannot_write_does_not_stop_the_other(
 ) -> None:
     search = Search(tmp_path, tensorboard=True)
     (search.folder / "tensorboard").write_text("a file of the user's")
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(2)
     search.end()
     search.close(tracking)
@@ -160,7 +161,7 @@ def test_one_that_waits_for_its_server_does_not_hold_up_the_other(
 ) -> None:
     server.ill = "hang"
     search = Search(tmp_path, tensorboard=True)
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(1)
     folder = search.folder / "tensorboard" / search.ids[0]
     began = time.monotonic()
@@ -169,4 +170,4 @@ def test_one_that_waits_for_its_server_does_not_hold_up_the_other(
     search.end()
     assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
     assert "best/eval/accuracy" in curves(folder)
-    assert how_to_send(search.folder).startswith("W&B: ")
+    assert how_to_send(search.run).startswith("W&B: ")

@@ -14,6 +14,7 @@ from tests.helpers.event_files import curves, events, hparams
 from tests.helpers.recorded_search import Search
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import TrialRecord
 from tune.tracking.child_process import TrackingProcess
 from tune.tracking.tensorboard_tracker import TensorboardTracker
@@ -37,7 +38,7 @@ def record(*pairs: int, **fields: Any) -> TrialRecord:
 
 
 def test_a_trial_has_its_axes_its_curves_its_best_report_and_its_end(tmp_path: Path) -> None:
-    tracker = TensorboardTracker(tmp_path, config(space=SPACE))
+    tracker = TensorboardTracker(RunFolder.at(tmp_path), config(space=SPACE))
     tracker.begin_search()
     values = {"optim.learning_rate": 1e-3, "lora": {"r": 8}, "optim.schedule": "linear"}
     tracker.report(record(64, 128, config=values))
@@ -67,7 +68,7 @@ def test_a_trial_has_its_axes_its_curves_its_best_report_and_its_end(tmp_path: P
 
 
 def test_a_failed_trial_is_shown_as_failed_and_an_interrupted_one_as_open(tmp_path: Path) -> None:
-    tracker = TensorboardTracker(tmp_path, config())
+    tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     tracker.end_trial(record(64, state="failed"))
     _, end = hparams(tmp_path / "tensorboard" / "a-000")
@@ -78,7 +79,7 @@ def test_a_failed_trial_is_shown_as_failed_and_an_interrupted_one_as_open(tmp_pa
 
 def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
     """A trial whose process died goes on from its saved state, and its curve is shorter then."""
-    tracker = TensorboardTracker(tmp_path, config())
+    tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     for pairs in ((64, 128, 192), (64,), (64, 128), (64, 128, 192, 256)):
         tracker.report(record(*pairs))
@@ -89,7 +90,7 @@ def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
 
 def test_what_was_reported_can_be_read_at_once(tmp_path: Path) -> None:
     """The process may be killed at any time, and a person looks on."""
-    tracker = TensorboardTracker(tmp_path, config())
+    tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     tracker.report(record(64))
     assert curves(tmp_path / "tensorboard" / "a-000") == {"eval/accuracy": [(64, 0.0625)]}
@@ -98,7 +99,7 @@ def test_what_was_reported_can_be_read_at_once(tmp_path: Path) -> None:
 
 def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
     search = Search(tmp_path, tensorboard=True, mode="disabled")
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(2)
     search.close(tracking)
     folder = search.folder / "tensorboard" / search.ids[0]
@@ -106,7 +107,7 @@ def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
     (file,) = folder.iterdir()
     file.write_bytes(file.read_bytes()[:-5])  # as a process leaves it that is killed
 
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(1)
     search.end()
     search.close(tracking)
@@ -120,10 +121,10 @@ def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
 def test_torch_stays_out_of_the_process(tmp_path: Path) -> None:
     source = (
         "import sys\n"
-        "from pathlib import Path\n"
         "from tune.config.schema import SearchConfig\n"
+        "from tune.run_folder.paths import RunFolder\n"
         "from tune.tracking.tensorboard_tracker import TensorboardTracker\n"
-        "tracker = TensorboardTracker(Path(sys.argv[1]), SearchConfig(name='x'))\n"
+        "tracker = TensorboardTracker(RunFolder.at(sys.argv[1]), SearchConfig(name='x'))\n"
         "assert 'tensorboardX' not in sys.modules\n"
         "tracker.begin_search()\n"
         "assert 'tensorboardX' in sys.modules\n"

@@ -15,6 +15,7 @@ from tests.helpers.simulated_search import ended, hurry, wait_for_ended, wait_un
 from tests.helpers.wandb_runs import reports, wandb
 from tests.helpers.wandb_server import WandbServer
 from tune import load_results
+from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import TrialRecord
 from tune.tracking.child_process import CLOSE_SECONDS
 from tune.tracking.trackers import how_to_send
@@ -93,7 +94,7 @@ def test_on_disk_lies_what_the_records_say(
         assert told["exit"].get("exit_code", 0) == (trial.state == "failed")
     wandb(run, "sync", "--yes", run / "wandb")
     assert len(server.runs) == 4
-    assert how_to_send(run) == ""
+    assert how_to_send(RunFolder.at(run)) == ""
     files = server.runs[f"{results.trials[0].id[:6]}-search"].files
     (table,) = [content for name, content in files.items() if name.startswith("media/table/")]
     assert sorted(row[0] for row in json.loads(table)["data"]) == [t.id for t in results.trials]

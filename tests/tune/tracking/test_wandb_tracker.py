@@ -36,14 +36,14 @@ def test_a_server_out_of_reach_is_one_warning_and_files(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     search = Search(tmp_path)
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(3)
     search.end()
     assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
     warned = capfd.readouterr().err
     assert said in warned
     assert warned.count("\n") == 1
-    assert how_to_send(search.folder).startswith("W&B: 2 runs wait on disk; to send: wandb sync")
+    assert how_to_send(search.run).startswith("W&B: 2 runs wait on disk; to send: wandb sync")
     assert server.runs == {}
 
 
@@ -53,7 +53,7 @@ def test_what_begins_after_the_server_was_lost_is_written_to_disk(
 ) -> None:
     server.sweeps["theirs"] = Sweep("theirs", "")
     search = Search(tmp_path, sweep="theirs")
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(2)
     wait_until(lambda: server.runs)
     server.ill = "errors"
@@ -62,7 +62,7 @@ def test_what_begins_after_the_server_was_lost_is_written_to_disk(
     wait_until(lambda: "from here on runs are written to disk" in capfd.readouterr().err)
     search.end()
     assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
-    assert how_to_send(search.folder).startswith("W&B: 3 runs wait on disk")
+    assert how_to_send(search.run).startswith("W&B: 3 runs wait on disk")
     server.ill = ""
     wandb(search.folder, "sync", "--yes", search.folder / "wandb")
     for trial_id in search.ids:
@@ -77,11 +77,11 @@ def test_what_begins_after_the_server_was_lost_is_written_to_disk(
 def test_what_the_server_refused_stays_on_disk(tmp_path: Path, server: WandbServer) -> None:
     server.ill = "forgets"
     search = Search(tmp_path)
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(2)
     search.end()
     search.close(tracking)
-    assert how_to_send(search.folder).startswith("W&B: 2 runs wait on disk")
+    assert how_to_send(search.run).startswith("W&B: 2 runs wait on disk")
     assert json.loads((search.folder / "wandb.json").read_text())["told"] == {}
     server.ill = ""
     wandb(search.folder, "sync", "--yes", search.folder / "wandb")
@@ -93,20 +93,20 @@ def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
     tmp_path: Path, server: WandbServer
 ) -> None:
     search = Search(tmp_path, mode="offline")
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(2)
     search.close(tracking)
-    assert how_to_send(search.folder).startswith("W&B: 1 run waits on disk")
+    assert how_to_send(search.run).startswith("W&B: 1 run waits on disk")
     assert server.asked.total() == 0
 
     wandb_online = search.config.wandb.model_copy(update={"mode": "online"})
     online = search.config.model_copy(update={"wandb": wandb_online})
-    resume.adopt(open_run(search.folder), online)
-    tracking = TrackingProcess(search.folder, online)
+    resume.adopt(open_run(search.run), online)
+    tracking = TrackingProcess(search.run, online)
     search.report(1)
     search.end()
     search.close(tracking)
-    assert how_to_send(search.folder) == ""
+    assert how_to_send(search.run) == ""
     (trial_id,) = search.ids
     assert reports(server.runs[trial_id].rows) == search.records.trials[trial_id].curve
     assert server.runs[trial_id].state == "finished"
@@ -117,14 +117,14 @@ def test_a_winner_that_was_pushed_is_an_artifact_by_its_address(
 ) -> None:
     url = "https://huggingface.co/acme/won/tree/" + "0" * 40
     search = Search(tmp_path)
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     search.report(1)
     search.end()
     published = Publication(repo="acme/won", commit="0" * 40, url=url)
     results = load_results(search.folder).model_copy(update={"published": published})
-    write_results(search.folder, results)
+    write_results(search.folder / "results.json", results)
     search.close(tracking)
-    assert how_to_send(search.folder) == ""
+    assert how_to_send(search.run) == ""
     assert {made["state"] for made in server.artifacts.values()} == {"COMMITTED"}
     made = server.artifacts["x-winner"]
     assert made["artifactTypeName"] == "model"
@@ -135,7 +135,7 @@ def test_a_winner_that_was_pushed_is_an_artifact_by_its_address(
 
 def test_a_search_that_wants_no_tracker_starts_no_process(tmp_path: Path) -> None:
     search = Search(tmp_path, mode="disabled")
-    tracking = TrackingProcess(search.folder, search.config)
+    tracking = TrackingProcess(search.run, search.config)
     assert search.close(tracking) < 1
     assert not (search.folder / "wandb").exists()
     assert not (search.folder / "tracking").exists()

@@ -15,9 +15,9 @@ from dpo_train.config import TrainConfig
 from dpo_train.errors import DeviceFailed, InputError
 from dpo_train.memory import kernel_kills
 from tests.conftest import Start
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import trial_processes, wait_until
 from tune.errors import EngineLost
-from tune.run_folder.records import read_records
 from tune.workers import engine_broker, engine_session
 from tune.workers.engine_actor import Opening
 from tune.workers.engine_broker import Broker
@@ -57,7 +57,8 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
     yaml.write_text(YAML)
     process = start("run", yaml)
     wait_until(
-        lambda: [len(record.curve) >= 2 for record in read_records(run)] == [True] * 4, process
+        lambda: [len(record.curve) >= 2 for record in records_of(run)] == [True] * 4,
+        process,
     )
     workers = trial_processes(process.pid)
     engines = [worker for worker in workers if has_torch(worker)]
@@ -68,7 +69,7 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
         os.kill(engine, signal.SIGKILL)
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 0, output
-    for record in read_records(run):
+    for record in records_of(run):
         assert record.state == "finished", record.error
         assert [report["pairs_seen"] for report in record.curve] == list(range(80, 641, 80))
         assert record.metrics["eval/drift"] > 0

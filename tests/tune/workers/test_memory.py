@@ -12,7 +12,7 @@ from dpo_train.errors import InputError, OutOfMemory
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import with_less_at_once
 from tests.conftest import ROOT, Run
-from tune.run_folder.records import read_records
+from tests.helpers.run_records import records_of
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_a_trial_without_memory_goes_on_with_less_at_once_or_fails_and_the_searc
         "--set", "stopping.name=none", "--set", "simulated.memory_pairs=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    *records, coupled = read_records(tmp_path / "runs" / "sim")
+    *records, coupled = records_of(tmp_path / "runs" / "sim")
     assert [record.state for record in records] == ["finished"] * 3
     assert [record.micro_batch for record in records] == [4, None, 1]
     assert "-000: out of memory: it goes on with 4 pairs at once" in done.stdout

@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from tests.conftest import Start
+from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import wait_until
-from tune.run_folder.records import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ PAIRS = 962
 
 
 def reference_pairs(run: Path) -> list[int]:
-    return [record.reference_pairs for record in read_records(run)]
+    return [record.reference_pairs for record in records_of(run)]
 
 
 # Ray's own test cluster leaves the handles of what it killed.

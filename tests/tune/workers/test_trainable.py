@@ -14,8 +14,9 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import DeviceFailed, OutOfMemory
 from tests.conftest import ROOT
+from tests.helpers.run_records import records_of
 from tune.config.schema import SearchConfig
-from tune.run_folder.records import read_records
+from tune.run_folder.paths import RunFolder
 from tune.workers.outcome import Ending, outcome_of
 from tune.workers.tasks import EvaluateTask, Task, TestTask, TrainTask
 from tune.workers.trainable import DpoTrial
@@ -38,7 +39,7 @@ class Process(DpoTrial):
     """A trial's process without Ray, whose GPU's owner died."""
 
     def __init__(self, run: Path, task: Task) -> None:
-        self._run = run
+        self._run = RunFolder.at(run)
         self._task = task
         confirm = {"evaluate": "my:function"}
         self._search = SearchConfig.model_validate({"name": "x", "confirm": confirm})
@@ -146,7 +147,7 @@ def test_a_search_goes_on_after_a_gpu_failed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = "the GPU failed: CUDA error: device-side assert triggered; it goes on in another process"
     assert done.stdout.count(said) == 1, done.stdout
-    records = read_records(tmp_path / "runs" / "sim")
+    records = records_of(tmp_path / "runs" / "sim")
     assert [record.state for record in records] == ["finished"] * 3
     for record in records:
         assert [report["pairs_seen"] for report in record.curve] == [128, 256, 384, 512]

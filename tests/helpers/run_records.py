@@ -1,0 +1,16 @@
+"""What a run folder says of its trials, for a test that has only its path."""
+
+from pathlib import Path
+
+from tune.run_folder.paths import RunFolder
+from tune.run_folder.records import TrialRecord, read_records
+from tune.run_folder.trial_state import saved_pairs
+
+
+def records_of(run: Path) -> list[TrialRecord]:
+    return list(read_records(RunFolder.at(run)))
+
+
+def saved_pairs_of(run: Path, trial: str) -> list[int]:
+    """The pairs_seen of each saved state of a trial."""
+    return saved_pairs(RunFolder.at(run), trial)
