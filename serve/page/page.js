@@ -8,6 +8,7 @@ const byId = (id) => document.getElementById(id);
 const [prompt, settings, turnList, stop] = ["prompt", "settings", "turns", "stop"].map(byId);
 const server = JSON.parse(byId("server").textContent);
 const STORE = `conversation of ${location.pathname}`;
+const CUT = "Cut here: at Max tokens, the model's context or the server's time limit.";
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 
 // A turn is {prompt, answers}, and an answer {model, text, note, isError, isWriting}.
@@ -52,7 +53,7 @@ async function write(turn, pane) {
       showSoon(answer);
     });
     const none = answer.text ? "" : "The model wrote nothing.";
-    answer.note = reason === "length" ? "The answer was cut at the limit of tokens." : none;
+    answer.note = reason === "length" ? CUT : none;
   } catch (error) {
     answer.isError = error.name !== "AbortError";
     answer.note = answer.isError ? error.message : "Stopped.";
@@ -67,16 +68,16 @@ async function write(turn, pane) {
 
 /** Returns the messages up to a turn as the model of that pane has seen them. */
 function messages(last, pane) {
-  const system = settings.elements.system.value.trim();
-  const told = system ? [{ role: "system", content: system }] : [];
+  const system = settings.elements.system.value;
+  const sent = system.trim() ? [{ role: "system", content: system }] : [];
   for (const turn of turns.slice(0, turns.indexOf(last))) {
     const answer = turn.answers[pane] ?? turn.answers[0];
     // A template wants an answer after each prompt, so a turn without one is left out.
     if (!answer.text) continue;
-    told.push({ role: "user", content: turn.prompt });
-    told.push({ role: "assistant", content: answer.text });
+    sent.push({ role: "user", content: turn.prompt });
+    sent.push({ role: "assistant", content: answer.text });
   }
-  return [...told, { role: "user", content: last.prompt }];
+  return [...sent, { role: "user", content: last.prompt }];
 }
 
 /** Returns the settings that have a value. The server decides the others. */
@@ -152,8 +153,8 @@ function scrollToEnd() {
 
 /** A screen reader reads whole answers at their end, and not each token. */
 function announce(turn, answers) {
-  const told = answers.map(({ model, text, note }) => `${model}: ${text} ${note}`);
-  if (turns.includes(turn)) byId("status").textContent = told.join("\n");
+  const parts = answers.map(({ model, text, note }) => `${model}: ${text} ${note}`);
+  if (turns.includes(turn)) byId("status").textContent = parts.join("\n");
 }
 
 function act(button, turn, pane) {
@@ -195,9 +196,9 @@ async function toClipboard(text) {
 // What is typed and chosen.
 
 function submit() {
-  const text = prompt.value.trim();
+  const text = prompt.value;
   prompt.focus();
-  if (!text || running.size || !settingsAreValid()) return;
+  if (!text.trim() || running.size || !settingsAreValid()) return;
   prompt.value = "";
   send(text);
 }
@@ -218,13 +219,16 @@ function startAnew() {
   prompt.focus();
 }
 
+// Without a value of its own an option's value is its text with fewer spaces.
+const optionFor = (name) => new Option(name, name);
+
 /** The second model is another one than the first. */
 function offerSecondModels() {
   const [first, second] = [byId("model"), byId("second")];
   const others = server.models.filter((name) => name !== first.value);
   const chosen = others.includes(second.value) ? second.value : "";
   const none = second.options[0];
-  second.replaceChildren(none, ...others.map((name) => new Option(name)));
+  second.replaceChildren(none, ...others.map(optionFor));
   second.value = chosen;
 }
 
@@ -277,7 +281,7 @@ function showExamples() {
   }
 }
 
-byId("model").append(...server.models.map((name) => new Option(name)));
+byId("model").append(...server.models.map(optionFor));
 byId("comparison").hidden = server.models.length < 2;
 byId("model").addEventListener("change", offerSecondModels);
 byId("new").addEventListener("click", startAnew);

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from tests.helpers.app_server import Server
 from tests.helpers.scripted_api import Script, create_app
 
-MODELS = ["winner", "base", "earlier winner"]
+MODELS = ["winner", "base", "earlier  winner"]
 Open = Callable[..., Page]
 
 

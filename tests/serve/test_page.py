@@ -103,12 +103,12 @@ def test_any_two_models_answer_side_by_side_each_with_its_own_conversation(
     open_page: Open, scripted: Server, script: Script
 ) -> None:
     page = open_page(scripted.url)
-    page.get_by_label("Model", exact=True).select_option("earlier winner")
+    page.get_by_label("Model", exact=True).select_option("earlier  winner")
     second = page.get_by_label("Compare with")
     assert second.locator("option").all_inner_texts() == ["no other model", "winner", "base"]
     second.select_option("winner")
     ask(page, "one")
-    expect(answers(page)).to_have_text(["ONE (earlier winner)", "ONE (winner)"])
+    expect(answers(page)).to_have_text(["ONE (earlier  winner)", "ONE (winner)"])
     left, right = (box.bounding_box() for box in page.locator(".answer").all())
     assert left
     assert right
@@ -116,7 +116,7 @@ def test_any_two_models_answer_side_by_side_each_with_its_own_conversation(
     assert left["x"] + left["width"] < right["x"]
     ask(page, "two")
     histories = {body["model"]: body["messages"][1]["content"] for body in script.asked[2:]}
-    assert histories == {"earlier winner": "ONE (earlier winner)", "winner": "ONE (winner)"}
+    assert histories == {"earlier  winner": "ONE (earlier  winner)", "winner": "ONE (winner)"}
 
 
 def test_stop_keeps_what_was_written_and_the_server_notices(
