@@ -57,3 +57,4 @@ def scripted(script: Script) -> Iterator[Server]:
     """The page over an API that answers as `script` says."""
     with Server(create_app(script, MODELS, examples=("Do bats see?",))) as server:
         yield server
+        script.is_endless = False  # the server waits for its streams, also after a failed test

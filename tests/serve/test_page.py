@@ -1,5 +1,6 @@
 """The page as a person uses it: a real Chromium, by mouse and by keyboard."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,8 +132,10 @@ def test_stop_keeps_what_was_written_and_the_server_notices(
     expect(note(page)).to_have_text("Stopped.")
     expect(answers(page)).to_contain_text("on and on")
     expect(prompt_box(page)).to_be_focused()
-    while not script.gone:
+    deadline = time.monotonic() + 30
+    while not script.gone and time.monotonic() < deadline:
         page.wait_for_timeout(10)
+    assert script.gone == 1
     script.is_endless = False
     ask(page, "next")
     assert "on and on" in script.asked[-1]["messages"][1]["content"]
