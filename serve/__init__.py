@@ -6,7 +6,6 @@ It knows nothing of how the model came to be, and imports neither `tune` nor `dp
 import os
 
 # The libraries read these when they are imported or start their processes: they must stand here.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 # The line before would turn this on, and every replica would listen on a port of its own.

@@ -96,7 +96,7 @@ def _refuse(message: str) -> int:
 
 
 def _serve(options: Options, listening: socket.socket) -> None:
-    # Its imports, torch and Gradio, take seconds: what was typed wrong is reported before.
+    # Importing torch takes seconds: what was typed wrong is reported before.
     from serve.compose import compose
 
     composed = compose(options, LocalInstruments())

@@ -1,64 +1,50 @@
-"""This is the web page at `/`: a prompt, a button, the answer as it comes, the base's beside it.
+"""This is the web page at `/`: a conversation with the models that stand behind the API beside it.
 
-Gradio lays it out, and `page.js` asks the API from the browser. Gradio's own events would need the
-same replica for the whole of an answer.
+The page is a few static files, and asks the API from the browser as any client does: any replica
+may answer each prompt, and the server keeps nothing of a conversation.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 
-_BASE = "base"
-_SCRIPT = Path(__file__).parent / "page.js"
-# The page is the form and no more: Gradio's own footer goes.
-_STYLE = """
-footer {display: none !important}
-.author {text-align: center; opacity: 0.7}
-body:not(.comparing) #other {display: none}
-"""
+_FOLDER = Path(__file__).parent / "page"
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    # Scripts, styles and the API come from here, and nothing from anywhere else.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # a new version of the server brings new files
+}
 
 
 def mount(app: FastAPI, models: list[str], author: str, examples: list[str]) -> None:
     """Adds the page to an application that serves models of these names.
 
-    The first one answers. If one is named `base`, its answer can be seen beside.
+    The first one is chosen when the page is opened. `author` stands at its foot, and an example
+    fills the prompt. The page's files are read once, here.
     """
-    first = models[0]
-    can_compare = _BASE in models and first != _BASE
-    with gr.Blocks(title=f"{first} · dpo-tune", analytics_enabled=False) as page:
-        gr.Markdown(f"## {first}")
-        prompt = gr.Textbox(label="Prompt", lines=3, autofocus=True,
-                            placeholder="Ask something; Shift+Enter sends it")  # fmt: skip
-        with gr.Row():
-            generate = gr.Button("Generate", variant="primary")
-            compare = gr.Button("Compare with the base", visible=can_compare)
-        with gr.Row():
-            answer = _answer_box(f"Answer of {first}", "answer")
-            other = _answer_box("Answer of the base", "other")
-        with gr.Accordion("Settings", open=False):
-            system = gr.Textbox(label="System prompt", lines=2)
-            temperature = gr.Slider(0, 2, value=0, step=0.1, label="Temperature; 0 is greedy")
-            top_p = gr.Slider(0.05, 1, value=1, step=0.05, label="Top p")
-            max_tokens = gr.Slider(1, 1024, value=200, step=1, label="Most tokens")
-        if examples:
-            dataset = gr.Dataset(
-                label="Examples", components=["textbox"], samples=[[text] for text in examples]
-            )
-            dataset.click(None, dataset, prompt, js=f"(index) => {json.dumps(examples)}[index]")
-        if author:
-            gr.Markdown(author, elem_classes="author")
-        inputs = [prompt, system, temperature, top_p, max_tokens]
-        ask_first = f"(...given) => generate({json.dumps(first)}, ...given)"
-        ask_both = f"(...given) => compare({json.dumps(first)}, '{_BASE}', ...given)"
-        gr.on([generate.click, prompt.submit], None, inputs, answer, js=ask_first)
-        gr.on([compare.click], None, inputs, [answer, other], js=ask_both)
-    head = f"<script>{_SCRIPT.read_text()}</script>"
-    gr.mount_gradio_app(app, page, path="/", css=_STYLE, head=head)
+    templates = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined
+    )
+    facts = {"models": models, "author": author, "examples": examples}
+    html = templates.get_template("page.html").render(server=facts)
+    files = {path.name: path.read_bytes() for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(html, media_type="text/html", headers=_HEADERS)
 
-def _answer_box(label: str, name: str) -> gr.Textbox:
-    return gr.Textbox(label=label, lines=6, min_width=300, interactive=False, elem_id=name)
+    @app.get("/page/{name}", include_in_schema=False)
+    async def page_file(name: str) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return Response(files[name], media_type=_TYPES[Path(name).suffix], headers=_HEADERS)

@@ -116,7 +116,6 @@ LIBRARIES = {
     "wandb": ("tune.tracking.wandb_client",),
     "tensorboardX": ("tune.tracking.tensorboard_tracker",),
     "optuna": ("tune.search", "tune.config.space", "tune.run_folder.optuna_states", "tune.report"),
-    "gradio": ("serve.ui",),
 }
 """Where a library is known, and nowhere else."""
 

@@ -3,12 +3,14 @@
 The editable install that the other tests use would hide a package or a data file that was left out.
 """
 
+import ast
 import json
 import shutil
 import subprocess
 import sys
 import tomllib
 import venv
+from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 
@@ -86,6 +88,41 @@ def test_every_data_file_is_the_same_there(installed: Path) -> None:
 
 def test_the_command_is_there(installed: Path) -> None:
     assert (installed / "bin" / "dpo-tune").is_file()
+
+
+BROUGHT = {
+    "pydantic_core": "pydantic pins it",
+    "tokenizers": "transformers pins it",
+    "triton": "torch for CUDA brings it, and pins it",
+}
+"""Libraries that are imported and declared nowhere, and why that is safe."""
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    """What another library happens to bring is gone on the day when that library goes."""
+    imported = {
+        name.partition(".")[0]
+        for path in FILES
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for name in imported_names(node)
+    } - set(sys.stdlib_module_names).union(PACKAGES)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["samplers"], *extras["gpu"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in wanted}
+    distributions = packages_distributions()
+    assert {
+        library
+        for library in imported
+        if declared.isdisjoint(map(canonicalize_name, distributions[library]))
+    } == set(BROUGHT)
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [str(node.module)] if isinstance(node, ast.ImportFrom) else []
 
 
 def test_lower_bounds_are_the_tested_versions() -> None:

@@ -61,8 +61,10 @@ def test_a_folder_is_served_with_its_page(serve: Serve) -> None:
     answer = httpx.post(f"{url}/generate", json=asked, timeout=60).json()
     assert answer["text"]
     page = httpx.get(f"{url}/").text
-    assert "Compare with the base" in page
+    assert "Generate" in page
     assert "By Jo" in page
+    assert '"models": ["winner", "base"]' in page
+    assert "streamAnswer" in httpx.get(f"{url}/page/page.js").text
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)

@@ -1,0 +1,36 @@
+"""What a person does on the page of the server, and where the answers stand."""
+
+from playwright.sync_api import Locator, Page, expect
+
+
+def prompt_box(page: Page) -> Locator:
+    return page.get_by_label("Prompt", exact=True)
+
+
+def answers(page: Page) -> Locator:
+    return page.locator(".answer .text")
+
+
+def note(page: Page) -> Locator:
+    """What is said below the last answer: an error, or why it ended."""
+    return page.locator(".note").last
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).last.click()
+
+
+def ask(page: Page, text: str) -> None:
+    """Sends a prompt and waits until its answers have ended."""
+    turns = page.locator(".turn").count()
+    prompt_box(page).fill(text)
+    press(page, "Generate")
+    expect(page.locator(".turn")).to_have_count(turns + 1)
+    expect(page.locator(".writing")).to_have_count(0, timeout=30_000)
+
+
+def set_settings(page: Page, **values: object) -> None:
+    press(page, "Settings")
+    for name, value in values.items():
+        page.locator(f"#settings [name={name}]").fill(str(value))
+    press(page, "Close")

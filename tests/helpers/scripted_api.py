@@ -1,0 +1,74 @@
+"""The page of the server over a double of its API, which writes what a test has chosen.
+
+The sample model writes no Markdown, loses no connection and has no failures to show.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from serve import ui
+
+
+@dataclass
+class Script:
+    """What the API answers, and the bodies that it was sent."""
+
+    answers: dict[str, str] = field(default_factory=dict)
+    """The text by the last prompt. Other prompts come back in capitals, with the model's name."""
+    refusal: tuple[int, dict[str, str], dict[str, str | None]] | None = None
+    """A status, headers and an error, for every request."""
+    is_cut: bool = False
+    """Streams break off in the middle."""
+    is_endless: bool = False
+    """Streams go on until the client has gone."""
+    asked: list[dict[str, object]] = field(default_factory=list)
+    gone: int = 0
+    """So many clients have gone before the end."""
+
+
+def create_app(
+    script: Script, models: list[str], author: str = "By Jo", examples: tuple[str, ...] = ()
+) -> FastAPI:
+    app = FastAPI()
+    ui.mount(app, models, author, list(examples))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        body = await request.json()
+        script.asked.append(body)
+        if script.refusal:
+            status, headers, error = script.refusal
+            return JSONResponse({"error": error}, status, headers)
+        prompt = body["messages"][-1]["content"]
+        text = script.answers.get(prompt, f"{prompt.upper()} ({body['model']})")
+        return StreamingResponse(_events(script, text), media_type="text/event-stream")
+
+    return app
+
+
+async def _events(script: Script, text: str) -> AsyncIterator[str]:
+    size = max(7, len(text) // 100)
+    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    try:
+        for part in parts[: len(parts) // 2] if script.is_cut else parts:
+            yield _event({"content": part}, None)
+            await asyncio.sleep(0.001)
+        while script.is_endless:
+            yield _event({"content": "on and "}, None)
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        script.gone += 1
+        raise
+    if not script.is_cut:
+        yield _event({}, "stop")
+        yield "data: [DONE]\n\n"
+
+
+def _event(delta: dict[str, str], reason: str | None) -> str:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n"
