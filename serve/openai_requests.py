@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import ErrorDetails
 
-from serve.sampling import SamplingParams
+from serve.sampling_params import SamplingParams
 
 
 class _StrictModel(BaseModel):
