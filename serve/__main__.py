@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, help="tokens of prompt and answer (2048)")
     parser.add_argument("--queue", type=int, help="requests that may wait (128)")
     parser.add_argument("--seconds", type=float, help="for one request (120)")
+    parser.add_argument(
+        "--generation-config",
+        choices=["model", "none"],
+        help="whose settings "
+        "hold where a request says nothing: the model's own or OpenAI's (model)",
+    )
+    parser.add_argument("--allowed-origins", metavar="ORIGIN[,ORIGIN]", help="pages of these may "
+                        "ask from a browser; * allows all (none)")  # fmt: skip
     parser.add_argument("--author", help="stands at the foot of the page")
     parser.add_argument("--cpus", type=int, help="cores to compute with (1)")
     return parser

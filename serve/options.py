@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +31,10 @@ class Options(BaseModel):
     """So many requests may wait. More are answered with 503."""
     seconds: float = Field(120, gt=0)
     """A request may take so long. Then it ends with what there is."""
+    generation_config: Literal["model", "none"] = "model"
+    """Whose settings hold where a request says nothing: the model's own or OpenAI's."""
+    allowed_origins: str = ""
+    """Pages of these origins may ask from a browser. Commas stand between them; * allows all."""
     author: str = ""
     """It stands at the foot of the page."""
     cpus: float = Field(1, gt=0)

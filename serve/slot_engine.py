@@ -45,6 +45,8 @@ class SlotEngine:
         self.model = model
         self._tokenizer = tokenizer
         self.slots, self.context, self.max_waiting = slots, context, max_waiting
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        """A token has so many logits."""
         self._cache = SlotCache(slots + 1, context)
         self._end_token_ids: set[int | None] = set()  # the answers of the check have no end
         self.monitor = EngineMonitor()
