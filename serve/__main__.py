@@ -37,7 +37,8 @@ def main() -> int:
         key = read_key()
     except ValidationError as error:
         first = error.errors()[0]
-        return _refuse(f"--{first['loc'][0]}: {first['msg']}")
+        option = str(first["loc"][0]).replace("_", "-")
+        return _refuse(f"--{option}: {first['msg'].removeprefix('Value error, ')}")
     except OSError as error:
         return _refuse(f"{KEY_FILE}: {error}")
     except ValueError as error:

@@ -13,7 +13,7 @@ from serve import api, meters, models, ui
 from serve.instruments import Instruments
 from serve.model_source import parse_model, split_models
 from serve.models import ServedModel
-from serve.options import Options, read_key
+from serve.options import Options, read_key, split_at_commas
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def compose(options: Options, instruments: Instruments) -> Composed:
     places = split_models(options.model)
     loaded = models.load(places, options.slots, options.context, options.queue,
                          options.generation_config == "model")  # fmt: skip
-    origins = tuple(one.strip() for one in options.allowed_origins.split(",") if one.strip())
+    origins = split_at_commas(options.allowed_origins)
     app = api.create_app(loaded, read_key(), options.seconds, allowed_origins=origins)
     meters.mount(app, loaded, instruments)
     ui.mount(app, list(loaded), options.author, _example_prompts(places[0]))
