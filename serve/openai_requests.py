@@ -16,7 +16,7 @@ from serve.openai_messages import Message, RequestModel
 from serve.sampling_params import SamplingParams
 
 _MOST_BIASED_TOKENS = 1024
-Number = TypeVar("Number", int, float)
+_Number = TypeVar("_Number", int, float)
 
 
 class CommonRequest(RequestModel):
@@ -49,7 +49,7 @@ class CommonRequest(RequestModel):
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     """Not in OpenAI's API, but in vLLM's, as min_p and repetition_penalty. 0 and -1 mean all."""
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -117,7 +117,7 @@ class StreamableRequest(CommonRequest):
         )
 
 
-def _given(value: Number | None, default: Number) -> Number:
+def _given(value: _Number | None, default: _Number) -> _Number:
     return default if value is None else value
 
 
