@@ -145,7 +145,7 @@ def stage_serve(bench: Bench, box: Box) -> None:
     from serve.engine import GenerationRequest
     from serve.model_source import Checkpoint
     from serve.models import load_weights
-    from serve.sampling import SamplingParams
+    from serve.sampling_params import SamplingParams
     from serve.slot_engine import SlotEngine
 
     most = 16 if bench.tiny else 48

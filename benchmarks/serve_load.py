@@ -1,12 +1,15 @@
 """Tokens per second and time to the first token of `python -m serve` under 16 clients, against a
-Flask app that generates one request at a time and against `transformers serve`; and of the same on
-Ray Serve.
+Flask app that generates one request at a time, `transformers serve`, Ray Serve, and the server of
+another version of this project.
 
 All serve the same model one after the other on this machine, to the same clients and prompts: the
-sample, or with `--random` a random one of 27 million weights whose answers have all 64 tokens; with
-`--long` prompts of some 300 tokens. Each is measured `--rounds` times, and the best round stands: a
-shared machine only ever takes time away. Needs the extra `benchmark`; RESULTS.md keeps what was
-measured.
+sample, `random` (27 million weights whose answers have all their tokens), or a folder. Prompts are
+short ones of some 27 tokens and long ones of some 300; answers are greedy or drawn at temperature
+0.8 with top_p 0.9. Each is measured `--rounds` times, and the best round stands: a shared machine
+only ever takes time away. Needs the extra `benchmark`; RESULTS.md keeps what was measured.
+
+    git worktree add ../before COMMIT
+    python benchmarks/serve_load.py --model sample FOLDER --before ../before --requests 2
 """
 
 import argparse
@@ -26,11 +29,13 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 from dpo_train import sample  # noqa: E402
 
-CLIENTS, REQUESTS, MOST_TOKENS, PORT = 16, 12, 64, 8123
+CLIENTS, MOST_TOKENS, PORT = 16, 64, 8123
+SETTINGS = {"greedy": {"temperature": 0}, "sampled": {"temperature": 0.8, "top_p": 0.9}}
+PROMPTS = ("short", "long")
 
 FLASK = """
 import sys
@@ -53,7 +58,10 @@ def chat():
         asked["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     length = inputs["input_ids"].shape[1]
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=asked["max_tokens"])
+    drawn = {"do_sample": False}
+    if asked["temperature"]:
+        drawn = {"do_sample": True, "temperature": asked["temperature"], "top_p": asked["top_p"]}
+    output = model.generate(**inputs, **drawn, max_new_tokens=asked["max_tokens"])
     text = tokenizer.decode(output[0, length:], skip_special_tokens=True)
     return {"text": text, "usage": {"completion_tokens": output.shape[1] - length}}
 
@@ -68,18 +76,21 @@ serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
 serve.run(build({"model": sys.argv[1]}))
 signal.pause()
 """
-NAMES = ("flask", "transformers", "ours", "on ray")
+Row = dict[str, float]
+NAMES = ("flask", "transformers", "before", "ours", "on ray")
 
 
 def command(name: str, model: Path) -> list[str]:
     port = str(PORT)
+    ours = [sys.executable, "-m", "serve", f"{model}={model}", "--port", port]
     return {
         "flask": [sys.executable, "-c", FLASK, str(model), port],
         "transformers": [
             str(Path(sys.executable).parent / "transformers"), "serve", "--port", port,
             "--continuous-batching", str(model),
         ],
-        "ours": [sys.executable, "-m", "serve", f"{model}={model}", "--port", port],
+        "before": ours,
+        "ours": ours,
         "on ray": [sys.executable, "-c", ON_RAY, f"{model}={model}", port],
     }[name]  # fmt: skip
 
@@ -98,8 +109,12 @@ def random_model(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def running(command: list[str], source: Path) -> Iterator[None]:
+    """A server of the packages in the folder `source`."""
+    process = subprocess.Popen(
+        command, cwd=source, env={**os.environ, "PYTHONPATH": str(source)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         while not any(is_there(path) for path in ("/healthz", "/health")):
             if process.poll() is not None:
@@ -122,15 +137,14 @@ def is_there(path: str) -> bool:
     return False
 
 
-def prompts(is_long: bool) -> list[str]:
+def prompts(kind: str, count: int) -> list[str]:
     rows = [json.loads(line)["prompt"] for line in sample.PAIRS.read_text().splitlines()]
-    count = CLIENTS * REQUESTS
-    if not is_long:
-        return rows[:count]
+    if kind == "short":
+        return [rows[number % len(rows)] for number in range(count)]
     return [" ".join(rows[number % 900 : number % 900 + 20]) for number in range(count)]
 
 
-def load(model: str, waiting: list[str], stream: bool) -> dict[str, float]:
+def load(model: str, waiting: list[str], settings: dict[str, Any]) -> Row:
     """Tokens per second over all clients, and the median seconds to the first piece of text."""
     waiting, tokens, firsts = list(waiting), 0, []
     lock = threading.Lock()
@@ -144,7 +158,7 @@ def load(model: str, waiting: list[str], stream: bool) -> dict[str, float]:
                 if not waiting:
                     return
                 prompt = waiting.pop()
-            made, first = ask(connection, model, prompt, stream)
+            made, first = ask(connection, {"model": model, **settings}, prompt)
             with lock:
                 tokens += made
                 firsts.append(first)
@@ -158,22 +172,18 @@ def load(model: str, waiting: list[str], stream: bool) -> dict[str, float]:
 
 
 def ask(
-    connection: http.client.HTTPConnection, model: str, prompt: str, stream: bool
+    connection: http.client.HTTPConnection, settings: dict[str, Any], prompt: str
 ) -> tuple[int, float]:
     """(tokens of the answer, seconds to its first text)."""
-    body: dict[str, Any] = {
-        "model": model, "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": MOST_TOKENS, "temperature": 0,
-    }  # fmt: skip
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    messages = [{"role": "user", "content": prompt}]
+    body = {"messages": messages, "max_tokens": MOST_TOKENS, **settings}
     began = time.monotonic()
     headers = {"content-type": "application/json"}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
     answer = connection.getresponse()
     if answer.status != 200:
         raise RuntimeError(f"{answer.status}: {answer.read()[:300]!r}")
-    if not stream:
+    if not settings.get("stream"):
         made = json.loads(answer.read())["usage"]["completion_tokens"]
         return made, time.monotonic() - began
     first, last = 0.0, b""
@@ -189,36 +199,66 @@ def ask(
     return json.loads(last[6:])["usage"]["completion_tokens"], first
 
 
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def measure(name: str, model: str, asked: list[str], settings: dict[str, Any], rounds: int) -> Row:
+    """The best of so many rounds, of whole answers and streamed."""
+    whole = [load(model, asked, settings) for _ in range(rounds)]
+    streamed = whole
+    if name != "flask":
+        streamed = [load(model, asked, settings | STREAM) for _ in range(rounds)]
+    return {
+        "tokens": whole[0]["tokens"],
+        "tokens per second, whole answers": max(one["tokens per second"] for one in whole),
+        "seconds of a whole answer, median": min(one["first"] for one in whole),
+        "tokens per second, streamed": max(one["tokens per second"] for one in streamed),
+        "seconds to the first token, median": min(one["first"] for one in streamed),
+    }
+
+
+def compare(model: Path, options: argparse.Namespace) -> None:
+    """Measures every server with one model, and prints a table for each kind of load."""
+    kinds = [(prompt, setting) for prompt in options.prompts for setting in options.settings]
+    found: dict[tuple[str, str], dict[str, Row]] = {kind: {} for kind in kinds}
+    for name in options.only:
+        source = options.before if name == "before" else ROOT
+        with running(command(name, model), source.resolve()):
+            load(str(model), prompts("short", CLIENTS), SETTINGS["greedy"])  # warm
+            for prompt, setting in kinds:
+                asked = prompts(prompt, CLIENTS * options.requests)
+                row = measure(name, str(model), asked, SETTINGS[setting], options.rounds)
+                found[prompt, setting][name] = row
+                print(model.name, name, prompt, setting, row, flush=True)
+    for (prompt, setting), columns in found.items():
+        title = f"{model.name}, {prompt} prompts, {setting}"
+        print(f"\n{title}".ljust(43) + "".join(f"{name:>14}" for name in columns))
+        for row in next(iter(columns.values())):
+            print(row.ljust(42) + "".join(f"{values[row]:14.3f}" for values in columns.values()))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=NAMES, nargs="*", default=list(NAMES))
-    parser.add_argument("--random", action="store_true", help="a larger, random model")
-    parser.add_argument("--long", action="store_true", help="long prompts")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", default=["sample"],
+                        help="sample, random, or a folder")  # fmt: skip
+    parser.add_argument("--before", type=Path, help="a work tree of another version")
+    parser.add_argument("--only", choices=NAMES, nargs="*", help="by default all there are")
+    parser.add_argument("--prompts", choices=PROMPTS, nargs="*", default=PROMPTS)
+    parser.add_argument("--settings", choices=SETTINGS, nargs="*", default=list(SETTINGS))
+    parser.add_argument("--requests", type=int, default=12, help="of each client")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    found: dict[str, dict[str, float]] = {}
-    scratch = tempfile.TemporaryDirectory()
-    model = random_model(Path(scratch.name)) if options.random else sample.MODEL
-    asked = prompts(options.long)
-    for name in options.only:
-        with running(command(name, model)):
-            load(str(model), asked[:CLIENTS], stream=False)  # warm
-            whole = [load(str(model), asked, stream=False) for _ in range(options.rounds)]
-            streamed = whole
-            if name != "flask":
-                streamed = [load(str(model), asked, stream=True) for _ in range(options.rounds)]
-        found[name] = {
-            "tokens": whole[0]["tokens"],
-            "tokens per second, whole answers": max(one["tokens per second"] for one in whole),
-            "seconds of a whole answer, median": min(one["first"] for one in whole),
-            "tokens per second, streamed": max(one["tokens per second"] for one in streamed),
-            "seconds to the first token, median": min(one["first"] for one in streamed),
-        }
-        print(name, found[name], flush=True)
-    rows = next(iter(found.values()))
-    print(f"\n{CLIENTS} clients".ljust(42) + "".join(f"{name:>14}" for name in found))
-    for row in rows:
-        print(row.ljust(42) + "".join(f"{values[row]:14.3f}" for values in found.values()))
+    options.only = options.only or [name for name in NAMES if name != "before" or options.before]
+    if "before" in options.only and not options.before:
+        parser.error("--only before: say where it is with --before FOLDER")
+    for given in options.model:
+        with tempfile.TemporaryDirectory() as scratch:
+            if given == "random":
+                compare(random_model(Path(scratch) / "random"), options)
+            else:
+                compare(sample.MODEL if given == "sample" else Path(given).resolve(), options)
 
 
 if __name__ == "__main__":

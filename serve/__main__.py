@@ -37,7 +37,8 @@ def main() -> int:
         key = read_key()
     except ValidationError as error:
         first = error.errors()[0]
-        return _refuse(f"--{first['loc'][0]}: {first['msg']}")
+        option = str(first["loc"][0]).replace("_", "-")
+        return _refuse(f"--{option}: {first['msg'].removeprefix('Value error, ')}")
     except OSError as error:
         return _refuse(f"{KEY_FILE}: {error}")
     except ValueError as error:
@@ -77,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, help="tokens of prompt and answer (2048)")
     parser.add_argument("--queue", type=int, help="requests that may wait (128)")
     parser.add_argument("--seconds", type=float, help="for one request (120)")
+    parser.add_argument(
+        "--generation-config",
+        choices=["model", "none"],
+        help="whose settings "
+        "hold where a request says nothing: the model's own or OpenAI's (model)",
+    )
+    parser.add_argument("--allowed-origins", metavar="ORIGIN[,ORIGIN]", help="pages of these may "
+                        "ask from a browser; * allows all (none)")  # fmt: skip
     parser.add_argument("--author", help="stands at the foot of the page")
     parser.add_argument("--cpus", type=int, help="cores to compute with (1)")
     return parser

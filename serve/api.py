@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,10 +15,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from serve.engine import Chunk
 from serve.errors import ApiError
-from serve.guard import Guard
+from serve.guard import Guard, PlainRoutes
 from serve.in_flight import InFlightAnswers
 from serve.model_source import one_line
 from serve.models import ServedModel, engines
@@ -37,6 +39,7 @@ from serve.openai_responses import (
     model_card,
 )
 
+_JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json *(;|$)", re.IGNORECASE)
 _STREAM_INTERVAL = 0.02
 """Seconds between events of a stream: each costs Ray Serve's proxy and replica a millisecond."""
 
@@ -46,13 +49,22 @@ def create_app(
     key: str | None,
     seconds: float = 120.0,
     max_body_bytes: int = 1_000_000,
+    allowed_origins: tuple[str, ...] = (),
 ) -> FastAPI:
     """Returns the application over loaded models, the first of which is the default.
 
     Without a key only clients on this machine are answered. One request may take so many seconds.
+    Pages of `allowed_origins` may ask from a browser; `*` stands for all.
     """
-    app = FastAPI(title="dpo-tune", docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, key=key, max_body_bytes=max_body_bytes)
+    app = FastAPI(title="dpo-tune", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(
+        Guard, key=key, max_body_bytes=max_body_bytes, allowed_origins=allowed_origins
+    )
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(PlainRoutes)
     _add_error_handlers(app)
 
     @app.post("/v1/chat/completions")
@@ -133,8 +145,9 @@ def submit(
     """
     answers_per_prompt = body.n or 1
     _refuse_too_many(len(prompts) * answers_per_prompt, model)
+    _refuse_unknown_tokens(body, model)
     settings = [
-        (ids, body.sampling(_max_new_tokens(body, ids, model.engine.context), number))
+        (ids, body.sampling(_max_new_tokens(body, ids, model), number, model.defaults))
         for ids in prompts
         for number in range(answers_per_prompt)
     ]
@@ -149,6 +162,13 @@ def _refuse_too_many(answers: int, model: ServedModel) -> None:
         raise ApiError(400, f"{answers} answers in one request; at most {most}", param="n")
 
 
+def _refuse_unknown_tokens(body: StreamableRequest, model: ServedModel) -> None:
+    size = model.engine.vocabulary
+    if unknown := [token for token in body.logit_bias or {} if token >= size]:
+        message = f"logit_bias: no token {unknown[0]}; the vocabulary has {size}"
+        raise ApiError(400, message, param="logit_bias")
+
+
 def _text_prompt_ids(model: ServedModel, text: str) -> list[int]:
     try:
         return list(model.tokenizer(text)["input_ids"])
@@ -156,7 +176,8 @@ def _text_prompt_ids(model: ServedModel, text: str) -> list[int]:
         raise ApiError(400, f"prompt: {one_line(error)}", param="prompt") from None
 
 
-def _max_new_tokens(body: StreamableRequest, prompt_ids: list[int], context: int) -> int:
+def _max_new_tokens(body: StreamableRequest, prompt_ids: list[int], model: ServedModel) -> int:
+    context = model.engine.context
     room, wanted = context - len(prompt_ids), body.max_new_tokens()
     if not prompt_ids:
         raise ApiError(400, "the prompt is empty", param="prompt")
@@ -168,7 +189,7 @@ def _max_new_tokens(body: StreamableRequest, prompt_ids: list[int], context: int
             param="max_tokens" if room >= 1 else None,
             code="context_length_exceeded",
         )
-    return wanted or room
+    return wanted or min(room, model.defaults.max_new_tokens or room)
 
 
 async def _respond(
@@ -242,7 +263,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def refuse_body(_: Request, error: RequestValidationError) -> Response:
+    async def refuse_body(request: Request, error: RequestValidationError) -> Response:
+        kind = request.headers.get("content-type", "")
+        if not _JSON_TYPE.match(kind):
+            said = f"the content type is {kind}" if kind else "the content type is missing"
+            return error_response(ApiError(415, f"{said}; send application/json"))
         message, param = explain_validation_error(error.errors()[0])
         return error_response(ApiError(400, message, param=param))
 

@@ -13,7 +13,7 @@ from serve import api, meters, models, ui
 from serve.instruments import Instruments
 from serve.model_source import parse_model, split_models
 from serve.models import ServedModel
-from serve.options import Options, read_key
+from serve.options import Options, read_key, split_at_commas
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ def compose(options: Options, instruments: Instruments) -> Composed:
     """Loads the models and builds the application over them. Raises ModelError."""
     torch.set_num_threads(max(1, int(options.cpus)))
     places = split_models(options.model)
-    loaded = models.load(places, options.slots, options.context, options.queue)
-    app = api.create_app(loaded, read_key(), options.seconds)
+    loaded = models.load(places, options.slots, options.context, options.queue,
+                         options.generation_config == "model")  # fmt: skip
+    origins = split_at_commas(options.allowed_origins)
+    app = api.create_app(loaded, read_key(), options.seconds, allowed_origins=origins)
     meters.mount(app, loaded, instruments)
     ui.mount(app, list(loaded), options.author, _example_prompts(places[0]))
     return Composed(app, loaded)

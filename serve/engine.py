@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serve.errors import QueueFull
-from serve.sampling import SamplingParams, TokenChoice
+from serve.sampling import TokenChoice
+from serve.sampling_params import SamplingParams
 
 
 @dataclass

@@ -25,11 +25,14 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 class Guard:
     """ASGI middleware, which refuses what the application must not see."""
 
-    def __init__(self, app: ASGIApp, key: str | None, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, key: str | None, max_body_bytes: int, allowed_origins: tuple[str, ...]
+    ) -> None:
         assert key != ""
         self._app = app
         self._key = key
         self._max_body_bytes = max_body_bytes
+        self._allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -42,7 +45,7 @@ class Guard:
         try:
             if scope["path"] not in _OPEN:
                 self._refuse_strangers(request)
-                _refuse_other_sites(request.headers)
+                self._refuse_other_sites(request.headers)
             body: bytes | None = await self._read_body(request)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
@@ -82,6 +85,16 @@ class Guard:
                 "permission_error",
             )  # fmt: skip
 
+    def _refuse_other_sites(self, headers: Headers) -> None:
+        """Refuses pages of other sites, which could use a browser that has been let in."""
+        origin, host = headers.get("origin"), headers.get("host", "")
+        if origin is not None and {origin, "*"} & set(self._allowed_origins):
+            return
+        is_other = origin is not None and origin.partition("://")[2] != host
+        is_link = headers.get("sec-fetch-mode") == "navigate"  # a click on one only opens the page
+        if is_other or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
+            raise ApiError(403, "pages of other sites are not answered", "permission_error")
+
     async def _read_body(self, request: Request) -> bytes:
         most = self._max_body_bytes
         too_large = ApiError(413, f"the body may have at most {most} bytes")
@@ -97,15 +110,6 @@ class Guard:
         return body
 
 
-def _refuse_other_sites(headers: Headers) -> None:
-    """Refuses pages of other sites, which could use a browser that has been let in."""
-    origin, host = headers.get("origin"), headers.get("host", "")
-    is_other = origin is not None and origin.partition("://")[2] != host
-    is_link = headers.get("sec-fetch-mode") == "navigate"  # a click on one only opens the page
-    if is_other or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
-        raise ApiError(403, "pages of other sites are not answered", "permission_error")
-
-
 def _presented_key(headers: Headers) -> str:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -114,3 +118,24 @@ def _presented_key(headers: Headers) -> str:
         with contextlib.suppress(ValueError):
             return base64.b64decode(value).decode("latin-1").partition(":")[2]
     return ""
+
+
+class PlainRoutes:
+    """ASGI middleware: HEAD is asked for as GET is, and a slash at the end of a path is no more."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # The server leaves out the body of an answer to HEAD, by its own scope.
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        plain = {**scope, "method": method, "path": scope["path"].rstrip("/") or "/"}
+
+        async def send_with_route(message: Message) -> None:
+            scope["route"] = plain.get("route")  # what counts requests outside reads it
+            await send(message)
+
+        await self._app(plain, receive, send_with_route)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from serve.engine import Chunk, GenerationRequest
 from serve.errors import ApiError, QueueFull
 from serve.models import ServedModel
-from serve.sampling import SamplingParams
+from serve.sampling_params import SamplingParams
 
 
 class InFlightAnswers:

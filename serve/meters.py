@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import FastAPI
 from fastapi.responses import Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.engine import EngineMonitor, GenerationRequest
-from serve.errors import ApiError
-from serve.instruments import Instruments, Record
+from serve.instruments import Instruments, LocalInstruments, Record
 from serve.models import ServedModel, engines
 
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -19,7 +16,11 @@ _SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 def mount(app: FastAPI, models: dict[str, ServedModel], instruments: Instruments) -> None:
-    """Counts what `app` and the engines of its models do, and adds `/metrics` to it."""
+    """Counts what `app` and the engines of its models do.
+
+    A process that answers alone has `/metrics` for it. Of several replicas of Ray Serve a request
+    would read a random one's, so there Ray's own endpoints export them.
+    """
     requests = instruments.counter("requests", "Requests, by path and status", ("path", "status"))
     app.add_middleware(_RequestCounter, requests=requests)
     meters = _Meters(instruments)
@@ -27,14 +28,11 @@ def mount(app: FastAPI, models: dict[str, ServedModel], instruments: Instruments
         names = [model.name for model in models.values() if model.engine is engine]
         engine.monitor = _MeteringMonitor(meters, names[0])
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        try:
-            text = await asyncio.to_thread(instruments.read)
-        except OSError as error:
-            message = f"a node's metrics can't be read: {error}"
-            raise ApiError(503, message, "server_error") from None
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+    if isinstance(instruments, LocalInstruments):
+
+        @app.get("/metrics")
+        async def metrics() -> Response:
+            return Response(instruments.read(), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Meters:

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from serve.generation_defaults import GenerationDefaults, read_defaults
 from serve.model_source import (
     Checkpoint,
     ModelSource,
@@ -30,6 +31,8 @@ class ServedModel:
     """It has the model's chat template: adapters may have been trained with different ones."""
     adapter: str | None
     """The name of its adapter inside PEFT."""
+    defaults: GenerationDefaults
+    """What holds where a request says nothing."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -38,10 +41,17 @@ def engines(models: dict[str, ServedModel]) -> list[SlotEngine]:
     return list({id(model.engine): model.engine for model in models.values()}.values())
 
 
-def load(models: list[str], slots: int, context: int, max_waiting: int) -> dict[str, ServedModel]:
+def load(
+    models: list[str],
+    slots: int,
+    context: int,
+    max_waiting: int,
+    reads_generation_config: bool = True,
+) -> dict[str, ServedModel]:
     """Loads models, each given as serve.model_source reads it, and returns them by name.
 
-    The first one comes first. The base of adapters is served too, as `base`. Raises ModelError.
+    The first one comes first. The base of adapters is served too, as `base`. Adapters answer with
+    the defaults of their base. Raises ModelError.
     """
     sources = read_sources(models)
     groups: dict[Checkpoint, list[ModelSource]] = {}
@@ -59,15 +69,18 @@ def load(models: list[str], slots: int, context: int, max_waiting: int) -> dict[
         adapters = {peft_names[source.name]: source.adapter for source in group if source.adapter}
         weights = load_weights(checkpoint, adapters)
         engine = SlotEngine(weights, tokenizer, slots, context, max_waiting)
+        defaults = GenerationDefaults()
+        if reads_generation_config:
+            defaults = read_defaults(weights.generation_config)
         for source in group:
             own_tokenizer = tokenizer
             if source.adapter and has_tokenizer(source.adapter):
                 own_tokenizer = _load_tokenizer(source.adapter)
             loaded[source.name] = ServedModel(
-                source.name, engine, own_tokenizer, peft_names.get(source.name)
+                source.name, engine, own_tokenizer, peft_names.get(source.name), defaults
             )
         if len(adapters) == len(group) and "base" not in loaded:
-            loaded["base"] = ServedModel("base", engine, tokenizer, None)
+            loaded["base"] = ServedModel("base", engine, tokenizer, None, defaults)
     first = sources[0].name
     return {first: loaded.pop(first), **loaded}
 

@@ -1,37 +1,63 @@
 """These are the bodies that requests may have: those of OpenAI's API, and a plain one for curl.
 
-A field that is not known here is refused by its name and never ignored.
+What would change an answer and is not done here is refused by its name, never ignored.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from serve.sampling import SamplingParams
+from serve.generation_defaults import GenerationDefaults
+from serve.openai_messages import Message, RequestModel
+from serve.sampling_params import SamplingParams
+
+_MOST_BIASED_TOKENS = 1024
+_Number = TypeVar("_Number", int, float)
 
 
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CommonRequest(_StrictModel):
+class CommonRequest(RequestModel):
     """These fields are common to all requests."""
 
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {
+            "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
+            "safety_identifier", "service_tier", "store", "user",
+        }
+    )  # fmt: skip
+    neutral: ClassVar[dict[str, list[object]]] = {
+        "n": [1],
+        "stream": [False],
+        "tools": [[]],
+        "functions": [[]],
+        "tool_choice": ["none", "auto"],
+        "function_call": ["none", "auto"],
+        "response_format": [{"type": "text"}],
+        "modalities": [["text"]],
+        "logprobs": [False],
+        "suffix": [""],
+        "echo": [False],
+        "best_of": [1],
+    }
     model: str | None = None
     """One of /v1/models. By default it is the first."""
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    """Not in OpenAI's API, but in vLLM's, as min_p and repetition_penalty. 0 and -1 mean all."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
     max_tokens: int | None = Field(None, ge=1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    user: str | None = None
-    """It is accepted and not used."""
+    logit_bias: (
+        dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = Field(None, max_length=_MOST_BIASED_TOKENS)
 
     @model_validator(mode="after")
     def _few_stops(self) -> Self:
@@ -44,7 +70,8 @@ class CommonRequest(_StrictModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-class StreamOptions(_StrictModel):
+class StreamOptions(RequestModel):
+    ignored: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
     include_usage: bool = False
 
 
@@ -55,8 +82,8 @@ class StreamableRequest(CommonRequest):
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:
-        if self.stream_options and not self.stream:
-            raise ValueError("stream_options: only with stream: true")
+        if self.includes_usage and not self.stream:
+            raise ValueError("stream_options.include_usage: only with stream: true")
         return self
 
     @property
@@ -70,39 +97,28 @@ class StreamableRequest(CommonRequest):
     def logprob_alternatives(self) -> int | None:
         """Returns how many log-probs are given beside each token's own, or None for none at all."""
 
-    def sampling(self, max_tokens: int, number: int) -> SamplingParams:
+    def sampling(
+        self, max_tokens: int, number: int, defaults: GenerationDefaults
+    ) -> SamplingParams:
         """Returns the settings of the `number`-th of several answers, which has its own seed."""
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
+            temperature=_given(self.temperature, defaults.temperature),
+            top_p=_given(self.top_p, defaults.top_p),
+            top_k=max(_given(self.top_k, defaults.top_k), 0),
+            min_p=_given(self.min_p, defaults.min_p),
+            repetition_penalty=_given(self.repetition_penalty, defaults.repetition_penalty),
             seed=None if self.seed is None else (self.seed + number) % 2**63,
             stop=self.stops,
             frequency_penalty=self.frequency_penalty or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
             logprobs=self.logprob_alternatives(),
         )
 
 
-class TextPart(_StrictModel):
-    type: Literal["text"]
-    text: str
-
-
-class Message(_StrictModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    """It is accepted and not used, because chat templates know no names."""
-    refusal: None = None
-    """An answer has this field, and comes back with the next question."""
-
-    def for_template(self) -> dict[str, str]:
-        role = "system" if self.role == "developer" else self.role
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        return {"role": role, "content": content}
+def _given(value: _Number | None, default: _Number) -> _Number:
+    return default if value is None else value
 
 
 class ChatRequest(StreamableRequest):
@@ -113,9 +129,9 @@ class ChatRequest(StreamableRequest):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs: true")
-        if self.max_tokens and self.max_completion_tokens:
+        if self.max_tokens and (self.max_completion_tokens or self.max_tokens) != self.max_tokens:
             raise ValueError("max_tokens and max_completion_tokens: give one of them")
         return self
 
@@ -129,6 +145,18 @@ class ChatRequest(StreamableRequest):
 class CompletionRequest(StreamableRequest):
     prompt: str | list[str] = Field(min_length=1)
     logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _no_token_ids(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and any(isinstance(one, int | list) for one in prompt):
+            raise ValueError("token ids are not supported; send a text, or several")
+        return prompt
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _no_logprobs(cls, logprobs: Any) -> Any:
+        return None if logprobs is False else logprobs
 
     @property
     def prompts(self) -> list[str]:
@@ -154,9 +182,13 @@ class GenerateRequest(CommonRequest):
 
 def explain_validation_error(error: ErrorDetails) -> tuple[str, str | None]:
     """Returns a message and the name of the parameter for an error of Pydantic."""
-    path = ".".join(str(part) for part in error["loc"] if part != "body") or None
+    # Pydantic names the members of a union too, which are no fields of a request.
+    parts = [str(part) for part in error["loc"] if part not in ("body", "str")]
+    path = ".".join(part for part in parts if "[" not in part) or None
     if error["type"] == "extra_forbidden":
         return f"{path} is not supported by this server", path
     if error["type"] == "json_invalid":
         return "the body is not JSON", None
-    return f"{path}: {error['msg']}" if path else str(error["msg"]), path
+    own = error.get("ctx", {}).get("error")
+    message = str(own) if isinstance(own, ValueError) else error["msg"]
+    return f"{path}: {message}" if path else message, path

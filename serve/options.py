@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
 """Environment variables: the key, or a file whose first line it is."""
+_ORIGIN = re.compile(r"https?://[^/\s]+")
 
 
 class Options(BaseModel):
@@ -30,10 +33,29 @@ class Options(BaseModel):
     """So many requests may wait. More are answered with 503."""
     seconds: float = Field(120, gt=0)
     """A request may take so long. Then it ends with what there is."""
+    generation_config: Literal["model", "none"] = "model"
+    """Whose settings hold where a request says nothing: the model's own or OpenAI's."""
+    allowed_origins: str = ""
+    """Pages of these origins may ask from a browser. Commas stand between them; * allows all."""
     author: str = ""
     """It stands at the foot of the page."""
     cpus: float = Field(1, gt=0)
     """The process computes with so many cores."""
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, given: str) -> str:
+        for origin in split_at_commas(given):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin} is no origin; give one like https://a.example:8443, or *"
+                )
+        return given
+
+
+def split_at_commas(text: str) -> tuple[str, ...]:
+    """Returns what stands between commas, without what is empty."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def read_key() -> str | None:

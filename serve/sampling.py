@@ -1,43 +1,28 @@
-"""This draws the next token of each answer from its logits, by the settings of its request."""
+"""This draws the next token of each answer from its logits, by the settings of its request.
+
+All answers of a batch are drawn together, on the device of the logits. Each draws what it would
+draw alone: every step below is done row by row, and equal logits stand in the order of their ids.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
 
 import torch
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
+
+from serve.sampling_params import SamplingParams, SamplingState
 
 _GREEDY_TEMPERATURE = 1e-4
 """Below it a logit divided by the temperature may overflow, and the likeliest is drawn anyway."""
 _BLOCK = 256
-"""Tokens whose probabilities are summed up at once."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of one answer are drawn, in the terms of OpenAI's API."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    """0 takes the likeliest token."""
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logprobs: int | None = None
-    """How many alternatives are given beside the token's own log-prob. None gives no log-probs."""
-
-    def generator(self) -> torch.Generator:
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return generator
+"""So many tokens have one sum, and one largest logit."""
+_SMALL_BLOCK = 32
+"""The same where the blocks must be more than the tokens that are looked for."""
+_FEW = 1024
+"""A nucleus is first looked for among tokens of a probability above (1 - top_p) / _FEW."""
 
 
 @dataclass(frozen=True)
@@ -48,137 +33,241 @@ class TokenChoice:
     """(token id, log-prob) of the likeliest tokens, the best first."""
 
 
-def sample_next_tokens(
-    logits: torch.Tensor,
-    params: list[SamplingParams],
-    generators: list[torch.Generator | None],
-    output_ids: list[list[int]],
-) -> list[TokenChoice]:
+def sample_next_tokens(logits: torch.Tensor, states: list[SamplingState]) -> list[TokenChoice]:
     """Draws one token for each row of logits of shape (requests, vocabulary), on their device.
 
-    `output_ids` are the tokens of each answer so far, for the penalties: a logit loses
-    `presence_penalty` once and `frequency_penalty` as often as its token stands there. What a
-    request draws does not depend on the others. Raises FloatingPointError for logits of which the
-    largest is no finite number.
+    A repetition penalty changes the model's logits first, then the bias and the other penalties
+    are added. Log-probs are those of these logits at temperature 1. The temperature, top_k, top_p
+    and min_p follow in this order, which is transformers'. Raises FloatingPointError for logits of
+    which the largest is no finite number.
     """
-    greedy = [p.temperature < _GREEDY_TEMPERATURE for p in params]
-    is_plain = all(p.logprobs is None and not _has_penalty(p) for p in params)
-    if all(greedy) and is_plain:
-        return [TokenChoice(token) for token in logits.argmax(dim=-1).tolist()]
-    scores = _penalised(logits.float(), params, output_ids)
-    if not bool(scores.amax(dim=-1).isfinite().all()):
+    params = [state.params for state in states]
+    scores = _penalised(logits.float(), states)
+    maxima = _by_block(scores, torch.amax, _BLOCK)
+    if not bool(maxima.amax(dim=-1).isfinite().all()):
         raise FloatingPointError("the model's logits are no numbers")
     tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
-    whole = [n for n, p in enumerate(params) if not greedy[n] and p.top_p >= 1]
-    nucleus = [n for n, p in enumerate(params) if not greedy[n] and p.top_p < 1]
-    for rows, draw in (
-        ([n for n, is_greedy in enumerate(greedy) if is_greedy], _likeliest),
-        (whole, _from_all),
-        (nucleus, _from_nucleus),
-    ):
+    greedy: list[int] = []
+    whole: list[int] = []
+    cut: list[int] = []
+    for row, p in enumerate(params):
+        is_cut = p.top_p < 1 or p.min_p > 0 or 0 < p.top_k < scores.shape[1]
+        is_greedy = p.temperature < _GREEDY_TEMPERATURE
+        (greedy if is_greedy else cut if is_cut else whole).append(row)
+    if greedy:
+        tokens[greedy] = _likeliest(_rows(scores, greedy), _rows(maxima, greedy))
+    for rows, draw in ((whole, _draw_from_all), (cut, _draw_from_likeliest)):
         if rows:
-            asked, own = [params[n] for n in rows], [generators[n] for n in rows]
-            tokens[rows] = draw(_rows(scores, rows), asked, own)
-    return _with_logprobs(scores, tokens, params)
+            temperatures = scores.new_tensor([params[row].temperature for row in rows])[:, None]
+            below = _rows(scores, rows) - _rows(maxima, rows).amax(dim=-1, keepdim=True)
+            weights = below.div_(temperatures).exp_()
+            tokens[rows] = draw(weights, [states[row] for row in rows])
+    return _with_logprobs(scores, maxima, tokens, params)
 
 
-def _has_penalty(params: SamplingParams) -> bool:
-    return bool(params.frequency_penalty or params.presence_penalty)
+# Penalties and bias
 
 
-def _penalised(
-    scores: torch.Tensor, params: list[SamplingParams], output_ids: list[list[int]]
-) -> torch.Tensor:
-    rows, tokens, losses = [], [], []
-    for row, (p, ids) in enumerate(zip(params, output_ids, strict=True)):
-        if _has_penalty(p):
-            for token, count in Counter(ids).items():
-                rows.append(row)
-                tokens.append(token)
-                losses.append(p.presence_penalty + p.frequency_penalty * count)
-    if not rows:
-        return scores
-    at = torch.tensor([rows, tokens], device=scores.device)
-    return scores.index_put((at[0], at[1]), -scores.new_tensor(losses), accumulate=True)
+def _penalised(scores: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """Returns the logits after the penalties and the bias of each row, or `scores` without any."""
+    if any(state.repeated for state in states):
+        at = _indices([state.repeated for state in states], scores.device)
+        penalties = [[s.params.repetition_penalty] * len(s.repeated) for s in states]
+        penalty = scores.new_tensor(list(chain.from_iterable(penalties)))
+        old = scores[at]
+        scores = scores.index_put(at, torch.where(old < 0, old * penalty, old / penalty))
+    if any(state.additions for state in states):
+        at = _indices([state.additions for state in states], scores.device)
+        added = chain.from_iterable(state.additions.values() for state in states)
+        scores = scores.index_put(at, scores.new_tensor(list(added)), accumulate=True)
+    return scores
 
 
-def _likeliest(scores: torch.Tensor, *_: Any) -> torch.Tensor:
-    return scores.argmax(dim=-1)
+def _indices(
+    tokens: list[set[int]] | list[dict[int, float]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the rows and the columns of the tokens of each row."""
+    rows = [row for row, own in enumerate(tokens) for _ in own]
+    both = torch.tensor([rows, list(chain.from_iterable(tokens))], device=device)
+    return both[0], both[1]
 
 
-def _from_all(
-    scores: torch.Tensor, params: list[SamplingParams], generators: list[torch.Generator | None]
-) -> torch.Tensor:
-    return _pick(_probabilities(scores, params), generators)
+# Draws. Weights are probabilities times a number of each row, so that the largest is 1.
 
 
-def _from_nucleus(
-    scores: torch.Tensor, params: list[SamplingParams], generators: list[torch.Generator | None]
-) -> torch.Tensor:
-    """Draws from the fewest likeliest tokens that together have the probability `top_p`.
-
-    This is nucleus sampling (arXiv:1904.09751). All tokens of a probability below (1 - top_p) /
-    vocabulary together have less than 1 - top_p, so the nucleus is among the others: a thousand
-    are sorted, not the whole vocabulary.
-    """
-    probabilities = _probabilities(scores, params)
-    top_p = scores.new_tensor([p.top_p for p in params])[:, None]
-    is_candidate = probabilities >= (1 - top_p) / probabilities.shape[1]
-    counts = is_candidate.sum(dim=-1).tolist()
-    candidates = pad_sequence(list(probabilities[is_candidate].split(counts)), batch_first=True)
-    tokens = pad_sequence(list(is_candidate.nonzero()[:, 1].split(counts)), batch_first=True)
-    ordered, order = candidates.sort(descending=True, stable=True)
-    beyond = ordered.cumsum(dim=-1) - ordered >= top_p
-    beyond[:, 0] = False  # a top_p may be smaller than a float32 can be
-    picked = _pick(ordered.masked_fill(beyond, 0), generators)[:, None]
-    return tokens.gather(1, order.gather(1, picked)).squeeze(1)
+def _likeliest(scores: torch.Tensor, maxima: torch.Tensor) -> torch.Tensor:
+    block = maxima.argmax(dim=-1, keepdim=True)
+    inside = _inside(scores, block, -torch.inf)
+    return block.squeeze(1) * _BLOCK + inside.argmax(dim=-1)
 
 
-def _probabilities(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
-    return (scores / scores.new_tensor([p.temperature for p in params])[:, None]).softmax(dim=-1)
-
-
-def _pick(probabilities: torch.Tensor, generators: list[torch.Generator | None]) -> torch.Tensor:
-    """One index of each row, by one number that the row's own generator draws.
+def _draw_from_all(weights: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """Draws one index of each row, by one number that the row's own generator draws.
 
     First the block of it is found, then its place there: the sums in float64 that this takes are
     those of a few hundred blocks and of one. A float32 near 1 would round unlikely tokens away.
     """
-    padding = -probabilities.shape[1] % _BLOCK
-    blocks = pad(probabilities, (0, padding)).unflatten(-1, (-1, _BLOCK))
-    block_sums = blocks.sum(dim=-1).double()
+    block_sums = _by_block(weights, torch.sum, _BLOCK).double()
     sums = block_sums.cumsum(dim=-1)
-    drawn = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    at = drawn.to(sums.device)[:, None] * sums[:, -1:]
+    at = _uniform(states, sums.device) * sums[:, -1:]
     block = _first_beyond(sums, at)
     rest = at - (sums.gather(1, block) - block_sums.gather(1, block))
-    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double()
-    return (block * _BLOCK + _first_beyond(inside.cumsum(dim=-1), rest)).squeeze(1)
+    inside = _inside(weights, block, 0).double().cumsum(dim=-1)
+    return (block * _BLOCK + _first_beyond(inside, rest)).squeeze(1)
+
+
+def _draw_from_likeliest(weights: torch.Tensor, states: list[SamplingState]) -> torch.Tensor:
+    """Draws from the tokens that top_k, top_p and min_p leave."""
+    params = [state.params for state in states]
+    return _draw_from_candidates(weights, params, _uniform(states, weights.device), _FEW)
+
+
+def _draw_from_candidates(
+    weights: torch.Tensor, params: list[SamplingParams], drawn: torch.Tensor, few: int
+) -> torch.Tensor:
+    """The same by numbers that were drawn, of shape (rows, 1).
+
+    Only candidates are sorted: the tokens above a weight below which none can be left. For top_p
+    (nucleus sampling, arXiv:1904.09751) these are the tokens of a probability above (1 - top_p) /
+    `few`. Where `few` is the vocabulary that is sure, because all others together have less than
+    1 - top_p. Before it is a guess, and rows whose candidates have less than `top_p` in all are
+    drawn again with a bound that is sure.
+    """
+    size, device = weights.shape[1], weights.device
+    settings = [[p.top_p, p.min_p, min(p.top_k or size, size)] for p in params]
+    top_p, min_p, top_k = (
+        torch.tensor(one, dtype=torch.float64, device=device)[:, None]
+        for one in zip(*settings, strict=True)
+    )
+    total = _by_block(weights, torch.sum, _BLOCK).double().sum(dim=-1, keepdim=True)
+    maxima = _by_block(weights, torch.amax, _SMALL_BLOCK)
+
+    # The candidates. top_p is a share of what top_k leaves: with top_k its own bound is the only.
+    by_count = _nth_largest(maxima, [p.top_k for p in params]).double()
+    by_mass = torch.maximum((1 - top_p) * total / few, min_p).clamp(max=1)
+    bound = torch.where(top_k < size, by_count, by_mass)
+    candidates, ids = _at_least(weights, maxima, _SMALL_BLOCK, bound.float(), 0)
+    held = candidates.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    is_open = (top_k >= size) & (bound > min_p) & (held < top_p * total)
+    if few < size and bool(is_open.any()):
+        tokens = torch.empty(len(params), dtype=torch.int64, device=device)
+        for rows, enough in (((~is_open).nonzero(), few), (is_open.nonzero(), size)):
+            if some := rows[:, 0].tolist():
+                own = [params[row] for row in some]
+                given = _rows(weights, some), own, _rows(drawn, some)
+                tokens[some] = _draw_from_candidates(*given, enough)
+        return tokens
+
+    # The draw
+    ordered, order = candidates.sort(descending=True, stable=True)
+    ordered = ordered.double()
+    ordered[torch.arange(ordered.shape[1], device=device) >= top_k] = 0
+    sums = ordered.cumsum(dim=-1)
+    wanted = top_p * torch.where(top_k < size, sums[:, -1:], total)
+    is_out = (sums - ordered >= wanted) | (ordered < min_p)
+    is_out[:, 0] = False  # a top_p may be smaller than a float can be
+    kept = ordered.masked_fill(is_out, 0).cumsum(dim=-1)
+    picked = _first_beyond(kept, drawn * kept[:, -1:])
+    return ids.gather(1, order.gather(1, picked)).squeeze(1)
+
+
+def _uniform(states: list[SamplingState], device: torch.device) -> torch.Tensor:
+    """Returns one number between 0 and 1 for each row, of shape (rows, 1)."""
+    drawn = [torch.rand(1, generator=s.generator, dtype=torch.float64) for s in states]
+    return torch.stack(drawn).to(device)
 
 
 def _first_beyond(sums: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """The first place of each row whose sum is larger; at most the last that adds anything."""
+    """Returns the first place of each row whose sum is larger; at most the last that adds any."""
     last = torch.searchsorted(sums, sums[:, -1:].contiguous()).clamp(max=sums.shape[1] - 1)
     return torch.minimum(torch.searchsorted(sums, at, right=True), last)
 
 
+# Log-probs
+
+
 def _with_logprobs(
-    scores: torch.Tensor, tokens: torch.Tensor, params: list[SamplingParams]
+    scores: torch.Tensor, maxima: torch.Tensor, tokens: torch.Tensor, params: list[SamplingParams]
 ) -> list[TokenChoice]:
     choices = [TokenChoice(token) for token in tokens.tolist()]
-    asked = [n for n, p in enumerate(params) if p.logprobs is not None]
+    asked = [row for row, p in enumerate(params) if p.logprobs is not None]
     if not asked:
         return choices
-    rows = _rows(scores, asked)
-    totals = rows.logsumexp(dim=-1, keepdim=True)
-    most = min(max(params[n].logprobs or 0 for n in asked), rows.shape[1])
-    best = rows.topk(most)
-    own = (rows.gather(1, _rows(tokens, asked)[:, None]) - totals).squeeze(1).tolist()
-    values, indices = (best.values - totals).tolist(), best.indices.tolist()
-    for row, n in enumerate(asked):
-        alternatives = list(zip(indices[row], values[row], strict=True))[: params[n].logprobs]
-        choices[n] = TokenChoice(choices[n].id, own[row], alternatives)
+    counts = [params[row].logprobs or 0 for row in asked]
+    scores, maxima = _rows(scores, asked), _rows(maxima, asked)
+    totals = scores.logsumexp(dim=-1, keepdim=True)
+    own = (scores.gather(1, _rows(tokens, asked)[:, None]) - totals).squeeze(1).tolist()
+    bound = _nth_largest(maxima, counts)
+    found, ids = _at_least(scores, maxima, _BLOCK, bound, -torch.inf)
+    ordered, order = found.sort(descending=True, stable=True)
+    most = max(counts)
+    values = (ordered[:, :most] - totals).tolist()
+    indices = ids.gather(1, order[:, :most]).tolist()
+    for row, count, logprob, *best in zip(asked, counts, own, indices, values, strict=True):
+        alternatives = list(zip(*best, strict=True))[:count]
+        choices[row] = TokenChoice(choices[row].id, logprob, alternatives)
     return choices
+
+
+# Blocks: neighbouring tokens, of which the last block of a row may have fewer
+
+
+def _by_block(x: torch.Tensor, reduce: Callable[..., torch.Tensor], length: int) -> torch.Tensor:
+    """Returns what `reduce` makes of each block, of shape (rows, blocks)."""
+    whole = x.shape[1] // length * length
+    parts = [reduce(x[:, :whole].unflatten(1, (-1, length)), dim=-1)] if whole else []
+    if whole < x.shape[1]:
+        parts.append(reduce(x[:, whole:], dim=-1, keepdim=True))
+    return torch.cat(parts, dim=1)
+
+
+def _inside(x: torch.Tensor, blocks: torch.Tensor, padding: float) -> torch.Tensor:
+    """Returns one block of each row, of shape (rows, _BLOCK); `blocks` has the shape (rows, 1)."""
+    at = blocks * _BLOCK + torch.arange(_BLOCK, device=x.device)
+    inside = x.gather(1, at.clamp(max=x.shape[1] - 1))
+    return inside.masked_fill(at >= x.shape[1], padding)
+
+
+def _nth_largest(maxima: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Returns for each row a value that at least so many of its elements reach, of shape (rows, 1).
+
+    It is the `count`-th largest of the blocks' maxima, each of which is an element; or -inf where
+    the blocks are fewer, and any value for a count of 0.
+    """
+    blocks = maxima.shape[1]
+    most = min(max(counts), blocks)
+    if most == 0:
+        return torch.zeros_like(maxima[:, :1])
+    at = torch.tensor([[min(max(count, 1), most) - 1] for count in counts], device=maxima.device)
+    is_more = torch.tensor([[count > blocks] for count in counts], device=maxima.device)
+    return maxima.topk(most).values.gather(1, at).masked_fill(is_more, -torch.inf)
+
+
+def _at_least(
+    x: torch.Tensor, maxima: torch.Tensor, length: int, bound: torch.Tensor, padding: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the elements of each row that reach its bound, and their columns, in this order.
+
+    Both have the shape (rows, most elements of one row). Rows with fewer end with `padding`.
+    `maxima` are those of blocks of that length: only blocks that reach the bound are read.
+    """
+    rows, size = x.shape
+    row, block = (maxima >= bound).nonzero(as_tuple=True)
+    if len(row) < maxima.numel() // 8:
+        columns = block[:, None] * length + torch.arange(length, device=x.device)
+        elements = x.flatten()[row[:, None] * size + columns.clamp(max=size - 1)]
+        is_found = (elements >= bound[row]) & (columns < size)
+        elements, columns, row = (
+            elements[is_found],
+            columns[is_found],
+            row[is_found.nonzero()[:, 0]],
+        )
+    else:
+        is_found = x >= bound
+        elements, (row, columns) = x[is_found], is_found.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=rows).tolist()
+    found = pad_sequence(list(elements.split(counts)), True, padding)
+    return found, pad_sequence(list(columns.split(counts)), True)
 
 
 def _rows(x: torch.Tensor, numbers: list[int]) -> torch.Tensor:

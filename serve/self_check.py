@@ -18,7 +18,7 @@ from serve.attention import base_of, set_attention
 from serve.engine import Chunk, GenerationRequest
 from serve.errors import ModelError, UnsupportedAttention
 from serve.model_source import MERGE_ADAPTER, refusal
-from serve.sampling import SamplingParams
+from serve.sampling_params import SamplingParams
 
 _PROMPT_TOKENS = (3, 13, 5)
 _ANSWER_TOKENS = 3

@@ -20,6 +20,7 @@ from serve.attention import BatchStep, PromptChunk, SlotCache, base_of
 from serve.engine import Chunk, EngineMonitor, GenerationRequest, RequestQueue
 from serve.model_source import served_context
 from serve.sampling import sample_next_tokens
+from serve.sampling_params import SamplingState
 from serve.text import TextStream
 
 _MAX_FAILURES = 3
@@ -44,6 +45,8 @@ class SlotEngine:
         self.model = model
         self._tokenizer = tokenizer
         self.slots, self.context, self.max_waiting = slots, context, max_waiting
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        """A token has so many logits."""
         self._cache = SlotCache(slots + 1, context)
         self._end_token_ids: set[int | None] = set()  # the answers of the check have no end
         self.monitor = EngineMonitor()
@@ -218,17 +221,13 @@ class SlotEngine:
         """Draws the next token of each request from logits of shape (requests, vocabulary)."""
         if not running:
             return
-        choices = sample_next_tokens(
-            logits,
-            [one.request.sampling for one in running],
-            [one.generator for one in running],
-            [one.request.output_ids for one in running],
-        )
+        choices = sample_next_tokens(logits, [one.sampling for one in running])
         self.monitor.on_step(len(running), len(self._waiting))
         now = time.monotonic()
         for one, choice in zip(running, choices, strict=True):
             request = one.request
             request.output_ids.append(choice.id)
+            one.sampling.append(choice.id)
             request.first_token_at = request.first_token_at or now
             is_end = choice.id in self._end_token_ids or choice.id == request.end_token_id
             is_long = len(request.output_ids) >= request.sampling.max_tokens
@@ -270,7 +269,7 @@ class _Running:
         self.undecoded_ids: list[int] = []
         """No text was made of these tokens yet."""
         self.unsent = Chunk()
-        self.generator = request.sampling.generator()
+        self.sampling = SamplingState(request.sampling, request.prompt_ids)
 
     @property
     def is_prefilled(self) -> bool:

@@ -128,7 +128,7 @@ def _served(place: str) -> list[list[int]]:
 
     from serve import model_source, models
     from serve.engine import Chunk, GenerationRequest
-    from serve.sampling import SamplingParams
+    from serve.sampling_params import SamplingParams
 
     (needed,) = model_source.describe_memory([place], 2, 256)
     assert "weights 0.00" in needed

@@ -118,16 +118,16 @@ CHAT: dict[str, Any] = {"model": "winner", "messages": [ASK], "max_tokens": 3}
 @pytest.mark.parametrize(
     ("body", "status", "said", "param"),
     [
-        ({**CHAT, "tools": []}, 400, "tools is not supported by this server", "tools"),
+        ({**CHAT, "tools": [{"type": "function"}]}, 400, "tools is not supported by", "tools"),
         ({**CHAT, "temperature": 3}, 400, "less than or equal to 2", "temperature"),
         ({**CHAT, "messages": []}, 400, "messages: ", "messages"),
         ({**CHAT, "model": "gpt"}, 404, "no model 'gpt'; there are: winner", "model"),
         ({**CHAT, "max_tokens": 4000}, 400, "more than the context of 256", "max_tokens"),
         ({**CHAT, "messages": [{**ASK, "content": "a " * 900}]}, 400, "more than the", None),
         ({**CHAT, "stop": [""]}, 400, "stop: at most 4 texts", None),
-        ({**CHAT, "stream_options": {}}, 400, "only with stream: true", None),
+        ({**CHAT, "stream_options": {"include_usage": True}}, 400, "only with stream: true", None),
         ({**CHAT, "top_logprobs": 2}, 400, "only with logprobs: true", None),
-        ({**CHAT, "max_completion_tokens": 3}, 400, "give one of them", None),
+        ({**CHAT, "max_completion_tokens": 4}, 400, "give one of them", None),
         ({**CHAT, "seed": 2**64}, 400, "seed: ", "seed"),
         ({**CHAT, "n": 16}, 400, "16 answers in one request; at most 7", "n"),
     ],
@@ -143,7 +143,7 @@ def test_what_is_wrong_is_refused_by_name_in_openais_shape(
     assert error["param"] == param
 
 
-def test_broken_bodies_and_routes_are_refused(server: Server) -> None:
+def test_broken_bodies_are_refused(server: Server) -> None:
     url = f"{server.url}/v1/chat/completions"
     broken = httpx.post(url, content=b'{"model": ', headers={"content-type": "application/json"})
     assert (broken.status_code, broken.json()["error"]["message"]) == (400, "the body is not JSON")
@@ -155,8 +155,6 @@ def test_broken_bodies_and_routes_are_refused(server: Server) -> None:
             yield b"x" * 1000
 
     assert httpx.post(url, content=parts()).status_code == 413
-    assert httpx.get(f"{server.url}/v1/none").json()["error"]["message"] == "Not Found"
-    assert httpx.get(url).status_code == 405
 
 
 def test_a_stream_is_read_though_it_is_cut_in_the_middle_of_a_character(server: Server) -> None:

@@ -2,15 +2,19 @@
 
 import contextlib
 import importlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 from ruamel.yaml import YAML
@@ -25,7 +29,14 @@ Start = Callable[..., str]
 
 
 @pytest.fixture
-def ray_serve(tmp_path: Path) -> Iterator[Start]:
+def ray_folder() -> Iterator[Path]:
+    """Ray's temporary files, under a path that is short enough for its sockets."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def ray_serve(tmp_path: Path, ray_folder: Path) -> Iterator[Start]:
     """`serve run` of a config file, on a Ray cluster of its own; gives the address."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -39,7 +50,7 @@ def ray_serve(tmp_path: Path) -> Iterator[Start]:
                 [Path(sys.executable).parent / "serve", "run", "serve.yaml"],
                 cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local",
-                     "RAY_metrics_report_interval_ms": "500"},
+                     "RAY_TMPDIR": str(ray_folder), "RAY_metrics_report_interval_ms": "500"},
             )  # fmt: skip
         started.append(process)
         url = f"http://127.0.0.1:{config['http_options']['port']}"
@@ -63,34 +74,58 @@ def is_ready(url: str) -> bool:
 
 
 @pytest.mark.slow
-def test_two_replicas_share_the_work_and_their_counts_add_up(ray_serve: Start) -> None:
+def test_two_replicas_share_the_work_and_prometheus_can_add_up_their_counts(
+    ray_serve: Start, ray_folder: Path
+) -> None:
     with httpx.Client(base_url=ray_serve(min_replicas=2, max_replicas=2), timeout=60) as client:
         for number in range(20):
             asked = {"prompt": QUESTION, "temperature": 0, "max_tokens": 5 + number % 2}
             assert client.post("/generate", json=asked).status_code == 200
         assert client.post("/generate", json={}).status_code == 400
         assert client.get("/nowhere").status_code == 404
+        assert client.get("/metrics").status_code == 404  # it would be a random replica's
+        assert client.head("/v1/models/").status_code == 200
         assert "Generate" in client.get("/").text
         expected = {
-            'requests_total{path="/generate",status="200"}': 20,
-            'requests_total{path="/generate",status="400"}': 1,
-            'tokens_total{kind="answer",model="sample"}': 110,
-            'first_token_seconds_count{model="sample"}': 20,
-            'batch_size_bucket{le="1.0",model="sample"}': 110,
-            'waiting_bucket{le="0.5",model="sample"}': 110,
+            ("requests_total", "/generate", "200"): 20,
+            ("requests_total", "/generate", "400"): 1,
+            ("tokens_total", "sample", "answer"): 110,
+            ("first_token_seconds_count", "sample"): 20,
+            ("batch_size_bucket", "1.0", "sample"): 110,
+            ("waiting_bucket", "0.5", "sample"): 110,
         }
         deadline = time.monotonic() + 60
-        told: dict[str, float] = {}
-        while not expected.items() <= told.items() and time.monotonic() < deadline:
-            time.sleep(0.2)
-            told = counted(client.get("/metrics").text)
-    assert expected.items() <= told.items(), told
+        found: dict[tuple[str, ...], dict[str, float]] = {}
+        while not is_counted(found, expected) and time.monotonic() < deadline:
+            time.sleep(0.5)
+            found = counted(ray_folder / "ray" / "prom_metrics_service_discovery.json")
+    assert is_counted(found, expected), found
+    assert len(found["tokens_total", "sample", "answer"]) == 2
 
 
-def counted(text: str) -> dict[str, float]:
-    """What `/metrics` tells, by name and labels."""
-    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    return {name.removeprefix("dpo_tune_serve_"): float(value) for name, _, value in lines}
+def is_counted(
+    found: dict[tuple[str, ...], dict[str, float]], expected: dict[tuple[str, ...], int]
+) -> bool:
+    return all(sum(found.get(key, {}).values()) == value for key, value in expected.items())
+
+
+def counted(discovery: Path) -> dict[tuple[str, ...], dict[str, float]]:
+    """What Prometheus would scrape, by name and our labels, of each process.
+
+    Ray writes the addresses for it into a file.
+    """
+    found: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+    for address in {one for group in json.loads(discovery.read_text()) for one in group["targets"]}:
+        text = httpx.get(f"http://{address}/metrics", timeout=20).text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = sample.name.removeprefix("ray_dpo_tune_serve_")
+                labels = [
+                    sample.labels.get(one) for one in ("path", "le", "model", "kind", "status")
+                ]
+                key = (name, *filter(None, labels))
+                found[key][sample.labels.get("WorkerId", "")] = sample.value
+    return found
 
 
 def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:

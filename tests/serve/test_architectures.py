@@ -13,7 +13,7 @@ from dpo_train import sample
 from serve.engine import Chunk, GenerationRequest
 from serve.errors import ModelError
 from serve.model_source import describe_memory
-from serve.sampling import SamplingParams
+from serve.sampling_params import SamplingParams
 from serve.slot_engine import SlotEngine
 from tests.helpers.small_models import SMALL
 

@@ -60,6 +60,7 @@ def test_a_folder_is_served_with_its_page(serve: Serve) -> None:
     asked = {"prompt": QUESTION, "temperature": 0, "max_tokens": 20}
     answer = httpx.post(f"{url}/generate", json=asked, timeout=60).json()
     assert answer["text"]
+    assert httpx.head(f"{url}/v1/models/").status_code == 200
     page = httpx.get(f"{url}/").text
     assert "Generate" in page
     assert "By Jo" in page
@@ -93,6 +94,9 @@ def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path
     assert "holds no key" in refused("sample", SERVE_API_KEY_FILE=str(tmp_path / "key"))
     assert "holds no key" in refused("sample", SERVE_API_KEY="")
     assert "--slots: " in refused("sample", "--slots", 0)
+    assert "--allowed-origins: a.example is no origin; give one like https" in refused(
+        "sample", "--allowed-origins", "a.example"
+    )
     assert "./none: no such folder" in refused("./none")
     bloom = small_models.save(BloomConfig(hidden_size=32, n_layer=2, n_head=2), tmp_path / "bloom")
     assert "bloom: BloomForCausalLM can't be served here: it takes no attention but" in refused(

@@ -17,7 +17,7 @@ from serve.engine import Chunk, GenerationRequest
 from serve.errors import ModelError
 from serve.instruments import LocalInstruments
 from serve.models import ServedModel
-from serve.sampling import SamplingParams
+from serve.sampling_params import SamplingParams
 from tests.helpers import small_models
 from tests.helpers.small_models import SMALL
 

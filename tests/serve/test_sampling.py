@@ -1,38 +1,70 @@
-"""The next token by penalties, nucleus and log-probs."""
+"""The next token by penalties, bias, truncation and log-probs."""
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from serve.sampling import SamplingParams, TokenChoice, sample_next_tokens
+from serve.sampling import TokenChoice, sample_next_tokens
+from serve.sampling_params import SamplingParams, SamplingState
 
 LOGITS = torch.tensor([[3.0, 2.9, 0.0, -1.0]])
 
 
-def next_token(
-    params: SamplingParams,
-    generator: torch.Generator | None = None,
-    output_ids: tuple[int, ...] = (),
-) -> TokenChoice:
-    (choice,) = sample_next_tokens(LOGITS, [params], [generator], [list(output_ids)])
+def state(
+    params: SamplingParams, prompt_ids: list[int] | None = None, output_ids: tuple[int, ...] = ()
+) -> SamplingState:
+    made = SamplingState(params, prompt_ids or [])
+    for token in output_ids:
+        made.append(token)
+    return made
+
+
+def next_token(params: SamplingParams, *output_ids: int) -> TokenChoice:
+    (choice,) = sample_next_tokens(LOGITS, [state(params, output_ids=output_ids)])
     return choice
 
 
 def test_penalties_lower_tokens_that_were_written() -> None:
     frequency = SamplingParams(1, 0.0, frequency_penalty=0.1)
-    assert next_token(frequency, output_ids=(0, 0)).id == 1
+    assert next_token(frequency, 0, 0).id == 1
     presence = SamplingParams(1, 0.0, presence_penalty=0.05)
-    assert next_token(presence, output_ids=(0, 0)).id == 0
+    assert next_token(presence, 0, 0).id == 0
+
+
+def test_a_bias_is_added_to_the_logits_of_its_tokens() -> None:
+    biased = SamplingParams(1, 0.0, logit_bias={2: 3.5, 0: -1}, frequency_penalty=0.2)
+    assert next_token(biased).id == 2
+    assert next_token(biased, 2, 2).id == 2
+    assert next_token(biased, 2, 2, 2, 2).id == 1
+
+
+def test_a_repetition_penalty_is_that_of_transformers() -> None:
+    params = SamplingParams(1, 0.0, repetition_penalty=1.3, logprobs=4)
+    (choice,) = sample_next_tokens(LOGITS, [state(params, [0], (3, 3))])
+    other = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([[0, 3, 3]]), LOGITS)
+    expected = other.log_softmax(dim=-1).sort(descending=True)
+    assert [token for token, _ in choice.alternatives] == expected.indices[0].tolist()
+    assert [logprob for _, logprob in choice.alternatives] == pytest.approx(
+        expected.values[0].tolist()
+    )
 
 
 def test_a_narrow_nucleus_and_extreme_settings_take_the_likeliest() -> None:
-    narrow = SamplingParams(1, 5.0, top_p=0.01, seed=0)
-    generator = narrow.generator()
-    assert {next_token(narrow, generator).id for _ in range(50)} == {0}
+    narrow = state(SamplingParams(1, 5.0, top_p=0.01, seed=0))
+    assert {sample_next_tokens(LOGITS, [narrow])[0].id for _ in range(50)} == {0}
     for extreme in (SamplingParams(1, 1.0, top_p=5e-324), SamplingParams(1, 1e-300)):
-        assert next_token(extreme, generator).id == 0
+        assert next_token(extreme).id == 0
 
 
 def test_logprobs_are_those_of_the_whole_vocabulary() -> None:
@@ -41,26 +73,47 @@ def test_logprobs_are_those_of_the_whole_vocabulary() -> None:
     assert choice.logprob == pytest.approx(float(LOGITS.log_softmax(-1)[0, 0]))
 
 
+def test_equal_logits_stand_in_the_order_of_their_ids() -> None:
+    logits = torch.zeros(1, 700)
+    logits[0, 5] = -1
+    params = SamplingParams(1, 0.0, logprobs=8)
+    (choice,) = sample_next_tokens(logits, [state(params)])
+    assert [token for token, _ in choice.alternatives] == [0, 1, 2, 3, 4, 6, 7, 8]
+
+
 def drawn(params: SamplingParams, logits: torch.Tensor, times: int) -> torch.Tensor:
     """How often each token is drawn, by so many requests with seeds of their own at once."""
-    requests = [replace(params, seed=seed) for seed in range(times)]
-    choices = sample_next_tokens(
-        logits.expand(times, -1), requests, [p.generator() for p in requests], [[]] * times
-    )
+    states = [state(replace(params, seed=seed)) for seed in range(times)]
+    choices = sample_next_tokens(logits.expand(times, -1), states)
     return torch.bincount(torch.tensor([choice.id for choice in choices]), minlength=len(logits))
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.7])
-def test_tokens_are_drawn_by_their_probability(top_p: float) -> None:
+TRUNCATIONS: list[dict[str, Any]] = [
+    {},
+    {"top_p": 0.7},
+    {"top_k": 7},
+    {"top_k": 50, "top_p": 0.8},
+    {"min_p": 0.02},
+    {"top_p": 0.9, "min_p": 0.1},
+    {"top_k": 900, "top_p": 0.99, "min_p": 0.001},
+    {"top_k": 5000},
+]
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+def test_tokens_are_drawn_by_the_probability_that_transformers_gives_them(
+    truncation: dict[str, Any],
+) -> None:
     torch.manual_seed(0)
     logits = 3 * torch.randn(1000)  # of four blocks, the last one not full
-    expected = (logits.double() / 0.8).softmax(dim=-1)
-    ordered, order = expected.sort(descending=True)
-    beyond = ordered.cumsum(dim=-1) - ordered >= top_p
-    expected[order[beyond]] = 0
-    expected = expected / expected.sum()
+    warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    processors = LogitsProcessorList(
+        [TemperatureLogitsWarper(0.8), *(warpers[name](n) for name, n in truncation.items())]
+    )
+    scores = processors(torch.tensor([[0]]), logits[None].double())
+    expected = scores.softmax(dim=-1)[0]
     times = 4000
-    counts = drawn(SamplingParams(1, 0.8, top_p=top_p), logits, times)
+    counts = drawn(SamplingParams(1, 0.8, **truncation), logits, times)
     assert counts[expected == 0].sum() == 0
     often = expected * times > 5
     spread = (times * expected * (1 - expected)).sqrt()
@@ -70,41 +123,59 @@ def test_tokens_are_drawn_by_their_probability(top_p: float) -> None:
 
 
 def test_a_nucleus_of_half_the_vocabulary_is_exact() -> None:
-    counts = drawn(SamplingParams(1, 1.0, top_p=0.5), torch.zeros(600), 3000)
-    assert (counts > 0).sum() == 300
+    """It has more tokens than the first guess looks among."""
+    counts = drawn(SamplingParams(1, 1.0, top_p=0.5), torch.linspace(0, -1e-4, 3000), 3000)
+    assert (counts > 0).sum() == pytest.approx(1500 * (1 - math.exp(-2)), abs=80)
+    assert counts[1500:].sum() == 0
+
+
+MIXES: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 0.0, "repetition_penalty": 1.2, "logprobs": 3},
+    {"temperature": 0.7},
+    {"temperature": 2.0, "logprobs": 20},
+    {"top_p": 0.9},
+    {"top_p": 0.5, "temperature": 50.0},  # nearly all tokens are alike
+    {"top_k": 40},
+    {"top_k": 5, "top_p": 0.8, "min_p": 0.1},
+    {"top_k": 2000, "top_p": 0.99},
+    {"min_p": 0.05},
+    {"min_p": 0.001, "top_p": 0.95, "logprobs": 0},
+    {"frequency_penalty": 0.5, "presence_penalty": -0.3},
+    {"repetition_penalty": 1.3, "top_p": 0.9},
+    {"logit_bias": {3: 5.0, 2999: -100.0}, "top_k": 20},
+    {"logit_bias": {7: 2.0}, "frequency_penalty": 0.2, "repetition_penalty": 0.9, "logprobs": 5},
+    {"temperature": 0.3, "top_p": 0.2, "logprobs": 1},
+]
 
 
 def test_a_request_draws_the_same_whoever_is_beside_it() -> None:
     torch.manual_seed(0)
-    logits = 3 * torch.randn(16, 3000)
-    ids = [torch.randint(3000, (20,)).tolist() for _ in range(16)]
-    requests = [
-        SamplingParams(
-            1,
-            temperature=(0.0, 0.7, 1.0, 2.0)[n % 4],
-            top_p=(1.0, 0.9, 0.2)[n % 3],
-            seed=n,
-            frequency_penalty=0.5 * (n % 2),
-            presence_penalty=0.3 * (n % 5 == 0),
-            logprobs=3 if n % 6 == 0 else None,
-        )
-        for n in range(16)
-    ]
-    together = sample_next_tokens(logits, requests, [p.generator() for p in requests], ids)
-    for n, (params, choice) in enumerate(zip(requests, together, strict=True)):
-        (alone,) = sample_next_tokens(logits[n : n + 1], [params], [params.generator()], [ids[n]])
-        assert alone.id == choice.id
-        assert alone.logprob == pytest.approx(choice.logprob)
-        assert [token for token, _ in alone.alternatives] == [t for t, _ in choice.alternatives]
+    logits = (3 * torch.randn(16, 3001)).bfloat16()  # many are equal
+    ids = [torch.randint(3000, (20,)).tolist() for _ in MIXES]
+
+    def states() -> list[SamplingState]:
+        return [
+            state(SamplingParams(**{"max_tokens": 1, "seed": n, **mix}), ids[n][:9], tuple(ids[n]))
+            for n, mix in enumerate(MIXES)
+        ]
+
+    together, alone = states(), states()
+    for _ in range(8):
+        choices = sample_next_tokens(logits, together)
+        for n, choice in enumerate(choices):
+            assert sample_next_tokens(logits[n : n + 1], [alone[n]]) == [choice]
+            together[n].append(choice.id)
+            alone[n].append(choice.id)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_logits_that_are_no_numbers_are_an_error(bad: float, top_p: float) -> None:
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {}, {"top_p": 0.9}])
+def test_logits_that_are_no_numbers_are_an_error(bad: float, settings: dict[str, float]) -> None:
     logits = torch.zeros(2, 600)
     logits[1, 3] = bad
-    params = [SamplingParams(1, 1.0, top_p=top_p, seed=n) for n in range(2)]
+    states = [state(SamplingParams(1, seed=n, **settings)) for n in range(2)]
     with pytest.raises(FloatingPointError, match="no numbers"):
-        sample_next_tokens(logits, params, [p.generator() for p in params], [[], []])
+        sample_next_tokens(logits, states)
     logits[1, 3] = -math.inf  # a word that is ruled out
-    sample_next_tokens(logits, params, [p.generator() for p in params], [[], []])
+    sample_next_tokens(logits, states)

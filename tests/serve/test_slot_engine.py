@@ -21,7 +21,7 @@ from serve.engine import Chunk, EngineMonitor, GenerationRequest
 from serve.errors import QueueFull
 from serve.model_source import Checkpoint
 from serve.models import load_weights
-from serve.sampling import SamplingParams
+from serve.sampling_params import SamplingParams
 from serve.slot_engine import SlotEngine
 
 PROMPTS = [

@@ -1,0 +1,36 @@
+"""What holds where a request says nothing: the model's own `generation_config.json`, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Settings in place of those that a request leaves out. These are OpenAI's."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    """None stands for all that the context has room for."""
+
+
+def read_defaults(config: Any) -> GenerationDefaults:
+    """Returns what a GenerationConfig of transformers says, and OpenAI's where it says nothing.
+
+    `do_sample: false` is a temperature of 0.
+    """
+    known = GenerationDefaults()
+    temperature = 0.0 if config.do_sample is False else config.temperature
+    return GenerationDefaults(
+        temperature=known.temperature if temperature is None else temperature,
+        top_p=config.top_p or known.top_p,
+        top_k=max(config.top_k or 0, 0),
+        min_p=config.min_p or known.min_p,
+        repetition_penalty=config.repetition_penalty or known.repetition_penalty,
+        max_new_tokens=config.max_new_tokens,
+    )
