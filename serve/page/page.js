@@ -254,7 +254,8 @@ function restore() {
   const { turns: keptTurns = [], values = {}, chosen: [first, second] = [] } = readStore();
   if (server.models.includes(first)) byId("model").value = first;
   offerSecondModels();
-  if (server.models.includes(second)) byId("second").value = second;
+  const isOffered = [...byId("second").options].some(({ value }) => value === second);
+  if (isOffered) byId("second").value = second;
   for (const [name, value] of Object.entries(values)) settings.elements[name].value = value;
   for (const turn of keptTurns) {
     for (const answer of turn.answers.filter(({ isWriting }) => isWriting)) {

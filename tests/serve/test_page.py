@@ -136,6 +136,10 @@ def test_stop_keeps_what_was_written_and_the_server_notices(
     while not script.gone and time.monotonic() < deadline:
         page.wait_for_timeout(10)
     assert script.gone == 1
+    press(page, "Regenerate")
+    expect(answers(page)).to_contain_text("on and on")
+    expect(note(page)).to_be_hidden()  # it was said of the answer before
+    press(page, "Stop")
     script.is_endless = False
     ask(page, "next")
     assert "on and on" in script.asked[-1]["messages"][1]["content"]
