@@ -40,7 +40,13 @@ def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
     device = folders.device
     data = reference.prepare(folders.prepared)
     rows = data.split("test")[:]
-    prompts = [Row.from_json(json.loads(asked)) for asked in rows["prompt"][:MEASURED]]
+    # A prompt that has several pairs is answered once.
+    first: dict[str, int] = {}
+    for number, prompt in enumerate(rows["prompt"]):
+        first.setdefault(prompt, number)
+    answered = dict(list(first.items())[:MEASURED])
+    prompts = [Row.from_json(json.loads(prompt)) for prompt in answered]
+    references = [rows["chosen"][number] for number in answered.values()]
     warm = model.load_base(base, device, folders.prepared)
     untrained = warm.fresh(trained_in_full=False).eval()
     said = _answers(untrained, warm.tokenizer, prompts)
@@ -65,7 +71,7 @@ def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
         answers=[
             Answer(prompt=text_of(row.prompt[-1:]), base=theirs, winner=ours_, chosen=chosen)
             for row, (theirs, _), (ours_, _), chosen in zip(
-                prompts[:SHOWN], said, ours.answers, rows["chosen"], strict=False
+                prompts[:SHOWN], said, ours.answers, references, strict=False
             )
         ],
         searched=searched,

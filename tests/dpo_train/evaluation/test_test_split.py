@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dpo_train import reference
-from dpo_train.config import TrainConfig
+from dpo_train import data, reference
+from dpo_train.config import DataConfig, TrainConfig
 from dpo_train.config_base import override
 from dpo_train.evaluation import test_split
 from dpo_train.evaluation.test_report import Numbers, TestFolders
@@ -49,3 +50,30 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     assert Numbers.model_validate(written) == test
     keys = reference.prepare(small_prepared).split("eval")["prompt_key"]
     assert reference.prompt_keys(small_prepared, "eval") == list(keys)
+
+
+def test_a_prompt_with_several_pairs_is_answered_once(
+    small_config: TrainConfig, tmp_path: Path
+) -> None:
+    pairs = [
+        {"prompt": prompt, "chosen": f"It is {chosen}.", "rejected": "Nobody knows."}
+        for prompt, chosen in (("Red?", "red"), ("Red?", "pale red"), ("Blue?", "blue"))
+    ]
+    for split in ("train", "eval", "test"):
+        rows = (json.dumps({**pair, "prompt": f"{split}: {pair['prompt']}"}) for pair in pairs)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    splits = {"id": str(tmp_path), "eval_split": "eval", "test_split": "test"}
+    trial = small_config.model_copy(update={"data": DataConfig(**splits)})
+    prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "prepared", "cpu")
+    reference.prepare(prepared)
+    session = open_session(trial, prepared, "cpu")
+    session.advance()
+    session.export(tmp_path / "winner")
+    session.close()
+    report = test_split.evaluate_on_test(
+        TestFolders(tmp_path / "winner", prepared, "cpu"), small_config.model
+    )
+    assert [(answer.prompt, answer.chosen) for answer in report.answers] == [
+        ("test: Red?", "It is red."),
+        ("test: Blue?", "It is blue."),
+    ]
