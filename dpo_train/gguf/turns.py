@@ -57,7 +57,7 @@ _SYSTEM, _ASKED, _ANSWERED, _AGAIN = (
     for number, role in enumerate(("system", "user", "assistant", "user"))
 )
 _PROBES: tuple[list[Message], ...] = (
-    [_turn("user", "Why?")],
+    [_turn("user", "Why? " * 99 + "End.")],
     [_turn("user", "one\n\ntwo"), _turn("assistant", "- a\n- b"), _turn("user", "{{ 3 }} é")],
     [_turn("user", word) if at % 2 == 0 else _turn("assistant", word)
      for at, word in enumerate("abcdefg")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,12 +93,12 @@ def write(source: Source, folder: Path, name: str, quantization: Quantization) -
     _add_sampling(writer, stated)
     for each in planned:
         _add_plan(writer, each)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for array in tensors.arrays(described, source.weights, planned):
-        writer.write_tensor_data(array)
-    writer.close()
+    with closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array in tensors.arrays(described, source.weights, planned):
+            writer.write_tensor_data(array)
     reading = turns.read(source.tokenizer, vocabulary.adds_bos)
     texts = [vocabulary.tokens[end] for end in vocabulary.ends]
     notes = [*vocabulary.notes, *reading.notes]

@@ -47,10 +47,10 @@ class Publishing:
     kind: str
     """`full`, `adapter` or `merged`."""
     dtype: str
-    gguf: str | None
-    """The name of the GGUF file beside the weights, if there is one."""
     pages: Mapping[str, str]
     """The addresses at which everyone may see the search, by what is seen there."""
+    gguf: str | None = None
+    """The name of the GGUF file beside the weights, if there is one."""
 
     @property
     def name(self) -> str:
