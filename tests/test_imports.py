@@ -117,6 +117,7 @@ LIBRARIES = {
     "tensorboardX": ("tune.tracking.tensorboard_tracker",),
     "optuna": ("tune.search", "tune.config.space", "tune.run_folder.optuna_states", "tune.report"),
     "gradio": ("serve.ui",),
+    "gguf": ("dpo_train.gguf",),
 }
 """Where a library is known, and nowhere else."""
 
