@@ -99,13 +99,18 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
         import torch  # slow to import
 
         logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
-        policy, _ = load(exported, "cpu")
-        if config.lora is not None:
-            policy = _merged(policy.float())
-            forget_base()
+        policy = merged_model(exported) if config.lora is not None else load(exported, "cpu")[0]
         with model_settings.as_loaded(policy):
             policy.to(getattr(torch, dtype)).save_pretrained(folder)
     save_tokenizer(AutoTokenizer.from_pretrained(exported, trust_remote_code=False), folder)
+
+
+def merged_model(exported: Path) -> Any:
+    """The base with an exported adapter's weights added to its own, in float32."""
+    policy, _ = load(exported, "cpu")
+    policy = _merged(policy.float())
+    forget_base()
+    return policy
 
 
 def _merged(policy: Any) -> Any:

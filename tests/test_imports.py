@@ -116,6 +116,7 @@ LIBRARIES = {
     "wandb": ("tune.tracking.wandb_client",),
     "tensorboardX": ("tune.tracking.tensorboard_tracker",),
     "optuna": ("tune.search", "tune.config.space", "tune.run_folder.optuna_states", "tune.report"),
+    "gguf": ("dpo_train.gguf",),
 }
 """Where a library is known, and nowhere else."""
 

@@ -6,7 +6,6 @@ Each command imports what it needs when it runs, so that `--help` answers within
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -89,9 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--merged", dest="merged", action="store_const", const=True,
                       help="of a LoRA the base's weights with the adapter's added")  # fmt: skip
     push.add_argument("--dtype", help="bfloat16 (default) or float32")
+    push.add_argument("--gguf", help="with a GGUF file for llama.cpp, Ollama: f16 or q8_0")
     push.add_argument("--license", help="if base model and dataset do not state the same one")
     push.add_argument("--branch", default="main", help="by default main; made if need be")
     push.add_argument("--tag", default="", help="a name for the commit, like v1")
+
+    export = command("export", _export, help="write a run's winner for llama.cpp and Ollama")
+    _add_run(export)
+    export.add_argument("--gguf", action="store_true", help="as a GGUF file, with a Modelfile")
+    export.add_argument("--quantize", choices=("f16", "q8_0"), default="f16", help="default: f16")
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="by default NAME-gguf, here")
 
     command("list", _list, help="runs and prepared data, and what they occupy")
 
@@ -140,16 +146,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from tune.config.load import load_search
+    from tune.commands.resume import wanted_trials
     from tune.run_folder.folder import find_run
 
     folder = find_run(options.run)
-    trials = None
-    if options.trials is not None:
-        if not re.fullmatch(r"\+?[0-9]{1,9}", options.trials):
-            raise InputError(f"--trials: {options.trials!r} is no number; type `--trials +16`")
-        now = load_search(folder.search_yaml).total_trials
-        trials = int(options.trials) + (now if options.trials.startswith("+") else 0)
+    trials = wanted_trials(folder, options.trials)
     from tune.search.driver import resume
 
     return _finish(lambda: resume(folder, trials))
@@ -229,17 +230,9 @@ def _clone(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from tune.commands.replay import replay
+    from tune.commands.replay import print_replay
 
-    print(f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   as recorded, as it is now")
-
-    def watch(then: dict[str, float], now: dict[str, float]) -> None:
-        columns = (
-            f"{then[name]:>11.6f}  {now[name]:>11.6f}" for name in ("eval/accuracy", "eval/nll")
-        )
-        print(f"{then['pairs_seen']:8.0f} {' '.join(columns)}", flush=True)
-
-    print(replay(options.run, options.trial, watch))
+    print_replay(options.run, options.trial)
     return _DONE
 
 
@@ -261,7 +254,7 @@ def _push(options: argparse.Namespace) -> int:
     from tune.errors import PushFailed
     from tune.publish.push import push, write
 
-    names = ("repo", "private", "merged", "dtype", "license")
+    names = ("repo", "private", "merged", "dtype", "gguf", "license")
     changes = {name: getattr(options, name) for name in names}
     if options.to is not None:
         print(f"written: {write(options.run, options.to, **changes)}; nothing was sent")
@@ -274,15 +267,21 @@ def _push(options: argparse.Namespace) -> int:
     return _DONE
 
 
+def _export(options: argparse.Namespace) -> int:
+    from tune.commands.export import export_gguf
+
+    if not options.gguf:
+        raise InputError("export: type `--gguf`; for transformers `dpo-tune push RUN --to FOLDER`")
+    path = export_gguf(options.run, options.quantize, options.to)
+    print(f"written: {path}, and {path.parent / 'Modelfile'} for `ollama create NAME -f Modelfile`")
+    return _DONE
+
+
 def _list(_: argparse.Namespace) -> int:
-    from tune.commands.list_clean import stored
+    from tune.commands.list_clean import print_stored
     from tune.run_folder.folder import runs_root
 
-    there = stored(runs_root())
-    print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
-    for item in there:
-        trials = str(item.trials) if item.kind == "run" else ""
-        print(f"{item.name:32} {item.kind:14} {item.state:11} {trials:>6} {item.gigabytes:7.3f}")
+    print_stored(runs_root())
     return _DONE
 
 

@@ -52,6 +52,14 @@ def stored(runs_dir: Path) -> list[Stored]:
     return found + prepared
 
 
+def print_stored(runs_dir: Path) -> None:
+    """The same as a table."""
+    print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
+    for item in stored(runs_dir):
+        trials = str(item.trials) if item.kind == "run" else ""
+        print(f"{item.name:32} {item.kind:14} {item.state:11} {trials:>6} {item.gigabytes:7.3f}")
+
+
 def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
     """Removes what is named, all or nothing. Raises InputError for a name that isn't there, and
     StoreError."""

@@ -97,6 +97,19 @@ def replay(
     return Replay(compared, *worst)
 
 
+def print_replay(run_folder: RunLike, trial: str) -> None:
+    """The same, printed report by report."""
+    print(f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   as recorded, as it is now")
+
+    def watch(then: Report, now: Report) -> None:
+        columns = (
+            f"{then[name]:>11.6f}  {now[name]:>11.6f}" for name in ("eval/accuracy", "eval/nll")
+        )
+        print(f"{then['pairs_seen']:8.0f} {' '.join(columns)}", flush=True)
+
+    print(replay(run_folder, trial, watch))
+
+
 def _difference(then: Report, now: Report) -> tuple[float, str, int]:
     compared = [name for name in then if name not in _NOT_OF_TRAINING]
     differences = {name: abs(then[name] - now[name]) for name in compared}

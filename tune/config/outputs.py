@@ -39,6 +39,9 @@ class HubConfig(Part):
     """Whether a LoRA goes into its base's weights; else the adapter alone is pushed."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of pushed weights; an adapter alone stays as it was trained."""
+    gguf: Literal["f16", "q8_0"] | None = None
+    """Whether a GGUF file for llama.cpp and a Modelfile for Ollama are pushed beside the weights,
+    and how its weights are stored; a LoRA is merged for it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -21,6 +21,7 @@ from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration
 
 _MOST_TRIALS = 20
+_GGUF = "\n\nIn llama.cpp: `llama-server -m {}`; in Ollama: `ollama create {} -f Modelfile`."
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Publishing:
     dtype: str
     pages: Mapping[str, str]
     """The addresses at which everyone may see the search, by what is seen there."""
+    gguf: str | None = None
+    """The name of the GGUF file beside the weights, if there is one."""
 
     @property
     def name(self) -> str:
@@ -178,12 +181,13 @@ def _usage(publishing: Publishing) -> str:
     weights = f"{publishing.dtype}; the numbers above were measured before they became that"
     if publishing.kind == "adapter":
         weights = "as they were trained"
+    gguf = _GGUF.format(publishing.gguf, publishing.name) if publishing.gguf else ""
     return (
         f"With transformers{needs}:\n\n```python\nfrom transformers import pipeline\n\n"
         f'speak = pipeline("text-generation", "{publishing.repo}")\n'
         'speak([{"role": "user", "content": "…"}], max_new_tokens=100)\n```\n\n'
         f"The chat template comes with the tokenizer. Weights are {weights}. Or behind "
-        f"OpenAI's API and a web page, with dpo-tune: `python -m serve {publishing.repo}`."
+        f"OpenAI's API and a web page, with dpo-tune: `python -m serve {publishing.repo}`.{gguf}"
     )
 
 

@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -24,6 +24,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundE
 from dpo_train import model_source
 from dpo_train.config_base import Overrides, parse
 from dpo_train.errors import InputError, one_line
+from dpo_train.gguf.tensors import Quantization
+from dpo_train.gguf.write import file_name
 from dpo_train.storage import mirror
 from tune.config.load import load_search
 from tune.config.outputs import HubConfig
@@ -127,6 +129,7 @@ class _Push:
         words += [] if hub.private else ["--public"]
         words += ["--merged"] if hub.merged else []
         words += ["--dtype", hub.dtype] if hub.dtype != usual.dtype else []
+        words += ["--gguf", hub.gguf] if hub.gguf else []
         words += ["--license", hub.license] if hub.license else []
         words += ["--branch", self.branch] if self.branch != "main" else []
         words += ["--tag", self.tag] if self.tag else []
@@ -218,6 +221,7 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
     metric = results.objective.metric
     name = metric.removeprefix("eval/")
     test = winner.test.metrics.get(name)
+    replaced = [*_OF_ANOTHER_KIND, *_gguf_files(repo)]
     on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
 
     def commit() -> str:
@@ -232,7 +236,7 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
         stale = [
             name
             for name in api.list_repo_files(repo, revision=head)
-            if name not in ours and any(fnmatch(name, kind) for kind in _OF_ANOTHER_KIND)
+            if name not in ours and any(fnmatch(name, kind) for kind in replaced)
             if "/" not in name
         ]
         made = api.create_commit(
@@ -250,6 +254,12 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
         return str(made.oid)
 
     return hub_access.patiently(commit)
+
+
+def _gguf_files(repo: str) -> list[str]:
+    """What an earlier push with `gguf` may have left of another winner."""
+    name = repo.rpartition("/")[2]
+    return ["Modelfile", *(file_name(name, kind) for kind in get_args(Quantization))]
 
 
 def _tag(repo: str, tag: str, commit: str) -> None:

@@ -17,6 +17,8 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from dpo_train import export, hub_errors
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError
+from dpo_train.gguf.exported import refuse_unwritable_base, write_exported
+from dpo_train.gguf.write import file_name
 from dpo_train.storage import mirror
 from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
@@ -51,6 +53,16 @@ def write(results: Results, config: SearchConfig, hub: HubConfig, folder: Path) 
 
 def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     """Raises InputError if the search has no winner that can be published."""
+    refuse_without_winner(results, config)
+    if results.test_of_winner is None:
+        raise InputError(
+            f"{results.place}: its winner was not judged on test, so a card would have no number "
+            f"to quote; type `dpo-tune resume {results.place} --trials +1`"
+        )
+
+
+def refuse_without_winner(results: Results, config: SearchConfig) -> None:
+    """Raises InputError if the search has no winner with weights, which are brought here."""
     if config.trainer == "simulated":
         raise InputError("a simulated search has no model to publish")
     if results.winner is None:
@@ -62,11 +74,6 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
             f"{results.place}: winner/ is of {stamp.trial}, results.json of "
             f"{results.winner.trial}; type `dpo-tune resume {results.place}` to end the search"
         )
-    if results.test_of_winner is None:
-        raise InputError(
-            f"{results.place}: its winner was not judged on test, so a card would have no number "
-            f"to quote; type `dpo-tune resume {results.place} --trials +1`"
-        )
 
 
 def refuse_unpublishable_search(config: SearchConfig, hub: HubConfig) -> None:
@@ -75,6 +82,8 @@ def refuse_unpublishable_search(config: SearchConfig, hub: HubConfig) -> None:
         raise InputError("hub.when: a simulated search has no model to publish; type never")
     if config.lora is not None or "lora" in config.space:
         _refuse_adapter_without_base(config, hub)
+    if hub.gguf:
+        refuse_unwritable_base(config.model)
 
 
 def _refuse_adapter_without_base(config: SearchConfig, hub: HubConfig) -> None:
@@ -150,8 +159,10 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> Lic
 def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:
     if not _trained_in_full(results):
         _refuse_adapter_without_base(config, hub)
+    repo = hub.repo or f"your-name/{config.name}"
+    name = repo.rpartition("/")[2]
     publishing = model_card.Publishing(
-        repo=hub.repo or f"your-name/{config.name}",
+        repo=repo,
         base=None if _is_ours_alone(config.model) else config.model.id,
         dataset=None
         if config.data.id == "sample" or redact.is_local(config.data.id)
@@ -159,9 +170,12 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
         license=find_license(config, hub),
         kind="full" if _trained_in_full(results) else "merged" if hub.merged else "adapter",
         dtype=hub.dtype,
+        gguf=file_name(name, hub.gguf) if hub.gguf else None,
         pages=trackers.public_pages(results.folder),
     )
     export.convert(results.folder.winner, folder, hub.merged, hub.dtype)
+    if hub.gguf:
+        write_exported(results.folder.winner, folder, name, hub.gguf)
     shown = redact.results(results, config)
     (folder / "README.md").write_text(str(model_card.render(shown, publishing)), encoding="utf-8")
     write_yaml(folder / "search.yaml", redact.search(config))
@@ -187,7 +201,11 @@ def _refuse_traces(folder: Path, run: RunFolder) -> None:
         traces.add(run.url.partition("?")[0])
     secrets = {get_token(), *map(os.environ.get, trackers.SECRETS)} - {None, ""}
     for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.suffix == ".safetensors" or path.name == "tokenizer.json":
+        if (
+            path.is_dir()
+            or path.suffix in (".safetensors", ".gguf")
+            or path.name == "tokenizer.json"
+        ):
             continue  # numbers, and the base's vocabulary
         text = path.read_text(encoding="utf-8")
         if any(secret and secret in text for secret in secrets):

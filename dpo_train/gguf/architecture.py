@@ -1,0 +1,172 @@
+"""The architectures that are written as GGUF: their settings, and what their tensors become.
+
+A setting that llama.cpp would not follow is refused by its name and value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpo_train.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NAMES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_TENSORS = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""GGUF's names of transformers' modules; those of a layer without `model.layers.N.`."""
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The settings of a model, by the names of GGUF."""
+
+    kind: str
+    """llama, qwen2 or qwen3: the same names in transformers and in GGUF."""
+    vocabulary: int
+    """Rows of the embedding, which may be more than the tokenizer has tokens."""
+    layers: int
+    context_length: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    norm_epsilon: float
+    rope_base: float
+    rope_factors: tuple[float, ...]
+    """What each frequency of the rotary embedding is divided by (Llama 3); empty if by nothing."""
+    is_tied: bool
+    """Whether the output layer has the input embedding's weights."""
+
+    def name(self, name: str) -> str | None:
+        """GGUF's name of transformers' parameter; None if this architecture has no such one.
+
+        It is "" for a tied output layer, which a GGUF file leaves out.
+        """
+        module, _, part = name.rpartition(".")
+        if module == "lm_head" and self.is_tied:
+            return ""
+        layer = _LAYER.fullmatch(module)
+        short = layer[2] if layer else module
+        is_known = short in _TENSORS and part in ("weight", "bias")
+        if not is_known or short.startswith(("model.", "lm_head")) == bool(layer):
+            return None
+        prefix = f"blk.{layer[1]}." if layer else ""
+        return f"{prefix}{_TENSORS[short]}.{part}"
+
+    def expected(self) -> set[str]:
+        """The names that the file must hold."""
+        attention = {"attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"}
+        parts = attention | {"attn_norm.weight", "ffn_norm.weight"}
+        parts |= {"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}
+        if self.kind == "qwen2":
+            parts |= {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
+        if self.kind == "qwen3":
+            parts |= {"attn_q_norm.weight", "attn_k_norm.weight"}
+        names = {f"blk.{layer}.{part}" for layer in range(self.layers) for part in parts}
+        names |= {"token_embd.weight", "output_norm.weight"}
+        return names if self.is_tied else names | {"output.weight"}
+
+    def arranged(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor under one of GGUF's names, as llama.cpp wants it.
+
+        transformers turns coordinate i of a head with coordinate i + head_size/2, llama.cpp turns
+        neighbours in a Llama, 2i with 2i + 1: so the rows of Q and K are interleaved. In Qwen2 and
+        Qwen3 it turns as transformers does.
+        """
+        part = name.split(".")[-2]
+        if self.kind != "llama" or part not in ("attn_q", "attn_k"):
+            return tensor
+        heads = self.heads if part == "attn_q" else self.kv_heads
+        halves = tensor.reshape(heads, 2, self.head_size // 2, *tensor.shape[1:])
+        return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def describe(config: Any) -> Architecture:
+    """The settings of transformers' configuration. Raises InputError for what can't be written."""
+    kind = config.model_type
+    if kind not in _NAMES or config.architectures not in (None, [f"{_NAMES[kind]}ForCausalLM"]):
+        own = ", ".join(config.architectures or [kind])
+        raise InputError(
+            f"gguf: the model is {own}, and what can be written are {', '.join(_NAMES.values())}; "
+            "leave GGUF out: `dpo-tune push RUN --to FOLDER` writes it for transformers, and "
+            "llama.cpp's own converter may know it"
+        )
+    if getattr(config, "quantization_config", None):
+        raise InputError("gguf: the model is quantised; give a base that is not")
+    rope = config.rope_parameters
+    _refuse_settings(config, rope)
+    return Architecture(
+        kind=kind,
+        vocabulary=config.vocab_size,
+        layers=config.num_hidden_layers,
+        context_length=config.max_position_embeddings,
+        hidden=config.hidden_size,
+        feed_forward=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_size=_head_size(config),
+        norm_epsilon=config.rms_norm_eps,
+        rope_base=rope["rope_theta"],
+        rope_factors=_rope_factors(config) if rope["rope_type"] == "llama3" else (),
+        is_tied=config.tie_word_embeddings,
+    )
+
+
+def _head_size(config: Any) -> int:
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(size)
+
+
+def _refuse_settings(config: Any, rope: Mapping[str, Any]) -> None:
+    """Raises InputError for a setting that llama.cpp does not follow in this architecture."""
+    kind = config.model_type
+    allowed: dict[str, tuple[object, ...]] = {
+        "hidden_act": ("silu",),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "use_sliding_window": (False,),
+        "rope_type": ("default", "llama3") if kind == "llama" else ("default",),
+        "partial_rotary_factor": (1, None),
+    }
+    if kind == "qwen2":  # it reads no key for the size of a head
+        allowed["head_dim"] = (config.hidden_size // config.num_attention_heads,)
+    for name, values in allowed.items():
+        value = rope.get(name, getattr(config, name, values[0]))
+        if value not in values:
+            raise InputError(
+                f"gguf: the model's config.json has {name}: {value}, and llama.cpp follows only "
+                f"{' or '.join(map(str, values))} in a {_NAMES[kind]}; leave GGUF out: `dpo-tune "
+                "push RUN --to FOLDER` writes it for transformers"
+            )
+
+
+def _rope_factors(config: Any) -> tuple[float, ...]:
+    """What Llama 3 divides the frequencies by, [head_size / 2], as transformers computes them."""
+    import torch  # slow to import
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # slow to import
+
+    slowed, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    size = _head_size(config)
+    plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, size, 2).float() / size)
+    return tuple((plain / slowed).tolist())

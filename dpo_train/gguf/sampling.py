@@ -1,0 +1,40 @@
+"""How a model samples by default, from its generation_config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NAMES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+    "max_new_tokens": "num_predict",
+}
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+"""Ollama's names of transformers' settings."""
+
+
+def defaults(generation: Any) -> dict[str, float | int]:
+    """Ollama's names and the values that the configuration states; nothing is filled in.
+
+    `do_sample: false` is temperature 0.
+    """
+    stated = {
+        ours: value
+        for theirs, ours in _NAMES.items()
+        if (value := getattr(generation, theirs, None)) is not None
+    }
+    if generation.do_sample is False:
+        kept = {name: value for name, value in stated.items() if name not in _OF_SAMPLING}
+        return {"temperature": 0, **kept}
+    return stated
+
+
+def ends(generation: Any) -> list[int]:
+    """The tokens that end an answer."""
+    stated = generation.eos_token_id
+    if stated is None:
+        return []
+    return list(stated) if isinstance(stated, list | tuple) else [stated]

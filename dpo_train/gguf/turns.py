@@ -1,0 +1,150 @@
+"""A chat template taken apart: what it writes around the turns of a conversation.
+
+Ollama has Go templates, and transformers' Jinja can't be translated in general. But most chat
+templates write a fixed text before and after each message. Those texts are read off conversations
+that the template has written, and put together again for others; where that gives another text than
+the template itself, it is not taken apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_train.reference_pass.chat_template import TEMPLATE_DATE, ChatTemplate
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The texts around messages."""
+
+    without_system: str
+    """At the start of a conversation without a system prompt: a default one, or nothing."""
+    around: dict[str, tuple[str, str]]
+    """By role what is before and after a message's content."""
+    answer: str
+    """What begins the model's answer."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt of a conversation, as the template writes it."""
+        has_system = any(message["role"] == "system" for message in messages)
+        text = "" if has_system else self.without_system
+        for message in messages:
+            before, after = self.around[message["role"]]
+            text += before + message["content"] + after
+        return text + self.answer
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a chat template."""
+
+    turns: Turns | None
+    why_not: str = ""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the turns, a line each."""
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+_SYSTEM, _ASKED, _ANSWERED, _AGAIN = (
+    _turn(role, f"{role}0text{number}")
+    for number, role in enumerate(("system", "user", "assistant", "user"))
+)
+_PROBES: tuple[list[Message], ...] = (
+    [_turn("user", "Why? " * 99 + "End.")],
+    [_turn("user", "one\n\ntwo"), _turn("assistant", "- a\n- b"), _turn("user", "{{ 3 }} é")],
+    [_turn("user", word) if at % 2 == 0 else _turn("assistant", word)
+     for at, word in enumerate("abcdefg")],
+)  # fmt: skip
+_EDITED = {
+    "takes thoughts out of earlier answers": [
+        _turn("user", "a"),
+        _turn("assistant", "<think>\nb\n</think>\n\nc"),
+        _turn("user", "d"),
+    ],
+    "takes white space off the ends of messages": [_turn("user", " a\n")],
+}
+"""What templates do to the content of messages, with a conversation that shows it."""
+
+
+def read(tokenizer: Any, adds_bos: bool) -> Reading:
+    """Takes the chat template of a tokenizer apart, and tries what comes of it on conversations.
+
+    `adds_bos`: who reads the prompt puts bos before it, so the texts have none.
+    """
+    template = ChatTemplate(tokenizer, "the model")  # fixes the day that it may write
+
+    def write(messages: list[Message], answers: bool = True) -> str:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=answers
+        )
+        return str(text).removeprefix(tokenizer.bos_token) if adds_bos else str(text)
+
+    try:
+        turns = _taken_apart(write)
+    except Exception as error:  # a template raises what it likes; without turns it is left out
+        return Reading(None, f"it can't be taken apart ({type(error).__name__})")
+    probes = [*_PROBES]
+    if "system" in turns.around:
+        probes += [[_turn("system", "Be brief."), *probe] for probe in _PROBES]
+    if wrong := next((probe for probe in probes if write(probe) != turns.render(probe)), None):
+        return Reading(None, f"it writes more than a text around each of {len(wrong)} messages")
+    notes = []
+    if "system" not in turns.around:
+        notes.append("the chat template takes no system prompt, so one is left out")
+    if template.writes_date:
+        day = f"{TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}"
+        notes.append(f"the chat template writes today's date; in TEMPLATE it stays {day}")
+    for what, probe in _EDITED.items():
+        if write(probe) != turns.render(probe):
+            notes.append(f"the chat template {what}; TEMPLATE does not")
+    return Reading(turns, notes=tuple(notes))
+
+
+def _taken_apart(write: Any) -> Turns:
+    """The texts around messages, from four conversations. Raises ValueError if they don't fit."""
+    begun, ended = _between(write([_ASKED], False), _ASKED)
+    _, answer = _between(write([_ASKED]), _ASKED)
+    _, after_answer = _between(write([_ASKED, _ANSWERED], False), _ANSWERED)
+    _, first, second, _ = _between(write([_ASKED, _ANSWERED, _AGAIN]), _ASKED, _ANSWERED, _AGAIN)
+    before_user = _without_prefix(second, after_answer)
+    around = {
+        "user": (before_user, ended),
+        "assistant": (_without_prefix(first, ended), after_answer),
+    }
+    without_system = _without_suffix(begun, before_user)
+    try:
+        before, after, _ = _between(write([_SYSTEM, _ASKED]), _SYSTEM, _ASKED)
+        around["system"] = (before, _without_suffix(after, before_user))
+    except Exception:  # a template that takes no system prompt drops it, or refuses in its own way
+        pass
+    return Turns(without_system, around, _without_prefix(answer, ended))
+
+
+def _between(text: str, *messages: Message) -> list[str]:
+    """The parts of a text before, between and after the contents of messages."""
+    parts = []
+    for message in messages:
+        part, found, text = text.partition(message["content"])
+        if not found:
+            raise ValueError(f"{message['role']} is not written")
+        parts.append(part)
+    return [*parts, text]
+
+
+def _without_prefix(text: str, prefix: str) -> str:
+    if not text.startswith(prefix):
+        raise ValueError("no fixed text after a message")
+    return text[len(prefix) :]
+
+
+def _without_suffix(text: str, suffix: str) -> str:
+    if not text.endswith(suffix):
+        raise ValueError("no fixed text before a message")
+    return text[: len(text) - len(suffix)]

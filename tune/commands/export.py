@@ -1,0 +1,46 @@
+"""A run's winner in a form for other tools: a GGUF file for llama.cpp, a Modelfile for Ollama."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+from dpo_train.errors import InputError
+from dpo_train.gguf.exported import write_exported
+from dpo_train.gguf.tensors import Quantization
+from dpo_train.gguf.write import file_name
+from dpo_train.storage.disk import discarding_partial
+from tune.config.load import load_search
+from tune.publish.repository import refuse_without_winner
+from tune.run_folder.driver_lease import only_driver
+from tune.run_folder.paths import RunLike
+from tune.run_folder.results import load_results
+
+
+def export_gguf(run: RunLike, quantization: Quantization, folder: Path | None = None) -> Path:
+    """Writes a run's winner into a folder, by default `<name>-gguf` here, which appears when it is
+    whole. Returns the file; what a person should know of how others read it is warned of.
+
+    Raises InputError for a run without a winner, a folder that holds something, and a model that
+    can't be written as GGUF; DiskFull.
+    """
+    results = load_results(run)
+    folder = (folder or Path(f"{results.name}-gguf")).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--to: {folder} holds something; name a new folder")
+    part = folder.with_name(f".{folder.name}.part")
+    with only_driver(results.folder):
+        refuse_without_winner(results, load_search(results.folder.search_yaml))
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            with discarding_partial(part):
+                notes = write_exported(results.folder.winner, part, results.name, quantization)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.replace(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return folder / file_name(results.name, quantization)
