@@ -9,7 +9,9 @@ short ones of some 27 tokens and long ones of some 300; answers are greedy or dr
 only ever takes time away. Needs the extra `benchmark`; RESULTS.md keeps what was measured.
 
     git worktree add ../before COMMIT
-    python benchmarks/serve_load.py --model sample FOLDER --before ../before --requests 2
+    python benchmarks/serve_load.py --model sample --before ../before
+    python benchmarks/serve_load.py --model FOLDER --before ../before --requests 1 --rounds 1 \\
+        --only flask transformers before ours
 """
 
 import argparse
@@ -217,7 +219,7 @@ def measure(name: str, model: str, asked: list[str], settings: dict[str, Any], r
     }
 
 
-def compare(model: Path, options: argparse.Namespace) -> None:
+def compare(label: str, model: Path, options: argparse.Namespace) -> None:
     """Measures every server with one model, and prints a table for each kind of load."""
     kinds = [(prompt, setting) for prompt in options.prompts for setting in options.settings]
     found: dict[tuple[str, str], dict[str, Row]] = {kind: {} for kind in kinds}
@@ -229,9 +231,9 @@ def compare(model: Path, options: argparse.Namespace) -> None:
                 asked = prompts(prompt, CLIENTS * options.requests)
                 row = measure(name, str(model), asked, SETTINGS[setting], options.rounds)
                 found[prompt, setting][name] = row
-                print(model.name, name, prompt, setting, row, flush=True)
+                print(label, name, prompt, setting, row, flush=True)
     for (prompt, setting), columns in found.items():
-        title = f"{model.name}, {prompt} prompts, {setting}"
+        title = f"{label}, {prompt} prompts, {setting}"
         print(f"\n{title}".ljust(43) + "".join(f"{name:>14}" for name in columns))
         for row in next(iter(columns.values())):
             print(row.ljust(42) + "".join(f"{values[row]:14.3f}" for values in columns.values()))
@@ -256,9 +258,10 @@ def main() -> None:
     for given in options.model:
         with tempfile.TemporaryDirectory() as scratch:
             if given == "random":
-                compare(random_model(Path(scratch) / "random"), options)
+                compare(given, random_model(Path(scratch) / "random"), options)
             else:
-                compare(sample.MODEL if given == "sample" else Path(given).resolve(), options)
+                folder = sample.MODEL if given == "sample" else Path(given).resolve()
+                compare(given, folder, options)
 
 
 if __name__ == "__main__":

@@ -42,18 +42,22 @@ def sample_next_tokens(logits: torch.Tensor, states: list[SamplingState]) -> lis
     which the largest is no finite number.
     """
     params = [state.params for state in states]
+    is_greedy = [p.temperature < _GREEDY_TEMPERATURE for p in params]
+    is_changed = any(state.repeated or state.additions for state in states)
+    if all(is_greedy) and not is_changed and all(p.logprobs is None for p in params):
+        best = logits.max(dim=-1)
+        _check(best.values)
+        return [TokenChoice(token) for token in best.indices.tolist()]
     scores = _penalised(logits.float(), states)
     maxima = _by_block(scores, torch.amax, _BLOCK)
-    if not bool(maxima.amax(dim=-1).isfinite().all()):
-        raise FloatingPointError("the model's logits are no numbers")
+    _check(maxima.amax(dim=-1))
     tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     greedy: list[int] = []
     whole: list[int] = []
     cut: list[int] = []
     for row, p in enumerate(params):
         is_cut = p.top_p < 1 or p.min_p > 0 or 0 < p.top_k < scores.shape[1]
-        is_greedy = p.temperature < _GREEDY_TEMPERATURE
-        (greedy if is_greedy else cut if is_cut else whole).append(row)
+        (greedy if is_greedy[row] else cut if is_cut else whole).append(row)
     if greedy:
         tokens[greedy] = _likeliest(_rows(scores, greedy), _rows(maxima, greedy))
     for rows, draw in ((whole, _draw_from_all), (cut, _draw_from_likeliest)):
@@ -62,7 +66,12 @@ def sample_next_tokens(logits: torch.Tensor, states: list[SamplingState]) -> lis
             below = _rows(scores, rows) - _rows(maxima, rows).amax(dim=-1, keepdim=True)
             weights = below.div_(temperatures).exp_()
             tokens[rows] = draw(weights, [states[row] for row in rows])
-    return _with_logprobs(scores, maxima, tokens, params)
+    return _with_logprobs(scores, tokens, params)
+
+
+def _check(largest: torch.Tensor) -> None:
+    if not bool(largest.isfinite().all()):
+        raise FloatingPointError("the model's logits are no numbers")
 
 
 # Penalties and bias
@@ -187,18 +196,19 @@ def _first_beyond(sums: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 
 def _with_logprobs(
-    scores: torch.Tensor, maxima: torch.Tensor, tokens: torch.Tensor, params: list[SamplingParams]
+    scores: torch.Tensor, tokens: torch.Tensor, params: list[SamplingParams]
 ) -> list[TokenChoice]:
     choices = [TokenChoice(token) for token in tokens.tolist()]
     asked = [row for row, p in enumerate(params) if p.logprobs is not None]
     if not asked:
         return choices
     counts = [params[row].logprobs or 0 for row in asked]
-    scores, maxima = _rows(scores, asked), _rows(maxima, asked)
+    scores = _rows(scores, asked)
+    maxima = _by_block(scores, torch.amax, _SMALL_BLOCK)
     totals = scores.logsumexp(dim=-1, keepdim=True)
     own = (scores.gather(1, _rows(tokens, asked)[:, None]) - totals).squeeze(1).tolist()
     bound = _nth_largest(maxima, counts)
-    found, ids = _at_least(scores, maxima, _BLOCK, bound, -torch.inf)
+    found, ids = _at_least(scores, maxima, _SMALL_BLOCK, bound, -torch.inf)
     ordered, order = found.sort(descending=True, stable=True)
     most = max(counts)
     values = (ordered[:, :most] - totals).tolist()
