@@ -88,7 +88,7 @@ def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
     else:
         tokens = 2 * lengths.longest_row.row * config.optim.pairs_at_once
         private = one.private(1, tokens)
-    shared = LIBRARIES_BYTES + (0 if one.own_weights else one.weights)
+    shared = LIBRARIES_BYTES + (one.weights if one.is_mapped else 0)
     return {"tokens": tokens, "private": private / 1e9, "resident": (private + shared) / 1e9}
 
 

@@ -11,31 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpo_train.config_base import Overrides, Part, parse, read_yaml
-
-LOSSES = (
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-)
-
-
-COUPLED_LOSSES = ("aot", "aot_unpaired", "sft")
-"""Those that sort a batch's rows, or take a mean over all its tokens: of two halves of a batch the
-mean is not that of the whole."""
-NOT_PACKED = ("aot", "aot_unpaired")
-"""They sort over a batch, so a pair has no loss of its own."""
+from dpo_train.config_loss import COUPLED_LOSSES, NOT_PACKED, DpoConfig
 
 
 class ModelConfig(Part):
@@ -46,6 +22,9 @@ class ModelConfig(Part):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in memory. bfloat16 only for the frozen base of a LoRA; a search on GPUs takes
     it for that by itself."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """4 or 8 bits a weight in the linear layers of a LoRA's frozen base (QLoRA); it computes in
+    `dtype` all the same. An exported adapter goes onto the base as it is published."""
 
 
 class DataColumns(Part):
@@ -146,36 +125,6 @@ class OptimConfig(Part):
         return next(size for size in range(most, 0, -1) if self.batch_size % size == 0)
 
 
-class DpoConfig(Part):
-    loss: Literal[LOSSES] | list[Literal[LOSSES]] = "sigmoid"  # type: ignore[valid-type]
-    """One of TRL's losses, or several that are added."""
-    loss_weights: list[float] | None = None
-    """Weights of several losses; 1 each by default."""
-    beta: float = Field(0.1, gt=0, le=1000)
-    """How strongly the policy is held to the reference (tau for ipo)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """For robust, exo_pair and aot, and under `trainer: packed` for sigmoid: the share of labels
-    taken to be flipped. TRL's sigmoid knows none."""
-    discopop_tau: float = Field(0.05, gt=0)
-    """For discopop: temperature of the modulation."""
-
-    @property
-    def losses(self) -> list[str]:
-        return [self.loss] if isinstance(self.loss, str) else list(self.loss)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if not self.losses:
-            raise ValueError("loss: name at least one")
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses"
-            )
-        if "exo_pair" in self.losses and self.label_smoothing == 0:
-            raise ValueError("exo_pair needs label_smoothing above 0; its paper uses 1e-3")
-        return self
-
-
 class LoraConfig(Part):
     r: int = Field(16, ge=1)
     """Rank of the adapter."""
@@ -245,6 +194,16 @@ class TrainConfig(Part):
                 "model.dtype: bfloat16 weights can't be trained in full (at learning rate 1e-5 "
                 "most updates round to nothing); type float32, on a GPU the computing is in "
                 "bfloat16 all the same, or add `lora: {}`"
+            )
+        if self.trainer == "simulated" and self.model.quantization is not None:
+            raise ValueError(
+                "model.quantization: `trainer: simulated` loads no model; take it out, or type "
+                "`trainer: trl`"
+            )
+        if self.model.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"model.quantization: weights in {self.model.quantization} can't be trained in "
+                "full; add `lora: {}`, or take model.quantization out"
             )
         if self.trainer == "packed" and self.lora is None:
             raise ValueError(

@@ -99,7 +99,7 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
         import torch  # slow to import
 
         logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
-        policy, _ = load(exported, "cpu")
+        policy, _ = load(exported, "cpu", unquantized=True)
         if config.lora is not None:
             policy = _merged(policy.float())
             forget_base()
@@ -127,8 +127,13 @@ def _merged(policy: Any) -> Any:
     return policy.merge_and_unload()
 
 
-def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The exported model, an adapter on its base. Ready to generate."""
+def load(
+    folder: Path, device: str, unquantized: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The exported model, an adapter on its base. Ready to generate.
+
+    The base is as it was in training, or, if asked, `unquantized`: as others load it.
+    """
     import torch  # slow to import
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
@@ -138,7 +143,8 @@ def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     if manifest["kind"] == "adapter":
         from peft import PeftModel  # slow to import
 
-        warm = load_base(config.model, device)
+        base = config.model.model_copy(update={"quantization": None} if unquantized else {})
+        warm = load_base(base, device)
         model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)
     else:
         dtype = getattr(torch, config.model.dtype)

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from dpo_train import model
+from dpo_train import model, quantization
 from dpo_train.activation_checkpointing import checkpointed_layers
 from dpo_train.config import TrainConfig
 from dpo_train.row_lengths import PairLength
@@ -91,6 +91,8 @@ def _counted(
     with torch.device("meta"):
         dtype = getattr(torch, config.model.dtype)
         base = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+    if config.model.quantization is not None:
+        quantization.take_over_without_values(base, config.model.quantization)
     weights = _bytes(base.parameters())
     layers = _layers(base, architecture)
     if config.trainer == "packed":

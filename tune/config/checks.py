@@ -27,6 +27,11 @@ def check(config: SearchConfig) -> SearchConfig:
             sizes = list(range(sizes[0], sizes[1] + 1))
         for size in sizes:
             config.trial({"optim.batch_size": size})
+    if config.resources.sharded and config.model.quantization is not None:
+        raise InputError(
+            f"resources.sharded: weights in {config.model.quantization} can't be shared out; type "
+            "`--set resources.sharded=false`, or take model.quantization out"
+        )
     for point in config.given_points:
         check_point(point, config.space)
         config.trial(point)

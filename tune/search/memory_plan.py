@@ -72,7 +72,7 @@ class Estimate:
         processes = min(_cpus(), at_once) if packed else at_once
         each = -(-at_once // processes) if packed else 1
         one, light = self.footprint, at_once * _LIGHT_BYTES if packed else 0
-        shared = footprint.LIBRARIES_BYTES + (0 if one.own_weights else one.weights)
+        shared = footprint.LIBRARIES_BYTES + (one.weights if one.is_mapped else 0)
         tokens, batch = self._wanted_tokens(each)
         if available is not None:
             left = (available - shared - light - _RAY_BYTES) // processes - _WORKER_BYTES
@@ -120,7 +120,7 @@ class Estimate:
                      f"{need.tokens:,} tokens")  # fmt: skip
         where = "" if self.config.device == "cpu" else " of GPU memory"
         said = f"about {_gb(need.private)} GB{where}: {', '.join(parts)}"
-        if one.is_shared and not one.own_weights:
+        if one.is_mapped:
             said += f"; and {_gb(one.weights)} weights that all share"
         return said
 

@@ -17,7 +17,13 @@ from dpo_train import model, reference
 from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
 from dpo_train.errors import OutOfMemory
-from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
+from dpo_train.memory import (
+    NO_BOUNDS,
+    MemoryBounds,
+    give_back,
+    is_out_of_memory,
+    mapped_bytes,
+)
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
@@ -67,7 +73,7 @@ class PackedEngine:
         self._packs: list[Pack] = []
         self.pack_size = PackSize()
         self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
-        weights = sum(weight.nbytes for weight in self.base.parameters())
+        weights = mapped_bytes(self.base)
         self._token_bound = TokenBound(device, memory, weights, _MOST_TOKENS[device])
         self._measured: set[tuple[tuple[Layer, ...], bool]] = set()
         self.tokens_at_once = 0

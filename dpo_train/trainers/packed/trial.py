@@ -61,7 +61,7 @@ class PackedTrial:
         self.own_layout = layout
         self.layout = layout
         """That of the vectors below: in a pack it may have the ranks and layers of the others."""
-        of_base = getattr(torch, config.model.dtype)
+        of_base = torch.float32 if config.model.quantization else getattr(torch, config.model.dtype)
         self.weights = adapters.initial(layout, config.seed, of_base).to(device)
         self.gradient = torch.zeros_like(self.weights)
         self.first_moment = torch.zeros_like(self.weights)

@@ -11,8 +11,9 @@ import trl.trainer.utils
 from trl import DPOTrainer
 
 from dpo_train import data, export, model, reference, sample
-from dpo_train.config import LOSSES, TrainConfig
+from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
+from dpo_train.config_loss import LOSSES
 from dpo_train.errors import Diverged, InputError
 from dpo_train.evaluation import test_split
 from dpo_train.memory import MemoryBounds, give_back, own_bytes

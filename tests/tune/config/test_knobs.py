@@ -1,0 +1,20 @@
+"""What only some ways to train a trial can do is refused in the others."""
+
+from typing import Any
+
+import pytest
+
+from dpo_train.errors import InputError
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
+
+
+def search(**changes: Any) -> SearchConfig:
+    return check(SearchConfig.model_validate({"name": "x", "trials": 2, "lora": {}} | changes))
+
+
+def test_weights_in_4_bits_are_not_shared_out() -> None:
+    quantized = {"quantization": "nf4"}
+    assert search(model=quantized, resources={"gpus": 2}).model.quantization == "nf4"
+    with pytest.raises(InputError, match=r"weights in nf4 can't be shared out; type `--set reso"):
+        search(model=quantized, resources={"gpus": 2, "sharded": True})
