@@ -92,6 +92,9 @@ class DataConfig(Part):
 
 
 class OptimConfig(Part):
+    name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW with its moments in float32 or in 8 bits. Those of a paged one move to the host's
+    memory where a GPU has too little. All but `adamw` need bitsandbytes and `trainer: trl`."""
     learning_rate: float = Field(1e-5, gt=0, le=10)
     """AdamW's peak learning rate."""
     batch_size: int = Field(8, ge=1)
@@ -111,6 +114,12 @@ class OptimConfig(Part):
     """Pairs over which the learning rate rises from 0; not used by `constant`."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the mean of gradients."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW's decay of the mean of their squares."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's, beside the root of that mean."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
 
@@ -195,11 +204,7 @@ class TrainConfig(Part):
                 "most updates round to nothing); type float32, on a GPU the computing is in "
                 "bfloat16 all the same, or add `lora: {}`"
             )
-        if self.trainer == "simulated" and self.model.quantization is not None:
-            raise ValueError(
-                "model.quantization: `trainer: simulated` loads no model; take it out, or type "
-                "`trainer: trl`"
-            )
+        self._refuse_unused()
         if self.model.quantization is not None and self.lora is None:
             raise ValueError(
                 f"model.quantization: weights in {self.model.quantization} can't be trained in "
@@ -234,6 +239,19 @@ class TrainConfig(Part):
                 f"{self.optim.batch_size} can't be split; lower optim.batch_size"
             )
         return self
+
+    def _refuse_unused(self) -> None:
+        """Raises ValueError for what this trainer would not heed."""
+        if self.trainer == "simulated" and self.model.quantization is not None:
+            raise ValueError(
+                "model.quantization: `trainer: simulated` loads no model; take it out, or type "
+                "`trainer: trl`"
+            )
+        if self.trainer != "trl" and self.optim.name != "adamw":
+            raise ValueError(
+                f"optim.name: {self.optim.name} needs `trainer: trl`; an adapter's moments are "
+                "small, type `name: adamw`"
+            )
 
     def next_evaluation(self, pairs_seen: int) -> int:
         """The pairs at which the next evaluation after so many is due, unless the trial ends

@@ -122,7 +122,7 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
         is_quantized=config.model.quantization is not None,
         own_weights=2 * one.weights if in_full and device == "cpu" else 0,
         # A full fine-tuning's gradients come and go with each step.
-        trial=(2 if in_full else 4) * one.trained,
+        trial=(0 if in_full else 2) * one.trained + one.moments,
         gradients=one.gradients_peak if in_full else 0,
         pass_fixed=int(factor * (2 * one.peak - two.peak)),
         pass_a_token=factor * (two.peak - one.peak) / tokens,

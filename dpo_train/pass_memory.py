@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from dpo_train import model, quantization
 from dpo_train.activation_checkpointing import checkpointed_layers
 from dpo_train.config import TrainConfig
+from dpo_train.optimizers import moment_bytes
 from dpo_train.row_lengths import PairLength
 from dpo_train.trainers import trl_patches  # noqa: F401
 from dpo_train.trainers.packed import adapters
@@ -45,6 +46,8 @@ class PassBytes:
     weights: int
     trained: int
     """float32 values of all that is trained."""
+    moments: int
+    """The optimizer's two of each of them."""
     kept: int
     """Tensors that the forward keeps for the backward."""
     peak: int
@@ -97,8 +100,10 @@ def _counted(
     layers = _layers(base, architecture)
     if config.trainer == "packed":
         run, trained, scored = _packed(base, config, pair, pairs, device)
+        moments = 2 * trained
     else:
         run, trained, scored = _padded(base, config, pair, pairs, device)
+        moments = moment_bytes(config.optim.name, base.modules())
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fill(base)
         forward, held = run()
@@ -113,6 +118,7 @@ def _counted(
     return PassBytes(
         weights=weights,
         trained=trained,
+        moments=moments,
         kept=kept,
         peak=live.noted,
         gradients_peak=trained + (embedding.nbytes if is_doubled else 0),

@@ -32,6 +32,7 @@ def check(config: SearchConfig) -> SearchConfig:
             f"resources.sharded: weights in {config.model.quantization} can't be shared out; type "
             "`--set resources.sharded=false`, or take model.quantization out"
         )
+    _check_optimizers(config)
     for point in config.given_points:
         check_point(point, config.space)
         config.trial(point)
@@ -67,6 +68,19 @@ def check(config: SearchConfig) -> SearchConfig:
     _check_rungs(config)
     _warn_of_annealing(config)
     return config
+
+
+def _check_optimizers(config: SearchConfig) -> None:
+    for name in config.optimizers - {"adamw"}:
+        if name.startswith("paged") and not config.resources.gpus:
+            raise InputError(
+                f"optim.name: {name} has pages on a GPU only; type `{name.removeprefix('paged_')}`"
+            )
+        if config.resources.sharded:
+            raise InputError(
+                f"optim.name: {name} can't be shared out; type `--set resources.sharded=false`, or "
+                "take adamw"
+            )
 
 
 def _check_grid(config: SearchConfig) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dpo_train import footprint, memory
 from dpo_train.config import TrainConfig
@@ -32,6 +33,8 @@ _SMALL_SHARE = 0.1
 """A search that by a crude upper bound needs less than this share is not counted any further."""
 _LARGER = ("lora.r", "optim.batch_size", "optim.micro_batch_size")
 """Axes of which a larger value takes more memory."""
+_LARGEST = {"optim.name": "adamw", "optim.activation_checkpointing": False}
+"""Axes of which this value takes most."""
 
 
 @dataclass(frozen=True)
@@ -250,10 +253,13 @@ def _largest_trial(config: SearchConfig) -> TrainConfig:
                 trial = override(trial, {path: max(values)})
             except InputError:  # only together with values of other axes
                 continue
+    for path, largest in _LARGEST.items():
+        if largest in _corners(config, path):
+            trial = override(trial, {path: largest})
     return trial
 
 
-def _corners(config: SearchConfig, path: str) -> list[int]:
+def _corners(config: SearchConfig, path: str) -> list[Any]:
     return config.space[path].corners if path in config.space else []
 
 

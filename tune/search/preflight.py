@@ -28,9 +28,12 @@ def refuse_impossible(config: SearchConfig) -> None:
     """
     if config.sampler.name == "cmaes":
         extras.refuse_missing("sampler.name: cmaes", "cmaes", "samplers")
-    if config.model.quantization is not None and not os.environ.get("RAY_ADDRESS"):
-        kind = config.model.quantization
-        extras.refuse_missing(f"model.quantization: {kind}", "bitsandbytes", "quantized")
+    if not os.environ.get("RAY_ADDRESS"):
+        quantized = [f"optim.name: {name}" for name in config.optimizers - {"adamw"}]
+        if config.model.quantization is not None:
+            quantized.append(f"model.quantization: {config.model.quantization}")
+        for setting in quantized:
+            extras.refuse_missing(setting, "bitsandbytes", "quantized")
     if config.confirm is not None and config.confirm.evaluate is not None:
         refuse_missing(config.confirm.evaluate)
     if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):

@@ -128,11 +128,11 @@ class PackedTrial:
             [self.steps],
             fused=True,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=optim.beta1,
+            beta2=optim.beta2,
             lr=optim.learning_rate * self._rate_factor(self.step),
             weight_decay=optim.weight_decay,
-            eps=1e-8,
+            eps=optim.epsilon,
             maximize=False,
         )
         self.gradient.zero_()

@@ -17,6 +17,7 @@ from dpo_train.config_loss import LOSSES
 from dpo_train.errors import Diverged, InputError
 from dpo_train.evaluation import test_split
 from dpo_train.memory import MemoryBounds, give_back, own_bytes
+from dpo_train.optimizers import OF_TRANSFORMERS
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from tests.helpers.small_models import SMALL, save
@@ -52,6 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
         "optim__batch_size": 16,
     },
     "full, two losses": {"dpo__loss": ["sigmoid", "sft"], "dpo__loss_weights": [1.0, 0.2]},
+    "full, adamw_8bit": {"optim__name": "adamw_8bit"},
+    "full, another AdamW": {"optim__beta1": 0.5, "optim__beta2": 0.9, "optim__epsilon": 1e-4},
     "lora": {"lora": LORA},
     "lora, apo_zero": {"lora": LORA, "dpo__loss": "apo_zero"},
 }
@@ -76,6 +79,10 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
                 "lr_scheduler_type": t.optim.schedule,
                 "warmup_steps": 16 // t.optim.batch_size,
                 "weight_decay": t.optim.weight_decay,
+                "optim": OF_TRANSFORMERS[t.optim.name],
+                "adam_beta1": t.optim.beta1,
+                "adam_beta2": t.optim.beta2,
+                "adam_epsilon": t.optim.epsilon,
                 "loss_type": t.dpo.losses,
                 "loss_weights": t.dpo.loss_weights,
                 "beta": t.dpo.beta,

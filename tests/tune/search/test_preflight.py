@@ -25,6 +25,10 @@ def search(**changes: Any) -> SearchConfig:
             {"model": {"quantization": "int8"}},
             r"model.quantization: int8 needs bitsandbytes; type `pip install 'dpo-tune\[quantized",
         ),
+        (
+            {"space": {"optim.name": {"choice": ["adamw", "adamw_8bit"]}}},
+            r"optim.name: adamw_8bit needs bitsandbytes; type `pip install 'dpo-tune\[quantized",
+        ),
     ],
 )
 def test_a_missing_package_is_said(
