@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from dpo_train.config_base import Overrides, Part, parse, read_yaml
 from dpo_train.config_loss import COUPLED_LOSSES, NOT_PACKED, DpoConfig
+from dpo_train.config_trl import F_DIVERGENCE_LOSSES, TrlConfig
 
 
 class ModelConfig(Part):
@@ -184,6 +185,8 @@ class TrainConfig(Part):
     """Optimizer and schedule."""
     dpo: DpoConfig = DpoConfig()
     """The loss."""
+    trl: TrlConfig = TrlConfig()
+    """Further fields of TRL's DPOConfig, for `trainer: trl`."""
     lora: LoraConfig | None = None
     """Null trains all weights."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -247,10 +250,31 @@ class TrainConfig(Part):
                 "model.quantization: `trainer: simulated` loads no model; take it out, or type "
                 "`trainer: trl`"
             )
+        if self.trainer != "trl" and self.trl != TrlConfig():
+            raise ValueError(
+                f"trl: its fields are for `trainer: trl`; take it out, or replace {self.trainer}"
+            )
+        self._refuse_losses_of_trl()
         if self.trainer != "trl" and self.optim.name != "adamw":
             raise ValueError(
                 f"optim.name: {self.optim.name} needs `trainer: trl`; an adapter's moments are "
                 "small, type `name: adamw`"
+            )
+
+    def _refuse_losses_of_trl(self) -> None:
+        """Raises ValueError for losses that TRL does not compute with what `trl` says."""
+        kind, losses = self.trl.f_divergence_type, self.dpo.losses
+        apart = [loss for loss in losses if loss not in F_DIVERGENCE_LOSSES]
+        if kind != "reverse_kl" and apart:
+            raise ValueError(
+                f"trl.f_divergence_type: {kind} does not go with dpo.loss {apart[0]}; it does with "
+                f"{', '.join(F_DIVERGENCE_LOSSES)}"
+            )
+        sorting = [loss for loss in losses if loss in NOT_PACKED]
+        if self.trl.use_weighting and sorting:
+            raise ValueError(
+                f"trl.use_weighting: it does not go with dpo.loss {sorting[0]}, which sorts the "
+                "pairs of a batch; take one of them out"
             )
 
     def next_evaluation(self, pairs_seen: int) -> int:

@@ -19,7 +19,7 @@ from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
 from dpo_train.errors import InputError, one_line
 from dpo_train.fused_kernels import use_fused_kernels
-from dpo_train.memory import is_out_of_memory
+from dpo_train.memory import give_back, is_out_of_memory
 from dpo_train.model_source import fetch, from_anywhere, local_folder, refuse_folder, unloadable
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def _load_quantized(config: ModelConfig, kind: Literal["nf4", "int8"], device: s
     how = quantization.quantization_config(kind)
     model = _load(config, None, quantization_config=how, device_map={"": device})
     quantization.take_over(model)
+    give_back()  # what quantising took
     return model
 
 

@@ -7,7 +7,6 @@ own 8-bit product is not used: it rounds what goes into a layer to float16 and t
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,9 +17,6 @@ from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
-
-# It says at its import that it lacks a kernel from the Hub, which would not be used.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 Kind = Literal["nf4", "int8"]
 

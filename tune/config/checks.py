@@ -40,7 +40,7 @@ def check(config: SearchConfig) -> SearchConfig:
         _check_grid(config)
     if config.sampler.name != "grid" and config.trials is None:
         raise InputError("trials: say how many, like `trials: 24`; only a grid knows by itself")
-    searched = [path for path in config.space if path.startswith("dpo.")]
+    searched = [path for path in config.space if path.startswith(("dpo.", "trl."))]
     for field, metric in (
         *(("objective", part.metric) for part in config.goal.parts),
         ("stopping.metric", config.stopping.metric),

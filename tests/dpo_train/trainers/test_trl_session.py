@@ -53,6 +53,13 @@ CASES: dict[str, dict[str, Any]] = {
         "optim__batch_size": 16,
     },
     "full, two losses": {"dpo__loss": ["sigmoid", "sft"], "dpo__loss_weights": [1.0, 0.2]},
+    "full, f-divergence": {"trl__f_divergence_type": "js_divergence"},
+    "lora, alpha-divergence": {
+        "lora": LORA,
+        "trl__f_divergence_type": "alpha_divergence",
+        "trl__f_alpha_divergence_coef": 0.3,
+    },
+    "full, weighted, padded": {"trl__use_weighting": True, "trl__pad_to_multiple_of": 32},
     "full, adamw_8bit": {"optim__name": "adamw_8bit"},
     "full, another AdamW": {"optim__beta1": 0.5, "optim__beta2": 0.9, "optim__epsilon": 1e-4},
     "lora": {"lora": LORA},
@@ -88,6 +95,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
                 "beta": t.dpo.beta,
                 "label_smoothing": t.dpo.label_smoothing,
                 "seed": t.seed,
+                **t.trl.model_dump(),
             },
         }
         for t in trials.values()
