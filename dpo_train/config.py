@@ -23,6 +23,9 @@ class ModelConfig(Part):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in memory. bfloat16 only for the frozen base of a LoRA; a search on GPUs takes
     it for that by itself."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
+    """How attention is computed: by torch's kernels, step by step, or by flash-attn on a GPU. Null
+    takes sdpa where the model has it."""
     quantization: Literal["nf4", "int8"] | None = None
     """4 or 8 bits a weight in the linear layers of a LoRA's frozen base (QLoRA); it computes in
     `dtype` all the same. An exported adapter goes onto the base as it is published."""
@@ -245,10 +248,16 @@ class TrainConfig(Part):
 
     def _refuse_unused(self) -> None:
         """Raises ValueError for what this trainer would not heed."""
-        if self.trainer == "simulated" and self.model.quantization is not None:
+        for name in ("quantization", "attention"):
+            if self.trainer == "simulated" and getattr(self.model, name) is not None:
+                raise ValueError(
+                    f"model.{name}: `trainer: simulated` loads no model; take it out, or type "
+                    "`trainer: trl`"
+                )
+        if self.trainer == "packed" and self.model.attention is not None:
             raise ValueError(
-                "model.quantization: `trainer: simulated` loads no model; take it out, or type "
-                "`trainer: trl`"
+                "model.attention: `trainer: packed` has an attention of its own; take it out, or "
+                "type `trainer: trl`"
             )
         if self.trainer != "trl" and self.trl != TrlConfig():
             raise ValueError(

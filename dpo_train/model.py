@@ -88,6 +88,7 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
     if key not in _loaded:
         fetch(config)  # this node may be another than the one that prepared the data
         tokenizer = load_tokenizer(config)
+        extras.refuse_attention(config.attention, device)
         weights = converted(config, prepared) if prepared and device == "cpu" else None
         if config.quantization is None:
             model = _load(config, weights).to(device)
@@ -135,6 +136,7 @@ def _load(config: ModelConfig, weights: Path | None, **how: Any) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
             **place,
+            attn_implementation=config.attention,
             **how,
         )
     except Exception as error:

@@ -93,7 +93,9 @@ def _counted(
 ) -> PassBytes:
     with torch.device("meta"):
         dtype = getattr(torch, config.model.dtype)
-        base = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        # flash-attn, which may not be here, keeps what sdpa keeps.
+        eager = {"attn_implementation": "eager"} if config.model.attention == "eager" else {}
+        base = AutoModelForCausalLM.from_config(architecture, dtype=dtype, **eager)
     if config.model.quantization is not None:
         quantization.take_over_without_values(base, config.model.quantization)
     weights = _bytes(base.parameters())

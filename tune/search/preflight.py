@@ -29,6 +29,7 @@ def refuse_impossible(config: SearchConfig) -> None:
     if config.sampler.name == "cmaes":
         extras.refuse_missing("sampler.name: cmaes", "cmaes", "samplers")
     if not os.environ.get("RAY_ADDRESS"):
+        extras.refuse_attention(config.model.attention, config.device)
         quantized = [f"optim.name: {name}" for name in config.optimizers - {"adamw"}]
         if config.model.quantization is not None:
             quantized.append(f"model.quantization: {config.model.quantization}")

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
 from dpo_train.errors import InputError
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
@@ -30,3 +32,13 @@ def test_a_paged_optimizer_needs_gpus() -> None:
 def test_moments_in_8_bits_are_not_shared_out() -> None:
     with pytest.raises(InputError, match=r"optim.name: adamw_8bit can't be shared out; type"):
         search(optim={"name": "adamw_8bit"}, resources={"gpus": 2, "sharded": True})
+
+
+def test_packed_trials_have_an_attention_of_their_own() -> None:
+    with pytest.raises(InputError, match=r"`trainer: packed` has an attention of its own; take it"):
+        override(TrainConfig(), {"trainer": "packed", "lora": {}, "model.attention": "eager"})
+
+
+def test_a_simulated_trial_has_no_attention() -> None:
+    with pytest.raises(InputError, match=r"model.attention: `trainer: simulated` loads no model"):
+        override(TrainConfig(), {"trainer": "simulated", "model.attention": "eager"})
