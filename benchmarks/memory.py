@@ -20,12 +20,28 @@ from typing import Any
 from synthetic import write_model, write_pairs
 
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
 
 os.environ["OMP_NUM_THREADS"] = "1"
 CASES: dict[str, dict[str, Any]] = {
     "packed": {"trainer": "packed", "lora": {}},
     "trl, LoRA": {"trainer": "trl", "lora": {}},
     "trl, full": {"trainer": "trl"},
+}
+KNOBS: dict[str, dict[str, Any]] = {
+    "checkpointed": {"optim.activation_checkpointing": True},
+    "nf4": {"model.quantization": "nf4"},
+    "int8": {"model.quantization": "int8"},
+    "nf4, checkpointed": {
+        "model.quantization": "nf4",
+        "optim.activation_checkpointing": True,
+    },
+}
+"""What saves memory, of each LoRA case."""
+CASES |= {
+    f"{kind}, {knob}": {**CASES[kind], **values}
+    for knob, values in KNOBS.items()
+    for kind in ("packed", "trl, LoRA")
 }
 TRIALS = 2
 """Of a packed engine."""
@@ -88,7 +104,7 @@ def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
     else:
         tokens = 2 * lengths.longest_row.row * config.optim.pairs_at_once
         private = one.private(1, tokens)
-    shared = LIBRARIES_BYTES + (0 if one.own_weights else one.weights)
+    shared = LIBRARIES_BYTES + (one.weights if one.is_mapped else 0)
     return {"tokens": tokens, "private": private / 1e9, "resident": (private + shared) / 1e9}
 
 
@@ -102,9 +118,9 @@ def case(model: str, kind: str, folder: Path) -> None:
             "data": {"id": str(_pairs(folder))},
             "optim": {"batch_size": PAIRS},
             "eval_every_pairs": 2 * PAIRS,
-            **CASES[kind],
         }
     )
+    config = override(config, CASES[kind])
     pairs = data.load_pairs(config.data)
     # Of its own: the reference pass is a part of what is measured.
     prepared = reference.plan(config, pairs, folder / kind / Path(model).name, "cpu")

@@ -48,14 +48,13 @@ def switch_off(model: Any) -> None:
 def kept_bytes(forward: Callable[[], Any], layers: Sequence[Any], apart: Iterable[Any]) -> int:
     """What a pass holds for its backward where these layers are computed again: what it keeps, and
     the insides of the one layer that is computed just then."""
-    apart = list(apart)
-    kept = memory.kept_bytes(forward, apart)[1]
-    were = [layer.training for layer in layers]
-    if not any(were):
-        return kept
-    for layer in layers:
-        layer.training = False
-    whole = memory.kept_bytes(forward, apart)[1]
-    for layer, was in zip(layers, were, strict=True):
-        layer.training = was
-    return kept + whole // len(layers)
+    if not any(layer.training for layer in layers):
+        return memory.kept_bytes(forward, apart)[1]
+    # One layer that is not computed again keeps what any of them holds in its turn. A pass without
+    # checkpoints could need more memory than there is.
+    last = layers[-1]
+    last.training = False
+    try:
+        return memory.kept_bytes(forward, apart)[1]
+    finally:
+        last.training = True

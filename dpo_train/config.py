@@ -11,31 +11,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpo_train.config_base import Overrides, Part, parse, read_yaml
-
-LOSSES = (
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-)
-
-
-COUPLED_LOSSES = ("aot", "aot_unpaired", "sft")
-"""Those that sort a batch's rows, or take a mean over all its tokens: of two halves of a batch the
-mean is not that of the whole."""
-NOT_PACKED = ("aot", "aot_unpaired")
-"""They sort over a batch, so a pair has no loss of its own."""
+from dpo_train.config_loss import COUPLED_LOSSES, NOT_PACKED, DpoConfig
+from dpo_train.config_trl import F_DIVERGENCE_LOSSES, TrlConfig
 
 
 class ModelConfig(Part):
@@ -46,6 +23,12 @@ class ModelConfig(Part):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights in memory. bfloat16 only for the frozen base of a LoRA; a search on GPUs takes
     it for that by itself."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] | None = None
+    """How attention is computed: by torch's kernels, step by step, or by flash-attn on a GPU. Null
+    takes sdpa where the model has it."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """4 or 8 bits a weight in the linear layers of a LoRA's frozen base (QLoRA); it computes in
+    `dtype` all the same. An exported adapter goes onto the base as it is published."""
 
 
 class DataColumns(Part):
@@ -113,6 +96,9 @@ class DataConfig(Part):
 
 
 class OptimConfig(Part):
+    name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW with its moments in float32 or in 8 bits. Those of a paged one move to the host's
+    memory where a GPU has too little. All but `adamw` need bitsandbytes and `trainer: trl`."""
     learning_rate: float = Field(1e-5, gt=0, le=10)
     """AdamW's peak learning rate."""
     batch_size: int = Field(8, ge=1)
@@ -132,6 +118,12 @@ class OptimConfig(Part):
     """Pairs over which the learning rate rises from 0; not used by `constant`."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the mean of gradients."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """AdamW's decay of the mean of their squares."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's, beside the root of that mean."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
 
@@ -144,36 +136,6 @@ class OptimConfig(Part):
         """The largest part of a batch, at most micro_batch_size, that divides it evenly."""
         most = min(self.micro_batch_size or self.batch_size, self.batch_size)
         return next(size for size in range(most, 0, -1) if self.batch_size % size == 0)
-
-
-class DpoConfig(Part):
-    loss: Literal[LOSSES] | list[Literal[LOSSES]] = "sigmoid"  # type: ignore[valid-type]
-    """One of TRL's losses, or several that are added."""
-    loss_weights: list[float] | None = None
-    """Weights of several losses; 1 each by default."""
-    beta: float = Field(0.1, gt=0, le=1000)
-    """How strongly the policy is held to the reference (tau for ipo)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """For robust, exo_pair and aot, and under `trainer: packed` for sigmoid: the share of labels
-    taken to be flipped. TRL's sigmoid knows none."""
-    discopop_tau: float = Field(0.05, gt=0)
-    """For discopop: temperature of the modulation."""
-
-    @property
-    def losses(self) -> list[str]:
-        return [self.loss] if isinstance(self.loss, str) else list(self.loss)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if not self.losses:
-            raise ValueError("loss: name at least one")
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses"
-            )
-        if "exo_pair" in self.losses and self.label_smoothing == 0:
-            raise ValueError("exo_pair needs label_smoothing above 0; its paper uses 1e-3")
-        return self
 
 
 class LoraConfig(Part):
@@ -226,6 +188,8 @@ class TrainConfig(Part):
     """Optimizer and schedule."""
     dpo: DpoConfig = DpoConfig()
     """The loss."""
+    trl: TrlConfig = TrlConfig()
+    """Further fields of TRL's DPOConfig, for `trainer: trl`."""
     lora: LoraConfig | None = None
     """Null trains all weights."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -245,6 +209,12 @@ class TrainConfig(Part):
                 "model.dtype: bfloat16 weights can't be trained in full (at learning rate 1e-5 "
                 "most updates round to nothing); type float32, on a GPU the computing is in "
                 "bfloat16 all the same, or add `lora: {}`"
+            )
+        self._refuse_unused()
+        if self.model.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"model.quantization: weights in {self.model.quantization} can't be trained in "
+                "full; add `lora: {}`, or take model.quantization out"
             )
         if self.trainer == "packed" and self.lora is None:
             raise ValueError(
@@ -275,6 +245,46 @@ class TrainConfig(Part):
                 f"{self.optim.batch_size} can't be split; lower optim.batch_size"
             )
         return self
+
+    def _refuse_unused(self) -> None:
+        """Raises ValueError for what this trainer would not heed."""
+        for name in ("quantization", "attention"):
+            if self.trainer == "simulated" and getattr(self.model, name) is not None:
+                raise ValueError(
+                    f"model.{name}: `trainer: simulated` loads no model; take it out, or type "
+                    "`trainer: trl`"
+                )
+        if self.trainer == "packed" and self.model.attention is not None:
+            raise ValueError(
+                "model.attention: `trainer: packed` has an attention of its own; take it out, or "
+                "type `trainer: trl`"
+            )
+        if self.trainer != "trl" and self.trl != TrlConfig():
+            raise ValueError(
+                f"trl: its fields are for `trainer: trl`; take it out, or replace {self.trainer}"
+            )
+        self._refuse_losses_of_trl()
+        if self.trainer != "trl" and self.optim.name != "adamw":
+            raise ValueError(
+                f"optim.name: {self.optim.name} needs `trainer: trl`; an adapter's moments are "
+                "small, type `name: adamw`"
+            )
+
+    def _refuse_losses_of_trl(self) -> None:
+        """Raises ValueError for losses that TRL does not compute with what `trl` says."""
+        kind, losses = self.trl.f_divergence_type, self.dpo.losses
+        apart = [loss for loss in losses if loss not in F_DIVERGENCE_LOSSES]
+        if kind != "reverse_kl" and apart:
+            raise ValueError(
+                f"trl.f_divergence_type: {kind} does not go with dpo.loss {apart[0]}; it does with "
+                f"{', '.join(F_DIVERGENCE_LOSSES)}"
+            )
+        sorting = [loss for loss in losses if loss in NOT_PACKED]
+        if self.trl.use_weighting and sorting:
+            raise ValueError(
+                f"trl.use_weighting: it does not go with dpo.loss {sorting[0]}, which sorts the "
+                "pairs of a batch; take one of them out"
+            )
 
     def next_evaluation(self, pairs_seen: int) -> int:
         """The pairs at which the next evaluation after so many is due, unless the trial ends

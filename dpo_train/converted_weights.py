@@ -32,10 +32,10 @@ def converted(config: ModelConfig, prepared: Path) -> Path | None:
 
     None if the model is better loaded from its own files: they have the requested dtype, or
     bfloat16 is requested (an architecture may keep some of its modules in float32, so converting
-    down could change numbers), or they are quantised, or the disk has no place for a copy.
-    Raises DiskFull.
+    down could change numbers), or they are quantised or will be, or the disk has no place for a
+    copy. Raises DiskFull.
     """
-    if config.dtype != "float32":
+    if config.dtype != "float32" or config.quantization is not None:
         return None
     source = local_folder(config) or _hub_folder(config)
     try:

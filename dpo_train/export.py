@@ -106,8 +106,8 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
 
 
 def merged_model(exported: Path) -> Any:
-    """The base with an exported adapter's weights added to its own, in float32."""
-    policy, _ = load(exported, "cpu")
+    """The base, unquantised, with an exported adapter's weights added to its own, in float32."""
+    policy, _ = load(exported, "cpu", unquantized=True)
     policy = _merged(policy.float())
     forget_base()
     return policy
@@ -132,8 +132,13 @@ def _merged(policy: Any) -> Any:
     return policy.merge_and_unload()
 
 
-def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The exported model, an adapter on its base. Ready to generate."""
+def load(
+    folder: Path, device: str, unquantized: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The exported model, an adapter on its base. Ready to generate.
+
+    The base is as it was in training, or, if asked, `unquantized`: as others load it.
+    """
     import torch  # slow to import
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
@@ -143,7 +148,8 @@ def load(folder: Path, device: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     if manifest["kind"] == "adapter":
         from peft import PeftModel  # slow to import
 
-        warm = load_base(config.model, device)
+        base = config.model.model_copy(update={"quantization": None} if unquantized else {})
+        warm = load_base(base, device)
         model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)
     else:
         dtype = getattr(torch, config.model.dtype)

@@ -36,7 +36,9 @@ class Footprint:
     process: int
     """Private, of the libraries that are imported."""
     weights: int
-    """Of the base. On a CPU all processes of a machine map them from one file."""
+    """Of the base. On a CPU all processes of a machine map them from one file, unless the process
+    has quantised them itself."""
+    is_quantized: bool
     own_weights: int
     """Of a full fine-tuning: the pristine copy, and on a CPU the changed one."""
     trial: int
@@ -58,7 +60,12 @@ class Footprint:
     @property
     def is_shared(self) -> bool:
         """Whether the base's weights are shared by all processes of a machine."""
-        return self.device == "cpu"
+        return self.device == "cpu" and not self.is_quantized
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether a process has the base's weights as a part of what all share, to the end."""
+        return self.is_shared and not self.own_weights
 
     def fixed(self, trials: int) -> int:
         """What a process of its own holds between two passes."""
@@ -112,9 +119,10 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
         device=device,
         process=PROCESS_BYTES[device],
         weights=one.weights,
+        is_quantized=config.model.quantization is not None,
         own_weights=2 * one.weights if in_full and device == "cpu" else 0,
         # A full fine-tuning's gradients come and go with each step.
-        trial=(2 if in_full else 4) * one.trained,
+        trial=(0 if in_full else 2) * one.trained + one.moments,
         gradients=one.gradients_peak if in_full else 0,
         pass_fixed=int(factor * (2 * one.peak - two.peak)),
         pass_a_token=factor * (two.peak - one.peak) / tokens,

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +89,12 @@ def kept_bytes(forward: Callable[[], T], apart: Iterable[Tensor] = ()) -> tuple[
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = forward()
     return result, sum(kept.values())
+
+
+def mapped_bytes(model: Any) -> int:
+    """Of a model's weights, those that all processes of a machine map from its file on a CPU:
+    quantised ones each process has made for itself."""
+    return sum(weight.nbytes for weight in model.parameters() if weight.is_floating_point())
 
 
 def give_back() -> None:

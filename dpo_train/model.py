@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dpo_train import activation_checkpointing, model_settings
+from dpo_train import activation_checkpointing, extras, model_settings
 from dpo_train.config import LoraConfig, ModelConfig
 from dpo_train.converted_weights import converted
 from dpo_train.errors import InputError, one_line
 from dpo_train.fused_kernels import use_fused_kernels
-from dpo_train.memory import is_out_of_memory
+from dpo_train.memory import give_back, is_out_of_memory
 from dpo_train.model_source import fetch, from_anywhere, local_folder, refuse_folder, unloadable
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class WarmBase:
         for wrapper in ("forward", "_original_forward"):
             self.model.__dict__.pop(wrapper, None)
         activation_checkpointing.switch_off(self.model)
-        self.model.requires_grad_(True)
+        for weight in self.model.parameters():
+            weight.requires_grad_(weight.is_floating_point())  # packed ones are bytes
         self.model.train()
         with torch.no_grad():
             if self.pristine is not None:
@@ -87,8 +88,12 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
     if key not in _loaded:
         fetch(config)  # this node may be another than the one that prepared the data
         tokenizer = load_tokenizer(config)
+        extras.refuse_attention(config.attention, device)
         weights = converted(config, prepared) if prepared and device == "cpu" else None
-        model = _load(config, weights).to(device)
+        if config.quantization is None:
+            model = _load(config, weights).to(device)
+        else:
+            model = _load_quantized(config, config.quantization, device)
         if device == "cuda":
             use_fused_kernels(model)
         _loaded.clear()  # one base at a time: a second would double the memory
@@ -100,7 +105,19 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
     return _loaded[key]
 
 
-def _load(config: ModelConfig, weights: Path | None) -> Any:
+def _load_quantized(config: ModelConfig, kind: Literal["nf4", "int8"], device: str) -> Any:
+    """The model on its device, with packed linear layers. Raises InputError."""
+    extras.refuse_missing(f"model.quantization: {kind}", "bitsandbytes", "quantized")
+    from dpo_train import quantization  # imports torch and transformers, slowly
+
+    how = quantization.quantization_config(kind)
+    model = _load(config, None, quantization_config=how, device_map={"": device})
+    quantization.take_over(model)
+    give_back()  # what quantising took
+    return model
+
+
+def _load(config: ModelConfig, weights: Path | None, **how: Any) -> Any:
     """The model with the settings in which it trains, from converted `weights` or its own files.
 
     Raises InputError for what transformers can't load, and for weights that are not all there:
@@ -119,6 +136,8 @@ def _load(config: ModelConfig, weights: Path | None) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
             **place,
+            attn_implementation=config.attention,
+            **how,
         )
     except Exception as error:
         # A full disk has a number; that transformers finds no file of weights has none.
@@ -216,7 +235,7 @@ def refuse_missing_targets(base: PreTrainedModel, lora: LoraConfig) -> None:
             linear = [
                 name.rpartition(".")[2]
                 for name, module in base.named_modules()
-                if type(module).__name__ in ("Linear", "Conv1D")
+                if type(module).__name__ in ("Linear", "Conv1D", "QuantizedLinear")
             ]
             there = ", ".join(dict.fromkeys(name for name in linear if name != "lm_head"))
             raise InputError(

@@ -22,9 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from dpo_train import model
+from dpo_train import model, quantization
 from dpo_train.activation_checkpointing import checkpointed_layers
 from dpo_train.config import TrainConfig
+from dpo_train.optimizers import moment_bytes
 from dpo_train.row_lengths import PairLength
 from dpo_train.trainers import trl_patches  # noqa: F401
 from dpo_train.trainers.packed import adapters
@@ -45,6 +46,8 @@ class PassBytes:
     weights: int
     trained: int
     """float32 values of all that is trained."""
+    moments: int
+    """The optimizer's two of each of them."""
     kept: int
     """Tensors that the forward keeps for the backward."""
     peak: int
@@ -90,13 +93,19 @@ def _counted(
 ) -> PassBytes:
     with torch.device("meta"):
         dtype = getattr(torch, config.model.dtype)
-        base = AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+        # flash-attn, which may not be here, keeps what sdpa keeps.
+        eager = {"attn_implementation": "eager"} if config.model.attention == "eager" else {}
+        base = AutoModelForCausalLM.from_config(architecture, dtype=dtype, **eager)
+    if config.model.quantization is not None:
+        quantization.take_over_without_values(base, config.model.quantization)
     weights = _bytes(base.parameters())
     layers = _layers(base, architecture)
     if config.trainer == "packed":
         run, trained, scored = _packed(base, config, pair, pairs, device)
+        moments = 2 * trained
     else:
         run, trained, scored = _padded(base, config, pair, pairs, device)
+        moments = moment_bytes(config.optim.name, base.modules())
     with FakeTensorMode(allow_non_fake_inputs=True):
         _fill(base)
         forward, held = run()
@@ -111,6 +120,7 @@ def _counted(
     return PassBytes(
         weights=weights,
         trained=trained,
+        moments=moments,
         kept=kept,
         peak=live.noted,
         gradients_peak=trained + (embedding.nbytes if is_doubled else 0),

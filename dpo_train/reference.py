@@ -64,10 +64,16 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     ordered = [(name, row) for name in SPLITS for row in pairs.splits[name]]
     contents = ({"split": name, **row.as_json()} for name, row in ordered)
     text = "".join(json.dumps(content, ensure_ascii=False) + "\n" for content in contents)
+    further = {
+        "quantization": config.model.quantization,
+        "attention": config.model.attention,
+    }
     recipe = {
         "format": FORMAT,
         "model": model_source.fingerprint(config.model),
         "dtype": config.model.dtype,
+        # Left out where they are not used, so that data of earlier versions keep their names.
+        **{name: value for name, value in further.items() if value is not None},
         "device": device,
         "max_length_tokens": config.data.max_length_tokens,
         # Of two searches over the same rows one may leave bad ones out and the other may not.

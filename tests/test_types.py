@@ -14,13 +14,11 @@ PARAMETERS_AT_MOST = 5
 """Of a function, `self` and `cls` apart."""
 
 ATTENTION = "the interface of transformers' attention functions"
-AUTOGRAD = "torch hands autograd's forward all tensors one by one"
 TRITON = "a Triton kernel takes pointers and sizes one by one"
 MANY_PARAMETERS = {
     "dpo_train/trainers/packed/forward.py attend": ATTENTION,
     "dpo_train/trainers/packed/kernels.py _kernels.add": TRITON,
     "dpo_train/trainers/packed/kernels.py _kernels.score": TRITON,
-    "dpo_train/trainers/packed/linear.py _Adapted.forward": AUTOGRAD,
     "serve/attention.py attend": ATTENTION,
 }
 """The functions that may have more, and why."""

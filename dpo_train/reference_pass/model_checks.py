@@ -76,6 +76,11 @@ class ModelChecks:
         quantised = getattr(self._config, "quantization_config", None)
         if quantised is None:
             return
+        if self._base.quantization is not None:
+            raise InputError(
+                f"model.quantization: {self._base.quantization} of {self._base.id!r}, which is "
+                "published quantised; take model.quantization out, or give the model unquantised"
+            )
         from transformers.quantizers import AutoHfQuantizer  # slow to import
 
         try:

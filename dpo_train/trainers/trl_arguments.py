@@ -6,15 +6,20 @@ from pathlib import Path
 
 from trl import DPOConfig
 
+from dpo_train import extras
 from dpo_train.activation_checkpointing import OPTIONS
 from dpo_train.config import TrainConfig
+from dpo_train.errors import InputError
+from dpo_train.optimizers import OF_TRANSFORMERS, Name
 from dpo_train.trainers.process_group import ProcessGroup
 
 
 def trl_arguments(
     config: TrainConfig, scratch: Path, device: str, process_group: ProcessGroup
 ) -> DPOConfig:
+    """Raises InputError for an optimizer that can't be had here."""
     optim, dpo = config.optim, config.dpo
+    _refuse_impossible(optim.name, device)
     # The share of one process: an equal part of each batch, and of the pairs at once.
     count = process_group.count
     most = max(1, optim.pairs_at_once // count)
@@ -25,16 +30,25 @@ def trl_arguments(
         per_device_train_batch_size=own.pairs_at_once,
         gradient_accumulation_steps=own.batch_size // own.pairs_at_once,
         num_train_epochs=optim.epochs,
+        optim=OF_TRANSFORMERS[optim.name],
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
         warmup_steps=0 if optim.schedule == "constant" else optim.warmup_steps,
         weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_epsilon=optim.epsilon,
         max_grad_norm=optim.max_grad_norm,
         loss_type=dpo.losses,
         loss_weights=dpo.loss_weights,
         beta=dpo.beta,
         label_smoothing=dpo.label_smoothing,
         discopop_tau=dpo.discopop_tau,
+        f_divergence_type=config.trl.f_divergence_type,
+        f_alpha_divergence_coef=config.trl.f_alpha_divergence_coef,
+        use_weighting=config.trl.use_weighting,
+        pad_to_multiple_of=config.trl.pad_to_multiple_of,
+        torch_empty_cache_steps=config.trl.torch_empty_cache_steps,
         seed=config.seed,
         precompute_ref_log_probs=True,
         max_length=None,
@@ -53,3 +67,13 @@ def trl_arguments(
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def _refuse_impossible(optimizer: Name, device: str) -> None:
+    """On a CPU bitsandbytes leaves the pages out, with a warning."""
+    if optimizer == "adamw":
+        return
+    extras.refuse_missing(f"optim.name: {optimizer}", "bitsandbytes", "quantized")
+    if optimizer.startswith("paged") and device == "cpu":
+        unpaged = optimizer.removeprefix("paged_")
+        raise InputError(f"optim.name: {optimizer} has pages on a GPU only; type `name: {unpaged}`")

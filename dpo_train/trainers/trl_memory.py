@@ -10,7 +10,8 @@ from trl import DPOTrainer
 from dpo_train import reference
 from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import TrainConfig
-from dpo_train.memory import MemoryBounds, give_back
+from dpo_train.memory import MemoryBounds, give_back, mapped_bytes
+from dpo_train.optimizers import moment_bytes
 from dpo_train.scoring import logps
 from dpo_train.trainers.token_bound import TokenBound
 
@@ -54,11 +55,12 @@ def pairs_that_fit(
     trainer._metrics["train"].clear()  # the pass was no step
     give_back()
 
-    weights = sum(weight.nbytes for weight in trainer.model.parameters())
+    weights = mapped_bytes(trainer.model)
     trained = sum(weight.nbytes for weight in trainer.model.parameters() if weight.requires_grad)
     # Gradients and two moments come with the first step; a step also gives this process its own
     # copy of the weights that it changes, where they were mapped from their file.
-    still_to_come = (3 if config.lora or device == "cuda" else 4) * trained
+    still_to_come = (1 if config.lora or device == "cuda" else 2) * trained
+    still_to_come += moment_bytes(config.optim.name, trainer.model.modules())
     bound = TokenBound(device, memory, weights, most=at_once * longest)
     bound.measured(kept, 2 * lengths[median])
     here = bound.tokens(longest, still_to_come) // longest

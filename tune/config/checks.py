@@ -27,6 +27,12 @@ def check(config: SearchConfig) -> SearchConfig:
             sizes = list(range(sizes[0], sizes[1] + 1))
         for size in sizes:
             config.trial({"optim.batch_size": size})
+    if config.resources.sharded and config.model.quantization is not None:
+        raise InputError(
+            f"resources.sharded: weights in {config.model.quantization} can't be shared out; type "
+            "`--set resources.sharded=false`, or take model.quantization out"
+        )
+    _check_optimizers(config)
     for point in config.given_points:
         check_point(point, config.space)
         config.trial(point)
@@ -34,7 +40,7 @@ def check(config: SearchConfig) -> SearchConfig:
         _check_grid(config)
     if config.sampler.name != "grid" and config.trials is None:
         raise InputError("trials: say how many, like `trials: 24`; only a grid knows by itself")
-    searched = [path for path in config.space if path.startswith("dpo.")]
+    searched = [path for path in config.space if path.startswith(("dpo.", "trl."))]
     for field, metric in (
         *(("objective", part.metric) for part in config.goal.parts),
         ("stopping.metric", config.stopping.metric),
@@ -61,6 +67,19 @@ def check(config: SearchConfig) -> SearchConfig:
     _check_rungs(config)
     _warn_of_annealing(config)
     return config
+
+
+def _check_optimizers(config: SearchConfig) -> None:
+    for name in config.optimizers - {"adamw"}:
+        if name.startswith("paged") and not config.resources.gpus:
+            raise InputError(
+                f"optim.name: {name} has pages on a GPU only; type `{name.removeprefix('paged_')}`"
+            )
+        if config.resources.sharded:
+            raise InputError(
+                f"optim.name: {name} can't be shared out; type `--set resources.sharded=false`, or "
+                "take adamw"
+            )
 
 
 def _check_grid(config: SearchConfig) -> None:

@@ -272,6 +272,12 @@ class SearchConfig(TrainConfig):
         return self.total_trials + finalists * self.confirm.seeds
 
     @property
+    def optimizers(self) -> set[str]:
+        """All that a trial of this search may have."""
+        axis = self.space.get("optim.name")
+        return set(axis.corners) if axis else {self.optim.name}
+
+    @property
     def most_epochs(self) -> int:
         axis = self.space.get("optim.epochs")
         return max(axis.corners) if axis else self.optim.epochs

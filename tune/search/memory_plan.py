@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dpo_train import footprint, memory
 from dpo_train.config import TrainConfig
@@ -32,6 +33,8 @@ _SMALL_SHARE = 0.1
 """A search that by a crude upper bound needs less than this share is not counted any further."""
 _LARGER = ("lora.r", "optim.batch_size", "optim.micro_batch_size")
 """Axes of which a larger value takes more memory."""
+_LARGEST = {"optim.name": "adamw", "optim.activation_checkpointing": False}
+"""Axes of which this value takes most."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Estimate:
         processes = min(_cpus(), at_once) if packed else at_once
         each = -(-at_once // processes) if packed else 1
         one, light = self.footprint, at_once * _LIGHT_BYTES if packed else 0
-        shared = footprint.LIBRARIES_BYTES + (0 if one.own_weights else one.weights)
+        shared = footprint.LIBRARIES_BYTES + (one.weights if one.is_mapped else 0)
         tokens, batch = self._wanted_tokens(each)
         if available is not None:
             left = (available - shared - light - _RAY_BYTES) // processes - _WORKER_BYTES
@@ -120,7 +123,7 @@ class Estimate:
                      f"{need.tokens:,} tokens")  # fmt: skip
         where = "" if self.config.device == "cpu" else " of GPU memory"
         said = f"about {_gb(need.private)} GB{where}: {', '.join(parts)}"
-        if one.is_shared and not one.own_weights:
+        if one.is_mapped:
             said += f"; and {_gb(one.weights)} weights that all share"
         return said
 
@@ -250,10 +253,13 @@ def _largest_trial(config: SearchConfig) -> TrainConfig:
                 trial = override(trial, {path: max(values)})
             except InputError:  # only together with values of other axes
                 continue
+    for path, largest in _LARGEST.items():
+        if largest in _corners(config, path):
+            trial = override(trial, {path: largest})
     return trial
 
 
-def _corners(config: SearchConfig, path: str) -> list[int]:
+def _corners(config: SearchConfig, path: str) -> list[Any]:
     return config.space[path].corners if path in config.space else []
 
 

@@ -5,13 +5,12 @@ It looks for too few GPUs, too little disk, missing packages, and a Hub that wou
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_train import model_source
+from dpo_train import extras, model_source
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError
 from dpo_train.storage.disk import free_bytes
@@ -27,12 +26,15 @@ def refuse_impossible(config: SearchConfig) -> None:
     A cluster's GPUs can't be counted from here, Ray waits for them; the disk is compared with a
     model that lies on it.
     """
-    for package in {"cmaes": ["cmaes"]}.get(config.sampler.name, []):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"sampler.name: {config.sampler.name} needs {package}; type "
-                "`pip install 'dpo-tune[samplers]'`"
-            )
+    if config.sampler.name == "cmaes":
+        extras.refuse_missing("sampler.name: cmaes", "cmaes", "samplers")
+    if not os.environ.get("RAY_ADDRESS"):
+        extras.refuse_attention(config.model.attention, config.device)
+        quantized = [f"optim.name: {name}" for name in config.optimizers - {"adamw"}]
+        if config.model.quantization is not None:
+            quantized.append(f"model.quantization: {config.model.quantization}")
+        for setting in quantized:
+            extras.refuse_missing(setting, "bitsandbytes", "quantized")
     if config.confirm is not None and config.confirm.evaluate is not None:
         refuse_missing(config.confirm.evaluate)
     if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):

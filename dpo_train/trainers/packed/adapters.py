@@ -112,7 +112,7 @@ def initial(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> Te
     """The adapter as PEFT draws it after `set_seed(seed)`: A uniform, B zero, float32, on the CPU.
 
     PEFT makes two linear layers, whose own values are drawn first and thrown away. It rounds A to
-    the `dtype` of the base.
+    the `dtype` of the base, if that is no quantised one.
     """
     flat = torch.zeros(layout.size)
     with torch.random.fork_rng(devices=[]):

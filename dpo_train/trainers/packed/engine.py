@@ -17,7 +17,13 @@ from dpo_train import model, reference
 from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import LoraConfig, ModelConfig, TrainConfig
 from dpo_train.errors import OutOfMemory
-from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
+from dpo_train.memory import (
+    NO_BOUNDS,
+    MemoryBounds,
+    give_back,
+    is_out_of_memory,
+    mapped_bytes,
+)
 from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
@@ -67,7 +73,7 @@ class PackedEngine:
         self._packs: list[Pack] = []
         self.pack_size = PackSize()
         self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
-        weights = sum(weight.nbytes for weight in self.base.parameters())
+        weights = mapped_bytes(self.base)
         self._token_bound = TokenBound(device, memory, weights, _MOST_TOKENS[device])
         self._measured: set[tuple[tuple[Layer, ...], bool]] = set()
         self.tokens_at_once = 0
@@ -77,9 +83,10 @@ class PackedEngine:
     def join(self, config: TrainConfig) -> PackedTrial:
         """A new trial, which trains when it is named to `step`."""
         assert config.lora is not None
-        layout = Layout(self._adapted_layers(config.lora), config.lora.r)
+        checkpointed = bool(self._checkpointed) or config.optim.activation_checkpointing
+        layout = Layout(self._adapted_layers(config.lora, checkpointed), config.lora.r)
         trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
-        if config.optim.activation_checkpointing and not self._checkpointed:
+        if checkpointed:  # the comparison with PEFT may have switched it off
             self._checkpointed = checkpointed_layers(self.base)
         self._measure(trial)
         self.tokens_at_once = self.tokens_at_once or self.tokens_per_pass([trial])
@@ -277,7 +284,7 @@ class PackedEngine:
         give_back()
         return False
 
-    def _adapted_layers(self, lora: LoraConfig) -> tuple[Layer, ...]:
+    def _adapted_layers(self, lora: LoraConfig, checkpointed: bool) -> tuple[Layer, ...]:
         """Raises InputError for what the self-check refuses: at every call, and without a change
         to what other trials train."""
         key = str(lora.target_modules)
@@ -290,7 +297,13 @@ class PackedEngine:
             for stack in self._stacks.values():
                 stack.adapters = None
             adapted = AdaptedBase(
-                self.base, self._stacks, found, lora, self._device, self._own_attention
+                self.base,
+                self._stacks,
+                found,
+                lora,
+                self._device,
+                self._own_attention,
+                checkpointed,
             )
             check_once(self._prepared, adapted, self.train.pairs)
             self._layers[key] = found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from dpo_train.quantization import whole_weight
 from dpo_train.trainers.packed import kernels
 from dpo_train.trainers.packed.forward import AUTOCAST
 
@@ -48,8 +49,8 @@ class StackedLinear:
         """x: (k, N, inputs)"""
         layer, adapters = self._layer, self.adapters
         if adapters is None:
-            return linear(x, layer.weight, layer.bias)
-        y: Tensor = _Adapted.apply(x, adapters.a, layer.weight, layer.bias, adapters)  # type: ignore[no-untyped-call]
+            return linear(x, whole_weight(layer), layer.bias)
+        y: Tensor = _Adapted.apply(x, adapters.a, layer, adapters)  # type: ignore[no-untyped-call]
         return y
 
     def remove(self) -> None:
@@ -61,34 +62,36 @@ class _Adapted(torch.autograd.Function):
 
     The low-rank states are kept as (k, rank, N): products with a result that is wide, not `rank`
     narrow, are up to four times as fast on a CPU. Gradients of A and B go straight to where they
-    are summed; a stays an input so that the first layer, whose x has no gradient, gets a node.
+    are summed; a stays an input so that the first layer, whose x has no gradient, gets a node. A
+    quantised weight is made whole for each direction.
     """
 
     # autograd hands the inputs over one by one, behind its own context.
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None, adapters: Adapters
+        ctx: Any, x: Tensor, a: Tensor, layer: nn.Linear, adapters: Adapters
     ) -> Tensor:
-        y = linear(x, weight, bias)
+        y = linear(x, whole_weight(layer), layer.bias)
         x_low = x.to(a.dtype)
         low = torch.bmm(a, x_low.transpose(1, 2))
         y = _plus_wide(y, low, adapters.b)
-        ctx.save_for_backward(x_low, low, weight)
-        ctx.adapters, ctx.x_dtype = adapters, x.dtype
+        ctx.save_for_backward(x_low, low)
+        ctx.layer, ctx.adapters, ctx.x_dtype = layer, adapters, x.dtype
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
-        x, low, weight = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+        x, low = ctx.saved_tensors
         adapters: Adapters = ctx.adapters
         slope = gradient.to(low.dtype)
         low_slope = torch.bmm(adapters.b, slope.transpose(1, 2))
         _add_product(adapters.b_gradient, low, slope)
         _add_product(adapters.a_gradient, low_slope, x)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        x_slope = _plus_wide(gradient @ weight.to(gradient.dtype), low_slope, adapters.a)
-        return x_slope.to(ctx.x_dtype), None, None, None, None
+            return None, None, None, None
+        weight = whole_weight(ctx.layer).to(gradient.dtype)
+        x_slope = _plus_wide(gradient @ weight, low_slope, adapters.a)
+        return x_slope.to(ctx.x_dtype), None, None, None
 
 
 def _plus_wide(total: Tensor, low: Tensor, half: Tensor) -> Tensor:

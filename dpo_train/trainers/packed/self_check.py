@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpo_train.activation_checkpointing import checkpointed_layers, switch_off
 from dpo_train.config import LoraConfig
 from dpo_train.errors import InputError
+from dpo_train.memory import give_back
 from dpo_train.trainers.packed.adapters import PREFIX, Layer, Layout, wrap
 from dpo_train.trainers.packed.forward import (
     ATTENTION,
@@ -79,6 +81,8 @@ class AdaptedBase:
     device: str
     attention: str
     """The attention that the base had before."""
+    checkpointed: bool
+    """Whether its layers are computed again in the backward; a check needs no more memory then."""
 
 
 def compare_with_reference(base: PreTrainedModel, split: Split, device: str) -> None:
@@ -128,12 +132,18 @@ def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     layout = Layout(adapted.layers, min(adapted.lora.r, _RANK))
     flat = _random_adapter(layout, device)
     shares = _shares(pairs, device)
+    if adapted.checkpointed:
+        for module in checkpointed_layers(base):
+            module.training = True
     try:
         with errors_refused():
             ours = _packed(adapted, layout, flat, pairs, shares)
     finally:
         for stack in adapted.stacks.values():
             stack.adapters = None
+        if adapted.checkpointed:
+            switch_off(base.eval())
+        give_back()  # before PEFT's passes take theirs
     with _as_peft_has_it(base, layout, flat, adapted.lora) as wrapped:
         untrained = sorted(_trainable(wrapped) - set(_named(layout, flat)))
         if untrained:

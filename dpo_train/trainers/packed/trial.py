@@ -61,7 +61,7 @@ class PackedTrial:
         self.own_layout = layout
         self.layout = layout
         """That of the vectors below: in a pack it may have the ranks and layers of the others."""
-        of_base = getattr(torch, config.model.dtype)
+        of_base = torch.float32 if config.model.quantization else getattr(torch, config.model.dtype)
         self.weights = adapters.initial(layout, config.seed, of_base).to(device)
         self.gradient = torch.zeros_like(self.weights)
         self.first_moment = torch.zeros_like(self.weights)
@@ -128,11 +128,11 @@ class PackedTrial:
             [self.steps],
             fused=True,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=optim.beta1,
+            beta2=optim.beta2,
             lr=optim.learning_rate * self._rate_factor(self.step),
             weight_decay=optim.weight_decay,
-            eps=1e-8,
+            eps=optim.epsilon,
             maximize=False,
         )
         self.gradient.zero_()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from dpo_train import data, reference
 from dpo_train.config import LoraConfig, OptimConfig, TrainConfig
+from dpo_train.config_base import override
 from tests.conftest import ROOT
 from tests.helpers.ports import free_port
 
@@ -46,6 +48,7 @@ def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: b
 
 
 LONG = pytest.mark.cluster
+OPTIM = OptimConfig(batch_size=8, learning_rate=1e-3, epochs=2, warmup_pairs=16)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +63,24 @@ def test_two_processes_give_the_numbers_of_one(
     lora: LoraConfig | None, sharded: bool, small_config: TrainConfig, small_prepared: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    optim = OptimConfig(batch_size=8, learning_rate=1e-3, epochs=2, warmup_pairs=16)
-    config = small_config.model_copy(update={"optim": optim, "lora": lora})
-    ((alone, _),) = train(config, small_prepared, tmp_path / "one", 1, False)
-    both = train(config, small_prepared, tmp_path / "two", 2, sharded)
+    config = small_config.model_copy(update={"optim": OPTIM, "lora": lora})
+    compare(config, small_prepared, sharded, tmp_path)
+
+
+@LONG
+def test_two_processes_over_a_base_in_4_bits_do_too(
+    small_config: TrainConfig, tmp_path: Path
+) -> None:
+    config = override(small_config, {"lora.r": 4, "model.quantization": "nf4"})
+    config = config.model_copy(update={"optim": OPTIM})
+    prepared = reference.plan(config, data.load_pairs(config.data), tmp_path, "cpu")
+    reference.prepare(prepared)
+    compare(config, prepared, False, tmp_path)
+
+
+def compare(config: TrainConfig, prepared: Path, sharded: bool, tmp_path: Path) -> None:
+    ((alone, _),) = train(config, prepared, tmp_path / "one", 1, False)
+    both = train(config, prepared, tmp_path / "two", 2, sharded)
     assert [report["pairs_seen"] for report in alone] == [16, 32, 48, 64, 80]
     names = [name for name in alone[0] if name.startswith(("eval/", "train/loss", "pairs_seen"))]
     for trials in both:  # of each rank: one, and one that went on from its saved state
@@ -73,7 +90,7 @@ def test_two_processes_give_the_numbers_of_one(
                     {name: then[name] for name in names}, rel=TOLERANCE, abs=TOLERANCE
                 )
                 assert {name: now[name] for name in names} == expected
-    file = "adapter_model.safetensors" if lora else "model.safetensors"
+    file = "adapter_model.safetensors" if config.lora else "model.safetensors"
     for trial in ("first", "second"):
         here, there = (load_file(tmp_path / side / trial / file) for side in ("one", "two"))
         assert here.keys() == there.keys()

@@ -11,11 +11,13 @@ import trl.trainer.utils
 from trl import DPOTrainer
 
 from dpo_train import data, export, model, reference, sample
-from dpo_train.config import LOSSES, TrainConfig
+from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
+from dpo_train.config_loss import LOSSES
 from dpo_train.errors import Diverged, InputError
 from dpo_train.evaluation import test_split
 from dpo_train.memory import MemoryBounds, give_back, own_bytes
+from dpo_train.optimizers import OF_TRANSFORMERS
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from tests.helpers.small_models import SMALL, save
@@ -51,6 +53,15 @@ CASES: dict[str, dict[str, Any]] = {
         "optim__batch_size": 16,
     },
     "full, two losses": {"dpo__loss": ["sigmoid", "sft"], "dpo__loss_weights": [1.0, 0.2]},
+    "full, f-divergence": {"trl__f_divergence_type": "js_divergence"},
+    "lora, alpha-divergence": {
+        "lora": LORA,
+        "trl__f_divergence_type": "alpha_divergence",
+        "trl__f_alpha_divergence_coef": 0.3,
+    },
+    "full, weighted, padded": {"trl__use_weighting": True, "trl__pad_to_multiple_of": 32},
+    "full, adamw_8bit": {"optim__name": "adamw_8bit"},
+    "full, another AdamW": {"optim__beta1": 0.5, "optim__beta2": 0.9, "optim__epsilon": 1e-4},
     "lora": {"lora": LORA},
     "lora, apo_zero": {"lora": LORA, "dpo__loss": "apo_zero"},
 }
@@ -75,11 +86,16 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
                 "lr_scheduler_type": t.optim.schedule,
                 "warmup_steps": 16 // t.optim.batch_size,
                 "weight_decay": t.optim.weight_decay,
+                "optim": OF_TRANSFORMERS[t.optim.name],
+                "adam_beta1": t.optim.beta1,
+                "adam_beta2": t.optim.beta2,
+                "adam_epsilon": t.optim.epsilon,
                 "loss_type": t.dpo.losses,
                 "loss_weights": t.dpo.loss_weights,
                 "beta": t.dpo.beta,
                 "label_smoothing": t.dpo.label_smoothing,
                 "seed": t.seed,
+                **t.trl.model_dump(),
             },
         }
         for t in trials.values()

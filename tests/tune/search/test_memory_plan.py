@@ -87,11 +87,18 @@ def test_a_trial_that_does_not_fit_alone_is_refused(machine: Any, rows: list[Row
 def test_the_largest_values_of_the_space_count() -> None:
     wide = search(
         lora={"r": 4},
-        space={"lora.r": {"choice": [4, 64]}, "optim.batch_size": {"choice": [2, 16]}},
+        space={
+            "lora.r": {"choice": [4, 64]},
+            "optim.batch_size": {"choice": [2, 16]},
+            "optim.name": {"choice": ["adamw_8bit", "adamw"]},
+            "optim.activation_checkpointing": {"choice": [True, False]},
+        },
+        optim={"name": "adamw_8bit", "activation_checkpointing": True},
     )
     largest = memory_plan._largest_trial(wide)
     assert largest.lora is not None
     assert (largest.lora.r, largest.optim.batch_size) == (64, 16)
+    assert (largest.optim.name, largest.optim.activation_checkpointing) == ("adamw", False)
 
 
 def test_the_driver_says_what_it_lowers(

@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optim__weight_decay": 0.1,
         "optim__max_grad_norm": 0.1,
     },
+    "another AdamW": {"optim__beta1": 0.5, "optim__beta2": 0.9, "optim__epsilon": 1e-4},
     "another seed, rank and size of batch": {
         "seed": 7,
         "lora": {"r": 8, "alpha": 8},
