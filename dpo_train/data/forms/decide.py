@@ -175,6 +175,12 @@ def _read(value: Any, kind: str, part: str) -> list[Message]:
             raise _another_form(part, TRANSCRIPTS, kind)
         refuse_markup(value, part)
         return [{"role": "user" if part == "prompt" else "assistant", "content": value}]
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        raise BadRow(
+            "a list of texts",
+            f"{part} is a list of texts, {value!r:.60}, and a pair has one; say which one by its "
+            f"number, like `--set 'data.columns.{part}=COLUMN[0]'`",
+        )
     found = _kind(value)
     if kind != TEXTS and value == []:
         return []

@@ -166,6 +166,10 @@ CASES = (
     Case("other columns, with `data.columns`", lines(truthful),
          options={"columns": {"prompt": "question", "chosen": "best_answer",
                                    "rejected": "incorrect_answers[0]"}}),
+    Case("a list of answers, without a number", lines(truthful),
+         "rejected is a list of texts",
+         options={"columns": {"prompt": "question", "chosen": "best_answer",
+                                   "rejected": "incorrect_answers"}}),
     Case("other columns, without", lines(truthful),
          "--set data.columns.prompt=question --set data.columns.chosen=best_answer "
          "--set 'data.columns.rejected=incorrect_answers[0]'"),
