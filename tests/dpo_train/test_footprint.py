@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import AutoConfig
+from transformers import AutoConfig, MistralConfig
 
 from dpo_train import data, memory, reference, sample
 from dpo_train.config import LoraConfig, TrainConfig
@@ -133,3 +133,19 @@ def test_where_rows_are_too_long_one_may_be_as_long_as_is_allowed(
     short = small_config.data.model_copy(update={"max_length_tokens": 24})
     found = row_lengths(small_config.model, short, pairs.splits["train"])
     assert found.longest_row.row == unknown_lengths(short).longest_row.row == 24
+
+
+@pytest.mark.slow
+def test_a_7b_model_fits_a_card_of_24_gb_in_4_bits_with_checkpoints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = MistralConfig(num_key_value_heads=8, intermediate_size=14336)  # of 32 layers
+    monkeypatch.setattr("dpo_train.model_source.architecture", lambda _: shape)
+    pair = PairLength(prompt=512, chosen=512, rejected=512)
+    lengths = RowLengths((pair,), (pair,), rows=600)
+    plain = override(TrainConfig(), {"lora.r": 16, "model.dtype": "bfloat16"})
+    knobs = override(plain, {"model.quantization": "nf4", **AGAIN})
+    with_knobs, without = (footprint(each, lengths, "cuda") for each in (knobs, plain))
+    assert with_knobs.weights < 0.3 * without.weights
+    assert with_knobs.private(1, 2 * 1024) < 15e9
+    assert without.private(1, 2 * 1024) > 24e9
