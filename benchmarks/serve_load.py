@@ -226,7 +226,7 @@ def compare(label: str, model: Path, options: argparse.Namespace) -> None:
     for name in options.only:
         source = options.before if name == "before" else ROOT
         with running(command(name, model), source.resolve()):
-            load(str(model), prompts("short", CLIENTS), SETTINGS["greedy"])  # warm
+            load(str(model), prompts("short", CLIENTS // 4), SETTINGS["greedy"])  # warm
             for prompt, setting in kinds:
                 asked = prompts(prompt, CLIENTS * options.requests)
                 row = measure(name, str(model), asked, SETTINGS[setting], options.rounds)

@@ -92,6 +92,7 @@ TRUNCATIONS: list[dict[str, Any]] = [
     {},
     {"top_p": 0.7},
     {"top_k": 7},
+    {"top_k": 50},
     {"top_k": 50, "top_p": 0.8},
     {"min_p": 0.02},
     {"top_p": 0.9, "min_p": 0.1},
@@ -127,6 +128,11 @@ def test_a_nucleus_of_half_the_vocabulary_is_exact() -> None:
     counts = drawn(SamplingParams(1, 1.0, top_p=0.5), torch.linspace(0, -1e-4, 3000), 3000)
     assert (counts > 0).sum() == pytest.approx(1500 * (1 - math.exp(-2)), abs=80)
     assert counts[1500:].sum() == 0
+
+
+def test_top_k_counts_tokens_that_lie_beside_each_other_and_are_alike() -> None:
+    counts = drawn(SamplingParams(1, 1.0, top_k=9, top_p=0.5), torch.zeros(3000), 300)
+    assert (counts > 0).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 MIXES: list[dict[str, Any]] = [
