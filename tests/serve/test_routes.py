@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from dpo_train import sample
-from serve import api, meters, models
+from serve import api, meters, models, ui
 from serve.instruments import LocalInstruments
 from serve.models import ServedModel
 
@@ -22,9 +22,11 @@ def loaded() -> Iterator[dict[str, ServedModel]]:
     loaded["winner"].engine.close()
 
 
-@pytest.fixture
-def client(loaded: dict[str, ServedModel]) -> Iterator[TestClient]:
+@pytest.fixture(params=["with the page", "without it"])
+def client(loaded: dict[str, ServedModel], request: pytest.FixtureRequest) -> Iterator[TestClient]:
     app = api.create_app(loaded, None)
+    if request.param == "with the page":
+        ui.mount(app, list(loaded), "", [])
     meters.mount(app, loaded, LocalInstruments())
     with TestClient(app, URL, client=LOCAL, follow_redirects=False) as client:
         yield client
