@@ -79,13 +79,6 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "adapter alone": (adapter_alone, "is an adapter .* merge it into its base"),
     "fewer embeddings": (fewer_embeddings, "tokens, and the model has embeddings for"),
     "own code": (own_code, "needs Python code that comes with it, and such code is never run"),
-    "bitsandbytes": (
-        lambda base, folder: changed(
-            base, folder,
-            quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True},
-        ),
-        "is quantised and can't be loaded here .*pip install -U bitsandbytes",
-    ),
     "gptq": (
         lambda base, folder: changed(
             base, folder, quantization_config={"quant_method": "gptq", "bits": 4}
