@@ -2,7 +2,7 @@
 transformers on the model folder that the file was written from.
 
     pip install -c constraints.txt -e .[gguf] cyllama    # llama.cpp with bindings; `dev` has both
-    python -m benchmarks.gguf FOLDER [--answers 20] [--tokens 64]
+    python -m benchmarks.gguf_parity FOLDER [--answers 20] [--tokens 64]
 
 FOLDER is a model with its tokenizer, as save_pretrained writes it. Answers may differ by rounding:
 where one does, its line says by how many nats transformers preferred its own token there, and how
