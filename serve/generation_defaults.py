@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from serve.errors import ModelError
+
+_ALLOWED = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.1, 10),
+}
+
 
 @dataclass(frozen=True)
 class GenerationDefaults:
@@ -22,11 +31,11 @@ class GenerationDefaults:
 def read_defaults(config: Any) -> GenerationDefaults:
     """Returns what a GenerationConfig of transformers says, and OpenAI's where it says nothing.
 
-    `do_sample: false` is a temperature of 0.
+    `do_sample: false` is a temperature of 0. Raises ModelError for a value that can't be drawn by.
     """
     known = GenerationDefaults()
     temperature = 0.0 if config.do_sample is False else config.temperature
-    return GenerationDefaults(
+    defaults = GenerationDefaults(
         temperature=known.temperature if temperature is None else temperature,
         top_p=config.top_p or known.top_p,
         top_k=max(config.top_k or 0, 0),
@@ -34,3 +43,11 @@ def read_defaults(config: Any) -> GenerationDefaults:
         repetition_penalty=config.repetition_penalty or known.repetition_penalty,
         max_new_tokens=config.max_new_tokens,
     )
+    for name, (least, most) in _ALLOWED.items():
+        value = getattr(defaults, name)
+        if not least <= value <= most:
+            raise ModelError(
+                f"generation_config.json: {name} is {value}, and {least} to {most} is allowed; mend "
+                "it, or start the server with `--generation-config none`"
+            )
+    return defaults

@@ -12,6 +12,7 @@ import hmac
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ApiError
@@ -43,7 +44,7 @@ class Guard:
             return
         request = Request(scope, receive)
         try:
-            if scope["path"] not in _OPEN:
+            if scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
                 self._refuse_strangers(request)
                 self._refuse_other_sites(request.headers)
             body: bytes | None = await self._read_body(request)
@@ -121,7 +122,10 @@ def _presented_key(headers: Headers) -> str:
 
 
 class PlainRoutes:
-    """ASGI middleware: HEAD is asked for as GET is, and a slash at the end of a path is no more."""
+    """ASGI middleware: HEAD is asked for as GET is, and a slash at the end of a path is no more.
+
+    Under a route prefix the page is at `prefix/`, for what it loads is named relative to that.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -132,7 +136,12 @@ class PlainRoutes:
             return
         # The server leaves out the body of an answer to HEAD, by its own scope.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        plain = {**scope, "method": method, "path": scope["path"].rstrip("/") or "/"}
+        prefix = scope.get("root_path", "")  # which stands in the path too
+        path = scope["path"].removeprefix(prefix)
+        if prefix and not path:
+            await RedirectResponse(f"{prefix}/")(scope, receive, send)
+            return
+        plain = {**scope, "method": method, "path": prefix + (path.rstrip("/") or "/")}
 
         async def send_with_route(message: Message) -> None:
             scope["route"] = plain.get("route")  # what counts requests outside reads it

@@ -29,8 +29,13 @@ class RequestModel(BaseModel):
             name: value
             for name, value in given.items()
             if name in cls.model_fields
-            or not (value is None or name in cls.ignored or value in cls.neutral.get(name, []))
+            or not (value is None or name in cls.ignored or cls._is_neutral(name, value))
         }
+
+    @classmethod
+    def _is_neutral(cls, name: str, value: object) -> bool:
+        # To Python 0 is equal to False, and 1 to True.
+        return any(type(value) is type(one) and value == one for one in cls.neutral.get(name, []))
 
 
 class TextPart(RequestModel):

@@ -72,7 +72,7 @@ class CommonRequest(RequestModel):
 
 class StreamOptions(RequestModel):
     ignored: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class StreamableRequest(CommonRequest):

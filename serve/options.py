@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
 """Environment variables: the key, or a file whose first line it is."""
-_ORIGIN = re.compile(r"https?://[^/\s]+")
+_ORIGIN = re.compile(r"(?!http://[^/]*:80$|https://[^/]*:443$)https?://[^A-Z/\s?#@]+")
+"""As browsers send it: in small letters, without a path and without the port that goes unsaid."""
 
 
 class Options(BaseModel):

@@ -120,6 +120,8 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         (TEXTS, {"prompt": "Hi", "echo": True}, "echo is not supported", "echo"),
         (TEXTS, {"prompt": "Hi", "best_of": 2}, "best_of is not supported", "best_of"),
         ("/generate", {"prompt": "Hi", "n": 2}, "n is not supported", "n"),
+        ("/generate", {"prompt": "Hi", "n": True}, "n is not supported", "n"),
+        ("/generate", {"prompt": "Hi", "logprobs": 0}, "logprobs is not supported", "logprobs"),
     ],
 )  # fmt: skip
 def test_what_would_change_an_answer_is_refused_by_name(

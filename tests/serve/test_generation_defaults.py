@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from dpo_train import sample
 from serve import api, models
+from serve.errors import ModelError
 from serve.generation_defaults import GenerationDefaults, read_defaults
 from serve.openai_requests import ChatRequest
 
@@ -34,6 +35,14 @@ def test_the_file_is_read_and_openais_defaults_hold_where_it_says_nothing(
     file: dict[str, Any], expected: GenerationDefaults
 ) -> None:
     assert read_defaults(GenerationConfig(**file)) == expected
+
+
+@pytest.mark.parametrize(
+    "file", [{"repetition_penalty": 1e-40}, {"temperature": -1.0}, {"temperature": float("nan")}]
+)
+def test_a_file_that_tokens_can_not_be_drawn_by_is_refused(file: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=f"generation_config.json: {next(iter(file))} is .*none`"):
+        read_defaults(GenerationConfig(do_sample=True, **file))
 
 
 def test_what_a_request_says_comes_before_the_defaults() -> None:

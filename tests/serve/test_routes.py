@@ -63,6 +63,24 @@ def test_head_is_answered_as_get_is_and_a_slash_at_the_end_changes_nothing(
     assert f'path="{route}",status="200"' in client.get("/metrics").text
 
 
+def test_under_a_route_prefix_the_page_and_its_files_are_found(
+    loaded: dict[str, ServedModel],
+) -> None:
+    app = api.create_app(loaded, "a key")
+    ui.mount(app, list(loaded), "", [])
+    key = {"authorization": "Bearer a key"}
+    # Ray's proxy leaves the prefix in the path and says it in root_path.
+    with TestClient(app, URL, root_path="/models/one", follow_redirects=False) as client:
+        assert client.get("/models/one/healthz").status_code == 200  # open, without the key
+        assert (
+            client.get("/models/one/", headers=key).headers["content-type"].startswith("text/htm")
+        )
+        for path in ("page/page.js", "v1/models", "v1/models/"):
+            assert client.get(f"/models/one/{path}", headers=key).status_code == 200
+        # What the page loads is named relative to the prefix with its slash.
+        assert client.get("/models/one", headers=key).headers["location"] == "/models/one/"
+
+
 def test_a_post_to_a_path_with_a_slash_is_answered(client: TestClient) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     assert client.post(f"{CHATS}/", json=body).status_code == 200
