@@ -264,7 +264,7 @@ def main() -> None:
     if options.side:
         print("\n" + json.dumps(side(json.load(sys.stdin))))
         return
-    model = options.model or str(smollm2.model_folder(Path("runs") / ".models"))
+    model = options.model or str(smollm2.model_folder(smollm2.models_folder()))
     libraries = ("torch", "transformers", "trl", "peft", "ray")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     print(

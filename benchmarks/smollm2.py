@@ -47,6 +47,14 @@ def changes(data: str, model: Path) -> list[str]:
     ]
 
 
+def models_folder() -> Path:
+    """Beside the runs; a name with a dot is no run."""
+    from dpo_train.storage import mirror  # what it needs is installed by now
+    from tune.config.places import runs_dir
+
+    return mirror.local(runs_dir()) / ".models"
+
+
 def model_folder(models: Path) -> Path:
     """The folder of the model in `models`; it is made if it isn't there, and then whole."""
     folder = models / NAME
@@ -118,11 +126,9 @@ def search(data: str) -> None:
     from dpo_train.config_base import parse_overrides  # what it needs is installed by now
     from dpo_train.data import load_pairs
     from dpo_train.errors import InputError
-    from dpo_train.storage import mirror
     from tune.config.load import load_search
-    from tune.config.places import runs_dir
 
-    models = mirror.local(runs_dir()) / ".models"
+    models = models_folder()
     asked = changes(data, models / NAME)
     try:
         load_pairs(load_search(SEARCH, parse_overrides(asked)).data)

@@ -71,6 +71,9 @@ _OURS = {
     "take it out: Liger's kernels are used where they are installed": (
         "use_liger_kernel", "liger_kernel_config",
     ),
+    "take it out: the memory of a pass is bounded by rows that are not padded so": (
+        "pad_to_multiple_of",
+    ),
     "take it out: DPO needs log-ratios without noise": ("disable_dropout", "neftune_noise_alpha"),
     "take it out: the reference is the base, and its log-probs are computed once for all trials": (
         "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model",
@@ -93,8 +96,6 @@ class TrlConfig(Part):
     """The α of `alpha_divergence`."""
     use_weighting: bool = False
     """Whether pairs are weighted by how likely the policy finds them (WPO, arXiv:2406.11827)."""
-    pad_to_multiple_of: int | None = Field(None, ge=1)
-    """Rows are padded to a multiple of so many tokens."""
     torch_empty_cache_steps: int | None = Field(None, ge=1)
     """A GPU's unused memory is given back after so many steps."""
 

@@ -99,7 +99,10 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
         import torch  # slow to import
 
         logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
-        policy = merged_model(exported) if config.lora is not None else load(exported, "cpu")[0]
+        if config.lora is not None:
+            policy = merged_model(exported)
+        else:
+            policy, _ = load(exported, "cpu", as_published=True)
         with model_settings.as_loaded(policy):
             policy.to(getattr(torch, dtype)).save_pretrained(folder)
     save_tokenizer(AutoTokenizer.from_pretrained(exported, trust_remote_code=False), folder)
@@ -107,7 +110,7 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
 
 def merged_model(exported: Path) -> Any:
     """The base, unquantised, with an exported adapter's weights added to its own, in float32."""
-    policy, _ = load(exported, "cpu", unquantized=True)
+    policy, _ = load(exported, "cpu", as_published=True)
     policy = _merged(policy.float())
     forget_base()
     return policy
@@ -133,27 +136,29 @@ def _merged(policy: Any) -> Any:
 
 
 def load(
-    folder: Path, device: str, unquantized: bool = False
+    folder: Path, device: str, as_published: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The exported model, an adapter on its base. Ready to generate.
 
-    The base is as it was in training, or, if asked, `unquantized`: as others load it.
+    Quantisation and attention are those of the training; or, if asked, `as_published`: as others
+    load it.
     """
     import torch  # slow to import
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import
 
     manifest = json.loads((folder / MANIFEST).read_text())
     config = TrainConfig.model_validate(manifest["config"])
+    published = {"quantization": None, "attention": None} if as_published else {}
+    base = config.model.model_copy(update=published)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if manifest["kind"] == "adapter":
         from peft import PeftModel  # slow to import
 
-        base = config.model.model_copy(update={"quantization": None} if unquantized else {})
         warm = load_base(base, device)
         model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)
     else:
         dtype = getattr(torch, config.model.dtype)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False
+            folder, dtype=dtype, attn_implementation=base.attention, trust_remote_code=False
         ).to(device)
     return model.eval(), tokenizer

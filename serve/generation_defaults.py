@@ -13,6 +13,7 @@ _ALLOWED = {
     "min_p": (0, 1),
     "repetition_penalty": (0.1, 10),
 }
+"""The least and the most. By a smaller penalty logits become infinite."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def read_defaults(config: Any) -> GenerationDefaults:
         value = getattr(defaults, name)
         if not least <= value <= most:
             raise ModelError(
-                f"generation_config.json: {name} is {value}, and {least} to {most} is allowed; mend "
-                "it, or start the server with `--generation-config none`"
+                f"generation_config.json: {name} is {value}, and {least} to {most} is allowed; "
+                "mend it, or start the server with `--generation-config none`"
             )
     return defaults

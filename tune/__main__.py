@@ -160,7 +160,8 @@ def _finish(search: Any) -> int:
     from dpo_train.storage import mirror
     from tune.errors import Interrupted
     from tune.report.terminal import render
-    from tune.run_folder.folder import find_run, open_run
+    from tune.run_folder.folder import open_run
+    from tune.run_folder.paths import RunFolder
     from tune.search.resume import is_exhausted
     from tune.tracking.trackers import how_to_send
 
@@ -168,7 +169,7 @@ def _finish(search: Any) -> int:
         results = search()
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
-        if unsent := how_to_send(find_run(interruption.folder)):
+        if unsent := how_to_send(RunFolder.at(interruption.folder)):
             print(unsent, file=sys.stderr)
         return _INTERRUPTED
     print(render(results))

@@ -47,7 +47,6 @@ def trl_arguments(
         f_divergence_type=config.trl.f_divergence_type,
         f_alpha_divergence_coef=config.trl.f_alpha_divergence_coef,
         use_weighting=config.trl.use_weighting,
-        pad_to_multiple_of=config.trl.pad_to_multiple_of,
         torch_empty_cache_steps=config.trl.torch_empty_cache_steps,
         seed=config.seed,
         precompute_ref_log_probs=True,

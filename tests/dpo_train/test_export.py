@@ -92,6 +92,34 @@ def test_a_merged_export_of_tied_embeddings_has_the_adapters_numbers(
     assert (untrained - wanted).abs().max() > 1e-3
 
 
+def trained_with(out: Path, attention: str) -> Path:
+    """The same export as if its trial had computed attention so."""
+    manifest = json.loads((out / export.MANIFEST).read_text())
+    manifest["config"]["model"]["attention"] = attention
+    (out / export.MANIFEST).write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.mark.parametrize("values", TRAINERS[:2])
+def test_a_model_trained_with_flash_attention_on_a_gpu_is_converted_on_a_cpu(
+    small_config: TrainConfig, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    base = save(transformers.LlamaConfig(**SMALL), tmp_path / "base")
+    out = trained_with(exported(small_config, str(base), tmp_path, **values), "flash_attention_2")
+    (tmp_path / "converted").mkdir()
+    export.convert(out, tmp_path / "converted", merged=True, dtype="float32")
+    assert (tmp_path / "converted" / "model.safetensors").exists()
+
+
+def test_all_trained_weights_are_judged_with_the_attention_of_their_training(
+    small_config: TrainConfig, tmp_path: Path
+) -> None:
+    base = save(transformers.LlamaConfig(**SMALL), tmp_path / "base")
+    out = trained_with(exported(small_config, str(base), tmp_path, lora=None), "eager")
+    policy, _ = export.load(out, "cpu")
+    assert policy.config._attn_implementation == "eager"
+
+
 def test_a_merged_export_keeps_the_dropout_of_the_base(
     small_config: TrainConfig, tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_exports_go_onto_the_published_base(
     (tmp_path / "merged").mkdir()
     export.convert(tmp_path / "adapter", tmp_path / "merged", merged=True, dtype="float32")
     merged = model.load_base(ModelConfig(id=str(tmp_path / "merged")), "cpu").model
-    with_adapter, _ = export.load(tmp_path / "adapter", "cpu", unquantized=True)
+    with_adapter, _ = export.load(tmp_path / "adapter", "cpu", as_published=True)
     quantized, _ = export.load(tmp_path / "adapter", "cpu")
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():

@@ -61,7 +61,10 @@ IGNORED: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [NEUTRAL, dict.fromkeys(NEUTRAL), IGNORED])
+NULL_INSIDE: dict[str, Any] = {"stream_options": {"include_usage": None}}
+
+
+@pytest.mark.parametrize("given", [NEUTRAL, dict.fromkeys(NEUTRAL), NULL_INSIDE, IGNORED])
 def test_fields_that_change_nothing_are_taken(client: TestClient, given: dict[str, Any]) -> None:
     answer = client.post(CHATS, json={**CHAT, **given})
     assert answer.status_code == 200, answer.text

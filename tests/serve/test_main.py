@@ -97,6 +97,9 @@ def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path
     assert "--allowed-origins: a.example is no origin; give one like https" in refused(
         "sample", "--allowed-origins", "a.example"
     )
+    assert "https://a.example:443 is no origin" in refused(
+        "sample", "--allowed-origins", "https://a.example:443"
+    )
     assert "./none: no such folder" in refused("./none")
     bloom = small_models.save(BloomConfig(hidden_size=32, n_layer=2, n_head=2), tmp_path / "bloom")
     assert "bloom: BloomForCausalLM can't be served here: it takes no attention but" in refused(

@@ -10,7 +10,8 @@ import pytest
 
 from dpo_train import sample
 from tests.conftest import ROOT, Run
-from tune.__main__ import _parser
+from tune.__main__ import _finish, _parser
+from tune.errors import Interrupted
 
 GOOD = "trials: 2\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
 
@@ -172,3 +173,13 @@ def test_one_trial_trains_without_ray(tmp_path: Path) -> None:
     assert "eval/accuracy" in done.stdout
     assert (tmp_path / "model" / "model.safetensors").exists()
     assert sample.MODEL.is_dir()
+
+
+def test_an_interruption_is_said_even_where_the_run_folder_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search() -> None:
+        raise Interrupted(tmp_path / "gone", "the disk is gone")
+
+    assert _finish(search) == 130
+    assert capsys.readouterr().err.startswith("the disk is gone; to go on: dpo-tune resume ")

@@ -100,8 +100,8 @@ def write(run: RunLike, folder: Path | None = None, **changes: Any) -> Path:
     job = _opened(run, "main", "", changes)
     if folder is None:
         folder = job.results.folder.hub
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--to: {folder} holds something; name a new folder")
+    else:
+        repository.refuse_taken(folder)
     with only_driver(job.results.folder):
         repository.write(job.results, job.config, job.hub, folder)
     return folder

@@ -51,6 +51,14 @@ def write(results: Results, config: SearchConfig, hub: HubConfig, folder: Path) 
         shutil.rmtree(part, ignore_errors=True)
 
 
+def refuse_taken(folder: Path) -> None:
+    """Raises InputError for a folder of the user's that can't be written whole in one move."""
+    if not folder.name:
+        raise InputError(f"--to: {folder} can't be replaced by what is written; name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--to: {folder} holds something; name a new folder")
+
+
 def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     """Raises InputError if the search has no winner that can be published."""
     refuse_without_winner(results, config)

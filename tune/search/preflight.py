@@ -119,5 +119,6 @@ def stated_shape(config: ModelConfig) -> StatedShape:
 
 
 def _is_converted(config: ModelConfig) -> bool:
-    """Whether float32 is wanted of weights that were saved in another dtype."""
-    return config.dtype == "float32" and stated_shape(config).dtype != "float32"
+    """Whether float32 is wanted of weights that were saved in another dtype, and stay whole."""
+    is_whole = config.quantization is None
+    return is_whole and config.dtype == "float32" and stated_shape(config).dtype != "float32"

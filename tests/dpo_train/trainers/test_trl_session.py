@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
         "trl__f_divergence_type": "alpha_divergence",
         "trl__f_alpha_divergence_coef": 0.3,
     },
-    "full, weighted, padded": {"trl__use_weighting": True, "trl__pad_to_multiple_of": 32},
+    "full, weighted": {"trl__use_weighting": True},
     "full, adamw_8bit": {"optim__name": "adamw_8bit"},
     "full, another AdamW": {"optim__beta1": 0.5, "optim__beta2": 0.9, "optim__epsilon": 1e-4},
     "lora": {"lora": LORA},

@@ -67,6 +67,10 @@ def test_the_command_writes_beside_where_it_is_typed_and_over_nothing(
     again = dpo_tune("export", str(runs["full"]), "--gguf")
     assert again.returncode == 2
     assert "full-gguf holds something; name a new folder" in again.stderr
+    for command in (("export", "--gguf"), ("push",)):
+        here = dpo_tune(command[0], str(runs["full"]), *command[1:], "--to", ".")
+        assert here.returncode == 2
+        assert here.stderr.startswith("error: --to: . can't be replaced by what is written; name a")
     without = dpo_tune("export", str(runs["full"]))
     assert without.returncode == 2
     assert "type `--gguf`; for transformers `dpo-tune push RUN --to FOLDER`" in without.stderr

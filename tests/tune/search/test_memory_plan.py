@@ -141,6 +141,8 @@ def test_converted_weights_need_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     before = preflight.disk_bytes(search())
     monkeypatch.setattr(preflight, "stated_shape", lambda _: StatedShape(dtype="bfloat16"))
     assert preflight.disk_bytes(search()) == before + 4 * parameter_count(search().model)
+    quantised = search().model.model_copy(update={"quantization": "nf4"})
+    assert preflight.disk_bytes(search().model_copy(update={"model": quantised})) == before
 
 
 @pytest.mark.parametrize(
