@@ -81,7 +81,7 @@ def test_each_of_three_turns_knows_those_before_it(open_page: Open, server: Serv
 def test_an_answer_is_shown_as_it_is_written_and_read_out_once(
     open_page: Open, scripted: Server, script: Script
 ) -> None:
-    script.answers["Long?"] = "word " * 200
+    script.answers["Long?"] = "word " * 1000
     page = open_page(scripted.url)
     seen = page.evaluate_handle(
         """() => {
@@ -97,7 +97,7 @@ def test_an_answer_is_shown_as_it_is_written_and_read_out_once(
     assert seen.evaluate("seen => seen.shown.size") > 5
     read = seen.evaluate("seen => seen.read")
     assert read[0] == "The answer is being written."
-    assert [text.strip() for text in read[1:]] == [f"winner: {('word ' * 200).strip()}"]
+    assert [text.strip() for text in read[1:]] == [f"winner: {('word ' * 1000).strip()}"]
 
 
 def test_any_two_models_answer_side_by_side_each_with_its_own_conversation(
