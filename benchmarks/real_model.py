@@ -41,7 +41,7 @@ BATCH = 8
 TRAINERS_PAIRS = {"train": 64, "eval": 2, "test": 2}
 """Held out are next to none: only steps are looked at, and ours is evaluated after each."""
 SEARCH_PAIRS = {"train": 48, "eval": 16, "test": 16}
-TRIALS, RUNG = 8, 24
+TRIALS, RUNG = 4, 24
 """Of the search: one or two epochs, evaluated at each 24 pairs, compared at 24 and 72."""
 LORA = {"r": 16, "alpha": 32}
 STOCK_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}

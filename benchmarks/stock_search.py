@@ -36,7 +36,7 @@ def train_trial(config: dict) -> None:
 
         def on_evaluate(self, args, state, control, metrics, **_):
             Report.evaluations += time.perf_counter() - self.evaluating
-            tune.report.page(
+            tune.report(
                 {
                     "pairs_seen": state.global_step * args.train_batch_size,
                     "margin": metrics["eval_rewards/margins"] / config["beta"],
