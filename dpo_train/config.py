@@ -106,8 +106,9 @@ class OptimConfig(Part):
     micro_batch_size: int | None = Field(None, ge=1)
     """Most pairs that go through the model at once; gradients of the rest of a batch are added up.
     All of a batch by default; halved by itself where memory runs out."""
-    activation_checkpointing: bool = False
-    """Whether layers are computed again in the backward: much less memory, a third more work."""
+    activation_checkpointing: bool | None = None
+    """Whether layers are computed again in the backward: much less memory, a third more work. By
+    default only where memory does not hold one pair otherwise."""
     epochs: int = Field(1, ge=1)
     """Passes over the training pairs."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = (

@@ -73,15 +73,38 @@ def diverged(loss: float, step: int, learning_rate: float) -> Diverged:
 
 
 def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
-    """The same trial with half as many pairs at once and the same batch; at once are those of all
-    members together, each of which has at least one.
+    """The same trial with half as many pairs at once and the same batch, or with activation
+    checkpointing where there is no half. At once are those of all members together, each of which
+    has at least one.
 
     Raises OutOfMemory, saying why, if there is no less.
     """
-    at_once = config.optim.pairs_at_once
-    if at_once < 2 * members:
-        raise OutOfMemory("out of memory with one pair at once")
-    return with_pairs_at_once(config, at_once // 2, members)
+    at_once, checkpointing = config.optim.pairs_at_once, config.optim.activation_checkpointing
+    if at_once >= 2 * members:
+        try:
+            return with_pairs_at_once(config, at_once // 2, members)
+        except OutOfMemory:
+            if checkpointing is not None:
+                raise
+    if checkpointing is None:
+        return override(config, {"optim.activation_checkpointing": True})
+    raise OutOfMemory(one_pair_too_much(checkpointing))
+
+
+def one_pair_too_much(checkpointing: bool) -> str:
+    """What OutOfMemory says where no pass can be smaller."""
+    remedy = "take optim.activation_checkpointing: false out"
+    if checkpointing:
+        remedy = "lower data.max_length_tokens"
+    return f"out of memory with one pair at once; {remedy}"
+
+
+def fewest_pairs_at_once(config: TrainConfig, members: int = 1) -> int:
+    """The pairs of the smallest pass that the trial's loss allows, of all members together."""
+    try:
+        return with_pairs_at_once(config, members, members).optim.pairs_at_once
+    except OutOfMemory:
+        return config.optim.batch_size
 
 
 def with_pairs_at_once(config: TrainConfig, pairs: int, members: int = 1) -> TrainConfig:

@@ -36,17 +36,28 @@ class TokenBound:
         the trials: weights, gradients, moments."""
         fitting = self._fitting_beside.get(other_bytes)
         if fitting is None:
-            fitting = self._fitting_beside[other_bytes] = self._fitting(other_bytes)
+            fitting = self._fitting(other_bytes, self._most)
+            self._fitting_beside[other_bytes] = fitting
         return max(least, min(self._most, fitting))
+
+    def forget_measured(self) -> None:
+        """Before passes keep less a token than they did."""
+        self._bytes_a_token = 0.0
+        self._fitting_beside.clear()
+
+    def holds(self, tokens: int, other_bytes: int = 0) -> bool:
+        """Whether a pass of so many tokens fits, beside `other_bytes` as in `tokens`."""
+        allowed = self._bounds.most_tokens or tokens
+        return min(allowed, self._fitting(other_bytes, at_most=tokens)) >= tokens
 
     def halve(self, now: int) -> None:
         """After a pass of `now` tokens ran out of memory."""
         self._most = now // 2
 
-    def _fitting(self, other_bytes: int) -> int:
+    def _fitting(self, other_bytes: int, at_most: int) -> int:
         free = self._free_bytes(other_bytes)
         if free is None or not self._bytes_a_token:
-            return self._most
+            return at_most
         factor = GPU_ALLOCATOR_FACTOR if self._device == "cuda" else CPU_ALLOCATOR_FACTOR
         return max(0, int(free / (self._bytes_a_token * factor)))
 

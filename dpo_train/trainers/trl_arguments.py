@@ -51,7 +51,7 @@ def trl_arguments(
         seed=config.seed,
         precompute_ref_log_probs=True,
         max_length=None,
-        activation_checkpointing=optim.activation_checkpointing,
+        activation_checkpointing=bool(optim.activation_checkpointing),
         activation_checkpointing_kwargs=OPTIONS if optim.activation_checkpointing else None,
         bf16=device == "cuda",
         use_cpu=device == "cpu",

@@ -33,7 +33,8 @@ def pairs_that_fit(
     memory: MemoryBounds,
 ) -> int:
     """The most pairs of one pass, those of all processes of a group together: as many of the
-    longest ones as fit into memory, by what a first pass over one pair keeps for its backward."""
+    longest ones as fit into memory, by what a first pass over one pair keeps for its backward.
+    0 if some process has no memory for one pair."""
     device = trainer.accelerator.device.type
     lengths = row_lengths(rows)
     at_once = config.optim.pairs_at_once
@@ -63,7 +64,7 @@ def pairs_that_fit(
     still_to_come += moment_bytes(config.optim.name, trainer.model.modules())
     bound = TokenBound(device, memory, weights, most=at_once * longest)
     bound.measured(kept, 2 * lengths[median])
-    here = bound.tokens(longest, still_to_come) // longest
+    here = bound.tokens(0, still_to_come) // longest
     # The processes of a group take equal parts of a batch.
     accelerator = trainer.accelerator
     everywhere = accelerator.gather(torch.tensor([here], device=accelerator.device))

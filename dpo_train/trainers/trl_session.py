@@ -17,11 +17,12 @@ from typing import Any
 
 from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
 from dpo_train.errors import OutOfMemory, one_line
 from dpo_train.memory import NO_BOUNDS, MemoryBounds, give_back, is_out_of_memory
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.trainers.process_group import SINGLE_PROCESS, ProcessGroup
-from dpo_train.trainers.session import with_pairs_at_once
+from dpo_train.trainers.session import fewest_pairs_at_once, with_pairs_at_once
 from dpo_train.trainers.trl_arguments import trl_arguments
 from dpo_train.trainers.trl_control import HELD, TrainingControl
 from dpo_train.trainers.trl_memory import pairs_that_fit, row_lengths
@@ -136,25 +137,39 @@ class TrlSession:
     def _open_and_measure(
         self, rows: dict[str, list[Any]], device: str, memory: MemoryBounds
     ) -> None:
-        """Opens the trainer with as many pairs at once as the memory has place for."""
-        config, group = self._config, self._process_group
+        """Opens the trainer with as many pairs at once as the memory has place for; with
+        activation checkpointing where that is left open and it has place for none otherwise."""
+        group = self._process_group
+        at_once = self._pairs_that_fit(rows, device, memory)
+        is_too_little = at_once < fewest_pairs_at_once(self._config, group.count)
+        if is_too_little and self._config.optim.activation_checkpointing is None:
+            self._close_trainer()
+            self._config = override(self._config, {"optim.activation_checkpointing": True})
+            at_once = self._pairs_that_fit(rows, device, memory)
+        if at_once < self._config.optim.pairs_at_once:
+            self._close_trainer()
+            self._config = with_pairs_at_once(self._config, at_once, group.count)
+            self._open_trainer(device)
+
+    def _pairs_that_fit(self, rows: dict[str, list[Any]], device: str, memory: MemoryBounds) -> int:
+        """Opens the trainer, and returns the most pairs of a pass; 0 if memory holds none."""
         try:
             self._open_trainer(device)
-        except Exception:
+        except Exception as error:
             model.forget_base()  # it may hold half of an adapter
+            if is_out_of_memory(error):
+                raise OutOfMemory(one_line(error)) from None
             raise
         # The parts of a sharded model are laid out by its first step; before, no device holds it.
-        at_once = config.optim.pairs_at_once
-        if not group.sharded:
-            try:
-                at_once = pairs_that_fit(self._trainer, config, rows, self._data, memory)
-            except BaseException:
-                self._close_trainer()  # the base must not keep half an adapter
-                raise
-        if at_once < config.optim.pairs_at_once:
-            self._close_trainer()
-            self._config = with_pairs_at_once(config, at_once, group.count)
-            self._open_trainer(device)
+        if self._process_group.sharded:
+            return self._config.optim.pairs_at_once
+        try:
+            return pairs_that_fit(self._trainer, self._config, rows, self._data, memory)
+        except BaseException as error:
+            if is_out_of_memory(error):
+                return 0
+            self._close_trainer()  # the base must not keep half an adapter
+            raise
 
     def _open_trainer(self, device: str) -> None:
         config = self._config

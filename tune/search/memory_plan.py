@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dpo_train import footprint, memory
 from dpo_train.config import TrainConfig
@@ -20,6 +19,7 @@ from dpo_train.footprint import Footprint
 from dpo_train.reference_pass.rows import read_rows
 from dpo_train.row_lengths import RowLengths, row_lengths
 from tune.config.schema import SearchConfig
+from tune.search.largest_trial import largest_trial
 from tune.search.preflight import stated_shape
 from tune.workers.memory_share import search_bytes
 
@@ -31,10 +31,7 @@ _LIGHT_BYTES = 120_000_000
 """The process of a packed trial, which holds no model; measured."""
 _SMALL_SHARE = 0.1
 """A search that by a crude upper bound needs less than this share is not counted any further."""
-_LARGER = ("lora.r", "optim.batch_size", "optim.micro_batch_size")
-"""Axes of which a larger value takes more memory."""
-_LARGEST = {"optim.name": "adamw", "optim.activation_checkpointing": False}
-"""Axes of which this value takes most."""
+_CHECKPOINTING = "optim.activation_checkpointing"
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,8 @@ class Estimate:
     """The one that needs most."""
     lengths: RowLengths
     footprint: Footprint
+    switched_on: str = ""
+    """Says that activation checkpointing is counted because nothing fits without it."""
 
     def need(self, at_once: int, available: int | None) -> Need:
         """With passes as large as `available` bytes allow, or as large as batches make them."""
@@ -158,6 +157,7 @@ def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
         return
     available = _available()
     most = _most_at_once(config)
+    estimate = _with_checkpointing_if_needed(estimate, available)
     need = next(_fitting(estimate, most, available), estimate.need(1, available))
     yield f"{name}  {estimate.one_line(need)}"
     plan = _plan(estimate, available)
@@ -188,7 +188,7 @@ def plan_memory(config: SearchConfig, rows: Sequence[Row]) -> MemoryPlan:
         raise
     except Exception as error:  # an architecture that transformers or PEFT can't build from config
         return MemoryPlan(config, f"memory: can't be told for this model ({one_line(error)})")
-    return _plan(estimate, available)
+    return _plan(_with_checkpointing_if_needed(estimate, available), available)
 
 
 def fit_into_memory(config: SearchConfig, prepared: Path) -> SearchConfig:
@@ -211,18 +211,33 @@ def _plan(estimate: Estimate, available: int) -> MemoryPlan:
     need = next(_fitting(estimate, most, available), None)
     if need is None:
         least = estimate.need(1, 0)
+        with_it = " and activation checkpointing" if estimate.switched_on else ""
         raise InputError(
-            f"memory: one trial with one pair at once takes about {_gb(least.total)} GB with Ray, "
-            f"and {_gb(available)} GB may be taken ({_rule()}); {_remedy(config)}"
+            f"memory: one trial with one pair at once{with_it} takes about {_gb(least.total)} GB "
+            f"with Ray, and {_gb(available)} GB may be taken ({_rule()}); {_remedy(config)}"
         )
     if need.at_once == most:
-        return MemoryPlan(config, "", need, available)
+        return MemoryPlan(config, estimate.switched_on, need, available)
     resources = config.resources.model_copy(update={"at_once": need.at_once})
-    message = (
+    lowered = (
         f"resources.at_once is lowered from {most} to {need.at_once}: more trials don't fit into "
         f"{_gb(available)} GB ({_rule()})"
     )
+    message = "; ".join(filter(None, (estimate.switched_on, lowered)))
     return MemoryPlan(config.model_copy(update={"resources": resources}), message, need, available)
+
+
+def _with_checkpointing_if_needed(estimate: Estimate, available: int) -> Estimate:
+    """The trials' own processes then switch it on by themselves."""
+    least = estimate.need(1, 0).total
+    if least <= available or estimate.trial.optim.activation_checkpointing is not None:
+        return estimate
+    trial = override(estimate.trial, {_CHECKPOINTING: True})
+    switched_on = (
+        f"{_CHECKPOINTING} is switched on: one pair at once takes about {_gb(least)} GB without it"
+    )
+    one = _footprint(estimate.config, trial, estimate.lengths)
+    return replace(estimate, trial=trial, footprint=one, switched_on=switched_on)
 
 
 def _fitting(estimate: Estimate, most: int, available: int) -> Iterator[Need]:
@@ -233,34 +248,18 @@ def _fitting(estimate: Estimate, most: int, available: int) -> Iterator[Need]:
 
 
 def _estimate(config: SearchConfig, rows: Sequence[Row]) -> Estimate:
-    trial = _largest_trial(config)
+    trial = largest_trial(config)
     lengths = row_lengths(config.model, config.data, rows)
+    return Estimate(config, trial, lengths, _footprint(config, trial, lengths))
+
+
+def _footprint(config: SearchConfig, trial: TrainConfig, lengths: RowLengths) -> Footprint:
     one = footprint.footprint(trial, lengths, config.device)
-    members = config.resources.members
-    if config.resources.sharded:
-        shared_out = ("weights", "trial", "gradients")
-        one = replace(one, **{name: getattr(one, name) // members for name in shared_out})
-    return Estimate(config, trial, lengths, one)
-
-
-def _largest_trial(config: SearchConfig) -> TrainConfig:
-    """The trial that takes most memory, as far as the space allows its values together."""
-    trial = config.base_trial()
-    for path in _LARGER:
-        values = [value for value in _corners(config, path) if value is not None]
-        if values and (path != "lora.r" or trial.lora is not None):
-            try:
-                trial = override(trial, {path: max(values)})
-            except InputError:  # only together with values of other axes
-                continue
-    for path, largest in _LARGEST.items():
-        if largest in _corners(config, path):
-            trial = override(trial, {path: largest})
-    return trial
-
-
-def _corners(config: SearchConfig, path: str) -> list[Any]:
-    return config.space[path].corners if path in config.space else []
+    if not config.resources.sharded:
+        return one
+    shared_out = ("weights", "trial", "gradients")
+    parts = {name: getattr(one, name) // config.resources.members for name in shared_out}
+    return replace(one, **parts)
 
 
 def _crude_bound(config: SearchConfig) -> int:

@@ -131,11 +131,12 @@ class DpoTrial(Trainable):
         Saves where that is due. None if the driver says that the trial should stop."""
         if self._session is None:
             self._begin(task)
-            self._open(task)
         while True:
-            assert self._session is not None
             try:
+                if self._session is None:
+                    self._open(task)
                 self._save_if_due()
+                assert self._session is not None
                 evaluation = self._session.advance_for(_SLICE_SECONDS)
                 if evaluation is not None:
                     return evaluation
@@ -144,15 +145,20 @@ class DpoTrial(Trainable):
             except errors.OutOfMemory:
                 if self._trial.trainer == "packed":
                     raise  # the engine has come down to one pair by itself
-                at_once = self._session.pairs_at_once
-                self._close()
-                forget_base()
-                members = self._search.resources.members
-                now = override(self._trial, {"optim.micro_batch_size": at_once})
-                self._trial = with_less_at_once(now, members)
-                at_once = self._trial.optim.pairs_at_once
-                self._note = f"out of memory: it goes on with {at_once} pairs at once"
-                self._open(task)
+                self._take_less()
+
+    def _take_less(self) -> None:
+        """After memory ran out: half the pairs at once, or activation checkpointing."""
+        optim, session = self._trial.optim, self._session
+        at_once = session.pairs_at_once if session else optim.pairs_at_once
+        self._close()
+        forget_base()
+        now = override(self._trial, {"optim.micro_batch_size": at_once})
+        self._trial = with_less_at_once(now, self._search.resources.members)
+        said = f"{self._trial.optim.pairs_at_once} pairs at once"
+        if self._trial.optim.activation_checkpointing:
+            said += " and activation checkpointing"
+        self._note = f"out of memory: it goes on with {said}"
 
     @property
     def _due_at(self) -> int:

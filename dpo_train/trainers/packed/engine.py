@@ -28,20 +28,19 @@ from dpo_train.scoring import metrics
 from dpo_train.trainers.packed import adapters
 from dpo_train.trainers.packed.adapters import Layer, Layout
 from dpo_train.trainers.packed.forward import ATTENTION, completion_logps
+from dpo_train.trainers.packed.held_out import HeldOutPairs
 from dpo_train.trainers.packed.linear import StackedLinear
-from dpo_train.trainers.packed.loss_inputs import LossInputs, constants
-from dpo_train.trainers.packed.losses import PairScores, pair_losses
+from dpo_train.trainers.packed.loss_inputs import LossInputs
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
-from dpo_train.trainers.packed.rows import Pair, Rows, Split, collate
+from dpo_train.trainers.packed.rows import Pair, Split, collate
 from dpo_train.trainers.packed.self_check import AdaptedBase, check_once, compare_with_reference
 from dpo_train.trainers.packed.trial import PackedTrial
+from dpo_train.trainers.session import one_pair_too_much
 from dpo_train.trainers.token_bound import TokenBound
 
 _MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 """More tokens make no pass faster."""
-_LAYOUTS_KEPT = 16
-"""Of the eval pairs: the tokens of a pass change with the trials that share an engine."""
 
 
 class PackedEngine:
@@ -63,7 +62,9 @@ class PackedEngine:
         self.base.set_attn_implementation(ATTENTION)
         warm.undo = self.close
         self._checkpointed: list[Any] = []
-        """The base's layers, once a trial asked for activation checkpointing."""
+        """The base's layers, once a trial asked for activation checkpointing or memory did."""
+        self.is_short_of_memory = False
+        """Whether memory holds no pair without activation checkpointing."""
         self.is_closed = False
         self._device = device
         self._prepared = prepared
@@ -72,7 +73,7 @@ class PackedEngine:
         self._stacks: dict[Layer, StackedLinear] = {}
         self._packs: list[Pack] = []
         self.pack_size = PackSize()
-        self._eval_rows_by_size: dict[int, list[tuple[list[int], Rows]]] = {}
+        self._held_out_pairs = HeldOutPairs(self.eval, device)
         weights = mapped_bytes(self.base)
         self._token_bound = TokenBound(device, memory, weights, _MOST_TOKENS[device])
         self._measured: set[tuple[tuple[Layer, ...], bool]] = set()
@@ -83,21 +84,20 @@ class PackedEngine:
     def join(self, config: TrainConfig) -> PackedTrial:
         """A new trial, which trains when it is named to `step`."""
         assert config.lora is not None
-        checkpointed = bool(self._checkpointed) or config.optim.activation_checkpointing
+        checkpointed = bool(self._checkpointed or config.optim.activation_checkpointing)
         layout = Layout(self._adapted_layers(config.lora, checkpointed), config.lora.r)
         trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
         if checkpointed:  # the comparison with PEFT may have switched it off
             self._checkpointed = checkpointed_layers(self.base)
-        self._measure(trial)
+        self._measure_or_save_memory(trial)
         self.tokens_at_once = self.tokens_at_once or self.tokens_per_pass([trial])
         return trial
 
     def tokens_per_pass(self, trials: Sequence[PackedTrial]) -> int:
         """The most tokens of a pass over those trials: it bounds the memory of the pass."""
-        longest = max(self.train.longest, self.eval.longest)
         # Weights, gradient and two moments, and what a new pack holds beside the old one.
         vectors = sum(6 * trial.weights.nbytes for trial in trials)
-        return self._token_bound.tokens(longest, vectors)
+        return self._token_bound.tokens(self._longest, vectors)
 
     def close(self) -> None:
         """Leaves the base as it was; its next borrower sees to it too."""
@@ -141,7 +141,7 @@ class PackedEngine:
             pass
         give_back()
         return [
-            self._values(trial, self.eval.reference if trial.is_reference else logps)
+            self._held_out_pairs.values(trial, self.eval.reference if trial.is_reference else logps)
             for trial, logps in zip(trials, scores, strict=True)
         ]
 
@@ -186,44 +186,11 @@ class PackedEngine:
         k = len(pack.trials)
         scores = np.zeros((k, len(self.eval.pairs), 2))
         self._put_on(pack)
-        for members, rows in self._eval_rows(most // k):
+        for members, rows in self._held_out_pairs.rows(most // k):
             with torch.no_grad():
                 logps = completion_logps(self.base, rows.tile(k))
             scores[:, members] = logps.double().cpu().numpy().reshape(k, len(members), 2)
         return scores
-
-    def _eval_rows(self, tokens: int) -> list[tuple[list[int], Rows]]:
-        """The eval pairs as rows of at most so many tokens, of like length together; laid out
-        once for all trials."""
-        if tokens in self._eval_rows_by_size:
-            return self._eval_rows_by_size[tokens]
-        lengths = [len(pair.ids) for pair in self.eval.pairs]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        parts: list[list[int]] = [[]]
-        for number in order:
-            if parts[-1] and sum(lengths[n] for n in parts[-1]) + lengths[number] > tokens:
-                parts.append([])
-            parts[-1].append(number)
-        if len(self._eval_rows_by_size) >= _LAYOUTS_KEPT:
-            self._eval_rows_by_size.clear()
-        self._eval_rows_by_size[tokens] = [
-            (part, collate([[self.eval.pairs[number] for number in part]], self._device))
-            for part in parts
-        ]
-        return self._eval_rows_by_size[tokens]
-
-    def _values(
-        self, trial: PackedTrial, logps: np.ndarray[Any, Any]
-    ) -> dict[str, metrics.Floats] | None:
-        if not np.isfinite(logps).all():
-            return None
-        known = [*logps.T, *self.eval.reference.T, *self.eval.tokens.T]
-        rest = constants(trial, self.eval.tokens[:, 0])
-        scores = [torch.from_numpy(column) for column in known]
-        scores += [torch.full((len(logps),), value, dtype=torch.float64) for value in rest]
-        losses = pair_losses(*trial.loss_terms, PairScores(*scores))
-        values = metrics.pair_values(metrics.PairLogps(*known))
-        return {**values, "loss": losses.numpy()}
 
     def _packs_of(
         self, trials: Sequence[PackedTrial], tokens: int, most: int | None = None
@@ -242,13 +209,47 @@ class PackedEngine:
         """Gives the base the pack's adapters; if one of its trials asks for it, the layers are
         computed again in the backward, which changes the numbers of none."""
         pack.put_onto(self._stacks)
-        again = any(trial.config.optim.activation_checkpointing for trial in pack.trials)
+        again = self._is_checkpointed(pack.trials)
         for layer in self._checkpointed:
             layer.training = again
 
+    def _measure_or_save_memory(self, trial: PackedTrial) -> None:
+        try:
+            self._measure(trial)
+            suffices = self._token_bound.holds(self._longest, 6 * trial.weights.nbytes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            suffices = False
+        if not suffices:
+            self._save_memory([trial])
+
+    def _is_checkpointed(self, trials: Sequence[PackedTrial]) -> bool:
+        asked = any(trial.config.optim.activation_checkpointing for trial in trials)
+        return asked or self.is_short_of_memory
+
+    def _save_memory(self, trials: Sequence[PackedTrial]) -> bool:
+        """Switches activation checkpointing on for good, if it is off and these trials leave that
+        to memory. Returns whether it did."""
+        left_open = all(trial.config.optim.activation_checkpointing is None for trial in trials)
+        if self.is_short_of_memory or not left_open:
+            return False
+        self.is_short_of_memory = True
+        self._checkpointed = checkpointed_layers(self.base)
+        self._token_bound.forget_measured()
+        self._measured.clear()
+        for trial in trials:
+            self._measure(trial)
+        return True
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest pair: no pass can have fewer."""
+        return max(self.train.longest, self.eval.longest)
+
     def _measure(self, trial: PackedTrial) -> None:
         """Counts what a token keeps for the backward, in a first pass over one pair."""
-        measured = trial.own_layout.layers, trial.config.optim.activation_checkpointing
+        measured = trial.own_layout.layers, self._is_checkpointed([trial])
         if measured in self._measured:
             return
         pairs = sorted(self.train.pairs, key=lambda pair: len(pair.ids))
@@ -265,8 +266,8 @@ class PackedEngine:
         self._measured.add(measured)
 
     def _fits(self, act: Callable[[], None], trials: Sequence[PackedTrial]) -> bool:
-        """Whether memory sufficed; if not, the next pass has half the tokens. Raises OutOfMemory
-        if one pair is too much."""
+        """Whether memory sufficed; if not, the next pass has half the tokens, or activation
+        checkpointing where it had one pair. Raises OutOfMemory if there is no less."""
         tokens = self.tokens_per_pass(trials)
         try:
             act()
@@ -275,13 +276,14 @@ class PackedEngine:
             if not is_out_of_memory(error):
                 raise
         # Not before: the error holds all tensors of the pass.
-        if tokens <= max(self.train.longest, self.eval.longest):
-            raise OutOfMemory("out of memory with one pair at once")
-        self._token_bound.halve(tokens)
         for stack in self._stacks.values():
             stack.adapters = None
         self._packs = []
         give_back()
+        if tokens > self._longest:
+            self._token_bound.halve(tokens)
+        elif not self._save_memory(trials):
+            raise OutOfMemory(one_pair_too_much(self._is_checkpointed(trials)))
         return False
 
     def _adapted_layers(self, lora: LoraConfig, checkpointed: bool) -> tuple[Layer, ...]:

@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo_train import activation_checkpointing, memory, model
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.errors import InputError
+from dpo_train.errors import InputError, OutOfMemory
+from dpo_train.memory import NO_BOUNDS, MemoryBounds
 from dpo_train.trainers.open import open_session
+from dpo_train.trainers.packed import forward
+from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.session import _Shared
+from dpo_train.trainers.trl_session import TrlSession
 
 KINDS: dict[str, dict[str, Any]] = {
     "packed": {"trainer": "packed", "lora": {}},
@@ -103,3 +108,83 @@ def test_what_is_counted_has_the_layer_that_is_computed_again(small_config: Trai
 def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(InputError, match=r"^optim.activation_checkpointing: transformers can't"):
         activation_checkpointing.checkpointed_layers(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("kind", ["trl with LoRA", "trl in full"])
+def test_it_is_switched_on_where_memory_holds_no_pair_without_it(
+    kind: str, small_config: TrainConfig, small_prepared: Path
+) -> None:
+    trial = override(small_config, KINDS[kind])
+    plain, _ = losses_and_config(trial, small_prepared, NO_BOUNDS)
+    again, config = losses_and_config(trial, small_prepared, MemoryBounds(host_bytes=0))
+    assert config.optim.activation_checkpointing is True
+    assert config.optim.pairs_at_once == 1
+    assert again == pytest.approx(plain, rel=1e-5)
+    never = override(trial, {"optim.activation_checkpointing": False})
+    _, config = losses_and_config(never, small_prepared, MemoryBounds(host_bytes=0))
+    assert config.optim.activation_checkpointing is False
+
+
+def losses_and_config(
+    trial: TrainConfig, prepared: Path, memory: MemoryBounds
+) -> tuple[float, TrainConfig]:
+    """The loss of the first report, and the configuration that the session trains by."""
+    session = open_session(trial, prepared, "cpu", memory=memory)
+    assert isinstance(session, TrlSession)
+    try:
+        return session.advance().report["train/loss"], session._config
+    finally:
+        session.close()
+
+
+def test_a_packed_engine_switches_it_on_where_memory_holds_no_pair_without_it(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    trial = override(small_config, KINDS["packed"])
+    losses = {}
+    for bound in (None, 0):
+        engine = PackedEngine(trial.model, small_prepared, "cpu", MemoryBounds(host_bytes=bound))
+        losses[bound] = first_losses(engine, trial)
+        assert engine.is_short_of_memory == (bound == 0)
+        engine.close()
+    assert losses[0] == pytest.approx(losses[None], rel=1e-5)
+    never = override(trial, {"optim.activation_checkpointing": False})
+    engine = PackedEngine(trial.model, small_prepared, "cpu", MemoryBounds(host_bytes=0))
+    engine.join(never)
+    assert not engine.is_short_of_memory
+    engine.close()
+
+
+def test_a_packed_engine_switches_it_on_when_a_pass_over_one_pair_runs_out_of_memory(
+    small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = override(small_config, KINDS["packed"])
+    engine = PackedEngine(trial.model, small_prepared, "cpu")
+    plain = first_losses(engine, trial)
+
+    def scarce(base: Any, rows: Any) -> torch.Tensor:
+        logps: torch.Tensor = forward.completion_logps(base, rows)
+        layers = [each for each in base.modules() if isinstance(each, GradientCheckpointingLayer)]
+        if logps.requires_grad and not any(layer.training for layer in layers):
+            raise torch.OutOfMemoryError("out of memory")
+        return logps
+
+    monkeypatch.setattr("dpo_train.trainers.packed.engine.completion_logps", scarce)
+    assert first_losses(engine, trial) == pytest.approx(plain, rel=1e-5)
+    assert engine.is_short_of_memory
+    never = override(trial, {"optim.activation_checkpointing": False})
+    engine.close()
+    engine = PackedEngine(trial.model, small_prepared, "cpu")
+    with pytest.raises(OutOfMemory, match="take optim.activation_checkpointing: false out"):
+        first_losses(engine, never)
+    engine.close()
+
+
+def first_losses(engine: PackedEngine, config: TrainConfig) -> list[float]:
+    """What is evaluated after four steps."""
+    trial = engine.join(config)
+    while trial.step < 4:
+        engine.step([trial])
+    (values,) = engine.evaluate([trial])
+    assert values is not None
+    return [float(values["loss"].mean()), float(values["margin"].mean())]

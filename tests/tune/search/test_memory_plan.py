@@ -12,6 +12,7 @@ from dpo_train.errors import InputError
 from dpo_train.model_source import parameter_count
 from tune.config.schema import SearchConfig
 from tune.search import memory_plan, preflight
+from tune.search.largest_trial import largest_trial
 from tune.search.preflight import StatedShape
 
 GIGABYTE = 10**9
@@ -84,6 +85,27 @@ def test_a_trial_that_does_not_fit_alone_is_refused(machine: Any, rows: list[Row
         memory_plan.plan_memory(search(lora={}), rows)
 
 
+def test_checkpointing_is_switched_on_where_nothing_fits_without_it(
+    machine: Any, rows: list[Row]
+) -> None:
+    adapter = search(lora={"r": 4})
+    plain = memory_plan._estimate(adapter, rows)
+    machine(100)
+    again = memory_plan._with_checkpointing_if_needed(plain, 10**6)
+    assert again.need(1, 0).total < plain.need(1, 0).total
+    between = (again.need(1, 0).total + plain.need(1, 0).total) / 2 / GIGABYTE
+    machine(between)
+    assert memory_plan.plan_memory(adapter, rows).message.startswith(
+        "optim.activation_checkpointing is switched on: one pair at once takes about "
+    )
+    never = search(lora={"r": 4}, optim={"activation_checkpointing": False})
+    with pytest.raises(InputError, match="memory: one trial with one pair at once takes"):
+        memory_plan.plan_memory(never, rows)
+    machine(0.1)
+    with pytest.raises(InputError, match="with one pair at once and activation checkpointing"):
+        memory_plan.plan_memory(adapter, rows)
+
+
 def test_the_largest_values_of_the_space_count() -> None:
     wide = search(
         lora={"r": 4},
@@ -95,7 +117,7 @@ def test_the_largest_values_of_the_space_count() -> None:
         },
         optim={"name": "adamw_8bit", "activation_checkpointing": True},
     )
-    largest = memory_plan._largest_trial(wide)
+    largest = largest_trial(wide)
     assert largest.lora is not None
     assert (largest.lora.r, largest.optim.batch_size) == (64, 16)
     assert (largest.optim.name, largest.optim.activation_checkpointing) == ("adamw", False)
