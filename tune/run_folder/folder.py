@@ -117,10 +117,14 @@ class Run:
         return Run(self.folder, config, Records(self.folder, config.goal))
 
 
-def open_run(folder: RunFolder) -> Run:
-    """Reads the configuration and every record of a run folder."""
+def open_run(folder: RunFolder, sets_aside: bool = False) -> Run:
+    """Reads the configuration and every record of a run folder, and warns of records that are
+    damaged. Only the run's driver sets them aside. Raises InputError."""
     config = load_search(folder.search_yaml)
-    return Run(folder, config, Records(folder, config.goal))
+    records = Records(folder, config.goal)
+    for damaged in records.damaged:
+        damaged.warn(sets_aside)
+    return Run(folder, config, records)
 
 
 def runs_root() -> Path:
