@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def refuse_private_folder(folder: RunFolder) -> None:
             f"sees and which goes with the job; set {RUNS} on the cluster's nodes, or type "
             "`--set runs_dir=/a/path/that/all/nodes/share`"
         )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Makes the folder. Raises InputError if it, or a file in it, can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"runs_dir: {folder} can't be written ({error.strerror}); give another place by "
+            f"`--set runs_dir=…` or {RUNS}, or have it made writable"
+        ) from None
 
 
 def find_run_here(run: str) -> RunFolder:

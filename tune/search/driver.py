@@ -26,6 +26,7 @@ from tune.run_folder.folder import (
     forget_empty_run,
     open_run,
     refuse_private_folder,
+    refuse_unwritable,
 )
 from tune.run_folder.paths import RunFolder, RunLike
 from tune.run_folder.results import Results, load_results, read_results, write_results
@@ -76,9 +77,11 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     refuse_private_folder(folder)
     refresh(folder)
     if folder.exists:
+        refuse_unwritable(folder.path)
         refuse_other_search(folder, config)
         with only_driver(folder):
             return _continue(adopt(_opened(folder), config), signs)
+    refuse_unwritable(folder.path.parent)
     open_storage(config.storage)
     refuse_other_files(folder)
     config, prepared = plan_prepared_data(config)
@@ -92,6 +95,7 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
 def resume(run_folder: RunLike, trials: int | None = None) -> Results:
     """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
     folder = find_run(run_folder)
+    refuse_unwritable(folder.path)
     with only_driver(folder):
         run = _opened(folder)
         if trials is not None:
