@@ -1,4 +1,4 @@
-"""What the server goes through: thousands of requests, some broken, some left in the middle; and on
+"""What the server goes through: thousands of requests, some broken, cut off or of 1 MB; and on
 Ray Serve a new model under load, a replica killed under load.
 
 `--only` runs a part; RESULTS.md keeps what was seen. The embedded sample, one thread a replica.
@@ -6,6 +6,7 @@ Ray Serve a new model under load, a replica killed under load.
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -87,6 +88,9 @@ class Load:
                 with client.stream("POST", CHAT, json=body(draw) | {"stream": True}) as answer:
                     next(answer.iter_raw())
                 return "cut off" if answer.status_code == 200 else answer.status_code
+            if kind < 0.11:
+                message = {"role": "user", "content": "bats " * 198_000}
+                return client.post(CHAT, json={"messages": [message]}).status_code
             answer = client.post(CHAT, json=body(draw))
             status: Any = answer.status_code
             is_stream = answer.headers["content-type"].startswith("text/event-stream")
@@ -137,6 +141,17 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
+def watch_health(is_over: Any, took: Any) -> None:
+    """Asks twenty times a second, in a process of its own: the clients' threads share one."""
+    seconds = []
+    with httpx.Client(timeout=60) as client:
+        while not is_over.wait(0.05):
+            began = time.monotonic()
+            assert client.get(f"http://127.0.0.1:{PORT}/healthz").status_code == 200
+            seconds.append(time.monotonic() - began)
+    took.put(sorted(seconds))
+
+
 def soak() -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "serve", "sample", "--port", str(PORT)], stdout=subprocess.DEVNULL
@@ -145,17 +160,26 @@ def soak() -> None:
         time.sleep(1)
         httpx.get(CHAT, timeout=60)  # its socket is there before the model: it waits
         began = time.monotonic()
+        apart = multiprocessing.get_context("spawn")
+        is_over, took = apart.Event(), apart.Queue()
+        apart.Process(target=watch_health, args=(is_over, took)).start()
         load = Load(CLIENTS, unruly=True, most=REQUESTS)
         load.wait(1000)
         early = resident(server.pid)
         load.wait()
         late = resident(server.pid)
+        is_over.set()
+        health = took.get(timeout=60)
     finally:
         server.terminate()
         server.wait()
     print(f"soak: {load.count} requests in {time.monotonic() - began:.0f} s: {dict(load.statuses)}")
     print(f"soak: resident {early} MB after 1,000 requests, {late} MB at the end "
           f"({late / early - 1:+.1%})")  # fmt: skip
+    shares = {share: health[int(share * len(health))] * 1000 for share in (0.5, 0.95, 0.99)}
+    print("soak: /healthz, ms: "
+          + ", ".join(f"{share:.0%} within {ms:.0f}" for share, ms in shares.items())
+          + f", the slowest {health[-1] * 1000:.0f}, of {len(health)}")  # fmt: skip
 
 
 @on_ray()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def refuse_folder(folder: Path) -> None:
             raise InputError(
                 f"model.id: {folder} has no {name}; give a folder as save_pretrained writes "
                 "it (model and tokenizer), a Hub id, or `sample`"
+            )
+        try:
+            is_object = isinstance(json.loads((folder / name).read_bytes()), dict)
+        except (OSError, ValueError):
+            is_object = False
+        if not is_object:
+            raise InputError(
+                f"model.id: {folder / name} holds no JSON object; bring the folder here once more, "
+                "or give a Hub id, or `sample`"
             )
 
 

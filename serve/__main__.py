@@ -11,7 +11,6 @@ import socket
 import sys
 from pathlib import Path
 
-import uvicorn
 from pydantic import ValidationError
 
 from serve.errors import ModelError
@@ -20,8 +19,6 @@ from serve.model_source import describe_memory, parse_model
 from serve.options import KEY, KEY_FILE, Options, is_loopback, read_key
 
 _WRONG_INPUT, _INTERRUPTED = 2, 130
-_SHUTDOWN_SECONDS = 5
-"""Answers that are being given when it is interrupted have so long to end."""
 
 
 def main() -> int:
@@ -46,13 +43,16 @@ def main() -> int:
     host, port = parsed.host, parsed.port
     if not 0 < port < 65536:
         return _refuse(f"--port: {port} is none; 1 to 65535")
-    if key is None and not is_loopback(host):
+    try:
+        family, address = _address(host)
+    except OSError:
+        return _refuse(f"--host: {host} is no address of this machine; try 127.0.0.1")
+    if key is None and not is_loopback(address):
         return _refuse(
             f"--host: {host} is open to others, and there is no key; set {KEY} or {KEY_FILE}"
         )
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family)
+        listening = socket.create_server((address, port), family=family)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
         return _refuse(f"can't listen on {host}:{port}: {reason}; give another --port")
@@ -99,6 +99,16 @@ def _absolute(model: str) -> str:
     return f"{name}={place}" if name else place
 
 
+def _address(host: str) -> tuple[socket.AddressFamily, str]:
+    """Returns the address that a name or another spelling stands for, of IPv4 if it has one.
+
+    Raises OSError.
+    """
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, str(address[0])
+
+
 def _refuse(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return _WRONG_INPUT
@@ -107,16 +117,10 @@ def _refuse(message: str) -> int:
 def _serve(options: Options, listening: socket.socket) -> None:
     # Importing torch takes seconds: what was typed wrong is reported before.
     from serve.compose import compose
+    from serve.http_server import HttpServer
 
     composed = compose(options, LocalInstruments())
-    config = uvicorn.Config(
-        composed.app,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,  # who asks is decided by the address that is connected
-        server_header=False,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-    )
+    server = HttpServer(composed.app, composed.app.state.in_flight)
     for kind in (signal.SIGINT, signal.SIGTERM):
         # uvicorn has its own while it runs, and then sends the signal again.
         signal.signal(kind, lambda *_: None)
@@ -124,7 +128,7 @@ def _serve(options: Options, listening: socket.socket) -> None:
     host = f"[{host}]" if ":" in host else host
     print(f"ready: http://{host}:{port}  (the page; OpenAI's API under /v1; Ctrl-C ends it)",
           flush=True)  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
     composed.close()
 
 

@@ -20,8 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from serve.engine import Chunk
 from serve.errors import ApiError
 from serve.guard import Guard, PlainRoutes
-from serve.in_flight import InFlightAnswers
-from serve.model_source import one_line
+from serve.in_flight import InFlight, InFlightAnswers
 from serve.models import ServedModel, engines
 from serve.openai_bodies import Body, ErrorBody, Usage
 from serve.openai_requests import (
@@ -66,11 +65,13 @@ def create_app(
         )
     app.add_middleware(PlainRoutes)
     _add_error_handlers(app)
+    in_flight = app.state.in_flight = InFlight()
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         model = find_model(models, body.model)
-        answers = submit(body, model, [chat_prompt_ids(model, body)], seconds)
+        prompt = await model.prompts.of_chat(body.for_template())
+        answers = submit(body, model, [prompt], seconds, in_flight)
         builder = ChatResponseBuilder(model.name, model.tokenizer, bool(body.stream))
         return await _respond(body, answers, builder, request)
 
@@ -78,8 +79,8 @@ def create_app(
     async def complete(body: CompletionRequest, request: Request) -> Response:
         model = find_model(models, body.model)
         _refuse_too_many(len(body.prompts) * (body.n or 1), model)
-        prompts = [_text_prompt_ids(model, text) for text in body.prompts]
-        answers = submit(body, model, prompts, seconds)
+        prompts = [await model.prompts.of_text(text) for text in body.prompts]
+        answers = submit(body, model, prompts, seconds, in_flight)
         builder = CompletionResponseBuilder(model.name, model.tokenizer)
         return await _respond(body, answers, builder, request)
 
@@ -87,7 +88,8 @@ def create_app(
     async def generate(body: GenerateRequest, request: Request) -> Response:
         model = find_model(models, body.model)
         chat = body.as_chat()
-        answers = submit(chat, model, [chat_prompt_ids(model, chat)], seconds)
+        prompt = await model.prompts.of_chat(chat.for_template())
+        answers = submit(chat, model, [prompt], seconds, in_flight)
         async with answers.unless_disconnected(request):
             (chunk,) = await answers.whole()
         reason = chunk.finish_reason
@@ -123,21 +125,12 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     return models[name]
 
 
-def chat_prompt_ids(model: ServedModel, body: ChatRequest) -> list[int]:
-    """Returns the messages as the model's template renders them. Raises ApiError 400."""
-    messages = [message.for_template() for message in body.messages]
-    try:
-        encoded: Any = model.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-    except Exception as error:  # templates raise what they like
-        message = f"messages: the chat template refuses them: {one_line(error)}"
-        raise ApiError(400, message) from None
-    return list(encoded["input_ids"])
-
-
 def submit(
-    body: StreamableRequest, model: ServedModel, prompts: list[list[int]], seconds: float
+    body: StreamableRequest,
+    model: ServedModel,
+    prompts: list[list[int]],
+    seconds: float,
+    in_flight: InFlight,
 ) -> InFlightAnswers:
     """Queues every answer of a request, or none if there is no room for one.
 
@@ -152,7 +145,7 @@ def submit(
         for number in range(answers_per_prompt)
     ]
     answers = InFlightAnswers(model, settings, seconds, bool(body.stream))
-    answers.submit()
+    in_flight.submit(answers)
     return answers
 
 
@@ -167,13 +160,6 @@ def _refuse_unknown_tokens(body: StreamableRequest, model: ServedModel) -> None:
     if unknown := [token for token in body.logit_bias or {} if token >= size]:
         message = f"logit_bias: no token {unknown[0]}; the vocabulary has {size}"
         raise ApiError(400, message, param="logit_bias")
-
-
-def _text_prompt_ids(model: ServedModel, text: str) -> list[int]:
-    try:
-        return list(model.tokenizer(text)["input_ids"])
-    except Exception as error:  # a lone surrogate, for one
-        raise ApiError(400, f"prompt: {one_line(error)}", param="prompt") from None
 
 
 def _max_new_tokens(body: StreamableRequest, prompt_ids: list[int], model: ServedModel) -> int:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any, Self
 
+import ray
 from pydantic import Field, model_validator
 from ray import serve as ray_serve
 
+from serve.errors import ModelError
 from serve.instruments import RayInstruments
 from serve.model_source import describe_memory, split_models
-from serve.options import Options
+from serve.options import KEY_FILE, Options, is_loopback, read_key
+
+_HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
 class ReplicaOptions(Options):
@@ -51,6 +56,7 @@ class ModelServer:
         # Only a replica needs torch, not what builds and deploys the application.
         from serve.compose import compose
 
+        _refuse_open_proxies()
         options = self._options
         for line in describe_memory(split_models(options.model), options.slots, options.context):
             logging.getLogger("ray.serve").warning(line)
@@ -61,6 +67,25 @@ class ModelServer:
         """Ray Serve asks here, and replaces a replica that raises."""
         if not self._composed.is_alive:
             raise RuntimeError("an engine has ended")
+
+
+def _refuse_open_proxies() -> None:
+    """Raises ModelError where others than this machine could ask, and no key is set.
+
+    Each proxy of the cluster listens on the host of the HTTP options. Behind Ray's HAProxy every
+    client has the address of this machine.
+    """
+    if read_key() is not None:
+        return
+    if os.environ.get(_HA_PROXY) == "1":
+        raise ModelError(f"{_HA_PROXY} is 1, and there is no key; set {KEY_FILE}")
+    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    host = ray.get(controller.get_http_config.remote()).host
+    if host is not None and not is_loopback(host):
+        raise ModelError(
+            f"http_options.host: {host} is open to others, and there is no key; set {KEY_FILE} "
+            "in the environment in which Ray is started, or write host: 127.0.0.1"
+        )
 
 
 def build(args: Mapping[str, object]) -> ray_serve.Application:

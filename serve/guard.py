@@ -6,6 +6,7 @@ a browser, as the password of its own dialog. Keys are compared in constant time
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hmac
@@ -20,7 +21,10 @@ from serve.openai_responses import error_response
 from serve.options import is_loopback
 
 _OPEN = ("/healthz", "/readyz")
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_BODY_SECONDS = 30.0
+"""A body that takes longer to come is refused with 408."""
+_MOST_BYTES_AT_ONCE = 64_000_000
+"""The bodies that are being read may have so many together."""
 
 
 class Guard:
@@ -34,6 +38,7 @@ class Guard:
         self._key = key
         self._max_body_bytes = max_body_bytes
         self._allowed_origins = allowed_origins
+        self._bytes_now = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -42,11 +47,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN:
+            await self._app(scope, receive, send)  # reads no body
+            return
         request = Request(scope, receive)
         try:
-            if scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN:
-                self._refuse_strangers(request)
-                self._refuse_other_sites(request.headers)
+            self._refuse_strangers(request)
+            self._refuse_other_sites(request.headers)
             body: bytes | None = await self._read_body(request)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
@@ -78,9 +85,9 @@ class Guard:
             name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-")
             for name in headers
         )
-        name = headers.get("host", "").rsplit(":", 1)[0]
+        name = headers.get("host", "").rsplit(":", 1)[0].removeprefix("[").removesuffix("]")
         client = request.client.host if request.client else ""
-        if is_forwarded or not is_loopback(client) or name not in _LOCAL_NAMES:
+        if is_forwarded or not is_loopback(client) or not is_loopback(name):
             raise ApiError(
                 403, "without a key only programs on this machine are answered; set SERVE_API_KEY",
                 "permission_error",
@@ -92,7 +99,11 @@ class Guard:
         if origin is not None and {origin, "*"} & set(self._allowed_origins):
             return
         is_other = origin is not None and origin.partition("://")[2] != host
-        is_link = headers.get("sec-fetch-mode") == "navigate"  # a click on one only opens the page
+        # A click on a link only opens the page; a frame would show it inside another.
+        is_link = (
+            headers.get("sec-fetch-mode") == "navigate"
+            and headers.get("sec-fetch-dest", "document") == "document"
+        )
         if is_other or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
             raise ApiError(403, "pages of other sites are not answered", "permission_error")
 
@@ -102,13 +113,26 @@ class Guard:
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > most:
             raise too_large
-        body = b""
-        with contextlib.suppress(ClientDisconnect):  # the application will notice it too
-            async for part in request.stream():
-                body += part
-                if len(body) > most:
-                    raise too_large
-        return body
+        body = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                async for part in request.stream():
+                    body += part
+                    self._bytes_now += len(part)
+                    if len(body) > most:
+                        raise too_large
+                    if self._bytes_now > _MOST_BYTES_AT_ONCE:
+                        raise ApiError(
+                            503, "too many large bodies at once; try again in a second",
+                            "overloaded_error",
+                        ).with_headers({"Retry-After": "1"})  # fmt: skip
+        except TimeoutError:
+            raise ApiError(408, f"the body took more than {_BODY_SECONDS:g} s") from None
+        except ClientDisconnect:
+            pass  # the application will notice it too
+        finally:
+            self._bytes_now -= len(body)
+        return bytes(body)
 
 
 def _presented_key(headers: Headers) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -14,6 +15,39 @@ from serve.engine import Chunk, GenerationRequest
 from serve.errors import ApiError, QueueFull
 from serve.models import ServedModel
 from serve.sampling_params import SamplingParams
+
+
+class InFlight:
+    """The answers to all requests that wait or are being generated, until the server ends."""
+
+    def __init__(self) -> None:
+        self._answers: weakref.WeakSet[InFlightAnswers] = weakref.WeakSet()
+        self._is_ending = False
+
+    def submit(self, answers: InFlightAnswers) -> None:
+        """Queues answers. Raises ApiError 503 if there is no room, or the server ends."""
+        if self._is_ending:
+            raise _ending()
+        self._answers.add(answers)
+        answers.submit()
+
+    def begin_to_end(self, grace_seconds: float) -> None:
+        """From now on nothing is taken. What still waits is answered with 503 at once, and what is
+        being generated after so many seconds, unless it ends by itself."""
+        self._is_ending = True
+        for answers in list(self._answers):
+            if not any(request.output_ids for request in answers.requests):
+                answers.end()
+        asyncio.get_running_loop().call_later(grace_seconds, self._end_all)
+
+    def _end_all(self) -> None:
+        for answers in list(self._answers):
+            answers.end()
+
+
+def _ending() -> ApiError:
+    refusal = ApiError(503, "the server is ending; try again", "overloaded_error")
+    return refusal.with_headers({"Retry-After": "5"})
 
 
 class InFlightAnswers:
@@ -29,8 +63,8 @@ class InFlightAnswers:
         """Takes the token ids and the settings of each answer."""
         self._loop = asyncio.get_running_loop()
         self._engine = model.engine
-        self._arrived: asyncio.Queue[tuple[int, Chunk] | None] = asyncio.Queue()
-        """Chunks with the index of their answer, or None once the client has disconnected."""
+        self._arrived: asyncio.Queue[tuple[int, Chunk] | ApiError] = asyncio.Queue()
+        """Chunks with the index of their answer, or what ends them all."""
         self._deadline = time.monotonic() + seconds
         self._unfinished = len(prompts)
         self.requests = [
@@ -62,13 +96,13 @@ class InFlightAnswers:
         """Waits for a chunk and returns all that have come, by the index of their answer.
 
         At the end it returns nothing. Raises ApiError 504 if an answer does not begin in time, 500
-        if the model fails, and 499 if the client has gone.
+        if the model fails, 503 if the server ends, and 499 if the client has gone.
         """
         ready: dict[int, Chunk] = {}
         while self._unfinished and (not ready or not self._arrived.empty()):
             arrived = await self._next_arrived()
-            if arrived is None:
-                raise ApiError(499, "the client has gone")
+            if isinstance(arrived, ApiError):
+                raise arrived
             index, chunk = arrived
             if chunk.finish_reason == "error":
                 raise ApiError(500, f"the model failed: {chunk.text}", "server_error")
@@ -106,11 +140,16 @@ class InFlightAnswers:
         for request in self.requests:
             request.is_cancelled = True
 
+    def end(self) -> None:
+        """Ends the answers with 503, because the server ends."""
+        self.cancel()
+        self._arrived.put_nowait(_ending())
+
     def _send(self, index: int, chunk: Chunk) -> None:
         """Runs in the engine's thread."""
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, chunk))
 
-    async def _next_arrived(self) -> tuple[int, Chunk] | None:
+    async def _next_arrived(self) -> tuple[int, Chunk] | ApiError:
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 return await self._arrived.get()
@@ -124,4 +163,4 @@ class InFlightAnswers:
         with contextlib.suppress(Exception):
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-        self._arrived.put_nowait(None)
+        self._arrived.put_nowait(ApiError(499, "the client has gone"))

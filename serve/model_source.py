@@ -161,7 +161,12 @@ def _read_source(model: str) -> ModelSource:
             f"{found.place}: an adapter of the kind {kind}; only plain LoRA can share its base "
             f"here: {MERGE_ADAPTER}"
         )
-    base = adapter["base_model_name_or_path"]
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{found.place}: its adapter_config.json names no base_model_name_or_path; write the "
+            "base's folder or Hub id there"
+        )
     base = _SAMPLE if base == "sample" else base
     return ModelSource(name, Checkpoint(base, adapter.get("revision")), found)
 
@@ -180,7 +185,14 @@ def _read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
                 path = Path(hf_hub_download(place, name, revision=checkpoint.revision))
             except EntryNotFoundError:  # also if only the cache may be asked and does not have it
                 return None
-    content: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise ModelError(f"{place}: its {name} holds no JSON object; bring it here once more")
     return content
 
 

@@ -18,6 +18,7 @@ from serve.model_source import (
     model_errors,
     read_sources,
 )
+from serve.prompts import PromptEncoder
 from serve.slot_engine import SlotEngine
 
 
@@ -31,6 +32,8 @@ class ServedModel:
     """It has the model's chat template: adapters may have been trained with different ones."""
     adapter: str | None
     """The name of its adapter inside PEFT."""
+    prompts: PromptEncoder
+    """Makes token ids with that tokenizer."""
     defaults: GenerationDefaults
     """What holds where a request says nothing."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -76,13 +79,24 @@ def load(
             own_tokenizer = tokenizer
             if source.adapter and has_tokenizer(source.adapter):
                 own_tokenizer = _load_tokenizer(source.adapter)
-            loaded[source.name] = ServedModel(
+            loaded[source.name] = _served(
                 source.name, engine, own_tokenizer, peft_names.get(source.name), defaults
             )
         if len(adapters) == len(group) and "base" not in loaded:
-            loaded["base"] = ServedModel("base", engine, tokenizer, None, defaults)
+            loaded["base"] = _served("base", engine, tokenizer, None, defaults)
     first = sources[0].name
     return {first: loaded.pop(first), **loaded}
+
+
+def _served(
+    name: str,
+    engine: SlotEngine,
+    tokenizer: Any,
+    adapter: str | None,
+    defaults: GenerationDefaults,
+) -> ServedModel:
+    prompts = PromptEncoder(tokenizer, engine.context)
+    return ServedModel(name, engine, tokenizer, adapter, prompts, defaults)
 
 
 def load_weights(checkpoint: Checkpoint, adapters: dict[str, Checkpoint]) -> Any:
@@ -98,6 +112,8 @@ def load_weights(checkpoint: Checkpoint, adapters: dict[str, Checkpoint]) -> Any
             # A CPU computes in what the model was judged in, a GPU in half the time and memory.
             dtype=torch.bfloat16 if device == "cuda" else torch.float32,
             use_safetensors=True,  # no pickle
+            # Not a mapping of the file: who writes to it would change the answers, or end us.
+            disable_mmap=True,
             trust_remote_code=False,  # the default would ask on standard input
         )
     for name, adapter in adapters.items():

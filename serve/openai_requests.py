@@ -135,6 +135,9 @@ class ChatRequest(StreamableRequest):
             raise ValueError("max_tokens and max_completion_tokens: give one of them")
         return self
 
+    def for_template(self) -> list[dict[str, str]]:
+        return [message.for_template() for message in self.messages]
+
     def max_new_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 

@@ -79,6 +79,8 @@ def read_key() -> str | None:
 def is_loopback(host: str) -> bool:
     """Says whether an address is this machine's own, which no other can reach."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host.lower().removesuffix(".") == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

@@ -136,7 +136,10 @@ class SlotEngine:
             request = self._waiting.get(block=is_idle)
             if request is None:
                 return not is_idle
-            self._prefilling.append(_Running(request, self._tokenizer))
+            try:
+                self._prefilling.append(_Running(request, self._tokenizer))
+            except Exception as error:  # of this one request; the others go on
+                self._fail([request], str(error))
         return True
 
     @torch.inference_mode()

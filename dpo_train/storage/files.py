@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpo_train.storage import mirror
@@ -23,15 +26,16 @@ def write_durably(path: Path, content: str | bytes) -> None:
     if mirror.url(path) is not None:  # what is on the URL is the truth
         write_atomically(path, content)
         return
-    part = _write_part(path, content)
-    sync(part)
-    part.replace(path)
+    with _whole(path) as part:
+        part.write_bytes(_bytes(content))
+        sync(part)
     sync(path.parent)
 
 
 def write_here(path: Path, content: str | bytes) -> None:
     """`write_atomically` on this machine's disk alone."""
-    _write_part(path, content).replace(path)
+    with _whole(path) as part:
+        part.write_bytes(_bytes(content))
 
 
 def sync(path: Path) -> None:
@@ -43,10 +47,21 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_part(path: Path, content: str | bytes) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    return part
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside the path, which takes its place at the end; after an error nothing is left of
+    it. Each writer has one of its own, for several may write the same path at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
 def checksum(file: Path) -> str:

@@ -14,7 +14,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -200,11 +200,23 @@ def sizes(folder: Path) -> dict[str, int]:
     if there := url(folder):
         return {file: info.size for file, info in object_store.listed(there).items()}
     found: dict[str, int] = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for path in (Path(parent) / name for name in names):
-            with contextlib.suppress(FileNotFoundError):  # removed just now
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
+    for path in _walk(folder):
+        with contextlib.suppress(OSError):  # removed just now, or a link that leads nowhere
+            found[path.relative_to(folder).as_posix()] = path.stat().st_size
     return found
+
+
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Every file below a folder, also below links, of which one may lead back above itself."""
+    real = folder.resolve()
+    if real in above or not folder.is_dir():
+        return
+    with contextlib.suppress(FileNotFoundError):  # removed just now
+        for entry in list(folder.iterdir()):
+            if entry.is_dir():
+                yield from _walk(entry, above | {real})
+            else:
+                yield entry
 
 
 def find(folder: Path, pattern: str) -> list[Path]:

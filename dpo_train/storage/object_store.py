@@ -18,7 +18,22 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from dpo_train.errors import InputError, StoreError, one_line
 
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
-_SECRET = ("secret", "password", "token", "access_key", "account_key", "sas")
+_OPTIONS = {
+    "s3": (
+        "region", "scheme", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion",
+        "check_directory_existence_before_creation", "tls_verify_certificates",
+    ),
+    "gs": ("scheme", "endpoint_override", "retry_limit_seconds", "project_id"),
+    "abfs": (
+        "blob_storage_authority", "dfs_storage_authority", "blob_storage_scheme",
+        "dfs_storage_scheme", "enable_tls", "credential_kind", "tenant_id", "client_id",
+    ),
+    "hdfs": ("replication", "buffer_size", "default_block_size"),
+}  # fmt: skip
+"""Options of pyarrow's file systems that may stand in a URL. Others may be secrets."""
+_OPTIONS |= {"gcs": _OPTIONS["gs"], "abfss": _OPTIONS["abfs"]}
+_WITH_USER = ("abfs", "abfss", "hdfs")
+"""Of these a name before the `@` is a container or a user, and no secret."""
 _LONGEST = 200
 """Characters of a URL without its path: a folder here is named so."""
 
@@ -28,29 +43,34 @@ def refuse_unusable(field: str, place: str) -> None:
     passes."""
     if "://" not in place:
         return
-    url = place
+    # Of the URL nothing that may be a secret is said: what is printed may stand in a log.
     try:
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        secret = parts.password is not None or (parts.scheme == "s3" and parts.username is not None)
-    except ValueError as error:
-        raise InputError(f"{field}: {url!r} is no URL: {error}") from None
-    if secret or any(word in name.lower() for name in query for word in _SECRET):
-        # Not the URL itself: what is printed may stand in a log.
-        raise InputError(
-            f"{field}: the {parts.scheme}:// URL holds a secret, which would be saved with the "
-            "search; give it to every node as its store's own tools take it, like "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
+        parts = urlsplit(place)
+        options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+        user, password = parts.username, parts.password
+    except ValueError:
+        raise InputError(f"{field}: it begins like a URL, and is none; give a path, or a URL like "
+                         "s3://bucket/runs") from None  # fmt: skip
     if parts.scheme not in _SCHEMES or not parts.netloc:
         raise InputError(
-            f"{field}: {url!r} names no store; give a path, or a URL like s3://bucket/runs, "
-            "gs://bucket/runs or abfs://container@account.dfs.core.windows.net/runs"
+            f"{field}: a URL with {parts.scheme}:// names no store; give a path, or a URL like "
+            "s3://bucket/runs, gs://bucket/runs or abfs://container@account.dfs.core.windows.net/runs"
         )
-    if len(without_path(url)) > _LONGEST:
+    known = _OPTIONS[parts.scheme]
+    if (
+        password is not None
+        or (user is not None and parts.scheme not in _WITH_USER)
+        or (set(options) - set(known))
+    ):
         raise InputError(
-            f"{field}: {url!r} is too long; give what stands behind its `?` by the environment, "
-            "like AWS_ENDPOINT_URL"
+            f"{field}: the {parts.scheme}:// URL holds a secret or an option that is not known, "
+            f"and would be saved with the search; options may be {', '.join(known)}; give logins "
+            "to every node as its store's own tools take them, like AWS_SECRET_ACCESS_KEY"
+        )
+    if len(without_path(place)) > _LONGEST:
+        raise InputError(
+            f"{field}: the {parts.scheme}:// URL is too long; give what stands behind its `?` by "
+            "the environment, like AWS_ENDPOINT_URL"
         )
 
 
@@ -123,7 +143,11 @@ def listed(url: str, recursive: bool = True) -> dict[str, StoredFile]:
     with _asking(url) as (system, path):
         selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
         found = [info for info in system.get_file_info(selector) if info.is_file]
-    return {info.path[len(path) + 1 :]: StoredFile(info.size, info.mtime_ns) for info in found}
+    names = {info.path[len(path) + 1 :]: StoredFile(info.size, info.mtime_ns) for info in found}
+    for name in names:  # each becomes a path on this machine
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StoreError(f"{url} has the object {name!r}, which would lie elsewhere here")
+    return names
 
 
 def remove(url: str, first: str) -> None:

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import TrialRecord, read_records
 from tune.run_folder.trial_state import saved_pairs
 
 
 def records_of(run: Path) -> list[TrialRecord]:
-    return list(read_records(RunFolder.at(run)))
+    damaged: list[DamagedFile] = []
+    records = list(read_records(RunFolder.at(run), damaged.append))
+    assert damaged == []
+    return records
 
 
 def saved_pairs_of(run: Path, trial: str) -> list[int]:

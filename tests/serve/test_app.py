@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from ruamel.yaml import YAML
 
 from serve import app
+from serve.errors import ModelError
 from tests.conftest import ROOT
 from tests.helpers.ports import free_port
 
@@ -106,6 +107,33 @@ def test_two_replicas_share_the_work_and_prometheus_can_add_up_their_counts(
                 assert time.monotonic() < deadline, (found, expected)
                 time.sleep(0.5)
                 found = counted(ray_folder / "ray" / "prom_metrics_service_discovery.json")
+
+
+def test_without_a_key_nothing_is_served_where_others_could_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Controller:
+        host: str | None = "127.0.0.1"
+
+        class get_http_config:
+            @staticmethod
+            def remote() -> "type[Controller]":
+                return Controller
+
+    monkeypatch.setattr(app.ray, "get_actor", lambda *_, **__: Controller)
+    monkeypatch.setattr(app.ray, "get", lambda answer: answer)
+    for name in ("SERVE_API_KEY", "SERVE_API_KEY_FILE", "RAY_SERVE_ENABLE_HA_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    app._refuse_open_proxies()
+    Controller.host = "0.0.0.0"
+    with pytest.raises(ModelError, match=r"^http_options.host: 0.0.0.0 is open to others"):
+        app._refuse_open_proxies()
+    Controller.host = "127.0.0.1"
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    with pytest.raises(ModelError, match="RAY_SERVE_ENABLE_HA_PROXY is 1, and there is no key"):
+        app._refuse_open_proxies()
+    monkeypatch.setenv("SERVE_API_KEY", "a key")
+    app._refuse_open_proxies()
 
 
 def is_counted(

@@ -74,6 +74,16 @@ def test_a_folder_is_served_with_its_page(serve: Serve) -> None:
     assert "Traceback" not in output
 
 
+def test_other_spellings_of_loopback_are_listened_on(serve: Serve) -> None:
+    port = free_port()
+    process, url = serve("sample", "--host", "127.2", "--port", port)
+    assert url == f"http://127.0.0.2:{port}"
+    assert httpx.get(f"{url}/v1/models").status_code == 200
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+
+
 def refused(*arguments: object, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "serve", *map(str, arguments)],
@@ -88,6 +98,9 @@ def refused(*arguments: object, **environment: str) -> str:
 def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "0.0.0.0 is open to others, and there is no key; set SERVE_API_KEY" in refused(
         "sample", "--host", "0.0.0.0"
+    )
+    assert "--host: no.such.name is no address of this machine; try 127.0.0.1" in refused(
+        "sample", "--host", "no.such.name"
     )
     (tmp_path / "key").write_text("\n")
     assert "No such file" in refused("sample", SERVE_API_KEY_FILE=str(tmp_path / "none"))

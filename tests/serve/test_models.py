@@ -1,6 +1,7 @@
 """What is loaded: adapters of one base beside each other, by their names."""
 
 import queue
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from serve import api, meters, models
 from serve.engine import Chunk, GenerationRequest
 from serve.errors import ModelError
 from serve.instruments import LocalInstruments
-from serve.models import ServedModel
+from serve.model_source import Checkpoint
+from serve.models import ServedModel, load_weights
 from serve.sampling_params import SamplingParams
 from tests.helpers import small_models
 from tests.helpers.small_models import SMALL
@@ -146,3 +148,15 @@ def test_a_prompt_is_answered_alike_beside_one_near_the_ropes_length(tmp_path: P
     output = other.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=12)
     assert short.output_ids == output[0, len(PROMPT) :].tolist()
     assert len(long.prompt_ids) + len(long.output_ids) == 64
+
+
+def test_the_weights_are_the_servers_own(tmp_path: Path) -> None:
+    folder = shutil.copytree(sample.MODEL, tmp_path / "model")
+    weights = load_weights(Checkpoint(str(folder)), {})
+    before = {name: value.clone() for name, value in weights.state_dict().items()}
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"\xff" * 100_000)
+        file.truncate(150_000)
+    for name, value in weights.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -128,3 +128,28 @@ def test_pages_of_other_origins_may_ask_only_where_that_was_allowed(
             if origins == (PAGE,):
                 other = {**key, "origin": "https://other.example"}
                 assert far.get("/v1/models", headers=other).status_code == 403
+
+
+def test_other_sites_may_link_to_the_page_and_not_frame_it(
+    loaded: dict[str, ServedModel],
+) -> None:
+    app = api.create_app(loaded, None)
+    ui.mount(app, list(loaded), "", [])
+    cross = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    with TestClient(app, URL, client=LOCAL) as client:
+        assert client.get("/", headers={**cross, "sec-fetch-dest": "document"}).status_code == 200
+        framed = client.get("/", headers={**cross, "sec-fetch-dest": "iframe"})
+        assert framed.status_code == 403
+        assert client.get("/").headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "name", ["127.0.0.2", "[::1]", "localhost", "LOCALHOST.", "[::ffff:7f00:1]"]
+)
+def test_each_spelling_of_this_machine_is_answered_without_a_key(
+    loaded: dict[str, ServedModel], name: str
+) -> None:
+    app = api.create_app(loaded, None)
+    with TestClient(app, URL, client=LOCAL) as client:
+        assert client.get("/v1/models", headers={"host": f"{name}:8000"}).status_code == 200
+        assert client.get("/v1/models", headers={"host": f"{name}.example"}).status_code == 403

@@ -216,3 +216,25 @@ def test_the_same_seed_draws_the_same_whoever_else_is_there(
         rest(said)
     assert asked[1][0].output_ids == alone.output_ids
     assert asked[0][0].output_ids != alone.output_ids
+
+
+def test_a_request_that_can_not_be_admitted_fails_alone(
+    engine: SlotEngine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no state for it")
+
+    answers: queue.Queue[Chunk] = queue.Queue()
+
+    def ask() -> Chunk:
+        params = SamplingParams(max_tokens=2, temperature=0)
+        engine.submit(
+            GenerationRequest(tokens(tokenizer, "Hi"), params, answers.put, is_streamed=False)
+        )
+        return answers.get(timeout=30)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(slot_engine, "SamplingState", refuse)
+        assert ask() == Chunk(text="no state for it", finish_reason="error")
+    assert ask().finish_reason == "length"
+    assert engine.is_alive

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
+from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import remove_run
 from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import ENDED, read_records
+from tune.run_folder.run_info import RunInfo
 
 PREPARED = ".prepared"
 
@@ -46,7 +48,10 @@ def stored(runs_dir: Path) -> list[Stored]:
         elif not name.startswith(".") and f"{name}/run.json" in sizes:
             run = RunFolder.at(folder)
             refresh(run)
-            ended = sum(record.state in ENDED for record in read_records(run))
+            damaged: list[DamagedFile] = []
+            ended = sum(record.state in ENDED for record in read_records(run, damaged.append))
+            for each in damaged:
+                each.warn(sets_aside=False)
             state = "finished" if f"{name}/results.json" in sizes else "unfinished"
             found.append(Stored(name, "run", state, ended, gigabytes, folder))
     return found + prepared
@@ -64,15 +69,43 @@ def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
     """Removes what is named, all or nothing. Raises InputError for a name that isn't there, and
     StoreError."""
     there = {item.name: item for item in stored(runs_dir)}
-    for name in names:
+    chosen: list[Stored] = []
+    for name in dict.fromkeys(names):
         if name not in there:
             known = ", ".join(there) or "nothing"
             raise InputError(f"clean: no {name!r} under {mirror.name(runs_dir)}; there is: {known}")
-    chosen = [there[name] for name in names]
+        _refuse_foreign(there[name])
+        chosen.append(there[name])
+    runs = {item.name: item for item in chosen if item.kind == "run"}
+    for item in chosen:
+        if item.kind != "run":
+            runs |= {run.name: run for run in there.values() if _uses(run, item.folder)}
     with contextlib.ExitStack() as stack:
-        for item in chosen:
-            if item.kind == "run":
-                stack.enter_context(only_driver(RunFolder.at(item.folder)))
+        for item in runs.values():
+            stack.enter_context(only_driver(RunFolder.at(item.folder)))
         for item in chosen:
             remove_run(RunFolder.at(item.folder))
     return chosen
+
+
+def _refuse_foreign(item: Stored) -> None:
+    """Raises InputError for what no search has made."""
+    folder = RunFolder.at(item.folder)
+    if folder.url is None and item.folder.is_symlink():
+        raise InputError(f"clean: {item.folder} is a link; remove it with `rm`")
+    expected = folder.search_yaml.name
+    if item.kind == "run" and expected not in mirror.sizes(item.folder):
+        raise InputError(
+            f"clean: {folder} has no {expected}, so no search has made it; remove it with `rm -r`"
+        )
+
+
+def _uses(item: Stored, prepared: Path) -> bool:
+    """Whether an item is a run over that prepared data."""
+    if item.kind != "run":
+        return False
+    try:
+        used = RunInfo.read(RunFolder.at(item.folder)).prepared_folder
+    except InputError:  # damaged: no driver works there
+        return False
+    return used.absolute() == prepared.absolute()

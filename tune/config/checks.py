@@ -12,6 +12,12 @@ from dpo_train.storage import mirror, object_store
 from tune.config.schema import SearchConfig
 from tune.config.space import check_point, check_space
 
+_STORAGE_OPTIONS = (
+    "application_name", "charset", "connect_timeout", "host", "mode", "port", "sslcert", "sslmode",
+    "sslrootcert", "ssl_ca", "target_session_attrs", "timeout", "unix_socket", "uri",
+)  # fmt: skip
+"""Of the databases that SQLAlchemy opens. Others may be secrets."""
+
 
 def check(config: SearchConfig) -> SearchConfig:
     """The checks that look across parts. Raises InputError; returns the config."""
@@ -164,10 +170,12 @@ def check_storage(storage: str | None) -> None:
     """Refuses what can be seen to be wrong before anything is imported. Raises InputError."""
     try:
         url = urlsplit(storage or "")
-    except ValueError as error:
-        raise InputError(f"storage: {storage!r} is no URL: {error}") from None
-    if url.password or "password" in parse_qs(url.query):
+        password, options = url.password, set(parse_qs(url.query, keep_blank_values=True))
+    except ValueError:
+        raise InputError("storage: it begins like a URL, and is none") from None
+    if password is not None or (url.scheme and options - set(_STORAGE_OPTIONS)):
         raise InputError(
-            "storage: the URL holds a password, which would be saved with the search; leave it out "
-            "and give it as PostgreSQL's own PGPASSWORD or ~/.pgpass"
+            "storage: the URL holds a password or an option that is not known, and would be saved "
+            f"with the search; options may be {', '.join(_STORAGE_OPTIONS)}; give a password as "
+            "PostgreSQL's own PGPASSWORD or ~/.pgpass"
         )

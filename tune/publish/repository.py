@@ -6,12 +6,11 @@ Made from a run folder alone, and the same each time. Nothing in it names this m
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import DatasetCard, ModelCard, get_token, hf_hub_download
+from huggingface_hub import DatasetCard, ModelCard, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from dpo_train import export, hub_errors
@@ -24,6 +23,7 @@ from tune.config.outputs import HubConfig
 from tune.config.schema import SearchConfig
 from tune.publish import model_card
 from tune.publish.model_card import License
+from tune.publish.secrets import known_secrets
 from tune.report import page
 from tune.run_folder import redact
 from tune.run_folder.exports import ExportStamp
@@ -207,7 +207,7 @@ def _refuse_traces(folder: Path, run: RunFolder) -> None:
     traces = {f"{place}/" for place in places}
     if run.url:
         traces.add(run.url.partition("?")[0])
-    secrets = {get_token(), *map(os.environ.get, trackers.SECRETS)} - {None, ""}
+    secrets = known_secrets()
     for path in sorted(folder.rglob("*")):
         if (
             path.is_dir()
@@ -216,7 +216,7 @@ def _refuse_traces(folder: Path, run: RunFolder) -> None:
         ):
             continue  # numbers, and the base's vocabulary
         text = path.read_text(encoding="utf-8")
-        if any(secret and secret in text for secret in secrets):
+        if any(secret in text for secret in secrets):
             raise InputError(f"{path.name} would hold a secret of yours; nothing was written")
         for trace in traces:
             if trace in text:

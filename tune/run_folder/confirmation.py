@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from pydantic import TypeAdapter
+
 from dpo_train.evaluation.test_report import Difference, Numbers, SampledKl
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically
 from tune.config.space import Point
+from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.document import Document, OrNone
 from tune.run_folder.paths import RunFolder
+
+_EVALUATIONS = TypeAdapter(dict[str, dict[str, float]])
 
 
 class Run(Document):
@@ -67,9 +72,13 @@ class Confirmation(Document):
 
 def evaluations(run: RunFolder) -> dict[str, dict[str, float]]:
     """What `confirm.evaluate` said, by the id of the run that it was given."""
-    path = run.evaluations
-    said: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    return said
+    if not run.evaluations.exists():
+        return {}
+    try:
+        return _EVALUATIONS.validate_json(run.evaluations.read_bytes())
+    except (OSError, ValueError) as error:
+        DamagedFile(run.evaluations, error).warn(sets_aside=False)
+        return {}
 
 
 def keep_evaluation(run: RunFolder, run_id: str, said: Mapping[str, float]) -> None:

@@ -86,7 +86,7 @@ class Rivals:
 def exports(records: Records) -> list[Export]:
     """The best export of each configuration that has one, the best first; with two objectives front
     by front."""
-    return _in_order(records, _best_of_each(records, _all_exports(records.folder)))
+    return _in_order(records, _best_of_each(records, _recorded(records)))
 
 
 def export_of(records: Records, trial_id: str) -> Path | None:
@@ -153,7 +153,7 @@ def prune_exports(records: Records, keep: int, finalists: Sequence[str] = ()) ->
     """For the driver, when a trial has ended: leaves the best export of each of the k best
     configurations and of each finalist's, and that of the best finalist before its new seeds, with
     which a winner is compared."""
-    there = _all_exports(records.folder)
+    there = _recorded(records)
     best = _in_order(records, _best_of_each(records, there))
     kept = {each.folder for each in best[:keep]}
     kept.update(each.folder for each in best if each.stamp.searched in finalists)
@@ -203,6 +203,11 @@ def _in_order(records: Records, found: list[Export]) -> list[Export]:
     return [found[index] for index in order]
 
 
+def _recorded(records: Records) -> list[Export]:
+    """Those of trials that have a record: a damaged one leaves its trial's weights behind."""
+    return [each for each in _all_exports(records.folder) if each.stamp.trial in records.trials]
+
+
 def _all_exports(run: RunFolder, trial: str = "*") -> list[Export]:
     """Of all trials, or of one."""
     stamps = mirror.complete_texts(run.best, f"{trial}/[0-9]*/{STAMP}")
@@ -218,7 +223,7 @@ def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStam
     run = records.folder
     found = [
         each
-        for each in _all_exports(run)
+        for each in _recorded(records)
         if records.objective.allows(each.stamp.report)
         and (chosen is None or each.stamp.searched == chosen)
     ]

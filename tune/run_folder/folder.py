@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def refuse_private_folder(folder: RunFolder) -> None:
         )
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Makes the folder. Raises InputError if it, or a file in it, can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"runs_dir: {folder} can't be written ({error.strerror}); give another place by "
+            f"`--set runs_dir=…` or {RUNS}, or have it made writable"
+        ) from None
+
+
 def find_run_here(run: str) -> RunFolder:
     """The run folder on this node; of a URL what a trial reads there is brought here. Raises
     InputError on a node that does not see it."""
@@ -117,10 +130,14 @@ class Run:
         return Run(self.folder, config, Records(self.folder, config.goal))
 
 
-def open_run(folder: RunFolder) -> Run:
-    """Reads the configuration and every record of a run folder."""
+def open_run(folder: RunFolder, sets_aside: bool = False) -> Run:
+    """Reads the configuration and every record of a run folder, and warns of records that are
+    damaged. Only the run's driver sets them aside. Raises InputError."""
     config = load_search(folder.search_yaml)
-    return Run(folder, config, Records(folder, config.goal))
+    records = Records(folder, config.goal)
+    for damaged in records.damaged:
+        damaged.warn(sets_aside)
+    return Run(folder, config, records)
 
 
 def runs_root() -> Path:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import ValidationError
-
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically, write_durably, write_here
 from tune.config.objective import Objective, Report
 from tune.config.space import Point
-from tune.run_folder.document import Document
+from tune.run_folder.damaged import DamagedFile
+from tune.run_folder.document import Document, Name
 from tune.run_folder.held_out import HeldOutFiles
 from tune.run_folder.judge import Judge
 from tune.run_folder.leaders import Leaders
@@ -39,7 +38,7 @@ _LEAST_TOKENS = 64
 
 
 class TrialRecord(Document):
-    id: str
+    id: Name
     state: State = "pending"
     config: Point
     """The values of the active axes, by dotted path."""
@@ -54,14 +53,14 @@ class TrialRecord(Document):
     """Unix time of its end."""
     seconds: float = 0.0
     """Time that it held its resources, over all driver sessions."""
-    cloned_from: str | None = None
+    cloned_from: Name | None = None
     """The trial whose point a person had tried again, with changes."""
-    request: str | None = None
+    request: Name | None = None
     """The request that asked for this clone, in the run folder's `requests/`."""
     warm: bool = False
     """Whether an earlier version started it from the exported weights of `cloned_from`, in place of
     the base's. Its configuration alone does not give its numbers."""
-    confirms: str | None = None
+    confirms: Name | None = None
     """The trial whose configuration is trained here once more, with another seed."""
     micro_batch: int | None = None
     """How many pairs went through the model at once, if not a whole batch."""
@@ -91,8 +90,14 @@ class Records:
         self.standings = Standings(objective, Leaders(objective, self.held_out, self.judge))
         """Counts over all records, and the best of them."""
         self.trials: dict[str, TrialRecord] = {}
-        for record in read_records(folder):
+        self.damaged: list[DamagedFile] = []
+        """Records that can't be read. Their trials are as if they had never begun."""
+        for record in read_records(folder, self.damaged.append):
             self._take(record)
+        files = folder.trials.glob("*.json*")
+        self._lost_names = {path.name.partition(".json")[0] for path in files}
+        """Of records that were damaged too: what else is kept of such a trial isn't another's."""
+        self._session_began = time.monotonic()
         self.unwritten: OSError | None = None
         """Why a record could not be written: what is on disk is the truth, not what is here."""
         self.memory_kills = 0
@@ -101,13 +106,16 @@ class Records:
 
     def begin_driver_session(self) -> None:
         now = time.time()
+        self._session_began = time.monotonic()
         self.run.driver_sessions.append((now, now))
         self.standings.begin_driver_session()
         self._write_run()
 
     def touch(self) -> None:
         """Notes that the driver is alive; what the budget of hours counts."""
-        self.run.driver_sessions[-1] = (self.run.driver_sessions[-1][0], time.time())
+        began = self.run.driver_sessions[-1][0]
+        # A clock that is set while the search runs changes nothing of its budget.
+        self.run.driver_sessions[-1] = (began, began + time.monotonic() - self._session_began)
         self._write_run()
 
     def halve_tokens(self, tokens: int) -> bool:
@@ -124,7 +132,10 @@ class Records:
         return True
 
     def next_id(self) -> str:
-        return f"{self.run.prefix}-{len(self.trials):03d}"
+        number = len(self.trials)
+        while (name := f"{self.run.prefix}-{number:03d}") in self._lost_names:
+            number += 1
+        return name
 
     @property
     def study_name(self) -> str:
@@ -257,17 +268,18 @@ class Records:
             raise
 
 
-def read_records(folder: RunFolder) -> Iterator[TrialRecord]:
-    """The trial records of a run folder, in the order of their numbers. Raises InputError for one
-    that can't be read."""
+def read_records(
+    folder: RunFolder, on_damaged: Callable[[DamagedFile], None]
+) -> Iterator[TrialRecord]:
+    """The trial records of a run folder, in the order of their numbers. `on_damaged` is told of
+    those that can't be read."""
     paths = folder.trials.glob("*.json")
     for path in sorted(paths, key=lambda path: (len(path.stem), path.stem)):
         try:
-            yield TrialRecord.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
-            raise InputError(
-                f"{mirror.shown(path)} is no trial record of this version ({reason}); restore it "
-                "from a copy, or start another search with `--name NEW`"
-            ) from None
+            record = TrialRecord.model_validate_json(path.read_bytes())
+            if record.id != path.stem:
+                raise ValueError(f"it says that it is {record.id!r}")
+        except (OSError, ValueError) as error:
+            on_damaged(DamagedFile(path, error))
+            continue
+        yield record

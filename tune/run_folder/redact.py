@@ -43,13 +43,16 @@ def source(name: str) -> str:
 
 
 def search(config: SearchConfig) -> SearchConfig:
-    """What was searched, without where: as another person would start from it."""
+    """What was searched, without where: as another person would start from it, who does not have
+    the code of `confirm.evaluate`."""
+    confirm = config.confirm and config.confirm.model_copy(update={"evaluate": None})
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"id": model(config.model)}),
             "data": config.data.model_copy(update={"id": source(config.data.id)}),
             "runs_dir": "runs",
             "storage": None,
+            "confirm": confirm,
             **{name: SearchConfig.model_fields[name].default for name in OUTPUTS},
         }
     )

@@ -19,6 +19,7 @@ from dpo_train.storage.files import write_atomically
 from tune.config.objective import Objective, Report
 from tune.config.space import Point
 from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.document import Document, OrNone
 from tune.run_folder.folder import find_run
 from tune.run_folder.less_drift import LessDrift
@@ -225,5 +226,16 @@ def load_results(run: RunLike) -> Results:
         raise InputError(
             f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
         )
-    content = json.loads(folder.results_json.read_text())
-    return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
+    found = read_results(folder)
+    if isinstance(found, DamagedFile):
+        raise found.refusal(f"type `dpo-tune resume {folder}` to make it anew")
+    return found
+
+
+def read_results(folder: RunFolder) -> Results | DamagedFile:
+    """The results of a run folder that has some."""
+    try:
+        content = json.loads(folder.results_json.read_bytes())
+        return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return DamagedFile(folder.results_json, error)

@@ -10,14 +10,15 @@ from pydantic import Field
 
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_durably
-from tune.run_folder.document import Document
+from tune.run_folder.damaged import DamagedFile
+from tune.run_folder.document import Document, Name
 from tune.run_folder.paths import RunFolder
 
 
 class RunInfo(Document):
     """The content of `run.json`."""
 
-    prefix: str
+    prefix: Name
     prepared: str
     """The prepared data, as every node knows it: a path or a URL."""
     device: str
@@ -25,14 +26,21 @@ class RunInfo(Document):
     """Unix times at which a driver began and was last seen."""
     most_tokens: int | None = None
     """The most tokens of a pass since a process ended for lack of memory; null before."""
+    evaluate_checksum: str | None = None
+    """SHA-256 of the file of `confirm.evaluate` when it was last allowed to run."""
     times: int = 1
     """By how much an earlier version multiplied the epochs of the YAML, when it let trials train
     on after their end."""
 
     @classmethod
     def read(cls, folder: RunFolder) -> RunInfo:
-        """Raises OSError."""
-        return cls.model_validate_json(folder.run_json.read_text())
+        """Raises InputError for a file that can't be read."""
+        try:
+            return cls.model_validate_json(folder.run_json.read_bytes())
+        except (OSError, ValueError) as error:
+            raise DamagedFile(folder.run_json, error).refusal(
+                "restore it from a copy, or start another search with `--name NEW`"
+            ) from None
 
     @property
     def prepared_folder(self) -> Path:

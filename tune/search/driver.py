@@ -18,6 +18,7 @@ from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.report.page import keep_fresh, write_or_warn
 from tune.run_folder.assemble import assemble
+from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.driver_lease import only_driver, refresh
 from tune.run_folder.folder import (
     Run,
@@ -25,9 +26,10 @@ from tune.run_folder.folder import (
     forget_empty_run,
     open_run,
     refuse_private_folder,
+    refuse_unwritable,
 )
 from tune.run_folder.paths import RunFolder, RunLike
-from tune.run_folder.results import Results, load_results, write_results
+from tune.run_folder.results import Results, load_results, read_results, write_results
 from tune.run_folder.run_info import create_run
 from tune.run_folder.yaml_file import write_yaml
 from tune.search import preflight
@@ -47,6 +49,7 @@ from tune.search.resume import (
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
 from tune.search.tokenising import Tokenising
+from tune.search.user_code import approve
 from tune.search.warm_start import with_earlier_points
 from tune.tracking.child_process import TrackingProcess
 
@@ -74,9 +77,11 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     refuse_private_folder(folder)
     refresh(folder)
     if folder.exists:
+        refuse_unwritable(folder.path)
         refuse_other_search(folder, config)
         with only_driver(folder):
-            return _continue(adopt(open_run(folder), config), signs)
+            return _continue(adopt(_opened(folder), config), signs)
+    refuse_unwritable(folder.path.parent)
     open_storage(config.storage)
     refuse_other_files(folder)
     config, prepared = plan_prepared_data(config)
@@ -90,14 +95,25 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
 def resume(run_folder: RunLike, trials: int | None = None) -> Results:
     """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
     folder = find_run(run_folder)
+    refuse_unwritable(folder.path)
     with only_driver(folder):
-        run = open_run(folder)
+        run = _opened(folder)
         if trials is not None:
             run = grow(run, trials)
         if not is_finished(run):
             preflight.refuse_impossible_end(run.config)
         with SignsOfLife() as signs:
             return _continue(run, signs)
+
+
+def _opened(folder: RunFolder) -> Run:
+    """The run, without the records and results that are damaged: their files are renamed."""
+    run = open_run(folder, sets_aside=True)
+    if folder.results_json.exists():
+        results = read_results(folder)
+        if isinstance(results, DamagedFile):
+            results.warn(sets_aside=True)
+    return run
 
 
 def _continue(run: Run, signs: SignsOfLife) -> Results:
@@ -116,6 +132,7 @@ def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
         if is_finished(run):
             return _publish(load_results(folder), config)
         refuse_warm_clones(records)
+        approve(config, records.run)
         find_prepared_data(config, records)
         tokenising = Tokenising(tokens_folder(config, records))
         try:

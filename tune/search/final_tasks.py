@@ -15,6 +15,7 @@ from tune.run_folder.records import Records
 from tune.search import choose_winner
 from tune.workers.outcome import Outcome
 from tune.workers.tasks import EvaluateTask, TestTask
+from tune.workers.user_evaluation import allowed_packages
 
 
 class FinalTasks:
@@ -47,7 +48,7 @@ class FinalTasks:
             self._tried.add(run_id)
             self._evaluating.add(run_id)
             exported = self._records.folder.relative(folder)
-            return EvaluateTask(run_id, run, exported, os.getcwd())
+            return EvaluateTask(run_id, run, exported, os.getcwd(), allowed_packages())
         if self._evaluating:
             return None
         self.was_given = True

@@ -17,7 +17,7 @@ from dpo_train.storage.disk import free_bytes
 from tune.config.schema import SearchConfig
 from tune.run_folder.paths import RunFolder
 from tune.search import deploy, gpus
-from tune.workers.user_evaluation import refuse_missing
+from tune.search.user_code import refuse_untrusted
 
 
 def refuse_impossible(config: SearchConfig) -> None:
@@ -35,8 +35,7 @@ def refuse_impossible(config: SearchConfig) -> None:
             quantized.append(f"model.quantization: {config.model.quantization}")
         for setting in quantized:
             extras.refuse_missing(setting, "bitsandbytes", "quantized")
-    if config.confirm is not None and config.confirm.evaluate is not None:
-        refuse_missing(config.confirm.evaluate)
+    refuse_untrusted(config)
     if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
         gpus.refuse_unfit(config.resources.gpus)
     if config.trainer != "simulated" and model_source.local_folder(config.model) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from dpo_train.errors import InputError, one_line
 
@@ -32,9 +33,17 @@ def open_storage(storage: str | None) -> BaseStorage | None:
         return optuna.storages.JournalStorage(journal)
     except Exception as error:  # each database driver has errors of its own
         raise InputError(
-            f"storage: {storage!r} can't be opened ({one_line(error)}); give a URL like "
-            "sqlite:///runs/studies.db or postgresql://host/name, or the path of a journal file"
+            f"storage: {_without_user(storage)} can't be opened ({one_line(error)}); give a URL "
+            "like sqlite:///runs/studies.db or postgresql://host/name, or a journal file's path"
         ) from None
+
+
+def _without_user(storage: str) -> str:
+    """What may be printed of a URL, or the path."""
+    if "://" not in storage:
+        return repr(storage)
+    parts = urlsplit(storage)
+    return repr(f"{parts.scheme}://{parts.hostname or ''}{parts.path}")
 
 
 def _made(file: str) -> str:

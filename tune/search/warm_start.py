@@ -21,6 +21,8 @@ def with_earlier_points(config: SearchConfig) -> SearchConfig:
         return config
     folder = find_run(earlier.run)
     records = Records(folder, config.goal)
+    for damaged in records.damaged:
+        damaged.warn(sets_aside=False)
     measured = [trial for trial in records.searched if trial.metrics]
     points: list[Point] = []
     for trial in records.ranked(measured):

@@ -12,9 +12,6 @@ from tune.tracking.tensorboard_tracker import TensorboardTracker
 from tune.tracking.tracker import Say, Tracker
 from tune.tracking.wandb_tracker import WandbTracker
 
-SECRETS = ("WANDB_API_KEY",)
-"""Variables of the environment whose values must not leave this machine."""
-
 
 def wanted(folder: RunFolder, config: SearchConfig, say: Say) -> list[Tracker]:
     """The trackers that a search wants. None does anything before it is told to begin."""

@@ -41,6 +41,8 @@ class EvaluateTask:
     """The folder of the export, relative to the run folder."""
     working_directory: str
     """From where the user's module is imported."""
+    allowed_packages: tuple[str, ...] = ()
+    """Installed packages that the command line allows to run."""
 
     @property
     def name(self) -> str:

@@ -236,7 +236,8 @@ class DpoTrial(Trainable):
         assert self._search.confirm is not None
         function = self._search.confirm.evaluate
         with pulled(self._run.absolute(task.exported)) as folder:
-            numbers = self._on_device(evaluate_folder, function, folder, task.working_directory)
+            where = task.working_directory, task.allowed_packages
+            numbers = self._on_device(evaluate_folder, function, folder, *where)
         return Outcome(Ending.FINISHED, evaluation=numbers)
 
     def _go_on_from_saved_state(self) -> None:

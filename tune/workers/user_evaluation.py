@@ -1,35 +1,59 @@
-"""`confirm.evaluate`: the user's own function, found by its name and asked about a folder."""
+"""`confirm.evaluate`: the user's own function, found by its name and asked about a folder.
+
+A YAML may come from somebody else, so it can't run whatever is installed here: a function counts
+if its file lies under the working folder, or in a package that the command line names.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import math
+import os
 import sys
+import sysconfig
 from pathlib import Path
 
 from dpo_train.errors import InputError
 
+ALLOWED = "DPO_TUNE_ALLOW_CODE"
+"""Packages that `--allow-code` names, with commas between them. An environment variable, because
+the driver hands it to the process that calls the function."""
+_STANDARD = ("stdlib", "platstdlib")
+_INSTALLED = ("purelib", "platlib")
 
-def refuse_missing(name: str) -> None:
-    """Raises InputError if no module of that name is found; imports none of it."""
+
+def allowed_packages() -> tuple[str, ...]:
+    return tuple(filter(None, os.environ.get(ALLOWED, "").split(",")))
+
+
+def file_of(name: str, working_folder: Path, allowed: tuple[str, ...]) -> Path:
+    """The file in which a function lies, given as package.module:function.
+
+    Runs nothing but the packages above the module. Raises InputError if there is no such module,
+    or if it may not be run.
+    """
     module = name.partition(":")[0]
-    _look_in(Path.cwd())
+    top = module.partition(".")[0]
+    _look_in(working_folder)
+    _refuse_unless_allowed(name, _place(top), working_folder, allowed)
     try:
         found = importlib.util.find_spec(module)
     except ImportError:  # of what stands before its last dot
         found = None
-    if found is None:
-        raise InputError(
-            f"confirm.evaluate: there is no module {module!r} here or among what is installed; "
-            "give package.module:function"
-        )
+    if found is None or found.origin is None:
+        raise _missing(module)
+    file = Path(found.origin)
+    _refuse_unless_allowed(name, file, working_folder, allowed)
+    return file
 
 
-def evaluate_folder(name: str, folder: Path, cwd: str) -> dict[str, float]:
-    """What the function says of an exported folder. Raises what it raises, and ValueError if it
-    gives other than finite numbers by name."""
-    _look_in(Path(cwd))
+def evaluate_folder(
+    name: str, folder: Path, working_folder: str, allowed: tuple[str, ...] = ()
+) -> dict[str, float]:
+    """What the function says of an exported folder. Raises what it raises, InputError for one that
+    may not be run, and ValueError if it gives other than finite numbers by name."""
+    file_of(name, Path(working_folder), allowed)
     module, _, function = name.partition(":")
     said = getattr(importlib.import_module(module), function)(folder)
     if not isinstance(said, dict) or not said:
@@ -38,6 +62,49 @@ def evaluate_folder(name: str, folder: Path, cwd: str) -> dict[str, float]:
     if wrong := [key for key, value in numbers.items() if not math.isfinite(value)]:
         raise ValueError(f"{name} returned no finite number for {', '.join(wrong)}")
     return numbers
+
+
+def _place(top: str) -> Path:
+    """The file of a module, or the folder of a package; nothing of it is run."""
+    found = importlib.util.find_spec(top)
+    if found is None:
+        raise _missing(top)
+    if found.origin in (None, "built-in", "frozen"):
+        places = list(found.submodule_search_locations or ())
+        return Path(places[0]) if places else Path(sysconfig.get_path("stdlib"), top)
+    return Path(str(found.origin))
+
+
+def _refuse_unless_allowed(
+    name: str, file: Path, working_folder: Path, allowed: tuple[str, ...]
+) -> None:
+    top = name.partition(":")[0].partition(".")[0]
+    is_standard = top in sys.stdlib_module_names or (
+        _lies_in(file, _STANDARD) and not _lies_in(file, _INSTALLED)
+    )
+    is_here = file.resolve().is_relative_to(working_folder.resolve())
+    if is_standard:
+        raise InputError(
+            f"confirm.evaluate: {name} is of Python's own library, which is never called; give a "
+            "function of your own, like my_package.judge:score"
+        )
+    if top not in allowed and (not is_here or _lies_in(file, _INSTALLED)):
+        raise InputError(
+            f"confirm.evaluate: {name} lies in {file}, which is not under the working folder; if "
+            f"you trust it, type `--allow-code {top}`"
+        )
+
+
+def _lies_in(file: Path, kinds: tuple[str, ...]) -> bool:
+    folders = {Path(sysconfig.get_path(kind)).resolve() for kind in kinds}
+    return any(file.resolve().is_relative_to(folder) for folder in folders)
+
+
+def _missing(module: str) -> InputError:
+    return InputError(
+        f"confirm.evaluate: there is no module {module!r} here or among what is installed; give "
+        "package.module:function"
+    )
 
 
 def _look_in(folder: Path) -> None:

@@ -1,0 +1,85 @@
+"""Which code a YAML can name, and what is said before it runs."""
+
+from pathlib import Path
+
+import pytest
+
+from dpo_train.errors import InputError
+from tests.helpers.recorded_search import Search
+from tune.config.checks import check
+from tune.config.schema import SearchConfig
+from tune.run_folder import redact
+from tune.run_folder.run_info import RunInfo
+from tune.search.user_code import approve
+from tune.workers.user_evaluation import ALLOWED, evaluate_folder, file_of
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a judge of its own, whose module no other test has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(ALLOWED, raising=False)
+    package = tmp_path / f"judges_of_{tmp_path.parent.name}_{tmp_path.name}".replace("-", "_")
+    package.mkdir()
+    (package / "judge.py").write_text("def score(folder):\n    return {'won': 0.5}\n")
+    return package
+
+
+def config(name: str) -> SearchConfig:
+    return check(
+        SearchConfig.model_validate(
+            {"name": "x", "trials": 2, "trainer": "simulated", "confirm": {"evaluate": name}}
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:run", "os.path:join", "builtins:eval"])
+def test_pythons_own_library_is_never_called(here: Path, name: str) -> None:
+    for allowed in ((), ("os", "subprocess", "builtins")):
+        with pytest.raises(InputError, match="of Python's own library, which is never called"):
+            file_of(name, here.parent, allowed)
+        with pytest.raises(InputError):
+            evaluate_folder(name, here, str(here.parent), allowed)
+
+
+def test_an_installed_package_is_called_only_where_the_command_names_it(here: Path) -> None:
+    with pytest.raises(InputError, match="if you trust it, type `--allow-code torch`"):
+        file_of("torch.hub:load", here.parent, ())
+    assert file_of("torch.hub:load", here.parent, ("torch",)).name == "hub.py"
+
+
+def test_a_module_under_the_working_folder_is_called(here: Path) -> None:
+    name = f"{here.name}.judge:score"
+    assert file_of(name, here.parent, ()) == here / "judge.py"
+    assert evaluate_folder(name, here, str(here.parent)) == {"won": 0.5}
+    with pytest.raises(InputError, match="there is no module"):
+        file_of(f"{here.name}.none:score", here.parent, ())
+    with pytest.raises(InputError, match="which is not under the working folder"):
+        file_of(name, here, ())
+
+
+def test_the_file_is_named_before_it_runs_and_a_changed_one_must_be_allowed(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = config(f"{here.name}.judge:score")
+    run = RunInfo(prefix="abc", prepared="", device="cpu")
+    approve(search, run)
+    assert f"x: confirm.evaluate will run {here.name}.judge:score of {here}" in (
+        capsys.readouterr().out
+    )
+    approve(search, run)
+    (here / "judge.py").write_text("def score(folder):\n    return {'won': 1.0}\n")
+    with pytest.raises(InputError, match=f"has changed .* type `--allow-code {here.name}`"):
+        approve(search, run)
+    monkeypatch.setenv(ALLOWED, here.name)
+    approve(search, run)
+    monkeypatch.delenv(ALLOWED)
+    approve(search, run)
+
+
+def test_it_is_left_out_of_what_is_published(here: Path, tmp_path: Path) -> None:
+    shown = redact.search(config(f"{here.name}.judge:score"))
+    assert shown.confirm is not None
+    assert shown.confirm.evaluate is None
+    assert redact.search(Search(tmp_path / "runs").config).confirm is None

@@ -1,0 +1,65 @@
+"""Every key that this machine's environment and its libraries' login files hold, so that the last
+look before a push finds it."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import json
+import netrc
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import constants, get_token
+
+_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH(?!OR)", re.IGNORECASE)
+_LEAST_CHARACTERS = 8
+"""A shorter value, like `true`, may stand in any text."""
+
+
+def known_secrets() -> set[str]:
+    """The values, none of them empty. A login file that can't be read is left out."""
+    found = {get_token() or ""}
+    found |= {value for name, value in os.environ.items() if _NAMES.search(name)}
+    for read in (_netrc, _ini_files, _json_files, _pgpass):
+        with contextlib.suppress(OSError, ValueError, configparser.Error, netrc.NetrcParseError):
+            found.update(read())
+    # A variable may name the file in which the key lies; the name itself is no secret.
+    return {each for each in found if len(each) >= _LEAST_CHARACTERS and not Path(each).exists()}
+
+
+def _netrc() -> Iterator[str]:
+    """Of Weights & Biases, and of whatever else logs in by it."""
+    file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    if file.is_file():
+        for _, _, password in netrc.netrc(file).hosts.values():
+            yield password or ""
+
+
+def _ini_files() -> Iterator[str]:
+    """Of the Hub and of AWS."""
+    aws = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
+    for file in (Path(constants.HF_STORED_TOKENS_PATH), Path(aws)):
+        content = configparser.ConfigParser(interpolation=None)
+        content.read(file)
+        for section in content.values():
+            yield from (value for name, value in section.items() if _NAMES.search(name))
+
+
+def _json_files() -> Iterator[str]:
+    """Of Google Cloud."""
+    usual = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
+    file = Path(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or usual)
+    if file.is_file():
+        content = json.loads(file.read_text())
+        yield from (str(value) for name, value in content.items() if _NAMES.search(name))
+
+
+def _pgpass() -> Iterator[str]:
+    """Of PostgreSQL, in which Optuna's study may lie."""
+    yield os.environ.get("PGPASSWORD", "")
+    file = Path(os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
+    if file.is_file():
+        yield from (line.rpartition(":")[2] for line in file.read_text().splitlines())
