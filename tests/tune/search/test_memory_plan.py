@@ -1,15 +1,19 @@
 """How many trials run at once where memory is short, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpo_train import data, memory
+from dpo_train.config import TrainConfig
 from dpo_train.data import Row
 from dpo_train.errors import InputError
+from dpo_train.footprint import Footprint
 from dpo_train.model_source import parameter_count
+from dpo_train.row_lengths import RowLengths
 from tune.config.schema import SearchConfig
 from tune.search import memory_plan, preflight
 from tune.search.largest_trial import largest_trial
@@ -77,8 +81,9 @@ def test_a_trial_that_does_not_fit_alone_is_refused(machine: Any, rows: list[Row
     machine(1.0)
     with pytest.raises(
         InputError,
-        match=r"memory: one trial with one pair at once takes about 1\.\d GB with Ray, and 1\.0 GB "
-        r"may be taken \(.*\); type `--set lora=\{\}` to train an adapter",
+        match=r"memory: one trial with one pair at once and activation checkpointing takes about "
+        r"1\.\d GB with Ray, and 1\.0 GB may be taken \(.*\); type `--set lora=\{\}` to train an "
+        r"adapter",
     ):
         memory_plan.plan_memory(search(), rows)
     with pytest.raises(InputError, match="--set data.max_length_tokens=512"):
@@ -86,11 +91,20 @@ def test_a_trial_that_does_not_fit_alone_is_refused(machine: Any, rows: list[Row
 
 
 def test_checkpointing_is_switched_on_where_nothing_fits_without_it(
-    machine: Any, rows: list[Row]
+    machine: Any, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = search(lora={"r": 4})
+    counted = memory_plan._footprint
+
+    def of_a_large_model(
+        config: SearchConfig, trial: TrainConfig, lengths: RowLengths
+    ) -> Footprint:
+        """The sample's passes are small beside all else."""
+        bytes_a_token = 1e5 if trial.optim.activation_checkpointing else 1e7
+        return replace(counted(config, trial, lengths), pass_a_token=bytes_a_token)
+
+    monkeypatch.setattr(memory_plan, "_footprint", of_a_large_model)
+    adapter = search(lora={"r": 4}, trainer="packed")
     plain = memory_plan._estimate(adapter, rows)
-    machine(100)
     again = memory_plan._with_checkpointing_if_needed(plain, 10**6)
     assert again.need(1, 0).total < plain.need(1, 0).total
     between = (again.need(1, 0).total + plain.need(1, 0).total) / 2 / GIGABYTE
@@ -98,7 +112,7 @@ def test_checkpointing_is_switched_on_where_nothing_fits_without_it(
     assert memory_plan.plan_memory(adapter, rows).message.startswith(
         "optim.activation_checkpointing is switched on: one pair at once takes about "
     )
-    never = search(lora={"r": 4}, optim={"activation_checkpointing": False})
+    never = search(lora={"r": 4}, trainer="packed", optim={"activation_checkpointing": False})
     with pytest.raises(InputError, match="memory: one trial with one pair at once takes"):
         memory_plan.plan_memory(never, rows)
     machine(0.1)
