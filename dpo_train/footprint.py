@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dpo_train import model_source
 from dpo_train.config import TrainConfig
-from dpo_train.memory import CPU_ALLOCATOR_FACTOR, GPU_ALLOCATOR_FACTOR
+from dpo_train.memory import allocator_factor
 from dpo_train.row_lengths import PairLength, RowLengths
 
 PROCESS_BYTES = {"cpu": 380_000_000, "cuda": 500_000_000}
@@ -49,13 +49,10 @@ class Footprint:
     pass_a_token: float
     """The most that a training pass holds, with what the allocator needs around it."""
     kept_a_token: float
-    """What a token keeps for the backward, as `memory.kept_bytes` counts it."""
+    """What a token keeps for the backward, as `memory.kept_bytes` counts it, with what the
+    allocator needs around it."""
     scoring: int
     """The most that a pass of the reference, or over the eval split, holds."""
-
-    @property
-    def allocator_factor(self) -> float:
-        return GPU_ALLOCATOR_FACTOR if self.device == "cuda" else CPU_ALLOCATOR_FACTOR
 
     @property
     def is_shared(self) -> bool:
@@ -89,7 +86,7 @@ class Footprint:
         left = share - self.fixed(trials) - self.gradients
         if self.trainer == "packed":  # a new pack beside the old one
             left -= trials * self.trial // 2
-        return max(0, int(left / (self.kept_a_token * self.allocator_factor)))
+        return max(0, int(left / self.kept_a_token))
 
 
 def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprint:
@@ -112,7 +109,7 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
     scored = min(lengths.rows, max(1, SCORED_TOKENS[device] // (2 * row.row)))
     score = counted(unpacked, row, scored)
     tokens = pair.packed if packed else 2 * pair.row
-    factor = GPU_ALLOCATOR_FACTOR if device == "cuda" else CPU_ALLOCATOR_FACTOR
+    factor = allocator_factor(device, bool(config.optim.activation_checkpointing))
     in_full = config.lora is None
     return Footprint(
         trainer=config.trainer,
@@ -126,6 +123,6 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
         gradients=one.gradients_peak if in_full else 0,
         pass_fixed=int(factor * (2 * one.peak - two.peak)),
         pass_a_token=factor * (two.peak - one.peak) / tokens,
-        kept_a_token=(two.kept - one.kept) / tokens,
+        kept_a_token=factor * (two.kept - one.kept) / tokens,
         scoring=int(factor * score.scoring_peak),
     )

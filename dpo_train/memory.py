@@ -23,8 +23,15 @@ MOST_SHARE = 0.85
 CPU_ALLOCATOR_FACTOR = 1.5
 """What glibc's allocator holds for each byte of tensors that a pass keeps. The holes between
 tensors of different sizes took 45 % on top, measured on SmolLM2-135M (benchmarks/RESULTS.md)."""
+GIVEN_BACK_ALLOCATOR_FACTOR = 1.15
+"""The same where freed memory goes back at once, as `give_back_at_once` has it."""
 GPU_ALLOCATOR_FACTOR = 1.15
 """The same of torch's allocator on a GPU; not measured yet."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of glibc's mallopt(3)."""
+_LARGER_TENSOR = 1 << 20
+"""Bytes from which on memory goes back at once."""
 
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
@@ -106,6 +113,27 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
+
+
+def allocator_factor(device: str, checkpointed: bool) -> float:
+    """What the allocator holds for each byte of tensors that a pass keeps; `checkpointed`: whether
+    layers are computed again in the backward."""
+    if device == "cuda":
+        return GPU_ALLOCATOR_FACTOR
+    return GIVEN_BACK_ALLOCATOR_FACTOR if checkpointed else CPU_ALLOCATOR_FACTOR
+
+
+def give_back_at_once() -> None:
+    """From now on glibc returns the memory of each larger tensor when it is freed.
+
+    Of what is smaller than 32 MB it otherwise keeps all for later. Layers that are computed again
+    leave holes of many sizes, which took more than the tensors themselves (benchmarks/RESULTS.md).
+    """
+    allocator_options = {_TRIM_THRESHOLD: _LARGER_TENSOR, _MMAP_THRESHOLD: _LARGER_TENSOR}
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has these options
+    if mallopt is not None:
+        for option, size in allocator_options.items():
+            mallopt(option, size)
 
 
 def own_bytes() -> int:

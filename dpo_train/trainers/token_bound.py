@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_train.memory import (
-    CPU_ALLOCATOR_FACTOR,
-    GPU_ALLOCATOR_FACTOR,
-    MemoryBounds,
-    own_bytes,
-)
+from dpo_train.memory import MemoryBounds, allocator_factor, own_bytes
 
 
 class TokenBound:
@@ -21,14 +16,16 @@ class TokenBound:
         self._weights_bytes = weights_bytes
         self._own_bytes = own_bytes()
         self._bytes_a_token = 0.0
+        """What a token takes, with what the allocator holds around it."""
         self._fitting_beside: dict[int, int] = {}
         """By the bytes held beside a pass: found once, so that passes don't change from step to
         step with what a GPU happens to have free."""
         self._most = min(most, bounds.most_tokens or most)
 
-    def measured(self, kept_bytes: int, tokens: int) -> None:
+    def measured(self, kept_bytes: int, tokens: int, checkpointed: bool) -> None:
         """Takes note of what a first small pass kept; of several the one that kept most counts."""
-        self._bytes_a_token = max(self._bytes_a_token, kept_bytes / tokens)
+        factor = allocator_factor(self._device, checkpointed)
+        self._bytes_a_token = max(self._bytes_a_token, factor * kept_bytes / tokens)
         self._fitting_beside.clear()
 
     def tokens(self, least: int, other_bytes: int = 0) -> int:
@@ -58,8 +55,7 @@ class TokenBound:
         free = self._free_bytes(other_bytes)
         if free is None or not self._bytes_a_token:
             return at_most
-        factor = GPU_ALLOCATOR_FACTOR if self._device == "cuda" else CPU_ALLOCATOR_FACTOR
-        return max(0, int(free / (self._bytes_a_token * factor)))
+        return max(0, int(free / self._bytes_a_token))
 
     def _free_bytes(self, other_bytes: int) -> int | None:
         if self._device == "cuda":

@@ -10,7 +10,7 @@ from trl import DPOTrainer
 from dpo_train import reference
 from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import TrainConfig
-from dpo_train.memory import MemoryBounds, give_back, mapped_bytes
+from dpo_train.memory import MemoryBounds, give_back, give_back_at_once, mapped_bytes
 from dpo_train.optimizers import moment_bytes
 from dpo_train.scoring import logps
 from dpo_train.trainers.token_bound import TokenBound
@@ -50,6 +50,7 @@ def pairs_that_fit(
     trainer.model.train()
     again: list[Any] = []
     if config.optim.activation_checkpointing:  # the trainer itself begins with it at its first step
+        give_back_at_once()
         policy = trainer.model
         again = checkpointed_layers(policy.get_base_model() if config.lora else policy)
     kept = kept_bytes(forward, again, trainer.model.parameters())
@@ -63,7 +64,7 @@ def pairs_that_fit(
     still_to_come = (1 if config.lora or device == "cuda" else 2) * trained
     still_to_come += moment_bytes(config.optim.name, trainer.model.modules())
     bound = TokenBound(device, memory, weights, most=at_once * longest)
-    bound.measured(kept, 2 * lengths[median])
+    bound.measured(kept, 2 * lengths[median], bool(again))
     here = bound.tokens(0, still_to_come) // longest
     # The processes of a group take equal parts of a batch.
     accelerator = trainer.accelerator

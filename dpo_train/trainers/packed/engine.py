@@ -21,6 +21,7 @@ from dpo_train.memory import (
     NO_BOUNDS,
     MemoryBounds,
     give_back,
+    give_back_at_once,
     is_out_of_memory,
     mapped_bytes,
 )
@@ -88,7 +89,7 @@ class PackedEngine:
         layout = Layout(self._adapted_layers(config.lora, checkpointed), config.lora.r)
         trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
         if checkpointed:  # the comparison with PEFT may have switched it off
-            self._checkpointed = checkpointed_layers(self.base)
+            self._compute_layers_again()
         self._measure_or_save_memory(trial)
         self.tokens_at_once = self.tokens_at_once or self.tokens_per_pass([trial])
         return trial
@@ -235,12 +236,16 @@ class PackedEngine:
         if self.is_short_of_memory or not left_open:
             return False
         self.is_short_of_memory = True
-        self._checkpointed = checkpointed_layers(self.base)
+        self._compute_layers_again()
         self._token_bound.forget_measured()
         self._measured.clear()
         for trial in trials:
             self._measure(trial)
         return True
+
+    def _compute_layers_again(self) -> None:
+        give_back_at_once()
+        self._checkpointed = checkpointed_layers(self.base)
 
     @property
     def _longest(self) -> int:
@@ -262,7 +267,7 @@ class PackedEngine:
         give_back()
         for stack in self._stacks.values():
             stack.adapters = None
-        self._token_bound.measured(kept, rows.ids.numel())
+        self._token_bound.measured(kept, rows.ids.numel(), self._is_checkpointed([trial]))
         self._measured.add(measured)
 
     def _fits(self, act: Callable[[], None], trials: Sequence[PackedTrial]) -> bool:
