@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -36,5 +37,5 @@ def device_failures_named() -> Iterator[None]:
         yield
     except Exception as error:
         if is_device_failure(error):
-            raise DeviceFailed(f"the GPU failed: {one_line(error, 200)}") from None
+            raise DeviceFailed(one_line(error, 200), os.getpid()) from None
         raise

@@ -61,7 +61,18 @@ class OutOfMemory(DpoError, MemoryError):
 
 
 class DeviceFailed(DpoError):
-    """The GPU failed under this process, which must end; what it computed may go on in another."""
+    """The GPU failed under a process, which must end; what it computed may go on in another.
+
+    `process` is the number of that process, so that those who shared it can tell that they speak
+    of one failure.
+    """
+
+    def __init__(self, reason: str, process: int = 0) -> None:
+        super().__init__(reason, process)
+        self.reason, self.process = reason, process
+
+    def __str__(self) -> str:
+        return f"the GPU failed: {self.reason}"
 
 
 class DiskFull(DpoError, OSError):

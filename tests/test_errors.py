@@ -17,6 +17,8 @@ from tests.test_imports import MODULES
 TREES = {"dpo_train": dpo_train.errors, "tune": tune.errors, "serve": serve.errors}
 ARGUMENTS = {
     "ApiError": (429, "too many", "overloaded_error", "model", "code"),
+    "DeviceFailed": ("CUDA error: device-side assert triggered", 4711),
+    "GpuFailed": ("3f2a", "10.0.0.5", "1", "CUDA error: device-side assert triggered", 4711),
     "BadRow": ("no prompt", "the prompt is null"),
     "Interrupted": (Path("runs/quickstart"), "the disk is full"),
     "TemplateRefusal": ("a model", "roles must alternate"),

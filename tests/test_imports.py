@@ -128,6 +128,7 @@ NAME_A_TRACKER = {
     "tune.config.schema": "the fields `wandb` and `tensorboard`",
     "tune.config.checks": "an error about the field `tensorboard`",
     "tune.cluster.environment": "W&B's version, in the list of versions",
+    "tune.workers.unused": "it is kept out of the trials' processes, where TRL would import it",
     "tune": "W&B's error reports are turned off before TRL imports it",
 }
 """The modules outside `tune.tracking` that name one, and for what."""

@@ -5,6 +5,8 @@ DpoError
     Unreachable
   Interrupted
   SearchAborted
+  DeviceFailed
+    GpuFailed
   EngineLost
     EngineOutOfMemory
   PushFailed
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_train.errors import DpoError, InputError
+from dpo_train.errors import DeviceFailed, DpoError, InputError
 from dpo_train.storage import mirror
 
 
@@ -35,6 +37,20 @@ class Interrupted(DpoError):
 
 class SearchAborted(DpoError):
     """The driver session ends early. The message says why."""
+
+
+class GpuFailed(DeviceFailed):
+    """A GPU failed that Ray gave to a trial. The message says which one, of which node."""
+
+    def __init__(self, node: str, address: str, gpu: str, reason: str, process: int = 0) -> None:
+        """`node`: Ray's id of the node; `address`: where the node is; `gpu`: Ray's id of the
+        GPU."""
+        super().__init__(reason, process)
+        self.args = (node, address, gpu, reason, process)
+        self.node, self.address, self.gpu = node, address, gpu
+
+    def __str__(self) -> str:
+        return f"GPU {self.gpu} of {self.address} failed: {self.reason}"
 
 
 class EngineLost(DpoError):

@@ -8,6 +8,7 @@ import numpy as np
 from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.config_base import parse
+from tune.cluster.capacity import bundles
 from tune.config.checks import check
 from tune.config.objective import Report
 from tune.config.schema import SearchConfig
@@ -18,11 +19,13 @@ from tune.run_folder.records import Records
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 from tune.search.abort import AbortStopper
+from tune.search.broken_gpus import BrokenGpus
 from tune.search.early_stopping import make_stopping_rule
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress
 from tune.search.scheduler import SearchScheduler
 from tune.search.searcher import StudySearcher
+from tune.search.signs_of_life import SignsOfLife
 from tune.workers.outcome import Ending, Outcome, to_tune
 
 RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
@@ -44,7 +47,8 @@ class Driver:
             self.config, self.records, self.final_tasks, progress, lambda: 8
         )
         rungs = make_stopping_rule(self.config, 512)
-        self.stopper = AbortStopper(self.records)
+        broken_gpus = BrokenGpus(bundles(self.config.resources), SignsOfLife())
+        self.stopper = AbortStopper(self.records, broken_gpus)
         self.scheduler = SearchScheduler(
             self.config, self.records, self.searcher, rungs, self.stopper
         )
@@ -57,7 +61,7 @@ class Driver:
             return config
         trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
                                 run_metadata=SimpleNamespace(num_failures=0),
-                                error_file=None)  # fmt: skip
+                                error_file=None, pickled_error_file=None)  # fmt: skip
         self.scheduler.on_trial_add(None, trial)
         return trial
 

@@ -25,8 +25,8 @@ def refuse_or_wait(config: SearchConfig) -> None:
         print(f"{wants}, the cluster has {there.get(name, 0):g} yet; waiting for more", flush=True)
 
 
-def trial_capacity(config: SearchConfig) -> int:
-    """How many trials the cluster can hold at once, as it is now.
+def trial_capacity(config: SearchConfig, broken_gpus: int = 0) -> int:
+    """How many trials the cluster can hold at once, as it is now, without its broken GPUs.
 
     With `at_once` and a cluster elsewhere so many, held or not: each that waits calls for a node.
     """
@@ -34,6 +34,7 @@ def trial_capacity(config: SearchConfig) -> int:
     if at_once and os.environ.get("RAY_ADDRESS"):
         return at_once
     there = ray.cluster_resources()
+    there["GPU"] = there.get("GPU", 0) - broken_gpus
     return int(min(there.get(name, 0) / amount for name, amount in _wanted(config).items()))
 
 

@@ -1,4 +1,4 @@
-"""What a trial did from one report to the next, as its worker tells the driver."""
+"""What a trial did from one report to the next, and where, as its worker tells the driver."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from dataclasses import dataclass
 
 from tune.config.objective import Report
 from tune.run_folder.held_out import HeldOut
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU of a node."""
+
+    node: str
+    """Ray's id of the node."""
+    address: str
+    """Where the node is."""
+    gpu: str
+    """Ray's id of the GPU, which is how CUDA_VISIBLE_DEVICES names it."""
+
+    def __str__(self) -> str:
+        return f"GPU {self.gpu} of {self.address}"
 
 
 @dataclass(frozen=True)
@@ -25,5 +40,10 @@ class Step:
     """The most tokens of a pass; 0 where they are not known."""
     note: str = ""
     """What a person should read about it; empty if there is nothing."""
-    gpus: str = ""
-    """The GPUs as its process sees them."""
+    devices: tuple[Device, ...] = ()
+    """The GPUs that it held; of several processes in the order of their ranks."""
+
+    @property
+    def gpus(self) -> str:
+        """The GPUs as CUDA_VISIBLE_DEVICES names them."""
+        return ",".join(device.gpu for device in self.devices)

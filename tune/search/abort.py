@@ -1,6 +1,7 @@
 """What ends a driver session early, so that the search goes on in another one.
 
-It is a full disk, a record that can't be written, or the loss of Ray's processes on this machine.
+It is a full disk, a record that can't be written, the loss of Ray's processes on this machine, or
+that of its GPUs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ray.tune import Stopper
 from dpo_train.errors import StoreError, one_line
 from tune.errors import SearchAborted
 from tune.run_folder.records import Records
+from tune.search.broken_gpus import BrokenGpus
 
 _POLL_SECONDS = 2.0
 
@@ -26,8 +28,9 @@ class AbortStopper(Stopper):
     trial has ended.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, broken_gpus: BrokenGpus) -> None:
         self._records = records
+        self.broken_gpus = broken_gpus
         self.at_each_turn: Callable[[], None] = lambda: None
         """Called at every turn too."""
         self._looked = 0.0
@@ -38,8 +41,11 @@ class AbortStopper(Stopper):
 
     def stop_all(self) -> bool:
         self.at_each_turn()
+        self.broken_gpus.hold()
         if error := self._records.unwritten:
             self.reason = f"{self._records.folder} can't be written ({one_line(error)})"
+        elif self.broken_gpus.none_left:
+            self.reason = self.broken_gpus.none_left
         elif time.monotonic() - self._looked > _POLL_SECONDS:
             self._looked = time.monotonic()
             if _is_cut_off():

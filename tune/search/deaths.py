@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError
 
 from dpo_train.errors import DeviceFailed
 from dpo_train.memory import kernel_kills
-from tune.errors import EngineOutOfMemory
+from tune.errors import EngineOutOfMemory, GpuFailed
 
 
 def last_error(trial: Any) -> str:
@@ -45,10 +46,14 @@ def out_of_memory_reason(trial: Any, kills_before: int) -> str:
     return ""
 
 
-def device_failure_reason(trial: Any) -> str:
-    """Says what failed on a trial's GPU; empty if nothing did."""
-    name, _, said = last_error(trial).rpartition(f"{DeviceFailed.__name__}: ")
-    return said.strip().splitlines()[0] if name else ""
+def device_failure(trial: Any) -> DeviceFailed | None:
+    """The failure of a GPU that was a trial's last error: GpuFailed if it is known which GPU."""
+    said = last_error(trial)
+    if not any(f"{kind.__name__}: " in said for kind in (DeviceFailed, GpuFailed)):
+        return None  # the error that Tune pickled may be an earlier one
+    raised = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    cause = getattr(raised, "cause", None)
+    return cause if isinstance(cause, DeviceFailed) else None
 
 
 def is_memory_monitors(error: BaseException | None) -> bool:

@@ -25,7 +25,7 @@ from tune.run_folder.placements import Place, Placements
 from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
-from tune.search.deaths import device_failure_reason, out_of_memory_reason, why_given_up
+from tune.search.deaths import device_failure, out_of_memory_reason, why_given_up
 from tune.search.early_stopping import TrialKey
 from tune.search.searcher import StudySearcher
 from tune.workers.gpu_share import overfull
@@ -50,6 +50,7 @@ class SearchScheduler(FIFOScheduler):
         self._searcher = searcher
         self._progress = searcher.progress
         self._stopper = stopper
+        self._broken_gpus = stopper.broken_gpus
         self._rungs = rungs
         self._known: set[str] = set()
         self._places = Placements(records.folder)
@@ -109,14 +110,23 @@ class SearchScheduler(FIFOScheduler):
                     self._end(task.trial, "stopped")
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        if trial.status == Trial.ERROR:
-            # Tune says so of a process that died and is tried again from its saved state.
-            self._go_on(trial)
+        task, failure = task_of(trial.config), device_failure(trial)
+        # Tune says ERROR of a process that died and is tried again from its saved state.
+        goes_on = trial.status == Trial.ERROR
+        if failure:
+            then = "; it goes on in another process" if goes_on else ""
+            self._progress.say(f"{task.name}: {failure}{then}")
+        is_the_gpus = self._broken_gpus.take(task.name, trial.run_metadata, failure)
+        if goes_on:
+            if failure is None:
+                self._go_on(trial)
+            self._kills = kernel_kills()
             return
-        task, error = task_of(trial.config), one_line(why_given_up(trial), 300)
+        error = one_line(why_given_up(trial), 300)
+        has_begun = trial.status != Trial.PENDING and not is_the_gpus
         if not isinstance(task, TrainTask):
             self._searcher.final_tasks.take(task, Outcome(Ending.FAILED, error))
-        elif not (trial.status == Trial.PENDING and self._searcher.propose_again(task.trial)):
+        elif has_begun or not self._searcher.propose_again(task.trial):
             self._end(task.trial, "failed", error)
 
     def _go_on(self, trial: Any) -> None:
@@ -127,12 +137,7 @@ class SearchScheduler(FIFOScheduler):
         """
         task = task_of(trial.config)
         trial_id = task.name
-        if failure := device_failure_reason(trial):
-            self._progress.say(f"{trial_id}: {failure}; it goes on in another process")
-            self._kills = kernel_kills()
-            return
         reason = out_of_memory_reason(trial, self._kills)
-        self._kills = kernel_kills()
         again = trial.run_metadata.num_failures > 1  # without a report since the last time
         if not (reason or again) or not isinstance(task, TrainTask):
             self._progress.say(f"{trial_id}: its process died; it goes on in another")
@@ -171,6 +176,7 @@ class SearchScheduler(FIFOScheduler):
         place = Place(result["node_ip"], step.gpus, result["pid"])
         self._places.note(trial_id, place, step.began)
         self._tokens[trial_id] = step.tokens_at_once
+        self._broken_gpus.works(step.devices)
         is_new = self._records.report(trial_id, step)
         if step.note:
             self._progress.say(f"{trial_id}: {step.note}")

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 
 import ray
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
@@ -20,6 +20,7 @@ from tune.errors import Interrupted, SearchAborted
 from tune.run_folder.assemble import SearchEnd
 from tune.run_folder.records import Records
 from tune.search.abort import AbortStopper, store_failure
+from tune.search.broken_gpus import BrokenGpus
 from tune.search.deaths import is_memory_monitors
 from tune.search.early_stopping import make_stopping_rule
 from tune.search.final_tasks import FinalTasks
@@ -56,22 +57,31 @@ def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
     # Ray Tune would print a traceback for a process that died; the scheduler says it in a line.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     keep_secrets_out_of_ray()
-    while True:
-        try:
-            return _run_tuner(config, records, signs)
-        except _MemoryMonitorKill as kill:
-            # Ray Tune ends when Ray's memory monitor ends a trial's process. All trials go on
-            # from their saved states in a new Tuner, with smaller passes.
-            lowered = records.halve_tokens(kill.tokens)
-            records.memory_kills += 1
-            if not lowered and records.memory_kills > _FAILURES_WITHOUT_PROGRESS:
-                raise Interrupted(
-                    records.folder.path, "Ray's memory monitor ended processes again and again"
-                ) from kill
-            most = records.run.most_tokens
-            bound = f"; passes have at most {most} tokens now" if most else ""
-            signs.say(f"Ray's memory monitor ended a trial's process; all trials go on{bound}")
-            reopen_trials(records)
+    # The members of a trial write one state together. Where runs are at a URL it is one node's
+    # folder that is uploaded, so all members must be on that node.
+    trial = bundles(config.resources, records.folder.url is not None)
+    with closing(BrokenGpus(trial, signs)) as broken_gpus:
+        while True:
+            try:
+                return _run_tuner(config, records, signs, broken_gpus)
+            except _MemoryMonitorKill as kill:
+                # Ray Tune ends when Ray's memory monitor ends a trial's process. All trials go on
+                # from their saved states in a new Tuner, with smaller passes.
+                _go_on_with_less(records, signs, kill)
+
+
+def _go_on_with_less(records: Records, signs: SignsOfLife, kill: _MemoryMonitorKill) -> None:
+    """Halves the passes and reopens all trials. Raises Interrupted if that does not help."""
+    lowered = records.halve_tokens(kill.tokens)
+    records.memory_kills += 1
+    if not lowered and records.memory_kills > _FAILURES_WITHOUT_PROGRESS:
+        raise Interrupted(
+            records.folder.path, "Ray's memory monitor ended processes again and again"
+        ) from kill
+    most = records.run.most_tokens
+    bound = f"; passes have at most {most} tokens now" if most else ""
+    signs.say(f"Ray's memory monitor ended a trial's process; all trials go on{bound}")
+    reopen_trials(records)
 
 
 class _MemoryMonitorKill(DpoError):
@@ -83,13 +93,20 @@ class _MemoryMonitorKill(DpoError):
         self.tokens = tokens
 
 
-def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> SearchOutcome:
+def _run_tuner(
+    config: SearchConfig, records: Records, signs: SignsOfLife, broken_gpus: BrokenGpus
+) -> SearchOutcome:
     signs.doing("starting the trials' processes")
     progress = Progress(records, config.total_runs, signs)
     final_tasks = FinalTasks(config, records)
-    capacity = partial(trial_capacity, config)
-    searcher = StudySearcher(config, records, final_tasks, progress, capacity)
-    stopper = AbortStopper(records)
+    searcher = StudySearcher(
+        config,
+        records,
+        final_tasks,
+        progress,
+        capacity=lambda: trial_capacity(config, broken_gpus.count),
+    )
+    stopper = AbortStopper(records, broken_gpus)
     rungs = make_stopping_rule(config, most_pairs(config, records))
     scheduler = SearchScheduler(config, records, searcher, rungs, stopper)
     # Ray Tune must write somewhere; nothing is read from there again.
@@ -100,9 +117,7 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
         stopper.at_each_turn = Watch(coordinator, records, searcher, progress).look
         signs.follow(progress.line)
         tuner = Tuner(
-            # The members of a trial write one state together. Where runs are at a URL it is one
-            # node's folder that is uploaded, so all members must be on that node.
-            with_resources(DpoTrial, bundles(config.resources, records.folder.url is not None)),
+            with_resources(DpoTrial, broken_gpus.trial),
             tune_config=TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,

@@ -19,6 +19,7 @@ from dpo_train.trainers.open import open_session
 from dpo_train.trainers.session import Session
 from tune.workers.memory_share import memory_bounds
 from tune.workers.pulse import SharedTurns
+from tune.workers.unused import leave_out_unused
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class EngineActor:
 
     def __init__(self, gpu: str | None, engines: int, trials: int) -> None:
         """`engines`: how many share the CPUs of this node; `trials`: how many there are at most."""
+        leave_out_unused()
         if gpu is not None:  # before torch is imported; Ray gave the GPU to the trials
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         self._engines, self._trials = engines, trials
@@ -76,7 +78,7 @@ class EngineActor:
 
         with (
             self._opening,
-            device_failures_named(),
+            self._failures_noted(),
         ):  # libraries that import late don't bear it from two threads
             _one_thread()
             self.close(trial)  # of a process of this trial that died

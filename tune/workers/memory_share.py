@@ -15,7 +15,7 @@ from dpo_train.memory import (
 from tune.config.schema import SearchConfig
 from tune.workers.threads import node_cpus
 
-_WORKERS = ("ray::EngineActor", "ray::ResourceTrainable", "ray::_Member")
+_WORKERS = ("ray::EngineActor", "ray::ResourceTrainable", "ray::Member")
 """How `ps` shows the processes of a search that take their share: engines, the trials as Ray Tune
 wraps them, the members of a group."""
 _LIGHT_BYTES = 150_000_000

@@ -7,9 +7,7 @@ packs its members on as few nodes as they fit.
 from __future__ import annotations
 
 import math
-import os
-import socket
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +17,14 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dpo_train.config import TrainConfig
-from dpo_train.device_errors import device_failures_named
 from dpo_train.errors import Diverged, InputError
 from dpo_train.scoring.evaluation import Evaluation
-from dpo_train.trainers.open import open_session
 from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Session
 from tune.cluster.capacity import bundles
 from tune.config.schema import ResourcesConfig
-from tune.workers.memory_share import memory_bounds
-from tune.workers.pulse import SharedTurns
-from tune.workers.threads import limit_threads
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What a member says of its session."""
-
-    pairs_total: int
-    reference_pairs: int
-    pairs_at_once: int
-    tokens_at_once: int
-
-
-@dataclass(frozen=True)
-class _Advanced:
-    """What a member says after a slice of training; rank 0 has the values of the held-out pairs."""
-
-    evaluation: Evaluation | None
-    pairs_done: int
+from tune.run_folder.step import Device
+from tune.workers.multi_gpu_member import Advanced, Member, Opened
 
 
 class Group:
@@ -56,7 +33,7 @@ class Group:
     def __init__(self, resources: ResourcesConfig) -> None:
         placement = get_current_placement_group()
         self._members = [
-            ray.remote(_Member)
+            ray.remote(Member)
             .options(
                 num_cpus=bundle["CPU"],
                 num_gpus=bundle["GPU"],
@@ -70,8 +47,9 @@ class Group:
         self._process_group = [
             ProcessGroup(rank, count, host, port, resources.sharded) for rank in range(count)
         ]
-        self.gpus = ",".join(ray.get([member.gpus.remote() for member in self._members]))
-        """What each member sees, in the order of their ranks."""
+        found = ray.get([member.devices.remote() for member in self._members])
+        self.devices: tuple[Device, ...] = sum(found, ())
+        """The GPU of each member, in the order of their ranks."""
 
     def open(
         self, config: TrainConfig, prepared: Path, device: str, most_tokens: int | None = None
@@ -97,7 +75,7 @@ class Group:
             ray.kill(member)
         self._members = []
 
-    def advance_for(self, seconds: float) -> list[_Advanced]:
+    def advance_for(self, seconds: float) -> list[Advanced]:
         """All members reach an evaluation, or none does."""
         answers = self._get([member.advance_for.remote(seconds) for member in self._members])
         if any(each.evaluation is not None for each in answers):
@@ -126,7 +104,7 @@ class Group:
 class _GroupSession:
     """A Session whose every call is each member's; rank 0 answers."""
 
-    def __init__(self, group: Group, opened: list[_Opened]) -> None:
+    def __init__(self, group: Group, opened: list[Opened]) -> None:
         self._group = group
         self.pairs_total = opened[0].pairs_total
         self.pairs_at_once = opened[0].pairs_at_once
@@ -160,60 +138,3 @@ class _GroupSession:
 
     def close(self) -> None:
         self._group.call("close")
-
-
-class _Member:
-    """An actor with one rank's session."""
-
-    def __init__(self) -> None:
-        self._session: Session | None = None
-
-    def meeting_place(self) -> tuple[str, int]:
-        with socket.create_server(("", 0)) as free:
-            return ray.util.get_node_ip_address(), free.getsockname()[1]
-
-    def gpus(self) -> str:
-        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
-
-    def open(
-        self,
-        config: TrainConfig,
-        prepared: Path,
-        device: str,
-        process_group: ProcessGroup,
-        most_tokens: int | None = None,
-    ) -> _Opened:
-        if config.trainer == "trl":
-            limit_threads()
-        self._rank = process_group.rank
-        computed = 0
-        if config.trainer == "trl":
-            from dpo_train import reference  # imports torch, slowly
-
-            computed = reference.prepare(prepared, SharedTurns()).computed_pairs
-        bounds = memory_bounds(process_group.count, most_tokens=most_tokens)
-        with device_failures_named():
-            session = open_session(config, prepared, device, process_group, bounds)
-        self._session = session
-        return _Opened(
-            session.pairs_total,
-            session.reference_pairs + computed,
-            session.pairs_at_once,
-            session.tokens_at_once,
-        )
-
-    def advance_for(self, seconds: float) -> _Advanced:
-        assert self._session is not None
-        with device_failures_named():
-            found = self._session.advance_for(seconds)
-        if found is not None and self._rank > 0:
-            found = Evaluation(found.report)
-        return _Advanced(found, self._session.pairs_done)
-
-    def run(self, function: Any, *arguments: Any) -> Any:
-        with device_failures_named():
-            return function(*arguments)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        with device_failures_named():
-            return getattr(self._session, method)(*arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from functools import lru_cache
@@ -15,7 +14,6 @@ from ray.tune import Trainable
 from dpo_train import errors
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.device_errors import device_failures_named
 from dpo_train.model import forget_base
 from dpo_train.scoring.evaluation import Evaluation
 from dpo_train.storage.files import write_atomically
@@ -32,6 +30,7 @@ from tune.run_folder.paths import RunFolder
 from tune.run_folder.run_info import RunInfo
 from tune.run_folder.step import Step
 from tune.workers import engine_session
+from tune.workers.devices import devices_here, gpu_failures_named
 from tune.workers.engine_actor import Opening
 from tune.workers.memory_share import trial_bounds
 from tune.workers.multi_gpu import Group
@@ -40,6 +39,7 @@ from tune.workers.pulled import pulled, pulled_folders
 from tune.workers.pulse import Pulse, SharedTurns
 from tune.workers.tasks import EvaluateTask, Task, TestTask, TrainTask, task_of
 from tune.workers.threads import limit_threads
+from tune.workers.unused import leave_out_unused
 from tune.workers.user_evaluation import evaluate_folder
 
 _Search = tuple[SearchConfig, RunInfo]
@@ -57,6 +57,7 @@ class DpoTrial(Trainable):
     _task: Task
 
     def setup(self, config: dict[str, Any]) -> None:
+        leave_out_unused()
         # Opening waits for the first step: Tune may set up a process for a trial that it then
         # gives to another, and such a process must touch nothing.
         self._session: Session | None = None
@@ -81,7 +82,7 @@ class DpoTrial(Trainable):
             # What this raises, Tune tries again: a store may not answer for a moment.
             self._run_info = self._find_run()
         try:
-            with device_failures_named():
+            with gpu_failures_named():
                 if isinstance(task, TestTask):
                     return self._evaluate_on_test(task)
                 if isinstance(task, EvaluateTask):
@@ -112,7 +113,6 @@ class DpoTrial(Trainable):
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
             self._close()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         step = Step(
             report=evaluation.report,
             began=began,
@@ -122,7 +122,7 @@ class DpoTrial(Trainable):
             micro_batch=None if at_once == self._trial.optim.batch_size else at_once,
             tokens_at_once=tokens,
             note=self._note,
-            gpus=self._group.gpus if self._group else visible,
+            devices=self._group.devices if self._group else devices_here(),
         )
         return Outcome(Ending.FINISHED if finished else Ending.GOES_ON, step=step)
 

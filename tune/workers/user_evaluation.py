@@ -15,6 +15,7 @@ import sysconfig
 from pathlib import Path
 
 from dpo_train.errors import InputError
+from tune.workers.unused import take_in_unused
 
 ALLOWED = "DPO_TUNE_ALLOW_CODE"
 """Packages that `--allow-code` names, with commas between them. An environment variable, because
@@ -54,6 +55,7 @@ def evaluate_folder(
     """What the function says of an exported folder. Raises what it raises, InputError for one that
     may not be run, and ValueError if it gives other than finite numbers by name."""
     file_of(name, Path(working_folder), allowed)
+    take_in_unused()
     module, _, function = name.partition(":")
     said = getattr(importlib.import_module(module), function)(folder)
     if not isinstance(said, dict) or not said:

@@ -40,7 +40,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def _two_trials(config: TrainConfig, prepared: Path, out: Path) -> dict[str, Any]:
     group = Group(RESOURCES)
-    found: dict[str, Any] = {"gpus": group.gpus, "reports": []}
+    found: dict[str, Any] = {"gpus": [each.gpu for each in group.devices], "reports": []}
     for name in ("first", "second"):
         session = group.open(config, prepared, "cpu")
         found["pairs"] = session.pairs_total
@@ -70,7 +70,7 @@ def test_members_train_one_trial_after_the_other_and_a_dead_one_ends_them(
     optim = OptimConfig(batch_size=8, learning_rate=1e-3)
     config = small_config.model_copy(update={"optim": optim})
     found = placed(_two_trials, config, small_prepared, tmp_path)
-    assert sorted(found["gpus"].split(",")) == ["0", "1"]
+    assert sorted(found["gpus"]) == ["0", "1"]
     assert found["pairs"] == 40
     assert found["judged"] == 3
     first, second = found["reports"]

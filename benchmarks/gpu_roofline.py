@@ -1,0 +1,377 @@
+"""What one packed step would take of a GPU at best: counted on tensors that hold nothing.
+
+    python benchmarks/gpu_roofline.py [TRIALS] [PAIRS]     # 16 and 8; needs no GPU
+
+The packed engine's own step over Qwen2-0.5B's shape runs under torch's FakeTensorMode: all shapes,
+types and saved tensors are those of a GPU in bfloat16, nothing is computed. The mode's tensors are
+of the CPU, because torch has no backward on fake ones of a GPU that it was not built for; so the
+project's tables by kind of device are given the GPU's entries, and what a GPU does by a kernel of
+another kind (attention, Triton's kernels, products summed in float32) is counted as one read of its
+inputs and one write of its outputs.
+
+An operation takes max(operations / rate, bytes / bandwidth, a kernel's start), which is a bound and
+no forecast.
+`--out FILE` writes the counts by kind of operation as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from synthetic import SHAPES
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from dpo_train import fused_kernels
+from dpo_train.config import ModelConfig, TrainConfig
+from dpo_train.model import WarmBase
+from dpo_train.trainers.packed import engine, forward, kernels, linear, rows
+from dpo_train.trainers.packed.adapters import Layer
+from dpo_train.trainers.packed.engine import PackedEngine
+from dpo_train.trainers.packed.trial import PackedTrial
+
+_RATES = {torch.bfloat16: 620e12, torch.float32: 52e12}
+"""Operations a second of matrix products, as an H100 reaches them."""
+_BANDWIDTH = 2.7e12
+_START_SECONDS = 2e-6
+_MOVES_NOTHING = {"_unsafe_view", "detach", "lift_fresh", "_local_scalar_dense", "is_same_size"}
+_SHAPE = "qwen2-0.5b"
+_PAIRS = 512
+_MEDIAN_TOKENS = {"prompt_ids": 60, "chosen_ids": 120, "rejected_ids": 120}
+
+
+class Counted(TorchDispatchMode):
+    """Counts what the operations within would ask of a GPU, by kind of operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.operations: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        library, name = function._schema.name.split("::")
+        is_free = name in _MOVES_NOTHING or name.startswith(("empty", "new_empty"))
+        if library != "aten" or function.is_view or is_free:
+            return out
+        read, written = tensors((args, kwargs)), tensors(out)
+        if not read and not written:
+            return out
+        in_place = getattr(torch.ops.aten, name.rstrip("_"), None)  # has another's count
+        count = flop_registry.get(function._overloadpacket) or flop_registry.get(in_place)
+        operations = count(*args, **(kwargs or {}), out_val=out) if count else 0
+        words = SHAPES[_SHAPE]["vocab_size"]
+        kind = "the rest"
+        if operations:
+            is_head = any(words in each.shape for each in (*read, *written))
+            kind = "head" if is_head else "products" if "bmm" not in name else "adapters' products"
+        self.add(kind, read, written, operations)
+        return out
+
+    def add(
+        self, kind: str, read: Sequence[Tensor], written: Sequence[Tensor], operations: float = 0
+    ) -> None:
+        """One kernel."""
+        moved = sum(map(size, read)) + sum(map(size, written))
+        rate = _RATES.get(read[0].dtype if read else torch.float32, _RATES[torch.float32])
+        self.launches[kind] += 1
+        self.operations[kind] += int(operations)
+        self.bytes[kind] += moved
+        self.seconds[kind] += max(operations / rate, moved / _BANDWIDTH, _START_SECONDS)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes that are there: an expanded tensor repeats what it has."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+class Kernel:
+    """In place of a compiled Triton kernel: counts its launches by which arguments it reads and
+    writes."""
+
+    def __init__(
+        self,
+        counted: Counted,
+        kind: str,
+        reads: Iterable[int],
+        writes: Callable[[Sequence[Any]], Iterable[int]] | Iterable[int],
+        operations: Callable[[Sequence[Any]], float] = lambda _: 0,
+    ) -> None:
+        self._counted, self._kind = counted, kind
+        self._reads, self._writes, self._operations = reads, writes, operations
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *arguments: Any, **_: Any) -> None:
+        writes = self._writes(arguments) if callable(self._writes) else self._writes
+        read, written = ([arguments[n] for n in which] for which in (self._reads, writes))
+        self._counted.add(self._kind, read, written, self._operations(arguments))
+
+
+def ours(counted: Counted) -> tuple[Kernel, Kernel]:
+    """The two of `packed/kernels.py`, in its order."""
+
+    def scored(arguments: Sequence[Any]) -> Iterable[int]:
+        wants_slopes = arguments[5]
+        return (0, 2) if wants_slopes else (2,)
+
+    def added(arguments: Sequence[Any]) -> float:
+        total, low = arguments[:2]
+        return 2.0 * total.numel() * low.shape[1]
+
+    return (
+        Kernel(counted, "head", (0, 1), scored),
+        Kernel(counted, "adapters' products", (0, 1, 2), (0,), added),
+    )
+
+
+@contextmanager
+def ligers(counted: Counted) -> Iterator[None]:
+    """Liger's, for norms, gated MLPs and rotary embeddings."""
+    from liger_kernel.ops import rms_norm, rope, swiglu
+
+    kind = "Liger's kernels"
+    norm, slope = (
+        Kernel(counted, kind, (2, 4), (0, 6)),
+        Kernel(counted, kind, (0, 4, 7, 9), (2,)),
+    )
+    with (
+        patch.object(rms_norm, "_rms_norm_forward_kernel", norm),
+        patch.object(rms_norm, "_block_rms_norm_forward_kernel", norm),
+        patch.object(rms_norm, "_rms_norm_backward_kernel", slope),
+        patch.object(rms_norm, "_block_rms_norm_backward_kernel", slope),
+        patch.object(swiglu, "_swiglu_forward_kernel", Kernel(counted, kind, (0, 1), (2,))),
+        patch.object(swiglu, "_swiglu_backward_kernel", Kernel(counted, kind, (0, 1, 2), (1, 2))),
+        patch.object(rope, "_triton_rope", Kernel(counted, kind, (0, 2, 4, 6), (0, 2))),
+    ):
+        yield
+
+
+def flash_attention(counted: Counted) -> Callable[..., Tensor]:
+    """In place of torch's scaled_dot_product_attention: one kernel each way, causal, which reads
+    grouped keys as they are."""
+
+    def operations(q: Tensor, products: int) -> float:
+        lanes, length = q.shape[0] * q.shape[1], q.shape[2]
+        return products * 2.0 * lanes * length * length * q.shape[3] / 2
+
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+            out, sums = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
+            counted.add("attention", [q, k, v], [out, sums], operations(q, 2))
+            ctx.save_for_backward(q, k, v, out, sums)
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+            saved = ctx.saved_tensors
+            slopes = tuple(torch.empty_like(each) for each in saved[:3])
+            counted.add("attention", [slope, *saved], slopes, operations(saved[0], 5))
+            return slopes
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+        out: Tensor = Flash.apply(*(each.to(torch.bfloat16) for each in (q, k, v)))  # type: ignore[no-untyped-call]
+        return out
+
+    return attention
+
+
+@contextmanager
+def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
+    """The project's own code as it would run on a GPU, with the fused kernels or without."""
+
+    def product(total: Tensor, left: Tensor, right: Tensor) -> None:
+        operations = 2.0 * left.numel() * right.shape[-1]
+        counted.add("adapters' products", [left, right, total], [total], operations)
+
+    by_device = (
+        forward.AUTOCAST,
+        forward._LOGITS_PER_CHUNK,
+        rows._TOKENS_MULTIPLE,
+        rows._LENGTH_MULTIPLE,
+        engine._MOST_TOKENS,
+    )
+    before = [dict(table) for table in by_device]
+    for table in by_device:
+        table["cpu"] = table["cuda"]  # type: ignore[index]
+    try:
+        with (
+            patch.object(kernels, "can_run", lambda _: is_fused),
+            patch.object(kernels, "_kernels", lambda: ours(counted)),
+            patch.object(linear, "_add_product", product),
+            patch.object(forward, "scaled_dot_product_attention", flash_attention(counted)),
+            # What looks at numbers.
+            patch.object(engine, "compare_with_reference", lambda *_: None),
+            patch.object(engine, "check_once", lambda *_: None),
+            patch.object(PackedEngine, "_measure", lambda *_: None),
+            patch.object(engine.adapters, "adapted_layers", adapted_layers),
+            patch.object(PackedTrial, "_draw_batches", drawn_batches),
+            patch.dict(fused_kernels._refused, {"qwen2": ""}),
+            ligers(counted),
+        ):
+            yield
+    finally:
+        for table, own in zip(by_device, before, strict=True):
+            table.clear()
+            table.update(own)  # type: ignore[arg-type]
+
+
+def adapted_layers(base: Any, _: Any) -> tuple[Layer, ...]:
+    """Those that PEFT finds for `all-linear`; it can't wrap a base without weights."""
+    head = base.get_output_embeddings()
+    return tuple(
+        Layer(name, module.in_features, module.out_features)
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+
+
+def drawn_batches(trial: PackedTrial, *_: int) -> Iterator[list[int]]:
+    """In place of torch's permutation, which holds no numbers here."""
+    pairs, draw = trial.config.optim.batch_size, np.random.default_rng(trial.config.seed)
+    while True:
+        order = draw.permutation(_PAIRS).tolist()
+        yield from (order[at : at + pairs] for at in range(0, _PAIRS - pairs + 1, pairs))
+
+
+def made_pairs() -> dict[str, list[Any]]:
+    """A prepared split whose tokens are nothing but of a certain number."""
+    draw = np.random.default_rng(0)
+    columns: dict[str, list[Any]] = {
+        name: [
+            list(range(5, 5 + count))
+            for count in np.clip(draw.lognormal(np.log(median), 0.35, _PAIRS), 5, 400).astype(int)
+        ]
+        for name, median in _MEDIAN_TOKENS.items()
+    }
+    reference = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), [-50.0] * _PAIRS)
+    return {**columns, **reference}
+
+
+def opened(is_fused: bool) -> PackedEngine:
+    """An engine over a base without weights."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        base = Qwen2ForCausalLM(Qwen2Config(**SHAPES[_SHAPE]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if is_fused:
+        fused_kernels.use_fused_kernels(base)
+    split = _Split(made_pairs())
+    data = SimpleNamespace(computed_pairs=0, split=lambda _: split)
+    with (
+        patch.object(engine.reference, "prepare", lambda _: data),
+        patch.object(engine.model, "load_base", lambda *_: WarmBase(base, None, None)),  # type: ignore[arg-type]
+    ):
+        return PackedEngine(ModelConfig(dtype="bfloat16"), Path(), "cpu")
+
+
+class _Split:
+    """As prepared data has it: `split[:]` are its columns."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self._columns = columns
+
+    def __getitem__(self, _: slice) -> dict[str, list[Any]]:
+        return self._columns
+
+
+def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
+    """The second step of so many trials with so many pairs each; the first lays out the pack."""
+    counted, kept = Counted(), Kept()
+    content = {
+        "trainer": "packed",
+        "lora": {"r": 16, "alpha": 32},
+        "model": {"dtype": "bfloat16"},
+        "optim": {"batch_size": pairs, "epochs": 100},
+        "eval_every_pairs": 10**9,
+    }
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(counted, is_fused):
+        packed = opened(is_fused)
+        configs = [TrainConfig.model_validate({**content, "seed": n}) for n in range(trials)]
+        joined = [packed.join(config) for config in configs]
+        packed.step(joined)
+        for each in (counted.launches, counted.operations, counted.bytes, counted.seconds):
+            each.clear()
+        with counted, torch.autograd.graph.saved_tensors_hooks(kept.note, lambda x: x):
+            packed.step(joined)
+    return {
+        "trials": trials,
+        "pairs": pairs,
+        "kernels": "fused" if is_fused else "torch's own",
+        "launches": counted.launches.total(),
+        "teraoperations": counted.operations.total() / 1e12,
+        "gigabytes_moved": counted.bytes.total() / 1e9,
+        "gigabytes_kept": sum(kept.storages.values()) / 1e9,
+        "milliseconds": 1e3 * sum(counted.seconds.values()),
+        "launches_by_kind": dict(counted.launches),
+        "milliseconds_by_kind": {k: 1e3 * v for k, v in counted.seconds.most_common()},
+        "gigabytes_by_kind": {k: v / 1e9 for k, v in counted.bytes.most_common()},
+    }
+
+
+class Kept:
+    """What a pass keeps for its backward beside its weights."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+
+    def note(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            self.storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trials", type=int, nargs="?", default=16)
+    parser.add_argument("pairs", type=int, nargs="?", default=8)
+    parser.add_argument("--out", type=Path, help="file for all counts, as JSON")
+    options = parser.parse_args()
+    found = [measure(options.trials, options.pairs, is_fused) for is_fused in (False, True)]
+    for each in found:
+        print(
+            "{kernels}: {milliseconds:.0f} ms, {launches:,} launches, {teraoperations:.1f} "
+            "teraoperations, {gigabytes_moved:.0f} GB moved, {gigabytes_kept:.1f} GB kept".format(
+                **each
+            )
+        )
+        print("   ms:", ", ".join(f"{k} {v:.0f}" for k, v in each["milliseconds_by_kind"].items()))
+        print("   GB:", ", ".join(f"{k} {v:.0f}" for k, v in each["gigabytes_by_kind"].items()))
+    before, after = found
+    for name in ("milliseconds", "gigabytes_moved", "gigabytes_kept", "launches"):
+        print(f"{name}: {100 * after[name] / before[name]:.0f} % of it with the fused kernels")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
