@@ -16,7 +16,7 @@ from tune.config.objective import Objective
 from tune.config.pareto import front_numbers
 from tune.config.schema import StoppingConfig
 from tune.report.facts import TRAIN_LOSS, saved
-from tune.report.looks import GREY, LOOKS, Marker, marker
+from tune.report.looks import GREY, LOOKS, Marker, marker, opacity
 from tune.report.scale import whole_ticks
 from tune.report.scene import UNMEASURED, Drawn, Scene, lines, points, short
 from tune.report.space_figures import draw_space
@@ -106,7 +106,8 @@ def _curves_of(scene: Scene, metric: str) -> go.Figure:
             there[number] = trial
         line = {"color": LOOKS[look][0], "width": 3 if look == "winner" else 1}
         trace = lines(x, y, numbers)
-        trace.update(name=look, legendgroup=look, line=line, opacity=1 if look == "winner" else 0.6)
+        shown = 1 if look == "winner" else opacity(len(there))
+        trace.update(name=look, legendgroup=look, line=line, opacity=shown)
         figure.add_trace(trace)
         figure.add_trace(points([x for x, _ in ends], [y for _, y in ends], there, look))
     for rung in _rungs(scene.results):

@@ -6,20 +6,20 @@ Knows no trials. `page.js` applies the theme that the reader's system asks for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 LOOKS = {
-    "finished": ("#0072B2", "circle"),
+    "finished": ("#2986C4", "circle"),
     "stopped": ("#7B8794", "x"),
     "failed": ("#D55E00", "triangle-down"),
     "running": ("#CC79A7", "circle-open"),
     "winner": ("#009E73", "star"),
     "base": ("#8C6D1F", "diamond"),
 }
-"""Mostly of Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as
-well. On a white page and on a dark one each has a contrast of at least 3, as WCAG asks of graphics.
-"""
+"""Near Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.
+On a white page and on a dark one each has a contrast of at least 3, as WCAG asks of graphics."""
 GREY = "#808890"
+_MANY = 200
 SHADES = 8
 """Steps between the worst and the best line of parallel coordinates."""
 
@@ -30,15 +30,22 @@ Marker = Mapping[str, object]
 class Theme(TypedDict):
     """What differs between a light page and a dark one."""
 
-    template: dict[str, Any]
+    template: Mapping[str, object]
     """A Plotly template."""
     shades: list[str]
     """Colours of lines, the worst first."""
 
 
-def marker(look: str) -> Marker:
+def marker(look: str, count: int = 1) -> Marker:
+    """Of so many points, which are small where they are many."""
     colour, symbol = LOOKS[look]
-    return {"color": colour, "symbol": symbol, "size": 14 if look == "winner" else 7}
+    size = 14 if look == "winner" else 7 if count < _MANY else 4
+    return {"color": colour, "symbol": symbol, "size": size}
+
+
+def opacity(count: int) -> float:
+    """Of so many lines."""
+    return 0.7 if count < _MANY else 0.3
 
 
 def themes() -> dict[str, Theme]:
@@ -75,7 +82,12 @@ def _theme(ink: str, grid: str, ground: str, shades: tuple[str, str]) -> Theme:
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": ink},
         "margin": {"l": 10, "r": 16, "t": 28, "b": 10},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "annotationdefaults": {"font": {"color": ink}, "showarrow": False},
+        "annotationdefaults": {
+            "font": {"color": ink},
+            "showarrow": False,
+            "bgcolor": f"{ground}cc",  # lines pass below
+            "borderpad": 0,
+        },
         "xaxis": axis,
         "yaxis": axis,
     }

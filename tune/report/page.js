@@ -71,7 +71,7 @@ function rowOf(number) {
       inside = cell.appendChild(document.createElement("button"));
       inside.type = "button";
     }
-    if (typeof value === "number") cell.className = "number";
+    if (["rank", "count", "metric", "seconds"].includes(kind)) cell.className = "number";
     inside.textContent = shown(value, kind);
   });
   return row;

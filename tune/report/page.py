@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,12 @@ def render(results: Results) -> str:
     )
 
 
-def _content(figure: Any) -> dict[str, Any]:
+def _content(figure: Any) -> Mapping[str, object]:
     """A figure as plotly.js takes it, without the template, which the page's theme brings."""
-    content: dict[str, Any] = figure.to_plotly_json()
-    content["layout"].pop("template", None)
-    return content
+    content: Mapping[str, object] = figure.to_plotly_json()
+    layout = {name: value for name, value in figure.layout.to_plotly_json().items()
+              if name != "template"}  # fmt: skip
+    return {**content, "layout": layout}
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tune.config.space import Axis, to_optuna
 from tune.run_folder.results import Results
 from tune.run_folder.wording import value_text
+
+Settings = Mapping[str, object]
+"""Of an axis, as Plotly takes them."""
 
 _MARGIN = 0.04
 """Of the range, at both ends, so that no point is cut."""
@@ -75,7 +78,7 @@ class Scale:
             values = sorted({round(value) for value in values})
         return [Tick(self.unit(value), value_text(value)) for value in values]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """Of a Plotly axis that shows all of the range, and whole numbers where only they may
         be."""
         if self.choices:
@@ -98,7 +101,7 @@ class Scale:
         return {**ends, "nticks": 5}
 
 
-def whole_ticks(span: float) -> dict[str, Any]:
+def whole_ticks(span: float) -> Settings:
     """Ticks at whole numbers, at most about six of them."""
     power = 10 ** math.floor(math.log10(max(span / 5, 1)))
     step = next(each for each in (1, 2, 5, 10) if each * power >= span / 5 or each == 10)

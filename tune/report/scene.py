@@ -124,7 +124,7 @@ def points(x: Sequence[float], y: Sequence[float], trials: Numbered, look: str) 
         mode="markers",
         name=look,
         legendgroup=look,
-        marker=marker(look),
+        marker=marker(look, len(trials)),
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tune.config.objective import Objective
 from tune.report.importance import importances
-from tune.report.looks import LOOKS, SHADES, marker
+from tune.report.looks import LOOKS, SHADES, marker, opacity
 from tune.report.scale import Scale, Tick
 from tune.report.scene import UNMEASURED, Drawn, Numbered, Scene, lines, points, short
 from tune.run_folder.wording import value_text
@@ -124,7 +124,12 @@ def _parallel(scene: Scene, part: Objective) -> go.Figure:
                 ],
             )
             line = {"width": 1.5, "dash": "solid" if is_whole else "dot"}
-            trace.update(meta=shade, line=line, hovertemplate="%{text}<extra></extra>")
+            trace.update(
+                meta=shade,
+                line=line,
+                opacity=min(1, 1.4 * opacity(len(order))),
+                hovertemplate="%{text}<extra></extra>",
+            )
             figure.add_trace(trace)
     ends = [Tick(0, value_text(low)), Tick(1, value_text(high))] if high > low else []
     ticks = [ends or [Tick(0, value_text(low))], *(scale.ticks() for scale in scene.scales)]
@@ -203,7 +208,7 @@ def _contour(scene: Scene, found: Mapping[str, float] | str, part: Objective) ->
         [[axis.unit(trial.config[axis.path]) for axis in chosen] for trial in trials.values()]
     )
     values = np.array([trial.metrics[part.metric] for trial in trials.values()])
-    steps = (np.arange(_GRID) + 0.5) / _GRID
+    steps = np.linspace(0, 1, _GRID)
     smooth = smoothed(at, values, steps)
     figure = go.Figure()
     figure.add_contour(
@@ -222,7 +227,7 @@ def _contour(scene: Scene, found: Mapping[str, float] | str, part: Objective) ->
             x, y = ([axis.at(t.config[axis.path]) for t in there.values()] for axis in chosen)
             trace = points(x, y, there, look)
             outline = {"color": "#ffffff", "width": 1}
-            trace.update(marker={**marker(look), "line": outline})
+            trace.update(marker={**marker(look, len(there)), "line": outline})
             figure.add_trace(trace)
     return figure.update_layout(
         xaxis={"title": across.label, **across.settings()},

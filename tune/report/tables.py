@@ -12,6 +12,9 @@ from tune.run_folder.wording import describe, duration, value_text
 
 _ANSWER_TOKENS = "mean length of greedy answers, in tokens: longer ones often please judges"
 
+MOST_FAILURES = 20
+"""That stand with their errors; the table of all trials has the others."""
+
 Rows = list[list[str]]
 Table = tuple[list[str], Rows]
 """Its head and its rows."""
@@ -57,8 +60,9 @@ def numbers(results: Results) -> Table:
         if name in held_out.shown or name in test.shown
     ]
     if (loss := _train_loss(results)) is not None:
-        rows.append(["train loss", *[""] * (len(columns) - 1), f"{loss:.3f}",
-                     facts.TRAIN_LOSS_MEANING])  # fmt: skip
+        of_training = ["train loss", *[""] * (len(columns) - 1), f"{loss:.3f}"]
+        beside = next((n for n, row in enumerate(rows, 1) if row[0] == "loss"), len(rows))
+        rows.insert(beside, [*of_training, facts.TRAIN_LOSS_MEANING])
     return ["", *columns, ""], rows
 
 
@@ -136,10 +140,11 @@ def time(results: Results, estimate: Saved | None) -> Rows:
 
 
 def failures(results: Results) -> Rows:
+    """The first MOST_FAILURES."""
+    failed = [trial for trial in results.trials if trial.state == "failed"]
     return [
         [trial.id, str(trial.pairs_seen), trial.error or "", describe(trial.config)]
-        for trial in results.trials
-        if trial.state == "failed"
+        for trial in failed[:MOST_FAILURES]
     ]
 
 

@@ -9,20 +9,20 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypedDict
 
 import plotly.graph_objects as go
 
 from dpo_train.storage import mirror
 from tune.report.looks import LOOKS
 from tune.report.scene import Drawn, Scene, look_of
-from tune.run_folder.placements import Place
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 from tune.run_folder.run_info import RunInfo
 
 _NOBODY = "When the trials ran is not known."
 _MOST_LABELS = 16
+_EDGE = "rgba(255,255,255,0.6)"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,12 @@ def draw_timeline(scene: Scene) -> Drawn:
             hovertemplate=f"%{{text}}<br>%{{x:.3~g}} {unit}<extra></extra>",
             orientation="h",
             name=look,
-            marker={"color": LOOKS[look][0], "line": {"width": 0}},
+            width=0.85,
+            # Trials that follow each other would look like one.
+            marker={
+                "color": LOOKS[look][0],
+                "line": {"width": 1, "color": "rgba(255,255,255,0.6)"},
+            },
         )
     lanes: dict[str, list[int]] = defaultdict(list)
     for stay in found:
@@ -78,7 +83,6 @@ def draw_timeline(scene: Scene) -> Drawn:
     step = -(-len(named) // _MOST_LABELS) or 1
     figure.update_layout(
         barmode="overlay",
-        bargap=0.15,
         xaxis={"title": f"{unit} since the first trial began", "rangemode": "tozero"},
         yaxis={
             "tickvals": list(named.values())[::step],
@@ -113,31 +117,36 @@ def _sessions(results: Results) -> list[tuple[float, float]]:
         return []
 
 
+class _Line(TypedDict):
+    """Of `places.jsonl`."""
+
+    at: float
+    trial: str
+    node: str
+    gpus: str
+    pid: int
+
+
 def _noted(results: Results, runs: dict[str, TrialRecord], now: float) -> Iterable[Stay]:
     try:
         text = mirror.read_text(results.folder.placements)
     except OSError:
         return
-    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    nodes: dict[str, int] = {}
     # A driver that was killed may have left half a line.
-    for line in text.splitlines():
-        if line.endswith("}"):
-            content = json.loads(line)
-            nodes.setdefault(content["node"], len(nodes) + 1)
-            lines[content["trial"]].append(content)
-    for trial, notes in lines.items():
+    lines: list[_Line] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    nodes = {node: number for number, node in enumerate(dict.fromkeys(x["node"] for x in lines), 1)}
+    by_trial: dict[str, list[_Line]] = defaultdict(list)
+    for line in lines:
+        by_trial[line["trial"]].append(line)
+    for trial, some in by_trial.items():
         if (run := runs.get(trial)) is None:
             continue
-        ends = [*(note["at"] for note in notes[1:]), run.ended or now]
-        for note, end in zip(notes, ends, strict=True):
-            place = Place(note["node"], note["gpus"], note["pid"])
-            yield Stay(run, _device(place, nodes), note["at"], max(end, note["at"]))
-
-
-def _device(place: Place, nodes: dict[str, int]) -> str:
-    device = f"GPU {place.gpus}" if place.gpus else "CPU"
-    return device if len(nodes) == 1 else f"node {nodes[place.node]}, {device}"
+        ends = [*(line["at"] for line in some[1:]), run.ended or now]
+        for line, end in zip(some, ends, strict=True):
+            device = f"GPU {line['gpus']}" if line["gpus"] else "CPU"
+            if len(nodes) > 1:
+                device = f"node {nodes[line['node']]}, {device}"
+            yield Stay(run, device, line["at"], max(end, line["at"]))
 
 
 def _within(stay: Stay, sessions: list[tuple[float, float]]) -> Stay:

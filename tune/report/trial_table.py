@@ -42,14 +42,16 @@ def trial_table(results: Results) -> TrialTable:
         label = name.removeprefix(metrics.PREFIX).replace(TRAIN_LOSS, "train loss")
         return {"name": label, "kind": "metric", "meaning": meanings.get(name, "")}
 
+    def axis(label: str, path: str) -> Column:
+        return {"name": label, "kind": "axis", "meaning": path}
+
     columns: list[Column] = [
         {"name": "rank", "kind": "rank", "meaning": "the best first, by the rule of the winner"},
         {"name": "trial", "kind": "trial", "meaning": ""},
         {"name": "state", "kind": "state", "meaning": ""},
         {"name": "pairs", "kind": "count", "meaning": "trained on"},
         *map(metric, first),
-        *({"name": label, "kind": "axis", "meaning": path}
-          for label, path in zip(labels, paths, strict=True)),
+        *map(axis, labels, paths),
         *map(metric, rest),
         {"name": "seconds", "kind": "seconds", "meaning": "for which it held its place"},
         {"name": "error", "kind": "error", "meaning": ""},

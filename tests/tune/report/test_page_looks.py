@@ -17,6 +17,11 @@ from tune.run_folder.results import Results
 pytestmark = pytest.mark.slow
 
 
+INKS = {"light": "rgb(26, 26, 26)", "dark": "rgb(232, 232, 232)"}
+IS_DRAWN_IN = """ink => [...document.querySelectorAll(".figure .xtitle")]
+    .every((title) => getComputedStyle(title).fill === ink)"""
+
+
 def finished() -> Results:
     """As of the quickstart."""
     results = simulated(24)
@@ -96,7 +101,7 @@ def test_every_text_can_be_read(
     wrong = page.evaluate(IN_FIGURES)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(300)  # the figures are drawn anew
+        page.wait_for_function(IS_DRAWN_IN, arg=INKS[scheme])
         count, low = page.evaluate(LOW_CONTRAST)
         assert count > 100
         wrong += [f"{scheme}: {text!r} has a contrast of {ratio:.2f}" for text, ratio in low]
