@@ -136,8 +136,11 @@ if (body) {
 function told(number) {
   if (number === null) return "";
   const row = table.rows[number];
-  const values = table.columns.flatMap(({ name, kind }, index) =>
-    kind === "axis" && row[index] !== null ? [`${name}=${shown(row[index], kind)}`] : []);
+  const values = table.columns.flatMap(({ name, kind }, index) => {
+    if (kind !== "axis" || row[index] === null) return [];
+    // The value of a part names its own fields: alpha=32.
+    return [String(row[index]).includes("=") ? row[index] : `${name}=${shown(row[index], kind)}`];
+  });
   const error = row[column.error]?.match(/.{1,44}/gsu)?.slice(0, 6) ?? [];
   return [`${row[column.trial]}, ${row[column.state]}`, ...values, ...error]
     .map((line) => line.replaceAll("&", "&amp;").replaceAll("<", "&lt;")).join("<br>");

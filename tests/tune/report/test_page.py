@@ -206,7 +206,7 @@ def test_what_was_searched_on_what_data_and_with_what_stands_at_the_end(results:
 def test_answers_that_were_cut_say_so(results: Results) -> None:
     cut = Answer(prompt="Why?", base="No.", winner="Yes, be", chosen="", winner_is_cut=True)
     text = " ".join(parsed(results.model_copy(update={"answers": [cut]})).text.split())
-    assert "Base No. Winner Yes, be … (cut" in text
+    assert "Base No. Winner Yes, be … (cut here)" in text
 
 
 def test_the_train_loss_stands_beside_the_held_out_metrics(results: Results) -> None:
