@@ -1,4 +1,5 @@
-"""What a driver does between two reports, and `dpo-tune show`, where a search has many trials.
+"""What a driver does between two reports, `dpo-tune show` and the report, where a search has many
+trials.
 
     PYTHONPATH=. python benchmarks/many_trials.py [TRIALS]
 
@@ -24,6 +25,7 @@ from dpo_train.config_base import parse
 from tests.helpers.driver import Driver, result_of
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
+from tune.report import page
 from tune.report.terminal import render
 from tune.run_folder.assemble import current_results
 from tune.run_folder.held_out import HeldOut
@@ -62,6 +64,9 @@ def main(trials: int) -> None:
         make_up(folder, trials)
         row("reading the records", [timed(lambda: Records(RunFolder.at(folder), config.goal))])
         row("dpo-tune show", [timed(lambda: render(current_results(folder))) for _ in range(3)])
+        results = current_results(folder)
+        row("report.html", [timed(lambda: page.write(results)) for _ in range(3)])
+        print(f"{'its bytes':34} {results.folder.report_html.stat().st_size:8,}")
         for sampler in ("random", "tpe"):
             play(folder, sampler)
 

@@ -70,7 +70,7 @@ def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[li
     from transformers import GenerationConfig  # slow to import
 
     kept = policy.generation_config
-    ends = tokenizer.eos_token_id if kept.eos_token_id is None else kept.eos_token_id
+    ends = end_tokens(policy, tokenizer)
     # In place of the model's own, which may cut the distribution or punish repetition.
     policy.generation_config = GenerationConfig(
         do_sample=True,
@@ -85,12 +85,18 @@ def sample(policy: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[li
             answers = list(generate(policy, tokenizer, prompts))
     finally:
         policy.generation_config = kept
-    ends = ends if isinstance(ends, list) else [ends]
     lengths = [
         next((n for n, token in enumerate(answer, 1) if token in ends), len(answer))
         for answer in answers
     ]
     return [answer[:length] for answer, length in zip(answers, lengths, strict=True)]
+
+
+def end_tokens(policy: Any, tokenizer: Any) -> list[int]:
+    """The ids of the tokens that end an answer."""
+    ends = policy.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    return ends if isinstance(ends, list) else [ends]
 
 
 def generate(

@@ -54,9 +54,13 @@ class Answer(_Part):
     """Greedy answers to one prompt of the test split."""
 
     prompt: str
+    """Its last message."""
     base: str
     winner: str
     chosen: str
+    base_is_cut: bool = False
+    """Whether the base would have gone on: it was stopped after so many tokens."""
+    winner_is_cut: bool = False
 
 
 class Numbers(_Part):

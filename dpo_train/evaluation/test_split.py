@@ -69,10 +69,15 @@ def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
         test=ours.numbers(over_base, over_searched),
         base=of_base,
         answers=[
-            Answer(prompt=text_of(row.prompt[-1:]), base=theirs, winner=ours_, chosen=chosen)
-            for row, (theirs, _), (ours_, _), chosen in zip(
-                prompts[:SHOWN], said, ours.answers, references, strict=False
+            Answer(
+                prompt=prompt,
+                base=said[number].text,
+                winner=ours.answers[number].text,
+                chosen=references[number],
+                base_is_cut=said[number].is_cut,
+                winner_is_cut=ours.answers[number].is_cut,
             )
+            for prompt, number in shown_prompts(prompts).items()
         ],
         searched=searched,
         sampled_kl={
@@ -82,12 +87,31 @@ def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
     )
 
 
+def shown_prompts(prompts: list[Row]) -> dict[str, int]:
+    """By text the first SHOWN prompts and their places, each text once: conversations that differ
+    may have the same last message, which is what a person reads."""
+    first: dict[str, int] = {}
+    for number, row in enumerate(prompts):
+        first.setdefault(text_of(row.prompt[-1:]).strip(), number)
+    return dict(list(first.items())[:SHOWN])
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A greedy answer."""
+
+    text: str
+    tokens: int
+    is_cut: bool
+    """Whether it did not come to its end."""
+
+
 @dataclass(frozen=True)
 class _Judged:
     values: dict[str, metrics.Floats]
     """For each test pair."""
     prompt_keys: list[str]
-    answers: list[tuple[str, int]]
+    answers: list[_Said]
 
     def numbers(
         self,
@@ -136,23 +160,25 @@ def repeats_itself(text: str) -> bool:
 _REPEATED = re.compile(r"(?<!\S)(\S+(?:\s+\S+){0,3}?)(?:\s+\1){3}(?!\S)")
 
 
-def _repeating(answers: list[tuple[str, int]]) -> float:
+def _repeating(answers: list[_Said]) -> float:
     """The share of answers that do."""
-    return sum(repeats_itself(text) for text, _ in answers) / len(answers)
+    return sum(repeats_itself(answer.text) for answer in answers) / len(answers)
 
 
-def _mean_length(answers: list[tuple[str, int]]) -> float:
-    return sum(tokens for _, tokens in answers) / len(answers)
+def _mean_length(answers: list[_Said]) -> float:
+    return sum(answer.tokens for answer in answers) / len(answers)
 
 
-def _answers(policy: Any, tokenizer: Any, prompts: list[Row]) -> list[tuple[str, int]]:
-    """Greedy answers, and how many tokens each has."""
+def _answers(policy: Any, tokenizer: Any, prompts: list[Row]) -> list[_Said]:
+    """One greedy answer to each prompt."""
     template = ChatTemplate(tokenizer, "the model")
     texts = [template.prompt(row) for row in prompts]
     asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
     greedy = {"do_sample": False, "max_new_tokens": MOST_TOKENS}
+    ends = sampled_kl.end_tokens(policy, tokenizer)
     said = []
     for row in sampled_kl.generate(policy, tokenizer, asked, **greedy):
         tokens = [token for token in row if token not in tokenizer.all_special_ids]
-        said.append((str(tokenizer.decode(tokens)).strip(), len(tokens)))
+        is_cut = len(row) == MOST_TOKENS and not set(row) & set(ends)
+        said.append(_Said(str(tokenizer.decode(tokens)).strip(), len(tokens), is_cut))
     return said

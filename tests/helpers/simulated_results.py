@@ -66,6 +66,20 @@ def simulated(count: int, **changes: Any) -> Results:
     )
 
 
+def many(count: int) -> Results:
+    """The results of a search of thousands of trials, made of a few hundred."""
+    few = simulated(300)
+    trials = [
+        few.trials[number % 300].model_copy(update={
+            "id": f"abc123-{number:03d}",
+            "config": {**few.trials[number % 300].config, "dpo.beta": 0.05 + 0.45 * number / count},
+        })
+        for number in range(count)
+    ]  # fmt: skip
+    ranked = [trials[n].id for n in few.objective.by_value([trial.metrics for trial in trials])]
+    return few.model_copy(update={"trials": trials, "ranking": ranked})
+
+
 def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecord:
     """One that trains to its end, is stopped at a third, or diverges."""
     draw = random.Random(number)
@@ -82,7 +96,8 @@ def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecor
     stops = draw.random() < 0.5
     while not curve or curve[-1]["pairs_seen"] < session.pairs_total:
         try:
-            curve.append(session.advance().report)
+            report = session.advance().report
+            curve.append({**report, "train/loss": 0.9 * report["eval/loss"]})
         except Diverged as diverged:
             state, error = "failed", str(diverged)
             break
@@ -99,6 +114,8 @@ def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecor
             ),
             "curve": curve,
             "error": error,
+            "began": 1.7e9 + number,
+            "ended": 1.7e9 + number + 2.0 * len(curve),
             "seconds": 2.0 * len(curve),
         }
     )

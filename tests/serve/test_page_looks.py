@@ -7,6 +7,7 @@ from playwright.sync_api import Page
 
 from tests.helpers.app_server import Server
 from tests.helpers.chat_page import ask, press, prompt_box
+from tests.helpers.page_looks import CUT, LOW_CONTRAST
 from tests.helpers.scripted_api import Script
 from tests.serve.conftest import Open
 from tests.serve.test_page_content import MARKDOWN
@@ -15,61 +16,6 @@ pytestmark = pytest.mark.slow
 
 TABLE = f"| {'column | ' * 12}\n|{'--|' * 12}\n"
 LONG = f"{'Averylongword' * 30}\n\n{TABLE}\n```\n{'x' * 300}\n```"
-TEXTS = """() => {
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    const texts = [];
-    while (walker.nextNode()) {
-        const parent = walker.currentNode.parentElement;
-        const isShown = parent.checkVisibility({visibilityProperty: true});
-        const isSeen = isShown && !parent.closest("script, option, .unseen, noscript");
-        if (isSeen && walker.currentNode.data.trim()) texts.push([walker.currentNode, parent]);
-    }
-    return texts;
-}"""
-LOW_CONTRAST = (
-    "() => { const texts = ("
-    + TEXTS
-    + """)();
-    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const light = (colour) => {
-        const [r, g, b] = numbers(colour).map((c) => c / 255)
-            .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const ground = (node) => {
-        const colour = getComputedStyle(node).backgroundColor;
-        return numbers(colour)[3] === 0 ? ground(node.parentElement) : colour;
-    };
-    const contrast = (node, pseudo) => {
-        const [a, b] = [light(getComputedStyle(node, pseudo).color), light(ground(node))];
-        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    };
-    const found = texts.map(([text, node]) => [text.data, contrast(node)]);
-    for (const box of document.querySelectorAll("input, textarea, select")) {
-        found.push([box.id || box.name, contrast(box)]);
-        if (box.placeholder) found.push([box.placeholder, contrast(box, "::placeholder")]);
-    }
-    return [found.length, found.filter(([, ratio]) => !(ratio >= 4.5))];
-}"""
-)
-CUT = (
-    "() => { const texts = ("
-    + TEXTS
-    + """)();
-    const isOutside = ([text, node]) => {
-        if (node.closest("pre, .table")) return false;  // these scroll by themselves
-        const range = document.createRange();
-        range.selectNodeContents(text);
-        const boxes = [...range.getClientRects()];
-        const isLabel = node.closest("button") && !node.closest("#examples");
-        return boxes.some((box) => box.left < 0 || box.right > innerWidth)
-            || (isLabel && boxes.length > 1);
-    };
-    const root = document.documentElement;
-    const cut = texts.filter(isOutside).map(([text]) => text.data);
-    return [root.scrollWidth - root.clientWidth, cut];
-}"""
-)
 
 
 def states(page: Page, script: Script) -> list[tuple[str, Any, Any]]:

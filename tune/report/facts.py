@@ -1,5 +1,5 @@
-"""What report and model card both say: the winner in one sentence, its configuration, and what
-stopping trials early saved."""
+"""What report and model card both say: the winner in one sentence, its configuration, what was
+searched and how, and what stopping trials early saved."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from ruamel.yaml import YAML
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.evaluation.test_report import Numbers
-from tune.config.space import Point
+from tune.config.space import Axis, Point
 from tune.run_folder.results import Results
+from tune.run_folder.wording import value_text
+
+TRAIN_LOSS = "train/loss"
+TRAIN_LOSS_MEANING = "the trial's own loss on the pairs that it trained on since the report before"
 
 
 def verdict(results: Results) -> str:
@@ -60,6 +64,99 @@ def luck(results: Results) -> str:
 def _percent(numbers: Numbers) -> str:
     low, high = numbers.interval
     return f"{numbers.metrics['ranking']:.1%} (95 % interval {100 * low:.1f}–{100 * high:.1f})"
+
+
+class SearchedAxis(NamedTuple):
+    path: str
+    range: str
+    """For example `uniform 0.05 to 0.5`, or `one of null, alpha=32`."""
+    condition: str
+    """On other axes; empty if it is always active."""
+    winners: str
+    """The winner's value, `–` if it does not have the axis; empty without a winner."""
+
+
+def searched_axes(results: Results) -> list[SearchedAxis]:
+    """The search space, in the YAML's order."""
+    won = results.winner.config if results.winner else None
+    axes = {path: Axis.model_validate(axis) for path, axis in results.search["space"].items()}
+    return [
+        SearchedAxis(
+            path,
+            _range(axis),
+            ", ".join(f"{other}: {_wanted(wanted)}" for other, wanted in axis.when.items()),
+            "" if won is None else value_text(won[path], 4) if path in won else "–",
+        )
+        for path, axis in axes.items()
+    ]
+
+
+def _range(axis: Axis) -> str:
+    if axis.choice is None:
+        return axis.describe()
+    return f"one of {', '.join(value_text(value) for value in axis.choice)}"
+
+
+def _wanted(wanted: object) -> str:
+    some = wanted if isinstance(wanted, list) else [wanted]
+    return " or ".join(value_text(value) for value in some)
+
+
+def proposed_by(results: Results) -> str:
+    sampler = results.search["sampler"]
+    if sampler["name"] == "grid":
+        return "a grid, point by point"
+    return f"Optuna's {sampler['name']}, seed {sampler['seed']}"
+
+
+def stopping_rule(results: Results) -> str:
+    """How weak trials were found."""
+    stopping, second = results.search["stopping"], results.objective.second
+    compared = stopping["metric"] + (f" and {second.metric}, by their fronts" if second else "")
+    rules = {
+        "asha": f"ASHA on {compared}, first rung at {stopping['grace_pairs']} pairs, one in "
+        f"{stopping['reduction']} goes on",
+        "median": f"the median rule on {stopping['metric']}, from {stopping['grace_pairs']} pairs",
+        "none": "none",
+    }
+    return rules[stopping["name"]]
+
+
+def aim(results: Results) -> str:
+    """For example `maximise eval/accuracy on held-out pairs`."""
+    objective = results.objective
+    parts = " and ".join(f"{part.mode}imise {part.metric}" for part in objective.parts)
+    bounds = f", with {objective.bounds_text}" if objective.bounds else ""
+    return f"{parts} on held-out pairs{bounds}"
+
+
+def splits(results: Results) -> str:
+    """For example `40 train, 10 eval, 10 test`; empty where no data was prepared."""
+    return ", ".join(f"{count} {name}" for name, count in results.data.get("pairs", {}).items())
+
+
+def left_out(results: Results) -> str:
+    """Rows by the reason, like `3 longer than 512 tokens`; empty if none was."""
+    return ", ".join(f"{count} {why}" for why, count in results.data.get("dropped", {}).items())
+
+
+def hardware(results: Results) -> str:
+    """For example `2 CPU cores, no GPU`; empty where it is not known."""
+    about = results.environment.get("hardware", {})
+    if not about:
+        return ""
+    kinds = " ".join(about.get("kinds", []))
+    gpus = f"{about['GPU']:g} GPU {kinds}".strip() if about.get("GPU") else "no GPU"
+    return f"{about['CPU']:g} CPU cores, {gpus}"
+
+
+def versions(results: Results) -> str:
+    """Of Python and the libraries; empty where they are not known."""
+    about = results.environment
+    if not about:
+        return ""
+    told = (f"{name} {number}" for name, number in about["versions"].items())
+    return ", ".join([f"Python {about['python']}", *told])
 
 
 def trial_yaml(results: Results) -> str:

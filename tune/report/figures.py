@@ -1,139 +1,123 @@
-"""The figures of a report, from the results alone: Optuna's, those it lacks, one style for all.
+"""The figures of a report, from the results alone. Knows no HTML and no Ray.
 
-Knows no HTML and no Ray.
+Here stand those of metrics; `space_figures.py` has those of the axes, `timeline.py` the devices.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
 from dpo_train.evaluation.test_report import Numbers
 from dpo_train.scoring import metrics
+from tune.config.objective import Objective
 from tune.config.pareto import front_numbers
 from tune.config.schema import StoppingConfig
-from tune.report.facts import saved
-from tune.report.optuna_figures import Drawn, plot
-from tune.run_folder.records import STATES, TrialRecord
+from tune.report.facts import TRAIN_LOSS, saved
+from tune.report.looks import GREY, LOOKS, Marker, marker, opacity
+from tune.report.scale import whole_ticks
+from tune.report.scene import UNMEASURED, Drawn, Scene, lines, points, short
+from tune.report.space_figures import draw_space
+from tune.report.timeline import draw_timeline
+from tune.run_folder.records import STATES
 from tune.run_folder.results import UNTRAINED, Results
-from tune.run_folder.wording import describe
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.
-_LOOKS = {
-    "finished": ("#0072B2", "circle"),
-    "stopped": ("#E69F00", "x"),
-    "failed": ("#D55E00", "triangle-down"),
-    "running": ("#CC79A7", "circle-open"),
-    "winner": ("#009E73", "star"),
-    "base": ("#000000", "diamond"),
-}
-_GREY = "#999999"
-_AXIS = {
-    "gridcolor": "#e5e5e5",
-    "zeroline": False,
-    "automargin": True,
-    "ticklabelstandoff": 5,
-    "exponentformat": "e",
-}
-_STYLE = go.layout.Template(
-    layout={
-        "colorway": [colour for colour, _ in _LOOKS.values()],
-        "font": {"family": "system-ui, sans-serif", "size": 13},
-        "plot_bgcolor": "white",
-        "paper_bgcolor": "white",
-        "hovermode": "closest",
-        "margin": {"l": 10, "r": 16, "t": 28, "b": 10},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+_PAIRS = {"title": "pairs trained on", "rangemode": "tozero", "tickformat": ",d"}
+
+
+def draw(scene: Scene) -> dict[str, Drawn]:
+    """The figures of each section, by its name; or the sentence that stands in their place."""
+    results = scene.results
+    names = [part.metric for part in results.objective.parts]
+    drawn: dict[str, Drawn] = {
+        "curves": _curves(scene, names),
+        "history": [_history(scene, part) for part in results.objective.parts]
+        if scene.measured
+        else UNMEASURED,
+        "pareto": _pareto(scene),
+        "cost": _cost(results),
+        "timeline": draw_timeline(scene),
+        **draw_space(scene),
     }
-)
-_Marker = Mapping[str, object]
-"""How a point or a bar looks, as Plotly takes it."""
-_UNMEASURED = "No trial was measured so far."
-
-
-def draw(results: Results) -> dict[str, Drawn]:
-    """The figures of each section, by its name and in the page's order; or the sentence that stands
-    in their place."""
-    metrics = [part.metric for part in results.objective.parts]
-    drawn = plot(results)
-    if isinstance(drawn["history"], list):
-        for figure, metric in zip(drawn["history"], metrics, strict=True):
-            _complete_history(results, figure, metric)
-    if isinstance(drawn["importance"], list):
-        for figure in drawn["importance"]:
-            figure.update_traces(marker_color=_LOOKS["finished"][0])
-    slices = drawn.pop("slices")
-    drawn["curves"] = _curves(results, metrics)
+    if any(TRAIN_LOSS in trial.metrics for trial in scene.measured.values()):
+        drawn["losses"] = _curves(scene, [TRAIN_LOSS, "eval/loss"])
     stopping = results.search.get("stopping", {"name": "none"})
-    if stopping["name"] != "none" and stopping["metric"] not in metrics:
-        drawn["compared"] = _curves(results, [stopping["metric"]]) if _rungs(results) else ""
-    drawn |= {"pareto": _pareto(results), "slices": slices, "cost": _cost(results)}
-    for figures in drawn.values():
-        for figure in figures if isinstance(figures, list) else []:
-            figure.update_layout(template=_STYLE, title=None)
+    if stopping["name"] != "none" and stopping["metric"] not in names:
+        drawn["compared"] = _curves(scene, [stopping["metric"]]) if _rungs(results) else ""
     return drawn
 
 
-def _complete_history(results: Results, figure: go.Figure, metric: str) -> None:
-    """Adds the stopped trials, which Optuna leaves out."""
-    for trace in figure.data:
-        if trace.mode == "lines":
-            trace.update(name="best so far", line={"color": _LOOKS["winner"][0], "shape": "hv"})
-        else:
-            trace.update(name="finished", marker=_marker("finished"))
-    stopped = [i for i, t in enumerate(results.trials) if t.state == "stopped" and t.metrics]
-    if stopped:
-        some = [results.trials[number] for number in stopped]
-        values = [trial.metrics[metric] for trial in some]
-        figure.add_trace(_points(stopped, values, some, "stopped", "stopped: best until then"))
+def _history(scene: Scene, part: Objective) -> go.Figure:
+    """Each trial's best report, in the order of the trials, and the best until then."""
+    results = scene.results
+    best, x, y = -math.inf, [], []
+    for number, trial in enumerate(results.trials):
+        worth = part.worth(trial.metrics) if results.objective.allows(trial.metrics) else -math.inf
+        if worth > best:
+            best = worth
+            x.append(number)
+            y.append(trial.metrics[part.metric])
+    if x:
+        x.append(len(results.trials) - 1)
+        y.append(y[-1])
+    figure = go.Figure()
+    figure.add_scatter(
+        x=x,
+        y=short(y),
+        mode="lines",
+        name="best so far",
+        hoverinfo="skip",
+        line={"color": LOOKS["winner"][0], "shape": "hv", "width": 1.5},
+    )
+    for look, trials in scene.by_look.items():
+        values = [trial.metrics[part.metric] for trial in trials.values()]
+        figure.add_trace(points(list(trials), values, trials, look))
+    count = len(results.trials)
+    ends = [-0.5 - count / 50, count - 0.5 + count / 50]
+    figure.update_layout(
+        xaxis={"title": "trial", "range": ends, **whole_ticks(count)}, yaxis_title=part.metric
+    )
+    return figure
 
 
-def _curves(results: Results, metrics: list[str]) -> Drawn:
-    if not any(trial.curve for trial in results.trials):
-        return _UNMEASURED
-    return [_curves_of(results, metric) for metric in metrics]
+def _curves(scene: Scene, names: list[str]) -> Drawn:
+    return [_curves_of(scene, name) for name in names] if scene.measured else UNMEASURED
 
 
-def _curves_of(results: Results, metric: str) -> go.Figure:
+def _curves_of(scene: Scene, metric: str) -> go.Figure:
     """The metric against pairs_seen, with the rungs, and a mark where each trial ended."""
     figure = go.Figure()
-    for look, trials in _by_look(results).items():
+    for look, trials in scene.by_look.items():
         x: list[float | None] = []
         y: list[float | None] = []
-        text: list[str] = []
-        for trial in trials:  # one trace for all curves, with gaps between: hundreds draw slowly
-            x += [*(report["pairs_seen"] for report in trial.curve), None]
-            y += [*(report[metric] for report in trial.curve), None]
-            text += [_hover(trial)] * (len(trial.curve) + 1)
-        thick = {"width": 3} if look == "winner" else {"width": 1}
-        figure.add_scatter(
-            x=x,
-            y=y,
-            text=text,
-            mode="lines",
-            name=look,
-            legendgroup=look,
-            showlegend=False,
-            line={"color": _LOOKS[look][0], **thick},
-            opacity=1 if look == "winner" else 0.5,
-        )
-        ends = [trial.metrics if look == "winner" else trial.curve[-1] for trial in trials]
-        at = [report["pairs_seen"] for report in ends]
-        figure.add_trace(_points(at, [report[metric] for report in ends], trials, look, look))
-    for rung in _rungs(results):
+        numbers: list[int | None] = []
+        ends, there = [], {}
+        for number, trial in trials.items():
+            curve = scene.thin([report for report in trial.curve if metric in report])
+            if not curve:
+                continue
+            x += [*(report["pairs_seen"] for report in curve), None]
+            y += [*(report[metric] for report in curve), None]
+            numbers += [*[number] * len(curve), None]
+            last = trial.metrics if look == "winner" else curve[-1]
+            ends.append((last["pairs_seen"], last[metric]))
+            there[number] = trial
+        line = {"color": LOOKS[look][0], "width": 3 if look == "winner" else 1}
+        trace = lines(x, y, numbers)
+        shown = 1 if look == "winner" else opacity(len(there))
+        trace.update(name=look, legendgroup=look, line=line, opacity=shown)
+        figure.add_trace(trace)
+        figure.add_trace(points([x for x, _ in ends], [y for _, y in ends], there, look))
+    for rung in _rungs(scene.results):
         figure.add_vline(
             rung,
-            line={"color": _GREY, "dash": "dot", "width": 1},
-            annotation={"text": f"rung {rung}", "textangle": -90, "font": {"size": 10}},
+            line={"color": GREY, "dash": "dot", "width": 1},
+            annotation={"text": f"rung {rung:,}", "textangle": -90, "font": {"size": 10}},
             annotation_position="bottom left",
         )
-    figure.update_layout(
-        xaxis={"title": "pairs trained on", "rangemode": "tozero"}, yaxis_title=metric
-    )
+    figure.update_layout(xaxis=_PAIRS, yaxis_title=metric)
     return figure
 
 
@@ -145,39 +129,37 @@ def _rungs(results: Results) -> list[int]:
     return StoppingConfig.model_validate(results.search["stopping"]).rungs(reached)
 
 
-def _pareto(results: Results) -> Drawn:
+def _pareto(scene: Scene) -> Drawn:
     """Each trial's best report: the two objectives, or of one alone accuracy against drift."""
-    looks = _by_look(results)
-    if not looks:
-        return _UNMEASURED
+    if not scene.measured:
+        return UNMEASURED
+    results = scene.results
     plane = results.objective.plane
     x, y = plane.other.metric, plane.metric
     base = _base(results)
-    points = [trial.metrics for trials in looks.values() for trial in trials]
-    points += [base] if {x, y} <= base.keys() else []
-    front = [
-        point
-        for point, number in zip(points, front_numbers([plane.key(p) for p in points]), strict=True)
-        if number == 0
-    ]
-    front.sort(key=lambda point: point[x])
+    reports = [trial.metrics for trial in results.trials if trial.metrics]
+    reports += [base] if {x, y} <= base.keys() else []
+    numbers = front_numbers([plane.key(report) for report in reports])
+    front = [report for report, number in zip(reports, numbers, strict=True) if number == 0]
+    front.sort(key=lambda report: report[x])
     figure = go.Figure()
     figure.add_scatter(
-        x=[point[x] for point in front],
-        y=[point[y] for point in front],
+        x=short([report[x] for report in front]),
+        y=short([report[y] for report in front]),
         mode="lines",
         # Steps: between two trials nothing was reached that one of them does not have.
-        line={"color": _GREY, "shape": "hv" if plane.other.mode == "min" else "vh"},
+        line={"color": GREY, "shape": "hv" if plane.other.mode == "min" else "vh"},
         name="Pareto front",
         hoverinfo="skip",
     )
-    for look, trials in looks.items():
-        at = [trial.metrics[x] for trial in trials]
-        values = [trial.metrics[y] for trial in trials]
-        figure.add_trace(_points(at, values, trials, look, look))
-    if base in points:
-        marker = _marker("base")
-        figure.add_scatter(x=[base[x]], y=[base[y]], mode="markers", name="base", marker=marker)
+    for look, trials in scene.by_look.items():
+        at = [trial.metrics[x] for trial in trials.values()]
+        values = [trial.metrics[y] for trial in trials.values()]
+        figure.add_trace(points(at, values, trials, look))
+    if base in reports:
+        figure.add_scatter(
+            x=[base[x]], y=[base[y]], mode="markers", name="base", marker=marker("base")
+        )
     units = {each.name: f"{each.name}, {each.unit}" for each in metrics.METRICS if each.unit}
     figure.update_layout(xaxis_title=units.get(x, x), yaxis_title=units.get(y, y))
     return [figure]
@@ -196,18 +178,18 @@ def _cost(results: Results) -> Drawn:
     }
     total = sum(spent.values())
     if not total:
-        return _UNMEASURED
+        return UNMEASURED
     gpus = results.cost.gpu_seconds / total
     unit, seconds = ("hours", 3600) if total > 10800 else ("minutes", 60)
     scale = (gpus or 1) / seconds
     figure = go.Figure()
     for state, length in spent.items():
         if length:
-            colour = _LOOKS.get(state, (_GREY, ""))[0]
-            _add_bar(figure, state, "spent", length * scale, {"color": colour})
+            colour = LOOKS.get(state, (GREY, ""))[0]
+            _add_bar(figure, [state, "spent"], length * scale, {"color": colour})
     if estimate := saved(results):
-        look = {"color": "#dddddd", "pattern": {"shape": "/"}}
-        _add_bar(figure, "never trained", "saved (estimate)", estimate.seconds * scale, look)
+        look = {"color": GREY, "opacity": 0.6, "pattern": {"shape": "/"}}
+        _add_bar(figure, ["never trained", "saved (estimate)"], estimate.seconds * scale, look)
     figure.update_layout(
         barmode="stack",
         legend_traceorder="normal",
@@ -217,46 +199,10 @@ def _cost(results: Results) -> Drawn:
     return [figure]
 
 
-def _add_bar(figure: go.Figure, name: str, row: str, length: float, marker: _Marker) -> None:
+def _add_bar(figure: go.Figure, words: Sequence[str], length: float, look: Marker) -> None:
+    """A part of a row; `words` are the part's name and the row's."""
+    name, row = words
     hover = f"{name}: %{{x:.3g}}<extra></extra>"
     figure.add_bar(
-        x=[length], y=[row], name=name, orientation="h", marker=marker, hovertemplate=hover
+        x=[length], y=[row], name=name, orientation="h", marker=look, hovertemplate=hover
     )
-
-
-def _by_look(results: Results) -> dict[str, list[TrialRecord]]:
-    """The measured trials by state, the winner apart and last, so that it lies on top."""
-    looks: dict[str, list[TrialRecord]] = {}
-    won = results.winner.trial if results.winner else ""
-    for look in ("stopped", "failed", "running", "finished", "winner"):
-        for trial in results.trials:
-            # A trial that waits to go on after a kill has a curve already.
-            state = "running" if trial.state == "pending" else trial.state
-            if trial.curve and look == ("winner" if trial.id == won else state):
-                looks.setdefault(look, []).append(trial)
-    return looks
-
-
-def _points(
-    x: Sequence[float], y: list[float], trials: list[TrialRecord], look: str, name: str
-) -> go.Scatter:
-    return go.Scatter(
-        x=x,
-        y=y,
-        text=[_hover(trial) for trial in trials],
-        mode="markers",
-        name=name,
-        legendgroup=look,
-        marker=_marker(look),
-    )
-
-
-def _marker(look: str) -> _Marker:
-    colour, symbol = _LOOKS[look]
-    return {"color": colour, "symbol": symbol, "size": 14 if look == "winner" else 7}
-
-
-def _hover(trial: TrialRecord) -> str:
-    """Escaped, for Plotly reads tags in what it writes on a figure."""
-    lines = [trial.id, describe(trial.config), trial.error or ""]
-    return "<br>".join(html.escape(line, quote=False) for line in lines if line)

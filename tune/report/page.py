@@ -1,31 +1,38 @@
-"""`report.html`: a search on one page that opens offline, made from its results alone.
+"""`report.html`: a search on one page that opens offline, made from its results, and from the run
+folder if there is one.
 
-Knows no Ray, and imports Plotly when a page is made. `page.html` is the frame: style, and the
-script that draws the figures. `content.html` is what people read.
+Knows no Ray, and imports Plotly when a page is made. `page.html` is the frame, `page.css` its style
+and `page.js` the script that fills the table and draws the figures. `content.html` is what people
+read.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import gzip
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from html import escape
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dpo_train.errors import one_line
 from dpo_train.storage.files import write_atomically
 from tune.report import tables
 from tune.report.doubts import doubts
 from tune.report.facts import luck, most_pairs, saved, trial_yaml, verdict
+from tune.report.looks import themes
+from tune.report.trial_table import trial_table
 from tune.run_folder.assemble import current_results
 from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import ENDED
 from tune.run_folder.results import Results
 
+_HERE = Path(__file__).parent
 _PAUSE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 _SHARE = 50
@@ -55,7 +62,7 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
     """Writes the report of a running search now and then, in a process beside it that reads the
     records on the disk.
 
-    A page of 10,000 trials takes ten seconds. As long as a thread of the driver's made it, every
+    A page of 10,000 trials takes seconds. As long as a thread of the driver's made it, every
     event of a trial waited for Python's lock (benchmarks/RESULTS.md).
     """
     is_over = threading.Event()
@@ -86,32 +93,27 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
 def render(results: Results) -> str:
     """The page as HTML, with plotly.js in it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # slow to import
-    from markupsafe import Markup
+    from plotly.io.json import to_json_plotly
     from plotly.offline import get_plotlyjs
 
     from tune.report.figures import draw  # imports Plotly, slowly
-
-    def escaped(value: object) -> Markup:
-        """With the entities that html.escape writes, so that an old page can be made again."""
-        return value if isinstance(value, Markup) else Markup(escape(str(value)))
+    from tune.report.scene import Scene
 
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=escaped,
-        undefined=StrictUndefined,
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined
     )
-    drawn = draw(results)
-    winner = results.winner
-    # Of a search that has ended the same page comes out again, whenever it is made.
-    seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
-    # Plotly writes `<` as \u003c: nothing in there can end the script that it stands in.
-    figures = ",".join(
-        f'"{name}-{number}":{figure.to_json()}'
+    scene = Scene(results)
+    drawn = draw(scene)
+    trials = trial_table(results)
+    figures = {
+        f"{name}-{number}": _content(figure)
         for name, made in drawn.items()
         if not isinstance(made, str)
         for number, figure in enumerate(made)
-    )
+    }
+    winner = results.winner
+    # Of a search that has ended the same page comes out again, whenever it is made.
+    seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
     return templates.get_template("page.html").render(
         results=results,
         ended=sum(trial.state in ENDED for trial in results.trials),
@@ -126,9 +128,22 @@ def render(results: Results) -> str:
         estimate=saved(results),
         tables=tables,
         drawn=drawn,
-        figures=f"{{{figures}}}",
-        plotly=get_plotlyjs(),
+        thinned=scene.thinned,
+        trials=trials,
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        # Plotly writes `<` as \u003c: nothing in there can end the script that it stands in.
+        data=to_json_plotly({"figures": figures, "themes": themes(), "table": trials}),
+        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     )
+
+
+def _content(figure: Any) -> Mapping[str, object]:
+    """A figure as plotly.js takes it, without the template, which the page's theme brings."""
+    content: Mapping[str, object] = figure.to_plotly_json()
+    layout = {name: value for name, value in figure.layout.to_plotly_json().items()
+              if name != "template"}  # fmt: skip
+    return {**content, "layout": layout}
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 from dpo_train.evaluation.test_report import Numbers
 from dpo_train.scoring import metrics
 from tune.config.space import Point
+from tune.report import facts
 from tune.report.facts import Saved
 from tune.run_folder.results import Results
-from tune.run_folder.wording import describe, duration
+from tune.run_folder.wording import describe, duration, value_text
 
 _ANSWER_TOKENS = "mean length of greedy answers, in tokens: longer ones often please judges"
+
+MOST_FAILURES = 20
+"""That stand with their errors; the table of all trials has the others."""
 
 Rows = list[list[str]]
 Table = tuple[list[str], Rows]
@@ -20,10 +22,7 @@ Table = tuple[list[str], Rows]
 
 def point(config: Point) -> Rows:
     """A trial's values as YAML has them, a float by four digits."""
-    return [
-        [path, f"{value:.4g}" if isinstance(value, float) else json.dumps(value).strip('"')]
-        for path, value in config.items()
-    ]
+    return [[path, value_text(value, 4)] for path, value in config.items()]
 
 
 def front(results: Results) -> Table:
@@ -60,7 +59,23 @@ def numbers(results: Results) -> Table:
         for name, meaning in meanings.items()
         if name in held_out.shown or name in test.shown
     ]
+    if (loss := _train_loss(results)) is not None:
+        of_training = ["train loss", *[""] * (len(columns) - 1), f"{loss:.3f}"]
+        beside = next((n for n, row in enumerate(rows, 1) if row[0] == "loss"), len(rows))
+        rows.insert(beside, [*of_training, facts.TRAIN_LOSS_MEANING])
     return ["", *columns, ""], rows
+
+
+def _train_loss(results: Results) -> float | None:
+    """Of the winner's run at the report whose weights won."""
+    winner = results.winner
+    assert winner is not None
+    for run in results.runs:
+        if run.id == (winner.run or winner.trial):
+            for report in run.curve:
+                if report["pairs_seen"] == winner.pairs_seen:
+                    return report.get(facts.TRAIN_LOSS)
+    return None
 
 
 def _value(name: str, numbers: Numbers) -> str:
@@ -125,8 +140,50 @@ def time(results: Results, estimate: Saved | None) -> Rows:
 
 
 def failures(results: Results) -> Rows:
+    """The first MOST_FAILURES."""
+    failed = [trial for trial in results.trials if trial.state == "failed"]
     return [
         [trial.id, str(trial.pairs_seen), trial.error or "", describe(trial.config)]
-        for trial in results.trials
-        if trial.state == "failed"
+        for trial in failed[:MOST_FAILURES]
+    ]
+
+
+def space(results: Results) -> Table:
+    """The axes as they were searched."""
+    axes = facts.searched_axes(results)
+    head = ["axis", "range", "when", "winner"]
+    rows = [list(axis) for axis in axes]
+    kept = [column for column, title in enumerate(head)
+            if column < 2 or any(row[column] for row in rows)]  # fmt: skip
+    return [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
+
+
+def settings(results: Results) -> Rows:
+    """How trials were proposed and stopped."""
+    return [
+        ["objective", facts.aim(results)],
+        ["proposed by", facts.proposed_by(results)],
+        ["early stopping", facts.stopping_rule(results)],
+        *([["ended by", results.ended]] if results.ended else []),
+    ]
+
+
+def data(results: Results) -> Rows:
+    """Pairs by split, and rows that were left out by the reason; empty before they are counted."""
+    if not results.data:
+        return []
+    pairs = [[f"pairs, {name}", f"{count:,}"] for name, count in results.data["pairs"].items()]
+    dropped = [[f"left out: {why}", f"{count:,}"] for why, count in results.data["dropped"].items()]
+    return pairs + (dropped or [["left out", "none"]])
+
+
+def environment(results: Results) -> Rows:
+    """Empty before a search has ended."""
+    if not results.environment:
+        return []
+    versions = results.environment["versions"].items()
+    return [
+        ["hardware", facts.hardware(results)],
+        ["Python", results.environment["python"]],
+        *([name, number] for name, number in versions),
     ]

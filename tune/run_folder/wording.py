@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from tune.config.space import Point
 
 
 def describe(point: Point) -> str:
-    """A point on one line, by the last part of each path."""
-    parts = []
-    for path, value in point.items():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        parts.append(f"{path.rpartition('.')[2]}={shown}")
-    return " ".join(parts)
+    """A point on one line, by the last part of each path; a part with fields by those: of the value
+    `{alpha: 32}` of `lora` it is `alpha=32`."""
+    return " ".join(
+        value_text(value)
+        if isinstance(value, dict) and value
+        else f"{path.rpartition('.')[2]}={value_text(value)}"
+        for path, value in point.items()
+    )
+
+
+def value_text(value: Any, digits: int = 3) -> str:
+    """A value as people read it: `null`, `true`, `0.000317`, `alpha=32`; floats by so many
+    digits."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, dict) and value:
+        return describe(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def duration(seconds: float) -> str:

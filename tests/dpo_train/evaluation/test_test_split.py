@@ -11,6 +11,7 @@ import pytest
 from dpo_train import data, reference
 from dpo_train.config import DataConfig, TrainConfig
 from dpo_train.config_base import override
+from dpo_train.data.row import Row
 from dpo_train.evaluation import test_split
 from dpo_train.evaluation.test_report import Numbers, TestFolders
 from dpo_train.trainers.open import open_session
@@ -77,3 +78,14 @@ def test_a_prompt_with_several_pairs_is_answered_once(
         ("test: Red?", "It is red."),
         ("test: Blue?", "It is blue."),
     ]
+
+
+def test_of_prompts_that_end_alike_a_person_reads_one() -> None:
+    def row(system: str, text: str) -> Row:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        return Row.from_json({"prompt": messages, "chosen": [], "rejected": []})  # type: ignore[typeddict-item]
+
+    rows = [row("Be short.", "Why?"), row("Be kind.", "Why?"), row("", "How?")]
+    assert test_split.shown_prompts(rows) == {"Why?": 0, "How?": 2}
+    many = [row("", f"{number}?") for number in range(9)]
+    assert list(test_split.shown_prompts(many)) == [f"{number}?" for number in range(5)]

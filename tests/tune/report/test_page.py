@@ -1,23 +1,26 @@
 """The report of a search, read as a browser would: parsed, its figures loaded from their JSON."""
 
+import base64
+import gzip
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
+from plotly.offline import get_plotlyjs
 from ruamel.yaml import YAML
 
 from dpo_train.config import TrainConfig
-from dpo_train.evaluation.test_report import Difference
+from dpo_train.evaluation.test_report import Answer, Difference
 from tests.conftest import ROOT, Run
 from tests.helpers.driver import Driver
-from tests.helpers.simulated_results import SEARCH, simulated
+from tests.helpers.report_page import Page, names, parsed
+from tests.helpers.simulated_results import many, simulated
 from tests.helpers.simulated_search import children
 from tune import load_results
 from tune.config.schema import SearchConfig
@@ -30,49 +33,9 @@ from tune.run_folder.yaml_file import write_yaml
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-class Page(HTMLParser):
-    """What stands in a page: ids, addresses, running text, the content of each script."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self._in = ""
-        self.feed(html)
-        self.figures: dict[str, Any] = json.loads(self.scripts[0])
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._in = tag
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._in == "script":
-            self.scripts[-1] += data
-        elif self._in != "style":
-            self.text += data
-
-
 @pytest.fixture(scope="module")
 def results() -> Results:
     return simulated(24)
-
-
-def parsed(results: Results) -> Page:
-    return Page(page.render(results))
-
-
-def names(figure: dict[str, Any]) -> set[str]:
-    return {trace.get("name", "") for trace in figure["data"]}
 
 
 def test_every_figure_has_its_place_and_no_address_leads_outside(results: Results) -> None:
@@ -80,9 +43,11 @@ def test_every_figure_has_its_place_and_no_address_leads_outside(results: Result
     assert shown.addresses == []
     assert len(shown.scripts) == 3
     assert {name.rpartition("-")[0] for name in shown.figures} == {
-        "history", "parallel", "importance", "curves", "compared", "pareto", "slices", "cost",
+        "history", "parallel", "importance", "curves", "compared", "losses", "pareto", "slices",
+        "contour", "cost", "timeline",
     }  # fmt: skip
-    assert set(shown.figures) == set(shown.ids) - {"figures", "recipe"}
+    others = {"data", "plotly", "recipe", "trials", "filter", "count", "more"}
+    assert set(shown.figures) == set(shown.ids) - others
     assert sum(name.startswith("slices-") for name in shown.figures) == 5
 
 
@@ -126,29 +91,9 @@ def test_the_yaml_on_the_page_is_the_winners_configuration(results: Results) -> 
     winner = results.winner
     assert winner is not None
     html = page.render(results)
-    recipe = Page(html[html.index("<pre") : html.index("</pre>")] + "<script>{}</script>").text
+    recipe = unescape(re.search("<pre[^>]*>(.*?)</pre>", html, re.DOTALL)[1])  # type: ignore[index]
     wanted = SearchConfig.model_validate(results.search).trial(winner.config)
     assert TrainConfig.model_validate(YAML(typ="safe", pure=True).load(recipe)) == wanted
-
-
-def test_curves_show_rungs_and_where_trials_were_stopped(results: Results) -> None:
-    curves = parsed(results).figures["curves-0"]
-    assert {shape["x0"] for shape in curves["layout"]["shapes"]} == {64, 192}
-    assert names(curves) == {"stopped", "failed", "finished", "winner"}
-    crosses = next(t for t in curves["data"] if t["name"] == "stopped" and t["mode"] == "markers")
-    assert crosses["marker"]["symbol"] == "x"
-    stopped = [record for record in results.trials if record.state == "stopped"]
-    assert crosses["x"] == [record.pairs_seen for record in stopped]
-
-
-def test_no_point_lies_above_and_left_of_the_front(results: Results) -> None:
-    front, *others = parsed(results).figures["pareto-0"]["data"]
-    corners = list(zip(front["x"], front["y"], strict=True))
-    assert corners[0] == (0, 0.5)
-    assert corners == sorted(corners)
-    for trace in others:
-        for drift, accuracy in zip(trace["x"], trace["y"], strict=True):
-            assert accuracy <= max(y for x, y in corners if x <= drift)
 
 
 def test_what_stopping_saved_is_an_estimate_from_each_trials_own_speed(results: Results) -> None:
@@ -169,26 +114,38 @@ def test_failures_stand_with_their_errors(results: Results) -> None:
     assert all(record.error and record.error in text for record in failed)
 
 
-def test_what_comes_from_the_search_is_text_and_never_markup(results: Results) -> None:
+def hostile(results: Results) -> Results:
+    """With markup wherever text comes from outside."""
     failed = results.trials[0].model_copy(update={"state": "failed", "error": HOSTILE})
-    hostile = results.model_copy(
+    lora = {"choice": [None, {"alpha": 32}, HOSTILE]}
+    search = {**results.search, "space": {**results.search["space"], "lora": lora}}
+    asked = results.trials[1].model_copy(update={"config": {**results.trials[1].config,
+                                                            "lora": HOSTILE}})  # fmt: skip
+    return results.model_copy(
         update={
             "name": HOSTILE,
-            "trials": [failed, *results.trials[1:]],
-            "answers": [dict.fromkeys(("prompt", "base", "winner", "chosen"), HOSTILE)],
+            "trials": [failed, asked, *results.trials[2:]],
+            "answers": [Answer(prompt=HOSTILE, base=HOSTILE, winner=HOSTILE, chosen=HOSTILE)],
             "ended": f"budget {HOSTILE}",
+            "search": search,
+            "data": {"pairs": {"train": 1}, "dropped": {HOSTILE: 1}},
         }
     )
-    html = page.render(hostile)
+
+
+def test_what_comes_from_the_search_is_text_and_never_markup(results: Results) -> None:
+    html = page.render(hostile(results))
     assert "<script>alert" not in html
     assert "<img" not in html
-    shown = parsed(hostile)
+    shown = Page(html)
     assert "img" not in shown.tags
     assert len(shown.scripts) == 3
-    assert shown.text.count("alert(1)") >= 6
-    hovers = re.findall(r'"text":\[.*?\]', shown.scripts[0])
-    assert any("alert(1)" in hover for hover in hovers)
-    assert not any("<script" in hover for hover in hovers)
+    assert shown.text.count("alert(1)") >= 8
+    assert "<" not in shown.scripts[0]
+    assert HOSTILE in [row[-1] for row in shown.table["rows"]]
+    for figure in shown.figures.values():
+        words = json.dumps({name: figure["layout"][name] for name in figure["layout"]})
+        assert "<script" not in words
 
 
 def test_an_unfinished_search_says_how_it_stands(results: Results) -> None:
@@ -210,15 +167,54 @@ def test_a_search_that_has_just_begun_has_sentences_for_figures(results: Results
     assert "No trial was measured" in shown.text
 
 
-def test_importance_is_left_out_where_nothing_can_be_compared(results: Results) -> None:
-    one_axis = simulated(24, space={"dpo.beta": SEARCH["space"]["dpo.beta"]})
-    assert "fewer than two axes" in parsed(one_axis).text
-    few = [record for record in results.trials if record.state == "finished"][:3]
-    shown = parsed(results.model_copy(update={"trials": few, "winner": None}))
-    assert "This needs 4 finished trials; there are 3." in shown.text
-    assert "importance-0" not in shown.figures
-    alike = [record.model_copy(update={"metrics": few[0].metrics}) for record in few * 3]
-    assert "too alike" in parsed(results.model_copy(update={"trials": alike, "winner": None})).text
+def test_a_search_without_axes_has_a_report() -> None:
+    shown = parsed(simulated(3, space={}))
+    assert "No axis was searched." in shown.text
+    assert {"curves-0", "history-0", "timeline-0"} <= set(shown.figures)
+    assert "slices-0" not in shown.figures
+
+
+def test_the_page_renews_itself_until_the_search_has_ended(results: Results) -> None:
+    running = page.render(results.model_copy(update={"ended": "", "winner": None}))
+    assert "<body data-renews>" in running
+    assert "renews itself every minute" in running
+    assert "<body>" in page.render(results)
+
+
+def test_what_was_searched_on_what_data_and_with_what_stands_at_the_end(results: Results) -> None:
+    about = {
+        "python": "3.11.9",
+        "versions": {"trl": "1.16.0"},
+        "hardware": {"CPU": 2.0, "GPU": 1.0, "kinds": ["H100"]},
+    }
+    data = {"pairs": {"train": 1200, "eval": 90}, "dropped": {"longer than 512 tokens": 3}}
+    text = " ".join(
+        parsed(results.model_copy(update={"environment": about, "data": data})).text.split()
+    )
+    for said in (
+        "optim.learning_rate log_uniform 1e-05 to 2",
+        "lora one of null, alpha=32",
+        "lora.r int 4 to 64 lora: not null",
+        "proposed by Optuna's tpe, seed 0",
+        "early stopping ASHA on eval/nll, first rung at 64 pairs, one in 3 goes on",
+        "pairs, train 1,200 pairs, eval 90 left out: longer than 512 tokens 3",
+        "hardware 2 CPU cores, 1 GPU H100 Python 3.11.9 trl 1.16.0",
+    ):
+        assert said in text
+
+
+def test_answers_that_were_cut_say_so(results: Results) -> None:
+    cut = Answer(prompt="Why?", base="No.", winner="Yes, be", chosen="", winner_is_cut=True)
+    text = " ".join(parsed(results.model_copy(update={"answers": [cut]})).text.split())
+    assert "Base No. Winner Yes, be … (cut here)" in text
+
+
+def test_the_train_loss_stands_beside_the_held_out_metrics(results: Results) -> None:
+    assert results.winner is not None
+    run = next(trial for trial in results.trials if trial.id == results.winner.trial)
+    (report,) = [r for r in run.curve if r["pairs_seen"] == results.winner.pairs_seen]
+    text = " ".join(parsed(results).text.split())
+    assert f"train loss {report['train/loss']:.3f} the trial's own loss on the pairs" in text
 
 
 def test_results_from_before_search_was_kept_still_make_a_page(
@@ -231,7 +227,9 @@ def test_results_from_before_search_was_kept_still_make_a_page(
     old = load_results(tmp_path)
     assert old.search == {}
     shown = parsed(old)
-    assert {"curves-0", "pareto-0", "cost-0"} == set(shown.figures)
+    assert set(shown.figures) == {
+        "curves-0", "history-0", "losses-0", "losses-1", "pareto-0", "cost-0", "timeline-0",
+    }  # fmt: skip
     assert "does not say what was searched" in shown.text
 
 
@@ -246,10 +244,20 @@ def test_a_report_needs_no_ray_and_no_torch() -> None:
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_five_hundred_trials_fit_in_ten_megabytes() -> None:
-    html = page.render(simulated(500))
+def test_a_hundred_trials_fit_in_2_3_megabytes() -> None:
+    html = page.render(simulated(100))
+    assert len(html.encode()) < 2_300_000
+    shown = Page(html)
+    assert "parallel-0" in shown.figures
+    assert gzip.decompress(base64.b64decode(shown.scripts[1])).decode() == get_plotlyjs()
+
+
+def test_ten_thousand_trials_fit_in_ten_megabytes_and_what_is_left_out_is_said() -> None:
+    html = page.render(many(10_000))
     assert len(html.encode()) < 10_000_000
-    assert "parallel-0" in Page(html).figures
+    shown = Page(html)
+    assert "The figures show 1,000 of 10,000 trials" in shown.text
+    assert len(shown.table["rows"]) == 10_000
 
 
 def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(

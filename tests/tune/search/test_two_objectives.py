@@ -262,8 +262,9 @@ def test_no_point_lies_on_the_better_side_of_the_line(
     stopping = {"metric": "eval/nll"}
     results = simulated(24, objective=objective, stopping=stopping)
     from tune.report.figures import draw
+    from tune.report.scene import Scene
 
-    line, *points = draw(results)["pareto"][0].data  # type: ignore[union-attr]
+    line, *points = draw(Scene(results))["pareto"][0].data  # type: ignore[union-attr]
     signs = [1 if part.mode == "max" else -1 for part in results.objective.parts]
     corners = [(signs[0] * y, signs[1] * x) for x, y in zip(line.x, line.y, strict=True)]
     assert list(line.x) == sorted(line.x)

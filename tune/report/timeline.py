@@ -1,0 +1,174 @@
+"""When each trial ran, and on which device: a bar for each time that one held a place.
+
+Nodes are numbered and not named, for a report may be published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import plotly.graph_objects as go
+
+from dpo_train.storage import mirror
+from tune.report.looks import LOOKS
+from tune.report.scene import Drawn, Scene, look_of
+from tune.run_folder.records import TrialRecord
+from tune.run_folder.results import Results
+from tune.run_folder.run_info import RunInfo
+
+_NOBODY = "When the trials ran is not known."
+_MOST_LABELS = 16
+_EDGE = "rgba(255,255,255,0.6)"
+
+
+@dataclass(frozen=True)
+class Stay:
+    """One time that a trial held a place."""
+
+    run: TrialRecord
+    device: str
+    """For example `node 2, GPU 0`; empty where it is not known."""
+    began: float
+    """Unix time."""
+    ended: float
+    lane: int = 0
+    """Of the lines of the figure: trials that share a device at one time lie in several."""
+
+
+def draw_timeline(scene: Scene) -> Drawn:
+    found = stays(scene.results)
+    if not found:
+        return _NOBODY
+    first = min(stay.began for stay in found)
+    last = max(stay.ended for stay in found)
+    unit, seconds = ("hours", 3600) if last - first > 10800 else ("minutes", 60)
+    winner = scene.results.winner.trial if scene.results.winner else ""
+    numbers = {trial.id: number for number, trial in enumerate(scene.results.trials)}
+    figure = go.Figure()
+    for look in LOOKS:
+        some = [
+            stay
+            for stay in found
+            if numbers.get(stay.run.confirms or stay.run.id) in scene.shown
+            and look_of(stay.run, winner) == look
+        ]
+        if not some:
+            continue
+        figure.add_bar(
+            base=[round((stay.began - first) / seconds, 4) for stay in some],
+            x=[round((stay.ended - stay.began) / seconds, 4) for stay in some],
+            y=[stay.lane for stay in some],
+            customdata=[numbers[stay.run.confirms or stay.run.id] for stay in some],
+            text=["with another seed" if stay.run.confirms else "" for stay in some],
+            textposition="none",
+            hovertemplate=f"%{{text}}<br>%{{x:.3~g}} {unit}<extra></extra>",
+            orientation="h",
+            name=look,
+            width=0.85,
+            # Trials that follow each other would look like one.
+            marker={
+                "color": LOOKS[look][0],
+                "line": {"width": 1, "color": "rgba(255,255,255,0.6)"},
+            },
+        )
+    lanes: dict[str, list[int]] = defaultdict(list)
+    for stay in found:
+        lanes[stay.device].append(stay.lane)
+    middles = {device: (min(each) + max(each)) / 2 for device, each in lanes.items()}
+    named = {device: at for device, at in middles.items() if device}
+    step = -(-len(named) // _MOST_LABELS) or 1
+    figure.update_layout(
+        barmode="overlay",
+        xaxis={"title": f"{unit} since the first trial began", "rangemode": "tozero"},
+        yaxis={
+            "tickvals": list(named.values())[::step],
+            "ticktext": list(named)[::step],
+            "autorange": "reversed",
+            "title": "" if named else "places",
+        },
+    )
+    return [figure]
+
+
+def stays(results: Results) -> list[Stay]:
+    """By `places.jsonl` of the run folder; without one each trial from its begin to its end."""
+    sessions = _sessions(results)
+    now = max((seen for _, seen in sessions), default=0.0)
+    runs = {run.id: run for run in results.runs}
+    found = [*_noted(results, runs, now)]
+    known = {stay.run.id for stay in found}
+    found += [
+        Stay(run, "", run.began, run.ended or max(now, run.began))
+        for run in results.runs
+        if run.began is not None and run.id not in known
+    ]
+    return _in_lanes(_within(stay, sessions) for stay in found)
+
+
+def _sessions(results: Results) -> list[tuple[float, float]]:
+    """Of drivers. Published results have no run folder."""
+    try:
+        return RunInfo.read(results.folder).driver_sessions
+    except (OSError, ValueError):
+        return []
+
+
+class _Line(TypedDict):
+    """Of `places.jsonl`."""
+
+    at: float
+    trial: str
+    node: str
+    gpus: str
+    pid: int
+
+
+def _noted(results: Results, runs: dict[str, TrialRecord], now: float) -> Iterable[Stay]:
+    try:
+        text = mirror.read_text(results.folder.placements)
+    except OSError:
+        return
+    # A driver that was killed may have left half a line.
+    lines: list[_Line] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    nodes = {node: number for number, node in enumerate(dict.fromkeys(x["node"] for x in lines), 1)}
+    by_trial: dict[str, list[_Line]] = defaultdict(list)
+    for line in lines:
+        by_trial[line["trial"]].append(line)
+    for trial, some in by_trial.items():
+        if (run := runs.get(trial)) is None:
+            continue
+        ends = [*(line["at"] for line in some[1:]), run.ended or now]
+        for line, end in zip(some, ends, strict=True):
+            device = f"GPU {line['gpus']}" if line["gpus"] else "CPU"
+            if len(nodes) > 1:
+                device = f"node {nodes[line['node']]}, {device}"
+            yield Stay(run, device, line["at"], max(end, line["at"]))
+
+
+def _within(stay: Stay, sessions: list[tuple[float, float]]) -> Stay:
+    """Cut at the end of the driver session in which it began: then its processes ended too."""
+    for began, seen in sessions:
+        if began <= stay.began <= seen:
+            return replace(stay, ended=min(stay.ended, seen))
+    return stay
+
+
+def _in_lanes(found: Iterable[Stay]) -> list[Stay]:
+    """Each in the first lane of its device that is free, the devices below each other."""
+    by_device: dict[str, list[Stay]] = defaultdict(list)
+    for stay in sorted(found, key=lambda stay: stay.began):
+        by_device[stay.device].append(stay)
+    placed: list[Stay] = []
+    first = 0
+    for _, some in sorted(by_device.items()):
+        free_at: list[float] = []
+        for stay in some:
+            lane = next((n for n, at in enumerate(free_at) if at <= stay.began), len(free_at))
+            free_at[lane : lane + 1] = [stay.ended]
+            placed.append(replace(stay, lane=first + lane))
+        first += len(free_at)
+    return placed
