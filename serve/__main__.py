@@ -106,8 +106,11 @@ def _refuse(message: str) -> int:
 
 def _serve(options: Options, listening: socket.socket) -> None:
     # Importing torch takes seconds: what was typed wrong is reported before.
+    from transformers.utils import logging
+
     from serve.compose import compose
 
+    logging.disable_progress_bar()  # one bar a model, over weights that are read in a blink
     composed = compose(options, LocalInstruments())
     config = uvicorn.Config(
         composed.app,

@@ -230,8 +230,8 @@ def _by_look(results: Results) -> dict[str, list[TrialRecord]]:
     won = results.winner.trial if results.winner else ""
     for look in ("stopped", "failed", "running", "finished", "winner"):
         for trial in results.trials:
-            # A trial that waits to go on after a kill has a curve already.
-            state = "running" if trial.state == "pending" else trial.state
+            # A trial that was interrupted, or waits to go on, has a curve already.
+            state = trial.state if trial.has_ended else "running"
             if trial.curve and look == ("winner" if trial.id == won else state):
                 looks.setdefault(look, []).append(trial)
     return looks

@@ -25,5 +25,7 @@ class Step:
     """The most tokens of a pass; 0 where they are not known."""
     note: str = ""
     """What a person should read about it; empty if there is nothing."""
+    pairs_total: int = 0
+    """Pairs until the trial's end; 0 where they are not known."""
     gpus: str = ""
     """The GPUs as its process sees them."""

@@ -98,7 +98,7 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
         tempfile.TemporaryDirectory(prefix="dpo-tune-", ignore_cleanup_errors=True) as scratch,
     ):
         stopper.at_each_turn = Watch(coordinator, records, searcher, progress).look
-        signs.follow(progress.line)
+        signs.follow(progress.view)
         tuner = Tuner(
             # The members of a trial write one state together. Where runs are at a URL it is one
             # node's folder that is uploaded, so all members must be on that node.
