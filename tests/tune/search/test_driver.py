@@ -51,8 +51,8 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     before = {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
     finished = dpo_tune("run", yaml)
     assert finished.returncode == 0
-    assert re.search(rf"sim ended on .*; nothing was run now; for more trials: {re.escape(again)}\n",
-                     finished.stdout)  # fmt: skip
+    said = f"; nothing was run now; for more trials: {again}\n"
+    assert re.search(f"sim ended on .*{re.escape(said)}", finished.stdout)
     assert results["winner"]["trial"] in finished.stdout
     assert {p.name: p.stat().st_mtime_ns for p in (run / "trials").iterdir()} == before
 
