@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
+_LEAST_SHARE = 0.1
+"""Of the pairs of one trial, which all together must have trained on: first steps are slow."""
+
 
 @dataclass
 class _Trial:
@@ -85,13 +88,14 @@ class Pace:
         return set(self._trials)
 
     def seconds_left(self, unended: int) -> float | None:
-        """How long the trials that have not ended will take, those to come among them; None until
-        one trained.
+        """How long the trials that have not ended will take, those to come among them; None while
+        too little was trained to tell.
 
         A trial is taken to end where those ended that had come further than it is now, at its last
         pair if none had. As many as now train at once until the end, where the slowest decides.
         """
-        if self._began is None or not self._trained:
+        totals = self._totals + [trial.total for trial in self._trials.values()]
+        if self._began is None or self._trained < max(1, _LEAST_SHARE * fmean(totals)):
             return None
         together = self._trained / max(self._now() - self._began, 1e-9)
         known = list(self._trials.values())
@@ -102,7 +106,6 @@ class Pace:
             if trial.trained:
                 alone = trial.trained / max(self._now() - trial.began, 1e-9)
                 slowest = max(slowest, left / alone)
-        totals = self._totals + [trial.total for trial in known]
         shares = self._shares + [self._end(trial) for trial in known]
         pairs += max(0, unended - len(known)) * fmean(totals) * fmean(shares)
         return max(pairs / together, slowest)

@@ -106,7 +106,7 @@ class View:
         bar = max(_LEAST_BAR, min(_MOST_BAR, with_best if has_place else left))
         filled = round(bar * min(1.0, self.share))
         first = Text.assemble(
-            (self.left, "bold"), "  ", ("━" * filled, "green"), ("━" * (bar - filled), "dim"), "  ",
+            (self.left, "bold"), "  ", ("━" * filled, "green"), ("─" * (bar - filled), "dim"), "  ",
             done,
         )  # fmt: skip
         yield first.append(f"  {self.best}") if has_place else first

@@ -20,8 +20,15 @@ def begun(clock: Clock, trials: int, pairs: int = 1000) -> Pace:
     return pace
 
 
-def test_nothing_is_known_before_a_pair_was_trained() -> None:
-    assert begun(Clock(), 2).seconds_left(6) is None
+def test_nothing_is_said_before_a_tenth_of_a_trial_was_trained() -> None:
+    clock = Clock()
+    pace = begun(clock, 2)
+    assert pace.seconds_left(6) is None
+    clock.seconds = 60.0
+    pace.saw("0", 99, 1000)
+    assert pace.seconds_left(6) is None
+    pace.saw("0", 100, 1000)
+    assert pace.seconds_left(6) is not None
 
 
 def test_trials_that_are_half_done_count_half() -> None:

@@ -106,16 +106,16 @@ def test_the_live_lines_of_a_running_search_never_wrap(
     code, screen = run_in(columns, rows, command, tmp_path)
     text = "\n".join(screen.lines)
     assert code == 0, text
-    assert any("━" in line and " of 6 trials" in line for line in screen.erased)
+    assert any("─" in line and " of 6 trials" in line for line in screen.erased)
     assert any(re.match(r"\w{6}-00\d +\d+ of \d+ pairs", line) for line in screen.erased)
     # Only what stays may be longer than the window: lines of trials that ended, the results.
     prefix = records_of(tmp_path / "runs" / "sim")[0].id[:6]
     of_ended = rf"{prefix}-00\d (finished|stopped|failed) "
-    live = [line for line in screen.wrapped if "━" in line or " pairs/s" in line]
+    live = [line for line in screen.wrapped if "──" in line or " pairs/s" in line]
     assert live == []
     assert re.search(of_ended, text)
     # One that wrapped would have left a part of itself behind.
-    assert "━" not in text
+    assert "──" not in text
     assert "pairs/s" not in text
 
 

@@ -39,7 +39,7 @@ def test_trials_without_a_place_are_counted() -> None:
 def test_the_time_left_comes_first_then_a_bar_then_the_count_and_the_best() -> None:
     wide = view(1).picture(140, 24).plain.splitlines()
     assert wide[0].startswith("about 12 min left  ━━")
-    assert wide[0].endswith(f"━  7 of 24 trials  {BEST}")
+    assert wide[0].endswith(f"─  7 of 24 trials  {BEST}")
     assert view(1).picture(80, 24).plain.splitlines()[1] == BEST
 
 
