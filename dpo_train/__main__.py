@@ -11,6 +11,7 @@ from pathlib import Path
 from dpo_train.config import TrainConfig, load_train
 from dpo_train.config_base import parse_overrides
 from dpo_train.errors import Diverged, InputError
+from dpo_train.quiet import quieten_libraries
 from dpo_train.scoring.metrics import objectives
 
 
@@ -58,6 +59,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         print(pairs.summary(), flush=True)
         import torch  # slow to import: what is wrong with the data is said before
 
+        quieten_libraries()
         if torch.cuda.device_count() > 1:
             _take_the_first_gpu()
         device = "cuda" if torch.cuda.is_available() else "cpu"

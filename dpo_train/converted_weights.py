@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from dpo_train.config import ModelConfig
 from dpo_train.model_source import local_folder
 from dpo_train.storage import disk
+from dpo_train.storage.files import follow_umask
 
 FOLDER = "weights"
 _SINGLE = "model.safetensors"
@@ -105,4 +106,5 @@ def _convert(source: Path, files: list[Path], folder: Path) -> None:
         for name in _CONFIGS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, part / name)
+        follow_umask(part)
         part.replace(folder)

@@ -12,6 +12,7 @@ from dpo_train import model_settings
 from dpo_train.config import TrainConfig
 from dpo_train.model import forget_base, load_base
 from dpo_train.model_source import from_anywhere
+from dpo_train.storage.files import follow_umask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +68,7 @@ def write_around(
         "config": portable.model_dump(mode="json"),
     }
     (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    follow_umask(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
 
@@ -106,6 +108,7 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
         with model_settings.as_loaded(policy):
             policy.to(getattr(torch, dtype)).save_pretrained(folder)
     save_tokenizer(AutoTokenizer.from_pretrained(exported, trust_remote_code=False), folder)
+    follow_umask(folder)
 
 
 def merged_model(exported: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from dpo_train.command_line import python_module
 from dpo_train.errors import InputError
 
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
@@ -18,9 +19,10 @@ def refuse_attention(attention: str | None, device: str) -> None:
     if device != "cuda":
         raise InputError(f"model.attention: {attention} needs a GPU; type `attention: sdpa`")
     if find_spec(package) is None:
+        command = python_module("pip", "install", "flash-attn")
         raise InputError(
             f"model.attention: {attention} needs the package {package}, which is not installed; "
-            "install it (`pip install flash-attn`), or type `attention: sdpa`"
+            f"install it (`{command}`), or type `attention: sdpa`"
         )
 
 
@@ -30,4 +32,5 @@ def refuse_missing(setting: str, package: str, extra: str) -> None:
     `setting`: as in a YAML, like `model.quantization: nf4`.
     """
     if find_spec(package) is None:
-        raise InputError(f"{setting} needs {package}; type `pip install 'dpo-tune[{extra}]'`")
+        command = python_module("pip", "install", f"dpo-tune[{extra}]")
+        raise InputError(f"{setting} needs {package}; type `{command}`")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dpo_train.command_line import script
 from dpo_train.errors import one_line
 
-LOGIN_REFUSED = "the Hub does not take the login (401); type `hf auth login`"
+HF_LOGIN = script("hf", "auth", "login")
+LOGIN_REFUSED = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
 _READING = {
     403: "the login may not read it (403)",
     404: "the Hub has none of this name, or hides it from this login",
@@ -37,7 +39,7 @@ def explain(error: Exception, advice: str = "", meanings: Mapping[int, str] = _R
     if isinstance(cause, GatedRepoError):
         kind = "datasets/" if cause.repo_type == "dataset" else ""
         page = f"{constants.ENDPOINT}/{kind}{cause.repo_id}"
-        return f"it is gated; ask for access at {page} and type `hf auth login`"
+        return f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
     if status(cause) == 401 and not isinstance(cause, RepositoryNotFoundError):
         return LOGIN_REFUSED
     if isinstance(cause, RevisionNotFoundError):

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import safe_open
 
 from dpo_train import hub_errors, sample
+from dpo_train.command_line import dpo_tune
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
 from dpo_train.storage.files import checksum
@@ -34,7 +35,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
         path = _on_hub(config, "config.json")
         adapter = _on_hub(config, _ADAPTER)
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
-        advice = "give a Hub id you may read (`hf auth login`), a folder, or `sample`"
+        advice = f"give a Hub id you may read (`{hub_errors.HF_LOGIN}`), a folder, or `sample`"
         reason = hub_errors.explain(error, advice)
         raise InputError(f"model.id: {config.id!r} can't be read from the Hub: {reason}") from None
     _refuse_adapter(config.id, path is not None, adapter is not None)
@@ -114,9 +115,10 @@ def _refuse_adapter(place: str, has_model: bool, has_adapter: bool) -> None:
             f"model.id: {place} holds a whole model and an adapter ({_ADAPTER}), and transformers "
             "would load both; keep them in two folders, and give the model's"
         )
+    command = dpo_tune("push", "RUN", "--merged", "--to", "FOLDER")
     raise InputError(
         f"model.id: {place} is an adapter ({_ADAPTER}), not a model; merge it into its base "
-        "(`dpo-tune push RUN --merged --to FOLDER`, or PEFT's `merge_and_unload`), and give that"
+        f"(`{command}`, or PEFT's `merge_and_unload`), and give that"
     )
 
 

@@ -116,9 +116,12 @@ def _refuse(message: str) -> int:
 
 def _serve(options: Options, listening: socket.socket) -> None:
     # Importing torch takes seconds: what was typed wrong is reported before.
+    from transformers.utils import logging
+
     from serve.compose import compose
     from serve.http_server import HttpServer
 
+    logging.disable_progress_bar()  # one bar a model, over weights that are read in a blink
     composed = compose(options, LocalInstruments())
     server = HttpServer(composed.app, composed.app.state.in_flight)
     for kind in (signal.SIGINT, signal.SIGTERM):

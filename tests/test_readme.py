@@ -88,8 +88,9 @@ def test_a_run_can_be_shown_listed_and_removed(tmp_path: Path, dpo_tune: Run) ->
     assert '"schema": 1' in dpo_tune("show", "first-try", "--json").stdout
     rows = dpo_tune("show", "first-try", "--csv").stdout.splitlines()
     assert len(rows) == 3
-    assert rows[0].startswith("id,state,dpo.beta,")
-    assert re.search(r"first-try +run +finished +2 ", dpo_tune("list").stdout)
-    assert "to remove: dpo-tune clean NAME" in dpo_tune("clean").stdout
+    assert rows[0].startswith("id,state,pairs_trained,pairs_at_best_report,dpo.beta,")
+    line = r"first-try +\d{4}-\d\d-\d\d \d\d:\d\d finished +2/2 +0\.\d{3}  eval/accuracy "
+    assert re.search(line, dpo_tune("list").stdout)
+    assert "-m tune clean NAME …" in dpo_tune("clean").stdout
     assert "removed first-try" in dpo_tune("clean", "first-try").stdout
     assert not (tmp_path / "runs" / "first-try").exists()

@@ -28,6 +28,11 @@ _PLACES = {
 __all__ = list(_PLACES)
 
 
+def __dir__() -> list[str]:
+    """For an interpreter that completes names: what this package offers."""
+    return sorted([*globals(), *__all__])
+
+
 def __getattr__(name: str) -> Any:
     """Imports on first use: `dpo-tune --help` must not wait for pydantic, numpy and Ray."""
     if name not in _PLACES:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError, StoreError
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
@@ -157,12 +158,10 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _finish(search: Any) -> int:
-    from dpo_train.storage import mirror
+    from tune.commands.search_end import next_steps
     from tune.errors import Interrupted
     from tune.report.terminal import render
-    from tune.run_folder.folder import open_run
     from tune.run_folder.paths import RunFolder
-    from tune.search.resume import is_exhausted
     from tune.tracking.trackers import how_to_send
 
     try:
@@ -177,13 +176,7 @@ def _finish(search: Any) -> int:
         print(f"\n{unsent}")
     if results.winner is None:
         return _NOTHING_WON
-    winner, numbers = map(mirror.shown, (results.folder.winner, results.folder.results_json))
-    print(f"\nthe winner lies in {winner}, all numbers in {numbers}")
-    if (page := results.folder.report_html).exists():
-        print(f"the report: {mirror.shown(page)}")
-    if not is_exhausted(open_run(results.folder)):
-        more = max(8, len(results.trials) // 3)
-        print(f"more trials: dpo-tune resume {results.place} --trials +{more}")
+    print("", *next_steps(results), sep="\n")
     code = _DONE
     attempts = (("pushed", "not pushed", results.published),
                 ("it answers", "not served", results.served))  # fmt: skip
@@ -272,7 +265,8 @@ def _export(options: argparse.Namespace) -> int:
     from tune.commands.export import export_gguf
 
     if not options.gguf:
-        raise InputError("export: type `--gguf`; for transformers `dpo-tune push RUN --to FOLDER`")
+        command = dpo_tune("push", options.run, "--to", "FOLDER")
+        raise InputError(f"export: type `--gguf`; for transformers `{command}`")
     path = export_gguf(options.run, options.quantize, options.to)
     print(f"written: {path}, and {path.parent / 'Modelfile'} for `ollama create NAME -f Modelfile`")
     return _DONE
@@ -292,7 +286,7 @@ def _clean(options: argparse.Namespace) -> int:
 
     if not options.names:
         _list(options)
-        print("to remove: dpo-tune clean NAME …")
+        print(f"to remove: {dpo_tune('clean', 'NAME')} …")
         return _DONE
     for item in remove(runs_root(), options.names):
         print(f"removed {item.name} ({item.gigabytes:.3f} GB)")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import DeviceFailed, DpoError, InputError
 from dpo_train.storage import mirror
 
@@ -32,7 +33,7 @@ class Interrupted(DpoError):
         self.folder, self.reason = folder, reason
 
     def __str__(self) -> str:
-        return f"{self.reason}; to go on: dpo-tune resume {mirror.shown(self.folder)}"
+        return f"{self.reason}; to go on: {dpo_tune('resume', mirror.name(self.folder))}"
 
 
 class SearchAborted(DpoError):

@@ -72,7 +72,7 @@ def _hub(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Re
             config.id, config.config, split=split, revision=config.revision
         )
     except Exception as error:  # the library raises a dozen kinds; each is about what was named
-        advice = "give a Hub id you may read (`hf auth login`), a file, or `sample`"
+        advice = f"give a Hub id you may read (`{hub_errors.HF_LOGIN}`), a file, or `sample`"
         reason = hub_errors.explain(error, advice)
         raise InputError(
             f"data.id: {config.id!r} (split {split!r}) can't be loaded: {reason}"

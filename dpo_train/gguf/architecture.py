@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def describe(config: Any) -> Architecture:
         own = ", ".join(config.architectures or [kind])
         raise InputError(
             f"gguf: the model is {own}, and what can be written are {', '.join(_NAMES.values())}; "
-            "leave GGUF out: `dpo-tune push RUN --to FOLDER` writes it for transformers, and "
-            "llama.cpp's own converter may know it"
+            f"leave GGUF out: `{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for "
+            "transformers, and llama.cpp's own converter may know it"
         )
     if getattr(config, "quantization_config", None):
         raise InputError("gguf: the model is quantised; give a base that is not")
@@ -156,8 +157,8 @@ def _refuse_settings(config: Any, rope: Mapping[str, Any]) -> None:
         if value not in values:
             raise InputError(
                 f"gguf: the model's config.json has {name}: {value}, and llama.cpp follows only "
-                f"{' or '.join(map(str, values))} in a {_NAMES[kind]}; leave GGUF out: `dpo-tune "
-                "push RUN --to FOLDER` writes it for transformers"
+                f"{' or '.join(map(str, values))} in a {_NAMES[kind]}; leave GGUF out: "
+                f"`{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for transformers"
             )
 
 

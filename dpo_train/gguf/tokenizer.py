@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypedDict
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 
 
@@ -165,7 +166,7 @@ def _refusal(what: str) -> InputError:
     return InputError(
         f"gguf: the tokenizer {what}, so llama.cpp would make other tokens of a text; what can be "
         f"written is byte-level BPE with one of the pre-tokenizers {known}; leave GGUF out: "
-        "`dpo-tune push RUN --to FOLDER` writes the model as it is"
+        f"`{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes the model as it is"
     )
 
 

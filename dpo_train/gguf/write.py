@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_train.command_line import python_module
 from dpo_train.errors import InputError
 from dpo_train.gguf import architecture, modelfile, sampling, tensors, tokenizer, turns
 from dpo_train.gguf.architecture import Architecture
@@ -65,7 +66,8 @@ def refuse_unwritable(
     the package gguf is not installed."""
     if find_spec("gguf") is None:
         raise InputError(
-            "gguf: the package gguf is not installed; type `pip install dpo-tune[gguf]`"
+            "gguf: the package gguf is not installed; type "
+            f"`{python_module('pip', 'install', 'dpo-tune[gguf]')}`"
         )
     described = architecture.describe(config)
     ends = sampling.ends(generation)

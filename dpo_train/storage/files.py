@@ -38,6 +38,18 @@ def write_here(path: Path, content: str | bytes) -> None:
         part.write_bytes(_bytes(content))
 
 
+def follow_umask(folder: Path) -> None:
+    """Gives the files below a folder the mode that a new file gets here: safetensors lets nobody
+    but the owner read its own, whoever may read the folder."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def sync(path: Path) -> None:
     """Waits until the disk has what was written of a file, or which files a folder has."""
     descriptor = os.open(path, os.O_RDONLY)

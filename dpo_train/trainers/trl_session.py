@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from transformers import PrinterCallback
+
 from dpo_train import export, model, reference
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
@@ -184,6 +186,7 @@ class TrlSession:
             peft_config=model.peft_config(config.lora) if config.lora else None,
             callbacks=[self._control],
         )
+        self._trainer.remove_callback(PrinterCallback)  # it prints dicts that nobody asked for
         self._trainer.hold(self._control, self._data, device)
 
     def _close_trainer(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def test_an_export_shows_nothing_of_what_the_process_did_before(
     tokenizer = model.load_base(ModelConfig(id=str(base)), "cpu").tokenizer
     tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=3)
     out = exported(small_config, str(base), tmp_path, **values)
+    (tmp_path / "new").touch()
+    usual = stat.S_IMODE((tmp_path / "new").stat().st_mode)
+    assert {path.name for path in out.iterdir() if stat.S_IMODE(path.stat().st_mode) != usual} == (
+        set()
+    )
     names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
     if values["lora"] is None:
         names += ["config.json", "generation_config.json"]

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 
 from dpo_train import sample
-from dpo_train.hub_errors import explain
+from dpo_train.hub_errors import HF_LOGIN, explain
 from tests.helpers.hub_uploads import Fault, WritableHub
 
 ADVICE = "do this"
@@ -44,13 +44,13 @@ def explained(
 def test_a_login_that_is_not_taken_is_said_and_nothing_else(
     tmp_path: Path, hub: WritableHub
 ) -> None:
-    said = "the Hub does not take the login (401); type `hf auth login`"
+    said = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
     assert explained(hub, tmp_path, token="hf_wrong") == said
 
 
 def test_a_gated_model_is_said_with_its_page(tmp_path: Path, hub: WritableHub) -> None:
     page = f"{constants.ENDPOINT}/acme/gated"
-    said = f"it is gated; ask for access at {page} and type `hf auth login`"
+    said = f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
     assert explained(hub, tmp_path, "acme/gated") == said
 
 

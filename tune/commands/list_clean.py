@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
+import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
-from tune.run_folder.damaged import DamagedFile
-from tune.run_folder.driver_lease import only_driver, refresh
-from tune.run_folder.folder import remove_run
+from tune.run_folder.driver_lease import is_driven, only_driver, refresh
+from tune.run_folder.folder import open_run, remove_run
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED, read_records
+from tune.run_folder.records import ENDED
 from tune.run_folder.run_info import RunInfo
 
 PREPARED = ".prepared"
@@ -26,9 +27,15 @@ class Stored:
     name: str
     kind: str
     state: str
-    trials: int
     gigabytes: float
     folder: Path
+    trials: str = ""
+    """How many of how many have ended, of a run."""
+    best: float | None = None
+    """The objective at the best report of a run."""
+    objective: str = ""
+    at: float | None = None
+    """Unix time at which a driver of the run was last at work."""
 
 
 def stored(runs_dir: Path) -> list[Stored]:
@@ -44,25 +51,48 @@ def stored(runs_dir: Path) -> list[Stored]:
         folder, gigabytes = runs_dir / name, size / 1e9
         if name.startswith(f"{PREPARED}/"):
             state = "complete" if f"{name}/manifest.json" in sizes else "incomplete"
-            prepared.append(Stored(name, "prepared data", state, 0, gigabytes, folder))
+            prepared.append(Stored(name, "prepared data", state, gigabytes, folder))
         elif not name.startswith(".") and f"{name}/run.json" in sizes:
-            run = RunFolder.at(folder)
-            refresh(run)
-            damaged: list[DamagedFile] = []
-            ended = sum(record.state in ENDED for record in read_records(run, damaged.append))
-            for each in damaged:
-                each.warn(sets_aside=False)
-            state = "finished" if f"{name}/results.json" in sizes else "unfinished"
-            found.append(Stored(name, "run", state, ended, gigabytes, folder))
+            refresh(RunFolder.at(folder))
+            found.append(_run(Stored(name, "run", "unreadable", gigabytes, folder)))
     return found + prepared
+
+
+def _run(found: Stored) -> Stored:
+    """With what its records say; without it where this version can't read them."""
+    folder = RunFolder.at(found.folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were said when the search began
+            run = open_run(folder)
+    except InputError:
+        return found
+    records = run.records
+    has_ended = folder.results_json.is_file() and not records.open_trials()
+    state = "running" if is_driven(folder) else "finished" if has_ended else "interrupted"
+    objective, best, sessions = records.objective, records.best(), records.run.driver_sessions
+    return replace(
+        found,
+        state=state,
+        trials=f"{records.count(*ENDED)}/{run.config.total_runs + records.standings.clones}",
+        best=best.metrics[objective.metric] if best else None,
+        objective=objective.metric,
+        at=sessions[-1][1] if sessions else None,
+    )
 
 
 def print_stored(runs_dir: Path) -> None:
     """The same as a table."""
-    print(f"{'name':32} {'what':14} {'state':11} {'trials':>6} {'GB':>7}")
-    for item in stored(runs_dir):
-        trials = str(item.trials) if item.kind == "run" else ""
-        print(f"{item.name:32} {item.kind:14} {item.state:11} {trials:>6} {item.gigabytes:7.3f}")
+    items = stored(runs_dir)
+    width = max([len("name"), *(len(item.name) for item in items)])
+    head = f"{'name':{width}} {'last at work':16} {'state':13} {'trials':>9} {'best':>7}"
+    print(f"{head}  {'objective':14} {'GB':>7}")
+    for item in items:
+        at = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.at)) if item.at else ""
+        state = item.state if item.kind == "run" else item.kind
+        best = f"{item.best:.3f}" if item.best is not None else ""
+        row = f"{item.name:{width}} {at:16} {state:13} {item.trials:>9} {best:>7}"
+        print(f"{row}  {item.objective:14} {item.gigabytes:7.3f}")
 
 
 def remove(runs_dir: Path, names: list[str]) -> list[Stored]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dpo_train.config_base import override
 from dpo_train.errors import Diverged, InputError
+from dpo_train.quiet import quieten_libraries
 from dpo_train.trainers.open import open_session
 from tune.config.objective import Report
 from tune.run_folder.folder import find_run, open_run
@@ -99,6 +100,7 @@ def replay(
 
 def print_replay(run_folder: RunLike, trial: str) -> None:
     """The same, printed report by report."""
+    quieten_libraries()
     print(f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   as recorded, as it is now")
 
     def watch(then: Report, now: Report) -> None:

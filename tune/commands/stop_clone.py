@@ -16,7 +16,7 @@ from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.inbox import FILE, Request
 from tune.run_folder.paths import RunFolder, RunLike
 from tune.run_folder.records import ENDED
-from tune.search.resume import is_finished
+from tune.search.resume import EXHAUSTED, how_to_grow, is_finished
 
 
 def stop(run_folder: RunLike, trial: str) -> None:
@@ -36,7 +36,9 @@ def clone(run_folder: RunLike, trial: str, changes: Overrides) -> Point:
     folder = find_run(run_folder)
     run = open_run(folder)
     if is_finished(run):
-        raise InputError(f"{folder} has ended; let it grow: dpo-tune resume {folder} --trials +8")
+        command = how_to_grow(run)
+        advice = f"let it grow: {command}" if command else EXHAUSTED
+        raise InputError(f"{folder} has ended; {advice}")
     config, records = run.config, run.records
     point: Point = {**records.find(trial).config, **changes}
     for path, axis in config.space.items():

@@ -6,7 +6,9 @@ Reaches no run folder, no object store and no Ray.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dpo_train.config_base import Overrides, YamlTree, parse, read_yaml
 from dpo_train.errors import InputError
@@ -24,6 +26,11 @@ def load_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
         content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)
     _drop_removed(content, path)
     return check(parse(SearchConfig, content, overrides or {}, str(path)))
+
+
+def search_of(content: Mapping[str, Any], overrides: Overrides | None = None) -> SearchConfig:
+    """The same of what a YAML holds, as a mapping. Without a `name` it is `search`."""
+    return check(parse(SearchConfig, {"name": "search", **content}, overrides or {}, "search"))
 
 
 def _drop_removed(content: YamlTree, path: Path) -> None:

@@ -15,7 +15,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from dpo_train import hub_errors
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError, one_line
+from dpo_train.hub_errors import HF_LOGIN
 from tune.config.outputs import HubConfig
 from tune.errors import Unreachable
 
@@ -25,7 +27,7 @@ _WAITS = (2.0, 8.0)
 _LONGEST_WAIT = 60.0
 _LATER = (408, 429, 500, 502, 503, 504)
 _MEANINGS = {
-    403: "the token may not write there (403); give it that right and type `hf auth login`",
+    403: f"the token may not write there (403); give it that right and type `{HF_LOGIN}`",
     404: "there is no such repository or branch, or it is hidden from this login (404)",
     409: "it is in the way of what is there already (409)",
     412: "someone else has changed it in between (412)",
@@ -74,11 +76,12 @@ def check(hub: HubConfig) -> str:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise InputError(f"hub.repo: {one_line(error)}") from None
-    elsewhere = f"or write it to a folder: `dpo-tune push RUN --repo {repo} --to FOLDER`"
+    to_folder = dpo_tune("push", "RUN", "--repo", repo, "--to", "FOLDER")
+    elsewhere = f"or write it to a folder: `{to_folder}`"
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"hub.repo: HF_HUB_OFFLINE is set; unset it, {elsewhere}")
     if get_token() is None:
-        raise InputError(f"hub.repo: not logged in; type `hf auth login`, {elsewhere}")
+        raise InputError(f"hub.repo: not logged in; type `{HF_LOGIN}`, {elsewhere}")
     api = HfApi()
     try:
         who = cast(_Account, patiently(api.whoami))
@@ -107,7 +110,7 @@ def _refuse_other_owner(repo: str, who: _Account) -> None:
     if token.get("role") == "read":
         raise InputError(
             f"hub.repo: the token {token.get('displayName', '')!r} may only read; make one that "
-            "may write at huggingface.co/settings/tokens and type `hf auth login`"
+            f"may write at huggingface.co/settings/tokens and type `{HF_LOGIN}`"
         )
     if token.get("role") == "fineGrained" and not _may_write(token, owner, repo):
         raise InputError(

@@ -5,7 +5,6 @@ A push that failed or was killed begins again where it stood: what the Hub has i
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 
 from dpo_train import model_source
+from dpo_train.command_line import dpo_tune
 from dpo_train.config_base import Overrides, parse
 from dpo_train.errors import InputError, one_line
 from dpo_train.gguf.tensors import Quantization
@@ -119,13 +119,7 @@ class _Push:
     def command(self) -> str:
         """What pushes the same again."""
         hub, usual, folder = self.hub, HubConfig(), self.results.folder
-        words = [
-            "dpo-tune",
-            "push",
-            folder.url or str(folder.path),
-            "--repo",
-            str(hub.repo),
-        ]
+        words = ["push", folder.argument, "--repo", str(hub.repo)]
         words += [] if hub.private else ["--public"]
         words += ["--merged"] if hub.merged else []
         words += ["--dtype", hub.dtype] if hub.dtype != usual.dtype else []
@@ -133,7 +127,7 @@ class _Push:
         words += ["--license", hub.license] if hub.license else []
         words += ["--branch", self.branch] if self.branch != "main" else []
         words += ["--tag", self.tag] if self.tag else []
-        return shlex.join(words)
+        return dpo_tune(*words)
 
 
 def _opened(run: RunLike, branch: str, tag: str, changes: Overrides) -> _Push:

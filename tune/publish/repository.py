@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard, hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from dpo_train import export, hub_errors
+from dpo_train.command_line import dpo_tune
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError
 from dpo_train.gguf.exported import refuse_unwritable_base, write_exported
@@ -65,7 +66,7 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     if results.test_of_winner is None:
         raise InputError(
             f"{results.place}: its winner was not judged on test, so a card would have no number "
-            f"to quote; type `dpo-tune resume {results.place} --trials +1`"
+            f"to quote; type `{dpo_tune('resume', results.folder.argument, '--trials', '+1')}`"
         )
 
 
@@ -74,13 +75,15 @@ def refuse_without_winner(results: Results, config: SearchConfig) -> None:
     if config.trainer == "simulated":
         raise InputError("a simulated search has no model to publish")
     if results.winner is None:
-        raise InputError(f"{results.place} has no winner; type `dpo-tune resume {results.place}`")
+        command = dpo_tune("resume", results.folder.argument)
+        raise InputError(f"{results.place} has no winner; type `{command}`")
     winner = mirror.pull(results.folder.winner)
     stamp = ExportStamp.read(winner)
     if stamp.trial != (results.winner.run or results.winner.trial):
         raise InputError(
             f"{results.place}: winner/ is of {stamp.trial}, results.json of "
-            f"{results.winner.trial}; type `dpo-tune resume {results.place}` to end the search"
+            f"{results.winner.trial}; type `{dpo_tune('resume', results.folder.argument)}` to end "
+            "the search"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.scoring import metrics
 from tune.config.objective import Objective
 from tune.report.doubts import doubts
@@ -28,7 +29,8 @@ def render(results: Results, rows: int = 10) -> str:
 
 
 def to_csv(results: Results) -> str:
-    """One line a trial: id, state, pairs_seen, its config by dotted path, its best metrics."""
+    """One line a trial: id, state, pairs trained and at the best report, its config by dotted path,
+    its best metrics."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, results.columns(), lineterminator="\n")
     writer.writeheader()
@@ -141,18 +143,21 @@ def _table(results: Results, rows: int) -> str:
     """The best trials; with two objectives the whole front, whatever `rows` says."""
     ranked, objective, front = results.ranked(), results.objective, set(results.front)
     second = objective.second.metric if objective.second else "drift"
-    head = f"{'trial':12} {'state':9} {'pairs':>6} {objective.metric:>13} {second:>6}"
+    shown = ranked[: max(rows, len(front))]
+    width = max([len("state"), *(len(trial.state) for trial in shown)])
+    head = f"{'trial':12} {'state':{width}} {'pairs trained':>13} {'at best':>7}"
+    head = f"{head} {objective.metric:>13} {second:>6}"
     lines = [f"{head}{_mark(objective, False)}config"]
-    rows = max(rows, len(front))
-    lines += [_row(trial, objective, trial.id in front) for trial in ranked[:rows]]
-    if len(ranked) > rows:
-        lines.append(f"… and {len(ranked) - rows} more: dpo-tune show {results.name} --csv")
+    lines += [_row(trial, objective, trial.id in front, width) for trial in shown]
+    if len(ranked) > len(shown):
+        command = dpo_tune("show", results.folder.argument, "--csv")
+        lines.append(f"… and {len(ranked) - len(shown)} more: {command}")
     if front:
         lines.append(f"* {results.about_front()}")
     return "\n".join(lines)
 
 
-def _row(trial: TrialRecord, objective: Objective, on_front: bool) -> str:
+def _row(trial: TrialRecord, objective: Objective, on_front: bool, state_width: int) -> str:
     width, digits = (len(objective.second.metric), 3) if objective.second else (6, 2)
     if trial.metrics:
         other = trial.metrics[objective.other.metric]
@@ -164,7 +169,9 @@ def _row(trial: TrialRecord, objective: Objective, on_front: bool) -> str:
         told += f"  beyond the bound: {objective.bounds_text}"
     if trial.cloned_from:
         told += f"  {'warm ' if trial.warm else ''}clone of {trial.cloned_from}"
-    stood = f"{trial.id:12} {trial.state:9} {trial.pairs_seen:6} {value}"
+    best = trial.pairs_at_best_report
+    at_best = "-" if best is None else str(best)
+    stood = f"{trial.id:12} {trial.state:{state_width}} {trial.pairs_seen:13} {at_best:>7} {value}"
     return f"{stood}{_mark(objective, on_front)}{describe(trial.config)}{told}"
 
 
@@ -183,7 +190,12 @@ def _answers(results: Results) -> str:
 def _cost(results: Results) -> str:
     cost = results.cost
     gpu = f", {cost.gpu_seconds / 3600:.2f} GPU-hours" if cost.gpu_seconds else ""
+    interrupted = ""
+    if any(trial.state == "interrupted" for trial in results.runs):
+        command = dpo_tune("resume", results.folder.argument)
+        interrupted = f"\nnobody drives this search now; to go on: {command}"
     return (
         f"{results.counted()}; {cost.pairs_seen} pairs trained on, reference log-probs of "
         f"{cost.reference_pairs} pairs computed; {duration(cost.wall_seconds)}{gpu}"
+        f"{interrupted}"
     )

@@ -10,10 +10,12 @@ from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder import less_drift, luck
 from tune.run_folder.confirmation import Confirmation
+from tune.run_folder.driver_lease import is_driven
 from tune.run_folder.exports import ExportStamp
 from tune.run_folder.folder import find_run, open_run
-from tune.run_folder.paths import RunLike
-from tune.run_folder.records import Records
+from tune.run_folder.live import read_live
+from tune.run_folder.paths import RunFolder, RunLike
+from tune.run_folder.records import Records, State, TrialRecord
 from tune.run_folder.results import Cost, Results, Winner, load_results
 
 
@@ -113,4 +115,24 @@ def current_results(run_folder: RunLike) -> Results:
         results = load_results(folder)
         if len(results.runs) == len(records.trials):
             return results
-    return assemble(config, records).at(folder)
+    return _as_it_stands(assemble(config, records), folder).at(folder)
+
+
+def _as_it_stands(results: Results, folder: RunFolder) -> Results:
+    """The trials that have not ended as what they are now: interrupted if nobody drives the search,
+    and waiting if no worker has begun with them, whatever the driver's last record says."""
+    live, driven = read_live(folder), is_driven(folder)
+
+    def state(trial: TrialRecord) -> State:
+        if trial.has_ended:
+            return trial.state
+        if not driven:
+            return "interrupted"
+        waits = live is not None and trial.id not in live.trials
+        return "pending" if waits else trial.state
+
+    def seen(trials: list[TrialRecord]) -> list[TrialRecord]:
+        return [trial.model_copy(update={"state": state(trial)}) for trial in trials]
+
+    trials, confirmations = seen(results.trials), seen(results.confirmations)
+    return results.model_copy(update={"trials": trials, "confirmations": confirmations})

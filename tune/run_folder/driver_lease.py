@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
+from tune.run_folder.live import read_live
 from tune.run_folder.paths import RunFolder
 
 BEAT_SECONDS = 10.0
@@ -82,6 +84,21 @@ def only_driver(folder: RunFolder) -> Iterator[None]:
             with _beating(folder):
                 _bring(folder)
                 yield
+
+
+def is_driven(folder: RunFolder) -> bool:
+    """Whether a driver is at work, as far as it is known without waiting for a sign of it."""
+    if folder.url is not None:
+        heartbeat = _Heartbeat.read(folder.heartbeat)
+        return heartbeat is not None and not heartbeat.is_dead_here and bool(read_live(folder))
+    try:
+        with folder.driver_lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def refresh(folder: RunFolder) -> None:
@@ -174,8 +191,5 @@ def _where() -> tuple[str, ...]:
 
 
 def _held(folder: RunFolder, who: str) -> str:
-    watch = str(folder) if folder.url else folder.name
-    return (
-        f"{folder}: {who} runs this search now; watch it with `dpo-tune show {watch}`, or give "
-        "`--name NEW`"
-    )
+    watch = dpo_tune("show", folder.argument)
+    return f"{folder}: {who} runs this search now; watch it with `{watch}`, or give `--name NEW`"

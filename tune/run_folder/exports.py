@@ -199,8 +199,11 @@ def _best_of_each(records: Records, found: list[Export]) -> list[Export]:
 
 
 def _in_order(records: Records, found: list[Export]) -> list[Export]:
-    order = records.judge.best_first([each.trial_report for each in found])
-    return [found[index] for index in order]
+    """The best first, those of trials that can't win last."""
+    rivals = [each for each in found if not records.is_out(each.stamp.trial)]
+    order = records.judge.best_first([each.trial_report for each in rivals])
+    out = [each for each in found if records.is_out(each.stamp.trial)]
+    return [rivals[index] for index in order] + out
 
 
 def _recorded(records: Records) -> list[Export]:
@@ -225,6 +228,7 @@ def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStam
         each
         for each in _recorded(records)
         if records.objective.allows(each.stamp.report)
+        and not records.is_out(each.stamp.trial)
         and (chosen is None or each.stamp.searched == chosen)
     ]
     while found:

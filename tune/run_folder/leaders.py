@@ -92,8 +92,10 @@ class Leaders:
         self._reports: list[TrialReport] = []
         self._table = _Table.empty(64)
 
-    def put(self, trial_id: str, report: Report, may_be_finalist: bool) -> None:
-        """Takes a trial's best report, or that it has ended."""
+    def put(
+        self, trial_id: str, report: Report, may_be_finalist: bool, is_out: bool = False
+    ) -> None:
+        """Takes a trial's best report, or that it has ended; `is_out` if it may not win."""
         row = self._rows.setdefault(trial_id, len(self._rows))
         if row == len(self._table.value):
             self._table = self._table.twice_as_long()
@@ -101,10 +103,10 @@ class Leaders:
         table.is_finalist[row] = may_be_finalist
         if row == len(self._reports):
             self._reports.append((trial_id, report))
-        elif self._reports[row][1] is report:
+        elif self._reports[row][1] is report and not is_out:
             return
         self._reports[row] = (trial_id, report)
-        table.value[row] = self._objective.worth(report)
+        table.value[row] = -np.inf if is_out else self._objective.worth(report)
         if self._objective.second is not None:
             table.first[row], table.second[row] = self._objective.key(report)
         table.later[row] = report.get("pairs_seen", 0)

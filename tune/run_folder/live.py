@@ -43,14 +43,19 @@ def write_live(folder: RunFolder, live: Live) -> None:
     mirror.put_later(path, content)
 
 
-def describe_live(folder: RunFolder) -> list[str]:
-    """What runs, how far each trial is and since when; one line each. Empty if no driver is at
-    work: it wrote nothing for a minute."""
+def read_live(folder: RunFolder) -> Live | None:
+    """None if no driver is at work: it wrote nothing for a minute."""
     try:
         live = Live.model_validate_json(mirror.read_text(folder.live_json))
     except (OSError, ValidationError):
-        return []
-    if time.time() - live.at > STALE_SECONDS:
+        return None
+    return live if time.time() - live.at <= STALE_SECONDS else None
+
+
+def describe_live(folder: RunFolder) -> list[str]:
+    """What runs, how far each trial is and since when; one line each."""
+    live = read_live(folder)
+    if live is None:
         return []
     lines = [live.reference] if live.reference else []
     lines += [

@@ -12,4 +12,5 @@ OPTUNA_STATES: dict[State, TrialState] = {
     "failed": TrialState.FAIL,
     "running": TrialState.RUNNING,
     "pending": TrialState.WAITING,
+    "interrupted": TrialState.RUNNING,
 }

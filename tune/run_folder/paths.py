@@ -44,6 +44,11 @@ class RunFolder:
         return self.url or str(self.path.absolute())
 
     @property
+    def argument(self) -> str:
+        """What a command is given to mean the folder, before it is quoted for the shell."""
+        return self.url or str(self.path)
+
+    @property
     def exists(self) -> bool:
         """Whether there is a run: `run.json` is written last when a run begins."""
         return self.run_json.is_file()

@@ -28,10 +28,11 @@ from tune.run_folder.run_info import RunInfo
 from tune.run_folder.standings import Standings
 from tune.run_folder.step import Step
 
-State = Literal["finished", "stopped", "failed", "running", "pending"]
+State = Literal["finished", "stopped", "failed", "running", "pending", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)
 ENDED = STATES[:3]
-
+"""The others may go on. No record is written as `interrupted`: whoever reads those of a search
+that nobody drives now says so of the ones that have not ended."""
 
 _LEAST_TOKENS = 64
 """Less than a pair has."""
@@ -74,6 +75,11 @@ class TrialRecord(Document):
     @property
     def pairs_seen(self) -> int:
         return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
+
+    @property
+    def pairs_at_best_report(self) -> int | None:
+        """None where nothing was measured."""
+        return int(self.metrics["pairs_seen"]) if "pairs_seen" in self.metrics else None
 
 
 class Records:
@@ -220,19 +226,30 @@ class Records:
         return sum(self.standings.states[state] for state in states)
 
     def ranked(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """The best first, each by its best report; those that were not measured last."""
+        """The best first, each by its best report; then those that can't win, then those that were
+        not measured."""
         records = list(records)
-        measured = [record for record in records if record.metrics]
-        order = self.judge.best_first([(record.id, record.metrics) for record in measured])
+        rivals = [record for record in records if record.metrics and not self.is_out(record.id)]
+        order = self.judge.best_first([(record.id, record.metrics) for record in rivals])
+        out = [record for record in records if record.metrics and self.is_out(record.id)]
         unmeasured = [record for record in records if not record.metrics]
-        return [measured[index] for index in order] + unmeasured
+        return [rivals[index] for index in order] + out + unmeasured
+
+    def is_out(self, trial_id: str) -> bool:
+        """Whether a trial can't win whatever it reported: with two objectives one that failed."""
+        return self.objective.second is not None and self.trials[trial_id].state == "failed"
 
     def front(self) -> list[TrialRecord]:
         """With two objectives the trials of the search that no other beats in one without losing in
-        the other, each by its best report, the best first; empty with one objective."""
+        the other, each by its best report, the best first, those that failed left out; empty with
+        one objective."""
         if self.objective.second is None:
             return []
-        measured = [record for record in self.ranked(self.searched) if record.metrics]
+        measured = [
+            record
+            for record in self.ranked(self.searched)
+            if record.metrics and not self.is_out(record.id)
+        ]
         numbers = self.objective.front_numbers([record.metrics for record in measured])
         return [record for record, number in zip(measured, numbers, strict=True) if number == 0]
 

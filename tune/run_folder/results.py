@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 from dpo_train.evaluation.test_report import Answer, Numbers, SampledKl
 from dpo_train.scoring.metrics import METRICS
@@ -26,9 +27,21 @@ from tune.run_folder.less_drift import LessDrift
 from tune.run_folder.luck import Luck
 from tune.run_folder.paths import RunFolder, RunLike
 from tune.run_folder.records import STATES, TrialRecord
+from tune.run_folder.wording import describe
 
 if TYPE_CHECKING:
     import pandas
+
+_IN_A_NOTEBOOK = 10
+"""Trials that a notebook shows of results."""
+_HTML = """
+<p><b>{{ results.name }}</b>: {{ results.in_short() }}</p>
+<table>
+<tr>{% for name in head %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% if more %}<p>… and {{ more }} more in <code>.frame()</code></p>{% endif %}
+"""
 
 
 class Winner(Document):
@@ -188,11 +201,55 @@ class Results(Document):
         counts = Counter(trial.state for trial in self.trials)
         return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
+    def in_short(self) -> str:
+        """For example `11 finished, 13 stopped; winner a-018: learning_rate=1e-4, eval/accuracy
+        0.983`."""
+        if self.winner is None:
+            return f"{self.counted()}; no winner"
+        metric = self.objective.metric
+        value = self.winner.eval[metric.removeprefix("eval/")]
+        won = f"winner {self.winner.trial}: {describe(self.winner.config)}, {metric} {value:.3f}"
+        return f"{self.counted()}; {won}"
+
+    def __repr__(self) -> str:
+        return f"<Results of {self.name} in {self.place}: {self.in_short()}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """In a notebook the best trials, not all that is known of them."""
+        from jinja2 import Environment  # only a notebook needs it
+
+        parts = self.objective.parts
+        rows = [
+            [
+                trial.id,
+                trial.state,
+                trial.pairs_seen,
+                trial.pairs_at_best_report,
+                *(f"{trial.metrics[p.metric]:.3f}" if trial.metrics else "" for p in parts),
+                describe(trial.config),
+            ]
+            for trial in self.ranked()[:_IN_A_NOTEBOOK]
+        ]
+        metrics = [part.metric for part in parts]
+        return (
+            Environment(autoescape=True)
+            .from_string(_HTML)
+            .render(
+                results=self,
+                head=["trial", "state", "pairs trained", "at best report", *metrics, "config"],
+                rows=rows,
+                more=max(0, len(self.trials) - _IN_A_NOTEBOOK),
+            )
+        )
+
     def columns(self) -> list[str]:
         """Names of a trial's values in one row: axes by dotted path, metrics at its best report."""
         axes = sorted({path for trial in self.trials for path in trial.config})
-        metrics = sorted({name for trial in self.trials for name in trial.metrics})
-        return ["id", "state", *axes, *metrics, "seconds", "error"]
+        metrics = {name for trial in self.trials for name in trial.metrics} - {"pairs_seen"}
+        pairs = ["pairs_trained", "pairs_at_best_report"]
+        return ["id", "state", *pairs, *axes, *sorted(metrics), "seconds", "error"]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict a trial, by `columns`; inactive axes and what was not measured are left out."""
@@ -200,8 +257,10 @@ class Results(Document):
             {
                 "id": trial.id,
                 "state": trial.state,
+                "pairs_trained": trial.pairs_seen,
+                "pairs_at_best_report": trial.pairs_at_best_report,
                 **trial.config,
-                **trial.metrics,
+                **{name: value for name, value in trial.metrics.items() if name != "pairs_seen"},
                 "seconds": round(trial.seconds, 3),
                 "error": trial.error,
             }
@@ -223,12 +282,12 @@ def load_results(run: RunLike) -> Results:
     """The results of a run folder, or of a name under `runs/`. Raises InputError."""
     folder = find_run(run)
     if not folder.results_json.is_file():
-        raise InputError(
-            f"{folder}: the search has no results yet; type `dpo-tune resume {folder}` to finish it"
-        )
+        command = dpo_tune("resume", folder.argument)
+        raise InputError(f"{folder}: the search has no results yet; type `{command}` to finish it")
     found = read_results(folder)
     if isinstance(found, DamagedFile):
-        raise found.refusal(f"type `dpo-tune resume {folder}` to make it anew")
+        command = dpo_tune("resume", folder.argument)
+        raise found.refusal(f"type `{command}` to make it anew")
     return found
 
 

@@ -81,7 +81,9 @@ class Standings:
         else:
             self.open[record.id] = None
         if record.confirms is None:
-            self.leaders.put(record.id, record.metrics, record.has_ended and not record.warm)
+            is_out = self._objective.second is not None and record.state == "failed"
+            may_be_finalist = record.has_ended and not record.warm
+            self.leaders.put(record.id, record.metrics, may_be_finalist, is_out)
 
     def begin_driver_session(self) -> None:
         """What failed before may have been mended since."""

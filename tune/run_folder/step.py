@@ -40,6 +40,8 @@ class Step:
     """The most tokens of a pass; 0 where they are not known."""
     note: str = ""
     """What a person should read about it; empty if there is nothing."""
+    pairs_total: int = 0
+    """Pairs until the trial's end; 0 where they are not known."""
     devices: tuple[Device, ...] = ()
     """The GPUs that it held; of several processes in the order of their ranks."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from dpo_train.command_line import script
 from dpo_train.config_base import YamlTree
 from dpo_train.errors import DpoError, InputError, one_line
 from dpo_train.storage.files import checksum
@@ -70,7 +71,8 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
         _wait_until_running()
         served = Deployment(url=_answering(config))
     except _Failed as error:
-        served = Deployment(error=f"{error}; to try again: serve deploy {path}")
+        again = script("serve", "deploy", str(path))
+        served = Deployment(error=f"{error}; to try again: {again}")
     results = results.model_copy(update={"served": served}).at(results.folder)
     write_results(results.folder.results_json, results)
     return results

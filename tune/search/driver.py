@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 from tune.cluster.connection import connected
 from tune.config.checks import check
-from tune.config.load import load_search
+from tune.config.load import load_search, search_of
 from tune.config.schema import SearchConfig
 from tune.report.page import keep_fresh, write_or_warn
 from tune.run_folder.assemble import assemble
@@ -45,6 +46,7 @@ from tune.search.resume import (
     refuse_other_search,
     refuse_warm_clones,
     reopen_trials,
+    what_ended,
 )
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
@@ -54,14 +56,20 @@ from tune.search.warm_start import with_earlier_points
 from tune.tracking.child_process import TrackingProcess
 
 
-def run(search: str | Path | SearchConfig, overrides: Mapping[str, Any] | None = None) -> Results:
+def run(
+    search: str | Path | Mapping[str, Any] | SearchConfig,
+    overrides: Mapping[str, Any] | None = None,
+) -> Results:
     """Runs a search to its end and returns its results; the same as `dpo-tune run`.
 
-    Goes on where an unfinished search of the same configuration stands. Raises InputError,
-    StoreError before work, and Interrupted after SIGINT or SIGTERM.
+    `search`: a YAML file, or what one holds, as a dict. `overrides`: values by dotted path. Goes on
+    where an unfinished search of the same configuration stands. Raises InputError, StoreError
+    before work, and Interrupted after SIGINT or SIGTERM.
     """
     if isinstance(search, SearchConfig):
         config = check(search)
+    elif isinstance(search, Mapping):
+        config = search_of(search, overrides)
     else:
         config = load_search(Path(search), overrides)
     with SignsOfLife() as signs:
@@ -84,7 +92,8 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     refuse_unwritable(folder.path.parent)
     open_storage(config.storage)
     refuse_other_files(folder)
-    config, prepared = plan_prepared_data(config)
+    signs.doing(f"{config.name}: reading the data")
+    config, prepared = plan_prepared_data(config, signs.say)
     folder.path.mkdir(parents=True, exist_ok=True)
     with only_driver(folder):
         write_yaml(folder.search_yaml, config)
@@ -130,6 +139,7 @@ def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
     folder, config, records = run.folder, run.config, run.records
     with disk_failure_as_interruption(folder):
         if is_finished(run):
+            signs.say(what_ended(run))
             return _publish(load_results(folder), config)
         refuse_warm_clones(records)
         approve(config, records.run)
@@ -145,6 +155,7 @@ def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
                 return _publish(_search(run, signs, tokenising), config)
             finally:
                 tracking.close()
+                folder.live_json.unlink(missing_ok=True)  # nothing is at work any more
         finally:
             tokenising.close()
 
@@ -169,7 +180,8 @@ def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
     write_results(records.folder.results_json, results)
     write_or_warn(records.folder, lambda: results)
     if not outcome.is_budget_spent and not is_finished(run):
-        print(f"a clone was asked for at the very end; dpo-tune resume {records.folder} tries it")
+        command = dpo_tune("resume", records.folder.argument)
+        print(f"a clone was asked for at the very end; to try it: {command}")
     return results.at(records.folder)
 
 

@@ -5,6 +5,7 @@ Planning writes the rows and the key; the log-probs are computed by the first tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from dpo_train import data, model_source, reference
@@ -18,22 +19,23 @@ from tune.run_folder.records import Records
 _FEW_HELD_OUT_PAIRS = 10
 
 
-def plan_prepared_data(config: SearchConfig) -> tuple[SearchConfig, Path]:
+def plan_prepared_data(
+    config: SearchConfig, say: Callable[[str], None]
+) -> tuple[SearchConfig, Path]:
     """The config with its model pinned to a commit, and the folder of its prepared data.
 
-    Raises InputError for a model or data that can't be read.
+    `say` is told what was read. Raises InputError for a model or data that can't be read.
     """
     if config.trainer == "simulated":
         return config, Path()
     config = config.model_copy(update={"model": model_source.resolve(config.model)})
     pairs = data.load_pairs(config.data)
-    print(f"{config.name}: read as: {pairs.read_as}", flush=True)
-    print(f"{config.name}: {pairs.summary()}", flush=True)
+    say(f"{config.name}: read as: {pairs.read_as}")
+    say(f"{config.name}: {pairs.summary()}")
     if len(pairs.splits["eval"]) < _FEW_HELD_OUT_PAIRS:
-        print(
+        say(
             f"warning: {len(pairs.splits['eval'])} held-out pair(s) cannot tell trials apart; "
-            "the winner will be a matter of luck",
-            flush=True,
+            "the winner will be a matter of luck"
         )
     root = config.prepared_root.absolute()
     return config, reference.plan(config.base_trial(), pairs, root, config.device)

@@ -1,65 +1,78 @@
-"""The words in which a running search is described: counts, the best, what its trials do."""
+"""How a running search stands: what is shown of it, and the line that says how a trial ended."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
-from tune.config.objective import Objective
+from tune.config.objective import Objective, Report
 from tune.run_folder.records import ENDED, Records, TrialRecord
+from tune.run_folder.step import Step
 from tune.run_folder.wording import describe, duration
+from tune.search.pace import Pace
 from tune.search.signs_of_life import SignsOfLife
-from tune.workers.live_state import Snapshot
-
-_TRIALS_SHOWN = 3
+from tune.search.view import RunningTrial, View
+from tune.workers.live_state import Doing, Snapshot
 
 
 class Progress:
-    """Says how a search stands. `total` trials are expected."""
+    """`total` trials are expected, beside those that a person asks for."""
 
-    def __init__(self, records: Records, total: int, signs: SignsOfLife | None = None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        total: int,
+        signs: SignsOfLife | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._records = records
         self._asked_for = total
-        self._began = time.monotonic()
-        self._ended_before = records.count(*ENDED)
         self._signs = signs or SignsOfLife()
+        self._pace = Pace(now)
         self.live = Snapshot()
         """What the trials did at the last look."""
 
-    @property
-    def _total(self) -> int:
-        return self._asked_for + self._records.standings.clones
+    def look(self, live: Snapshot) -> None:
+        """Takes what the workers said that they do."""
+        self.live = live
+        for name, doing in live.trials.items():
+            if doing.pairs_total and name in self._records.standings.open:
+                self._pace.saw(name, doing.pairs_done, doing.pairs_total)
 
-    def update(self) -> None:
-        self._signs.update()
+    def reported(self, trial: str, seen_before: int, step: Step) -> None:
+        """Takes what a trial did since the report before, at so many pairs: it may have been too
+        fast to be seen at a look."""
+        if step.pairs_total:
+            self._pace.began(trial, seen_before, step.pairs_total, step.seconds)
+            self._pace.saw(trial, int(step.report["pairs_seen"]), step.pairs_total)
 
     def ended(self, record: TrialRecord) -> None:
         """Says how one trial ended."""
-        self.say(self._trial_line(record))
+        self._pace.ended(record.id, record.pairs_seen)
+        self.say(_trial_line(record, self._records.objective))
 
     def say(self, line: str) -> None:
         self._signs.say(line)
 
-    def line(self) -> str:
-        """For example `12/24 trials · 2 running · 7 stopped · best eval/accuracy 0.950`."""
-        count = self._records.count
-        ended = count(*ENDED)
-        parts = [
-            f"{ended}/{self._total} trials",
-            f"{count('running')} running",
-            f"{count('stopped')} stopped",
-            f"{count('finished')} finished",
-        ]
-        if failed := count("failed"):
-            parts.append(f"{failed} failed")
-        if best := self._records.best():
-            parts.append(f"best {_values(self._records.objective, best)} ({best.id})")
-        done_here = ended - self._ended_before
-        if done_here and ended < self._total:
-            left = (time.monotonic() - self._began) / done_here * (self._total - ended)
-            parts.append(f"about {duration(left)} left")
-        if doing := self.reference_line() or self._doing():
-            parts.append(doing)
-        return " · ".join(parts)
+    def view(self) -> View:
+        records, count = self._records, self._records.count
+        running = self._running()
+        ended, total = count(*ENDED), self._asked_for + records.standings.clones
+        share = sum(self._pace.share_done(trial.name) for trial in running)
+        best = records.best()
+        waiting = max(0, count("running") - len(running))
+        counts = {"running": len(running), "waiting": waiting}
+        counts |= {state: count(state) for state in ENDED}
+        return View(
+            doing=self.reference_line(),
+            ended=ended,
+            total=total,
+            share=(ended + share) / max(1, total),
+            seconds_left=self._pace.seconds_left(total - ended),
+            counts=" · ".join(f"{number} {what}" for what, number in counts.items() if number),
+            best=f"best {_values(records.objective, best.metrics)} ({best.id})" if best else "",
+            running=running,
+        )
 
     def reference_line(self) -> str:
         """For example `reference log-probs 312 of 600 (1 min 40 s left)`; empty without a pass."""
@@ -70,28 +83,39 @@ class Progress:
         told = f" ({duration(left)} left)" if left is not None else ""
         return f"reference log-probs {reference.pairs_done} of {reference.pairs_total}{told}"
 
-    def _doing(self) -> str:
-        """For example `k3f-000 at 40 of 64 pairs, k3f-001 loading the model, 14 more`."""
-        trials = sorted(self.live.trials.items())
-        said = [
-            f"{name} at {doing.pairs_done} of {doing.next_report} pairs"
-            if doing.what == "training"
-            else f"{name} {doing.what}"
-            for name, doing in trials[:_TRIALS_SHOWN]
-        ]
-        if len(trials) > _TRIALS_SHOWN:
-            said.append(f"{len(trials) - _TRIALS_SHOWN} more")
-        return ", ".join(said)
+    def _running(self) -> tuple[RunningTrial, ...]:
+        """The trials with which a worker has begun. Ray Tune has one more, which waits for a
+        place."""
+        records, live = self._records, self.live.trials
+        found = []
+        for name in sorted(live.keys() | self._pace.training):
+            record, doing = records.trials.get(name), live.get(name, Doing("training"))
+            if record is None or record.has_ended:
+                continue
+            found.append(
+                RunningTrial(
+                    name=name,
+                    what=doing.what,
+                    # What was said of it may be older than its last report.
+                    pairs_done=max(doing.pairs_done, record.pairs_seen),
+                    pairs_total=doing.pairs_total or self._pace.total(name),
+                    last=_values(records.objective, record.curve[-1]) if record.curve else "",
+                    pairs_per_second=self._pace.pairs_per_second(name),
+                )
+            )
+        return tuple(found)
 
-    def _trial_line(self, record: TrialRecord) -> str:
-        again = f"  {record.confirms} again" if record.confirms else ""
-        value = _values(self._records.objective, record) if record.metrics else record.error or ""
-        return (
-            f"{record.id} {record.state:8} {record.pairs_seen:>6} pairs  {value}  "
-            f"{describe(record.config)}{again}"
-        )
+
+def _trial_line(record: TrialRecord, objective: Objective) -> str:
+    again = f"  {record.confirms} again" if record.confirms else ""
+    values = f"{_values(objective, record.metrics)}  " if record.metrics else ""
+    why = f"  {record.error}" if record.error else ""
+    return (
+        f"{record.id} {record.state:8} {record.pairs_seen:>6} pairs  {values}"
+        f"{describe(record.config)}{again}{why}"
+    )
 
 
-def _values(objective: Objective, record: TrialRecord) -> str:
-    """Of a trial's best report, by name."""
-    return " ".join(f"{p.metric} {record.metrics[p.metric]:.3f}" for p in objective.parts)
+def _values(objective: Objective, report: Report) -> str:
+    """Of one report, by name."""
+    return " ".join(f"{part.metric} {report[part.metric]:.3f}" for part in objective.parts)

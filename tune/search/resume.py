@@ -4,11 +4,15 @@ same search, may it grow. Then it brings the open trials back to their saved sta
 
 from __future__ import annotations
 
+import shlex
+import time
+
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.load import load_search
-from tune.config.places import RUNS
+from tune.config.places import RUNS, runs_dir
 from tune.config.schema import OUTPUTS, SearchConfig
 from tune.run_folder import confirmation, exports, trial_state
 from tune.run_folder.folder import Run
@@ -24,9 +28,12 @@ from tune.search import choose_winner
 _MAY_CHANGE = ("storage", *OUTPUTS, "confirm", "constraints", "repeat_points")
 _CHOOSES = ("confirm", "constraints")
 
+_MORE = 8
+"""Trials that a search which ended is offered; of a large one a third."""
+
 EXHAUSTED = (
     "every point of the space has been tried; widen an axis and give the search a new name, or "
-    "type `dpo-tune run YAML --set repeat_points=true` to train points again"
+    f"type `{dpo_tune('run', 'YAML', '--set', 'repeat_points=true')}` to train points again"
 )
 """Why no trial starts any more, and what to type."""
 
@@ -56,6 +63,24 @@ def is_exhausted(run: Run) -> bool:
     return config.untried_point(records.standings.points.keys()) is None
 
 
+def how_to_grow(run: Run) -> str:
+    """The command that gives a search more trials; empty if its space has no point left."""
+    if is_exhausted(run):
+        return ""
+    more = max(_MORE, len(run.records.searched) // 3)
+    return dpo_tune("resume", run.folder.argument, "--trials", f"+{more}")
+
+
+def what_ended(run: Run) -> str:
+    """Says of a search that was finished before when it ended, that nothing is run, and how to let
+    it grow."""
+    _, last_seen = run.records.run.driver_sessions[-1]
+    ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_seen))
+    command = how_to_grow(run)
+    grow = f"for more trials: {command}" if command else EXHAUSTED
+    return f"{run.config.name} ended on {ended}; nothing was run now; {grow}"
+
+
 def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
     there = flat(load_search(folder.search_yaml).model_dump(mode="json"))
@@ -74,10 +99,12 @@ def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
             )
         )
         if old != new and not pinned and not grown:
-            under = f"{RUNS}={mirror.shown(folder.path.parent)} " if folder.url else ""
+            parent, usual = folder.path.parent, mirror.local(runs_dir())
+            is_usual = parent.absolute() == usual.absolute()
+            under = "" if is_usual else f"{RUNS}={shlex.quote(mirror.name(parent))} "
             raise InputError(
                 f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "
-                f"`--name NEW`, or remove it with `{under}dpo-tune clean {folder.name}`"
+                f"`--name NEW`, or remove it with `{under}{dpo_tune('clean', folder.name)}`"
             )
 
 

@@ -177,14 +177,15 @@ class SearchScheduler(FIFOScheduler):
         self._places.note(trial_id, place, step.began)
         self._tokens[trial_id] = step.tokens_at_once
         self._broken_gpus.works(step.devices)
+        seen_before = self._records.trials[trial_id].pairs_seen
         is_new = self._records.report(trial_id, step)
+        self._progress.reported(trial_id, seen_before, step)
         if step.note:
             self._progress.say(f"{trial_id}: {step.note}")
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
         with contextlib.suppress(StoreError):  # the next report tries again
             exports.prune_own_exports(self._records, trial_id)
-        self._progress.update()
         return report
 
     def _confirms(self, trial_id: str) -> bool:

@@ -91,7 +91,6 @@ class StudySearcher(Searcher):
         self._ids[trial_id] = record.id
         self._open.add(record.id)
         self._records.begin(record.id)
-        self.progress.update()
         return to_tune(
             TrainTask(
                 trial=record.id,
@@ -145,7 +144,8 @@ class StudySearcher(Searcher):
         earlier driver session and wait, now."""
         self.stop_reason = self.budget_spent = reason
         for record in self._unended:
-            self.end_trial(record.id, "stopped" if record.curve else "failed", reason)
+            state: State = "stopped" if record.curve else "failed"
+            self.progress.ended(self.end_trial(record.id, state, reason))
         self._unended = []
 
     def end_trial(self, trial_id: str, state: State, error: str | None) -> TrialRecord:
@@ -182,7 +182,9 @@ class StudySearcher(Searcher):
                 self._config.trial(record.config)
             except InputError as error:  # each axis is fine, this combination is not
                 message = str(error).removeprefix("override: ")
-                self._study.tell(self._records.end(trial_id, "failed", message))
+                record = self._records.end(trial_id, "failed", message)
+                self._study.tell(record)
+                self.progress.ended(record)
                 continue
             return record
         self.stop_reason = f"all {total} trials"

@@ -1,91 +1,181 @@
-"""What a person sees of a driver at work: one live line on a terminal, or lines of a log, at
-least one every half minute.
+"""Where a person sees a driver at work: live lines on a terminal, a live picture in a notebook, or
+stamped lines of a log, at least one a minute.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self
 
-_SILENCE_SECONDS = 25.0
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from tune.search.view import View
+
+_SILENCE_SECONDS = 55.0
 _TICK_SECONDS = 1.0
-_DRAW_SECONDS = 0.2
+_DRAWN_PER_SECOND = 2.0
+_NOTEBOOK_WIDTH, _NOTEBOOK_HEIGHT = 110, 40
+
+_Look = Callable[[], View]
 
 
 class SignsOfLife:
-    """Prints what the driver does, from the first second on; within `with`, also when the driver
+    """Shows what the driver does, from the first second on; within `with`, also when the driver
     itself is busy."""
 
     def __init__(self) -> None:
-        self._line: Callable[[], str] = str
-        self._said_at = time.monotonic()
-        self._drawn_at = 0.0
-        self._ended = threading.Event()
-        self._ticker: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._view: _Look = View
+        self._last = View()
+        self._surface: _Surface = _Log()
 
     def __reduce__(self) -> Any:
         """Ray Tune pickles what it is given; a copy says nothing by itself."""
         return SignsOfLife, ()
 
     def __enter__(self) -> Self:
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
-        self._ticker.start()
+        console = Console(soft_wrap=True, highlight=False)
+        if console.is_jupyter:
+            self._surface = _Notebook()
+        elif sys.stdout.isatty() and console.is_interactive:
+            self._surface = _Terminal(console)
+        self._surface.begin(self._look)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self.clear()
+        self._surface.end()
 
     def doing(self, what: str) -> None:
         """Says what begins now."""
-        self._line = lambda: what
-        if self._stream.isatty():
-            self._drawn_at = 0.0
-            self.update()
-        else:
-            self.say(what)
+        began = time.monotonic()
 
-    def follow(self, line: Callable[[], str]) -> None:
-        """From now on `line` says what the driver does."""
-        self._line = line
+        def view() -> View:
+            seconds = time.monotonic() - began
+            return View(doing=f"{what} ({seconds:.0f} s)" if seconds >= 2 else what)
+
+        self._view = view
+        self._surface.doing(what)
+
+    def follow(self, view: _Look) -> None:
+        """From now on `view` says what the driver does."""
+        self._view = view
 
     def say(self, text: str) -> None:
-        """Writes a line above the live one."""
-        with self._lock:
-            self._said_at = time.monotonic()
-            self._stream.write(("\r\033[K" if self._stream.isatty() else "") + text + "\n")
-            self._stream.flush()
-        self.update()
+        """Writes a line above what is live."""
+        self._surface.say(text)
 
-    def update(self) -> None:
-        """Draws the live line again, at most five times a second."""
-        if self._stream.isatty() and time.monotonic() - self._drawn_at > _DRAW_SECONDS:
-            self._drawn_at = time.monotonic()
-            width = shutil.get_terminal_size().columns - 1
-            with self._lock:
-                self._stream.write("\r\033[K" + self._line()[:width])
-                self._stream.flush()
+    def _look(self) -> View:
+        # The driver's own thread may be changing the records that the view is made of.
+        with suppress(RuntimeError):
+            self._last = self._view()
+        return self._last
 
-    def clear(self) -> None:
-        """Removes the live line."""
-        if self._stream.isatty():
-            self._stream.write("\r\033[K")
 
-    @property
-    def _stream(self) -> TextIO:
-        return sys.stdout  # looked up each time: a notebook replaces it
+class _Surface(Protocol):
+    def begin(self, look: _Look) -> None: ...
 
-    def _tick(self) -> None:
+    def doing(self, what: str) -> None:
+        """Something else begins."""
+
+    def say(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class _Terminal:
+    """Live lines at the foot of the window. What anything prints while they are there goes above
+    them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def begin(self, look: _Look) -> None:
+        console = self._console
+        self._live = Live(
+            console=console,
+            get_renderable=lambda: look().picture(console.width, console.height),
+            refresh_per_second=_DRAWN_PER_SECOND,
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),  # else it goes to a file
+        )
+        self._live.start()
+
+    def doing(self, what: str) -> None:
+        self._live.refresh()
+
+    def say(self, text: str) -> None:
+        self._console.out(text, highlight=False)
+
+    def end(self) -> None:
+        self._live.stop()
+
+
+class _Ticking:
+    """Calls `_tick` from a thread of its own, so that a driver which is busy is seen too."""
+
+    def begin(self, look: _Look) -> None:
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._run, args=[look], daemon=True)
+        self._ticker.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._ticker.join()
+
+    def _run(self, look: _Look) -> None:
         while not self._ended.wait(_TICK_SECONDS):
-            # The driver's own thread may be changing the records that the line is made of.
-            with suppress(RuntimeError):
-                if self._stream.isatty():
-                    self.update()
-                elif time.monotonic() - self._said_at > _SILENCE_SECONDS and (line := self._line()):
-                    self.say(line)
+            self._tick(look())
+
+    def _tick(self, view: View) -> None:
+        raise NotImplementedError
+
+
+class _Log(_Ticking):
+    """Lines with the time; after a minute without one, a line that says how the search stands."""
+
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+
+    def doing(self, what: str) -> None:
+        self.say(what)
+
+    def say(self, text: str) -> None:
+        self._said_at = time.monotonic()
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
+
+    def _tick(self, view: View) -> None:
+        if time.monotonic() - self._said_at > _SILENCE_SECONDS and (line := view.line()):
+            self.say(line)
+
+
+class _Notebook(_Ticking):
+    """A picture that is drawn anew, and lines below it."""
+
+    def begin(self, look: _Look) -> None:
+        from IPython.display import display  # a notebook has it, the project does not need it
+
+        self._last = View()
+        """The last that had trials."""
+        self._handle = display(Text(""), display_id=True)
+        super().begin(look)
+
+    def doing(self, what: str) -> None: ...
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def end(self) -> None:
+        super().end()
+        self._draw(self._last)  # it stays in the notebook
+
+    def _tick(self, view: View) -> None:
+        self._last = view if view.total else self._last
+        self._draw(view)
+
+    def _draw(self, view: View) -> None:
+        self._handle.update(view.picture(_NOTEBOOK_WIDTH, _NOTEBOOK_HEIGHT))

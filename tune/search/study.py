@@ -135,6 +135,10 @@ class SearchStudy:
             ],
             sampler=make_sampler(self._config, len(self._records.searched)),
         )
+        with warnings.catch_warnings():
+            # Marked experimental since years; a test holds it.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names([part.metric for part in self._config.goal.parts])
         for record in self._records.searched:
             if record.state in ENDED:
                 self._study.add_trial(_frozen(record, self._config))

@@ -18,6 +18,7 @@ from dpo_train.errors import InputError
 from dpo_train.reference_pass.tokens import SUMMARY, read_summary
 from dpo_train.storage import mirror
 from tune.search.signs_of_life import SignsOfLife
+from tune.search.view import View
 
 _SHOWN_OF_STDERR = 2000
 
@@ -54,7 +55,7 @@ class Tokenising:
         if self._folder is None:
             return
         if self._process is not None:
-            signs.follow(self._line)
+            signs.follow(lambda: View(doing=self._line()))
             code = self._process.wait()
             for thread in self._listening:
                 thread.join()

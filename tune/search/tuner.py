@@ -115,7 +115,7 @@ def _run_tuner(
         tempfile.TemporaryDirectory(prefix="dpo-tune-", ignore_cleanup_errors=True) as scratch,
     ):
         stopper.at_each_turn = Watch(coordinator, records, searcher, progress).look
-        signs.follow(progress.line)
+        signs.follow(progress.view)
         tuner = Tuner(
             with_resources(DpoTrial, broken_gpus.trial),
             tune_config=TuneConfig(

@@ -39,7 +39,7 @@ class Watch:
             if not ray.wait([self._answer], timeout=0)[0]:
                 return
             with suppress(RayError):  # the coordinator died and starts again
-                self._progress.live = ray.get(self._answer)
+                self._progress.look(ray.get(self._answer))
         running = [record.id for record in self._records.open_trials() if record.state == "running"]
         stops = [trial for trial in running if self._searcher.inbox.stops(trial)]
         spent = bool(self._searcher.spent())

@@ -61,9 +61,7 @@ class TrackingProcess:
 
 
 def _warn(line: str) -> None:
-    # On a terminal a live line may stand there.
-    start = "\r\033[K" if sys.stderr.isatty() else ""
-    print(f"{start}warning: {line}", file=sys.stderr, flush=True)
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def kill_children(pid: int) -> None:

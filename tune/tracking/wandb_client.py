@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dpo_train.command_line import script
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 from tune.tracking import wandb_payload
 
 Mode = Literal["online", "offline"]
+
+LOGIN = script("wandb", "login")
 
 _INIT_SECONDS = 4.0
 """For one run; the client's own default is 90."""
@@ -56,7 +59,7 @@ def environment() -> dict[str, str]:
 
 def describe_login(config: SearchConfig | None) -> str:
     """Whether one is logged in, and what the search will do with it, in one line."""
-    login = "logged in" if _is_logged_in() else "not logged in (`wandb login`)"
+    login = "logged in" if _is_logged_in() else f"not logged in (`{LOGIN}`)"
     if config is None:
         return login
     use = {
@@ -77,12 +80,12 @@ def _is_logged_in() -> bool:
         return False
 
 
-def log_in() -> None:
-    """Asks the server whether it knows the key. Raises what the client raises."""
+def log_in() -> bool:
+    """Asks the server whether it knows the key; False without a key. Raises what the client
+    raises."""
     import wandb  # slow to import, and it reads the environment then
 
-    if not wandb.login(prompt=False, verify=True):
-        raise PermissionError("no API key; type `wandb login`")
+    return bool(wandb.login(prompt=False, verify=True))
 
 
 def make_sweep(config: SearchConfig) -> tuple[str, str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
-import shlex
+from netrc import NetrcParseError, netrc
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from dpo_train.command_line import script
 from dpo_train.errors import StoreError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_here
@@ -57,14 +60,26 @@ class Memory(Document):
 
 
 def how_to_send(folder: RunFolder) -> str:
-    """Says how many runs wait on disk and the command that sends them; empty if none does."""
+    """Says how many runs wait on disk and the command that sends them, after a login if there is
+    none; empty if no run waits."""
     waiting = [path for path in _folders(folder) if not list(path.glob("*.wandb.synced"))]
     if not waiting:
         return ""
     runs = "1 run waits" if len(waiting) == 1 else f"{len(waiting)} runs wait"
-    return (
-        f"W&B: {runs} on disk; to send: wandb sync --yes {shlex.quote(str(folder.path / 'wandb'))}"
-    )
+    command = script("wandb", "sync", "--yes", str(folder.path / "wandb"))
+    if not _has_login():
+        command = f"{script('wandb', 'login')} && {command}"
+    return f"W&B: {runs} on disk; to send: {command}"
+
+
+def _has_login() -> bool:
+    """Whether the client would find a key, as far as it can be told without its library."""
+    if {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    with contextlib.suppress(OSError, NetrcParseError):
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    return False
 
 
 def folders_of(folder: RunFolder, run_id: str) -> list[Path]:

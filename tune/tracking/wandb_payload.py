@@ -61,7 +61,9 @@ class Sweep(TypedDict):
     name: str
     method: str
     controller: Controller
-    metric: Metric
+    metric: NotRequired[Metric]
+    metrics: NotRequired[list[Metric]]
+    """In place of `metric`, where there are two objectives."""
     parameters: dict[str, Parameter]
 
 
@@ -74,14 +76,20 @@ class Table:
 
 def definition(config: SearchConfig) -> Sweep:
     """The sweep: one whose trials are proposed outside, so no agent is asked for any."""
-    return {
+    metrics: list[Metric] = [
+        {"name": part.metric, "goal": f"{part.mode}imize"} for part in config.goal.parts
+    ]
+    sweep: Sweep = {
         "name": config.name,
         "method": "custom",
         "controller": {"type": "local"},
-        # W&B knows one; of two the first.
-        "metric": {"name": config.goal.metric, "goal": f"{config.goal.mode}imize"},
         "parameters": {path: _parameter(axis) for path, axis in config.space.items()},
     }
+    if len(metrics) == 1:
+        sweep["metric"] = metrics[0]
+    else:
+        sweep["metrics"] = metrics
+    return sweep
 
 
 def _parameter(axis: Axis) -> Parameter:

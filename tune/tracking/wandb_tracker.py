@@ -109,7 +109,9 @@ class WandbTracker:
 
         def connect() -> None:
             try:
-                wandb_client.log_in()
+                if not wandb_client.log_in():
+                    problem[0] = ""  # the end of the search says how to send what waits then
+                    return
                 if not self._config.wandb.sweep and not self._memory.sweep:
                     memory = self._memory
                     memory.sweep, memory.app = wandb_client.make_sweep(self._config)
@@ -122,7 +124,7 @@ class WandbTracker:
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
         thread.join(_CONNECT_SECONDS)
-        if problem:
+        if any(problem):
             self._say(f"{self.name}: {problem[0]}; runs are written to disk instead")
         return not problem
 

@@ -27,6 +27,8 @@ class Doing:
     """The most tokens of a pass; 0 where they aren't known."""
     since: float = 0.0
     """Unix time since which it does that."""
+    pairs_total: int = 0
+    """Pairs until its end; 0 where they aren't known."""
 
 
 @dataclass(frozen=True)

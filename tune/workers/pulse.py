@@ -42,13 +42,15 @@ class Pulse:
         if self._coordinator is not None:
             self._coordinator.tell.remote(self._trial, Doing(what))
 
+    def begin_training(self, session: Session, due_at: int) -> None:
+        """Says from where a session trains on to its next report, and doesn't wait."""
+        if self._coordinator is not None:
+            self._coordinator.tell.remote(self._trial, _progress(session, due_at))
+
     def tell_progress(self, session: Session, due_at: int) -> bool:
         """Says how far a session is, whose next report is due at so many pairs, or at its end.
         Returns whether the trial should stop."""
-        next_report = min(due_at, session.pairs_total)
-        done = session.pairs_done
-        what = "training" if done < next_report else "evaluating"
-        return self.tell(Doing(what, done, next_report, session.tokens_at_once))
+        return self.tell(_progress(session, due_at))
 
     def tell(self, doing: Doing) -> bool:
         """Says what the trial does. Returns whether it should stop."""
@@ -58,6 +60,17 @@ class Pulse:
             said = self._coordinator.tell.remote(self._trial, doing)
             return bool(ray.get(said, timeout=_PATIENCE_SECONDS))
         return False
+
+
+def _progress(session: Session, due_at: int) -> Doing:
+    next_report, done = min(due_at, session.pairs_total), session.pairs_done
+    return Doing(
+        "training" if done < next_report else "evaluating",
+        pairs_done=done,
+        next_report=next_report,
+        tokens_at_once=session.tokens_at_once,
+        pairs_total=session.pairs_total,
+    )
 
 
 class SharedTurns:

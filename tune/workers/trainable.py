@@ -109,7 +109,8 @@ class DpoTrial(Trainable):
         self._offer_export(task, evaluation)
         self._reported = evaluation.pairs_seen
         at_once, tokens = self._session.pairs_at_once, self._session.tokens_at_once
-        finished = self._reported >= self._session.pairs_total
+        total = self._session.pairs_total
+        finished = self._reported >= total
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
             self._close()
@@ -121,6 +122,7 @@ class DpoTrial(Trainable):
             reference_pairs=reference_pairs,
             micro_batch=None if at_once == self._trial.optim.batch_size else at_once,
             tokens_at_once=tokens,
+            pairs_total=total,
             note=self._note,
             devices=self._group.devices if self._group else devices_here(),
         )
@@ -131,10 +133,14 @@ class DpoTrial(Trainable):
         Saves where that is due. None if the driver says that the trial should stop."""
         if self._session is None:
             self._begin(task)
+        else:
+            self._pulse.begin_training(self._session, self._due_at)
         while True:
             try:
                 if self._session is None:
                     self._open(task)
+                    assert self._session is not None
+                    self._pulse.begin_training(self._session, self._due_at)
                 self._save_if_due()
                 assert self._session is not None
                 evaluation = self._session.advance_for(_SLICE_SECONDS)

@@ -162,5 +162,5 @@ def test_what_to_install_is_said_where_the_package_is_lacking(
 ) -> None:
     what = small()
     monkeypatch.setattr(write, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"type `pip install dpo-tune\[gguf\]`"):
+    with pytest.raises(InputError, match=r"type `.* -m pip install 'dpo-tune\[gguf\]'`"):
         write.write(what, tmp_path, "x", "f16")

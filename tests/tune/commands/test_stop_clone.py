@@ -1,5 +1,6 @@
 """A person's hand in a running search: stop and clone, from another process."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,4 +215,4 @@ def test_a_running_search_is_steered_from_another_process(
     assert cloned.config == {**first.config, "dpo.beta": 0.2}
     late = dpo_tune("clone", "sim", first.id)
     assert late.returncode == 2
-    assert "has ended; let it grow: dpo-tune resume" in late.stderr
+    assert f"has ended; let it grow: {sys.executable} -m tune resume" in late.stderr

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -43,12 +45,15 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     assert (run / "winner" / "trial.json").exists()
     assert len(list((run / "best").iterdir())) == 3
     assert not any((run / "state").iterdir())
-    assert "dpo-tune resume runs/sim --trials +8" in done.stdout
+    again = f"{sys.executable} -m tune resume runs/sim --trials +8"
+    assert f"more trials: {again}\n" in done.stdout
 
     before = {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
-    again = dpo_tune("run", yaml)
-    assert again.returncode == 0
-    assert results["winner"]["trial"] in again.stdout
+    finished = dpo_tune("run", yaml)
+    assert finished.returncode == 0
+    said = f"; nothing was run now; for more trials: {again}\n"
+    assert re.search(f"sim ended on .*{re.escape(said)}", finished.stdout)
+    assert results["winner"]["trial"] in finished.stdout
     assert {p.name: p.stat().st_mtime_ns for p in (run / "trials").iterdir()} == before
 
     other = dpo_tune("run", yaml, "--set", "dpo.beta=0.2")
@@ -79,10 +84,13 @@ def test_a_signal_ends_with_130_and_the_search_can_go_on(
     output, _ = process.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert process.returncode == 130, output
-    assert "to go on: dpo-tune resume runs/sim" in output
+    assert f"to go on: {sys.executable} -m tune resume runs/sim\n" in output
     waiting = [record for record in records_of(run) if record.state in ("running", "pending")]
     assert waiting
-    assert "running" in dpo_tune("show", "sim").stdout
+    shown = dpo_tune("show", "sim").stdout
+    assert "interrupted" in shown
+    assert "running" not in shown
+    assert f"to go on: {sys.executable} -m tune resume runs/sim\n" in shown
 
 
 @pytest.mark.usefixtures("shared_ray")

@@ -19,15 +19,15 @@ def search(**changes: Any) -> SearchConfig:
     [
         (
             {"sampler": {"name": "cmaes"}},
-            r"sampler.name: cmaes needs cmaes; type `pip install 'dpo-tune\[samplers\]'`",
+            r"sampler.name: cmaes needs cmaes; type `.* -m pip install 'dpo-tune\[samplers\]'`",
         ),
         (
             {"model": {"quantization": "int8"}},
-            r"model.quantization: int8 needs bitsandbytes; type `pip install 'dpo-tune\[quantized",
+            r"model.quantization: int8 needs bitsandbytes; type `.* 'dpo-tune\[quantized",
         ),
         (
             {"space": {"optim.name": {"choice": ["adamw", "adamw_8bit"]}}},
-            r"optim.name: adamw_8bit needs bitsandbytes; type `pip install 'dpo-tune\[quantized",
+            r"optim.name: adamw_8bit needs bitsandbytes; type `.* 'dpo-tune\[quantized",
         ),
     ],
 )

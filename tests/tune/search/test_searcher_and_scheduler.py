@@ -106,7 +106,7 @@ def test_the_same_seed_proposes_the_same_trials(tmp_path: Path, name: str) -> No
 
 
 def test_a_combination_that_cannot_be_is_a_failed_row_and_the_next_is_asked(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = {
         "dpo.loss": {"choice": ["sigmoid", "exo_pair"]},
@@ -126,6 +126,8 @@ def test_a_combination_that_cannot_be_is_a_failed_row_and_the_next_is_asked(
     first = next(iter(driver.records.trials.values()))
     assert first.state == "failed"
     assert "exo_pair needs" in (first.error or "")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " failed " in line]
+    assert line.endswith(f"  {first.error}")
 
 
 def test_at_most_so_many_run_at_once(tmp_path: Path) -> None:

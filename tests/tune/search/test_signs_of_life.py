@@ -1,5 +1,7 @@
 """What a person reads while a search runs, and that a stop does not wait for an evaluation."""
 
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -8,11 +10,13 @@ import pytest
 from tests.conftest import Run, Start
 from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import wait_until
+from tests.helpers.terminal import run_in
 from tune.run_folder import live
 from tune.run_folder.live import Live, LiveTrial, describe_live, write_live
 from tune.run_folder.paths import RunFolder
 from tune.search import signs_of_life
 from tune.search.signs_of_life import SignsOfLife
+from tune.search.view import View
 
 LONG = """
 name: sim
@@ -54,7 +58,10 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output  # nothing was measured, so nothing was won
     assert all(record.error == "on request" for record in records_of(run))
-    assert output.splitlines()[0] == "sim: looking at model, data and outputs"
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d sim: looking at model, data and outputs",
+        output.splitlines()[0],
+    )
     live = describe_live(RunFolder.at(run))
     assert live == [] or "since" in live[0]
 
@@ -80,11 +87,53 @@ def test_a_driver_that_is_busy_says_so(
     with SignsOfLife() as signs:
         signs.doing("starting Ray")
         time.sleep(1)
-        signs.follow(lambda: "3 of 8 trials")
+        signs.follow(lambda: View(doing="tokenised 3 of 8 rows"))
         time.sleep(1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines.count("starting Ray") >= 2
-    assert lines.count("3 of 8 trials") >= 2
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    assert sum(line.endswith(" starting Ray") for line in lines) >= 2
+    assert sum(line.endswith(" tokenised 3 of 8 rows") for line in lines) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
+def test_the_live_lines_of_a_running_search_never_wrap(
+    tmp_path: Path, yaml: Path, columns: int, rows: int
+) -> None:
+    quick = ["--set", "trials=6", "--set", "simulated.seconds_per_report=0.4"]
+    command = [sys.executable, "-m", "tune", "run", str(yaml), *quick]
+    code, screen = run_in(columns, rows, command, tmp_path)
+    text = "\n".join(screen.lines)
+    assert code == 0, text
+    assert any("─" in line and " of 6 trials" in line for line in screen.erased)
+    assert any(re.match(r"\w{6}-00\d +\d+ of \d+ pairs", line) for line in screen.erased)
+    # Only what stays may be longer than the window: lines of trials that ended, the results.
+    prefix = records_of(tmp_path / "runs" / "sim")[0].id[:6]
+    of_ended = rf"{prefix}-00\d (finished|stopped|failed) "
+    live = [line for line in screen.wrapped if "──" in line or " pairs/s" in line]
+    assert live == []
+    assert re.search(of_ended, text)
+    # One that wrapped would have left a part of itself behind.
+    assert "──" not in text
+    assert "pairs/s" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_in_a_terminal_the_states_before_the_first_trial_are_shown(
+    tmp_path: Path, yaml: Path
+) -> None:
+    one = ["--set", "trials=1", "--set", "data.limit=60", "--set", "trainer=trl",
+           "--set", "eval_every_pairs=null"]  # fmt: skip
+    command = [sys.executable, "-m", "tune", "run", str(yaml), *one]
+    code, screen = run_in(120, 40, command, tmp_path)
+    assert code == 0, "\n".join(screen.lines)
+    drawn = "\n".join(screen.erased)
+    for state in ("sim: looking at model", "sim: reading the data", "connecting to the Ray cluster",
+                  "starting the trials' processes", "reference log-probs "):  # fmt: skip
+        assert state in drawn
+    assert "sim: read as: " in "\n".join(screen.lines)
 
 
 def test_what_an_earlier_driver_wrote_is_not_at_work(

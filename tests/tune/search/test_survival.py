@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_a_signal_is_answered_within_20_seconds_whatever_a_trial_is_at(
     output, _ = process.communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert process.returncode == 130, output
-    assert "interrupted; to go on: dpo-tune resume" in output
+    assert f"interrupted; to go on: {sys.executable} -m tune resume" in output
     assert "Traceback" not in output
     records = records_of(tmp_path / "runs" / "sim")
     assert [record.state for record in records] == ["running"] * 2
@@ -155,7 +156,8 @@ def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
     output, _ = process.communicate(timeout=100)
     assert time.monotonic() - began < 60
     assert process.returncode == 130, output
-    assert "Ray's processes on this machine ended; to go on: dpo-tune resume" in output
+    command = f"{sys.executable} -m tune resume"
+    assert f"Ray's processes on this machine ended; to go on: {command}" in output
     assert not [r for r in records_of(run) if r.state == "failed"]
     assert {trial: ended(run)[trial] for trial in before} == before
 

@@ -12,7 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from dpo_train.errors import InputError
 from dpo_train.evaluation.test_report import Numbers, SampledKl, TestReport
-from tests.helpers.driver import RATE, TWO, Driver, finish
+from tests.helpers.driver import RATE, TWO, Driver, export, finish
 from tests.helpers.pareto import beats
 from tests.helpers.simulated_results import simulated
 from tests.helpers.simulated_search import YAML
@@ -22,7 +22,7 @@ from tune.config.objective import Objective
 from tune.config.schema import EarlierPoints, SearchConfig
 from tune.publish import model_card
 from tune.report import page, terminal
-from tune.run_folder.exports import exports
+from tune.run_folder.exports import exports, promote_to_winner
 from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import Records
 from tune.search.choose_winner import finalists
@@ -97,6 +97,7 @@ def test_optuna_hears_both_values_of_the_finished_and_none_of_the_stopped(tmp_pa
     driver.fail(third)
     study = optuna.load_study(study_name=driver.records.study_name, storage=storage)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == TWO
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
     # The report of the best accuracy, with the drift that it had there.
     assert [trial.values for trial in study.trials] == [[0.9, 0.5], None, None]
@@ -185,6 +186,26 @@ def test_the_best_of_the_front_wins_by_the_same_rule_as_with_one_objective(tmp_p
     assert numbers([near.final_tasks.end.stamp.trial]) == [1]
 
 
+def test_a_trial_that_failed_is_never_on_the_front_and_does_not_win(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, objective=TWO, trials=3, confirm={"finalists": 2, "seeds": 1})
+    trials = [driver.start() for _ in range(3)]
+    driver.report(trials[0], 64, 0.99, 0.1, 0.01)  # the best of all, but for its end
+    export(driver, trials[0], 0.99)
+    driver.fail(trials[0])
+    finish(driver, trials[1], 0.9, 0.5)
+    finish(driver, trials[2], 0.8, 0.3)
+    ids = [trial.config["task"].name for trial in trials]
+    assert [record.id for record in driver.records.front()] == ids[1:]
+    assert [record.id for record in driver.records.ranked(driver.records.searched)] == [
+        *ids[1:], ids[0],
+    ]  # fmt: skip
+    assert driver.records.best() is driver.records.trials[ids[1]]
+    assert [record.id for record in finalists(driver.config, driver.records)] == ids[1:]
+    stamp = promote_to_winner(driver.records)
+    assert stamp is not None
+    assert stamp.trial == ids[1]
+
+
 def test_finalists_come_from_the_front_and_then_the_next(tmp_path: Path) -> None:
     driver = played(tmp_path, confirm={"finalists": 5, "seeds": 1})
     best = [record.id for record in finalists(driver.config, driver.records)]
@@ -250,7 +271,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert "ASHA on eval/nll and eval/drift, by their fronts" in shown
     assert count.removeprefix("* ") in shown
     assert "so does a KL of 12.3 nats on answers that it samples" in shown
-    assert definition(config())["metric"] == {"name": "eval/accuracy", "goal": "maximize"}
+    assert [metric["name"] for metric in definition(config())["metrics"]] == TWO
 
 
 @pytest.mark.parametrize(

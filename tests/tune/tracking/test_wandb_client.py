@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def test_on_disk_lies_what_the_records_say(
 ) -> None:
     done = dpo_tune("run", yaml, "--set", "trials=3")
     assert done.returncode == 0, done.stderr
-    assert "W&B: 4 runs wait on disk; to send: wandb sync --yes runs/sim/wandb" in done.stdout
+    command = f"{Path(sys.executable).parent / 'wandb'} sync --yes runs/sim/wandb"
+    assert f"W&B: 4 runs wait on disk; to send: {command}\n" in done.stdout
     assert server.asked.total() == 0
     run = tmp_path / "runs" / "sim"
     results = load_results(run)
@@ -172,7 +174,7 @@ def test_a_server_that_hangs_costs_seconds_at_the_end_and_the_rest_can_be_sent(
     assert process.returncode == 0, output
     results = load_results(run)
     assert results.winner is not None
-    assert "runs wait on disk; to send: wandb sync --yes runs/sim/wandb" in output
+    assert "wandb sync --yes runs/sim/wandb\n" in output
     server.ill = ""
     wandb(run, "sync", "--yes", run / "wandb")
     for trial in results.trials:

@@ -67,3 +67,14 @@ def test_the_last_rung_is_the_one_that_was_reached() -> None:
         record = TrialRecord(id="a-0", config={}, curve=[{"pairs_seen": pairs}])
         reached.append(wandb_payload.summary(config, record)["rung"])
     assert reached == [0, 0, 64, 64, 192, 576]
+
+
+def test_with_two_objectives_the_sweep_carries_both() -> None:
+    content = {"name": "x", "trainer": "simulated", "trials": 2,
+               "objective": ["eval/accuracy", "eval/drift"]}  # fmt: skip
+    made = wandb_payload.definition(check(parse(SearchConfig, content, {}, "x.yaml")))
+    assert "metric" not in made
+    assert made["metrics"] == [
+        {"name": "eval/accuracy", "goal": "maximize"},
+        {"name": "eval/drift", "goal": "minimize"},
+    ]

@@ -1,6 +1,7 @@
 """What W&B is told by the child process, over records that the test writes: no Ray."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,28 @@ def test_a_server_out_of_reach_is_one_warning_and_files(
     warned = capfd.readouterr().err
     assert said in warned
     assert warned.count("\n") == 1
-    assert how_to_send(search.run).startswith("W&B: 2 runs wait on disk; to send: wandb sync")
+    assert re.match(r"W&B: 2 runs wait on disk; to send: \S*wandb sync ", how_to_send(search.run))
     assert server.runs == {}
+
+
+def test_where_nobody_is_logged_in_the_end_alone_says_so_with_what_to_type(
+    tmp_path: Path,
+    server: WandbServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    search = Search(tmp_path)
+    tracking = TrackingProcess(search.run, search.config)
+    search.report(3)
+    search.end()
+    search.close(tracking)
+    assert capfd.readouterr().err == ""
+    said = how_to_send(search.run)
+    assert re.match(r"W&B: 2 runs wait on disk; to send: \S*wandb login && \S*wandb sync ", said)
+    (tmp_path / "home").mkdir(exist_ok=True)
+    (tmp_path / "home" / "netrc").write_text(f"machine {server.url[7:]} login user password x\n")
+    assert "wandb login" not in how_to_send(search.run)
 
 
 @pytest.mark.slow
