@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dpo_train.config_base import Overrides, YamlTree, parse, read_yaml
 from dpo_train.errors import InputError
-from tune.config.checks import check
+from tune.config.checks import check, refuse_without_axes
 from tune.config.schema import SearchConfig
 
 
@@ -24,6 +24,14 @@ def load_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
         content["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)
     _drop_removed(content, path)
     return check(parse(SearchConfig, content, overrides or {}, str(path)))
+
+
+def load_new_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
+    """The same of a search that is to begin: it must have something to search. Raises InputError;
+    a folder of an earlier version may hold one that has nothing."""
+    config = load_search(path, overrides)
+    refuse_without_axes(config, str(path))
+    return config
 
 
 def _drop_removed(content: YamlTree, path: Path) -> None:

@@ -15,7 +15,7 @@ from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import Records
 
-_FEW_HELD_OUT_PAIRS = 10
+FEW_HELD_OUT_PAIRS = 10
 
 
 def plan_prepared_data(config: SearchConfig) -> tuple[SearchConfig, Path]:
@@ -29,7 +29,7 @@ def plan_prepared_data(config: SearchConfig) -> tuple[SearchConfig, Path]:
     pairs = data.load_pairs(config.data)
     print(f"{config.name}: read as: {pairs.read_as}", flush=True)
     print(f"{config.name}: {pairs.summary()}", flush=True)
-    if len(pairs.splits["eval"]) < _FEW_HELD_OUT_PAIRS:
+    if len(pairs.splits["eval"]) < FEW_HELD_OUT_PAIRS:
         print(
             f"warning: {len(pairs.splits['eval'])} held-out pair(s) cannot tell trials apart; "
             "the winner will be a matter of luck",

@@ -23,6 +23,8 @@ from tune.search import choose_winner
 # Nothing of the trials themselves.
 _MAY_CHANGE = ("storage", *OUTPUTS, "confirm", "constraints", "repeat_points")
 _CHOOSES = ("confirm", "constraints")
+_CHANGED_DEFAULTS = ((1 / 6, 0.1667),)
+"""Values that an earlier version took and wrote where this one takes another: eval_fraction."""
 
 EXHAUSTED = (
     "every point of the space has been tried; widen an axis and give the search a new name, or "
@@ -56,6 +58,14 @@ def is_exhausted(run: Run) -> bool:
     return config.untried_point(records.standings.points.keys()) is None
 
 
+def refuse_taken(folder: RunFolder, config: SearchConfig) -> None:
+    """Raises InputError if a search can neither begin nor go on in this folder."""
+    if folder.exists:
+        refuse_other_search(folder, config)
+    else:
+        refuse_other_files(folder)
+
+
 def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
     there = flat(load_search(folder.search_yaml).model_dump(mode="json"))
@@ -66,6 +76,7 @@ def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
             continue
         old, new = there.get(path), here.get(path)
         pinned = path.endswith("revision") and new is None
+        pinned = pinned or (old, new) in _CHANGED_DEFAULTS
         grown = (  # by `resume`
             isinstance(old, int)
             and isinstance(new, int)
