@@ -81,8 +81,9 @@ def parse_overrides(texts: Iterable[str]) -> Overrides:
     overrides = {}
     for text in texts:
         path, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set: {text!r} has no `=`; type `--set optim.epochs=2`")
+        if not equals or not path.strip():
+            missing = "path before its `=`" if equals else "`=`"
+            raise InputError(f"--set: {text!r} has no {missing}; type `--set optim.epochs=2`")
         try:
             overrides[path.strip()] = YAML(typ="safe", pure=True).load(value)
         except (YAMLError, ValueError):

@@ -79,8 +79,11 @@ def _sentence(problem: ErrorDetails, place: Place, kind: type[BaseModel]) -> str
         return _unknown_key(path, place, kind)
     if problem["type"] == _OWN_WORDS:
         message = " ".join(problem["msg"].removeprefix("Value error, ").split())
+        part, name = field_paths(kind).get(path), message.partition(": ")[0]
+        if part is not None and name in part.model_fields:
+            return f"{path}.{message}"
         return (f"{path}: " if path else "") + message[:1].lower() + message[1:]
-    typed = f"; type `{text}`" if (text := example(place)) else ""
+    typed = f"; type `{text}`" if (text := example(place, given)) else ""
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], str):
         return f"{path} is missing; it must be {place.words}{typed}"
     names = literals(place.annotation)

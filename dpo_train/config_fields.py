@@ -119,13 +119,17 @@ def literals(annotation: Any) -> list[str]:
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def example(place: Place) -> str:
-    """What a person could type there, like `batch_size: 8`; empty if nothing is sure to do."""
+def example(place: Place, given: object = None) -> str:
+    """What a person could type there, like `batch_size: 8`; empty if nothing is sure to do. A word
+    in place of a part is taken for its first field: `stopping: none` for `{name: none}`."""
     if place.field is None or not place.keys or place.keys[-1].isdigit():
         return ""
     field, kind = place.field, next(_parts(place.field.annotation), None)
     value = field.examples[0] if field.examples else field.default
     if kind is not None:
+        name, first = next(iter(kind.model_fields.items()))
+        if isinstance(given, str) and given in (literals(first.annotation) or [given]):
+            return f"{place.keys[-1]}: {{{name}: {given}}}"
         value = {name: each.default for name, each in kind.model_fields.items()
                  if isinstance(each.default, int | float | str)}  # fmt: skip
         value = dict(list(value.items())[:2])

@@ -256,14 +256,10 @@ def _init(options: argparse.Namespace) -> int:
     return _DONE
 
 
-def _schema(options: argparse.Namespace) -> int:
+def _schema(_: argparse.Namespace) -> int:
     from tune.config.json_schema import as_text
 
-    if options.to is None:
-        print(as_text(), end="")
-    else:
-        options.to.write_text(as_text(), encoding="utf-8")
-        print(f"written: {options.to}")
+    print(as_text(), end="")
     return _DONE
 
 

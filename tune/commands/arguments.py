@@ -119,8 +119,7 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", "remove what is named; alone: say what there is")
     clean.add_argument("names", nargs="*", metavar="NAME", help="as `dpo-tune list` shows it")
 
-    schema = command("schema", "the JSON schema of a search's YAML, for editors")
-    schema.add_argument("--to", type=Path, metavar="FILE", help="write it there, and not here")
+    command("schema", "print the JSON schema of a search's YAML, for editors")
     return top
 
 

@@ -148,11 +148,11 @@ def _lengths(tokens: Preview, most: int) -> Iterator[str]:
         f"{tokens.most_of_95_percent:,} in 95 % of the pairs, {tokens.longest:,} at most{where}"
     )
     too_long = tokens.dropped.get(f"longer than {most} tokens", 0)
-    out = f"{too_long:,} pairs, {too_long / tokens.looked_at:.1%}" if too_long else "none"
-    yield f"             data.max_length_tokens {most:,} leaves out {out}"
+    out = f"{too_long:,} ({too_long / tokens.looked_at:.1%})" if too_long else "none"
+    yield f"             left out as longer than data.max_length_tokens, {most:,}: {out}"
     for reason, count in tokens.dropped.items():
         if count != too_long or not reason.startswith("longer"):
-            yield f"             {reason}: {count:,} pairs are left out"
+            yield f"             left out, {reason}: {count:,}"
 
 
 def _pair(pair: TrainedPair) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from dpo_train.config_fields import literals
 from dpo_train.scoring.metrics import objectives
@@ -21,13 +21,10 @@ from tune.config.space import Axis
 
 FILE = Path(__file__).with_name("search.schema.json")
 """What `# yaml-language-server: $schema=…` names."""
-Schema = dict[str, Any]
-"""A JSON schema, or a part of one."""
-
-_NUMBER: Schema = {"type": "number"}
-_WHOLE: Schema = {"type": "integer"}
+_NUMBER: JsonSchemaValue = {"type": "number"}
+_WHOLE: JsonSchemaValue = {"type": "integer"}
 _KINDS = {"log_uniform": _NUMBER, "uniform": _NUMBER, "log_int": _WHOLE, "int": _WHOLE}
-_TWO: Schema = {"minItems": 2, "maxItems": 2}
+_TWO: JsonSchemaValue = {"minItems": 2, "maxItems": 2}
 _REFERENCE = "#/$defs/{model}"
 
 
@@ -43,7 +40,7 @@ def as_text() -> str:
     return json.dumps(search_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def search_schema() -> Schema:
+def search_schema() -> JsonSchemaValue:
     """What Pydantic makes of the configuration, and what it can't know: the paths that `space` may
     hold, the kinds of an axis, names of metrics, the two forms of `points`."""
     schema = SearchConfig.model_json_schema(
@@ -81,7 +78,7 @@ def search_schema() -> Schema:
     return schema
 
 
-def _axis(path: str, field: FieldInfo) -> Schema:
+def _axis(path: str, field: FieldInfo) -> JsonSchemaValue:
     """An axis over a field: exactly one kind, of those that suit its values."""
     annotations = {field.annotation, *get_args(field.annotation)}
     suit = list(_KINDS) if float in annotations else ["log_int", "int"] * (int in annotations)
@@ -90,7 +87,7 @@ def _axis(path: str, field: FieldInfo) -> Schema:
     return {"description": field.description, "oneOf": [choice, *ranges]}
 
 
-def _kind(kind: str, item: Schema, size: Schema = _TWO) -> Schema:
+def _kind(kind: str, item: JsonSchemaValue, size: JsonSchemaValue = _TWO) -> JsonSchemaValue:
     form = {"description": _about(kind), "type": "array", "items": item, **size}
     return {
         "type": "object",
@@ -105,7 +102,7 @@ def _about(name: str) -> str:
     return str(field.description)
 
 
-def _value(field: FieldInfo) -> Schema:
+def _value(field: FieldInfo) -> JsonSchemaValue:
     """What a field may be. The parts that it names are among the definitions of the whole."""
     kinds = get_args(field.annotation)
     names = literals(field.annotation)
@@ -118,7 +115,7 @@ def _value(field: FieldInfo) -> Schema:
     return made
 
 
-def _points(description: str, paths: list[str]) -> Schema:
+def _points(description: str, paths: list[str]) -> JsonSchemaValue:
     values = {path: _ref(path) for path in paths}
     point = {"type": "object", "additionalProperties": False, "properties": values}
     earlier = {
@@ -135,5 +132,5 @@ def _points(description: str, paths: list[str]) -> Schema:
     return {"description": description, "default": [], "anyOf": [listed, earlier]}
 
 
-def _ref(name: str) -> Schema:
+def _ref(name: str) -> JsonSchemaValue:
     return {"$ref": _REFERENCE.format(model=name)}

@@ -165,14 +165,14 @@ class ConfirmConfig(Part):
 class SearchConfig(TrainConfig):
     """One experiment: what `dpo-tune run` reads. Has all that a trial's YAML has."""
 
-    name: Annotated[str, Allowed("letters, digits, `.`, `_` and `-`, and begin with no mark")] = (
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["first-try"])
+    name: Annotated[str, Allowed("letters, digits, `.`, `_`, `-`, the first no mark")] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["first-try"]
     )
     """Names the run folder."""
     runs_dir: str = Field(default_factory=runs_dir)
     """Where run folders and prepared data stand: a path that every node of a cluster sees, or a
     URL like s3://bucket/runs. By default what DPO_TUNE_RUNS says, or `runs`."""
-    space: dict[str, Axis] = {}
+    space: dict[str, Axis] = Field({}, examples=[{"dpo.beta": {"uniform": [0.1, 0.5]}}])
     """Dotted paths into the trial's config, and what each may be."""
     points: Annotated[list[Point] | EarlierPoints, BeforeValidator(_earlier_or_list)] = []
     """Tried first; axes left out are drawn. Or `{from: runs/earlier, best: 5}`, the points of an

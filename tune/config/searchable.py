@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.config_faults import unknown_path
-from dpo_train.config_fields import field_paths
+from dpo_train.config_fields import few, field_paths
 from dpo_train.errors import InputError
 from tune.config.space import NOT_NULL, Axis, Point, Space, holds
 
@@ -56,7 +56,7 @@ def check_space(space: Space, base: TrainConfig) -> None:
             if other not in space or list(space).index(other) >= list(space).index(path):
                 raise InputError(
                     f"space: {path}.when names {other!r}, which is no axis above it; "
-                    f"axes: {', '.join(space)}"
+                    f"axes: {few(list(space))}"
                 )
         _check_parent(path, axis, space, base)
         if axis.kind in _WHOLE and _takes_whole_numbers(path):

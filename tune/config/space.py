@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from dpo_train.config_base import Part
 from dpo_train.config_faults import shown
-from dpo_train.config_fields import Allowed, spelled
+from dpo_train.config_fields import Allowed, few, spelled
 from dpo_train.errors import InputError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def check_point(point: Point, space: Space) -> None:
     """Raises InputError for a point outside the space; axes left out are drawn."""
     for path, value in point.items():
         if path not in space:
-            raise InputError(f"points: {path!r} is no axis; axes: {', '.join(space)}")
+            raise InputError(f"points: {path!r} is no axis; axes: {few(list(space)) or 'none'}")
         if not space[path].contains(value):
             raise InputError(
                 f"points: {path} = {value!r} lies outside the space ({space[path].describe()}); "

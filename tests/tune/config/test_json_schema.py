@@ -26,7 +26,7 @@ def accepts(**changes: Any) -> bool:
 
 
 def test_the_file_is_what_the_configuration_says() -> None:
-    """If it fails: `dpo-tune schema --to tune/config/search.schema.json`."""
+    """If it fails: `dpo-tune schema > tune/config/search.schema.json`."""
     assert json_schema.FILE.read_text() == json_schema.as_text()
     Draft202012Validator.check_schema(SCHEMA)
 
