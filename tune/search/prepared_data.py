@@ -25,7 +25,9 @@ def plan_prepared_data(config: SearchConfig) -> tuple[SearchConfig, Path]:
     """
     if config.trainer == "simulated":
         return config, Path()
-    config = config.model_copy(update={"model": model_source.resolve(config.model)})
+    # Workers of a cluster that was there before have a working directory of their own.
+    base = model_source.from_anywhere(model_source.resolve(config.model))
+    config = config.model_copy(update={"model": base})
     pairs = data.load_pairs(config.data)
     print(f"{config.name}: read as: {pairs.read_as}", flush=True)
     print(f"{config.name}: {pairs.summary()}", flush=True)

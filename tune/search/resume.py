@@ -4,7 +4,10 @@ same search, may it grow. Then it brings the open trials back to their saved sta
 
 from __future__ import annotations
 
+from pydantic import JsonValue
+
 from dpo_train.errors import InputError
+from dpo_train.model_source import from_anywhere
 from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.load import load_search
@@ -68,8 +71,7 @@ def refuse_taken(folder: RunFolder, config: SearchConfig) -> None:
 
 def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
-    there = flat(load_search(folder.search_yaml).model_dump(mode="json"))
-    here = flat(config.model_dump(mode="json"))
+    there, here = map(_comparable, (load_search(folder.search_yaml), config))
     times = RunInfo.read(folder).times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
@@ -90,6 +92,12 @@ def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
                 f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "
                 f"`--name NEW`, or remove it with `{under}dpo-tune clean {folder.name}`"
             )
+
+
+def _comparable(config: SearchConfig) -> dict[str, JsonValue]:
+    """Every value by its path; of a model's folder its absolute path, as the run folder has it."""
+    model = from_anywhere(config.model)
+    return flat(config.model_copy(update={"model": model}).model_dump(mode="json"))
 
 
 def refuse_warm_clones(records: Records) -> None:
