@@ -101,7 +101,8 @@ WRONG = {
         ("type `optim.batch_size: {int: [4, 16]}`",),
         "trials: 2\nspace: {optim.batch_size: {uniform: [4, 16]}}\n"),
     "no space": Wrong(("space: there is nothing to search", "type `space: {optim.learning_rate:",
-                       "`python -m dpo_train x.yaml --out my-model`"), "trials: 2\n"),
+                       "take trials out and type `python -m dpo_train x.yaml --out my-model`"),
+                      "trials: 2\n"),
     # --- names of others ---
     "num_train_epochs": more("num_train_epochs: 3", "type `optim.epochs`"),
     "per_device_train_batch_size": more("optim: {per_device_train_batch_size: 4}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -83,11 +84,13 @@ def refuse_without_axes(config: SearchConfig, yaml: str) -> None:
     """Raises InputError for a new search that has nothing to search. `yaml` names its file."""
     if config.space:
         return
-    own = [name for name in config.model_fields_set if name not in TrainConfig.model_fields]
-    ours = few(sorted(own)) if own else ""
+    own = config.model_fields_set - set(TrainConfig.model_fields) - {"space"}
+    if config.name == Path(yaml).stem:
+        own -= {"name"}  # which the file need not say
+    first = f"take {few(sorted(own))} out and " if own else ""
     raise InputError(
         "space: there is nothing to search; type `space: {optim.learning_rate: {log_uniform: "
-        f"[1e-6, 1e-4]}}}}`. One trial needs no search: take {ours} out and type "
+        f"[1e-6, 1e-4]}}}}`. One trial needs no search: {first}type "
         f"`python -m dpo_train {yaml} --out my-model`"
     )
 
