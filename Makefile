@@ -52,11 +52,14 @@ clean:  ## Removes the virtual environment and caches, no runs
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 $(VENV)/ready: pyproject.toml constraints.txt
+	@echo "installing dpo-tune and what it needs, PyTorch and Ray among them, into $(VENV): 2.1 GB on disk with"
+	@echo "PyTorch for CPUs, several more where pip takes that for CUDA; once, and nothing outside $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
+	@echo "installing what tests and checks need into $(VENV): 1.4 GB more, once"
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .[dev]
 	@touch $@

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpo_train.config_base import Overrides, Part, parse, read_yaml
+from dpo_train.config_fields import Allowed
 from dpo_train.config_loss import COUPLED_LOSSES, NOT_PACKED, DpoConfig
 from dpo_train.config_trl import F_DIVERGENCE_LOSSES, TrlConfig
 
@@ -69,13 +70,15 @@ class DataConfig(Part):
     """Which column is which part of a pair, for a dataset with names of its own."""
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """What happens if a row can't be read as it is meant; skipped ones are counted by reason."""
-    chars: tuple[int, int] | None = None
+    chars: Annotated[tuple[int, int] | None, Allowed("two whole numbers, [fewest, most]")] = Field(
+        None, examples=[[30, 300]]
+    )
     """Fewest and most characters of prompt, of chosen and of rejected."""
-    limit: int | None = Field(None, ge=3)
+    limit: int | None = Field(None, ge=3, examples=[1000])
     """The first so many rows that passed the filters."""
-    eval_fraction: float = Field(1 / 6, gt=0, lt=1)
+    eval_fraction: float = Field(0.1667, gt=0, lt=1)
     """Share of the rows that becomes eval, when the dataset is cut."""
-    test_fraction: float = Field(1 / 6, gt=0, lt=1)
+    test_fraction: float = Field(0.1667, gt=0, lt=1)
     """Share of the rows that becomes test, when the dataset is cut."""
     split_seed: int = 0
     """Decides which prompts fall into which split."""
@@ -103,7 +106,7 @@ class OptimConfig(Part):
     """AdamW's peak learning rate."""
     batch_size: int = Field(8, ge=1)
     """Pairs per optimizer step."""
-    micro_batch_size: int | None = Field(None, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1, examples=[4])
     """Most pairs that go through the model at once; gradients of the rest of a batch are added up.
     All of a batch by default; halved by itself where memory runs out."""
     activation_checkpointing: bool | None = None

@@ -3,16 +3,17 @@
 Every mistake is one line of cause. Knows no field of any of them.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from dpo_train.config_faults import fault, unknown_path
+from dpo_train.config_fields import field_paths
 from dpo_train.errors import InputError
 
 
@@ -29,7 +30,7 @@ class Part(BaseModel):
         """Pydantic would take `true` for 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
-            raise ValueError(f"must be a number, not {str(value).lower()}")
+            raise PydanticCustomError("true_is_no_number", "a number")
         return value
 
 
@@ -48,7 +49,8 @@ def read_yaml(path: Path) -> YamlTree:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise InputError(
-            f"{path}: can't be read ({reason}); give the path of a YAML file"
+            f"{path}: can't be read ({reason}); give the path of a YAML file, or make one: "
+            "`dpo-tune init`"
         ) from None
     try:
         content = YAML(typ="safe", pure=True).load(text)
@@ -56,10 +58,19 @@ def read_yaml(path: Path) -> YamlTree:
         mark = getattr(error, "problem_mark", None)
         problem = (getattr(error, "problem", None) or str(error)).split("\n")[0]
         place = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{path}: {place}{problem}") from None
+        raise InputError(f"{path}: {place}{problem}; {_remedy(problem)}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path}: must be a mapping of keys to values, like `trials: 24`")
     return content
+
+
+def _remedy(problem: str) -> str:
+    """What to do about an error in YAML's own words."""
+    if "duplicate key" in problem:
+        return "a key stands once: take one of them out"
+    if "\\t" in problem:
+        return "indent with spaces, not with tabs"
+    return "correct the line; YAML is written like `trials: 24` or `data: {id: pairs.jsonl}`"
 
 
 def parse_overrides(texts: Iterable[str]) -> Overrides:
@@ -70,12 +81,16 @@ def parse_overrides(texts: Iterable[str]) -> Overrides:
     overrides = {}
     for text in texts:
         path, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--set: {text!r} has no `=`; type `--set optim.epochs=2`")
+        if not equals or not path.strip():
+            missing = "path before its `=`" if equals else "`=`"
+            raise InputError(f"--set: {text!r} has no {missing}; type `--set optim.epochs=2`")
         try:
             overrides[path.strip()] = YAML(typ="safe", pure=True).load(value)
         except (YAMLError, ValueError):
-            raise InputError(f"--set: {value!r} is not a YAML value") from None
+            raise InputError(
+                f"--set: {value!r} is not a YAML value; quote it for the shell, like "
+                f"`--set '{path}=[1, 2]'`"
+            ) from None
     return overrides
 
 
@@ -86,9 +101,10 @@ def parse(
     merged = dict(content)
     known = field_paths(kind)
     for path, value in overrides.items():
-        if path not in known:
-            raise InputError(f"{where}: {unknown_path(path, known)}")
         *parents, last = path.split(".")
+        # Of an unknown field in a part that exists, the part says what is wrong, as in a YAML.
+        if parents and path not in known and known.get(".".join(parents)) is None:
+            raise InputError(f"{where}: {unknown_path(path, known)}")
         part = merged
         for key in parents:
             below = part.get(key)
@@ -98,55 +114,9 @@ def parse(
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
-        raise InputError(f"{where}: {_fault(error, kind)}") from None
+        raise InputError(f"{where}: {fault(error, kind)}") from None
 
 
 def override(config: Config, values: Overrides) -> Config:
     """A copy of the config with the values at the dotted paths. Raises InputError."""
     return parse(type(config), config.model_dump(mode="json"), values, "override")
-
-
-def field_paths(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:
-    """Every dotted path of a config class, with the class of the part that stands there."""
-    paths: dict[str, type[BaseModel] | None] = {}
-    for name, field in kind.model_fields.items():
-        part = next(_parts(field.annotation), None)
-        paths[prefix + name] = part
-        if part:
-            paths |= field_paths(part, f"{prefix}{name}.")
-    return paths
-
-
-def unknown_path(path: str, known: Mapping[str, Any]) -> str:
-    """The sentence that says what could have been meant."""
-    return f"unknown path {path!r}; {_nearest(path, known)}"
-
-
-def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
-    union = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
-    for kind in (annotation, *union):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield kind
-
-
-def _nearest(key: str, known: Mapping[str, Any] | list[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Allowed: {', '.join(known)}"
-
-
-def _fault(error: ValidationError, kind: type[BaseModel]) -> str:
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    location = [str(key) for key in first["loc"]]
-    path = ".".join(location)
-    rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        part: type[BaseModel] | None = field_paths(kind).get(".".join(location[:-1]), kind)
-        allowed = list(part.model_fields) if part else []
-        return f"unknown key {path!r}; {_nearest(location[-1], allowed)}{rest}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    given = first.get("input")
-    shown = "" if isinstance(given, dict) or given is None else f" (given: {str(given)[:60]!r})"
-    return (f"{path}: " if path else "") + " ".join(message.split()) + shown + rest

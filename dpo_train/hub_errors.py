@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from dpo_train.command_line import script
 from dpo_train.errors import one_line
+from dpo_train.hub_offline import look_for_hub
 
 HF_LOGIN = script("hf", "auth", "login")
 LOGIN_REFUSED = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
@@ -51,7 +52,13 @@ def explain(error: Exception, advice: str = "", meanings: Mapping[int, str] = _R
         reason = meanings.get(code, f"the Hub failed ({code})")
         reason += f": {one_line(cause.server_message)}" if cause.server_message else ""
     elif isinstance(cause, OfflineModeIsEnabled):
-        reason = "HF_HUB_OFFLINE is set, and the cache does not have it"
+        out_of_reach = look_for_hub()
+        why = (
+            f"the Hub can't be reached ({out_of_reach})"
+            if out_of_reach
+            else "HF_HUB_OFFLINE is set"
+        )
+        reason = f"{why}, and the cache does not have it"
     elif isinstance(cause, HTTPError | ConnectionError):
         reason = unreachable(cause)
     else:

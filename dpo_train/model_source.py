@@ -19,6 +19,7 @@ from dpo_train import hub_errors, sample
 from dpo_train.command_line import dpo_tune
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError, one_line
+from dpo_train.hub_offline import look_for_hub
 from dpo_train.storage.files import checksum
 
 _ADAPTER = "adapter_config.json"
@@ -31,6 +32,7 @@ def resolve(config: ModelConfig) -> ModelConfig:
     if folder is not None:
         refuse_folder(folder)
         return config
+    look_for_hub()
     try:
         path = _on_hub(config, "config.json")
         adapter = _on_hub(config, _ADAPTER)

@@ -6,25 +6,36 @@ Each command imports what it needs when it runs, so that `--help` answers within
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError, StoreError
+from tune.commands.arguments import parse
+from tune.commands.arguments import parser as _parser
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
+_NOBODY_READS = 141
+"""As of a program that SIGPIPE ended."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed
-    or not served, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    or not served, 130 interrupted, 141 nobody reads what is printed."""
     warnings.showwarning = _one_line_warning
     try:
-        return int(options.command(options))
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        if options.command is None:
+            _parser().print_help()
+            return _DONE
+        code = int(_COMMANDS[options.command](options))
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _WRONG_INPUT
@@ -32,102 +43,22 @@ def main(arguments: list[str] | None = None) -> int:
         hint = "its bucket, its region (`?region=…`), the login in the environment"
         print(f"error: {error}; look at {hint}", file=sys.stderr)
         return _WRONG_INPUT
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _NOBODY_READS
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dpo-tune", description="Searches DPO hyperparameters with Ray Tune, Optuna and ASHA."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, function: Callable[..., int], help: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help)
-        added.set_defaults(command=function, name=None)
-        return added
-
-    run = command("run", _run, help="search; goes on if the run folder is unfinished")
-    run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
-    run.add_argument("--name", help="name of the run folder, in place of the YAML's")
-    _add_set(run)
-
-    resume = command("resume", _resume, help="go on with a run, or let it grow")
-    _add_run(resume)
-    resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
-
-    show = command("show", _show, help="the numbers of a run")
-    _add_run(show)
-    form = show.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="results.json")
-    form.add_argument("--csv", action="store_true", help="one line a trial")
-
-    stop = command("stop", _stop, help="end a trial of a running search at its next step")
-    _add_trial(stop)
-
-    clone = command("clone", _clone, help="try a trial's point soon, with changes")
-    _add_trial(clone)
-    _add_set(clone)
-
-    replay = command("replay", _replay, help="train a trial again and compare the numbers")
-    _add_trial(replay)
-
-    report = command("report", _report, help="write a run's report.html; also while it runs")
-    _add_run(report)
-    report.add_argument("--open", action="store_true", help="show it in the browser")
-
-    push = command("push", _push, help="publish a run's winner on the Hugging Face Hub")
-    _add_run(push)
-    push.add_argument("--repo", metavar="OWNER/NAME", help="by default the YAML's hub.repo")
-    push.add_argument("--to", type=Path, metavar="FOLDER", help="write it there, send nothing")
-    push.add_argument("--public", dest="private", action="store_const", const=False,
-                      help="make the repository public")  # fmt: skip
-    form = push.add_mutually_exclusive_group()
-    form.add_argument("--adapter", dest="merged", action="store_const", const=False,
-                      help="of a LoRA the adapter alone")  # fmt: skip
-    form.add_argument("--merged", dest="merged", action="store_const", const=True,
-                      help="of a LoRA the base's weights with the adapter's added")  # fmt: skip
-    push.add_argument("--dtype", help="bfloat16 (default) or float32")
-    push.add_argument("--gguf", help="with a GGUF file for llama.cpp, Ollama: f16 or q8_0")
-    push.add_argument("--license", help="if base model and dataset do not state the same one")
-    push.add_argument("--branch", default="main", help="by default main; made if need be")
-    push.add_argument("--tag", default="", help="a name for the commit, like v1")
-
-    export = command("export", _export, help="write a run's winner for llama.cpp and Ollama")
-    _add_run(export)
-    export.add_argument("--gguf", action="store_true", help="as a GGUF file, with a Modelfile")
-    export.add_argument("--quantize", choices=("f16", "q8_0"), default="f16", help="default: f16")
-    export.add_argument("--to", type=Path, metavar="FOLDER", help="by default NAME-gguf, here")
-
-    command("list", _list, help="runs and prepared data, and what they occupy")
-
-    clean = command("clean", _clean, help="remove what is named; alone: say what there is")
-    clean.add_argument("names", nargs="*", metavar="NAME", help="as `dpo-tune list` shows it")
-
-    doctor = command("doctor", _doctor, help="what is here, and what a search needs")
-    doctor.add_argument("yaml", type=Path, nargs="?", help="the search")
-    _add_set(doctor)
-    return parser
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder, its name or its URL")
-
-
-def _add_trial(parser: argparse.ArgumentParser) -> None:
-    _add_run(parser)
-    parser.add_argument("trial", help="as `dpo-tune show` names it")
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A.B=VALUE",
-        help="override a value of the YAML by its dotted path; may be given several times",
-    )
+def _nobody_reads() -> bool:
+    """Whether the reader of this program's output is gone, as in `dpo-tune show x | head -1`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _overrides(options: argparse.Namespace) -> Mapping[str, object]:
@@ -138,12 +69,12 @@ def _overrides(options: argparse.Namespace) -> Mapping[str, object]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tune.config.load import load_search
+    from tune.config.load import load_new_search
 
-    config = load_search(options.yaml, _overrides(options))
+    config = load_new_search(options.yaml, _overrides(options))
     from tune.search.driver import run  # after the YAML: its errors must come within a second
 
-    return _finish(lambda: run(config))
+    return _finish(lambda: run(config), options.quiet)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -154,10 +85,10 @@ def _resume(options: argparse.Namespace) -> int:
     trials = wanted_trials(folder, options.trials)
     from tune.search.driver import resume
 
-    return _finish(lambda: resume(folder, trials))
+    return _finish(lambda: resume(folder, trials), options.quiet)
 
 
-def _finish(search: Any) -> int:
+def _finish(search: Any, is_quiet: bool = False) -> int:
     from tune.commands.search_end import next_steps
     from tune.errors import Interrupted
     from tune.report.terminal import render
@@ -165,13 +96,18 @@ def _finish(search: Any) -> int:
     from tune.tracking.trackers import how_to_send
 
     try:
-        results = search()
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere if is_quiet else sys.stdout),
+        ):
+            results = search()
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         if unsent := how_to_send(RunFolder.at(interruption.folder)):
             print(unsent, file=sys.stderr)
         return _INTERRUPTED
-    print(render(results))
+    if not is_quiet:
+        print(render(results))
     if unsent := how_to_send(results.folder):
         print(f"\n{unsent}")
     if results.winner is None:
@@ -295,19 +231,41 @@ def _clean(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from tune.commands.doctor import examine
-    from tune.config.load import load_search
-    from tune.search.warm_start import with_earlier_points
+    from tune.config.load import load_new_search
 
     config = None
     if options.yaml:
-        config = with_earlier_points(load_search(options.yaml, _overrides(options)))
+        config = load_new_search(options.yaml, _overrides(options))
     for line in examine(config):
-        print(line)
+        print(line, flush=True)
+    return _DONE
+
+
+def _init(options: argparse.Namespace) -> int:
+    from tune.commands.init import ask_for_missing, write_search
+
+    wanted = ask_for_missing(options.model, options.data, options.yaml)
+    print(f"looking at {wanted.model} and {wanted.data}", flush=True)
+    print(write_search(wanted, _overrides(options)))
+    return _DONE
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from tune.config.json_schema import as_text
+
+    print(as_text(), end="")
     return _DONE
 
 
 def _one_line_warning(message: Any, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "init": _init, "doctor": _doctor, "run": _run, "resume": _resume, "show": _show,
+    "stop": _stop, "clone": _clone, "replay": _replay, "report": _report, "push": _push,
+    "export": _export, "list": _list, "clean": _clean, "schema": _schema,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

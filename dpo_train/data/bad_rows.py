@@ -34,6 +34,17 @@ def listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} ({count:,})" for reason, count in counts.items())
 
 
+def refuse_nothing_left(pairs: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+    """Raises InputError for a split without pairs. `pairs`: how many each split has after
+    tokenising; `dropped`: how many rows each reason took."""
+    for name, count in pairs.items():
+        if not count:
+            raise InputError(
+                f"data: no pair is left for {name} after tokenising; left out: {listed(dropped)}; "
+                "raise data.max_length_tokens or give other rows"
+            )
+
+
 def refusal(first: list[str], bad: int, rows: int) -> str:
     """The message that lists the first bad rows and counts the others."""
     way_out = "type `--set data.on_bad_row=skip` to leave {} out, or correct {}"

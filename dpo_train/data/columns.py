@@ -49,8 +49,13 @@ class Columns:
         return {*paths, *map(_first_name, paths), *_MEDIA}
 
     def parts(self, record: Fields) -> Parts:
-        """The value of each part; null where the record has none, or no number."""
-        return {part: _value(record, path) for part, path in self._paths.items()}
+        """The value of each part whose column the record has; null where that holds none, or no
+        number."""
+        return {
+            part: _value(record, path)
+            for part, path in self._paths.items()
+            if path in record or _first_name(path) in record
+        }
 
     def unread(self, names: Collection[str]) -> list[str]:
         """The columns that are no part of a pair."""

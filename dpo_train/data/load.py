@@ -24,6 +24,8 @@ class Pairs:
     dropped: dict[str, int]
     read_as: str = ""
     """The form that was found, and the number of rows read."""
+    first_bad: tuple[str, ...] = ()
+    """Of the rows that can't be read and were left out the first ten: place, and what is wrong."""
 
     def summary(self) -> str:
         sizes = ", ".join(f"{len(rows)} {name}" for name, rows in self.splits.items())
@@ -43,6 +45,11 @@ def load_pairs(config: DataConfig) -> Pairs:
     read = _Reading(config)
     for name in names:
         read.split(name)
+    if not read.count:
+        raise InputError(
+            f"data.id: {config.id} has no rows; give a file with one pair a line, like "
+            '{"prompt": "…", "chosen": "…", "rejected": "…"}'
+        )
     form, rows = read.rows(dropped)
     kept = [filtered(each, config, dropped) for each in rows]
     if len(kept) == 1:
@@ -56,7 +63,8 @@ def load_pairs(config: DataConfig) -> Pairs:
                 f"{listed(dropped) or 'none'}; widen data.chars, raise data.limit or give more "
                 "rows"
             )
-    return Pairs(splits, dict(dropped), f"{form}, {read.count:,} rows{read.unread()}")
+    read_as = f"{form}, {read.count:,} rows{read.unread()}"
+    return Pairs(splits, dict(dropped), read_as, tuple(read.first_bad))
 
 
 class _Reading:
@@ -93,6 +101,11 @@ class _Reading:
         """Names the columns that are no part of a pair."""
         names = self._columns.unread(self._names)
         return f"; not read: {', '.join(names)}" if names else ""
+
+    @property
+    def first_bad(self) -> list[str]:
+        """The first ten rows that can't be read."""
+        return self._bad.first
 
     def rows(self, dropped: Counter[str]) -> tuple[Form, list[list[Row]]]:
         """The form, and the rows of each split. Raises InputError for what can't be read."""

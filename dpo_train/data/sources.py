@@ -12,6 +12,7 @@ from dpo_train.config import DataConfig
 from dpo_train.data.files import Record, format_of, read_file, without_nulls
 from dpo_train.data.folders import files_by_card, split_files
 from dpo_train.errors import InputError, one_line
+from dpo_train.hub_offline import look_for_hub
 
 _BATCH = 1000
 _MEDIA = ("Image", "Audio", "Video", "Pdf")
@@ -67,6 +68,7 @@ def _hub(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Re
     import datasets  # slow to import
 
     datasets.disable_progress_bars()
+    look_for_hub()
     try:
         rows = datasets.load_dataset(
             config.id, config.config, split=split, revision=config.revision

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpo_train.data import SPLITS
-from dpo_train.data.bad_rows import listed
-from dpo_train.errors import InputError
+from dpo_train.data.bad_rows import refuse_nothing_left
 from dpo_train.reference_pass.manifest import BaseNumbers, Manifest
 from dpo_train.reference_pass.plan import FORMAT
 from dpo_train.reference_pass.rows import read_rows
@@ -44,7 +43,9 @@ def write_splits(
     """
     scores = _in_order(tokens, shards)
     texts = _texts(folder, set(tokens.rows))
-    _refuse_nothing_left(texts, summary.dropped)
+    refuse_nothing_left(
+        {name: len(split.prompt_key) for name, split in texts.items()}, summary.dropped
+    )
     # Another node may do the same where its lock is not seen: neither disturbs the other.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     sums: dict[str, str] = {}
@@ -122,15 +123,6 @@ def _write_stream(table: pyarrow.Table, path: Path) -> None:
         pyarrow.ipc.new_stream(file, table.schema) as writer,
     ):
         writer.write_table(table.combine_chunks(), max_chunksize=_BATCH_ROWS)
-
-
-def _refuse_nothing_left(texts: dict[str, _Texts], dropped: dict[str, int]) -> None:
-    for name, split in texts.items():
-        if not split.prompt_key:
-            raise InputError(
-                f"data: no pair is left for {name} after tokenising; left out: {listed(dropped)}; "
-                "raise data.max_length_tokens or give other rows"
-            )
 
 
 def _base_numbers(columns: dict[str, list[Any]]) -> BaseNumbers:

@@ -11,7 +11,8 @@ from trl import DPOTrainer
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.config_trl import _OURS, F_DIVERGENCE_LOSSES, TABLE, TrlConfig
+from dpo_train.config_names import OF_TRL
+from dpo_train.config_trl import F_DIVERGENCE_LOSSES, TABLE, TrlConfig
 from dpo_train.errors import InputError
 from dpo_train.trainers import trl_fields
 from tests.conftest import ROOT
@@ -29,7 +30,7 @@ def test_the_table_is_that_of_the_installed_trl() -> None:
 def test_fields_and_defaults_are_trls() -> None:
     known = json.loads(TABLE.read_text())
     assert {name: known[name] for name in TrlConfig.model_fields} == TrlConfig().model_dump()
-    ours = [name for names in _OURS.values() for name in names]
+    ours = [name for names in OF_TRL.values() for name in names]
     assert len(ours) == len(set(ours))
     assert set(ours) <= set(known) - set(TrlConfig.model_fields)
 
@@ -48,7 +49,7 @@ def test_the_losses_that_trl_allows_are_known() -> None:
         ("output_dir", "type `save_every_minutes` of a search"),
         ("ld_alpha", "would compare them with the reference's whole sums"),
         ("torch_compile", "is not handed on to TRL, because no test here covers it"),
-        ("use_weightin", "unknown key 'trl.use_weightin'; did you mean 'use_weighting'"),
+        ("use_weightin", "unknown key 'trl.use_weightin'; did you mean 'trl.use_weighting'"),
     ],
 )
 def test_other_fields_are_answered(name: str, said: str) -> None:

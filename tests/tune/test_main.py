@@ -5,13 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from dpo_train import sample
 from tests.conftest import ROOT, Run
-from tune.__main__ import _finish, _parser
+from tune.__main__ import _COMMANDS, _finish, _parser, main
 from tune.errors import Interrupted
 
 GOOD = "trials: 2\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
@@ -32,10 +33,6 @@ BROKEN = {
     "too many gpus": (GOOD + "resources: {gpus: 1}\n", "resources.gpus: a trial wants 1"),
     "a login in a URL": (GOOD + "runs_dir: s3://key:secret@bucket/runs\n", "URL holds a secret"),
     "half a gpu too many": (GOOD + "resources: {gpus: 1.5}\n", "must be a whole number"),
-    "a batch for three": (
-        GOOD + "resources: {gpus: 3}\n",
-        "8 pairs can't be shared out among the 3 GPUs",
-    ),
     "point outside": (GOOD + "points: [{dpo.beta: 3}]\n", "lies outside the space (uniform 0.1"),
     "bfloat16": (GOOD + "model: {dtype: bfloat16}\n", "can't be trained in full"),
     "nothing left": (GOOD + "data: {chars: [9000, 9999]}\n", "no pair is left for train"),
@@ -157,10 +154,79 @@ def test_every_command_and_option_has_help() -> None:
         "clean",
         "push",
         "doctor",
+        "init",
+        "schema",
     }
     assert there <= set(commands.choices)  # type: ignore[arg-type]
     for command in commands.choices.values():  # type: ignore[union-attr]
         assert all(action.help for action in command._actions)
+
+
+def test_alone_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: dpo-tune" in capsys.readouterr().out
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dpo-tune {version('dpo-tune')}\n"
+
+
+def test_help_and_version_import_nothing_but_what_comes_with_python() -> None:
+    script = (
+        "import sys, contextlib, io\nfrom tune.__main__ import main\n"
+        "for arguments in (['--help'], ['run', '--help'], ['--version'], []):\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main(arguments)\n"
+        "print(sorted({'pydantic', 'numpy', 'ruamel', 'rich', 'jinja2'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_it_ends_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
+    """As in `dpo-tune show x | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "tune", "schema"], cwd=tmp_path, text=True, check=False,
+            stdout=nobody, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_a_broken_pipe_of_another_kind_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(_COMMANDS, "list", fail)
+    with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", nowhere)
+        with pytest.raises(BrokenPipeError):
+            main(["list"])
+
+
+def test_quietly_a_search_says_only_how_it_ended(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def search() -> None:
+        print("trial after trial")
+        raise Interrupted(tmp_path / "gone", "the disk is gone")
+
+    assert _finish(search, is_quiet=True) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("the disk is gone")
+    for typed in (["-q", "run", "x.yaml"], ["run", "-q", "x.yaml"], ["resume", "x", "--quiet"]):
+        assert _parser().parse_args(typed).quiet
+    assert not _parser().parse_args(["run", "x.yaml"]).quiet
 
 
 def test_one_trial_trains_without_ray(tmp_path: Path) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from dpo_train.config import TrainConfig
+from dpo_train.config_base import override
+from dpo_train.config_fields import few
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror, object_store
 from tune.config.schema import SearchConfig
-from tune.config.space import check_point, check_space
+from tune.config.searchable import check_space
+from tune.config.space import check_point
 
 _STORAGE_OPTIONS = (
     "application_name", "charset", "connect_timeout", "host", "mode", "port", "sslcert", "sslmode",
@@ -22,17 +27,11 @@ _STORAGE_OPTIONS = (
 def check(config: SearchConfig) -> SearchConfig:
     """The checks that look across parts. Raises InputError; returns the config."""
     check_space(config.space, config.base_trial())
-    if config.resources.members > 1:
-        if config.trainer == "packed":
-            raise InputError(
-                f"resources.gpus: {config.resources.gpus:g} for one trial; packed trials share a "
-                "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
-            )
-        sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
-        if "optim.batch_size" in config.space and config.space["optim.batch_size"].is_whole:
-            sizes = list(range(sizes[0], sizes[1] + 1))
-        for size in sizes:
-            config.trial({"optim.batch_size": size})
+    if config.resources.members > 1 and config.trainer == "packed":
+        raise InputError(
+            f"resources.gpus: {config.resources.gpus:g} for one trial; packed trials share a "
+            "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
+        )
     if config.resources.sharded and config.model.quantization is not None:
         raise InputError(
             f"resources.sharded: weights in {config.model.quantization} can't be shared out; type "
@@ -41,7 +40,7 @@ def check(config: SearchConfig) -> SearchConfig:
     _check_optimizers(config)
     for point in config.given_points:
         check_point(point, config.space)
-        config.trial(point)
+        override(config.base_trial(), point)
     if config.sampler.name == "grid":
         _check_grid(config)
     if config.sampler.name != "grid" and config.trials is None:
@@ -73,6 +72,33 @@ def check(config: SearchConfig) -> SearchConfig:
     _check_rungs(config)
     _warn_of_annealing(config)
     return config
+
+
+def refuse_uneven_batches(config: SearchConfig) -> None:
+    """Raises InputError if the GPUs of a trial can't share out a batch. Asked when it is known that
+    there are so many GPUs: a person is told first what is most wrong."""
+    if config.resources.members == 1:
+        return
+    sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
+    if "optim.batch_size" in config.space and config.space["optim.batch_size"].is_whole:
+        sizes = list(range(sizes[0], sizes[1] + 1))
+    for point in [*({"optim.batch_size": size} for size in sizes), *config.given_points]:
+        config.trial(point)
+
+
+def refuse_without_axes(config: SearchConfig, yaml: str) -> None:
+    """Raises InputError for a new search that has nothing to search. `yaml` names its file."""
+    if config.space:
+        return
+    own = config.model_fields_set - set(TrainConfig.model_fields) - {"space"}
+    if config.name == Path(yaml).stem:
+        own -= {"name"}  # which the file need not say
+    first = f"take {few(sorted(own))} out and " if own else ""
+    raise InputError(
+        "space: there is nothing to search; type `space: {optim.learning_rate: {log_uniform: "
+        f"[1e-6, 1e-4]}}}}`. One trial needs no search: {first}type "
+        f"`python -m dpo_train {yaml} --out my-model`"
+    )
 
 
 def _check_optimizers(config: SearchConfig) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_train.config_base import Overrides, YamlTree, parse, read_yaml
 from dpo_train.errors import InputError
-from tune.config.checks import check
+from tune.config.checks import check, refuse_without_axes
 from tune.config.schema import SearchConfig
 
 
@@ -31,6 +31,14 @@ def load_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
 def search_of(content: Mapping[str, Any], overrides: Overrides | None = None) -> SearchConfig:
     """The same of what a YAML holds, as a mapping. Without a `name` it is `search`."""
     return check(parse(SearchConfig, {"name": "search", **content}, overrides or {}, "search"))
+
+
+def load_new_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
+    """The same of a search that is to begin: it must have something to search. Raises InputError;
+    a folder of an earlier version may hold one that has nothing."""
+    config = load_search(path, overrides)
+    refuse_without_axes(config, str(path))
+    return config
 
 
 def _drop_removed(content: YamlTree, path: Path) -> None:

@@ -8,17 +8,22 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dpo_train.config_base import Part
+from dpo_train.config_fields import Allowed
 
 
 class WandbConfig(Part):
     mode: Literal["online", "offline", "disabled"] = "offline"
     """Weights & Biases sees the trials while they run, or later, from files that `wandb sync`
     sends, or never."""
-    project: str = Field("dpo-tune", pattern=r"^[^/\\#?%:]{1,128}$")
+    project: Annotated[str, Allowed("1 to 128 characters, none of / \\ # ? % :")] = Field(
+        "dpo-tune", pattern=r"^[^/\\#?%:]{1,128}$"
+    )
     """Made at the first run, if need be."""
     entity: str | None = None
     """A user or a team; by default the login's own."""
-    sweep: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$")
+    sweep: Annotated[str | None, Allowed("a sweep's id: letters, digits, `_` and `-`")] = Field(
+        None, pattern=r"^[A-Za-z0-9_-]+$", examples=["k3f9x2ab"]
+    )
     """Id of an existing sweep that the trials join; by default each search makes its own."""
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
     """Of every run."""

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import Part, override, parse
+from dpo_train.config_faults import one_of, shown
+from dpo_train.config_fields import Allowed
 from dpo_train.errors import InputError
 from dpo_train.scoring.metrics import objectives
 from dpo_train.storage import mirror
@@ -25,17 +27,19 @@ _MOST_PAIRS = 10**9
 
 def _one(name: str) -> str:
     if name not in objectives():
-        raise ValueError(f"must be one of {', '.join(objectives())}")
+        raise ValueError(one_of(name, list(objectives())))
     return name
 
 
 def _one_or_two(value: Any) -> Any:
     names = list(value) if isinstance(value, list | tuple) else [value]
-    known = all(name in list(objectives()) for name in names)
-    if known and (isinstance(value, str) or (len(names) == 2 and names[0] != names[1])):
+    for name in names:
+        if name not in list(objectives()):
+            raise ValueError(one_of(name, list(objectives())))
+    if isinstance(value, str) or (len(names) == 2 and names[0] != names[1]):
         return value
     raise ValueError(
-        f"must be one of {', '.join(objectives())}, or two different ones, like "
+        f"must be one metric or two different ones, not {shown(value)}; type `eval/accuracy` or "
         "`[eval/accuracy, eval/drift]`"
     )
 
@@ -59,12 +63,17 @@ def _earlier_or_list(value: Any) -> Any:
     if isinstance(value, list):
         for number, point in enumerate(value):
             if not isinstance(point, dict):
-                raise ValueError(f"point {number} is {point!r}; type it like `{{dpo.beta: 0.1}}`")
+                raise ValueError(
+                    f"point {number} is {shown(point)}; type it like `{{dpo.beta: 0.1}}`"
+                )
         return value
     known = isinstance(value, dict) and "from" in value and not set(value) - {"from", "best"}
     best = value.get("best", 5) if known else None
     if not isinstance(best, int) or isinstance(best, bool) or best < 1:
-        raise ValueError(f"{value} is no list of points, and not `{{from: runs/earlier, best: 5}}`")
+        raise ValueError(
+            f"must be a list of points, not {shown(value)}; type `[{{dpo.beta: 0.1}}]`, or "
+            "`{from: runs/earlier, best: 5}` for the best of an earlier search"
+        )
     return EarlierPoints(str(value["from"]), best)
 
 
@@ -114,7 +123,7 @@ class ResourcesConfig(Part):
     sharded: bool = False
     """With several: weights, gradients and optimizer are shared out among them (FSDP2), for a model
     that one GPU does not hold. Else each has a copy and the gradients are averaged (DDP)."""
-    at_once: int | None = Field(None, ge=1)
+    at_once: int | None = Field(None, ge=1, examples=[4])
     """Most trials at once; as many as fit by default. A cluster that grows on demand is asked for
     the places of so many from the start."""
 
@@ -133,7 +142,7 @@ class ResourcesConfig(Part):
 
 
 class BudgetConfig(Part):
-    hours: float | None = Field(None, gt=0, le=100_000)
+    hours: float | None = Field(None, gt=0, le=100_000, examples=[8])
     """Wall-clock hours of the search, all its driver sessions together."""
     failures_in_a_row: int = Field(5, ge=1)
     """After so many failed trials without one that did not, the search stops."""
@@ -146,7 +155,9 @@ class ConfirmConfig(Part):
     first one before the others, and where it has fewer, from the next front."""
     seeds: int = Field(2, ge=1, le=1000)
     """How often each, with other seeds than the search's."""
-    evaluate: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    evaluate: Annotated[str | None, Allowed("package.module:function")] = Field(
+        None, pattern=r"^[\w.]+:\w+$", examples=["my_package.judge:score"]
+    )
     """package.module:function of your own: takes the folder of a finalist's best run, as `winner/`
     is one, and returns its numbers by name, which are shown. Called once for each finalist."""
 
@@ -154,17 +165,19 @@ class ConfirmConfig(Part):
 class SearchConfig(TrainConfig):
     """One experiment: what `dpo-tune run` reads. Has all that a trial's YAML has."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, Allowed("letters, digits, `.`, `_`, `-`, the first no mark")] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["first-try"]
+    )
     """Names the run folder."""
     runs_dir: str = Field(default_factory=runs_dir)
     """Where run folders and prepared data stand: a path that every node of a cluster sees, or a
     URL like s3://bucket/runs. By default what DPO_TUNE_RUNS says, or `runs`."""
-    space: dict[str, Axis] = {}
+    space: dict[str, Axis] = Field({}, examples=[{"dpo.beta": {"uniform": [0.1, 0.5]}}])
     """Dotted paths into the trial's config, and what each may be."""
     points: Annotated[list[Point] | EarlierPoints, BeforeValidator(_earlier_or_list)] = []
     """Tried first; axes left out are drawn. Or `{from: runs/earlier, best: 5}`, the points of an
     earlier search's best trials that lie in this space."""
-    trials: int | None = Field(None, ge=1, le=1_000_000)
+    trials: int | None = Field(None, ge=1, le=1_000_000, examples=[24])
     """How many; a grid is tried whole by default."""
     repeat_points: bool = False
     """Whether a point that a trial has already may be proposed and trained again, though the same
@@ -188,7 +201,7 @@ class SearchConfig(TrainConfig):
     keep_best: int = Field(3, ge=1, le=1000)
     """How many trials' exported weights stay on disk; with two objectives in the finalists'
     order."""
-    storage: str | None = None
+    storage: str | None = Field(None, examples=["sqlite:///runs/studies.db"])
     """Where Optuna's study is kept for Optuna's own tools: a database's URL, or the path of a
     journal file. In memory by default; the search itself needs none."""
     save_every_minutes: float = Field(10, ge=0)

@@ -1,4 +1,5 @@
-"""The axes of a search: parse, check, turn into Optuna's suggestions. Knows no Ray."""
+"""The axes of a search: parse them, turn them into Optuna's suggestions. Knows no Ray, and not
+which fields there are (`searchable.py`)."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ import math
 import random
 from collections.abc import Collection, Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from dpo_train.config import TrainConfig
-from dpo_train.config_base import Part, field_paths, override, unknown_path
+from dpo_train.config_base import Part
+from dpo_train.config_faults import shown
+from dpo_train.config_fields import Allowed, few, spelled
 from dpo_train.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,10 +23,6 @@ if TYPE_CHECKING:
 NOT_NULL = "not null"
 _SCALARS = (type(None), bool, int, float, str)
 _KINDS = ("log_uniform", "uniform", "log_int", "int", "choice")
-_WHOLE = {"log_uniform": "log_int", "uniform": "int"}
-"""The axis of whole numbers that is drawn as this one."""
-_OF_THE_REFERENCE = ("model", "data")
-_OF_ALL_TRIALS = ("trainer", "eval_every_pairs", "eval_at_pairs", "simulated")
 
 Point = dict[str, Any]
 """Values of the active axes, by dotted path."""
@@ -32,18 +30,26 @@ PointKey = frozenset[tuple[str, Any]]
 """What identifies a point: two points are the same if their keys are equal."""
 
 
+_REALS = Allowed("two numbers, [low, high]")
+_WHOLES = Allowed("two whole numbers, [low, high]")
+
+
 class Axis(Part):
     """What one field of the trial's config may be; exactly one kind."""
 
-    log_uniform: tuple[float, float] | None = None
+    log_uniform: Annotated[tuple[float, float] | None, _REALS] = Field(
+        None, examples=[[1e-6, 1e-4]]
+    )
     """[low, high], drawn evenly in the logarithm."""
-    uniform: tuple[float, float] | None = None
+    uniform: Annotated[tuple[float, float] | None, _REALS] = Field(None, examples=[[0.1, 0.5]])
     """[low, high], drawn evenly."""
-    log_int: tuple[int, int] | None = None
+    log_int: Annotated[tuple[int, int] | None, _WHOLES] = Field(None, examples=[[4, 64]])
     """[low, high], whole numbers, drawn evenly in the logarithm, both ends included."""
-    int_: tuple[int, int] | None = Field(None, alias="int")
+    int_: Annotated[tuple[int, int] | None, _WHOLES] = Field(None, alias="int", examples=[[1, 5]])
     """[low, high], whole numbers, both ends included."""
-    choice: list[Any] | None = Field(None, min_length=1)
+    choice: Annotated[list[Any] | None, Allowed("a list of at least one value")] = Field(
+        None, min_length=1, examples=[[4, 8, 16]]
+    )
     """A list of values."""
     when: dict[str, object] = {}
     """Other axes and the value, the list of values, or `not null`, that they must have."""
@@ -70,11 +76,35 @@ class Axis(Part):
         """Values that must be valid for all of the axis to be."""
         return list(self.choice) if self.choice is not None else list(self.bounds)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ask_what_is_meant(cls, content: Any) -> Any:
+        """Answers for a list, which may be a choice or a range, and for a value alone."""
+        if isinstance(content, Axis | dict):
+            return content
+        if isinstance(content, list) and content:
+            numbers = [each for each in content if _is_number(each)]
+            if len(content) != 2 or numbers != content or content[0] == content[1]:
+                raise ValueError(f"a list is no axis; type `{{choice: {spelled(content)}}}`")
+            ends = sorted(numbers)
+            kind = "log_uniform" if ends[0] > 0 and ends[1] >= 10 * ends[0] else "uniform"
+            if all(isinstance(each, int) for each in ends):
+                kind = "int"
+            raise ValueError(
+                f"{spelled(content)} may be a choice of two or a range; type "
+                f"`{{choice: {spelled(content)}}}` or `{{{kind}: {spelled(ends)}}}`"
+            )
+        raise ValueError(
+            f"{shown(content)} is no axis; give what is searched, like `{{choice: [a, b]}}` or "
+            "`{uniform: [0.1, 0.5]}`; one value for all trials stands outside of space"
+        )
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         given = [kind for kind in _KINDS if self._values(kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"an axis has exactly one of {', '.join(_KINDS)}; here {given}")
+            here = f"here are {' and '.join(given)}" if given else "here is none"
+            raise ValueError(f"an axis has exactly one of {', '.join(_KINDS)}; {here}")
         if self.choice is None:
             low, high = self.bounds
             if not low < high:
@@ -86,7 +116,7 @@ class Axis(Part):
     def contains(self, value: Any) -> bool:
         if self.choice is not None:
             return _same(value, self.choice)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             return False
         if self.is_whole and value != int(value):
             return False
@@ -141,79 +171,9 @@ def to_optuna(value: Any) -> Any:
     return value if isinstance(value, _SCALARS) else json.dumps(value, sort_keys=True)
 
 
-def check_space(space: Space, base: TrainConfig) -> None:
-    """Raises InputError for an axis that can't be searched, with the reason."""
-    known = field_paths(TrainConfig)
-    for path, axis in space.items():
-        if path not in known:
-            raise InputError(f"space: {unknown_path(path, known)}")
-        part = known[path]
-        if part is not None and path != "lora":
-            fields = ", ".join(f"{path}.{name}" for name in part.model_fields)
-            raise InputError(f"space: {path} is a part, not a field; make axes of {fields}")
-        root = path.split(".")[0]
-        if root in _OF_THE_REFERENCE:
-            raise InputError(
-                f"space: {path} changes the reference model's log-probs, which one search "
-                "computes once; run one search for each value"
-            )
-        if root in _OF_ALL_TRIALS:
-            raise InputError(f"space: {path} must be the same for all trials of a search")
-        for other in axis.when:
-            if other not in space or list(space).index(other) >= list(space).index(path):
-                raise InputError(
-                    f"space: {path}.when names {other!r}, which is no axis above it; "
-                    f"axes: {', '.join(space)}"
-                )
-        _check_parent(path, axis, space, base)
-        if axis.kind in _WHOLE and _takes_whole_numbers(path):
-            low, high = axis.bounds
-            raise InputError(
-                f"space: {path} is a whole number, and {axis.kind} draws fractions; type "
-                f"`{path}: {{{_WHOLE[axis.kind]}: [{low:g}, {high:g}]}}`"
-            )
-        for value in axis.corners:
-            _check_corner(path, axis, value, space, base)
-
-
-def _takes_whole_numbers(path: str) -> bool:
-    """Whether the field at the path takes whole numbers alone."""
-    part, _, name = path.rpartition(".")
-    fields = field_paths(TrainConfig)[part] if part else TrainConfig
-    assert fields is not None
-    annotation = fields.model_fields[name].annotation
-    kinds = {annotation, *get_args(annotation)}
-    return int in kinds and float not in kinds
-
-
-def _check_parent(path: str, axis: Axis, space: Space, base: TrainConfig) -> None:
-    """`lora.r` means something only where `lora` is not null."""
-    parent = path.rpartition(".")[0]
-    if parent != "lora":
-        return
-    always = base.lora is not None and parent not in space
-    if not always and parent not in axis.when:
-        raise InputError(
-            f"space: {path} is an axis while lora may be null; add `lora: {{}}` to the YAML, or "
-            f'make lora an axis and add `when: {{lora: "{NOT_NULL}"}}` to this one'
-        )
-
-
-def _check_corner(path: str, axis: Axis, value: Any, space: Space, base: TrainConfig) -> None:
-    point: Point = {}
-    for other, wanted in axis.when.items():
-        point[other] = next(
-            (choice for choice in space[other].corners if _holds(choice, wanted)), None
-        )
-    try:
-        override(base, {**point, path: value})
-    except InputError as error:
-        raise InputError(f"space: {path}: {str(error).removeprefix('override: ')}") from None
-
-
 def is_active(axis: Axis, point: Point) -> bool:
     return all(
-        other in point and _holds(point[other], wanted) for other, wanted in axis.when.items()
+        other in point and holds(point[other], wanted) for other, wanted in axis.when.items()
     )
 
 
@@ -238,7 +198,7 @@ def check_point(point: Point, space: Space) -> None:
     """Raises InputError for a point outside the space; axes left out are drawn."""
     for path, value in point.items():
         if path not in space:
-            raise InputError(f"points: {path!r} is no axis; axes: {', '.join(space)}")
+            raise InputError(f"points: {path!r} is no axis; axes: {few(list(space)) or 'none'}")
         if not space[path].contains(value):
             raise InputError(
                 f"points: {path} = {value!r} lies outside the space ({space[path].describe()}); "
@@ -298,7 +258,8 @@ def untried_point(space: Space, tried: Collection[PointKey], draw: random.Random
     return complete({}, list(space.items()))
 
 
-def _holds(value: Any, wanted: Any) -> bool:
+def holds(value: Any, wanted: Any) -> bool:
+    """Whether a value is what `when` wants: a value, one of a list, or anything but null."""
     if wanted == NOT_NULL:
         return value is not None
     return _same(value, wanted) if isinstance(wanted, list) else _identical(value, wanted)
@@ -306,6 +267,10 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 def _same(value: Any, among: list[Any]) -> bool:
     return any(_identical(value, other) for other in among)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _identical(left: Any, right: Any) -> bool:

@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dpo_train.config_fields import few
 from dpo_train.errors import InputError, StoreError
 from dpo_train.storage import mirror, object_store
 from tune.config.load import load_search
@@ -41,7 +42,7 @@ def find_run(run: RunLike) -> RunFolder:
     if mirror.is_url(run):
         raise InputError(f"there is no run at {run}; give a run's own URL, like s3://bucket/runs/x")
     known = sorted(path.parent.name for path in mirror.find(there, "*/run.json"))
-    said = f"there are: {', '.join(known)}" if known else "there is none"
+    said = f"there are: {few(known)}" if known else "there is none"
     raise InputError(
         f"no run {str(run)!r}: give a run folder's path or name; under {mirror.name(there)}/ {said}"
     )

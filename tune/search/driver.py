@@ -14,7 +14,7 @@ from typing import Any
 from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 from tune.cluster.connection import connected
-from tune.config.checks import check
+from tune.config.checks import check, refuse_without_axes
 from tune.config.load import load_search, search_of
 from tune.config.schema import SearchConfig
 from tune.report.page import keep_fresh, write_or_warn
@@ -77,6 +77,7 @@ def run(
 
 
 def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
+    refuse_without_axes(config, f"{config.name}.yaml")
     signs.doing(f"{config.name}: looking at model, data and outputs")
     config = with_earlier_points(config)
     preflight.refuse_impossible(config)

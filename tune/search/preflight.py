@@ -14,6 +14,7 @@ from dpo_train import extras, model_source
 from dpo_train.config import ModelConfig
 from dpo_train.errors import InputError
 from dpo_train.storage.disk import free_bytes
+from tune.config.checks import refuse_uneven_batches
 from tune.config.schema import SearchConfig
 from tune.run_folder.paths import RunFolder
 from tune.search import deploy, gpus
@@ -26,6 +27,9 @@ def refuse_impossible(config: SearchConfig) -> None:
     A cluster's GPUs can't be counted from here, Ray waits for them; the disk is compared with a
     model that lies on it.
     """
+    if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
+        gpus.refuse_unfit(config.resources.gpus)
+    refuse_uneven_batches(config)
     if config.sampler.name == "cmaes":
         extras.refuse_missing("sampler.name: cmaes", "cmaes", "samplers")
     if not os.environ.get("RAY_ADDRESS"):
@@ -36,8 +40,6 @@ def refuse_impossible(config: SearchConfig) -> None:
         for setting in quantized:
             extras.refuse_missing(setting, "bitsandbytes", "quantized")
     refuse_untrusted(config)
-    if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
-        gpus.refuse_unfit(config.resources.gpus)
     if config.trainer != "simulated" and model_source.local_folder(config.model) is not None:
         model_source.resolve(config.model)
         need, free = disk_bytes(config), free_bytes(config.folder.parent)

@@ -16,7 +16,7 @@ from dpo_train.storage import mirror
 from tune.config.schema import SearchConfig
 from tune.run_folder.records import Records
 
-_FEW_HELD_OUT_PAIRS = 10
+FEW_HELD_OUT_PAIRS = 10
 
 
 def plan_prepared_data(
@@ -28,11 +28,13 @@ def plan_prepared_data(
     """
     if config.trainer == "simulated":
         return config, Path()
-    config = config.model_copy(update={"model": model_source.resolve(config.model)})
+    # Workers of a cluster that was there before have a working directory of their own.
+    base = model_source.from_anywhere(model_source.resolve(config.model))
+    config = config.model_copy(update={"model": base})
     pairs = data.load_pairs(config.data)
     say(f"{config.name}: read as: {pairs.read_as}")
     say(f"{config.name}: {pairs.summary()}")
-    if len(pairs.splits["eval"]) < _FEW_HELD_OUT_PAIRS:
+    if len(pairs.splits["eval"]) < FEW_HELD_OUT_PAIRS:
         say(
             f"warning: {len(pairs.splits['eval'])} held-out pair(s) cannot tell trials apart; "
             "the winner will be a matter of luck"

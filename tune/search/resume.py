@@ -7,8 +7,11 @@ from __future__ import annotations
 import shlex
 import time
 
+from pydantic import JsonValue
+
 from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
+from dpo_train.model_source import from_anywhere
 from dpo_train.storage import mirror
 from tune.config.checks import check
 from tune.config.load import load_search
@@ -27,6 +30,8 @@ from tune.search import choose_winner
 # Nothing of the trials themselves.
 _MAY_CHANGE = ("storage", *OUTPUTS, "confirm", "constraints", "repeat_points")
 _CHOOSES = ("confirm", "constraints")
+_CHANGED_DEFAULTS = ((1 / 6, 0.1667),)
+"""Values that an earlier version took and wrote where this one takes another: eval_fraction."""
 
 _MORE = 8
 """Trials that a search which ended is offered; of a large one a third."""
@@ -81,16 +86,24 @@ def what_ended(run: Run) -> str:
     return f"{run.config.name} ended on {ended}; nothing was run now; {grow}"
 
 
+def refuse_taken(folder: RunFolder, config: SearchConfig) -> None:
+    """Raises InputError if a search can neither begin nor go on in this folder."""
+    if folder.exists:
+        refuse_other_search(folder, config)
+    else:
+        refuse_other_files(folder)
+
+
 def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
     """Raises InputError if the folder holds a search of another configuration."""
-    there = flat(load_search(folder.search_yaml).model_dump(mode="json"))
-    here = flat(config.model_dump(mode="json"))
+    there, here = map(_comparable, (load_search(folder.search_yaml), config))
     times = RunInfo.read(folder).times
     for path in sorted(there.keys() | here.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
         old, new = there.get(path), here.get(path)
         pinned = path.endswith("revision") and new is None
+        pinned = pinned or (old, new) in _CHANGED_DEFAULTS
         grown = (  # by `resume`
             isinstance(old, int)
             and isinstance(new, int)
@@ -106,6 +119,12 @@ def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
                 f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "
                 f"`--name NEW`, or remove it with `{under}{dpo_tune('clean', folder.name)}`"
             )
+
+
+def _comparable(config: SearchConfig) -> dict[str, JsonValue]:
+    """Every value by its path; of a model's folder its absolute path, as the run folder has it."""
+    model = from_anywhere(config.model)
+    return flat(config.model_copy(update={"model": model}).model_dump(mode="json"))
 
 
 def refuse_warm_clones(records: Records) -> None:

@@ -159,7 +159,7 @@ def _last_text(prompt: Any) -> str:
 def _given(parts: Parts, part: str) -> Any:
     value = _from_json_text(parts.get(part))
     if value is None:
-        raise BadRow(f"no {part}", f"{part} is null or not there")
+        raise BadRow(f"no {part}", f"{part} is {'null' if part in parts else 'not there'}")
     return value
 
 

@@ -9,11 +9,11 @@ from dpo_train.errors import InputError
 from tune.config.checks import check
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
+from tune.config.searchable import check_space
 from tune.config.space import (
     Axis,
     PointKey,
     check_point,
-    check_space,
     grid,
     point_key,
     suggest,
@@ -118,7 +118,7 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
         ("optim.micro_batch_size", {"uniform": [1, 16]}, "{int: [1, 16]}"),
         ("optim.batch_size", {"log_int": [0, 16]}, "a logarithm needs low above 0"),
         ("optim", {"choice": [{"epochs": 5}]}, "is a part, not a field"),
-        ("dpo.beta", {"uniform": [-1, 0.1]}, "greater than 0"),
+        ("dpo.beta", {"uniform": [-1, 0.1]}, "a number above 0"),
         ("dpo.loss", {"choice": ["sigmoid", "sigmiod"]}, "sigmiod"),
         ("optim.batch_size", {"choice": [8, 65]}, "larger than the first evaluation, at 64"),
         ("dpo.beta", {"uniform": [0.2, 0.1]}, "low below high"),

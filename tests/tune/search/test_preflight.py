@@ -39,3 +39,22 @@ def test_a_missing_package_is_said(
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=said):
         preflight.refuse_impossible(search(**changes))
+
+
+def test_a_batch_must_be_shared_out_among_the_gpus_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    axis = {"optim.batch_size": {"int": [3, 6]}}
+    for changes, size in (({}, 8), ({"space": axis, "optim": {"batch_size": 3}}, 4)):
+        with pytest.raises(InputError, match=f"{size} pairs can't be shared out among the 3 GPUs"):
+            preflight.refuse_impossible(search(resources={"gpus": 3}, **changes))
+    preflight.refuse_impossible(search(resources={"gpus": 3}, optim={"batch_size": 6}))
+
+
+def test_gpus_that_are_not_there_are_said_before_batches_that_do_not_fit_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match="resources.gpus: a trial wants 512, this machine has"):
+        preflight.refuse_impossible(search(resources={"gpus": 512}))

@@ -57,7 +57,9 @@ def test_what_two_objectives_do_not_go_with_is_refused(content: dict[str, Any], 
 )  # fmt: skip
 def test_neither_one_nor_two_metrics_are_refused(tmp_path: Path, objective: str) -> None:
     (tmp_path / "x.yaml").write_text(YAML + f"objective: {objective}\n")
-    with pytest.raises(InputError, match="objective: must be one of .* or two different ones"):
+    with pytest.raises(
+        InputError, match="objective: (there is no|must be one metric or two different ones)"
+    ):
         load_search(tmp_path / "x.yaml")
 
 

@@ -51,7 +51,7 @@ def test_points_outside_the_new_space_are_passed_over(tmp_path: Path, earlier: l
     "points", ["{best: 2}", "{from: old, best: 0}", "{from: old, bets: 2}", "3"]
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, points: str) -> None:
-    with pytest.raises(InputError, match="and not `{from: runs/earlier, best: 5}`"):
+    with pytest.raises(InputError, match="or `{from: runs/earlier, best: 5}` for the best"):
         load(tmp_path, points)
 
 

@@ -1,0 +1,85 @@
+"""A machine without a way to the Hub is told so at once, and uses what is cached."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants, hf_hub_download
+
+from dpo_train import hub_offline
+from dpo_train.hub_errors import explain
+from dpo_train.hub_offline import look_for_hub
+from tests.helpers.hub_server import HubServer
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has not asked yet, and is not offline by its environment."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    look_for_hub.cache_clear()
+    yield
+    look_for_hub.cache_clear()
+
+
+def test_a_hub_that_answers_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HubServer({}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        assert look_for_hub() == ""
+    assert not constants.HF_HUB_OFFLINE
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+def test_a_hub_out_of_reach_is_said_and_only_the_cache_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HubServer({}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    reason = look_for_hub()
+    assert reason == "127.0.0.1: Connection refused"
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    with pytest.raises(Exception, match="offline|cache") as caught:
+        hf_hub_download("acme/tiny", "config.json", cache_dir=tmp_path)
+    assert explain(caught.value, "do this") == (
+        f"the Hub can't be reached ({reason}), and the cache does not have it; do this"
+    )
+
+
+def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    forever = threading.Event()
+
+    def silent(*_: object) -> None:
+        forever.wait()
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    monkeypatch.setattr(hub_offline, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    assert look_for_hub() == "hub.example: no answer within 0.05 s"
+    forever.set()
+
+
+def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
+    asked: list[object] = []
+
+    def refuse(address: object, _: float) -> None:
+        asked.append(address)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert look_for_hub() == "127.0.0.1: Connection refused"
+    assert asked == [("127.0.0.1", 3128)]
+
+
+def test_who_is_offline_on_purpose_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("it asked"))
+    assert look_for_hub() == ""
