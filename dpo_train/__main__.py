@@ -11,6 +11,7 @@ from pathlib import Path
 from dpo_train.config import TrainConfig, load_train
 from dpo_train.config_base import parse_overrides
 from dpo_train.errors import Diverged, InputError
+from dpo_train.plain_output import show_control_characters
 from dpo_train.quiet import quieten_libraries
 from dpo_train.scoring.metrics import objectives
 
@@ -24,6 +25,7 @@ def main() -> int:
                         help="where tokenised rows and reference log-probs are kept")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE",
                         help="override a value by its dotted path")  # fmt: skip
+    show_control_characters()
     options = parser.parse_args()
     try:
         overrides = parse_overrides(options.set)

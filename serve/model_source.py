@@ -27,8 +27,10 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def one_line(error: object) -> str:
-    """Returns what an error says, on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+    """Returns what an error says, on one line of at most 200 characters that a terminal shows and
+    does not obey."""
+    line = " ".join(str(error).split())[:200]
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 @contextlib.contextmanager

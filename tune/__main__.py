@@ -16,10 +16,13 @@ from typing import Any
 
 from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError, StoreError
+from dpo_train.plain_output import show_control_characters
 from tune.commands.arguments import parse
 from tune.commands.arguments import parser as _parser
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
+ALLOWED_CODE = "DPO_TUNE_ALLOW_CODE"
+"""Where tune/workers/user_evaluation.py, which imports more than `--help` needs, reads it."""
 _NOBODY_READS = 141
 """As of a program that SIGPIPE ended."""
 
@@ -27,12 +30,15 @@ _NOBODY_READS = 141
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed
     or not served, 130 interrupted, 141 nobody reads what is printed."""
+    show_control_characters()
     warnings.showwarning = _one_line_warning
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         if options.command is None:
             _parser().print_help()
             return _DONE
+        if allowed := getattr(options, "allow_code", None):
+            os.environ[ALLOWED_CODE] = ",".join(allowed)
         code = int(_COMMANDS[options.command](options))
         sys.stdout.flush()
         return code

@@ -76,17 +76,20 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "what is here, and whether a search can run")
     doctor.add_argument("yaml", type=Path, nargs="?", help="the search")
     _add_set(doctor)
+    _add_allow_code(doctor)
 
     run = command("run", "search; goes on if the run folder is unfinished")
     run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
     run.add_argument("--name", help="name of the run folder, in place of the YAML's")
     _add_quiet(run)
     _add_set(run)
+    _add_allow_code(run)
 
     resume = command("resume", "go on with a run, or let it grow")
     _add_run(resume)
     resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
     _add_quiet(resume)
+    _add_allow_code(resume)
 
     show = command("show", "the numbers of a run")
     _add_run(show)
@@ -154,6 +157,13 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 def _add_trial(command: argparse.ArgumentParser) -> None:
     _add_run(command)
     command.add_argument("trial", help="as `dpo-tune show` names it")
+
+
+def _add_allow_code(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-code", action="append", metavar="PACKAGE",
+        help="let confirm.evaluate call a package outside the working folder, or a changed file",
+    )  # fmt: skip
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:

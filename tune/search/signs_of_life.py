@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from dpo_train.plain_output import printable, show_control_characters, terminal
 from tune.search.view import View
 
 _SILENCE_SECONDS = 55.0
@@ -39,7 +40,7 @@ class SignsOfLife:
         return SignsOfLife, ()
 
     def __enter__(self) -> Self:
-        console = Console(soft_wrap=True, highlight=False)
+        console = Console(file=terminal(), soft_wrap=True, highlight=False)
         if console.is_jupyter:
             self._surface = _Notebook()
         elif sys.stdout.isatty() and console.is_interactive:
@@ -104,12 +105,13 @@ class _Terminal:
             redirect_stderr=sys.stderr.isatty(),  # else it goes to a file
         )
         self._live.start()
+        show_control_characters()  # of what others print meanwhile
 
     def doing(self, what: str) -> None:
         self._live.refresh()
 
     def say(self, text: str) -> None:
-        self._console.out(text, highlight=False)
+        self._console.out(printable(text), highlight=False)
 
     def end(self) -> None:
         self._live.stop()

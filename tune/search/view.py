@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
+from dpo_train.plain_output import printable
 from tune.run_folder.wording import duration
 
 _LEAST_BAR, _MOST_BAR = 8, 40
@@ -97,7 +98,7 @@ class View:
 
     def _head(self, columns: int) -> Iterator[Text]:
         if not self.total:
-            yield Text(self.doing)
+            yield Text(printable(self.doing))
             return
         done = f"{self.ended} of {self.total} trials"
         left = columns - cell_len(self.left) - cell_len(done) - 4
@@ -111,10 +112,10 @@ class View:
         )  # fmt: skip
         yield first.append(f"  {self.best}") if has_place else first
         if self.best and not has_place:
-            yield Text(self.best)
+            yield Text(printable(self.best))
         yield Text(self.counts, "dim")
         if self.doing:
-            yield Text(self.doing)
+            yield Text(printable(self.doing))
 
 
 def _at(trial: RunningTrial) -> str:
@@ -129,4 +130,4 @@ def _rows(trials: list[RunningTrial]) -> Iterator[Text]:
         padded = (
             cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
         )
-        yield Text("  ".join(padded).rstrip())
+        yield Text(printable("  ".join(padded).rstrip()))
