@@ -19,10 +19,9 @@ from dpo_train.errors import InputError, StoreError
 from dpo_train.plain_output import show_control_characters
 from tune.commands.arguments import parse
 from tune.commands.arguments import parser as _parser
+from tune.config.places import ALLOWED_CODE
 
 _DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
-ALLOWED_CODE = "DPO_TUNE_ALLOW_CODE"
-"""Where tune/workers/user_evaluation.py, which imports more than `--help` needs, reads it."""
 _NOBODY_READS = 141
 """As of a program that SIGPIPE ended."""
 

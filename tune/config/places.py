@@ -6,6 +6,8 @@ import os
 
 RUNS = "DPO_TUNE_RUNS"
 """Where run folders stand, for all processes of a cluster; in place of `runs`."""
+ALLOWED_CODE = "DPO_TUNE_ALLOW_CODE"
+"""The environment variable of packages that `--allow-code` names, with commas between them."""
 
 
 def runs_dir() -> str:

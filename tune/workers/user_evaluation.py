@@ -15,17 +15,15 @@ import sysconfig
 from pathlib import Path
 
 from dpo_train.errors import InputError
+from tune.config.places import ALLOWED_CODE
 from tune.workers.unused import take_in_unused
 
-ALLOWED = "DPO_TUNE_ALLOW_CODE"
-"""Packages that `--allow-code` names, with commas between them. An environment variable, because
-the driver hands it to the process that calls the function."""
 _STANDARD = ("stdlib", "platstdlib")
 _INSTALLED = ("purelib", "platlib")
 
 
 def allowed_packages() -> tuple[str, ...]:
-    return tuple(filter(None, os.environ.get(ALLOWED, "").split(",")))
+    return tuple(filter(None, os.environ.get(ALLOWED_CODE, "").split(",")))
 
 
 def file_of(name: str, working_folder: Path, allowed: tuple[str, ...]) -> Path:

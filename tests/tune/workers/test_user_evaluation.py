@@ -7,11 +7,12 @@ import pytest
 from dpo_train.errors import InputError
 from tests.helpers.recorded_search import Search
 from tune.config.checks import check
+from tune.config.places import ALLOWED_CODE
 from tune.config.schema import SearchConfig
 from tune.run_folder import redact
 from tune.run_folder.run_info import RunInfo
 from tune.search.user_code import approve
-from tune.workers.user_evaluation import ALLOWED, evaluate_folder, file_of
+from tune.workers.user_evaluation import evaluate_folder, file_of
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a judge of its own, whose module no other test has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv(ALLOWED, raising=False)
+    monkeypatch.delenv(ALLOWED_CODE, raising=False)
     package = tmp_path / f"judges_of_{tmp_path.parent.name}_{tmp_path.name}".replace("-", "_")
     package.mkdir()
     (package / "judge.py").write_text("def score(folder):\n    return {'won': 0.5}\n")
@@ -72,9 +73,9 @@ def test_the_file_is_named_before_it_runs_and_a_changed_one_must_be_allowed(
     (here / "judge.py").write_text("def score(folder):\n    return {'won': 1.0}\n")
     with pytest.raises(InputError, match=f"has changed .* type `--allow-code {here.name}`"):
         approve(search, run)
-    monkeypatch.setenv(ALLOWED, here.name)
+    monkeypatch.setenv(ALLOWED_CODE, here.name)
     approve(search, run)
-    monkeypatch.delenv(ALLOWED)
+    monkeypatch.delenv(ALLOWED_CODE)
     approve(search, run)
 
 
