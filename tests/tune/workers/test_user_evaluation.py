@@ -57,7 +57,7 @@ def test_a_module_under_the_working_folder_is_called(here: Path) -> None:
     with pytest.raises(InputError, match="there is no module"):
         file_of(f"{here.name}.none:score", here.parent, ())
     with pytest.raises(InputError, match="which is not under the working folder"):
-        file_of(name, here, ())
+        file_of(name, here.parent / "elsewhere", ())
 
 
 def test_the_file_is_named_before_it_runs_and_a_changed_one_must_be_allowed(
