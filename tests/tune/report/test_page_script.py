@@ -165,7 +165,7 @@ def test_figures_change_with_the_colour_scheme(page: Page) -> None:
     expect(title).to_have_css("fill", "rgb(26, 26, 26)")
 
 
-def test_paper_is_white_and_has_all_trials_and_figures(page: Page, results: Results) -> None:
+def test_paper_is_white_and_has_all_trials_and_figures(page: Page) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     expect(page.locator(".figure .main-svg .xtitle").last).to_be_attached()
