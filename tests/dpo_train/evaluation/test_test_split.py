@@ -80,6 +80,22 @@ def test_a_prompt_with_several_pairs_is_answered_once(
     ]
 
 
+def test_an_answer_that_did_not_come_to_its_end_is_cut(
+    small_config: TrainConfig, small_prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(small_config, small_prepared, "cpu")
+    session.export(tmp_path / "winner")
+    session.close()
+    folders = TestFolders(tmp_path / "winner", small_prepared, "cpu")
+    whole = test_split.evaluate_on_test(folders, small_config.model).answers
+    assert not any(answer.base_is_cut or answer.winner_is_cut for answer in whole)
+    monkeypatch.setattr(test_split, "MOST_TOKENS", 3)
+    cut = test_split.evaluate_on_test(folders, small_config.model).answers
+    assert all(answer.base_is_cut and answer.winner_is_cut for answer in cut)
+    for one, other in zip(cut, whole, strict=True):
+        assert other.base.startswith(one.base)
+
+
 def test_of_prompts_that_end_alike_a_person_reads_one() -> None:
     def row(system: str, text: str) -> Row:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]

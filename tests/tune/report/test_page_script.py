@@ -165,6 +165,22 @@ def test_figures_change_with_the_colour_scheme(page: Page) -> None:
     expect(title).to_have_css("fill", "rgb(26, 26, 26)")
 
 
+def test_paper_is_white_and_has_all_trials_and_figures(page: Page) -> None:
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(page.locator(".figure .main-svg .xtitle").last).to_be_attached()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    title = page.locator("#curves-0 .xtitle")
+    expect(title).to_have_css("fill", "rgb(26, 26, 26)")
+    ids = page.locator("#trials tbody button")
+    expect(ids).to_have_count(24)
+    expect(ids.last).to_be_visible()
+    expect(page.get_by_role("button", name="Copy")).to_be_hidden()
+    page.emulate_media(media="screen", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    expect(title).to_have_css("fill", "rgb(232, 232, 232)")
+
+
 def test_a_running_searchs_page_renews_itself_and_keeps_what_was_chosen(
     open_page: Open, results: Results, tmp_path: Path
 ) -> None:
