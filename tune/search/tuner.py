@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import ray
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+from ray.tune import (
+    CheckpointConfig,
+    CLIReporter,
+    FailureConfig,
+    RunConfig,
+    TuneConfig,
+    Tuner,
+    with_resources,
+)
 
 from dpo_train.errors import DpoError, InputError, one_line
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
@@ -115,6 +123,7 @@ def _run_tuner(config: SearchConfig, records: Records, signs: SignsOfLife) -> Se
                 name=records.folder.name,
                 storage_path=scratch,
                 verbose=0,
+                progress_reporter=CLIReporter(),  # that for notebooks clears the cell's output
                 failure_config=FailureConfig(max_failures=_FAILURES_WITHOUT_PROGRESS),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                 stop=stopper,
