@@ -32,7 +32,7 @@ class SignsOfLife:
 
     def __init__(self) -> None:
         self._view: _Look = View
-        self._last = View()
+        self._last = self._last_of_trials = View()
         self._surface: _Surface = _Log()
 
     def __reduce__(self) -> Any:
@@ -49,10 +49,11 @@ class SignsOfLife:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._surface.end()
+        self._surface.end(self._last_of_trials)
 
     def doing(self, what: str) -> None:
         """Says what begins now."""
+        self._look()
         began = time.monotonic()
 
         def view() -> View:
@@ -74,6 +75,7 @@ class SignsOfLife:
         # The driver's own thread may be changing the records that the view is made of.
         with suppress(RuntimeError):
             self._last = self._view()
+            self._last_of_trials = self._last if self._last.total else self._last_of_trials
         return self._last
 
 
@@ -85,7 +87,8 @@ class _Surface(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def end(self) -> None: ...
+    def end(self, last: View) -> None:
+        """`last` is the last view of the trials."""
 
 
 class _Terminal:
@@ -113,7 +116,7 @@ class _Terminal:
     def say(self, text: str) -> None:
         self._console.out(printable(text), highlight=False)
 
-    def end(self) -> None:
+    def end(self, last: View) -> None:
         self._live.stop()
 
 
@@ -125,7 +128,7 @@ class _Ticking:
         self._ticker = threading.Thread(target=self._run, args=[look], daemon=True)
         self._ticker.start()
 
-    def end(self) -> None:
+    def end(self, last: View) -> None:
         self._ended.set()
         self._ticker.join()
 
@@ -161,8 +164,6 @@ class _Notebook(_Ticking):
     def begin(self, look: _Look) -> None:
         from IPython.display import display  # a notebook has it, the project does not need it
 
-        self._last = View()
-        """The last that had trials."""
         self._handle = display(Text(""), display_id=True)
         super().begin(look)
 
@@ -171,13 +172,9 @@ class _Notebook(_Ticking):
     def say(self, text: str) -> None:
         print(text, flush=True)
 
-    def end(self) -> None:
-        super().end()
-        self._draw(self._last)  # it stays in the notebook
+    def end(self, last: View) -> None:
+        super().end(last)
+        self._tick(last)  # it stays in the notebook
 
     def _tick(self, view: View) -> None:
-        self._last = view if view.total else self._last
-        self._draw(view)
-
-    def _draw(self, view: View) -> None:
         self._handle.update(view.picture(_NOTEBOOK_WIDTH, _NOTEBOOK_HEIGHT))

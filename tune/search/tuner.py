@@ -10,7 +10,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import ray
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner, with_resources
+from ray.tune import (
+    CheckpointConfig,
+    CLIReporter,
+    FailureConfig,
+    RunConfig,
+    TuneConfig,
+    Tuner,
+    with_resources,
+)
 
 from dpo_train.errors import DpoError, InputError, one_line
 from tune.cluster.capacity import bundles, keep_secrets_out_of_ray, trial_capacity
@@ -130,6 +138,7 @@ def _run_tuner(
                 name=records.folder.name,
                 storage_path=scratch,
                 verbose=0,
+                progress_reporter=CLIReporter(),  # that for notebooks clears the cell's output
                 failure_config=FailureConfig(max_failures=_FAILURES_WITHOUT_PROGRESS),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                 stop=stopper,

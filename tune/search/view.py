@@ -65,7 +65,7 @@ class View:
     @property
     def left(self) -> str:
         if self.ended >= self.total:
-            return "evaluating the winner"
+            return "all trials have ended"
         if self.seconds_left is None:
             return "time left: not known yet"
         return f"about {duration(self.seconds_left)} left"
