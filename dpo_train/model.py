@@ -63,13 +63,21 @@ class WarmBase:
         with torch.no_grad():
             if self.pristine is not None:
                 for name, weight in self.model.named_parameters():
-                    weight.copy_(self.pristine[name])
+                    weight.copy_(self.pristine[name], non_blocking=True)
             elif trained_in_full:
                 self.pristine = {
-                    name: weight.detach().to("cpu", copy=True)
-                    for name, weight in self.model.named_parameters()
+                    name: _host_copy(weight) for name, weight in self.model.named_parameters()
                 }
         return self.model
+
+
+def _host_copy(weight: Tensor) -> Tensor:
+    """A copy in the host's memory, pinned if the weight is on a GPU: a GPU reads it from there
+    directly, where other memory is copied once more on its way."""
+    import torch  # slow to import
+
+    copy = torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)
+    return copy.copy_(weight)
 
 
 _OF_A_DEVICE = re.compile(r"cuda|cublas|cudnn|nccl|\bhip\b|gloo|triton", re.IGNORECASE)

@@ -81,3 +81,39 @@ def test_a_disk_without_place_for_a_copy_is_no_obstacle(
 ) -> None:
     monkeypatch.setattr("dpo_train.storage.disk.free_bytes", lambda _: 1 << 20)
     assert converted_weights.converted(half, tmp_path) is None
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+def test_the_host_copy_of_a_gpus_weight_is_pinned(
+    is_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    asked: list[object] = []
+
+    def empty_like(weight: torch.Tensor, device: str, pin_memory: bool) -> torch.Tensor:
+        asked.append((device, pin_memory))
+        return torch.empty(weight.shape)  # no memory can be pinned without a GPU
+
+    class Weight(torch.Tensor):
+        """A weight that says that it is on a GPU, or that it isn't."""
+
+    Weight.is_cuda = is_cuda  # type: ignore[assignment,misc]
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    copy = model._host_copy(torch.arange(3.0).as_subclass(Weight))
+    assert copy.tolist() == [0, 1, 2]
+    assert asked == [("cpu", is_cuda)]
+
+
+def test_a_full_fine_tuning_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(model.activation_checkpointing, "switch_off", lambda _: None)
+    layer = torch.nn.Linear(2, 2)
+    own = [weight.detach().clone() for weight in layer.parameters()]
+    warm = model.WarmBase(layer, None, None)  # type: ignore[arg-type]
+    for _ in range(2):
+        fresh = warm.fresh(trained_in_full=True)
+        for weight, as_loaded in zip(fresh.parameters(), own, strict=True):
+            assert torch.equal(weight, as_loaded)
+            weight.detach().fill_(7)

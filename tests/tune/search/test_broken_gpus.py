@@ -17,12 +17,12 @@ from ray.tune import PlacementGroupFactory
 
 from dpo_train.errors import DeviceFailed
 from tests.conftest import ROOT
-from tests.helpers.driver import Driver
+from tests.helpers.driver import Driver, result_of
 from tests.helpers.one_node import one_node
 from tests.helpers.placements import places
 from tests.helpers.run_records import records_of
 from tune.errors import GpuFailed, SearchAborted
-from tune.run_folder.step import Device
+from tune.run_folder.step import Device, Step
 from tune.search import broken_gpus
 from tune.search.broken_gpus import BrokenGpus
 from tune.search.signs_of_life import SignsOfLife
@@ -135,6 +135,20 @@ def test_the_driver_session_ends_when_no_gpu_is_left(tmp_path: Path) -> None:
     driver.stopper.broken_gpus.none_left = "no GPU is left"
     with pytest.raises(SearchAborted, match="no GPU is left"):
         driver.stopper.stop_all()
+
+
+def test_the_scheduler_tells_of_each_report_where_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, played = Driver(tmp_path), Played(monkeypatch)
+    driver.scheduler._broken_gpus = played.gpus
+    played.fail("a")
+    played.fail("b")
+    report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/nll": 0.5, "eval/drift": 1.0}
+    step = Step(report, began=1.0, seconds=1.0, devices=(Device("n", "10.0.0.5", "0"),))
+    driver.scheduler.on_trial_result(None, driver.start(), result_of(step))
+    played.fail("c")
+    assert played.gpus.count == 0
 
 
 def failed(folder: Path, trial: Any, process: int) -> Any:
