@@ -91,6 +91,7 @@ def test_the_command_is_there(installed: Path) -> None:
 
 
 BROUGHT = {
+    "IPython": "every notebook is drawn by it, and it is imported in a notebook alone",
     "pydantic_core": "pydantic pins it",
     "tokenizers": "transformers pins it",
     "triton": "torch for CUDA brings it, and pins it",
