@@ -96,8 +96,7 @@ class BrokenGpus:
             "so that no trial is placed on it, until this command ends"
         )
         broken = self._by_node()
-        nodes = {node["NodeID"]: node["Resources"].get("GPU", 0) for node in _alive()}
-        left = [gpus - broken[node] for node, gpus in nodes.items()]
+        left = [gpus - broken[node] for node, gpus in _gpus_by_node().items()]
         most = max(left) if self.trial.strategy == "STRICT_PACK" else sum(left)
         if most < self._wanted:
             names = ", ".join(map(str, self._holds))
@@ -110,12 +109,15 @@ class BrokenGpus:
 
     def _by_node(self) -> Counter[str]:
         """Broken GPUs of each node that is there."""
-        there = {node["NodeID"] for node in _alive()}
+        there = _gpus_by_node()
         return Counter(device.node for device in self._holds if device.node in there)
 
 
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
+def _gpus_by_node() -> dict[str, float]:
+    """The GPUs of the nodes that are there."""
+    return {
+        node["NodeID"]: node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]
+    }
 
 
 @dataclass
