@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpo_train.errors import one_line
+from dpo_train.errors import DiskFull, one_line
+from dpo_train.storage.disk import free_bytes
 from dpo_train.storage.files import write_atomically
 from tune.report import tables
 from tune.report.doubts import doubts
@@ -40,8 +41,15 @@ _SHARE = 50
 
 
 def write(results: Results) -> Path:
-    """Writes `report.html` into the run folder of the results and returns its path."""
-    write_atomically(results.folder.report_html, render(results))
+    """Writes `report.html` into the run folder of the results and returns its path.
+
+    Raises DiskFull if the page would take what records and weights need.
+    """
+    page = render(results)
+    need, free = 2 * len(page), free_bytes(results.folder.path)
+    if free < need:
+        raise DiskFull(f"{free / 1e6:.1f} MB are free, and the page has {len(page) / 1e6:.1f}")
+    write_atomically(results.folder.report_html, page)
     return results.folder.report_html
 
 
@@ -79,6 +87,8 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
                 pass
             child.kill()  # so that it can't write over the last one
             child.wait()
+            for part in folder.path.glob(f".{folder.report_html.name}.*.part"):
+                part.unlink(missing_ok=True)
             rest = max(pause, _SHARE * (time.monotonic() - began))
 
     thread = threading.Thread(target=work, daemon=True)

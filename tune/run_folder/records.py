@@ -111,6 +111,8 @@ class Records:
         report since."""
 
     def begin_driver_session(self) -> None:
+        for part in self.folder.trials.glob(".*.part"):
+            part.unlink(missing_ok=True)  # of a driver that was killed as it wrote
         now = time.time()
         self._session_began = time.monotonic()
         self.run.driver_sessions.append((now, now))

@@ -267,9 +267,9 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
     write_yaml(tmp_path / "search.yaml", driver.config)
     trial = driver.start()
     driver.report(trial, 64, 0.9)
-    record = tmp_path / "trials" / f"{trial.config['task'].name}.json"
-    content = record.read_text()
-    record.write_text("cut off")
+    searched = tmp_path / "search.yaml"
+    content = searched.read_text()
+    searched.write_text("name: [")
     monkeypatch.setattr(page, "_SHARE", 0)
     said, deadline = "", time.monotonic() + 120
     with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
@@ -278,9 +278,19 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
             time.sleep(0.05)
             said += capfd.readouterr().out
             if "warning: the report could not be written (InputError: " in said:
-                record.write_text(content)
-    assert record.read_text() == content
+                searched.write_text(content)
+    assert searched.read_text() == content
     assert trial.config["task"].name in (tmp_path / "report.html").read_text()
+
+
+def test_a_page_leaves_the_last_bytes_of_a_disk_to_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder.at(tmp_path)
+    monkeypatch.setattr(page, "free_bytes", lambda _: 2_000_000)
+    page.write_or_warn(run, lambda: simulated().at(run))
+    assert "(DiskFull: 2.0 MB are free, and the page has " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_page_in_the_making_does_not_hold_up_the_end_of_a_search(tmp_path: Path) -> None:
