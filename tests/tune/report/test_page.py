@@ -288,7 +288,7 @@ def test_a_page_leaves_the_last_bytes_of_a_disk_to_records(
 ) -> None:
     run = RunFolder.at(tmp_path)
     monkeypatch.setattr(page, "free_bytes", lambda _: 2_000_000)
-    page.write_or_warn(run, lambda: simulated().at(run))
+    page.write_or_warn(run, lambda: simulated(3).at(run))
     assert "(DiskFull: 2.0 MB are free, and the page has " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
