@@ -31,7 +31,7 @@ def known_secrets() -> set[str]:
 
 
 def _netrc() -> Iterator[str]:
-    """Of Weights & Biases, and of whatever else logs in by it."""
+    """Of whatever logs in by it, trackers among them."""
     file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     if file.is_file():
         for _, _, password in netrc.netrc(file).hosts.values():
