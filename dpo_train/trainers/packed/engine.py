@@ -86,6 +86,8 @@ class PackedEngine:
         """A new trial, which trains when it is named to `step`."""
         assert config.lora is not None
         checkpointed = bool(self._checkpointed or config.optim.activation_checkpointing)
+        if checkpointed:
+            give_back_at_once()  # the comparison with PEFT takes memory too
         layout = Layout(self._adapted_layers(config.lora, checkpointed), config.lora.r)
         trial = PackedTrial(config, layout, len(self.train.pairs), self._device)
         if checkpointed:  # the comparison with PEFT may have switched it off
