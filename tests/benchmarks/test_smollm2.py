@@ -12,7 +12,7 @@ import pytest
 from dpo_train.config_base import parse_overrides
 from tests.conftest import ROOT
 from tune.config.load import load_search
-from tune.config.space import check_space
+from tune.config.searchable import check_space
 
 SCRIPT = ROOT / "benchmarks" / "smollm2.py"
 

@@ -82,10 +82,12 @@ def refuse_private_folder(folder: RunFolder) -> None:
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Makes the folder. Raises InputError if it, or a file in it, can't be made."""
+    """Raises InputError if no file can be made in a folder, or where it would stand."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise InputError(
             f"runs_dir: {folder} can't be written ({error.strerror}); give another place by "

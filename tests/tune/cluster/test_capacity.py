@@ -10,7 +10,7 @@ from dpo_train.errors import InputError
 from tests.conftest import ROOT
 from tests.helpers.driver import Driver, result_of
 from tune.cluster import capacity
-from tune.config.checks import check
+from tune.config.checks import refuse_uneven_batches
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.run_folder.folder import find_run, find_run_here, refuse_private_folder
@@ -94,7 +94,7 @@ def test_a_batch_of_any_size_is_not_shared_out_among_gpus() -> None:
     content = {"name": "x", "trials": 2, "resources": {"gpus": 2}}
     space = {"optim.batch_size": {"int": [4, 8]}}
     with pytest.raises(InputError, match=r"5 pairs can't be shared.*`\{choice: \[2, 4\]\}`"):
-        check(SearchConfig.model_validate({**content, "space": space}))
+        refuse_uneven_batches(SearchConfig.model_validate({**content, "space": space}))
 
 
 def test_keys_of_aws_stay_out_of_the_runtime_environment() -> None:

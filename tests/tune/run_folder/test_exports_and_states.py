@@ -106,6 +106,8 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
 ) -> None:
     run = records.folder
     for trial, accuracy in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
+        records.add(trial, {})
+        records.end(trial, "stopped")
         run.export(trial, 64).mkdir(parents=True)
         stamp = {"trial": trial, "config": {}, "report": report(accuracy)}
         (run.export(trial, 64) / exports.STAMP).write_text(json.dumps(stamp))

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dpo_train.errors import InputError
 from tests.helpers.driver import held_out
-from tests.helpers.run_records import records_of
 from tests.helpers.simulated_results import SEARCH, simulated
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
 from tune.report.terminal import to_csv
 from tune.run_folder import redact
+from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import Records
+from tune.run_folder.records import Records, read_records
 from tune.run_folder.results import Deployment
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
@@ -80,5 +79,6 @@ def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
 def test_a_record_that_is_none_is_named_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a.json").write_text(text)
-    with pytest.raises(InputError, match=r"trials/a\.json is no trial record of this version"):
-        records_of(tmp_path)
+    damaged: list[DamagedFile] = []
+    assert list(read_records(RunFolder.at(tmp_path), damaged.append)) == []
+    assert [f"{tmp_path}/trials/a.json is damaged (" in str(each) for each in damaged] == [True]

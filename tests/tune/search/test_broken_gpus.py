@@ -65,7 +65,7 @@ def test_three_failures_in_a_row_under_two_trials_are_the_gpus(
     assert [played.fail("a"), played.fail("b"), played.fail("a")] == [[False], [False], [True]]
     assert played.counted == {"a": 0, "b": 0}
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"warning: GPU 0 of 10.0.0.5 failed 3 times in a row ({SAID}); it is")
+    assert f" warning: GPU 0 of 10.0.0.5 failed 3 times in a row ({SAID}); it is" in line
     assert (played.gpus.count, played.gpus.none_left) == (1, "")
     assert played.fail("c") == [True]  # it was placed there before the GPU was held
     assert played.counted["c"] == 0
@@ -334,7 +334,7 @@ def test_a_search_is_finished_on_the_gpu_that_is_well(
     (tmp_path / "x.yaml").write_text(YAML + content + f"resources: {{cpus: 0.5, gpus: {gpus}}}\n")
     done = run_search(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    pattern = "^warning: GPU (.) of .* failed 3 times in a row"
+    pattern = " warning: GPU (.) of .* failed 3 times in a row"
     assert re.findall(pattern, done.stdout, re.MULTILINE) == ["0"], done.stdout
     assert "GPU 1" not in done.stdout
     run = tmp_path / "runs" / "x"
@@ -350,4 +350,4 @@ def test_a_search_whose_gpus_all_fail_is_interrupted(tmp_path: Path) -> None:
     done = run_search(tmp_path)
     assert done.returncode == 130, done.stdout + done.stderr
     assert "no GPU is left for a trial: GPU" in done.stderr
-    assert "device-side assert triggered); to go on: dpo-tune resume" in done.stderr
+    assert re.search(r"device-side assert triggered\); to go on: .* resume", done.stderr)

@@ -106,7 +106,7 @@ cp -r runs/sim/trials after
     assert "(16, '')" in done.stdout
     assert "first: 130" in done.stdout, first
     assert "second: 0" in done.stdout, second
-    assert re.search("(no room on disk|No space left on device).*; to go on: dpo-tune", first)
+    assert re.search("(no room on disk|No space left on device).*; to go on: ", first)
     assert "Traceback" not in first
     before, after = (
         {path.name: json.loads(path.read_text()) for path in (tmp_path / name).glob("*.json")}

@@ -23,7 +23,7 @@ def test_a_folder_named_from_here_is_found_from_anywhere(
     typed = SearchConfig.model_validate(
         {"name": "x", "trials": 1, "model": {"id": "my model"}, "data": {"limit": 30}}
     )
-    planned, prepared = plan_prepared_data(typed)
+    planned, prepared = plan_prepared_data(typed, print)
     assert planned.model.id == str(tmp_path / "my model")
     assert f'"id": "{tmp_path}/my model"' in (prepared / "plan.json").read_text()
     # The same YAML goes on where the search stands.

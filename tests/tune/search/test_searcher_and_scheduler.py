@@ -241,8 +241,7 @@ def test_open_trials_of_a_search_whose_budget_is_spent_end_with_it(tmp_path: Pat
     driver = Driver(tmp_path, budget={"hours": 1})
     driver.report(driver.start(), 64, 0.9)
     driver.start()
-    began, _ = driver.records.run.driver_sessions[0]
-    driver.records.run.driver_sessions[0] = (began - 3601, began)
+    driver.records._session_began -= 3601
     driver.records.touch()
     again = Driver(tmp_path, budget={"hours": 1})
     assert again.start() == Searcher.FINISHED

@@ -52,6 +52,8 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
             trial = with_less_at_once(trial)
             assert trial.optim.batch_size == batch
             seen.append(trial.optim.pairs_at_once)
+        trial = with_less_at_once(trial)
+        assert trial.optim.activation_checkpointing is True
         with pytest.raises(OutOfMemory, match="out of memory with one pair at once"):
             with_less_at_once(trial)
         return seen
@@ -61,8 +63,9 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
     assert parts(5) == [1]
     four = override(TrainConfig(), {"optim.batch_size": 12, "optim.micro_batch_size": 6})
     assert with_less_at_once(four, members=3).optim.pairs_at_once == 3
-    with pytest.raises(OutOfMemory, match="out of memory with one pair at once"):
-        with_less_at_once(four, members=4)  # each has one of the six already
+    never = override(four, {"optim.activation_checkpointing": False})
+    with pytest.raises(OutOfMemory, match="take optim.activation_checkpointing: false out"):
+        with_less_at_once(never, members=4)  # each has one of the six already
     with pytest.raises(InputError, match="sft couples the rows of a batch"):
         override(TrainConfig(), {"dpo.loss": ["sigmoid", "sft"], "optim.micro_batch_size": 4})
 

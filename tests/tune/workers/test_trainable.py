@@ -18,6 +18,7 @@ from tests.helpers.run_records import records_of
 from tune.config.schema import SearchConfig
 from tune.run_folder.paths import RunFolder
 from tune.workers.outcome import Ending, outcome_of
+from tune.workers.pulse import Pulse
 from tune.workers.tasks import EvaluateTask, Task, TestTask, TrainTask
 from tune.workers.trainable import DpoTrial
 
@@ -41,6 +42,8 @@ class Process(DpoTrial):
     def __init__(self, run: Path, task: Task) -> None:
         self._run = RunFolder.at(run)
         self._task = task
+        self._pulse = Pulse("a")
+        self._reported = 0
         confirm = {"evaluate": "my:function"}
         self._search = SearchConfig.model_validate({"name": "x", "confirm": confirm})
 
