@@ -19,8 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,12 +30,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
+from counted_kernels import Counted, flash_attention, ligers, ours
 from synthetic import SHAPES
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dpo_train import fused_kernels
@@ -47,160 +44,9 @@ from dpo_train.trainers.packed.adapters import Layer
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
 
-_RATES = {torch.bfloat16: 620e12, torch.float32: 52e12}
-"""Operations a second of matrix products, as an H100 reaches them."""
-_BANDWIDTH = 2.7e12
-_START_SECONDS = 2e-6
-_MOVES_NOTHING = {"_unsafe_view", "detach", "lift_fresh", "_local_scalar_dense", "is_same_size"}
 _SHAPE = "qwen2-0.5b"
 _PAIRS = 512
 _MEDIAN_TOKENS = {"prompt_ids": 60, "chosen_ids": 120, "rejected_ids": 120}
-
-
-class Counted(TorchDispatchMode):
-    """Counts what the operations within would ask of a GPU, by kind of operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches: Counter[str] = Counter()
-        self.operations: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = function(*args, **(kwargs or {}))
-        library, name = function._schema.name.split("::")
-        is_free = name in _MOVES_NOTHING or name.startswith(("empty", "new_empty"))
-        if library != "aten" or function.is_view or is_free:
-            return out
-        read, written = tensors((args, kwargs)), tensors(out)
-        if not read and not written:
-            return out
-        in_place = getattr(torch.ops.aten, name.rstrip("_"), None)  # has another's count
-        count = flop_registry.get(function._overloadpacket) or flop_registry.get(in_place)
-        operations = count(*args, **(kwargs or {}), out_val=out) if count else 0
-        words = SHAPES[_SHAPE]["vocab_size"]
-        kind = "the rest"
-        if operations:
-            is_head = any(words in each.shape for each in (*read, *written))
-            kind = "head" if is_head else "products" if "bmm" not in name else "adapters' products"
-        self.add(kind, read, written, operations)
-        return out
-
-    def add(
-        self, kind: str, read: Sequence[Tensor], written: Sequence[Tensor], operations: float = 0
-    ) -> None:
-        """One kernel."""
-        moved = sum(map(size, read)) + sum(map(size, written))
-        rate = _RATES.get(read[0].dtype if read else torch.float32, _RATES[torch.float32])
-        self.launches[kind] += 1
-        self.operations[kind] += int(operations)
-        self.bytes[kind] += moved
-        self.seconds[kind] += max(operations / rate, moved / _BANDWIDTH, _START_SECONDS)
-
-
-def tensors(tree: Any) -> list[Tensor]:
-    return [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
-
-
-def size(tensor: Tensor) -> int:
-    """Bytes that are there: an expanded tensor repeats what it has."""
-    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
-
-
-class Kernel:
-    """In place of a compiled Triton kernel: counts its launches by which arguments it reads and
-    writes."""
-
-    def __init__(
-        self,
-        counted: Counted,
-        kind: str,
-        reads: Iterable[int],
-        writes: Callable[[Sequence[Any]], Iterable[int]] | Iterable[int],
-        operations: Callable[[Sequence[Any]], float] = lambda _: 0,
-    ) -> None:
-        self._counted, self._kind = counted, kind
-        self._reads, self._writes, self._operations = reads, writes, operations
-
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return self._launch
-
-    def _launch(self, *arguments: Any, **_: Any) -> None:
-        writes = self._writes(arguments) if callable(self._writes) else self._writes
-        read, written = ([arguments[n] for n in which] for which in (self._reads, writes))
-        self._counted.add(self._kind, read, written, self._operations(arguments))
-
-
-def ours(counted: Counted) -> tuple[Kernel, Kernel]:
-    """The two of `packed/kernels.py`, in its order."""
-
-    def scored(arguments: Sequence[Any]) -> Iterable[int]:
-        wants_slopes = arguments[5]
-        return (0, 2) if wants_slopes else (2,)
-
-    def added(arguments: Sequence[Any]) -> float:
-        total, low = arguments[:2]
-        return 2.0 * total.numel() * low.shape[1]
-
-    return (
-        Kernel(counted, "head", (0, 1), scored),
-        Kernel(counted, "adapters' products", (0, 1, 2), (0,), added),
-    )
-
-
-@contextmanager
-def ligers(counted: Counted) -> Iterator[None]:
-    """Liger's, for norms, gated MLPs and rotary embeddings."""
-    from liger_kernel.ops import rms_norm, rope, swiglu
-
-    kind = "Liger's kernels"
-    norm, slope = (
-        Kernel(counted, kind, (2, 4), (0, 6)),
-        Kernel(counted, kind, (0, 4, 7, 9), (2,)),
-    )
-    with (
-        patch.object(rms_norm, "_rms_norm_forward_kernel", norm),
-        patch.object(rms_norm, "_block_rms_norm_forward_kernel", norm),
-        patch.object(rms_norm, "_rms_norm_backward_kernel", slope),
-        patch.object(rms_norm, "_block_rms_norm_backward_kernel", slope),
-        patch.object(swiglu, "_swiglu_forward_kernel", Kernel(counted, kind, (0, 1), (2,))),
-        patch.object(swiglu, "_swiglu_backward_kernel", Kernel(counted, kind, (0, 1, 2), (1, 2))),
-        patch.object(rope, "_triton_rope", Kernel(counted, kind, (0, 2, 4, 6), (0, 2))),
-    ):
-        yield
-
-
-def flash_attention(counted: Counted) -> Callable[..., Tensor]:
-    """In place of torch's scaled_dot_product_attention: one kernel each way, causal, which reads
-    grouped keys as they are."""
-
-    def operations(q: Tensor, products: int) -> float:
-        lanes, length = q.shape[0] * q.shape[1], q.shape[2]
-        return products * 2.0 * lanes * length * length * q.shape[3] / 2
-
-    class Flash(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-            out, sums = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
-            counted.add("attention", [q, k, v], [out, sums], operations(q, 2))
-            ctx.save_for_backward(q, k, v, out, sums)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-            saved = ctx.saved_tensors
-            slopes = tuple(torch.empty_like(each) for each in saved[:3])
-            counted.add("attention", [slope, *saved], slopes, operations(saved[0], 5))
-            return slopes
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
-        out: Tensor = Flash.apply(*(each.to(torch.bfloat16) for each in (q, k, v)))  # type: ignore[no-untyped-call]
-        return out
-
-    return attention
 
 
 @contextmanager
@@ -230,7 +76,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
             # What looks at numbers.
             patch.object(engine, "compare_with_reference", lambda *_: None),
             patch.object(engine, "check_once", lambda *_: None),
-            patch.object(PackedEngine, "_measure", lambda *_: None),
+            patch.object(PackedEngine, "_measure", lambda *_: True),
             patch.object(engine.adapters, "adapted_layers", adapted_layers),
             patch.object(PackedTrial, "_draw_batches", drawn_batches),
             patch.dict(fused_kernels._refused, {"qwen2": ""}),
@@ -305,7 +151,7 @@ class _Split:
 
 def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
     """The second step of so many trials with so many pairs each; the first lays out the pack."""
-    counted, kept = Counted(), Kept()
+    counted, kept = Counted(SHAPES[_SHAPE]["vocab_size"]), Kept()
     content = {
         "trainer": "packed",
         "lora": {"r": 16, "alpha": 32},

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, Self
@@ -120,7 +121,7 @@ class _Terminal:
         self._live.stop()
 
 
-class _Ticking:
+class _Ticking(ABC):
     """Calls `_tick` from a thread of its own, so that a driver which is busy is seen too."""
 
     def begin(self, look: _Look) -> None:
@@ -136,8 +137,8 @@ class _Ticking:
         while not self._ended.wait(_TICK_SECONDS):
             self._tick(look())
 
-    def _tick(self, view: View) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _tick(self, view: View) -> None: ...
 
 
 class _Log(_Ticking):

@@ -217,14 +217,8 @@ class PackedEngine:
             layer.training = again
 
     def _measure_or_save_memory(self, trial: PackedTrial) -> None:
-        try:
-            self._measure(trial)
-            suffices = self._token_bound.holds(self._longest, 6 * trial.weights.nbytes)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            suffices = False
-        if not suffices:
+        needed = self._longest, 6 * trial.weights.nbytes
+        if not (self._measure(trial) and self._token_bound.holds(*needed)):
             self._save_memory([trial])
 
     def _is_checkpointed(self, trials: Sequence[PackedTrial]) -> bool:
@@ -233,7 +227,7 @@ class PackedEngine:
 
     def _save_memory(self, trials: Sequence[PackedTrial]) -> bool:
         """Switches activation checkpointing on for good, if it is off and these trials leave that
-        to memory. Returns whether it did."""
+        to memory. Returns whether it did, and a first pass then fits."""
         left_open = all(trial.config.optim.activation_checkpointing is None for trial in trials)
         if self.is_short_of_memory or not left_open:
             return False
@@ -241,9 +235,7 @@ class PackedEngine:
         self._compute_layers_again()
         self._token_bound.forget_measured()
         self._measured.clear()
-        for trial in trials:
-            self._measure(trial)
-        return True
+        return all([self._measure(trial) for trial in trials])
 
     def _compute_layers_again(self) -> None:
         give_back_at_once()
@@ -254,23 +246,31 @@ class PackedEngine:
         """Tokens of the longest pair: no pass can have fewer."""
         return max(self.train.longest, self.eval.longest)
 
-    def _measure(self, trial: PackedTrial) -> None:
-        """Counts what a token keeps for the backward, in a first pass over one pair."""
+    def _measure(self, trial: PackedTrial) -> bool:
+        """Counts what a token keeps for the backward, in a first pass over one pair. Returns
+        whether memory sufficed for that."""
         measured = trial.own_layout.layers, self._is_checkpointed([trial])
         if measured in self._measured:
-            return
+            return True
         pairs = sorted(self.train.pairs, key=lambda pair: len(pair.ids))
         rows = collate([[pairs[len(pairs) // 2]]], self._device)
         self._put_on(Pack([trial]))
         base = self.base
-        kept = kept_bytes(
-            lambda: completion_logps(base, rows), self._checkpointed, base.parameters()
-        )
-        give_back()
-        for stack in self._stacks.values():
-            stack.adapters = None
+        try:
+            kept = kept_bytes(
+                lambda: completion_logps(base, rows), self._checkpointed, base.parameters()
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            for stack in self._stacks.values():
+                stack.adapters = None
+            give_back()
         self._token_bound.measured(kept, rows.ids.numel(), self._is_checkpointed([trial]))
         self._measured.add(measured)
+        return True
 
     def _fits(self, act: Callable[[], None], trials: Sequence[PackedTrial]) -> bool:
         """Whether memory sufficed; if not, the next pass has half the tokens, or activation
