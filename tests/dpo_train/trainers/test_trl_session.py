@@ -216,10 +216,8 @@ def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prep
     assert all(weight.requires_grad for weight in after.values())
 
 
-def test_a_base_that_is_forgotten_is_freed(
-    small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_Shared, "_now", None)  # an engine of an earlier test here has it too
+def test_a_base_that_is_forgotten_is_freed(small_config: TrainConfig, small_prepared: Path) -> None:
+    _Shared._now = None  # an engine of an earlier test in this process has the base too
     session = open_session(config(small_config, lora=LORA), small_prepared, "cpu")
     session.advance()
     policy = weakref.ref(model.load_base(small_config.model, "cpu").model)
