@@ -186,8 +186,8 @@ class TrainConfig(Part):
     data: DataConfig = DataConfig()
     """The preference pairs."""
     trainer: Literal["trl", "packed", "simulated"] = "trl"
-    """`trl` trains with TRL's DPOTrainer; `packed` trains many LoRA trials in one step;
-    `simulated` follows a curve and needs no torch."""
+    """`trl` trains with TRL's DPOTrainer; `packed` trains many LoRA trials in one step, and is what
+    a search takes for a LoRA where it can; `simulated` follows a curve and needs no torch."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     dpo: DpoConfig = DpoConfig()

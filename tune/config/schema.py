@@ -17,6 +17,7 @@ from dpo_train.config_fields import Allowed
 from dpo_train.errors import InputError
 from dpo_train.scoring.metrics import objectives
 from dpo_train.storage import mirror
+from tune.config.defaults import with_defaults
 from tune.config.objective import Bound, Objective
 from tune.config.outputs import HubConfig, ServeConfig, WandbConfig
 from tune.config.places import runs_dir
@@ -217,21 +218,8 @@ class SearchConfig(TrainConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _by_what_is_asked(cls, content: Any) -> Any:
-        """What follows from other fields, unless the YAML says it: packed trials share a CPU, and
-        the frozen base of a LoRA is bfloat16 on a GPU."""
-        if not isinstance(content, dict):
-            return content
-        resources, model = content.get("resources") or {}, content.get("model") or {}
-        if not isinstance(resources, dict) or not isinstance(model, dict):
-            return content
-        space = content.get("space")
-        is_axis = isinstance(space, dict) and "lora" in space  # with null, all weights
-        if content.get("lora") is not None and resources.get("gpus") and not is_axis:
-            content = {**content, "model": {"dtype": "bfloat16", **model}}
-        if content.get("trainer") == "packed":
-            content = {**content, "resources": {"cpus": 0.25, **resources}}
-        return content
+    def _with_defaults(cls, content: Any) -> Any:
+        return with_defaults(content)
 
     @property
     def folder(self) -> Path:

@@ -34,7 +34,7 @@ from dpo_train.trainers.packed.linear import StackedLinear
 from dpo_train.trainers.packed.loss_inputs import LossInputs
 from dpo_train.trainers.packed.pack import Pack
 from dpo_train.trainers.packed.pack_size import PackSize
-from dpo_train.trainers.packed.rows import Pair, Split, collate
+from dpo_train.trainers.packed.rows import Pair, Split, collate, token_counts
 from dpo_train.trainers.packed.self_check import AdaptedBase, check_once, compare_with_reference
 from dpo_train.trainers.packed.trial import PackedTrial
 from dpo_train.trainers.session import one_pair_too_much
@@ -158,7 +158,7 @@ class PackedEngine:
         parts = self._parts(pack, most)
         pairs = self._pairs(parts)
         rows = collate(pairs, self._device)
-        self._put_on(pack)
+        self._put_on(pack, rows.token_counts)
         # Before the pass: a copy to a GPU would wait for the end of it.
         inputs = LossInputs(pack.trials, parts, self.train, self._device)
         losses = inputs.losses(completion_logps(self.base, rows))
@@ -176,8 +176,8 @@ class PackedEngine:
         each = max(1, min(smallest, fit))
         while True:
             parts = [trial.take(each) for trial in pack.trials]
-            longest = max(sum(len(pair.ids) for pair in own) for own in self._pairs(parts))
-            if each == 1 or longest * len(parts) <= most:
+            tokens = sum(token_counts(self._pairs(parts), self._device))
+            if each == 1 or tokens <= most:
                 return parts
             each -= 1
 
@@ -208,10 +208,10 @@ class PackedEngine:
             self._packs = [Pack(members) for members in wanted]
         return self._packs
 
-    def _put_on(self, pack: Pack) -> None:
+    def _put_on(self, pack: Pack, token_counts: Sequence[int] = ()) -> None:
         """Gives the base the pack's adapters; if one of its trials asks for it, the layers are
         computed again in the backward, which changes the numbers of none."""
-        pack.put_onto(self._stacks)
+        pack.put_onto(self._stacks, token_counts)
         again = self._is_checkpointed(pack.trials)
         for layer in self._checkpointed:
             layer.training = again

@@ -1,9 +1,10 @@
-"""A frozen linear layer with the adapters of k trials: one product with the base's weight for all
-rows, batched products of low rank for each trial's own.
+"""A frozen linear layer with the adapters of k trials: one product with the base's weight for the
+tokens of all trials, products of low rank for those of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.nn.functional import linear
 from dpo_train.quantization import whole_weight
 from dpo_train.trainers.packed import kernels
 from dpo_train.trainers.packed.forward import AUTOCAST
+
+Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class StackedLinear:
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
         self.adapters: Adapters | None = None
+        self.token_counts: tuple[int, ...] = ()
+        """The tokens of each trial in x, where x is one row of all of them."""
         layer.forward = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (k, N, inputs)"""
+        """x: (k, N, inputs), or (1, T, inputs) with the T tokens of k trials behind one another."""
         layer, adapters = self._layer, self.adapters
         if adapters is None:
             return linear(x, whole_weight(layer), layer.bias)
-        y: Tensor = _Adapted.apply(x, adapters.a, layer, adapters)  # type: ignore[no-untyped-call]
+        counts = self.token_counts if len(x) != len(adapters.a) else ()
+        y: Tensor = _Adapted.apply(x, adapters.a, layer, adapters, counts)  # type: ignore[no-untyped-call]
         return y
 
     def remove(self) -> None:
@@ -59,6 +65,9 @@ class StackedLinear:
 
 class _Adapted(torch.autograd.Function):
     """y[t] = x[t] W^T + bias + (x[t] A[t]^T) B[t]^T (LoRA, arXiv:2106.09685 eq. 3).
+
+    The product with W is one for all trials. Those of low rank are one batched product where each
+    trial has as many tokens (`counts` is empty), else one for each trial.
 
     The low-rank states are kept as (k, rank, N): products with a result that is wide, not `rank`
     narrow, are up to four times as fast on a CPU. Gradients of A and B go straight to where they
@@ -69,39 +78,74 @@ class _Adapted(torch.autograd.Function):
     # autograd hands the inputs over one by one, behind its own context.
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, a: Tensor, layer: nn.Linear, adapters: Adapters
+        ctx: Any, x: Tensor, a: Tensor, layer: nn.Linear, adapters: Adapters, counts: Counts
     ) -> Tensor:
         y = linear(x, whole_weight(layer), layer.bias)
         x_low = x.to(a.dtype)
-        low = torch.bmm(a, x_low.transpose(1, 2))
-        y = _plus_wide(y, low, adapters.b)
-        ctx.save_for_backward(x_low, low)
-        ctx.layer, ctx.adapters, ctx.x_dtype = layer, adapters, x.dtype
+        lows = [
+            torch.bmm(a_of_trial, x_of_trial.transpose(1, 2))
+            for a_of_trial, x_of_trial in zip(
+                _halves(a, counts), _tokens(x_low, counts), strict=True
+            )
+        ]
+        _add_wide(y, lows, adapters.b, counts)
+        ctx.save_for_backward(x_low, *lows)
+        ctx.layer, ctx.adapters, ctx.x_dtype, ctx.counts = layer, adapters, x.dtype, counts
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
-        x, low = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+        x, *lows = ctx.saved_tensors
         adapters: Adapters = ctx.adapters
-        slope = gradient.to(low.dtype)
-        low_slope = torch.bmm(adapters.b, slope.transpose(1, 2))
-        _add_product(adapters.b_gradient, low, slope)
-        _add_product(adapters.a_gradient, low_slope, x)
+        counts: Counts = ctx.counts
+        slope = gradient.to(x.dtype)
+        low_slopes = []
+        for low, x_of_trial, slope_of_trial, b, a_gradient, b_gradient in zip(
+            lows,
+            _tokens(x, counts),
+            _tokens(slope, counts),
+            _halves(adapters.b, counts),
+            _halves(adapters.a_gradient, counts),
+            _halves(adapters.b_gradient, counts),
+            strict=True,
+        ):
+            low_slope = torch.bmm(b, slope_of_trial.transpose(1, 2))
+            _add_product(b_gradient, low, slope_of_trial)
+            _add_product(a_gradient, low_slope, x_of_trial)
+            low_slopes.append(low_slope)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None
+            return None, None, None, None, None
         weight = whole_weight(ctx.layer).to(gradient.dtype)
-        x_slope = _plus_wide(gradient @ weight, low_slope, adapters.a)
-        return x_slope.to(ctx.x_dtype), None, None, None
+        x_slope = gradient @ weight
+        _add_wide(x_slope, low_slopes, adapters.a, counts)
+        return x_slope.to(ctx.x_dtype), None, None, None, None
 
 
-def _plus_wide(total: Tensor, low: Tensor, half: Tensor) -> Tensor:
-    """total + low^T half, in place where it can be; (k, N, wide), (k, rank, N), (k, rank, wide)."""
+def _tokens(states: Tensor, counts: Counts) -> Sequence[Tensor]:
+    """(1, T, wide) as one (1, N, wide) a trial; (k, N, wide) as it is, if `counts` is empty."""
+    return states.split(list(counts), dim=1) if counts else [states]
+
+
+def _halves(half: Tensor, counts: Counts) -> Sequence[Tensor]:
+    """(k, rank, wide) as one (1, rank, wide) a trial; as it is, if `counts` is empty."""
+    return half.split(1) if counts else [half]
+
+
+def _add_wide(total: Tensor, lows: Sequence[Tensor], half: Tensor, counts: Counts) -> None:
+    """Adds low^T half of each trial to its tokens of the total."""
+    for part, low, own in zip(_tokens(total, counts), lows, _halves(half, counts), strict=True):
+        _add_wide_product(part, low, own)
+
+
+def _add_wide_product(total: Tensor, low: Tensor, half: Tensor) -> None:
+    """Adds low^T half to the total; (k, N, wide), (k, rank, N), (k, rank, wide)."""
     is_small = low.shape[1] <= kernels.MOST_RANK
     if kernels.can_run(total) and total.dtype == low.dtype and is_small:
-        return kernels.add_low_rank_(total, low, half)
-    if total.dtype == low.dtype:
-        return total.baddbmm_(low.transpose(1, 2), half)
-    return total.add_(torch.bmm(low.transpose(1, 2), half))
+        kernels.add_low_rank_(total, low, half)
+    elif total.dtype == low.dtype:
+        total.baddbmm_(low.transpose(1, 2), half)
+    else:
+        total.add_(torch.bmm(low.transpose(1, 2), half))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

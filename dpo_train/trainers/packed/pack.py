@@ -44,8 +44,12 @@ class Pack:
         for trial in self.trials:
             trial.weights, trial.gradient = trial.weights.clone(), trial.gradient.clone()
 
-    def put_onto(self, stacks: dict[Layer, StackedLinear]) -> None:
-        """Gives the layers the adapters as they are now; before each pass, as steps change them."""
+    def put_onto(self, stacks: dict[Layer, StackedLinear], token_counts: Sequence[int]) -> None:
+        """Gives the layers the adapters as they are now; before each pass, as steps change them.
+
+        `token_counts` are those of each trial in the pass; unused where all are the same.
+        """
         torch.mul(self._weights, self._roots, out=self._computed)
         for layer, stack in stacks.items():
             stack.adapters = self._adapters.get(layer)
+            stack.token_counts = tuple(token_counts)

@@ -1,4 +1,4 @@
-"""Token rows without padding, laid out so that a prompt is computed once for both completions.
+"""The tokens of a pass, laid out so that a prompt is computed once for both completions.
 
 Each trial has one row of tokens, its pairs behind one another as [prompt, chosen, rejected]; the
 rejected completion's positions go on from the prompt's end. Which tokens see which is decided by
@@ -24,6 +24,9 @@ _TOKENS_MULTIPLE = {"cpu": 1, "cuda": 64}
 """A trial's tokens are padded to a multiple of this: a GPU's matrix products want such sizes."""
 _LENGTH_MULTIPLE = {"cpu": 1, "cuda": 8}
 """The same of the rows that attention reads."""
+_IS_PADDED_TO_LONGEST = {"cpu": False, "cuda": True}
+"""Whether each trial is padded to the longest of its pass. On a GPU the adapters of all trials are
+one batched product, which needs trials of one size; on a CPU they are one product a trial."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a forward needs for k trials with N tokens each; short trials are padded at their end.
+    """What a forward needs for T tokens: those of k trials, one trial behind the other.
 
     Padding repeats indices of its own trial's tokens: a trial that is NaN reaches no other, not
     even as 0 * NaN in a backward. Each trial and each attention row has padding at its end. No
@@ -102,19 +105,19 @@ class Rows:
     """
 
     ids: Tensor
-    """(k, N)"""
+    """(k, T / k) where all trials have the same number of tokens, (1, T) otherwise."""
     positions: Tensor
-    """(k, N)"""
+    """The shape of `ids`."""
     gather: Tensor
-    """(rows, length): tokens of each attention row, in the k * N tokens."""
+    """(rows, length): tokens of each attention row, in the T tokens."""
     home: Tensor
-    """(k * N,): each token's place in the rows * length outputs of attention."""
+    """(T,): each token's place in the rows * length outputs of attention."""
     gather_back: Tensor
-    """(2, k * N): where `gather` has put each token, in a chosen and in a rejected row."""
+    """(2, T): where `gather` has put each token, in a chosen and in a rejected row."""
     home_back: Tensor
     """(rows * length,): the token whose home each output is."""
     predictors: Tensor
-    """(M,): where each completion token is predicted, in the k * N tokens."""
+    """(M,): where each completion token is predicted, in the T tokens."""
     targets: Tensor
     """(M,)"""
     completion: Tensor
@@ -122,6 +125,8 @@ class Rows:
     pairs: int
     longest: int
     """The most tokens of an attention row, without padding."""
+    token_counts: tuple[int, ...]
+    """The tokens of each trial, with its padding; their sum is T."""
 
     def tile(self, times: int) -> Rows:
         """The same rows, of one trial, for so many trials."""
@@ -143,14 +148,21 @@ class Rows:
             completion=shift(self.completion, 2 * pairs),
             pairs=times * pairs,
             longest=self.longest,
+            token_counts=times * self.token_counts,
         )
+
+
+def token_counts(trials: Sequence[Sequence[Pair]], device: str) -> tuple[int, ...]:
+    """The tokens of each trial in a pass over these pairs, with the padding."""
+    multiple = _TOKENS_MULTIPLE[device]
+    counts = [_padded(sum(len(pair.ids) for pair in pairs), multiple) for pairs in trials]
+    return (max(counts),) * len(counts) if _IS_PADDED_TO_LONGEST[device] else tuple(counts)
 
 
 def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
     """Lays the pairs of each trial behind one another. No trial may have none."""
-    tokens = _padded(
-        max(sum(len(pair.ids) for pair in pairs) for pairs in trials), _TOKENS_MULTIPLE[device]
-    )
+    counts = token_counts(trials, device)
+    ends = np.cumsum(counts)
     lengths = np.array(
         [
             len(side)
@@ -160,7 +172,7 @@ def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
         ]
     )
     rows, length = len(lengths), _padded(lengths.max(), _LENGTH_MULTIPLE[device])
-    ids = np.zeros((len(trials), tokens), dtype=np.int64)
+    ids = np.zeros(ends[-1], dtype=np.int64)
     positions = np.zeros_like(ids)
     home = np.zeros_like(ids)
     is_token = np.zeros_like(ids, dtype=bool)
@@ -169,16 +181,17 @@ def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
     predictors, targets, sizes = [], [], []
     row = 0
     for trial, pairs in enumerate(trials):
-        at = 0
-        home[trial] = row * length
+        start = ends[trial] - counts[trial]
+        home[start : ends[trial]] = row * length
         owner[row : row + 2 * len(pairs)] = trial
         for pair in pairs:
-            start, end = trial * tokens + at, at + len(pair.ids)
-            ids[trial, at:end] = pair.ids
-            positions[trial, at:end] = pair.positions
+            stretch = slice(start, start + len(pair.ids))
+            ids[stretch] = pair.ids
+            positions[stretch] = pair.positions
+            is_token[stretch] = True
             split = len(pair.chosen_row)
             in_second = pair.home >= split
-            home[trial, at:end] = pair.home + row * length + in_second * (length - split)
+            home[stretch] = pair.home + row * length + in_second * (length - split)
             for tokens_of_row in (pair.chosen_row, pair.rejected_row):
                 gather[row] = start
                 gather[row, : len(tokens_of_row)] += tokens_of_row
@@ -186,26 +199,26 @@ def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
             predictors.append(pair.predictors + start)
             targets.append(pair.targets)
             sizes += [pair.chosen_tokens, pair.rejected_tokens]
-            at = end
-        is_token[trial, :at] = True
-    is_place = np.arange(length) < lengths[:, None]
-    places = np.arange(rows * length).reshape(rows, length)
-    last_place = np.searchsorted(owner, np.arange(len(trials))) * length + length - 1
-    gather_back = np.tile(np.repeat(last_place, tokens), (2, 1))
+            start += len(pair.ids)
+    is_in_row = np.arange(length) < lengths[:, None]
+    outputs = np.arange(rows * length).reshape(rows, length)
+    padding_outputs = np.searchsorted(owner, np.arange(len(trials))) * length + length - 1
+    gather_back = np.tile(np.repeat(padding_outputs, counts), (2, 1))
     for side in (0, 1):
-        here = is_place[side::2]
-        gather_back[side, gather[side::2][here]] = places[side::2][here]
-    home_back = np.repeat(owner * tokens + tokens - 1, length)
+        used = is_in_row[side::2]
+        gather_back[side, gather[side::2][used]] = outputs[side::2][used]
+    home_back = np.repeat(ends[owner] - 1, length)
     home_back[home[is_token]] = np.flatnonzero(is_token)
+    shape = (len(trials), -1) if len(set(counts)) == 1 else (1, -1)
 
     def tensor(values: Ints) -> Tensor:
         return to_device(values, device)
 
     return Rows(
-        ids=tensor(ids),
-        positions=tensor(positions),
+        ids=tensor(ids).view(shape),
+        positions=tensor(positions).view(shape),
         gather=tensor(gather),
-        home=tensor(home.ravel()),
+        home=tensor(home),
         gather_back=tensor(gather_back),
         home_back=tensor(home_back),
         predictors=tensor(np.concatenate(predictors)),
@@ -213,6 +226,7 @@ def collate(trials: Sequence[Sequence[Pair]], device: str) -> Rows:
         completion=tensor(np.repeat(np.arange(rows), sizes)),
         pairs=rows // 2,
         longest=int(lengths.max()),
+        token_counts=counts,
     )
 
 

@@ -12,10 +12,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,16 +24,22 @@ from torch import Tensor
 from dpo_train.activation_checkpointing import checkpointed_layers, switch_off
 from dpo_train.config import LoraConfig
 from dpo_train.errors import InputError
-from dpo_train.memory import give_back
-from dpo_train.trainers.packed.adapters import PREFIX, Layer, Layout, wrap
+from dpo_train.memory import give_back, is_out_of_memory
+from dpo_train.trainers.packed.adapters import PREFIX, Layer, Layout
 from dpo_train.trainers.packed.forward import (
-    ATTENTION,
     AUTOCAST,
     completion_logps,
     errors_refused,
     refusal,
 )
 from dpo_train.trainers.packed.linear import Adapters, StackedLinear, compute_dtype
+from dpo_train.trainers.packed.peft_pass import (
+    Pass,
+    matrices_by_name,
+    peft_pass,
+    trainable,
+    wrapped_by_peft,
+)
 from dpo_train.trainers.packed.rows import Pair, Split, collate
 
 if TYPE_CHECKING:
@@ -52,22 +58,11 @@ _ALONG_APART = 0.15
 """By what share a gradient may be longer or shorter along PEFT's. A forgotten scale shows here."""
 _SEEN = 0.01
 """Of the largest norm of all: in a smaller gradient rounding does not average out."""
-_FORMAT = 2
-"""Of the packed pass: a check that an earlier one passed does not count."""
-
+_FORMAT = 3
+"""The number of the packed pass: a check that an earlier one passed does not count."""
 _REFERENCE_APART = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """By how many nats a token the packed forward may differ from the prepared reference pass, by the
 type in which it is computed."""
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """The result of one forward and backward."""
-
-    logps: Tensor
-    """(pairs, 2), nats a token."""
-    slopes: dict[str, Tensor]
-    """The gradient of each trainable matrix, by PEFT's name."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> N
     that get an adapter, and what computes them: a file in the prepared data says that it passed."""
     libraries = ["torch", "transformers", "peft"]
     if adapted.device == "cuda":
-        libraries += [name for name in ("triton", "liger-kernel") if _is_installed(name)]
-    versions = {name: version(name) for name in libraries}
+        libraries += ["triton", "liger-kernel"]
+    versions = {name: _version(name) for name in libraries}
     recipe = json.dumps([_FORMAT, adapted.lora.target_modules, adapted.device, versions])
     mark = prepared / f"packed-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.checked"
     if mark.exists():
@@ -114,46 +109,66 @@ def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> N
         mark.touch()
 
 
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+def _version(package: str) -> str | None:
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return None
 
 
 def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     """Compares a packed pass over the pairs with PEFT's. Takes a forward and a backward of each.
 
-    Raises InputError that names what packed does not train as PEFT does.
+    Where memory runs out, it starts again with activation checkpointing. Raises InputError that
+    names what packed does not train as PEFT does.
     """
+    try:
+        _check(adapted, pairs)
+    except Exception as error:
+        if adapted.checkpointed or not is_out_of_memory(error):
+            raise
+    else:
+        return
+    give_back()  # the error held the tensors of the pass until here
+    _check(replace(adapted, checkpointed=True), pairs)
+
+
+def _check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     base, device = adapted.base, adapted.device
     _refuse_by_name(base)
     layout = Layout(adapted.layers, min(adapted.lora.r, _RANK))
     flat = _random_adapter(layout, device)
     shares = _shares(pairs, device)
-    if adapted.checkpointed:
-        for module in checkpointed_layers(base):
-            module.training = True
     try:
-        with errors_refused():
+        with errors_refused(), _checkpointing(adapted):
             ours = _packed(adapted, layout, flat, pairs, shares)
     finally:
         for stack in adapted.stacks.values():
             stack.adapters = None
-        if adapted.checkpointed:
-            switch_off(base.eval())
         give_back()  # before PEFT's passes take theirs
-    with _as_peft_has_it(base, layout, flat, adapted.lora) as wrapped:
-        untrained = sorted(_trainable(wrapped) - set(_named(layout, flat)))
+    with wrapped_by_peft(base, layout, flat, adapted.lora) as wrapped:
+        untrained = sorted(trainable(wrapped) - set(matrices_by_name(layout, flat)))
         if untrained:
             raise InputError(refusal(f"it does not train {_modules(untrained)} as PEFT does"))
         _refuse_router_loss(base)
-        with errors_refused():
-            theirs = _peft(wrapped, pairs, shares, adapted.attention)
+        with errors_refused(), _checkpointing(adapted):
+            theirs = peft_pass(wrapped, pairs, shares, adapted.attention)
             rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
-            noise = _peft(wrapped, pairs, shares, "eager") if rough else None
+            noise = peft_pass(wrapped, pairs, shares, "eager") if rough else None
     _compare(ours, theirs, noise)
+
+
+@contextmanager
+def _checkpointing(adapted: AdaptedBase) -> Iterator[None]:
+    """Computes the layers again in a backward, if the base is to be checked so."""
+    if not adapted.checkpointed:
+        yield
+        return
+    for layer in checkpointed_layers(adapted.base):
+        layer.training = True
+    try:
+        yield
+    finally:
+        switch_off(adapted.base.eval())
 
 
 def _refuse_by_name(base: PreTrainedModel) -> None:
@@ -182,15 +197,6 @@ def _random_adapter(layout: Layout, device: str) -> Tensor:
     return flat.to(device)
 
 
-def _named(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-    """The matrices of an adapter by PEFT's names."""
-    named = {}
-    for layer, a, b in layout.views(flat):
-        named[f"{PREFIX}{layer.name}.lora_A.default.weight"] = a
-        named[f"{PREFIX}{layer.name}.lora_B.default.weight"] = b.T
-    return named
-
-
 def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
     """What the sum is made of whose gradient is compared: (pairs, 2), as in a loss of preference
     chosen counts for and rejected against, each with another weight."""
@@ -201,78 +207,23 @@ def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
 
 def _packed(
     adapted: AdaptedBase, layout: Layout, flat: Tensor, pairs: Sequence[Pair], shares: Tensor
-) -> _Pass:
+) -> Pass:
+    """A packed pass of one trial for each pair, all with the same adapter."""
     root = math.sqrt(adapted.lora.alpha / adapted.lora.r)
-    leaf = (flat[None] * root).to(compute_dtype(adapted.device)).requires_grad_(True)
-    slopes = torch.zeros_like(flat)
-    halves = layout.views(leaf), layout.views(slopes[None])
+    same = (flat * root).to(compute_dtype(adapted.device)).repeat(len(pairs), 1)
+    slopes = torch.zeros(same.shape, device=flat.device)
+    rows = collate([[pair] for pair in pairs], adapted.device)
+    halves = layout.views(same.requires_grad_(True)), layout.views(slopes)
     for (layer, a, b), (_, a_slope, b_slope) in zip(*halves, strict=True):
         adapted.stacks[layer].adapters = Adapters(a, b.detach(), a_slope, b_slope)
-    logps = completion_logps(adapted.base, collate([pairs], adapted.device))
+        adapted.stacks[layer].token_counts = rows.token_counts
+    logps = completion_logps(adapted.base, rows)
     (logps * shares).sum().backward()  # type: ignore[no-untyped-call]
-    return _Pass(logps.detach() * shares.abs(), _named(layout, slopes * root))
+    summed = matrices_by_name(layout, slopes.sum(dim=0) * root)
+    return Pass(logps.detach() * shares.abs(), summed)
 
 
-@contextmanager
-def _as_peft_has_it(
-    base: PreTrainedModel, layout: Layout, flat: Tensor, lora: LoraConfig
-) -> Iterator[Any]:
-    """The base wrapped by PEFT with this adapter; afterwards it is the packed base again."""
-    same = lora.model_copy(update={"r": layout.rank, "alpha": lora.alpha * layout.rank / lora.r})
-    wrapped = wrap(base, same).eval()
-    try:
-        matrices = dict(wrapped.named_parameters())
-        with torch.no_grad():
-            for name, value in _named(layout, flat).items():
-                matrices[name].copy_(value)
-        yield wrapped
-    finally:
-        wrapped.unload()
-        base.requires_grad_(False)
-        base.set_attn_implementation(ATTENTION)
-
-
-def _trainable(wrapped: Any) -> set[str]:
-    return {name for name, each in wrapped.named_parameters() if each.requires_grad}
-
-
-def _peft(wrapped: Any, pairs: Sequence[Pair], shares: Tensor, attention: str) -> _Pass:
-    """One row at a time, with the logits of its completion alone, so that memory stays small."""
-    wrapped.get_base_model().set_attn_implementation(attention)
-    wrapped.zero_grad(set_to_none=True)
-    logps = torch.zeros_like(shares)
-    for number, pair in enumerate(pairs):
-        targets = torch.from_numpy(pair.targets).to(shares.device)
-        sides = (
-            (pair.chosen_row, targets[: pair.chosen_tokens]),
-            (
-                pair.rejected_row,
-                targets[pair.chosen_tokens :],
-            ),
-        )
-        for side, (row, wanted) in enumerate(sides):
-            ids = torch.from_numpy(pair.ids[row]).to(shares.device)[None]
-            value = _summed_logps(wrapped, ids, wanted)
-            (value * shares[number, side]).backward()  # type: ignore[no-untyped-call]
-            logps[number, side] = value.detach() * shares[number, side].abs()
-    slopes = {
-        name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
-        for name, each in wrapped.named_parameters()
-        if each.requires_grad
-    }
-    return _Pass(logps, slopes)
-
-
-def _summed_logps(wrapped: Any, ids: Tensor, targets: Tensor) -> Tensor:
-    """log π of the targets, each predicted at one of the row's last positions."""
-    device = ids.device.type
-    with torch.autocast(device, AUTOCAST.get(device), enabled=device in AUTOCAST):
-        logits = wrapped(input_ids=ids, use_cache=False, logits_to_keep=len(targets)).logits
-    scores = torch.log_softmax(logits[0, -len(targets) :].float(), dim=-1)
-    return scores.gather(1, targets[:, None]).sum()
-
-
-def _compare(ours: _Pass, theirs: _Pass, noise: _Pass | None) -> None:
+def _compare(ours: Pass, theirs: Pass, noise: Pass | None) -> None:
     """Under bfloat16 what is allowed is three times the difference of two attention kernels, and
     of a gradient's length along PEFT's, in which rounding averages out, a seventh."""
     allowed = _LOGPS_APART
@@ -283,8 +234,7 @@ def _compare(ours: _Pass, theirs: _Pass, noise: _Pass | None) -> None:
         raise InputError(
             refusal(f"its log-probs come out {apart:.2g} nats a token apart from PEFT's")
         )
-    largest = max(float(slope.norm()) for slope in theirs.slopes.values())
-    wrong = []
+    largest, wrong = max(float(slope.norm()) for slope in theirs.slopes.values()), []
     for name, slope in theirs.slopes.items():
         own, size = ours.slopes[name], float(slope.norm())
         most = _SLOPES_APART

@@ -222,3 +222,20 @@ def test_packed_trials_share_a_cpu_by_default() -> None:
     assert search(**packed, resources={"gpus": 0.25}).resources.cpus == 0.25
     assert search(**packed, resources={"cpus": 0.5}).resources.cpus == 0.5
     assert search(space=packed["space"]).resources.cpus == 1
+
+
+def test_a_lora_is_packed_by_default_where_packed_trains_all_its_trials() -> None:
+    assert search(lora={}).trainer == "packed"
+    assert search(lora={}, resources={"gpus": 0.25}).trainer == "packed"
+    assert search(lora={}, trainer="trl").trainer == "trl"
+    assert search().trainer == "trl"
+    for other in (
+        {"resources": {"gpus": 2}},
+        {"optim": {"name": "adamw_8bit"}, "resources": {"gpus": 1}},
+        {"model": {"attention": "eager"}},
+        {"dpo": {"loss": "aot"}},
+        {"space": {"dpo.loss": {"choice": ["sigmoid", "aot"]}}},
+        {"space": {"optim.name": {"choice": ["adamw", "adamw_8bit"]}}},
+        {"space": {"lora": {"choice": [None, {"r": 8}]}}},
+    ):
+        assert search(lora={}, **other).trainer == "trl", other

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 
-from dpo_train import data, reference
+from dpo_train import data, memory, reference
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError
 from dpo_train.trainers.open import open_session
-from dpo_train.trainers.packed import forward, self_check
+from dpo_train.trainers.packed import forward, peft_pass, self_check
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
 from tests.helpers.small_models import SMALL, save
@@ -224,3 +224,66 @@ def test_the_base_is_left_as_it_was(engine: Open) -> None:
     assert not any("lora" in name for name, _ in opened.base.named_modules())
     assert not any(weight.requires_grad for weight in opened.base.parameters())
     assert all(stack.adapters is None for stack in opened._stacks.values())
+
+
+def kept_by_each_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes that each of PEFT's forward passes keeps for its backward, from now on."""
+    kept: list[int] = []
+    right = peft_pass._summed_logps
+
+    def counted(wrapped: Any, *given: Any) -> Any:
+        value, size = memory.kept_bytes(lambda: right(wrapped, *given), wrapped.parameters())
+        kept.append(size)
+        return value
+
+    monkeypatch.setattr(peft_pass, "_summed_logps", counted)
+    return kept
+
+
+def test_with_activation_checkpointing_pefts_pass_keeps_little_too(
+    engine: Open, small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a model that fills a GPU a check without it would be the pass that takes the most."""
+    kept = kept_by_each_pass(monkeypatch)
+    pack = engine(TRAINED["llama"])
+    without, before = max(kept), len(kept)
+    lora = {"r": 8, "target_modules": ["q_proj", "v_proj"]}
+    pack.join(
+        override(
+            small_config,
+            {"trainer": "packed", "lora": lora, "optim.activation_checkpointing": True},
+        )
+    )
+    assert len(kept) > before
+    assert max(kept[before:]) < 0.5 * without
+
+
+def test_a_check_that_runs_out_of_memory_is_made_with_activation_checkpointing(
+    engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[bool] = []
+    right = self_check._packed
+
+    def packed(adapted: self_check.AdaptedBase, *given: Any) -> Any:
+        attempts.append(adapted.checkpointed)
+        if not adapted.checkpointed:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(adapted, *given)
+
+    monkeypatch.setattr(self_check, "_packed", packed)
+    engine(TRAINED["llama"])
+    assert attempts == [False, True]
+
+
+def test_what_mixes_the_tokens_of_two_trials_is_refused(
+    engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = self_check.StackedLinear.__call__
+
+    def mixed(stack: Any, x: Any) -> Any:
+        stack.token_counts = stack.token_counts[::-1]
+        return right(stack, x)
+
+    monkeypatch.setattr(self_check.StackedLinear, "__call__", mixed)
+    with pytest.raises(InputError, match="differ from PEFT's|can't run packed"):
+        engine(TRAINED["llama"])

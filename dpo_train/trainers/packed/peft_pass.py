@@ -1,0 +1,94 @@
+"""PEFT's own pass over an adapted base, with which the self-check compares a packed one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dpo_train.config import LoraConfig
+from dpo_train.trainers.packed.adapters import PREFIX, Layout, wrap
+from dpo_train.trainers.packed.forward import ATTENTION, AUTOCAST
+from dpo_train.trainers.packed.rows import Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The result of one forward and backward."""
+
+    logps: Tensor
+    """(pairs, 2), nats a token."""
+    slopes: dict[str, Tensor]
+    """The gradient of each trainable matrix, by PEFT's name."""
+
+
+@contextmanager
+def wrapped_by_peft(
+    base: PreTrainedModel, layout: Layout, flat: Tensor, lora: LoraConfig
+) -> Iterator[Any]:
+    """The base wrapped by PEFT with this adapter; afterwards it is the packed base again."""
+    same = lora.model_copy(update={"r": layout.rank, "alpha": lora.alpha * layout.rank / lora.r})
+    wrapped = wrap(base, same).eval()
+    try:
+        matrices = dict(wrapped.named_parameters())
+        with torch.no_grad():
+            for name, value in matrices_by_name(layout, flat).items():
+                matrices[name].copy_(value)
+        yield wrapped
+    finally:
+        wrapped.unload()
+        base.requires_grad_(False)
+        base.set_attn_implementation(ATTENTION)
+
+
+def trainable(wrapped: Any) -> set[str]:
+    return {name for name, each in wrapped.named_parameters() if each.requires_grad}
+
+
+def matrices_by_name(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
+    """The matrices of an adapter by PEFT's names."""
+    named = {}
+    for layer, a, b in layout.views(flat):
+        named[f"{PREFIX}{layer.name}.lora_A.default.weight"] = a
+        named[f"{PREFIX}{layer.name}.lora_B.default.weight"] = b.T
+    return named
+
+
+def peft_pass(wrapped: Any, pairs: Sequence[Pair], shares: Tensor, attention: str) -> Pass:
+    """One row at a time, with the logits of its completion alone, so that memory stays small."""
+    wrapped.get_base_model().set_attn_implementation(attention)
+    wrapped.zero_grad(set_to_none=True)
+    logps = torch.zeros_like(shares)
+    for number, pair in enumerate(pairs):
+        targets = torch.from_numpy(pair.targets).to(shares.device)
+        sides = (
+            (pair.chosen_row, targets[: pair.chosen_tokens]),
+            (pair.rejected_row, targets[pair.chosen_tokens :]),
+        )
+        for side, (row, wanted) in enumerate(sides):
+            ids = torch.from_numpy(pair.ids[row]).to(shares.device)[None]
+            value = _summed_logps(wrapped, ids, wanted)
+            (value * shares[number, side]).backward()  # type: ignore[no-untyped-call]
+            logps[number, side] = value.detach() * shares[number, side].abs()
+    slopes = {
+        name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
+        for name, each in wrapped.named_parameters()
+        if each.requires_grad
+    }
+    return Pass(logps, slopes)
+
+
+def _summed_logps(wrapped: Any, ids: Tensor, targets: Tensor) -> Tensor:
+    """log π of the targets, each predicted at one of the row's last positions."""
+    device = ids.device.type
+    with torch.autocast(device, AUTOCAST.get(device), enabled=device in AUTOCAST):
+        logits = wrapped(input_ids=ids, use_cache=False, logits_to_keep=len(targets)).logits
+    scores = torch.log_softmax(logits[0, -len(targets) :].float(), dim=-1)
+    return scores.gather(1, targets[:, None]).sum()
