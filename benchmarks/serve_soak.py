@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -153,8 +154,11 @@ def watch_health(is_over: Any, took: Any) -> None:
 
 
 def soak() -> None:
+    errors = tempfile.TemporaryFile("w+")
     server = subprocess.Popen(
-        [sys.executable, "-m", "serve", "sample", "--port", str(PORT)], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "serve", "sample", "--port", str(PORT)],
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
     )
     try:
         time.sleep(1)
@@ -176,6 +180,9 @@ def soak() -> None:
     print(f"soak: {load.count} requests in {time.monotonic() - began:.0f} s: {dict(load.statuses)}")
     print(f"soak: resident {early} MB after 1,000 requests, {late} MB at the end "
           f"({late / early - 1:+.1%})")  # fmt: skip
+    errors.seek(0)
+    written = errors.read().splitlines()
+    print(f"soak: the server wrote {len(written)} lines to stderr: {written[:5]}")
     shares = {share: health[int(share * len(health))] * 1000 for share in (0.5, 0.95, 0.99)}
     print("soak: /healthz, ms: "
           + ", ".join(f"{share:.0%} within {ms:.0f}" for share, ms in shares.items())
