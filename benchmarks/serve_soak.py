@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parent.parent
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -154,7 +154,15 @@ def watch_health(is_over: Any, took: Any) -> None:
 
 
 def soak() -> None:
-    errors = tempfile.TemporaryFile("w+")
+    with tempfile.TemporaryFile("w+") as errors:
+        under_load(errors)
+        errors.seek(0)
+        written = errors.read().splitlines()
+    print(f"soak: the server wrote {len(written)} lines to stderr: {written[:5]}")
+
+
+def under_load(errors: IO[str]) -> None:
+    """Prints what a server's clients saw; what it writes to stderr goes to `errors`."""
     server = subprocess.Popen(
         [sys.executable, "-m", "serve", "sample", "--port", str(PORT)],
         stdout=subprocess.DEVNULL,
@@ -180,9 +188,6 @@ def soak() -> None:
     print(f"soak: {load.count} requests in {time.monotonic() - began:.0f} s: {dict(load.statuses)}")
     print(f"soak: resident {early} MB after 1,000 requests, {late} MB at the end "
           f"({late / early - 1:+.1%})")  # fmt: skip
-    errors.seek(0)
-    written = errors.read().splitlines()
-    print(f"soak: the server wrote {len(written)} lines to stderr: {written[:5]}")
     shares = {share: health[int(share * len(health))] * 1000 for share in (0.5, 0.95, 0.99)}
     print("soak: /healthz, ms: "
           + ", ".join(f"{share:.0%} within {ms:.0f}" for share, ms in shares.items())
