@@ -62,6 +62,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
         forward._LOGITS_PER_CHUNK,
         rows._TOKENS_MULTIPLE,
         rows._LENGTH_MULTIPLE,
+        rows._IS_PADDED_TO_LONGEST,
         engine._MOST_TOKENS,
     )
     before = [dict(table) for table in by_device]
