@@ -22,9 +22,7 @@ def checkpointed_layers(model: Any) -> list[Any]:
     transformers would also make the embeddings' outputs ask for a gradient, which only its other
     way to checkpoint needs. Raises InputError for a model whose layers can't be computed again.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer  # slow to import
-
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers = _layers(model)
     if not layers:
         raise InputError(
             "optim.activation_checkpointing: transformers can't compute the layers of this model "
@@ -33,6 +31,17 @@ def checkpointed_layers(model: Any) -> list[Any]:
     model.activation_checkpointing_enable(OPTIONS)
     model.disable_input_require_grads()
     return layers
+
+
+def can_be_checkpointed(model: Any) -> bool:
+    """Whether transformers can compute the layers of this model again."""
+    return bool(_layers(model))
+
+
+def _layers(model: Any) -> list[Any]:
+    from transformers.modeling_layers import GradientCheckpointingLayer  # slow to import
+
+    return [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
 
 
 def switch_off(model: Any) -> None:

@@ -18,6 +18,8 @@ F_DIVERGENCE_LOSSES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft",
 )  # fmt: skip
 """The losses that TRL computes with another divergence than the reverse KL."""
+_REMOVED = ("pad_to_multiple_of",)
+"""Fields of earlier versions, whose runs and exports hold them as null."""
 
 
 class TrlConfig(Part):
@@ -38,6 +40,9 @@ class TrlConfig(Part):
     @classmethod
     def _answer_for_others(cls, content: Any) -> Any:
         """Says of a field that TRL has, and that is none of these, what to do instead."""
+        if isinstance(content, dict):
+            removed = [name for name in _REMOVED if content.get(name, ...) is None]
+            content = {name: content[name] for name in content if name not in removed}
         others = set(content) - set(cls.model_fields) if isinstance(content, dict) else set()
         for name in sorted(map(str, others)):
             for advice, names in OF_TRL.items():

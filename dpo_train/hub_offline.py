@@ -2,15 +2,17 @@
 
 The client tries again for a minute, and a name server that does not answer can't be timed out. So
 we look ourselves. Where the Hub is out of reach, this process and those that it starts use what is
-cached, as under HF_HUB_OFFLINE=1.
+cached, as under HF_HUB_OFFLINE=1, until somebody looks again.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import sys
 import threading
+import time
 from functools import cache
 from urllib.parse import urlsplit
 
@@ -27,10 +29,26 @@ def look_for_hub() -> str:
     reason = _reason_against(*_address(constants.ENDPOINT))
     if reason:
         os.environ["HF_HUB_OFFLINE"] = "1"  # of the processes that this one starts
-        constants.HF_HUB_OFFLINE = True
-        if datasets := sys.modules.get("datasets"):  # it took its own copy when it was imported
-            datasets.config.HF_HUB_OFFLINE = True
+        _switch(is_offline=True)
     return reason
+
+
+def look_again() -> str:
+    """Why the Hub can't be reached now; where it was out of reach before, it is used again if it
+    can be. Empty if it can, or if the user has switched it off."""
+    if look_for_hub():
+        os.environ.pop("HF_HUB_OFFLINE", None)
+        _switch(is_offline=False)
+        look_for_hub.cache_clear()
+    return look_for_hub()
+
+
+def _switch(is_offline: bool) -> None:
+    from huggingface_hub import constants  # slow to import
+
+    constants.HF_HUB_OFFLINE = is_offline
+    if datasets := sys.modules.get("datasets"):  # it took its own copy when it was imported
+        datasets.config.HF_HUB_OFFLINE = is_offline
 
 
 def _address(endpoint: str) -> tuple[str, int]:
@@ -47,17 +65,35 @@ def _address(endpoint: str) -> tuple[str, int]:
 
 def _reason_against(host: str, port: int) -> str:
     """Why no connection is made there within three seconds; empty if one is."""
-    found: list[str] = []
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    awaited = [host]  # until its addresses are known
 
-    def connect() -> None:
+    def look_up() -> None:
         try:
-            socket.create_connection((host, port), _WAIT_SECONDS).close()
-            found.append("")
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            found.append(f"{host}: {error.strerror or error}")
+            answers.put(f"{host}: {error.strerror or error}")
+            return
+        awaited[:] = [str(address[0]) for *_, address in found]
+        for address in awaited:  # at once: of two kinds of address one may never answer
+            threading.Thread(target=connect, args=[address], daemon=True).start()
+
+    def connect(address: str) -> None:
+        try:
+            socket.create_connection((address, port), _WAIT_SECONDS).close()
+            answers.put("")
+        except OSError as error:
+            answers.put(f"{host}: {error.strerror or error}")
 
     # Looking a name up can't be timed out: so a thread waits for it, and nobody for the thread.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(_WAIT_SECONDS)
-    return found[0] if found else f"{host}: no answer within {_WAIT_SECONDS} s"
+    threading.Thread(target=look_up, daemon=True).start()
+    until, refusals = time.monotonic() + _WAIT_SECONDS, 0
+    while refusals < len(awaited):
+        try:
+            reason = answers.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return f"{host}: no answer within {_WAIT_SECONDS} s"
+        if not reason:
+            return ""
+        refusals += 1
+    return reason

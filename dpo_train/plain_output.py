@@ -4,6 +4,7 @@ by which a terminal sets its title, writes to the clipboard or turns the order o
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, TextIO
 
@@ -22,15 +23,25 @@ def printable(text: str) -> str:
     return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
 
 
+_BAR = re.compile(r"(\n*(?:\x1b\[A)*\r?)(.*?)(\r?)", re.DOTALL)
+"""How tqdm draws a progress bar: it goes to its line, to the line's beginning, and may go back."""
+
+
 class PlainOutput:
     """A text stream on which control characters are shown as text."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, has_bars: bool = False) -> None:
+        """`has_bars`: whether libraries draw progress bars on it, which move the cursor."""
         self.terminal = stream
         """For whoever draws on the terminal, and has made its own texts printable."""
+        self._has_bars = has_bars
 
     def write(self, text: str) -> int:
-        return self.terminal.write(printable(text))
+        bar = _BAR.fullmatch(text) if self._has_bars else None
+        if bar is None:
+            return self.terminal.write(printable(text))
+        before, shown, after = bar.groups()
+        return self.terminal.write(before + printable(shown) + after)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -45,7 +56,8 @@ def show_control_characters() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, PlainOutput):
-            setattr(sys, name, PlainOutput(stream))
+            has_bars = name == "stderr" and stream.isatty()
+            setattr(sys, name, PlainOutput(stream, has_bars))
 
 
 def terminal() -> TextIO:

@@ -10,7 +10,13 @@ from trl import DPOTrainer
 from dpo_train import reference
 from dpo_train.activation_checkpointing import checkpointed_layers, kept_bytes
 from dpo_train.config import TrainConfig
-from dpo_train.memory import MemoryBounds, give_back, give_back_at_once, mapped_bytes
+from dpo_train.memory import (
+    MemoryBounds,
+    give_back,
+    give_back_at_once,
+    is_out_of_memory,
+    mapped_bytes,
+)
 from dpo_train.optimizers import moment_bytes
 from dpo_train.scoring import logps
 from dpo_train.trainers.token_bound import TokenBound
@@ -53,7 +59,12 @@ def pairs_that_fit(
         give_back_at_once()
         policy = trainer.model
         again = checkpointed_layers(policy.get_base_model() if config.lora else policy)
-    kept = kept_bytes(forward, again, trainer.model.parameters())
+    kept = None
+    try:
+        kept = kept_bytes(forward, again, trainer.model.parameters())
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
     trainer._metrics["train"].clear()  # the pass was no step
     give_back()
 
@@ -64,9 +75,12 @@ def pairs_that_fit(
     still_to_come = (1 if config.lora or device == "cuda" else 2) * trained
     still_to_come += moment_bytes(config.optim.name, trainer.model.modules())
     bound = TokenBound(device, memory, weights, most=at_once * longest)
-    bound.measured(kept, 2 * lengths[median], bool(again))
-    here = bound.tokens(0, still_to_come) // longest
-    # The processes of a group take equal parts of a batch.
+    fitting = 0
+    if kept is not None:
+        bound.measured(kept, 2 * lengths[median], bool(again))
+        fitting = bound.tokens(0, still_to_come) // longest
+    # The processes of a group take equal parts of a batch. One that ran out of memory must come
+    # here too: the others wait for its number.
     accelerator = trainer.accelerator
-    everywhere = accelerator.gather(torch.tensor([here], device=accelerator.device))
+    everywhere = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
     return int(everywhere.min()) * int(accelerator.num_processes)

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import PrinterCallback
 
 from dpo_train import export, model, reference
+from dpo_train.activation_checkpointing import can_be_checkpointed
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import OutOfMemory, one_line
@@ -144,7 +145,8 @@ class TrlSession:
         group = self._process_group
         at_once = self._pairs_that_fit(rows, device, memory)
         is_too_little = at_once < fewest_pairs_at_once(self._config, group.count)
-        if is_too_little and self._config.optim.activation_checkpointing is None:
+        is_left_open = self._config.optim.activation_checkpointing is None
+        if is_too_little and is_left_open and can_be_checkpointed(self._trainer.model):
             self._close_trainer()
             self._config = override(self._config, {"optim.activation_checkpointing": True})
             at_once = self._pairs_that_fit(rows, device, memory)

@@ -11,7 +11,7 @@ from huggingface_hub import constants, hf_hub_download
 
 from dpo_train import hub_offline
 from dpo_train.hub_errors import explain
-from dpo_train.hub_offline import look_for_hub
+from dpo_train.hub_offline import look_again, look_for_hub
 from tests.helpers.hub_server import HubServer
 
 
@@ -54,15 +54,49 @@ def test_a_hub_out_of_reach_is_said_and_only_the_cache_is_used(
 def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
 
-    def silent(*_: object) -> None:
+    def silent(*_: object, **__: object) -> None:
         forever.wait()
         raise OSError
 
-    monkeypatch.setattr(socket, "create_connection", silent)
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
     monkeypatch.setattr(hub_offline, "_WAIT_SECONDS", 0.05)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     assert look_for_hub() == "hub.example: no answer within 0.05 s"
     forever.set()
+
+
+def test_an_address_that_never_answers_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a host with two kinds of address one may lead nowhere."""
+    forever = threading.Event()
+    connect = socket.create_connection
+
+    def look_up(*_: object, **__: object) -> list[object]:
+        return [(None, None, None, "", (address, 1)) for address in ("::dead", "127.0.0.1")]
+
+    def silent_at_first(address: tuple[str, int], seconds: float) -> socket.socket:
+        if address[0] == "::dead":
+            forever.wait()
+        return connect(address, seconds)
+
+    with HubServer({}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        monkeypatch.setattr(socket, "create_connection", silent_at_first)
+        assert look_for_hub() == ""
+    forever.set()
+
+
+def test_a_hub_that_is_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of days may begin in the three seconds in which there is no network."""
+    with HubServer({}) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        assert look_for_hub()
+        assert look_again()
+        assert constants.HF_HUB_OFFLINE
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        assert look_again() == ""
+    assert not constants.HF_HUB_OFFLINE
+    assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,5 +115,7 @@ def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_who_is_offline_on_purpose_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("it asked"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asked"))
     assert look_for_hub() == ""
+    assert look_again() == ""
+    assert constants.HF_HUB_OFFLINE

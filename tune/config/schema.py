@@ -157,7 +157,7 @@ class ConfirmConfig(Part):
     seeds: int = Field(2, ge=1, le=1000)
     """How often each, with other seeds than the search's."""
     evaluate: Annotated[str | None, Allowed("package.module:function")] = Field(
-        None, pattern=r"^[\w.]+:\w+$", examples=["my_package.judge:score"]
+        None, pattern=r"^\w+(\.\w+)*:\w+$", examples=["my_package.judge:score"]
     )
     """package.module:function of your own: takes the folder of a finalist's best run, as `winner/`
     is one, and returns its numbers by name, which are shown. Called once for each finalist."""

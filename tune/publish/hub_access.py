@@ -18,6 +18,7 @@ from dpo_train import hub_errors
 from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError, one_line
 from dpo_train.hub_errors import HF_LOGIN
+from dpo_train.hub_offline import look_again
 from tune.config.outputs import HubConfig
 from tune.errors import Unreachable
 
@@ -78,6 +79,8 @@ def check(hub: HubConfig) -> str:
         raise InputError(f"hub.repo: {one_line(error)}") from None
     to_folder = dpo_tune("push", "RUN", "--repo", repo, "--to", "FOLDER")
     elsewhere = f"or write it to a folder: `{to_folder}`"
+    if out_of_reach := look_again():
+        raise Unreachable(f"hub.repo: no way to the Hub ({out_of_reach}); try later, {elsewhere}")
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"hub.repo: HF_HUB_OFFLINE is set; unset it, {elsewhere}")
     if get_token() is None:

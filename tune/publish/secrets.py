@@ -27,7 +27,7 @@ def known_secrets() -> set[str]:
         with contextlib.suppress(OSError, ValueError, configparser.Error, netrc.NetrcParseError):
             found.update(read())
     # A variable may name the file in which the key lies; the name itself is no secret.
-    return {each for each in found if len(each) >= _LEAST_CHARACTERS and not Path(each).exists()}
+    return {each for each in found if len(each) >= _LEAST_CHARACTERS and not os.path.exists(each)}
 
 
 def _netrc() -> Iterator[str]:

@@ -141,9 +141,17 @@ class Records:
 
     def next_id(self) -> str:
         number = len(self.trials)
-        while (name := f"{self.run.prefix}-{number:03d}") in self._lost_names:
+        while True:
+            name = f"{self.run.prefix}-{number:03d}"
+            if name not in self._lost_names and name not in self.trials:
+                return name
             number += 1
-        return name
+
+    @property
+    def seconds_spent(self) -> float:
+        """The seconds of all driver sessions, this one until now, by a clock that nobody sets."""
+        earlier = sum(seen - began for began, seen in self.run.driver_sessions[:-1])
+        return earlier + time.monotonic() - self._session_began
 
     @property
     def study_name(self) -> str:

@@ -236,7 +236,10 @@ def _with_checkpointing_if_needed(estimate: Estimate, available: int) -> Estimat
     switched_on = (
         f"{_CHECKPOINTING} is switched on: one pair at once takes about {_gb(least)} GB without it"
     )
-    one = _footprint(estimate.config, trial, estimate.lengths)
+    try:
+        one = _footprint(estimate.config, trial, estimate.lengths)
+    except InputError:  # the layers of this model can't be computed again
+        return estimate
     return replace(estimate, trial=trial, footprint=one, switched_on=switched_on)
 
 

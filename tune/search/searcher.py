@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -126,14 +125,8 @@ class StudySearcher(Searcher):
         """Says which budget is spent, if one is."""
         if self.budget_spent:
             return self.budget_spent
-        budget, run = self._config.budget, self._records.run
-        if (
-            budget.hours
-            and time.time()
-            - run.driver_sessions[-1][0]
-            + sum(seen - began for began, seen in run.driver_sessions[:-1])
-            >= 3600 * budget.hours
-        ):
+        budget = self._config.budget
+        if budget.hours and self._records.seconds_spent >= 3600 * budget.hours:
             self.end_search(f"budget.hours: {budget.hours:g} spent")
         if self._records.standings.failures_in_a_row >= budget.failures_in_a_row:
             self.end_search(f"budget.failures_in_a_row: {budget.failures_in_a_row} trials failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from dpo_train.errors import InputError
@@ -34,4 +35,4 @@ def approve(config: SearchConfig, run: RunInfo) -> None:
             f"`--allow-code {top}` to run it as it is now"
         )
     run.evaluate_checksum = now
-    print(f"{config.name}: confirm.evaluate will run {name} of {file}", flush=True)
+    print(f"{config.name}: confirm.evaluate will run {name} of {file}", file=sys.stderr)

@@ -38,7 +38,7 @@ def file_of(name: str, working_folder: Path, allowed: tuple[str, ...]) -> Path:
     _refuse_unless_allowed(name, _place(top), working_folder, allowed)
     try:
         found = importlib.util.find_spec(module)
-    except ImportError:  # of what stands before its last dot
+    except (ImportError, ValueError):  # of what stands before its last dot; of `__main__`
         found = None
     if found is None or found.origin is None:
         raise _missing(module)
@@ -52,10 +52,14 @@ def evaluate_folder(
 ) -> dict[str, float]:
     """What the function says of an exported folder. Raises what it raises, InputError for one that
     may not be run, and ValueError if it gives other than finite numbers by name."""
+    take_in_unused()  # first: a package above the module may import what was left out
     file_of(name, Path(working_folder), allowed)
-    take_in_unused()
     module, _, function = name.partition(":")
-    said = getattr(importlib.import_module(module), function)(folder)
+    evaluate = getattr(importlib.import_module(module), function)
+    origin = getattr(evaluate, "__module__", None)
+    if origin not in (None, module):  # a module of the user's may pass on another's function
+        file_of(f"{origin}:{function}", Path(working_folder), allowed)
+    said = evaluate(folder)
     if not isinstance(said, dict) or not said:
         raise ValueError(f"{name} returned {said!r:.60}; it must return numbers by name")
     numbers = {str(key): float(value) for key, value in said.items()}
@@ -66,7 +70,10 @@ def evaluate_folder(
 
 def _place(top: str) -> Path:
     """The file of a module, or the folder of a package; nothing of it is run."""
-    found = importlib.util.find_spec(top)
+    try:
+        found = importlib.util.find_spec(top)
+    except ValueError:  # `__main__`, and a name that is empty
+        found = None
     if found is None:
         raise _missing(top)
     if found.origin in (None, "built-in", "frozen"):

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_train.activation_checkpointing import checkpointed_layers, switch_off
+from dpo_train.activation_checkpointing import can_be_checkpointed, checkpointed_layers, switch_off
 from dpo_train.config import LoraConfig
 from dpo_train.errors import InputError
 from dpo_train.memory import give_back, is_out_of_memory
@@ -124,7 +124,8 @@ def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     try:
         _check(adapted, pairs)
     except Exception as error:
-        if adapted.checkpointed or not is_out_of_memory(error):
+        can_save_memory = not adapted.checkpointed and can_be_checkpointed(adapted.base)
+        if not (can_save_memory and is_out_of_memory(error)):
             raise
     else:
         return

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -15,6 +16,7 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
 from dpo_train.errors import InputError, OutOfMemory
 from dpo_train.memory import NO_BOUNDS, MemoryBounds
+from dpo_train.trainers import trl_memory, trl_session
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import forward
 from dpo_train.trainers.packed.engine import PackedEngine
@@ -123,6 +125,36 @@ def test_it_is_switched_on_where_memory_holds_no_pair_without_it(
     never = override(trial, {"optim.activation_checkpointing": False})
     _, config = losses_and_config(never, small_prepared, MemoryBounds(host_bytes=0))
     assert config.optim.activation_checkpointing is False
+
+
+def test_a_model_whose_layers_can_not_be_computed_again_trains_without_it(
+    small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trl_session, "can_be_checkpointed", lambda _: False)
+    trial = override(small_config, KINDS["trl with LoRA"])
+    _, config = losses_and_config(trial, small_prepared, MemoryBounds(host_bytes=0))
+    assert config.optim.activation_checkpointing is None
+    assert config.optim.pairs_at_once == 1
+
+
+def test_a_member_of_a_group_that_runs_out_of_memory_answers_the_others(
+    small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for what it has to say of how many pairs fit."""
+    gathered: list[int] = []
+
+    def too_much(*_: object) -> int:
+        raise torch.OutOfMemoryError("out of memory")
+
+    def gather(_: object, fitting: torch.Tensor) -> torch.Tensor:
+        gathered.append(int(fitting))
+        return fitting
+
+    monkeypatch.setattr(trl_memory, "kept_bytes", too_much)
+    monkeypatch.setattr(Accelerator, "gather", gather)
+    session = open_session(override(small_config, KINDS["trl with LoRA"]), small_prepared, "cpu")
+    session.close()
+    assert gathered == [0, 0]  # without activation checkpointing, and with it
 
 
 def losses_and_config(

@@ -31,9 +31,11 @@ def test_keys_of_the_environment_and_of_login_files_are_known(
     monkeypatch.setenv("MY_SERVICE_PASSWORD", "another-of-the-environment")
     monkeypatch.setenv("SERVE_API_KEY_FILE", str(tmp_path / ".netrc"))
     monkeypatch.setenv("AUTH", "true")
+    monkeypatch.setenv("LONG_TOKEN", 3 * "a-long-token-without-a-slash-" * 5)
     assert known_secrets() >= {
         "of-the-netrc", "of-aws-files", "of-google", "of-postgres", "of-the-hub-file",
         "of-the-environment", "another-of-the-environment",
+        3 * "a-long-token-without-a-slash-" * 5,
     }  # fmt: skip
     assert not known_secrets() & {"true", "somewhere", str(tmp_path / ".netrc")}
 

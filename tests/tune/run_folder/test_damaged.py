@@ -86,7 +86,8 @@ def test_a_lost_trial_is_open_again_under_another_number(search: Search) -> None
     assert run.records.next_id() == f"{prefix}-002"  # what else is kept of 000 is not another's
     again = Records(search.run, Objective.of("eval/accuracy"))
     assert again.damaged == []
-    assert again.next_id() not in search.ids
+    taken = [again.add(again.next_id(), {"optim.learning_rate": 1e-4}).id for _ in range(3)]
+    assert len({*taken, *search.ids}) == 3 + len(search.ids)
 
 
 @pytest.mark.parametrize("field", ["id", "request", "cloned_from", "confirms"])
@@ -169,6 +170,7 @@ def test_a_clock_that_is_set_does_not_change_a_budget(
     monkeypatch.setattr("time.time", lambda: 0.0)
     records.touch()
     assert 0 <= records.run.wall_seconds - before < 60
+    assert 0 <= records.seconds_spent - before < 60
 
 
 def test_damaged_results_are_refused_by_what_reads_them(search: Search) -> None:

@@ -120,6 +120,22 @@ def test_checkpointing_is_switched_on_where_nothing_fits_without_it(
         memory_plan.plan_memory(adapter, rows)
 
 
+def test_a_model_whose_layers_can_not_be_computed_again_is_planned_without_that(
+    machine: Any, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = memory_plan._footprint
+
+    def refusing(config: SearchConfig, trial: TrainConfig, lengths: RowLengths) -> Footprint:
+        if trial.optim.activation_checkpointing:
+            raise InputError("optim.activation_checkpointing: transformers can't")
+        return counted(config, trial, lengths)
+
+    monkeypatch.setattr(memory_plan, "_footprint", refusing)
+    machine(0.1)
+    with pytest.raises(InputError, match="memory: one trial with one pair at once takes"):
+        memory_plan.plan_memory(search(lora={"r": 4}), rows)
+
+
 def test_the_largest_values_of_the_space_count() -> None:
     wide = search(
         lora={"r": 4},

@@ -1,8 +1,10 @@
 """Which code a YAML can name, and what is said before it runs."""
 
+import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from dpo_train.errors import InputError
 from tests.helpers.recorded_search import Search
@@ -60,6 +62,36 @@ def test_a_module_under_the_working_folder_is_called(here: Path) -> None:
         file_of(name, here.parent / "elsewhere", ())
 
 
+def test_a_function_that_a_module_passes_on_is_looked_at_where_it_is_from(here: Path) -> None:
+    (here / "passed_on.py").write_text("from os import system\nfrom torch.hub import load\n")
+    name = f"{here.name}.passed_on"
+    with pytest.raises(InputError, match="of Python's own library, which is never called"):
+        evaluate_folder(f"{name}:system", here, str(here.parent))
+    with pytest.raises(InputError, match="if you trust it, type `--allow-code torch`"):
+        evaluate_folder(f"{name}:load", here, str(here.parent))
+
+
+@pytest.mark.parametrize("name", ["__main__:score", "__main__.x:score"])
+def test_the_program_itself_is_no_module_of_the_user(here: Path, name: str) -> None:
+    with pytest.raises(InputError, match="there is no module"):
+        file_of(name, here.parent, ())
+
+
+@pytest.mark.parametrize("name", [".a:f", "a..b:f", "a.:f"])
+def test_a_name_that_is_none_is_refused_as_it_is_read(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"confirm\.evaluate"):
+        config(name)
+
+
+def test_a_package_may_import_what_processes_of_the_search_leave_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "__init__.py").write_text("import wandb\n")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    name = f"{here.name}.judge:score"
+    assert evaluate_folder(name, here, str(here.parent)) == {"won": 0.5}
+
+
 def test_the_file_is_named_before_it_runs_and_a_changed_one_must_be_allowed(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +99,7 @@ def test_the_file_is_named_before_it_runs_and_a_changed_one_must_be_allowed(
     run = RunInfo(prefix="abc", prepared="", device="cpu")
     approve(search, run)
     assert f"x: confirm.evaluate will run {here.name}.judge:score of {here}" in (
-        capsys.readouterr().out
+        capsys.readouterr().err
     )
     approve(search, run)
     (here / "judge.py").write_text("def score(folder):\n    return {'won': 1.0}\n")
