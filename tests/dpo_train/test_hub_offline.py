@@ -68,21 +68,19 @@ def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.Monk
 def test_an_address_that_never_answers_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a host with two kinds of address one may lead nowhere."""
     forever = threading.Event()
-    connect = socket.create_connection
 
     def look_up(*_: object, **__: object) -> list[object]:
         return [(None, None, None, "", (address, 1)) for address in ("::dead", "127.0.0.1")]
 
-    def silent_at_first(address: tuple[str, int], seconds: float) -> socket.socket:
+    def silent_at_first(address: tuple[str, int], _: float) -> socket.socket:
         if address[0] == "::dead":
             forever.wait()
-        return connect(address, seconds)
+        return socket.socket()
 
-    with HubServer({}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(socket, "getaddrinfo", look_up)
-        monkeypatch.setattr(socket, "create_connection", silent_at_first)
-        assert look_for_hub() == ""
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "create_connection", silent_at_first)
+    assert look_for_hub() == ""
     forever.set()
 
 

@@ -71,7 +71,7 @@ class Estimate:
     def need(self, at_once: int, available: int | None) -> Need:
         """With passes as large as `available` bytes allow, or as large as batches make them."""
         packed = self.config.trainer == "packed"
-        processes = min(_cpus(), at_once) if packed else at_once
+        processes = _processes(self.config, at_once)
         each = -(-at_once // processes) if packed else 1
         one, light = self.footprint, at_once * _LIGHT_BYTES if packed else 0
         shared = footprint.LIBRARIES_BYTES + (one.weights if one.is_mapped else 0)
@@ -153,7 +153,7 @@ def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
         return
     name = "one engine " if config.trainer == "packed" else "one trial  "
     if config.device != "cpu" or os.environ.get("RAY_ADDRESS"):
-        yield f"{name}  {estimate.one_line(estimate.need(_most_at_once(config), None))}"
+        yield f"{name}  {estimate.one_line(estimate.need(_most_on_a_device(config), None))}"
         return
     available = _available()
     most = _most_at_once(config)
@@ -271,8 +271,25 @@ def _crude_bound(config: SearchConfig) -> int:
     width, layers = shape.width, shape.layers
     weights = 4 * (20 * layers * width**2 + 2 * shape.words * width)
     at_once = _most_at_once(config)
-    processes = min(_cpus(), at_once) if config.trainer == "packed" else at_once
+    processes = _processes(config, at_once)
     return processes * (6 * weights + 60 * width * layers * 4 * footprint.MOST_TOKENS["cpu"])
+
+
+def _processes(config: SearchConfig, at_once: int) -> int:
+    """How many processes hold a model when so many trials run at once: of packed trials one for
+    each CPU of this machine, or one for a GPU."""
+    if config.trainer != "packed":
+        return at_once
+    return 1 if config.device == "cuda" else min(_cpus(), at_once)
+
+
+def _most_on_a_device(config: SearchConfig) -> int:
+    """The most trials that share a GPU; on CPUs those that run at once."""
+    gpus = config.resources.gpus
+    if not gpus:
+        return _most_at_once(config)
+    hold = int(1 / min(1, gpus))
+    return min(hold, config.resources.at_once or hold, config.total_trials)
 
 
 def _most_at_once(config: SearchConfig) -> int:

@@ -38,7 +38,7 @@ def file_of(name: str, working_folder: Path, allowed: tuple[str, ...]) -> Path:
     _refuse_unless_allowed(name, _place(top), working_folder, allowed)
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # of what stands before its last dot; of `__main__`
+    except ImportError:  # of what stands before its last dot
         found = None
     if found is None or found.origin is None:
         raise _missing(module)
@@ -70,10 +70,8 @@ def evaluate_folder(
 
 def _place(top: str) -> Path:
     """The file of a module, or the folder of a package; nothing of it is run."""
-    try:
-        found = importlib.util.find_spec(top)
-    except ValueError:  # `__main__`, and a name that is empty
-        found = None
+    # `__main__` is the program that looks, another one in each process.
+    found = None if top == "__main__" else importlib.util.find_spec(top)
     if found is None:
         raise _missing(top)
     if found.origin in (None, "built-in", "frozen"):

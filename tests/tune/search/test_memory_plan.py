@@ -184,9 +184,18 @@ def test_doctor_says_what_one_and_all_take(
 
 
 def test_of_a_gpu_that_is_elsewhere_only_one_trial_is_told(rows: list[Row]) -> None:
-    (line,) = memory_plan.lines(search(lora={}, resources={"gpus": 1}), rows)
+    (line,) = memory_plan.lines(search(lora={}, trainer="trl", resources={"gpus": 1}), rows)
     assert line.startswith("one trial    about 0.")
     assert "of GPU memory" in line
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(1, "of a trial"), (0.25, "of 4 trials")])
+def test_an_engine_of_a_gpu_holds_the_trials_that_share_it(
+    rows: list[Row], gpus: float, said: str
+) -> None:
+    (line,) = memory_plan.lines(search(lora={}, resources={"gpus": gpus}), rows)
+    assert line.startswith("one engine   about 0.")
+    assert f"adapter and optimizer {said}" in line
 
 
 def test_converted_weights_need_disk(monkeypatch: pytest.MonkeyPatch) -> None:
