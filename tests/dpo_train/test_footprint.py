@@ -16,6 +16,7 @@ from dpo_train.row_lengths import PairLength, RowLengths, row_lengths, unknown_l
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import engine
+from dpo_train.trainers.packed.session import _Shared
 
 KINDS: dict[str, dict[str, Any]] = {
     "packed": {"trainer": "packed", "lora": {}},
@@ -57,6 +58,8 @@ def test_a_pass_keeps_what_was_estimated(
         return result, kept
 
     monkeypatch.setattr(memory, "kept_bytes", noted)
+    # An engine that an earlier test has left open would not measure again.
+    monkeypatch.setattr(_Shared, "_now", None)
     trial = override(small_config, KINDS[kind])
     session = open_session(trial, small_prepared, "cpu")
     session.close()
