@@ -47,7 +47,7 @@ class _AllAtOnce(PackSize):
 
     is_trying = False
 
-    def of(self, trials: int) -> int:
+    def trials_per_pass(self, trials: int) -> int:
         return trials
 
 

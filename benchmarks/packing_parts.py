@@ -198,7 +198,7 @@ def packed_trials(folder: Path) -> dict[str, Any]:
     steps, seconds = train(points(SIZE.trials), 32, pairs)
     engine.pack_size = found_by_trying
     tried = train(points(SIZE.trials), 32, pairs)
-    found = engine.pack_size.of(32)
+    found = engine.pack_size.trials_per_pass(32)
     again = train(points(SIZE.trials), 32, pairs)
     engine.pack_size = _All()
     rates = {}
@@ -225,7 +225,7 @@ class _All(PackSize):
 
     is_trying = False
 
-    def of(self, trials: int) -> int:
+    def trials_per_pass(self, trials: int) -> int:
         return trials
 
 

@@ -1,7 +1,7 @@
-"""How much memory a process that trains will take, told from the model's config and the lengths of
-the rows before anything is loaded.
+"""Estimates how much memory a training process will take.
 
-Knows no search: how many processes there are, and what is free, is the caller's.
+It needs only the model's configuration and the lengths of the rows; nothing is loaded. Knows no
+search: the caller knows how many processes there are and how much memory is free.
 """
 
 from __future__ import annotations
@@ -14,88 +14,96 @@ from dpo_train.memory import allocator_factor
 from dpo_train.row_lengths import PairLength, RowLengths
 
 PROCESS_BYTES = {"cpu": 380_000_000, "cuda": 500_000_000}
-"""On a CPU: torch, transformers, TRL, PEFT and datasets, imported, with an empty model; measured
+"""On a CPU: a process that has imported torch, transformers, TRL, PEFT and datasets; measured
 (benchmarks/RESULTS.md). On a GPU: CUDA's context and its kernels; not measured yet."""
 LIBRARIES_BYTES = 165_000_000
-"""The code of those libraries, which all processes of a machine share; measured."""
+"""The code of these libraries, which all processes of a machine share; measured."""
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
-"""Of a packed pass, as the engine has it."""
+"""The most tokens of a packed pass, as in the engine."""
 SCORED_TOKENS = {"cpu": 2048, "cuda": 32768}
-"""Of a pass of the reference or over the eval split, as `scoring.logps` has it."""
+"""The most tokens of a pass of the reference or over the eval split, as in `scoring.logps`."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process of a kind holds on its device; all in bytes, or bytes a token of a pass.
+    """What one training process holds on its device, in bytes, or in bytes a token of a pass.
 
-    A packed token is one of the model's inputs. Under `trainer: trl` the padding counts too.
+    With `trainer: packed` the tokens are the inputs of the model; with `trl` padding counts too.
     """
 
     trainer: str
     device: str
     process: int
-    """Private, of the libraries that are imported."""
+    """Memory of the imported libraries that the process does not share."""
     weights: int
-    """Of the base. On a CPU all processes of a machine map them from one file, unless the process
-    has quantised them itself."""
+    """Weights of the base. On a CPU all processes of a machine map them from one file, unless they
+    are quantised, which each process does for itself."""
     is_quantized: bool
     own_weights: int
-    """Of a full fine-tuning: the pristine copy, and on a CPU the changed one."""
+    """In a full fine-tuning on a CPU: the original copy of the weights and the trained one."""
     trial: int
-    """Gradient and moments, and of a LoRA the adapter."""
+    """Moments of one trial; with a LoRA also its adapter and gradient."""
     gradients: int
-    """Those that a backward through all weights makes; 0 for a LoRA, whose `trial` has them."""
+    """Gradients of a full fine-tuning; 0 for a LoRA, whose gradient is counted in `trial`."""
     pass_fixed: int
+    """The part of a training pass's peak that does not depend on its tokens."""
     pass_a_token: float
-    """The most that a training pass holds, with what the allocator needs around it."""
+    """What each token adds to a training pass's peak. Both include the allocator's factor."""
     kept_a_token: float
-    """What a token keeps for the backward, as `memory.kept_bytes` counts it, with what the
-    allocator needs around it."""
+    """What a token keeps for the backward, by `memory.kept_bytes`, times the allocator's factor."""
     scoring: int
-    """The most that a pass of the reference, or over the eval split, holds."""
+    """Peak of a pass of the reference or over the eval split."""
 
     @property
     def is_shared(self) -> bool:
-        """Whether the base's weights are shared by all processes of a machine."""
+        """Whether all processes of a machine share the base's weights."""
         return self.device == "cpu" and not self.is_quantized
 
     @property
     def is_mapped(self) -> bool:
-        """Whether a process has the base's weights as a part of what all share, to the end."""
+        """Whether the base's weights stay shared to the end, as no process changes them."""
         return self.is_shared and not self.own_weights
 
     def fixed(self, trials: int) -> int:
-        """What a process of its own holds between two passes."""
+        """Returns what the process alone holds between two passes with this many trials."""
         own = 0 if self.is_shared else self.weights
         return self.process + own + self.own_weights + trials * self.trial
 
-    def of_pass(self, tokens: int, in_parts: bool = False) -> int:
-        """What a pass of so many tokens adds; `in_parts` if its gradients add to earlier ones."""
+    def of_pass(self, tokens: int, is_accumulating: bool = False) -> int:
+        """Returns what a pass of this many tokens adds.
+
+        is_accumulating: whether a batch takes several passes, so that a pass adds its gradients to
+        earlier ones.
+        """
         peak = int(self.pass_fixed + self.pass_a_token * tokens)
-        if in_parts:
+        if is_accumulating:
             return max(peak + self.gradients, self.scoring)
         return max(peak, self.gradients, self.scoring)
 
-    def private(self, trials: int, tokens: int, in_parts: bool = False) -> int:
-        """All that a process holds alone."""
-        return self.fixed(trials) + self.of_pass(tokens, in_parts)
+    def private(self, trials: int, tokens: int, is_accumulating: bool = False) -> int:
+        """Returns all memory that the process shares with no other, during its largest pass."""
+        return self.fixed(trials) + self.of_pass(tokens, is_accumulating)
 
     def tokens_that_fit(self, share: int, trials: int) -> int:
-        """How many tokens a pass may have where the process may take so many bytes, by the rule of
-        `trainers.token_bound`."""
+        """Returns how many tokens a pass may have if the process may take `share` bytes.
+
+        It follows the rule of `trainers.token_bound`.
+        """
         left = share - self.fixed(trials) - self.gradients
-        if self.trainer == "packed":  # a new pack beside the old one
+        if self.trainer == "packed":  # weights and gradients of a new pack, beside the old one's
             left -= trials * self.trial // 2
         return max(0, int(left / self.kept_a_token))
 
 
 def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprint:
-    """The footprint of a trial's process, or of a packed engine. `config.model` must be resolved.
+    """Returns the footprint of a trial's process or of a packed engine; takes a few seconds.
 
-    Takes a few seconds. Raises what transformers and PEFT raise for a model that they can't build.
+    `config.model` must be resolved. Raises what transformers and PEFT raise for a model that they
+    can't build.
     """
     from dpo_train import pass_memory  # imports torch and TRL, slowly
 
+    # Passes over one pair and over two: the difference is what each further pair adds.
     architecture = model_source.architecture(config.model)
     packed = config.trainer == "packed"
     pair = lengths.mean if packed else lengths.longest_row
@@ -104,10 +112,14 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
         return pass_memory.pass_bytes(architecture, config, pair, pairs, device)
 
     one, two = counted(config, pair, 1), counted(config, pair, 2)
+
+    # A pass that only scores rows, each as long as the longest.
     row = lengths.longest_row
     unpacked = config.model_copy(update={"trainer": "trl"})
     scored = min(lengths.rows, max(1, SCORED_TOKENS[device] // (2 * row.row)))
     score = counted(unpacked, row, scored)
+
+    # Both with what the allocator holds around them.
     tokens = pair.packed if packed else 2 * pair.row
     factor = allocator_factor(device, bool(config.optim.activation_checkpointing))
     in_full = config.lora is None
@@ -118,7 +130,7 @@ def footprint(config: TrainConfig, lengths: RowLengths, device: str) -> Footprin
         weights=one.weights,
         is_quantized=config.model.quantization is not None,
         own_weights=2 * one.weights if in_full and device == "cpu" else 0,
-        # A full fine-tuning's gradients come and go with each step.
+        # In a full fine-tuning gradients exist only during a step, so they are not counted here.
         trial=(0 if in_full else 2) * one.trained + one.moments,
         gradients=one.gradients_peak if in_full else 0,
         pass_fixed=int(factor * (2 * one.peak - two.peak)),

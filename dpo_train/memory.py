@@ -1,5 +1,6 @@
-"""The memory of this machine and of this process: what is free, what a pass keeps, what a process
-may take. Knows no trainer and no Ray.
+"""The memory of this machine and of this process: what is free, and what a pass keeps.
+
+Knows no trainer and no Ray.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SAFE_SHARE = 0.65
-"""The share of a machine's memory up to which a search takes what it finds free."""
+"""The share of a machine's memory up to which a search takes all that is free."""
 MOST_SHARE = 0.85
-"""The share up to which it takes half of what is free, where others use much of the memory."""
+"""The share up to which it takes half of what is free, if others already use much memory."""
 CPU_ALLOCATOR_FACTOR = 1.5
-"""What glibc's allocator holds for each byte of tensors that a pass keeps. The holes between
+"""Bytes that glibc's allocator holds for each byte of tensors that a pass keeps. The holes between
 tensors of different sizes took 45 % on top, measured on SmolLM2-135M (benchmarks/RESULTS.md)."""
 GIVEN_BACK_ALLOCATOR_FACTOR = 1.15
-"""The same where freed memory goes back at once, as `give_back_at_once` has it."""
+"""That factor after `give_back_at_once`, with which freed memory goes back to the system."""
 GPU_ALLOCATOR_FACTOR = 1.15
-"""The same of torch's allocator on a GPU; not measured yet."""
+"""That factor for torch's allocator on a GPU; not measured yet."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt(3)."""
+"""Names of options of glibc's mallopt(3)."""
 _LARGER_TENSOR = 1 << 20
-"""Bytes from which on memory goes back at once."""
+"""The bytes from which a freed tensor's memory goes back at once."""
 
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
-    "out of memory",  # of CUDA, of HIP and of Triton
+    "out of memory",  # said by CUDA, HIP and Triton
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # no memory was left for the handle's workspace
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # there was no memory for the handle's workspace
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_NOT_INITIALIZED",
     "cudaErrorMemoryAllocation",
@@ -49,24 +50,27 @@ _OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class MemoryBounds:
-    """What the processes of one search may take on one machine."""
+    """The memory that the processes of one search may take on one machine."""
 
     host_bytes: int | None = None
-    """Free memory of the machine, for all `processes` together; None if it isn't bounded."""
+    """Memory of the machine for all `processes` together; None means no bound."""
     processes: int = 1
-    """How many processes train there at once. The weights that all map are counted once."""
+    """How many processes train there at once. Weights that all of them map are counted once."""
     device_share: float = 1.0
-    """The share of the GPU that this process may take."""
+    """The share of the GPU's memory that this process may take."""
     most_tokens: int | None = None
-    """The most tokens of a pass, where one with more ended a process for lack of memory."""
+    """The most tokens of a pass, if a larger pass has ended a process for lack of memory."""
 
 
 NO_BOUNDS = MemoryBounds()
+"""The bounds of a process that has the machine for itself."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, by its type or by the words of torch, CUDA,
-    cuBLAS, cuDNN or Triton, which raise a plain RuntimeError."""
+    """Returns whether an error says that memory ran out.
+
+    torch, CUDA, cuBLAS, cuDNN and Triton may raise a plain RuntimeError, so we read its words.
+    """
     import torch  # slow to import
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -76,36 +80,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _OUT_OF_MEMORY)
 
 
-def kept_bytes(forward: Callable[[], T], apart: Iterable[Tensor] = ()) -> tuple[T, int]:
-    """What `forward` returns, and the bytes of the tensors that it keeps for a backward.
+def kept_bytes(forward: Callable[[], T], excluded: Iterable[Tensor] = ()) -> tuple[T, int]:
+    """Returns the result of `forward` and the bytes of the tensors that it keeps for a backward.
 
-    Tensors that share memory count once; the memory of those in `apart` (weights) doesn't count.
+    Tensors that share memory count once. The memory of `excluded` tensors (weights) doesn't count.
     """
     import torch  # slow to import
 
-    others = {tensor.untyped_storage().data_ptr() for tensor in apart}
+    not_counted = {tensor.untyped_storage().data_ptr() for tensor in excluded}
     kept: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in others:
+        if storage.data_ptr() not in not_counted:
             kept[storage.data_ptr()] = storage.nbytes()
-        # Not the tensor itself: a circle of references would hold the pass for ever.
+        # The tensor itself would make a cycle of references, and the pass would never be freed.
         return tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         result = forward()
     return result, sum(kept.values())
 
 
 def mapped_bytes(model: Any) -> int:
-    """Of a model's weights, those that all processes of a machine map from its file on a CPU:
-    quantised ones each process has made for itself."""
+    """Returns the bytes of the weights that all processes of a machine map from the model's file.
+
+    On a CPU these are all that are not quantised; each process quantises for itself.
+    """
     return sum(weight.nbytes for weight in model.parameters() if weight.is_floating_point())
 
 
 def give_back() -> None:
-    """Returns freed memory to the system: the allocators keep what a large pass took."""
+    """Returns freed memory to the system, because the allocators keep what a large pass took."""
     import torch  # slow to import
 
     if torch.cuda.is_available():
@@ -116,18 +122,21 @@ def give_back() -> None:
 
 
 def allocator_factor(device: str, checkpointed: bool) -> float:
-    """What the allocator holds for each byte of tensors that a pass keeps; `checkpointed`: whether
-    layers are computed again in the backward."""
+    """Returns how many bytes the allocator holds for each byte of tensors that a pass keeps.
+
+    checkpointed: whether layers are computed again in the backward.
+    """
     if device == "cuda":
         return GPU_ALLOCATOR_FACTOR
     return GIVEN_BACK_ALLOCATOR_FACTOR if checkpointed else CPU_ALLOCATOR_FACTOR
 
 
 def give_back_at_once() -> None:
-    """From now on glibc returns the memory of each larger tensor when it is freed.
+    """Makes glibc return the memory of each larger tensor when the tensor is freed.
 
-    Of what is smaller than 32 MB it otherwise keeps all for later. Layers that are computed again
-    leave holes of many sizes, which took more than the tensors themselves (benchmarks/RESULTS.md).
+    glibc keeps freed blocks of less than 32 MB for later. Layers that are computed again leave
+    holes of many sizes, which took more memory than the tensors themselves
+    (benchmarks/RESULTS.md), so we switch that off for the rest of the process.
     """
     allocator_options = {_TRIM_THRESHOLD: _LARGER_TENSOR, _MMAP_THRESHOLD: _LARGER_TENSOR}
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has these options
@@ -137,12 +146,12 @@ def give_back_at_once() -> None:
 
 
 def own_bytes() -> int:
-    """Resident memory of this process that it shares with no other."""
+    """Returns the resident memory of this process that it shares with no other process."""
     return resident_bytes("self")
 
 
 def resident_bytes(process: int | str) -> int:
-    """Resident memory of a process that it shares with no other; 0 if it has ended."""
+    """Returns the resident memory that a process shares with no other; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -153,9 +162,11 @@ def resident_bytes(process: int | str) -> int:
 def free_memory_bytes(
     safe: float = SAFE_SHARE, most: float = MOST_SHARE, root: Path = Path("/")
 ) -> int:
-    """How much more the processes of a search may take on this machine: what is free until the
-    share `safe` of its memory is in use, or half of what is free until `most` is, whichever is
-    more. Where control groups of this process have limits, the tightest of all decides."""
+    """Returns how much more memory the processes of a search may take on this machine.
+
+    It is what is free below the share `safe` of the memory, or half of what is free below the share
+    `most`, whichever is more. If control groups of this process have limits, the tightest decides.
+    """
     return max(
         0,
         min(
@@ -166,17 +177,17 @@ def free_memory_bytes(
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int:
-    """The memory of this machine, or what the control groups of this process allow of it."""
+    """Returns the memory of this machine, or the limit of this process's control groups."""
     return min(limit for limit, _ in _limits(root))
 
 
 def memory_used_bytes(root: Path = Path("/")) -> int:
-    """What is in use of `memory_limit_bytes`, without the caches that the system can drop."""
+    """Returns what is used of `memory_limit_bytes`, without caches that the system can drop."""
     return min(_limits(root))[1]
 
 
 def kernel_kills() -> int:
-    """How many processes of this machine the kernel has killed for lack of memory."""
+    """Returns how many processes the kernel of this machine has killed for lack of memory."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -185,7 +196,7 @@ def kernel_kills() -> int:
 
 
 def _limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, used) in bytes, of the machine first, then of each control group that has a limit."""
+    """Returns (limit, used) in bytes, for the machine and for each control group with a limit."""
     lines = (root / "proc/meminfo").read_text().splitlines()
     known = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
     total = known["MemTotal"]
@@ -193,12 +204,13 @@ def _limits(root: Path) -> list[tuple[int, int]]:
 
 
 def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Of the control groups of this process up to the root, of version 2 and of version 1."""
+    """Yields (limit, used) of this process's control groups up to the root, of versions 1 and 2."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in groups:
+        # Where this group's files are, in either version.
         _, controllers, name = line.split(":", 2)
         if controllers == "":
             mount, files = root / "sys/fs/cgroup", ("memory.max", "memory.current")
@@ -207,20 +219,22 @@ def _group_limits(root: Path) -> Iterator[tuple[int, int]]:
             files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
+        # The group and all above it. The root has no limit, and in a container its path may not
+        # exist, so missing files are skipped.
         group = mount / name.strip("/")
         for folder in (group, *group.parents):
             try:
                 limit, used = ((folder / file).read_text().strip() for file in files)
                 if limit != "max" and int(limit) < 1 << 60:  # version 1 writes a huge number
-                    yield int(limit), int(used) - _dropped(folder / "memory.stat")
-            except OSError:  # the root has no limit; in a container its path may not exist
+                    yield int(limit), int(used) - _file_caches(folder / "memory.stat")
+            except OSError:
                 pass
             if folder == mount:
                 break
 
 
-def _dropped(stat: Path) -> int:
-    """The file caches of a control group, which the system drops when memory is short."""
+def _file_caches(stat: Path) -> int:
+    """Returns the file caches of a control group, which the system drops when memory is short."""
     lines = stat.read_text().splitlines()
     names = ("inactive_file ", "active_file ", "total_inactive_file ", "total_active_file ")
     found = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith(names)}

@@ -1,4 +1,4 @@
-"""How many tokens a pass may have, so that what it keeps for its backward fits into memory."""
+"""Bounds the tokens of a pass, so that what it keeps for its backward fits into memory."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ from dpo_train.memory import MemoryBounds, allocator_factor, own_bytes
 
 
 class TokenBound:
-    """The tokens of the next pass: at most `most`, at least `least`, between them what the memory
-    holds. It is lowered for good when memory runs out all the same."""
+    """The most tokens of the next pass: what fits into memory, and `most` at most.
+
+    The bound is lowered for good when memory runs out all the same.
+    """
 
     def __init__(self, device: str, bounds: MemoryBounds, weights_bytes: int, most: int) -> None:
-        """`weights_bytes`: those of the base, which all processes of a machine map once."""
+        """weights_bytes: the base's weights, which all processes of a machine map once."""
         self._device = device
         self._bounds = bounds
         self._weights_bytes = weights_bytes
         self._own_bytes = own_bytes()
         self._bytes_a_token = 0.0
-        """What a token takes, with what the allocator holds around it."""
+        """What a token of a pass keeps, times the allocator's factor."""
         self._fitting_beside: dict[int, int] = {}
-        """By the bytes held beside a pass: found once, so that passes don't change from step to
-        step with what a GPU happens to have free."""
+        """The tokens that fit, by the bytes held beside the pass. The free memory of a GPU changes
+        from step to step, so each number is computed once and passes stay the same."""
         self._most = min(most, bounds.most_tokens or most)
 
     def measured(self, kept_bytes: int, tokens: int, checkpointed: bool) -> None:
-        """Takes note of what a first small pass kept; of several the one that kept most counts."""
+        """Records what a small first pass kept; of several passes the one that kept most counts.
+
+        checkpointed: whether its layers are computed again in the backward.
+        """
         factor = allocator_factor(self._device, checkpointed)
         self._bytes_a_token = max(self._bytes_a_token, factor * kept_bytes / tokens)
         self._fitting_beside.clear()
 
     def tokens(self, least: int, other_bytes: int = 0) -> int:
-        """`other_bytes`: what will be held beside the pass and isn't yet, or comes and goes with
-        the trials: weights, gradients, moments."""
+        """Returns the most tokens of the next pass, and `least` at least.
+
+        other_bytes: what will be held beside the pass but may not be held yet, as weights,
+        gradients and moments of the trials.
+        """
         fitting = self._fitting_beside.get(other_bytes)
         if fitting is None:
             fitting = self._fitting(other_bytes, self._most)
@@ -38,26 +46,28 @@ class TokenBound:
         return max(least, min(self._most, fitting))
 
     def forget_measured(self) -> None:
-        """Before passes keep less a token than they did."""
+        """Forgets all measurements, because passes will keep less per token from now on."""
         self._bytes_a_token = 0.0
         self._fitting_beside.clear()
 
     def holds(self, tokens: int, other_bytes: int = 0) -> bool:
-        """Whether a pass of so many tokens fits, beside `other_bytes` as in `tokens`."""
+        """Returns whether a pass of this many tokens fits beside `other_bytes`."""
         allowed = self._bounds.most_tokens or tokens
         return min(allowed, self._fitting(other_bytes, at_most=tokens)) >= tokens
 
     def halve(self, now: int) -> None:
-        """After a pass of `now` tokens ran out of memory."""
+        """Lowers the bound after a pass of `now` tokens has run out of memory."""
         self._most = now // 2
 
     def _fitting(self, other_bytes: int, at_most: int) -> int:
+        """Returns the tokens that fit beside `other_bytes`, or `at_most` if nothing bounds them."""
         free = self._free_bytes(other_bytes)
         if free is None or not self._bytes_a_token:
             return at_most
         return max(0, int(free / self._bytes_a_token))
 
     def _free_bytes(self, other_bytes: int) -> int | None:
+        """Returns the memory that a pass may take; None on a CPU without a bound."""
         if self._device == "cuda":
             import torch  # slow to import
 

@@ -1,4 +1,4 @@
-"""What a training process will take is told from the config as sessions and engines count it."""
+"""The estimate of a training process's memory equals what sessions and engines measure."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from dpo_train.row_lengths import PairLength, RowLengths, row_lengths, unknown_l
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed import engine
+from dpo_train.trainers.packed.session import _Shared
 
 KINDS: dict[str, dict[str, Any]] = {
     "packed": {"trainer": "packed", "lora": {}},
     "trl with LoRA": {"lora": {}},
     "trl in full": {},
 }
-AGAIN = {"optim.activation_checkpointing": True}
-KINDS |= {f"{kind}, checkpointed": {**values, **AGAIN} for kind, values in KINDS.items()}
+CHECKPOINTED = {"optim.activation_checkpointing": True}
+KINDS |= {f"{kind}, checkpointed": {**own, **CHECKPOINTED} for kind, own in KINDS.items()}
 PAIR = PairLength(prompt=20, chosen=12, rejected=9)
 
 
@@ -35,7 +36,7 @@ def architecture(layers: int = 2) -> Any:
 
 
 def median_pair(rows: Dataset, kind: str) -> PairLength:
-    """The pair that a session or an engine measures with."""
+    """The pair with which a session or an engine measures."""
     pairs = [
         PairLength(*(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")))
         for row in rows
@@ -45,32 +46,34 @@ def median_pair(rows: Dataset, kind: str) -> PairLength:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pass_keeps_what_was_told_without_weights(
+def test_a_pass_keeps_what_was_estimated(
     kind: str, small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []
     count = memory.kept_bytes
 
-    def noted(*given: Any) -> Any:
-        result, kept = count(*given)
+    def noted(*arguments: Any) -> Any:
+        result, kept = count(*arguments)
         counted.append(kept)
         return result, kept
 
     monkeypatch.setattr(memory, "kept_bytes", noted)
+    # An engine that an earlier test has left open would not measure again.
+    monkeypatch.setattr(_Shared, "_now", None)
     trial = override(small_config, KINDS[kind])
     session = open_session(trial, small_prepared, "cpu")
     session.close()
     rows = reference.prepare(small_prepared).split("train")
-    told = pass_bytes(architecture(), trial, median_pair(rows, kind), 1, "cpu")
-    kept, beside = told.kept, 0.0
+    kept = pass_bytes(architecture(), trial, median_pair(rows, kind), 1, "cpu").kept
+    tolerance = 0.0
     if "checkpointed" in kind:
-        # Of the two layers a session counts one as it is without checkpoints.
+        # A session counts one of the two layers as it is without checkpointing.
         plain = override(trial, {"optim.activation_checkpointing": False})
         whole = pass_bytes(architecture(), plain, median_pair(rows, kind), 1, "cpu").kept
         kept = (kept + whole) // 2
-        # A checkpoint also holds the rotary embeddings, which it does not save as a tensor.
-        beside = 0.15 * counted[0]
-    assert 0.97 * counted[0] - beside <= kept <= 1.03 * counted[0] + beside
+        # A checkpoint also holds the rotary embeddings, but not as a saved tensor.
+        tolerance = 0.15 * counted[0]
+    assert 0.97 * counted[0] - tolerance <= kept <= 1.03 * counted[0] + tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,7 +91,7 @@ def test_a_full_fine_tuning_takes_copies_gradients_and_moments() -> None:
     full = footprint(TrainConfig(), lengths, "cpu")
     adapter = footprint(TrainConfig(lora=LoraConfig()), lengths, "cpu")
     assert full.own_weights == full.trial == 2 * full.weights
-    assert full.gradients > full.weights  # two of the embedding, which is the head too
+    assert full.gradients > full.weights  # the embedding is the head too and has two gradients
     assert adapter.own_weights == adapter.gradients == 0
     assert 0 < adapter.trial < full.trial
     assert full.private(1, 100) > adapter.private(1, 100)
@@ -99,17 +102,17 @@ def test_tokens_that_fit_are_those_whose_pass_takes_what_is_left() -> None:
     one = footprint(override(TrainConfig(), KINDS["packed"]), lengths, "cpu")
     share = one.fixed(4) + 10**9
     tokens = one.tokens_that_fit(share, trials=4)
-    # What the last layer's backward holds for a moment comes on top: of two layers that is much.
+    # The last layer's backward holds more for a moment, which is much in a model of two layers.
     assert 10**9 <= one.of_pass(tokens) < 1.4 * 10**9
     assert one.tokens_that_fit(one.process, trials=4) == 0
 
 
-def test_bounds_are_those_of_engine_and_reference_pass() -> None:
+def test_bounds_equal_those_of_engine_and_reference_pass() -> None:
     assert engine._MOST_TOKENS == MOST_TOKENS
     assert logps._tokens_per_batch == SCORED_TOKENS
 
 
-def test_lengths_are_those_of_the_prepared_rows(
+def test_lengths_equal_those_of_the_prepared_rows(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     pairs = data.load_pairs(small_config.data)
@@ -139,12 +142,12 @@ def test_where_rows_are_too_long_one_may_be_as_long_as_is_allowed(
 def test_a_7b_model_fits_a_card_of_24_gb_in_4_bits_with_checkpoints(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shape = MistralConfig(num_key_value_heads=8, intermediate_size=14336)  # of 32 layers
+    shape = MistralConfig(num_key_value_heads=8, intermediate_size=14336)  # 32 layers
     monkeypatch.setattr("dpo_train.model_source.architecture", lambda _: shape)
     pair = PairLength(prompt=512, chosen=512, rejected=512)
     lengths = RowLengths((pair,), (pair,), rows=600)
     plain = override(TrainConfig(), {"lora.r": 16, "model.dtype": "bfloat16"})
-    knobs = override(plain, {"model.quantization": "nf4", **AGAIN})
+    knobs = override(plain, {"model.quantization": "nf4", **CHECKPOINTED})
     with_knobs, without = (footprint(each, lengths, "cuda") for each in (knobs, plain))
     assert with_knobs.weights < 0.3 * without.weights
     assert with_knobs.private(1, 2 * 1024) < 15e9

@@ -1,7 +1,7 @@
-"""A LoRA adapter as one flat vector: its layout, its first values, PEFT's format.
+"""A LoRA adapter as one flat vector: its layout, its initial values, PEFT's file format.
 
-So its norm, its optimizer step and its copy are one operation each, and the vectors of many trials
-make one tensor, of which the layers see strided views.
+With a flat vector the norm, the optimizer step and a copy are one operation each, and the vectors
+of many trials make one tensor, of which the layers get strided views.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFIX = "base_model.model."
-"""Of every name in a PEFT adapter."""
+"""Every name in a PEFT adapter begins with this."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that has an adapter: its name in the base, and its sizes."""
+    """A layer that has an adapter: its name in the base, its input and output sizes."""
 
     name: str
     inputs: int
@@ -40,17 +40,21 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the matrices of each layer stand in a flat vector."""
+    """The positions of each layer's matrices in a flat vector."""
 
     layers: tuple[Layer, ...]
     rank: int
 
     @cached_property
     def size(self) -> int:
+        """Values in the flat vector."""
         return sum(self.rank * (layer.inputs + layer.outputs) for layer in self.layers)
 
     def views(self, flat: Tensor) -> Iterator[tuple[Layer, Tensor, Tensor]]:
-        """(layer, A (..., rank, inputs), B^T (..., rank, outputs)) of vectors (..., size)."""
+        """Yields (layer, A, B^T), both as views of `flat`.
+
+        flat: (..., size); A: (..., rank, inputs); B^T: (..., rank, outputs).
+        """
         at = 0
         for layer in self.layers:
             end = at + self.rank * layer.inputs
@@ -59,23 +63,29 @@ class Layout:
             b = flat[..., end:at].unflatten(-1, (self.rank, layer.outputs))
             yield layer, a, b
 
-    def carry(self, flat: Tensor, other: Layout) -> Tensor:
-        """The vector in another layout: ranks and layers that this one lacks are zero, which is
-        where they stay: neither half of an adapter that is zero gets a gradient."""
+    def convert(self, flat: Tensor, other: Layout) -> Tensor:
+        """Returns a vector of this layout, (size,), in another layout, (other.size,).
+
+        Ranks and layers that this layout lacks are zero. They stay zero in training: where A and B
+        are both zero, neither gets a gradient.
+        """
         if other == self:
             return flat
-        moved = flat.new_zeros(other.size)
-        places = {layer: (a, b) for layer, a, b in other.views(moved)}
+        converted = flat.new_zeros(other.size)
+        matrices = {layer: (a, b) for layer, a, b in other.views(converted)}
         rank = min(self.rank, other.rank)
         for layer, a, b in self.views(flat):
-            if layer in places:
-                places[layer][0][:rank] = a[:rank]
-                places[layer][1][:rank] = b[:rank]
-        return moved
+            if layer in matrices:
+                matrices[layer][0][:rank] = a[:rank]
+                matrices[layer][1][:rank] = b[:rank]
+        return converted
 
 
 def adapted_layers(base: PreTrainedModel, lora: LoraConfig) -> tuple[Layer, ...]:
-    """The layers that PEFT gives an adapter for this config, in its order. Raises InputError."""
+    """Returns the layers to which PEFT gives an adapter for this configuration, in PEFT's order.
+
+    Raises InputError if a target module does not exist or PEFT can't wrap the base.
+    """
     import peft  # slow to import
 
     model.refuse_missing_targets(base, lora)
@@ -91,28 +101,30 @@ def adapted_layers(base: PreTrainedModel, lora: LoraConfig) -> tuple[Layer, ...]
 
 
 def wrap(base: PreTrainedModel, lora: LoraConfig) -> Any:
-    """The base in PEFT's wrapper, without a draw from torch's random numbers.
+    """Returns the base in PEFT's wrapper, and leaves torch's random state as it was.
 
-    Raises what PEFT raises; then the base is loaded anew for whoever asks next.
+    Raises what PEFT raises. The base may then have some of the adapters, so it is forgotten and the
+    next caller loads it again.
     """
     import peft  # slow to import
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT warns of patterns that it added itself, and of transposed layers, which it handles.
-        # What it adapts in the end is compared by the self-check.
+        # The self-check compares what it adapts in the end, so we ignore the warnings.
         warnings.simplefilter("ignore")
         try:
             return peft.get_peft_model(base, model.peft_config(lora))
         except Exception:
-            model.forget_base()  # it may hold half of the adapters
+            model.forget_base()
             raise
 
 
 def initial(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The adapter as PEFT draws it after `set_seed(seed)`: A uniform, B zero, float32, on the CPU.
+    """Returns the adapter as PEFT draws it after `set_seed(seed)`: A uniform, B zero.
 
-    PEFT makes two linear layers, whose own values are drawn first and thrown away. It rounds A to
-    the `dtype` of the base, if that is no quantised one.
+    The vector has shape (size,), float32, on the CPU. PEFT makes two linear layers, whose own
+    values are drawn first and thrown away, so we draw these too. It rounds A to `dtype`, the type
+    of a base that is not quantised.
     """
     flat = torch.zeros(layout.size)
     with torch.random.fork_rng(devices=[]):
@@ -127,7 +139,8 @@ def initial(layout: Layout, seed: int, dtype: torch.dtype = torch.float32) -> Te
 
 
 def save(layout: Layout, flat: Tensor, base: ModelConfig, lora: LoraConfig, folder: Path) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json, as PEFT would."""
+    """Writes the adapter `flat`, (size,), as PEFT would: adapter_model.safetensors and
+    adapter_config.json."""
     tensors = {}
     for layer, a, b in layout.views(flat.detach().cpu()):
         tensors[f"{PREFIX}{layer.name}.lora_A.weight"] = a.contiguous()
@@ -137,6 +150,6 @@ def save(layout: Layout, flat: Tensor, base: ModelConfig, lora: LoraConfig, fold
     config = model.peft_config(lora)
     config.base_model_name_or_path, config.revision = base.id, base.revision
     config.inference_mode = True
-    # The layers by name: what `all-linear` meant for this base.
+    # `all-linear` means other layers in another base, so we name the layers.
     config.target_modules = sorted({layer.name.rpartition(".")[2] for layer in layout.layers})
     config.save_pretrained(str(folder))

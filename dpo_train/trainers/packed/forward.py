@@ -1,5 +1,6 @@
-"""One pass of the base over packed rows: attention by two gathers, a head that scores completion
-tokens only. Knows no trial and no loss.
+"""One pass of the base over packed rows. Knows no trial and no loss.
+
+Attention gathers its rows and gathers its outputs back. The head scores completion tokens only.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 ATTENTION = "dpo_packed"
 AUTOCAST = {"cuda": torch.bfloat16}
-"""Kinds of device that compute in another type than the weights', as the `trl` session does."""
+"""The type in which a device computes if it is not the weights' own, as in the `trl` session."""
 _LOGITS_PER_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 28}
-"""On a CPU so many as stay in its cache; on a GPU so many as fill it, half a gigabyte."""
+"""On a CPU as many as fit its cache; on a GPU as many as keep it busy, half a gigabyte."""
 
 
 def attend(
@@ -41,24 +42,30 @@ def attend(
     packed_rows: Rows | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each gathered row. query: (k, heads, N, head size); transformers'
-    interface of an attention function, which wants (k, N, heads, head size) back."""
+    """Causal attention within each gathered row, by transformers' interface.
+
+    query, key, value: (k, heads, N, head size), or (1, heads, T, head size). Returns
+    (k, N, heads, head size), as transformers expects. Raises InputError for what it can't compute.
+    """
+    # Refuse what differs from plain causal attention.
     if packed_rows is None:
-        raise InputError(refusal("its layers don't hand options on to their attention"))
+        raise InputError(refusal("its layers don't pass options on to their attention"))
     rows, length = packed_rows.gather.shape
     if options.get("softcap") or options.get("s_aux") is not None or options.get("position_bias"):
-        raise InputError(refusal("its attention is more than a softmax of scaled products"))
+        raise InputError(refusal("its attention is more than a softmax of scaled dot products"))
     longest = packed_rows.longest
     if sliding_window is not None and longest > sliding_window:
         raise InputError(
-            refusal(f"its attention sees {sliding_window} tokens, a row has {longest}")
+            refusal(f"its attention sees only {sliding_window} tokens, but a row has {longest}")
         )
+
+    # Gather the attention rows and attend within each.
     index = packed_rows.gather.flatten()
 
     def gathered(states: Tensor) -> Tensor:
         trials, heads, tokens, size = states.shape
         flat = states.transpose(1, 2).reshape(trials * tokens, heads * size)
-        taken: Tensor = _Taken.apply(flat, index, packed_rows.gather_back)  # type: ignore[no-untyped-call]
+        taken: Tensor = _TakeRows.apply(flat, index, packed_rows.gather_inverse)  # type: ignore[no-untyped-call]
         return taken.view(rows, length, heads, size).transpose(1, 2)
 
     shape = query.shape
@@ -70,22 +77,29 @@ def attend(
         scale=scaling,
         enable_gqa=key.shape[1] != query.shape[1],
     )
+
+    # Take each token's output, in the order of the tokens.
     flat = attended.transpose(1, 2).reshape(rows * length, -1)
-    home = _Taken.apply(flat, packed_rows.home, packed_rows.home_back[None])  # type: ignore[no-untyped-call]
-    return home.view(shape[0], shape[2], shape[1], shape[3]), None
+    inverse = packed_rows.output_index_inverse[None]
+    outputs = _TakeRows.apply(flat, packed_rows.output_index, inverse)  # type: ignore[no-untyped-call]
+    return outputs.view(shape[0], shape[2], shape[1], shape[3]), None
 
 
 AttentionInterface.register(ATTENTION, attend)
 
 
 def refusal(reason: str) -> str:
+    """Returns what the user reads when packed can't train a model."""
     return f"trainer: packed can't train this model ({reason}); type `trainer: trl`"
 
 
 @contextmanager
 def errors_refused() -> Iterator[None]:
-    """An error from inside a packed pass is a refusal of the model; too little memory is none, nor
-    is what a GPU, a compiler or a disk does."""
+    """Turns an error from inside a packed pass into an InputError that refuses the model.
+
+    Errors of memory, of a GPU, of a compiler or of a disk pass through: the model did not cause
+    them.
+    """
     try:
         yield
     except (InputError, OSError, subprocess.SubprocessError):
@@ -97,10 +111,11 @@ def errors_refused() -> Iterator[None]:
 
 
 def completion_logps(base: PreTrainedModel, rows: Rows) -> Tensor:
-    """Log-probs summed over each completion's tokens, float32, shape (pairs, 2): chosen, rejected.
+    """Returns the log-probs in nats summed over each completion's tokens.
 
-    `base` must have the attention above.
+    Their shape is (P, 2), chosen and rejected, float32. The base's attention must be `ATTENTION`.
     """
+    # The hidden states of all T tokens.
     decoder: Any = base.get_decoder()
     head: Any = base.get_output_embeddings()
     device = rows.ids.device.type
@@ -111,79 +126,89 @@ def completion_logps(base: PreTrainedModel, rows: Rows) -> Tensor:
             use_cache=False,
             packed_rows=rows,
         ).last_hidden_state
-    seen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.predictors)
+    # The head, for the M tokens that predict a completion token.
+    states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows.predictors)
     bias, scale = head.bias, _logit_scale(base)
     if scale != 1:
-        seen, bias = seen * scale, None if bias is None else bias * scale
+        states, bias = states * scale, None if bias is None else bias * scale
     weight = head.weight
-    if device in AUTOCAST:  # in the type in which a stock trainer's head computes there
-        seen, weight = seen.to(AUTOCAST[device]), weight.to(AUTOCAST[device])
+    if device in AUTOCAST:  # the type in which a stock trainer's head computes there
+        states, weight = states.to(AUTOCAST[device]), weight.to(AUTOCAST[device])
         bias = None if bias is None else bias.to(AUTOCAST[device])
-    logps: Tensor = _TokenLogps.apply(seen, weight, bias, rows.targets)  # type: ignore[no-untyped-call]
+    logps: Tensor = _TokenLogps.apply(states, weight, bias, rows.targets)  # type: ignore[no-untyped-call]
     sums = torch.zeros(2 * rows.pairs, device=logps.device)
     return sums.index_add(0, rows.completion, logps).view(-1, 2)
 
 
-class _Taken(torch.autograd.Function):
-    """Rows of x by an index. The backward takes too, from where each row has gone: what torch
-    has for an index, to add at it, is slow on a GPU and in no fixed order there."""
+class _TakeRows(torch.autograd.Function):
+    """Takes rows of x by an index.
+
+    torch's backward of an index adds at the index, which is slow on a GPU and has no fixed order
+    there. So our backward takes rows too, by the inverse index.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:  # type: ignore[override]
-        """x: (n, width), index: (m,), back: (most times that a row is taken, n), into the m."""
-        ctx.save_for_backward(back)
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # type: ignore[override]
+        """x: (n, width); index: (m,), into x; inverse: (times, n), into the m rows that are taken,
+        where `times` is how often one row is taken at most. Returns (m, width)."""
+        ctx.save_for_backward(inverse)
         return x.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """gradient: (m, width). Returns that of x, (n, width)."""
         first, *others = ctx.saved_tensors[0]
-        slope = gradient.index_select(0, first)
+        x_gradient = gradient.index_select(0, first)
         for index in others:
-            slope.add_(gradient.index_select(0, index))
-        return slope, None, None
+            x_gradient.add_(gradient.index_select(0, index))
+        return x_gradient, None, None
 
 
 def _logit_scale(base: PreTrainedModel) -> float:
-    """By what a model multiplies its logits: Cohere has a factor, Granite a divisor."""
+    """Returns the factor of a model's logits: Cohere has a factor, Granite a divisor."""
     config = base.config.get_text_config()
     factor = getattr(config, "logit_scale", None) or 1.0
     return float(factor / (getattr(config, "logits_scaling", None) or 1.0))
 
 
 class _TokenLogps(torch.autograd.Function):
-    """Log-softmax of a frozen head at M targets, in chunks.
+    """The log-softmax of a frozen head at M targets, computed in chunks.
 
-    The head has no gradient, so all that a backward needs of a token is one vector: the gradient
-    of its log-prob by its hidden state, W[target] - softmax(h W) W. The forward makes it while the
-    logits are there, and no logits are kept or computed again.
+    The head has no gradient, so a backward needs one vector of each token: the gradient of its
+    log-prob by its hidden state, W[target] - softmax(h W) W. The forward computes it while it has
+    the logits, so no logits are kept or computed again.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
-        chunk = max(1, _LOGITS_PER_CHUNK[hidden.device.type] // len(weight))
+        """hidden: (M, d); weight: (V, d); bias: (V,); targets: (M,). Returns log-probs, (M,)."""
+        size = max(1, _LOGITS_PER_CHUNK[hidden.device.type] // len(weight))
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        wants_slopes = ctx.needs_input_grad[0]
-        slopes = torch.empty_like(hidden) if wants_slopes else None
-        for start in range(0, len(hidden), chunk):
-            here = slice(start, start + chunk)
-            logits = linear(hidden[here].to(weight.dtype), weight, bias)
+        wants_gradient = ctx.needs_input_grad[0]
+        gradients = torch.empty_like(hidden) if wants_gradient else None
+        for start in range(0, len(hidden), size):
+            span = slice(start, start + size)
+            logits = linear(hidden[span].to(weight.dtype), weight, bias)
+            # On a GPU: our kernel, which leaves the gradient in the place of the logits.
             if kernels.can_run(logits):
-                kernels.to_logps_(logits, targets[here], logps[here], wants_slopes)
-                if slopes is not None:
-                    torch.mm(logits, weight, out=slopes[here])
+                kernels.to_logps_(logits, targets[span], logps[span], wants_gradient)
+                if gradients is not None:
+                    torch.mm(logits, weight, out=gradients[span])
                 continue
+            # Elsewhere: the same with torch.
             scores = torch.log_softmax(logits.float(), dim=-1)
-            logps[here] = scores.gather(1, targets[here, None]).squeeze(1)
-            if slopes is not None:
+            logps[span] = scores.gather(1, targets[span, None]).squeeze(1)
+            if gradients is not None:
                 probabilities = scores.exp_().to(weight.dtype)
-                slopes[here] = (weight[targets[here]] - probabilities @ weight).to(hidden.dtype)
-        if slopes is not None:
-            ctx.save_for_backward(slopes)
+                gradients[span] = (weight[targets[span]] - probabilities @ weight).to(hidden.dtype)
+        if gradients is not None:
+            ctx.save_for_backward(gradients)
         return logps
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        (slopes,) = ctx.saved_tensors
-        return slopes * gradient[:, None].to(slopes.dtype), None, None, None
+        """gradient: (M,). Returns that of `hidden`, (M, d)."""
+        (gradients,) = ctx.saved_tensors
+        return gradients * gradient[:, None].to(gradients.dtype), None, None, None

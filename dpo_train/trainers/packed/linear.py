@@ -1,5 +1,7 @@
-"""A frozen linear layer with the adapters of k trials: one product with the base's weight for the
-tokens of all trials, products of low rank for those of each.
+"""A frozen linear layer with the adapters of k trials.
+
+The tokens of all trials share one product with the base's weight. Each trial's own tokens get the
+low-rank products of its adapter.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from dpo_train.trainers.packed import kernels
 from dpo_train.trainers.packed.forward import AUTOCAST
 
 Counts = tuple[int, ...]
+"""Tokens of each trial, whose sum is T; empty where all trials have N tokens."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Of one layer and k trials, each times the root of its trial's scale: a product of the two
-    halves then has the scale, and so has each half's gradient, up to one more root.
+    """The adapters of k trials for one layer.
 
-    Gradients are added to `a_gradient` and `b_gradient`, in float32.
+    Each matrix is multiplied by the square root of its trial's scale (alpha / r): so the product of
+    A and B has the scale, and the gradient of each matrix has only its root.
     """
 
     a: Tensor
@@ -32,26 +35,31 @@ class Adapters:
     b: Tensor
     """(k, rank, outputs): PEFT's B, transposed."""
     a_gradient: Tensor
+    """(k, rank, inputs), float32; a backward adds to it."""
     b_gradient: Tensor
+    """(k, rank, outputs), float32; a backward adds to it."""
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """The type in which adapters compute on a kind of device."""
+    """Returns the type in which adapters compute on a kind of device."""
     return AUTOCAST.get(device, torch.float32)
 
 
 class StackedLinear:
-    """In place of a linear layer's `forward`; without adapters it is the base's own."""
+    """Replaces the `forward` of a linear layer; without adapters it computes as the layer does."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
         self.adapters: Adapters | None = None
-        self.token_counts: tuple[int, ...] = ()
-        """The tokens of each trial in x, where x is one row of all of them."""
+        self.token_counts: Counts = ()
+        """Tokens of each trial in x, needed where x is one row with the tokens of all trials."""
         layer.forward = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: (k, N, inputs), or (1, T, inputs) with the T tokens of k trials behind one another."""
+        """Returns the layer's output for x with the adapters.
+
+        x: (k, N, inputs), or (1, T, inputs) with the tokens of k trials one after the other.
+        """
         layer, adapters = self._layer, self.adapters
         if adapters is None:
             return linear(x, whole_weight(layer), layer.bias)
@@ -60,32 +68,34 @@ class StackedLinear:
         return y
 
     def remove(self) -> None:
+        """Gives the layer its own `forward` back."""
         del self._layer.forward
 
 
 class _Adapted(torch.autograd.Function):
-    """y[t] = x[t] W^T + bias + (x[t] A[t]^T) B[t]^T (LoRA, arXiv:2106.09685 eq. 3).
+    """y[t] = x[t] W^T + bias + (x[t] A[t]^T) B[t]^T for trial t (LoRA, arXiv:2106.09685 eq. 3).
 
-    The product with W is one for all trials. Those of low rank are one batched product where each
-    trial has as many tokens (`counts` is empty), else one for each trial.
+    All trials share the product with W. The low-rank products are one batched product where all
+    trials have N tokens (`counts` is empty), and one product for each trial otherwise.
 
-    The low-rank states are kept as (k, rank, N): products with a result that is wide, not `rank`
-    narrow, are up to four times as fast on a CPU. Gradients of A and B go straight to where they
-    are summed; a stays an input so that the first layer, whose x has no gradient, gets a node. A
-    quantised weight is made whole for each direction.
+    The low-rank states have shape (k, rank, N): on a CPU a product with a wide result is up to four
+    times as fast as one with a result that is `rank` narrow. The gradients of A and B are added to
+    `Adapters` directly. `a` is an input all the same: the x of the first layer has no gradient, and
+    autograd would skip its backward. A quantised weight is dequantised again in the backward.
     """
 
-    # autograd hands the inputs over one by one, behind its own context.
+    # autograd passes the inputs one by one, after its own context.
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, a: Tensor, layer: nn.Linear, adapters: Adapters, counts: Counts
     ) -> Tensor:
+        """x: (k, N, inputs) or (1, T, inputs); a: (k, rank, inputs). Returns y, (.., outputs)."""
         y = linear(x, whole_weight(layer), layer.bias)
         x_low = x.to(a.dtype)
         lows = [
             torch.bmm(a_of_trial, x_of_trial.transpose(1, 2))
             for a_of_trial, x_of_trial in zip(
-                _halves(a, counts), _tokens(x_low, counts), strict=True
+                _matrices(a, counts), _tokens(x_low, counts), strict=True
             )
         ]
         _add_wide(y, lows, adapters.b, counts)
@@ -95,62 +105,79 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+        """gradient: that of y. Adds those of A and B to `Adapters`; returns that of x."""
         x, *lows = ctx.saved_tensors
         adapters: Adapters = ctx.adapters
         counts: Counts = ctx.counts
-        slope = gradient.to(x.dtype)
-        low_slopes = []
-        for low, x_of_trial, slope_of_trial, b, a_gradient, b_gradient in zip(
+
+        # The adapters' gradients, added where they are summed up.
+        y_gradient = gradient.to(x.dtype)
+        low_gradients = []
+        for low, x_of_trial, y_gradient_of_trial, b, a_gradient, b_gradient in zip(
             lows,
             _tokens(x, counts),
-            _tokens(slope, counts),
-            _halves(adapters.b, counts),
-            _halves(adapters.a_gradient, counts),
-            _halves(adapters.b_gradient, counts),
+            _tokens(y_gradient, counts),
+            _matrices(adapters.b, counts),
+            _matrices(adapters.a_gradient, counts),
+            _matrices(adapters.b_gradient, counts),
             strict=True,
         ):
-            low_slope = torch.bmm(b, slope_of_trial.transpose(1, 2))
-            _add_product(b_gradient, low, slope_of_trial)
-            _add_product(a_gradient, low_slope, x_of_trial)
-            low_slopes.append(low_slope)
+            low_gradient = torch.bmm(b, y_gradient_of_trial.transpose(1, 2))
+            _add_product(b_gradient, low, y_gradient_of_trial)
+            _add_product(a_gradient, low_gradient, x_of_trial)
+            low_gradients.append(low_gradient)
+
+        # The gradient of x, through the base's weight and through the adapters.
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         weight = whole_weight(ctx.layer).to(gradient.dtype)
-        x_slope = gradient @ weight
-        _add_wide(x_slope, low_slopes, adapters.a, counts)
-        return x_slope.to(ctx.x_dtype), None, None, None, None
+        x_gradient = gradient @ weight
+        _add_wide(x_gradient, low_gradients, adapters.a, counts)
+        return x_gradient.to(ctx.x_dtype), None, None, None, None
 
 
 def _tokens(states: Tensor, counts: Counts) -> Sequence[Tensor]:
-    """(1, T, wide) as one (1, N, wide) a trial; (k, N, wide) as it is, if `counts` is empty."""
+    """Splits (1, T, width) into (1, N, width) for each trial, unless `counts` is empty."""
     return states.split(list(counts), dim=1) if counts else [states]
 
 
-def _halves(half: Tensor, counts: Counts) -> Sequence[Tensor]:
-    """(k, rank, wide) as one (1, rank, wide) a trial; as it is, if `counts` is empty."""
-    return half.split(1) if counts else [half]
+def _matrices(matrices: Tensor, counts: Counts) -> Sequence[Tensor]:
+    """Splits (k, rank, width) into (1, rank, width) for each trial, unless `counts` is empty."""
+    return matrices.split(1) if counts else [matrices]
 
 
-def _add_wide(total: Tensor, lows: Sequence[Tensor], half: Tensor, counts: Counts) -> None:
-    """Adds low^T half of each trial to its tokens of the total."""
-    for part, low, own in zip(_tokens(total, counts), lows, _halves(half, counts), strict=True):
-        _add_wide_product(part, low, own)
+def _add_wide(total: Tensor, lows: Sequence[Tensor], matrices: Tensor, counts: Counts) -> None:
+    """Adds low^T matrix of each trial to the trial's tokens in `total`.
+
+    total: (k, N, width) and lows: one (k, rank, N), or total: (1, T, width) and lows: (1, rank, N)
+    for each trial. matrices: (k, rank, width).
+    """
+    for tokens, low, matrix in zip(
+        _tokens(total, counts), lows, _matrices(matrices, counts), strict=True
+    ):
+        _add_wide_product(tokens, low, matrix)
 
 
-def _add_wide_product(total: Tensor, low: Tensor, half: Tensor) -> None:
-    """Adds low^T half to the total; (k, N, wide), (k, rank, N), (k, rank, wide)."""
+def _add_wide_product(total: Tensor, low: Tensor, matrix: Tensor) -> None:
+    """Adds low^T matrix to `total`.
+
+    total: (k, N, width); low: (k, rank, N); matrix: (k, rank, width).
+    """
     is_small = low.shape[1] <= kernels.MOST_RANK
     if kernels.can_run(total) and total.dtype == low.dtype and is_small:
-        kernels.add_low_rank_(total, low, half)
+        kernels.add_low_rank_(total, low, matrix)
     elif total.dtype == low.dtype:
-        total.baddbmm_(low.transpose(1, 2), half)
+        total.baddbmm_(low.transpose(1, 2), matrix)
     else:
-        total.add_(torch.bmm(low.transpose(1, 2), half))
+        total.add_(torch.bmm(low.transpose(1, 2), matrix))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left right to the float32 total. On a CPU a strided one would get its products one by
-    one."""
+    """Adds left @ right to the float32 `total`.
+
+    total: (k, rank, width); left: (k, rank, N); right: (k, N, width). On a CPU `baddbmm_` is slow
+    for a strided `total`, as it computes one product after the other, so we add a whole product.
+    """
     if total.is_cuda and left.dtype != torch.float32:
         torch.baddbmm(total, left, right, out_dtype=torch.float32, out=total)
     elif total.dtype == left.dtype and total.is_contiguous():

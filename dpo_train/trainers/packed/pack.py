@@ -1,8 +1,8 @@
-"""Trials whose adapters and gradients lie side by side in memory, ready for one pass."""
+"""Trials whose adapters and gradients are stacked in memory, ready for one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,42 +12,47 @@ from dpo_train.trainers.packed.trial import PackedTrial
 
 
 class Pack:
-    """k trials in one layout, that of the largest rank among them and all their layers.
+    """k trials in one layout, which has all their layers and the largest of their ranks.
 
-    Each trial's weights and gradient become rows of two (k, size) tensors; a backward adds to the
-    rows in place, an update of a trial changes its own. Passes compute with a third.
+    Each trial's weights and gradient become rows of two (k, size) tensors. A backward adds to the
+    gradients in place, and a trial's update changes its row. A third tensor has the weights times
+    their scale, in the type in which a pass computes.
     """
 
     def __init__(self, trials: Sequence[PackedTrial]) -> None:
+        # One layout for all trials, and their vectors as rows of two tensors.
         self.trials = tuple(trials)
         layers = tuple(dict.fromkeys(layer for t in trials for layer in t.own_layout.layers))
         layout = Layout(layers, max(trial.own_layout.rank for trial in trials))
         for trial in trials:
-            trial.carry_into(layout)
+            trial.change_layout(layout)
         weights = torch.stack([trial.weights for trial in trials])
         gradients = torch.stack([trial.gradient for trial in trials])
-        for trial, row, slope in zip(trials, weights, gradients, strict=True):
-            trial.weights, trial.gradient = row, slope
+        for trial, weights_row, gradient_row in zip(trials, weights, gradients, strict=True):
+            trial.weights, trial.gradient = weights_row, gradient_row
         self._weights = weights
         self._roots = weights.new_tensor([[trial.root_of_scale] for trial in trials])
+        # What a pass computes with. It needs a gradient, so that autograd calls our backward.
         self._computed = torch.empty_like(weights, dtype=compute_dtype(weights.device.type))
-        # A leaf: what is computed from it gets a gradient.
-        halves = layout.views(self._computed.detach().requires_grad_(True))
-        slopes = layout.views(gradients)
+        matrices = layout.views(self._computed.detach().requires_grad_(True))
+        matrix_gradients = layout.views(gradients)
         self._adapters = {
-            layer: Adapters(a, b.detach(), a_slope, b_slope)
-            for (layer, a, b), (_, a_slope, b_slope) in zip(halves, slopes, strict=True)
+            layer: Adapters(a, b.detach(), a_gradient, b_gradient)
+            for (layer, a, b), (_, a_gradient, b_gradient) in zip(
+                matrices, matrix_gradients, strict=True
+            )
         }
 
     def dissolve(self) -> None:
-        """Gives each trial memory of its own, so that none holds that of all."""
+        """Gives each trial memory of its own, so that no trial holds the memory of all."""
         for trial in self.trials:
             trial.weights, trial.gradient = trial.weights.clone(), trial.gradient.clone()
 
-    def put_onto(self, stacks: dict[Layer, StackedLinear], token_counts: Sequence[int]) -> None:
-        """Gives the layers the adapters as they are now; before each pass, as steps change them.
+    def put_onto(self, stacks: Mapping[Layer, StackedLinear], token_counts: Sequence[int]) -> None:
+        """Gives the layers the adapters with their present weights; steps change these, so this
+        comes before each pass.
 
-        `token_counts` are those of each trial in the pass; unused where all are the same.
+        `token_counts`: tokens of each trial in the pass; unused where all have the same.
         """
         torch.mul(self._weights, self._roots, out=self._computed)
         for layer, stack in stacks.items():

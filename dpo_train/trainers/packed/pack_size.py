@@ -1,7 +1,7 @@
-"""How many trials train best in one pass: found by trying.
+"""Finds by trying how many trials train fastest in one pass.
 
-It depends on device, model and rows: more share the cost of a pass's launches, too many no longer
-fit the cache.
+That depends on device, model and rows: more trials share the cost of a pass's kernel launches, but
+too many no longer fit the cache.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from collections import defaultdict
 from statistics import median
 
 _BLOCK = 5
-"""Steps of one size before the other has its turn, so that what else the machine does falls on
-both. The first of them, which lays out the packs anew, is not counted."""
+"""Steps of one size before the other size has its turn. The machine does other work meanwhile, so
+the sizes take turns to share it. The first step of a block makes new packs and is not counted."""
 _BLOCKS = 6
+"""Blocks of one comparison, half of them of either size."""
 _GAIN = 1.05
-"""What half as many must gain in tokens a second to be preferred: less is noise."""
+"""The smaller size must be this many times as fast to be preferred; less may be noise."""
 
 
 class PackSize:
-    """Tries the least power of two that holds all trials against half of it, and goes on halving
-    while that pays; tries again when there are more trials."""
+    """Compares two pack sizes: the least power of two that holds all trials, and half of it.
+
+    It goes on halving while that is faster, and begins again when there are more trials.
+    """
 
     def __init__(self) -> None:
         self._most = 1
@@ -29,18 +32,18 @@ class PackSize:
 
     @property
     def is_trying(self) -> bool:
-        """Whether `took` wants to know; until then seconds need not be measured."""
+        """Whether `record_step` needs the seconds of the next step."""
         return self._step < _BLOCK * _BLOCKS
 
-    def of(self, trials: int) -> int:
-        """How many go through the model together in the next step; packs are of like size."""
+    def trials_per_pass(self, trials: int) -> int:
+        """Returns how many of `trials` share a pass in the next step, in packs of similar size."""
         if trials > self._tried_for:
             self._tried_for = self._most = 1 << (trials - 1).bit_length()
             self._begin()
         return -(-trials // -(-trials // self._size))
 
-    def took(self, tokens: int, seconds: float) -> None:
-        """What a step of the size last given took."""
+    def record_step(self, tokens: int, seconds: float) -> None:
+        """Records how long a step took, with the size that `trials_per_pass` returned last."""
         if self._step % _BLOCK:
             self._seconds_a_token[self._size].append(seconds / tokens)
         self._step += 1

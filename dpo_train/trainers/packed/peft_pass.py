@@ -1,4 +1,4 @@
-"""PEFT's own pass over an adapted base, with which the self-check compares a packed one."""
+"""PEFT's own pass over an adapted base, with which the self-check compares a packed pass."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ class Pass:
     """The result of one forward and backward."""
 
     logps: Tensor
-    """(pairs, 2), nats a token."""
-    slopes: dict[str, Tensor]
-    """The gradient of each trainable matrix, by PEFT's name."""
+    """(P, 2), in nats a token."""
+    gradients: dict[str, Tensor]
+    """The gradient of each trainable matrix, by PEFT's name of it."""
 
 
 @contextmanager
 def wrapped_by_peft(
     base: PreTrainedModel, layout: Layout, flat: Tensor, lora: LoraConfig
 ) -> Iterator[Any]:
-    """The base wrapped by PEFT with this adapter; afterwards it is the packed base again."""
-    same = lora.model_copy(update={"r": layout.rank, "alpha": lora.alpha * layout.rank / lora.r})
-    wrapped = wrap(base, same).eval()
+    """Yields the base wrapped by PEFT with the adapter `flat`; then unwraps it again.
+
+    The adapter may have another rank than `lora`; it gets the same scale, alpha / r.
+    """
+    alpha = lora.alpha * layout.rank / lora.r
+    wrapped = wrap(base, lora.model_copy(update={"r": layout.rank, "alpha": alpha})).eval()
     try:
         matrices = dict(wrapped.named_parameters())
         with torch.no_grad():
@@ -49,11 +52,12 @@ def wrapped_by_peft(
 
 
 def trainable(wrapped: Any) -> set[str]:
+    """Returns the names of the parameters that PEFT would train."""
     return {name for name, each in wrapped.named_parameters() if each.requires_grad}
 
 
 def matrices_by_name(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
-    """The matrices of an adapter by PEFT's names."""
+    """Returns the matrices of the adapter `flat`, (size,), by PEFT's names."""
     named = {}
     for layer, a, b in layout.views(flat):
         named[f"{PREFIX}{layer.name}.lora_A.default.weight"] = a
@@ -62,31 +66,41 @@ def matrices_by_name(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
 
 
 def peft_pass(wrapped: Any, pairs: Sequence[Pair], shares: Tensor, attention: str) -> Pass:
-    """One row at a time, with the logits of its completion alone, so that memory stays small."""
+    """Runs PEFT's forward and backward over P pairs.
+
+    shares: (P, 2), the factor of each completion's log-prob in the sum whose gradient is taken.
+    attention: the name of the attention to compute with. Each row is a pass of its own, with the
+    logits of its completion only, so that memory stays small.
+    """
+    # The log-probs, (P, 2), completion by completion.
     wrapped.get_base_model().set_attn_implementation(attention)
     wrapped.zero_grad(set_to_none=True)
     logps = torch.zeros_like(shares)
-    for number, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs):
         targets = torch.from_numpy(pair.targets).to(shares.device)
         sides = (
             (pair.chosen_row, targets[: pair.chosen_tokens]),
             (pair.rejected_row, targets[pair.chosen_tokens :]),
         )
-        for side, (row, wanted) in enumerate(sides):
+        for side, (row, completion) in enumerate(sides):
             ids = torch.from_numpy(pair.ids[row]).to(shares.device)[None]
-            value = _summed_logps(wrapped, ids, wanted)
-            (value * shares[number, side]).backward()  # type: ignore[no-untyped-call]
-            logps[number, side] = value.detach() * shares[number, side].abs()
-    slopes = {
+            value = _summed_logps(wrapped, ids, completion)
+            (value * shares[index, side]).backward()  # type: ignore[no-untyped-call]
+            logps[index, side] = value.detach() * shares[index, side].abs()
+    # The gradients that these passes have summed up.
+    gradients = {
         name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
         for name, each in wrapped.named_parameters()
         if each.requires_grad
     }
-    return Pass(logps, slopes)
+    return Pass(logps, gradients)
 
 
 def _summed_logps(wrapped: Any, ids: Tensor, targets: Tensor) -> Tensor:
-    """log π of the targets, each predicted at one of the row's last positions."""
+    """Returns the summed log π of the targets, which the last positions of the row predict.
+
+    ids: (1, tokens of the row); targets: (tokens of the completion,).
+    """
     device = ids.device.type
     with torch.autocast(device, AUTOCAST.get(device), enabled=device in AUTOCAST):
         logits = wrapped(input_ids=ids, use_cache=False, logits_to_keep=len(targets)).logits

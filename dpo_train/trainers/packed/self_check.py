@@ -1,7 +1,8 @@
-"""Whether a packed pass trains a base as PEFT does: compared before the first trial trains.
+"""Checks that a packed pass trains a base as PEFT does, before the first trial trains.
 
-Both get the same adapter, whose two halves are not zero, and the same pairs. What differs, and what
-packed can't compute at all, is refused by name. So no list of architectures has to be right.
+Both get the same pairs and the same adapter, in which neither A nor B is zero. A model for which
+they differ, or that packed can't compute, is refused with the reason. So we need no list of
+supported architectures.
 """
 
 from __future__ import annotations
@@ -46,28 +47,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _RANK = 4
+"""Rank of the adapter in the check, if the trial's own is not smaller."""
 _SPREAD = 0.02
-"""Standard deviation of the adapter's second half, which PEFT itself begins with zeros."""
-_LOGPS_APART = 1e-4
+"""Standard deviation of the adapter's B, which is zero when a trial begins."""
+_LOGPS_TOLERANCE = 1e-4
 """In nats a token. Dense models in float32 agree to 2e-6."""
-_SLOPES_APART = 1e-3
-"""Of the norm of a matrix's gradient. Dense models in float32 agree to 1e-6."""
-_SMALL = 1e-4
-"""Of the largest norm of all: rounding shows in gradients that are smaller than this."""
-_ALONG_APART = 0.15
-"""By what share a gradient may be longer or shorter along PEFT's. A forgotten scale shows here."""
-_SEEN = 0.01
-"""Of the largest norm of all: in a smaller gradient rounding does not average out."""
+_GRADIENT_TOLERANCE = 1e-3
+"""As a share of the norm of a matrix's gradient. Dense models in float32 agree to 1e-6."""
+_SMALL_GRADIENT = 1e-4
+"""As a share of the largest norm of all. Rounding shows in smaller gradients."""
+_LENGTH_TOLERANCE = 0.15
+"""The share by which a gradient may be longer or shorter along PEFT's. A forgotten scale shows
+here."""
+_LARGE_GRADIENT = 0.01
+"""As a share of the largest norm of all. In a smaller gradient rounding does not average out."""
 _FORMAT = 3
-"""The number of the packed pass: a check that an earlier one passed does not count."""
-_REFERENCE_APART = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""By how many nats a token the packed forward may differ from the prepared reference pass, by the
+"""The version of the packed pass. A check that an earlier version passed does not count."""
+_REFERENCE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""The nats a token by which the packed forward may differ from the prepared reference pass, by the
 type in which it is computed."""
 
 
 @dataclass(frozen=True)
 class AdaptedBase:
-    """A base whose linear layers can hold packed adapters, and what PEFT would adapt of it."""
+    """A base whose linear layers can hold packed adapters, and the layers that PEFT would adapt."""
 
     base: PreTrainedModel
     stacks: Mapping[Layer, StackedLinear]
@@ -77,24 +80,31 @@ class AdaptedBase:
     attention: str
     """The attention that the base had before."""
     checkpointed: bool
-    """Whether its layers are computed again in the backward; a check needs no more memory then."""
+    """Whether its layers are computed again in the backward, so that a check needs less memory."""
 
 
 def compare_with_reference(base: PreTrainedModel, split: Split, device: str) -> None:
-    """Compares the packed pass over some pairs with the reference's own, whatever the model may do
-    that the packed one doesn't know. Raises InputError."""
+    """Compares the packed forward over some pairs with the prepared reference pass.
+
+    So a model is refused if it computes anything that the packed forward doesn't know. Raises
+    InputError.
+    """
     with torch.no_grad(), errors_refused():
         logps = completion_logps(base, collate([split.pairs[:4]], device)).cpu().numpy()
-    apart = np.abs(logps - split.reference[:4]) / split.tokens[:4]
-    if not apart.max() <= _REFERENCE_APART[AUTOCAST.get(device, base.dtype)]:
+    difference = np.abs(logps - split.reference[:4]) / split.tokens[:4]
+    largest = float(difference.max())
+    if not largest <= _REFERENCE_TOLERANCE[AUTOCAST.get(device, base.dtype)]:
         raise InputError(
-            refusal(f"its log-probs come out {apart.max():.2g} nats a token apart from its own")
+            refusal(f"packed log-probs differ from the base's by {largest:.2g} nats a token")
         )
 
 
 def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
-    """`check` with the longest of the pairs and one of middle length, once for a base, the modules
-    that get an adapter, and what computes them: a file in the prepared data says that it passed."""
+    """Runs `check` unless a file in the prepared data says that it has passed before.
+
+    It is run once for a base, its target modules, the device and the versions of the libraries that
+    compute there; over the longest of the pairs and one of median length.
+    """
     libraries = ["torch", "transformers", "peft"]
     if adapted.device == "cuda":
         libraries += ["triton", "liger-kernel"]
@@ -105,7 +115,7 @@ def check_once(prepared: Path, adapted: AdaptedBase, pairs: Sequence[Pair]) -> N
         return
     ordered = sorted(pairs, key=lambda pair: len(pair.ids))
     check(adapted, [ordered[-1], ordered[len(ordered) // 2]])
-    with suppress(OSError):  # a full disk costs the next engine a check
+    with suppress(OSError):  # with a full disk the next engine checks again
         mark.touch()
 
 
@@ -116,10 +126,10 @@ def _version(package: str) -> str | None:
 
 
 def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
-    """Compares a packed pass over the pairs with PEFT's. Takes a forward and a backward of each.
+    """Compares a packed forward and backward over the pairs with PEFT's.
 
-    Where memory runs out, it starts again with activation checkpointing. Raises InputError that
-    names what packed does not train as PEFT does.
+    If memory runs out, it starts again with activation checkpointing. Raises InputError that names
+    what packed does not train as PEFT does.
     """
     try:
         _check(adapted, pairs)
@@ -129,38 +139,43 @@ def check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
             raise
     else:
         return
-    give_back()  # the error held the tensors of the pass until here
+    give_back()  # not earlier: the error held the tensors of the pass
     _check(replace(adapted, checkpointed=True), pairs)
 
 
 def _check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     base, device = adapted.base, adapted.device
-    _refuse_by_name(base)
+    _refuse_capped_logits(base)
     layout = Layout(adapted.layers, min(adapted.lora.r, _RANK))
     flat = _random_adapter(layout, device)
     shares = _shares(pairs, device)
+
+    # The packed pass.
     try:
         with errors_refused(), _checkpointing(adapted):
             ours = _packed(adapted, layout, flat, pairs, shares)
     finally:
         for stack in adapted.stacks.values():
             stack.adapters = None
-        give_back()  # before PEFT's passes take theirs
+        give_back()  # so that PEFT's passes find the memory
+
+    # PEFT's pass, and under bfloat16 a second one with another attention, which shows the rounding.
     with wrapped_by_peft(base, layout, flat, adapted.lora) as wrapped:
         untrained = sorted(trainable(wrapped) - set(matrices_by_name(layout, flat)))
         if untrained:
-            raise InputError(refusal(f"it does not train {_modules(untrained)} as PEFT does"))
+            names = _modules(untrained)
+            raise InputError(refusal(f"packed does not train {names} as PEFT does"))
         _refuse_router_loss(base)
         with errors_refused(), _checkpointing(adapted):
             theirs = peft_pass(wrapped, pairs, shares, adapted.attention)
-            rough = AUTOCAST.get(device, base.dtype) == torch.bfloat16
-            noise = peft_pass(wrapped, pairs, shares, "eager") if rough else None
-    _compare(ours, theirs, noise)
+            is_bfloat16 = AUTOCAST.get(device, base.dtype) == torch.bfloat16
+            eager = peft_pass(wrapped, pairs, shares, "eager") if is_bfloat16 else None
+    _compare(ours, theirs, eager)
 
 
 @contextmanager
 def _checkpointing(adapted: AdaptedBase) -> Iterator[None]:
-    """Computes the layers again in a backward, if the base is to be checked so."""
+    """Switches activation checkpointing on meanwhile, if the base is to be checked with it."""
     if not adapted.checkpointed:
         yield
         return
@@ -172,24 +187,26 @@ def _checkpointing(adapted: AdaptedBase) -> Iterator[None]:
         switch_off(adapted.base.eval())
 
 
-def _refuse_by_name(base: PreTrainedModel) -> None:
-    """What a few pairs would not show, or not under bfloat16."""
+def _refuse_capped_logits(base: PreTrainedModel) -> None:
+    """Raises InputError for a model that caps its logits, which a few pairs may not show."""
     config = base.config.get_text_config()
     for name in ("final_logit_softcapping", "attn_logit_softcapping"):
         if getattr(config, name, None):
-            raise InputError(refusal(f"{name} bends its logits"))
+            raise InputError(refusal(f"it caps its logits by {name}"))
 
 
 def _refuse_router_loss(base: PreTrainedModel) -> None:
+    """Raises InputError for a model to whose loss TRL would add that of its router."""
     config = base.config.get_text_config()
-    # As TRL decides it: a configuration that can return the router's scores, and a weight.
+    # TRL adds it if the configuration can return the router's scores and has a weight for them.
     if hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", None):
         raise InputError(
-            refusal("its router has a loss of its own, and a packed row holds a prompt once")
+            refusal("its router has a loss of its own, which packed can't compute as TRL does")
         )
 
 
 def _random_adapter(layout: Layout, device: str) -> Tensor:
+    """Returns an adapter in which neither A nor B is zero, shape (size,)."""
     draw = torch.Generator().manual_seed(0)
     flat = torch.zeros(layout.size)
     for layer, a, b in layout.views(flat):
@@ -199,8 +216,10 @@ def _random_adapter(layout: Layout, device: str) -> Tensor:
 
 
 def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
-    """What the sum is made of whose gradient is compared: (pairs, 2), as in a loss of preference
-    chosen counts for and rejected against, each with another weight."""
+    """Returns the factor of each completion in the sum whose gradient is compared, shape (P, 2).
+
+    As in a preference loss, chosen counts for and rejected against; the weights differ.
+    """
     tokens = [[pair.chosen_tokens, pair.rejected_tokens] for pair in pairs]
     signs = torch.tensor([1.0, -0.7], device=device)
     return signs / torch.tensor(tokens, dtype=torch.float32, device=device)
@@ -209,49 +228,60 @@ def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
 def _packed(
     adapted: AdaptedBase, layout: Layout, flat: Tensor, pairs: Sequence[Pair], shares: Tensor
 ) -> Pass:
-    """A packed pass of one trial for each pair, all with the same adapter."""
+    """Runs a packed pass in which each pair has a trial, all with the adapter `flat`, (size,)."""
+    # One copy of the adapter for each pair.
     root = math.sqrt(adapted.lora.alpha / adapted.lora.r)
-    same = (flat * root).to(compute_dtype(adapted.device)).repeat(len(pairs), 1)
-    slopes = torch.zeros(same.shape, device=flat.device)
+    copies = (flat * root).to(compute_dtype(adapted.device)).repeat(len(pairs), 1)
+    gradients = torch.zeros(copies.shape, device=flat.device)
     rows = collate([[pair] for pair in pairs], adapted.device)
-    halves = layout.views(same.requires_grad_(True)), layout.views(slopes)
-    for (layer, a, b), (_, a_slope, b_slope) in zip(*halves, strict=True):
-        adapted.stacks[layer].adapters = Adapters(a, b.detach(), a_slope, b_slope)
+    matrices = layout.views(copies.requires_grad_(True)), layout.views(gradients)
+    for (layer, a, b), (_, a_gradient, b_gradient) in zip(*matrices, strict=True):
+        adapted.stacks[layer].adapters = Adapters(a, b.detach(), a_gradient, b_gradient)
         adapted.stacks[layer].token_counts = rows.token_counts
+    # The pass. The copies' gradients add up to that of one adapter over all pairs.
     logps = completion_logps(adapted.base, rows)
     (logps * shares).sum().backward()  # type: ignore[no-untyped-call]
-    summed = matrices_by_name(layout, slopes.sum(dim=0) * root)
+    summed = matrices_by_name(layout, gradients.sum(dim=0) * root)
     return Pass(logps.detach() * shares.abs(), summed)
 
 
-def _compare(ours: Pass, theirs: Pass, noise: Pass | None) -> None:
-    """Under bfloat16 what is allowed is three times the difference of two attention kernels, and
-    of a gradient's length along PEFT's, in which rounding averages out, a seventh."""
-    allowed = _LOGPS_APART
-    if noise is not None:
-        allowed = max(allowed, 3 * float((noise.logps - theirs.logps).abs().max()))
-    apart = float((ours.logps - theirs.logps).abs().max())
-    if not apart <= allowed:
+def _compare(ours: Pass, theirs: Pass, eager: Pass | None) -> None:
+    """Raises InputError if our pass differs from PEFT's by more than the tolerances.
+
+    Under bfloat16 three times the difference of PEFT's two passes is allowed, as these differ only
+    by rounding. In a gradient's length along PEFT's rounding averages out, so its tolerance stays.
+    """
+    # The log-probs.
+    tolerance = _LOGPS_TOLERANCE
+    if eager is not None:
+        tolerance = max(tolerance, 3 * float((eager.logps - theirs.logps).abs().max()))
+    difference = float((ours.logps - theirs.logps).abs().max())
+    if not difference <= tolerance:
         raise InputError(
-            refusal(f"its log-probs come out {apart:.2g} nats a token apart from PEFT's")
+            refusal(f"packed log-probs differ from PEFT's by {difference:.2g} nats a token")
         )
-    largest, wrong = max(float(slope.norm()) for slope in theirs.slopes.values()), []
-    for name, slope in theirs.slopes.items():
-        own, size = ours.slopes[name], float(slope.norm())
-        most = _SLOPES_APART
-        if noise is not None:
-            rounding = float((noise.slopes[name] - slope).norm()) / (size + _SMALL * largest)
-            most = max(most, 3 * rounding)
-        is_near = float((own - slope).norm()) <= most * (size + _SMALL * largest)
-        along = float((own * slope).sum()) / size**2 if size > _SEEN * largest else 1.0
-        if not (is_near and abs(along - 1) <= _ALONG_APART):
+
+    # Each matrix's gradient: how far it is from PEFT's, and how long it is along PEFT's.
+    largest = max(float(gradient.norm()) for gradient in theirs.gradients.values())
+    wrong = []
+    for name, gradient in theirs.gradients.items():
+        own, norm = ours.gradients[name], float(gradient.norm())
+        unit = norm + _SMALL_GRADIENT * largest
+        tolerance = _GRADIENT_TOLERANCE
+        if eager is not None:
+            rounding = float((eager.gradients[name] - gradient).norm()) / unit
+            tolerance = max(tolerance, 3 * rounding)
+        is_near = float((own - gradient).norm()) <= tolerance * unit
+        is_large = norm > _LARGE_GRADIENT * largest
+        length = float((own * gradient).sum()) / norm**2 if is_large else 1.0
+        if not (is_near and abs(length - 1) <= _LENGTH_TOLERANCE):
             wrong.append(name)
     if wrong:
         raise InputError(refusal(f"the gradients of {_modules(wrong)} differ from PEFT's"))
 
 
 def _modules(names: Sequence[str]) -> str:
-    """The modules of trainable matrices, each named once for all layers of the model."""
+    """Returns the modules of the named matrices, each once for all layers of the model."""
     found = []
     for name in names:
         module = re.sub(r"\.(lora_|base_layer|modules_to_save).*", "", name.removeprefix(PREFIX))

@@ -1,4 +1,4 @@
-"""One trial of a pack: its adapter and optimizer, which pairs come next, what it has reported."""
+"""One trial of a pack: its adapter, its optimizer, the order of its pairs, its reports."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from dpo_train.trainers.packed.adapters import Layout
 from dpo_train.trainers.session import diverged
 
 _STATE = ("weights", "first_moment", "second_moment")
+"""The vectors of a saved state, by the names of a trial's attributes."""
 
 
 @dataclass(frozen=True)
 class _Interval:
-    """What was summed up since the last report."""
+    """What was recorded since the last report."""
 
     losses: list[float] = field(default_factory=list)
-    """Of the steps."""
+    """The loss of each step."""
     tokens: int = 0
+    """Tokens that a stock trainer would have computed, with both copies of each prompt."""
     pairs: int = 0
     seconds: float = 0.0
 
@@ -46,21 +48,24 @@ class _Progress:
 
     @classmethod
     def read(cls, file: Path) -> _Progress:
+        """Reads progress.json."""
         content = json.loads(file.read_text())
-        # Earlier versions saved at reports only.
+        # Earlier versions saved only at reports, so they wrote no interval.
         interval = _Interval(**(content.get("since_report") or {}))
         return cls(content["step"], content["pairs_seen"], interval)
 
 
 class PackedTrial:
-    """Trains on batches in the order of TRL's own data loader, with TRL's defaults of AdamW."""
+    """A trial that trains with TRL's AdamW, on batches in the order of TRL's data loader."""
 
     def __init__(self, config: TrainConfig, layout: Layout, train_pairs: int, device: str) -> None:
         assert config.lora is not None
         self.config = config
+
+        # The adapter, its gradient and moments, as flat vectors of shape (layout.size,).
         self.own_layout = layout
         self.layout = layout
-        """That of the vectors below: in a pack it may have the ranks and layers of the others."""
+        """The layout of the vectors; that of a pack has the other trials' ranks and layers too."""
         of_base = torch.float32 if config.model.quantization else getattr(torch, config.model.dtype)
         self.weights = adapters.initial(layout, config.seed, of_base).to(device)
         self.gradient = torch.zeros_like(self.weights)
@@ -68,57 +73,72 @@ class PackedTrial:
         self.second_moment = torch.zeros_like(self.weights)
         self.steps = torch.zeros((), device=device)
         self.root_of_scale = math.sqrt(config.lora.alpha / config.lora.r)
-        """By which a pass multiplies the adapter, and by which its gradient is too small."""
+        """A pass multiplies A and B by it, so their gradients lack this factor."""
         names, weights = config.dpo.losses, config.dpo.loss_weights
         self.loss_terms = tuple(names), tuple(weights or [1.0] * len(names))
-        """Names and weights; trials that share them are computed together."""
+        """Names and weights of the loss; trials with the same ones are computed together."""
+
+        # How far the trial is.
         self.pairs_seen = 0
         self.pairs_total = train_pairs * config.optim.epochs
         self.step = 0
-        """At the last report, as a session has it."""
+        """The number of complete steps."""
         self.is_due = False
         """Whether an evaluation comes before the next step."""
         self.batch: list[int] = []
-        """The pairs of the step that is being computed, by their numbers."""
+        """Indices of the pairs of the step that is being computed."""
         self.computed = 0
-        """How many of them are."""
+        """How many pairs of the batch have been computed."""
         self._train_pairs = train_pairs
         total_steps = self._steps_per_epoch * config.optim.epochs
         self._rate_factor = learning_rate_factor(config.optim, total_steps)
+
+        # What is summed up for the next report.
         self._step_loss = torch.zeros((), device=device)
         self._step_tokens = 0
         self._batches = self._draw_batches()
-        self._carried = _Interval()
+        self._restored_interval = _Interval()
         self.resume()
 
-    def take(self, most: int) -> list[int]:
-        """The next pairs to compute, at most so many, all of one step and in parts of like size."""
+    def next_pairs(self, most: int) -> list[int]:
+        """Returns the indices of the next pairs to compute: at most `most`, all of one step.
+
+        A batch is divided into passes of similar size.
+        """
         if not self.batch:
             self.batch, self.computed = next(self._batches), 0
         left = len(self.batch) - self.computed
         size = math.ceil(left / math.ceil(left / most))
         return self.batch[self.computed : self.computed + size]
 
-    def add(self, pairs: int, loss: Tensor, tokens: int) -> bool:
-        """Takes note of computed pairs and their part of the step's loss; says if that ends it."""
+    def add_computed(self, pairs: int, loss: Tensor, tokens: int) -> bool:
+        """Counts computed pairs and adds their part of the step's loss.
+
+        Returns whether the batch is complete, so that the step can end.
+        """
         self.computed += pairs
         self._step_loss = self._step_loss + loss
         self._step_tokens += tokens
         return self.computed == len(self.batch)
 
-    def rewind(self) -> None:
-        """Forgets what was computed of the step: memory ran out in its midst."""
+    def restart_step(self) -> None:
+        """Forgets what was computed of the step, because memory ran out in the middle of it."""
         self.computed = self._step_tokens = 0
         self.gradient.zero_()
         self._step_loss = torch.zeros_like(self._step_loss)
 
     def end_step(self) -> None:
-        """Clips, updates and moves on; the gradient must hold the whole step's."""
+        """Clips the gradient, updates the adapter and moves on to the next step.
+
+        The gradient must be that of the whole batch.
+        """
+        # Clip as torch.nn.utils.clip_grad_norm_ does.
         optim = self.config.optim
-        # As torch.nn.utils.clip_grad_norm_ has it.
         norm = torch.linalg.vector_norm(self.gradient) * self.root_of_scale
         clip = (optim.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self.gradient.mul_(clip * self.root_of_scale)
+
+        # Update.
         adamw(
             [self.weights],
             [self.gradient],
@@ -136,6 +156,8 @@ class PackedTrial:
             maximize=False,
         )
         self.gradient.zero_()
+
+        # Record the step, and see whether an evaluation comes next.
         self._losses.append(self._step_loss)
         self._tokens += self._step_tokens
         self._step_tokens = 0
@@ -147,25 +169,30 @@ class PackedTrial:
         is_last = self.pairs_seen == self.pairs_total
         self.is_due = is_last or self.pairs_seen >= due_at
 
-    def carry_into(self, layout: Layout) -> None:
-        """Lays all vectors out anew; what `layout` has more is zero and stays so."""
+    def change_layout(self, layout: Layout) -> None:
+        """Converts all vectors to another layout; what only that one has is zero and stays zero."""
         if layout == self.layout:
             return
         for name in (*_STATE, "gradient"):
-            setattr(self, name, self.layout.carry(getattr(self, name), layout))
+            setattr(self, name, self.layout.convert(getattr(self, name), layout))
         self.layout = layout
 
     def report(self, values: dict[str, metrics.Floats] | None, eval_seconds: float) -> Evaluation:
-        """What the session returns after an evaluation. Raises Diverged if a loss since the last
-        was no number, or if there are no numbers to report."""
-        seconds = time.monotonic() - self._resumed_at - eval_seconds
+        """Returns the trial's evaluation from each metric's values of the eval pairs, each (P,).
+
+        Raises Diverged if a loss since the last report is not finite, or if `values` is None.
+        """
+        # What was recorded since the last report.
+        seconds = time.monotonic() - self._began_at - eval_seconds
         losses = torch.stack(self._losses).cpu()
-        tokens, pairs = self._tokens, self.pairs_seen - self._resumed_pairs
+        tokens, pairs = self._tokens, self.pairs_seen - self._began_with_pairs
         rate = self.config.optim.learning_rate
         for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
             raise diverged(float(losses[offset]), self.step - len(losses) + 1 + offset, rate)
         if values is None:
             raise diverged(math.nan, self.step, rate)
+
+        # The next interval begins.
         self.is_due = False
         on_gpu = self.weights.device.type == "cuda"
         self._begin_interval(_Interval())
@@ -179,33 +206,40 @@ class PackedTrial:
             "tokens_per_second": tokens / seconds,
             "train_seconds": seconds,
             "eval_seconds": eval_seconds,
-            # Of all trials on the device together.
+            # All trials on the device share it.
             "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
         }
         return Evaluation(report, named(values))
 
     def resume(self) -> None:
-        """The clock of the next report starts, and its losses; or they go on as they were saved."""
-        self._begin_interval(self._carried)
-        self._carried = _Interval()
+        """Begins the interval of the next report, or continues the one of a restored state."""
+        self._begin_interval(self._restored_interval)
+        self._restored_interval = _Interval()
 
-    def _begin_interval(self, begun: _Interval) -> None:
-        self._losses: list[Tensor] = [self._step_loss.new_tensor(loss) for loss in begun.losses]
-        self._tokens = begun.tokens
-        self._resumed_at = time.monotonic() - begun.seconds
-        self._resumed_pairs = self.pairs_seen - begun.pairs
+    def _begin_interval(self, interval: _Interval) -> None:
+        self._losses: list[Tensor] = [self._step_loss.new_tensor(loss) for loss in interval.losses]
+        self._tokens = interval.tokens
+        self._began_at = time.monotonic() - interval.seconds
+        self._began_with_pairs = self.pairs_seen - interval.pairs
 
     @property
     def is_reference(self) -> bool:
-        """Whether the policy still is the reference: no step has changed the adapter."""
+        """Whether the policy still is the reference, as no step has changed the adapter."""
         return self.step == 0
+
+    @property
+    def vector_bytes(self) -> int:
+        """The most bytes of the trial's vectors: weights, gradient and two moments, and the new
+        weights and gradient in a pack that is about to replace another one."""
+        return 6 * self.weights.nbytes
 
     @property
     def _steps_per_epoch(self) -> int:
         return math.ceil(self._train_pairs / self.config.optim.batch_size)
 
     def _draw_batches(self, epoch: int = 0, skipped: int = 0) -> Iterator[list[int]]:
-        """As accelerate's SeedableRandomSampler draws them for transformers' Trainer."""
+        """Yields the indices of each batch, as accelerate's SeedableRandomSampler draws them for
+        transformers' Trainer. Begins after `skipped` steps of `epoch`."""
         size = self.config.optim.batch_size
         while True:
             generator = torch.Generator().manual_seed(self.config.seed + epoch)
@@ -216,42 +250,43 @@ class PackedTrial:
 
     @property
     def own_weights(self) -> Tensor:
-        """The adapter in the trial's own rank and layers, on the CPU."""
-        return self.layout.carry(self.weights, self.own_layout).cpu()
+        """The adapter in the trial's own layout, on the CPU: (own_layout.size,)."""
+        return self.layout.convert(self.weights, self.own_layout).cpu()
 
     def save(self, folder: Path) -> None:
-        """Writes what going on needs after the last whole step."""
+        """Writes the state after the last complete step, from which the trial can continue."""
         vectors = {
-            name: self.layout.carry(getattr(self, name), self.own_layout).cpu() for name in _STATE
+            name: self.layout.convert(getattr(self, name), self.own_layout).cpu() for name in _STATE
         }
         folder.mkdir(parents=True, exist_ok=True)
         save_file(vectors, folder / "trial.safetensors")
         interval = _Interval(
             losses=[float(loss) for loss in self._losses],
             tokens=self._tokens,
-            pairs=self.pairs_seen - self._resumed_pairs,
-            seconds=time.monotonic() - self._resumed_at,
+            pairs=self.pairs_seen - self._began_with_pairs,
+            seconds=time.monotonic() - self._began_at,
         )
         progress = _Progress(self.step, self.pairs_seen, interval)
         (folder / "progress.json").write_text(json.dumps(asdict(progress)))
 
     def restore(self, folder: Path) -> None:
+        """Continues from a state that `save` has written."""
         for name, vector in load_file(folder / "trial.safetensors").items():
-            moved = self.own_layout.carry(vector.to(self.weights.device), self.layout)
-            setattr(self, name, moved)
+            converted = self.own_layout.convert(vector.to(self.weights.device), self.layout)
+            setattr(self, name, converted)
         progress = _Progress.read(folder / "progress.json")
         self.step, self.pairs_seen = progress.step, progress.pairs_seen
-        self._carried = progress.since_report
+        self._restored_interval = progress.since_report
         self.steps.fill_(self.step)
         self._batches = self._draw_batches(*divmod(self.step, self._steps_per_epoch))
 
 
 def learning_rate_factor(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """By which the peak rate is multiplied at a step (counted from 0); transformers' schedules.
+    """Returns a function from a step, counted from 0, to the factor of the peak learning rate.
 
-    Warm-up is counted in pairs and rounded up to steps.
+    The schedules are transformers'. The warm-up is counted in pairs and rounded up to steps.
     """
-    stand_in = torch.optim.SGD([torch.zeros(1)])  # a schedule is made for an optimizer
-    schedule = get_scheduler(optim.schedule, stand_in, optim.warmup_steps, total_steps)
+    unused = torch.optim.SGD([torch.zeros(1)])  # transformers makes a schedule for an optimizer
+    schedule = get_scheduler(optim.schedule, unused, optim.warmup_steps, total_steps)
     factor: Callable[[int], float] = schedule.lr_lambdas[0]
     return factor

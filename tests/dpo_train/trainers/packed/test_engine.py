@@ -1,4 +1,4 @@
-"""A packed trial is the trial that TRL would have trained, whoever trains beside it."""
+"""A packed trial gets the numbers that TRL would get, with any other trials beside it."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def pack(small_config: TrainConfig, small_prepared: Path) -> PackedEngine:
 
 
 def train(pack: PackedEngine, trial: PackedTrial, steps: int, *others: PackedTrial) -> None:
-    """Steps until `trial` took so many; the others go with it as long as they have pairs."""
+    """Trains `trial` for a number of steps, and the others with it as long as they have pairs."""
     while trial.step < steps:
         running = [t for t in (trial, *others) if t.pairs_seen < t.pairs_total]
         pack.step(running)
@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
-def test_losses_and_log_ratios_are_those_of_trl_with_peft(
+def test_losses_and_log_ratios_equal_those_of_trl_with_peft(
     small_config: TrainConfig, small_prepared: Path, changes: dict[str, Any]
 ) -> None:
     name = changes.get("dpo__loss")
@@ -72,7 +72,7 @@ def test_losses_and_log_ratios_are_those_of_trl_with_peft(
             assert own[name] == other[name]
         for name in ("train/loss", "eval/loss", "eval/nll"):
             assert own[name] == pytest.approx(other[name], rel=1e-4), name
-        # Sums over tokens of float32 log-probs, of which the reference's are subtracted.
+        # Differences of float32 sums over tokens, which round more.
         for name in ("eval/margin", "eval/chosen_shift", "eval/rejected_shift"):
             assert own[name] == pytest.approx(other[name], rel=1e-3, abs=2e-5), name
 
@@ -80,8 +80,8 @@ def test_losses_and_log_ratios_are_those_of_trl_with_peft(
 def test_neighbours_joining_and_leaving_change_nothing(
     small_config: TrainConfig, pack: PackedEngine
 ) -> None:
-    asked = config(small_config, optim__epochs=4, optim__learning_rate=2e-3, seed=3)
-    alone = pack.join(asked)
+    requested = config(small_config, optim__epochs=4, optim__learning_rate=2e-3, seed=3)
+    alone = pack.join(requested)
     train(pack, alone, 20)
     others = [
         {"lora": {"r": 16, "alpha": 8}, "optim__batch_size": 2, "dpo__loss": "ipo"},
@@ -92,17 +92,17 @@ def test_neighbours_joining_and_leaving_change_nothing(
         pack.join(config(small_config, optim__epochs=9, seed=n, **changes))
         for n, changes in enumerate(others)
     )
-    trial = pack.join(asked)
+    trial = pack.join(requested)
     train(pack, trial, 3, first)
     train(pack, trial, 9, first, second, third)
     train(pack, trial, 12, third)
     train(pack, trial, 20, second, first)
-    apart = (trial.own_weights - alone.own_weights).abs().max()
-    moved = (alone.own_weights - adapters.initial(alone.own_layout, 3)).abs().max()
-    assert apart < 1e-5 < 1e-3 < moved
+    difference = (trial.own_weights - alone.own_weights).abs().max()
+    change = (alone.own_weights - adapters.initial(alone.own_layout, 3)).abs().max()
+    assert difference < 1e-5 < 1e-3 < change
 
 
-def test_a_neighbour_that_is_no_number_changes_no_bit(
+def test_a_neighbour_that_is_nan_changes_no_bit(
     small_config: TrainConfig, pack: PackedEngine
 ) -> None:
     weights = []
@@ -121,7 +121,7 @@ def test_a_neighbour_that_is_no_number_changes_no_bit(
         weights.append(trial.own_weights)
         assert bool(before.own_weights.isnan().all()) == (poison != 1.0)
         held_out = pack.evaluate(together)
-        assert [numbers is None for numbers in held_out] == [poison != 1.0, False, poison != 1.0]
+        assert [values is None for values in held_out] == [poison != 1.0, False, poison != 1.0]
         if poison != 1.0:
             with pytest.raises(Diverged, match=r"loss is nan at step 6, learning rate 0.0005"):
                 before.report(held_out[0], 0.0)
@@ -163,12 +163,12 @@ def test_passes_have_no_more_tokens_than_fit_into_memory_and_the_same_numbers(
     small_config: TrainConfig, pack: PackedEngine, small_prepared: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    asked = [config(small_config, seed=seed, optim__batch_size=8) for seed in range(2)]
-    trials = [pack.join(trial) for trial in asked]
+    configs = [config(small_config, seed=seed, optim__batch_size=8) for seed in range(2)]
+    trials = [pack.join(each) for each in configs]
     train(pack, trials[0], 4, trials[1])
     free = MemoryBounds(host_bytes=own_bytes() + 40_000_000)
     little = PackedEngine(small_config.model, small_prepared, "cpu", free)
-    again = [little.join(trial) for trial in asked]
+    again = [little.join(each) for each in configs]
     most = little.tokens_per_pass(again)
     assert little.train.longest <= most < pack.tokens_per_pass(trials) == 4096
     seen = []
@@ -204,7 +204,7 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
     assert report["eval/drift"] > 1e-4
     assert found["margin"] == pytest.approx(report["eval/margin"], rel=1e-4, abs=1e-5)
     assert json.loads((tmp_path / "export/manifest.json").read_text())["kind"] == "adapter"
-    loaded, _ = export.load(tmp_path / "export", "cpu")  # on the base that the engine gave back
+    loaded, _ = export.load(tmp_path / "export", "cpu")  # its base is the one of the closed engine
     assert loaded.peft_config["default"].base_model_name_or_path == "sample"
     loaded.unload()
 
@@ -217,19 +217,19 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
 def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
     small_config: TrainConfig, pack: PackedEngine, monkeypatch: pytest.MonkeyPatch, lack: Exception
 ) -> None:
-    asked = [config(small_config, seed=seed, optim__batch_size=4) for seed in range(3)]
-    whole = [pack.join(trial) for trial in asked]
+    configs = [config(small_config, seed=seed, optim__batch_size=4) for seed in range(3)]
+    whole = [pack.join(each) for each in configs]
     train(pack, whole[0], 10, *whole[1:])
     fits = 600
 
     def scarce(base: Any, rows: Any) -> Any:
         logps = forward.completion_logps(base, rows)
-        if rows.ids.numel() > fits:  # in the midst: the forward was done
+        if rows.ids.numel() > fits:  # in the middle of a pass, after its forward
             raise lack
         return logps
 
     monkeypatch.setattr(engine, "completion_logps", scarce)
-    again = [pack.join(trial) for trial in asked]
+    again = [pack.join(each) for each in configs]
     train(pack, again[0], 10, *again[1:])
     assert pack.tokens_per_pass(again) < 2 * fits
     for one, other in zip(whole, again, strict=True):
@@ -240,21 +240,21 @@ def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
         assert metrics.means(found) == pytest.approx(metrics.means(expected), rel=1e-3)
     fits = 0
     with pytest.raises(OutOfMemory, match="out of memory with one pair at once"):
-        train(pack, pack.join(asked[0]), 1)
+        train(pack, pack.join(configs[0]), 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_way_of_a_gpu_computes_in_bfloat16_and_updates_in_float32(
+def test_on_a_gpu_passes_compute_in_bfloat16_and_updates_in_float32(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, dtype: str,
 ) -> None:  # fmt: skip
-    """Autocast of the CPU in the GPU's place: the same code, another device."""
+    """The CPU's autocast stands in for the GPU's: the same code runs on another device."""
     exact = curve(config(small_config), small_prepared)
-    asked = config(small_config, model__dtype=dtype)
-    planned = reference.plan(asked, data.load_pairs(asked.data), tmp_path, "cpu")
+    requested = config(small_config, model__dtype=dtype)
+    planned = reference.plan(requested, data.load_pairs(requested.data), tmp_path, "cpu")
     monkeypatch.setitem(forward.AUTOCAST, "cpu", torch.bfloat16)
-    rough = PackedEngine(asked.model, planned, "cpu")
-    trial = rough.join(asked)
+    rough = PackedEngine(requested.model, planned, "cpu")
+    trial = rough.join(requested)
     while trial.pairs_seen < trial.pairs_total:
         rough.step([trial])
     (found,) = rough.evaluate([trial])
@@ -267,7 +267,7 @@ def test_the_way_of_a_gpu_computes_in_bfloat16_and_updates_in_float32(
 
 
 @pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup", "linear", "cosine"])
-def test_schedules_are_those_of_transformers(schedule: Any) -> None:
+def test_schedules_equal_those_of_transformers(schedule: Any) -> None:
     from transformers import get_scheduler
 
     optim = OptimConfig(schedule=schedule, batch_size=3, warmup_pairs=10, learning_rate=1)
@@ -302,7 +302,7 @@ def test_a_model_that_computes_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"lora": None}, "trainer: packed trains adapters over one frozen base; add `lora: {}`"),
         ({"dpo__loss": "aot"}, "dpo.loss: aot is not packed .* type `trainer: trl`"),
@@ -310,7 +310,7 @@ def test_a_model_that_computes_something_else_is_refused(
     ],
 )
 def test_what_is_not_packed_is_refused_by_name(
-    small_config: TrainConfig, changes: dict[str, Any], told: str
+    small_config: TrainConfig, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         config(small_config, **changes)

@@ -1,7 +1,7 @@
 """The GPU kernels of the packed pass, run on a CPU by Triton's interpreter.
 
-Its products of bfloat16 are wrong, so the product is tested with float16; the real ones were run
-on a GPU (benchmarks/gpu.py).
+The interpreter multiplies bfloat16 wrongly, so the product is tested with float16. Benchmarks run
+the compiled kernels on a GPU (benchmarks/gpu.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dpo_train.trainers.packed import kernels
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize(("tokens", "words"), [(5, 1000), (3, 5000), (2, 9000)])
-def test_log_probs_and_their_slopes(
+def test_log_probs_and_their_gradients(
     dtype: torch.dtype, rounding: float, tokens: int, words: int
 ) -> None:
     torch.manual_seed(0)
@@ -38,13 +38,13 @@ def test_a_product_of_low_rank_is_added_in_place(
     dtype: torch.dtype, rounding: float, shape: tuple[int, int, int, int]
 ) -> None:
     torch.manual_seed(0)
-    k, tokens, wide, rank = shape
-    total = torch.randn(k, tokens, wide).to(dtype)
+    k, tokens, width, rank = shape
+    total = torch.randn(k, tokens, width).to(dtype)
     low = torch.randn(k, rank, tokens).to(dtype)
-    # As an adapter's half stands in the vector of its trial.
-    half = torch.randn(k, 64 + rank * wide).to(dtype)[:, 64:].unflatten(-1, (rank, wide))
-    expected = total.double() + low.double().transpose(1, 2) @ half.double()
-    assert kernels.add_low_rank_(total, low, half) is total
+    # A strided view, as an adapter's matrix is one of its trial's vector.
+    matrix = torch.randn(k, 64 + rank * width).to(dtype)[:, 64:].unflatten(-1, (rank, width))
+    expected = total.double() + low.double().transpose(1, 2) @ matrix.double()
+    assert kernels.add_low_rank_(total, low, matrix) is total
     torch.testing.assert_close(total.double(), expected, atol=rounding, rtol=rounding)
 
 

@@ -1,4 +1,4 @@
-"""The tokens of a pass: how many each trial has, and where they lie."""
+"""The tokens of a pass: how many each trial has, and where they are."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dpo_train.trainers.packed import rows
 from dpo_train.trainers.packed.rows import Pair, Split, collate, token_counts
 
 LENGTHS = [(5, 4, 3), (2, 6, 7), (9, 3, 2), (4, 8, 5)]
-"""Tokens of prompt, chosen and rejected."""
+"""Tokens of prompt, chosen and rejected completion."""
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def pairs() -> list[Pair]:
 
 def test_on_a_cpu_no_trial_is_padded_to_the_longest(pairs: list[Pair]) -> None:
     trials = [pairs[:1], pairs[1:3], pairs[3:]]
-    own = [sum(len(pair.ids) for pair in each) for each in trials]
+    own = [sum(len(pair.ids) for pair in pairs_of_trial) for pairs_of_trial in trials]
     laid_out = collate(trials, "cpu")
     assert len(set(own)) == 3
     assert laid_out.token_counts == tuple(count + 1 for count in own)
@@ -29,7 +29,7 @@ def test_on_a_cpu_no_trial_is_padded_to_the_longest(pairs: list[Pair]) -> None:
     assert token_counts(trials, "cpu") == laid_out.token_counts
 
 
-def test_on_a_gpu_all_trials_have_one_size(
+def test_on_a_gpu_all_trials_are_padded_to_one_length(
     pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for table in (rows._TOKENS_MULTIPLE, rows._LENGTH_MULTIPLE, rows._IS_PADDED_TO_LONGEST):
@@ -39,12 +39,12 @@ def test_on_a_gpu_all_trials_have_one_size(
     assert laid_out.ids.shape == (3, 64)
 
 
-def test_each_trial_finds_its_own_tokens_behind_those_of_the_others(pairs: list[Pair]) -> None:
+def test_each_trial_finds_its_own_tokens_after_those_of_the_others(pairs: list[Pair]) -> None:
     trials = [pairs[:2], pairs[2:]]
     laid_out = collate(trials, "cpu")
     ids, starts = laid_out.ids.flatten(), np.cumsum([0, *laid_out.token_counts])
     for number, own in enumerate(trials):
-        (alone,) = [collate([own], "cpu")]
+        alone = collate([own], "cpu")
         stretch = slice(starts[number], starts[number + 1])
         assert torch.equal(ids[stretch], alone.ids.flatten())
         inside = (laid_out.predictors >= starts[number]) & (
@@ -60,5 +60,7 @@ def test_rows_of_one_trial_serve_several(small_prepared: Path) -> None:
     one = collate([split.pairs[:3]], "cpu")
     three, tiled = collate([split.pairs[:3]] * 3, "cpu"), one.tile(3)
     assert tiled.token_counts == three.token_counts
-    for name in ("ids", "positions", "gather", "home", "predictors", "targets", "completion"):
+    for name in (
+        "ids", "positions", "gather", "output_index", "predictors", "targets", "completion"
+    ):  # fmt: skip
         assert torch.equal(getattr(tiled, name), getattr(three, name)), name

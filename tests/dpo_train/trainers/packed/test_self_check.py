@@ -1,4 +1,4 @@
-"""A packed engine trains a model as PEFT does, or refuses it by name before it trains."""
+"""A packed engine trains a model as PEFT does, or refuses it with a reason before it trains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,11 +60,11 @@ REFUSED: dict[str, tuple[transformers.PretrainedConfig, str]] = {
     ),
     "logits that are capped": (
         transformers.Gemma3TextConfig(**SMALL, head_dim=16, final_logit_softcapping=30.0),
-        "final_logit_softcapping bends its logits",
+        "it caps its logits by final_logit_softcapping",
     ),
     "attention that is capped": (transformers.Gemma2Config(**SMALL, head_dim=16), "attention is"),
-    "stablelm": (transformers.StableLmConfig(**SMALL), "don't hand options on"),
-    "nemotron": (transformers.NemotronConfig(**SMALL), "don't hand options on"),
+    "stablelm": (transformers.StableLmConfig(**SMALL), "don't pass options on"),
+    "nemotron": (transformers.NemotronConfig(**SMALL), "don't pass options on"),
     "deepseek": (
         transformers.DeepseekV3Config(
             **SMALL, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
@@ -80,7 +80,7 @@ Open = Callable[..., PackedEngine]
 
 @pytest.fixture
 def engine(small_config: TrainConfig, tmp_path: Path) -> Any:
-    """Opens an engine over a model of random weights, and lets a trial join."""
+    """A function that opens an engine over a model of random weights and lets a trial join."""
     opened: list[PackedEngine] = []
 
     def open_engine(config: Any, **lora: Any) -> PackedEngine:
@@ -108,17 +108,17 @@ def test_a_dense_model_passes(engine: Open, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_packed_would_compute_differently_is_refused(engine: Open, name: str) -> None:
-    config, said = REFUSED[name]
+def test_a_model_that_packed_would_compute_differently_is_refused(engine: Open, name: str) -> None:
+    config, message = REFUSED[name]
     with pytest.raises(InputError, match="type `trainer: trl`") as caught:
         engine(config)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(
+def test_a_refusal_is_repeated_and_leaves_other_trials_alone(
     engine: Open, small_config: TrainConfig
 ) -> None:
-    """An engine outlives a refusal: its next session must not find it as if all had passed."""
+    """The engine stays open after a refusal, and must not count the check as passed."""
     pack = engine(TRAINED["llama"], target_modules=["q_proj"])
 
     def join(*targets: str) -> PackedTrial:
@@ -142,7 +142,7 @@ def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(
 def test_every_session_over_a_mixture_of_experts_is_refused(
     small_config: TrainConfig, tmp_path: Path
 ) -> None:
-    """In an engine's process all sessions share the engine, whichever came first."""
+    """All sessions of a process share an engine, so the first refusal must not pass the others."""
     folder = save(REFUSED["experts"][0], tmp_path / "model")
     trial = override(small_config, {"model.id": str(folder), "trainer": "packed", "lora": {}})
     prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "data", "cpu")
@@ -162,7 +162,7 @@ def test_attention_alone_of_a_mixture_of_experts_passes_without_a_loss_of_the_ro
 
 
 def test_a_routers_loss_is_refused_as_trl_would_add_it(engine: Open) -> None:
-    """TRL asks for the router's scores itself, whatever `output_router_logits` says."""
+    """TRL requests the router's scores itself, whatever `output_router_logits` says."""
     with pytest.raises(InputError, match="its router has a loss of its own"):
         engine(REFUSED["experts"][0], target_modules=["q_proj", "v_proj"])
 
@@ -172,7 +172,7 @@ def test_embeddings_among_the_targets_are_refused(engine: Open) -> None:
         engine(TRAINED["llama"], target_modules=["embed_tokens", "q_proj"])
 
 
-def test_targets_that_are_not_there_are_named(engine: Open) -> None:
+def test_targets_that_do_not_exist_are_named(engine: Open) -> None:
     with pytest.raises(InputError, match="no layer 'query'; its linear layers are q_proj, k_proj"):
         engine(TRAINED["llama"], target_modules=["query", "q_proj"])
 
@@ -180,16 +180,16 @@ def test_targets_that_are_not_there_are_named(engine: Open) -> None:
 def scale_gradients(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     from dpo_train.trainers.packed.linear import _Adapted
 
-    right = _Adapted.backward
+    original = _Adapted.backward
 
-    def wrong(ctx: Any, gradient: Any) -> Any:
-        return right(ctx, gradient * factor)
+    def scaled(ctx: Any, gradient: Any) -> Any:
+        return original(ctx, gradient * factor)
 
-    monkeypatch.setattr(_Adapted, "backward", staticmethod(wrong))
+    monkeypatch.setattr(_Adapted, "backward", staticmethod(scaled))
 
 
 def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log-probs may be right and the backward wrong."""
+    """The log-probs may be right while the backward is wrong."""
     scale_gradients(monkeypatch, 1.01)
     with pytest.raises(InputError, match=r"the gradients of self_attn.* differ from PEFT's"):
         engine(TRAINED["llama"])
@@ -199,7 +199,7 @@ def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.Mon
 def test_rounding_does_not_hide_a_forgotten_scale(
     engine: Open, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    """As a GPU computes, under bfloat16 autocast."""
+    """It computes under bfloat16 autocast, as a GPU does."""
     monkeypatch.setitem(forward.AUTOCAST, "cpu", torch.bfloat16)
     engine(TRAINED["llama"])
     scale_gradients(monkeypatch, factor)
@@ -211,7 +211,7 @@ def test_it_is_checked_once_for_a_base_and_its_targets(
     engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[Any] = []
-    monkeypatch.setattr(self_check, "check", lambda *given: checked.append(given))
+    monkeypatch.setattr(self_check, "check", lambda *arguments: checked.append(arguments))
     engine(TRAINED["llama"]).close()
     engine(TRAINED["llama"], alpha=4).close()
     assert len(checked) == 1
@@ -223,16 +223,16 @@ def test_the_base_is_left_as_it_was(engine: Open) -> None:
     opened = engine(TRAINED["llama"])
     assert not any("lora" in name for name, _ in opened.base.named_modules())
     assert not any(weight.requires_grad for weight in opened.base.parameters())
-    assert all(stack.adapters is None for stack in opened._stacks.values())
+    assert all(stack.adapters is None for stack in opened._stacked.by_layer.values())
 
 
 def kept_by_each_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that each of PEFT's forward passes keeps for its backward, from now on."""
+    """Returns a list to which each later forward of PEFT's adds the bytes that it keeps."""
     kept: list[int] = []
-    right = peft_pass._summed_logps
+    original = peft_pass._summed_logps
 
-    def counted(wrapped: Any, *given: Any) -> Any:
-        value, size = memory.kept_bytes(lambda: right(wrapped, *given), wrapped.parameters())
+    def counted(wrapped: Any, *arguments: Any) -> Any:
+        value, size = memory.kept_bytes(lambda: original(wrapped, *arguments), wrapped.parameters())
         kept.append(size)
         return value
 
@@ -243,7 +243,7 @@ def kept_by_each_pass(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_with_activation_checkpointing_pefts_pass_keeps_little_too(
     engine: Open, small_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a model that fills a GPU a check without it would be the pass that takes the most."""
+    """On a model that fills a GPU a check without it would take more memory than any pass."""
     kept = kept_by_each_pass(monkeypatch)
     pack = engine(TRAINED["llama"])
     without, before = max(kept), len(kept)
@@ -262,13 +262,13 @@ def test_a_check_that_runs_out_of_memory_is_made_with_activation_checkpointing(
     engine: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[bool] = []
-    right = self_check._packed
+    original = self_check._packed
 
-    def packed(adapted: self_check.AdaptedBase, *given: Any) -> Any:
+    def packed(adapted: self_check.AdaptedBase, *arguments: Any) -> Any:
         attempts.append(adapted.checkpointed)
         if not adapted.checkpointed:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return right(adapted, *given)
+        return original(adapted, *arguments)
 
     monkeypatch.setattr(self_check, "_packed", packed)
     engine(TRAINED["llama"])

@@ -1,4 +1,4 @@
-"""Packed sessions of one process: they train together, and end each without the others."""
+"""Packed sessions of one process train together, and each ends without the others."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,19 +18,19 @@ from tests.helpers.training import curve, numbers
 def test_sessions_of_one_process_train_together_with_the_numbers_of_each_alone(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
-    asked = [
+    trials = [
         config(small_config, seed=n, optim__batch_size=2 * n + 2, optim__epochs=3) for n in range(4)
     ]
-    alone = [curve(trial, small_prepared) for trial in asked]
+    alone = [curve(trial, small_prepared) for trial in trials]
     with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(lambda trial: curve(trial, small_prepared), asked))
+        together = list(threads.map(lambda trial: curve(trial, small_prepared), trials))
     for one, other in zip(alone, together, strict=True):
         assert [r["pairs_seen"] for r in one] == [r["pairs_seen"] for r in other]
         assert one[-1]["eval/nll"] == pytest.approx(other[-1]["eval/nll"], abs=1e-5)
         assert one[-1]["train/loss"] == pytest.approx(other[-1]["train/loss"], abs=1e-5)
 
 
-def test_an_error_in_a_step_ends_all_that_it_may_have_left_half_done(
+def test_an_error_in_a_step_ends_all_sessions_of_the_step(
     small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = config(small_config, optim__epochs=1000, eval_every_pairs=40_000)
@@ -54,7 +54,7 @@ def test_an_error_in_a_step_ends_all_that_it_may_have_left_half_done(
 def test_closing_a_session_ends_the_advance_that_waits_in_it(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
-    """As when a trial's process died and its next one comes to the same engine."""
+    """A trial's process may die, and its next process comes to the same engine."""
     endless = config(small_config, optim__epochs=1000, eval_every_pairs=40_000)
     session = open_session(endless, small_prepared, "cpu")
     with ThreadPoolExecutor(1) as thread:

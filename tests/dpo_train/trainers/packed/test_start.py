@@ -1,4 +1,4 @@
-"""A packed trial begins where PEFT begins, at the reference, and leaves the base as it was."""
+"""A packed trial begins like PEFT, at the reference, and leaves the base as it was."""
 
 import math
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_before_its_first_step_a_trial_is_the_reference(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_first_adapter_is_pefts_to_the_bit(dtype: torch.dtype) -> None:
+def test_the_initial_adapter_equals_pefts_to_the_bit(dtype: torch.dtype) -> None:
     base = AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype=dtype)
     lora = LoraConfig(r=3)
     layout = Layout(adapters.adapted_layers(base, lora), lora.r)
@@ -55,7 +55,7 @@ def test_the_first_adapter_is_pefts_to_the_bit(dtype: torch.dtype) -> None:
         assert torch.equal(b.T, matrices[name.format("B")].float())
 
 
-def test_the_base_gets_back_the_attention_that_it_had(
+def test_the_base_gets_its_own_attention_back(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     base = model.load_base(small_config.model, "cpu", small_prepared).model
