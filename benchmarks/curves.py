@@ -48,13 +48,13 @@ class Curves:
 
 
 def load(name: str) -> Curves:
-    with np.load(FOLDER / f"{name}.npz") as there:
+    with np.load(FOLDER / f"{name}.npz") as arrays:
         return Curves(
             name,
-            there["margin"].astype(float),
-            there["drift"].astype(float),
-            there["ranking"].astype(float) if "ranking" in there else None,
-            there["pairs_seen"],
-            there["rates"],
-            there["betas"],
+            arrays["margin"].astype(float),
+            arrays["drift"].astype(float),
+            arrays["ranking"].astype(float) if "ranking" in arrays else None,
+            arrays["pairs_seen"],
+            arrays["rates"],
+            arrays["betas"],
         )

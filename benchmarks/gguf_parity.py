@@ -59,8 +59,8 @@ def main() -> None:
             with LlamaCpp(path, 2048) as llama:
                 _compare_tokens(llama, source.tokenizer)
                 ours = [llama.answer(chat, options.tokens) for chat in chats]
-                for asked, chat, one, two in zip(QUESTIONS, chats, theirs, ours, strict=False):
-                    _show(asked, _Difference.between(model, llama, chat, (one, two)))
+                for question, chat, one, two in zip(QUESTIONS, chats, theirs, ours, strict=False):
+                    _show(question, _Difference.between(model, llama, chat, (one, two)))
             print(f"equal answers: {sum(map(list.__eq__, theirs, ours))} of {len(chats)}")
 
 

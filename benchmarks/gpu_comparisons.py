@@ -103,10 +103,10 @@ def _time_session(
 def stage_numerics(bench: Bench, box: Box) -> None:
     """Packed against `trl`, beside `trl` against itself with another attention kernel."""
     changes = {"optim.batch_size": 8, "eval_every_pairs": 8, "optim.warmup_pairs": 8}
-    asked = bench.config(**changes)
+    base = bench.config(**changes)
     curves, halves = {}, {}
     for name in ("trl", "packed", "trl, eager attention"):
-        config = override(asked, {"trainer": name.split(",")[0]})
+        config = override(base, {"trainer": name.split(",")[0]})
         session: Any = open_session(config, bench.prepared(config), device())
         if "eager" in name:
             session._trainer.model.get_base_model().set_attn_implementation("eager")

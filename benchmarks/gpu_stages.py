@@ -52,9 +52,9 @@ def stage_card(bench: Bench, _: Box) -> None:
     bench.row("card", cores=os.cpu_count(), python=sys.version.split()[0], **versions)
     if device() == "cpu":
         return
-    asked = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    told = subprocess.run(["nvidia-smi", *asked], capture_output=True, text=True).stdout.strip()
-    bench.row("card", card=told, capability=torch.cuda.get_device_capability())
+    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    card = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True).stdout.strip()
+    bench.row("card", card=card, capability=torch.cuda.get_device_capability())
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = median(timed(lambda: a @ b, 10, warm=3))

@@ -141,19 +141,19 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="folders of models")
     parser.add_argument("--only", default="", help="only the cases whose line holds this word")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.case:
-        model, kind, folder = asked.case
+    options = parser.parse_args()
+    if options.case:
+        model, kind, folder = options.case
         case(model, kind, Path(folder))
         return
     with tempfile.TemporaryDirectory() as scratch:
         random = write_model(Path(scratch) / "random-0.5b", "qwen2-0.5b")
         print("| model | trainer | tokens a pass | estimated | measured | ratio | private |")
         print("|---|---|---|---|---|---|---|")
-        for model in ("sample", *asked.models, str(random)):
+        for model in ("sample", *options.models, str(random)):
             for kind in CASES:
                 is_large = model == str(random) and kind == "trl, full"  # 13 GB: by name only
-                if asked.only in f"{model} {kind}" and (asked.only or not is_large):
+                if options.only in f"{model} {kind}" and (options.only or not is_large):
                     print(_line(model, kind, Path(scratch)), flush=True)
 
 
@@ -168,11 +168,12 @@ def _line(model: str, kind: str, folder: Path) -> str:
         if done.returncode:
             raise SystemExit(done.stderr)
         found[side] = json.loads(done.stdout.strip().splitlines()[-1])
-    told, seen = found["estimated"], found["measured"]
+    estimated, measured = found["estimated"], found["measured"]
     return (
-        f"| {Path(model).name} | {kind} | {told['tokens']} | {told['resident']:.2f} GB | "
-        f"{seen['resident']:.2f} GB | {told['resident'] / seen['resident']:.2f} | "
-        f"{told['private']:.2f} / {seen['private']:.2f} = {told['private'] / seen['private']:.2f} |"
+        f"| {Path(model).name} | {kind} | {estimated['tokens']} | {estimated['resident']:.2f} GB | "
+        f"{measured['resident']:.2f} GB | {estimated['resident'] / measured['resident']:.2f} | "
+        f"{estimated['private']:.2f} / {measured['private']:.2f} = "
+        f"{estimated['private'] / measured['private']:.2f} |"
     )
 
 

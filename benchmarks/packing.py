@@ -76,8 +76,8 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE_NAME};",
           ", ".join(f"{name} {version(name)}" for name in libraries))  # fmt: skip
     if not options.table:
-        for part in PARTS:
-            command = [sys.executable, __file__, "--only", part, "--folder", str(options.folder)]
+        for name in PARTS:
+            command = [sys.executable, __file__, "--only", name, "--folder", str(options.folder)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json") if p.stem in PARTS}
     table(found)

@@ -102,7 +102,7 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
 
     def run(point: dict[str, Any]) -> None:
         size = point["optim.batch_size"]
-        asked = {
+        request = {
             "model": str(folder / "model"),
             "pairs": str(folder / "rows.jsonl"),
             "device": DEVICE,
@@ -118,7 +118,7 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
             },
         }
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / "stock_trial.py")], check=True,
-                       input=json.dumps(asked), stdout=subprocess.DEVNULL, text=True)  # fmt: skip
+                       input=json.dumps(request), stdout=subprocess.DEVNULL, text=True)  # fmt: skip
 
     if DEVICE == "cuda":
         run(points(1)[0])  # warm-up: files in the cache
@@ -189,8 +189,8 @@ def packed_trials(folder: Path) -> dict[str, Any]:
     found_by_trying, engine.pack_size = engine.pack_size, _All()
     opening = time.perf_counter() - BEGAN
 
-    def train(asked: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
-        return train_packed(engine, [override(config, p) for p in asked], at_once, pairs)
+    def train(points_of_pack: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
+        return train_packed(engine, [override(config, p) for p in points_of_pack], at_once, pairs)
 
     pairs = SIZE.train_pairs
     train(points(4), 4, 16)
@@ -204,9 +204,9 @@ def packed_trials(folder: Path) -> dict[str, Any]:
     rates = {}
     for size in BATCHES:
         for pack in PACKS:
-            asked = [{**p, "optim.batch_size": size} for p in points(pack)]
+            pack_points = [{**p, "optim.batch_size": size} for p in points(pack)]
             each = max(size, min(64, 256 // pack) // size * size)
-            _, spent = train(asked, pack, each)
+            _, spent = train(pack_points, pack, each)
             rates[f"{size} {pack}"] = pack * each / spent
     return {
         "trials_per_hour": 3600 * SIZE.trials / (seconds + opening),
@@ -300,20 +300,20 @@ def quality(folder: Path) -> dict[str, Any]:
     found: dict[str, list[float]] = {"E": [], "trl": []}
     for seed in range(5):
         draw = random.Random(seed)
-        asked = [
+        configs = [
             override(config, {"optim.learning_rate": 10 ** draw.uniform(-3.5, -2), "seed": seed,
                               "optim.batch_size": draw.choice([4, 8]),
                               "dpo.beta": 10 ** draw.uniform(-1.5, -0.3)})
             for _ in range(6)
         ]  # fmt: skip
         best = 0.0
-        for trial in asked:
+        for trial in configs:
             session = open_session(override(trial, {"trainer": "trl"}), planned, DEVICE)
             best = max(best, session.advance().report["eval/accuracy"])
             session.close()
         found["trl"].append(best)
         engine = PackedEngine(config.model, planned, DEVICE)
-        trials = [engine.join(trial) for trial in asked]
+        trials = [engine.join(trial) for trial in configs]
         while running := [trial for trial in trials if not trial.is_due]:
             engine.step(running)
         held_out = engine.evaluate(trials)

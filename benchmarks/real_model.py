@@ -139,14 +139,14 @@ def stock_side(config: TrainConfig) -> dict[str, Any]:
     return {"losses": result["losses"], "seconds": clock.seconds, "tokens": tokens}
 
 
-def side(asked: dict[str, Any]) -> dict[str, Any]:
+def side(request: dict[str, Any]) -> dict[str, Any]:
     """In a process of its own."""
     import torch
 
     torch.set_num_threads(1)
-    config = TrainConfig.model_validate(asked["config"])
-    folder = Path(asked["folder"])
-    found = stock_side(config) if asked["stock"] else our_side(config, folder)
+    config = TrainConfig.model_validate(request["config"])
+    folder = Path(request["folder"])
+    found = stock_side(config) if request["stock"] else our_side(config, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux says kilobytes
     return {**found, "peak_bytes": peak}
 
@@ -167,11 +167,11 @@ def stock_of(kind: str) -> str:
 
 
 def in_a_process(config: TrainConfig, folder: Path, stock: bool = False) -> dict[str, Any]:
-    asked = {"config": config.model_dump(mode="json"), "folder": str(folder), "stock": stock}
+    request = {"config": config.model_dump(mode="json"), "folder": str(folder), "stock": stock}
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, __file__, "--side"],
-        input=json.dumps(asked), capture_output=True, text=True, check=False,
+        input=json.dumps(request), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         sys.exit(done.stderr[-4000:])

@@ -108,15 +108,15 @@ def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -
             kept[column].append(evaluation.held_out[f"eval/{column}"])
         kept["drift"].append(evaluation.report["eval/drift"])
     session.close()
-    part = file.with_suffix(".part.npz")
+    unfinished = file.with_suffix(".part.npz")
     np.savez(
-        part,
+        unfinished,
         pairs_seen=np.array(seen),
         rates=point["optim.learning_rate"],
         betas=point["dpo.beta"],
         **{column: np.array(values) for column, values in kept.items()},
     )
-    part.replace(file)
+    unfinished.replace(file)
     accuracy = np.mean(np.array(kept["margin"]) > 0, axis=-1).round(3).tolist()
     return f"{file.stem} {point} accuracy {accuracy}"
 
@@ -148,8 +148,8 @@ def record(name: str, model: str, pairs: str) -> None:
 
 def pack(name: str, files: list[Path]) -> None:
     """Those that are there in one file, small: half precision keeps the sign of a margin."""
-    there = [dict(np.load(file)) for file in files if file.exists()]
-    stacked = {column: np.stack([each[column] for each in there]) for column in there[0]}
+    recorded = [dict(np.load(file)) for file in files if file.exists()]
+    stacked = {column: np.stack([each[column] for each in recorded]) for column in recorded[0]}
     np.savez_compressed(
         FOLDER / f"{name}.npz",
         margin=stacked["margin"].astype(np.float16),

@@ -41,12 +41,12 @@ AT_ONCE = (4, 16, 64)
 @contextlib.contextmanager
 def searching(cluster: Cluster, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A simulated search on the cluster: its driver, and its run folder, which goes in the end."""
-    asked = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none",
+    fixed = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none",
              "wandb.mode": "disabled", **settings}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         yaml = Path(folder) / "scaling.yaml"
         yaml.write_text("space: {dpo.beta: {uniform: [0.1, 0.2]}}")
-        changes = [word for path, value in {**asked, "runs_dir": folder}.items()
+        changes = [word for path, value in {**fixed, "runs_dir": folder}.items()
                    for word in ("--set", f"{path}={value}")]  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-m", "tune", "run", str(yaml), *changes],
@@ -66,8 +66,8 @@ def nodes(trials: int) -> None:
         try:
             for _ in range(count):
                 cluster.add_node(num_cpus=2)
-            asked = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
-            with searching(cluster, trials=trials, **asked) as (process, run):
+            settings = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
+            with searching(cluster, trials=trials, **settings) as (process, run):
                 process.wait()
                 records = list(read_records(RunFolder.at(run)))
         finally:

@@ -39,10 +39,10 @@ class World:
     """The recorded curves, with the held-out pairs dealt out anew by each seed."""
 
     def __init__(self, seed: int) -> None:
-        there = load("sample")
-        shape = (len(RATES), len(BETAS), SEEDS, *there.margin.shape[1:])
-        self._margin = there.margin.reshape(shape)
-        self.pairs_seen = there.pairs_seen.tolist()
+        curves = load("sample")
+        shape = (len(RATES), len(BETAS), SEEDS, *curves.margin.shape[1:])
+        self._margin = curves.margin.reshape(shape)
+        self.pairs_seen = curves.pairs_seen.tolist()
         order = np.random.default_rng(seed).permutation(shape[-1])
         self._seen, self._hidden = order[:SEEN], order[SEEN:]
         self._share = np.random.default_rng(0).random(len(order))
@@ -262,7 +262,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
 
 
 def compare(seeds: int, budgets: list[int], only: list[str], processes: int, crown: str) -> None:
-    names = [name for name in WAYS if not only or any(part in name for part in [*only, OURS])]
+    names = [name for name in WAYS if not only or any(word in name for word in [*only, OURS])]
     jobs = [(crown, name, b, seed) for name in names for b in budgets for seed in range(seeds)]
     with ProcessPoolExecutor(processes, initializer=_quietly) as pool:
         regrets = dict(zip(jobs, pool.map(regret, jobs, chunksize=5), strict=True))

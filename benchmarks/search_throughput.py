@@ -96,7 +96,7 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
                        stdout=subprocess.DEVNULL)  # fmt: skip
         seconds = time.perf_counter() - began
         results = json.loads((Path(folder) / "ours" / "results.json").read_text())
-        places = (Path(folder) / "ours" / "places.jsonl").read_text().splitlines()
+        lines = (Path(folder) / "ours" / "places.jsonl").read_text().splitlines()
     curves = [trial["curve"] for trial in results["trials"]]
     return {
         "seconds": seconds,
@@ -105,14 +105,14 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
         "step_seconds": sum(point["train_seconds"] for curve in curves for point in curve),
         "evaluation_seconds": sum(point["eval_seconds"] for curve in curves for point in curve),
         "outside": outside_of_ours(results["trials"]),
-        "handover": handover(results["trials"], [json.loads(line) for line in places]),
+        "handover": handover(results["trials"], [json.loads(line) for line in lines]),
     }
 
 
-def handover(trials: list[dict[str, Any]], places: list[dict[str, Any]]) -> float:
+def handover(trials: list[dict[str, Any]], placements: list[dict[str, Any]]) -> float:
     """Median seconds from a trial's end to the next one's begin in the same process; no number if
     all began at once."""
-    process = {place["trial"]: place["pid"] for place in places}
+    process = {placement["trial"]: placement["pid"] for placement in placements}
     last: dict[int, float] = {}
     seconds = []
     for trial in sorted(trials, key=lambda trial: trial["began"]):
@@ -144,7 +144,7 @@ def outside_of_ours(trials: list[dict[str, Any]]) -> float:
 def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
     pairs = data.load_pairs(config.data)
     lora = config.lora and {"r": config.lora.r, "lora_alpha": config.lora.alpha}
-    asked = {
+    request = {
         "shared": {
             "model": str(local_folder(config.model)),
             "lora": lora,
@@ -161,7 +161,7 @@ def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float
         "reduction": config.stopping.reduction,
         "max_pairs": 10**9,
     }
-    return json.loads(_child("stock_search.py", json.dumps(asked)))
+    return json.loads(_child("stock_search.py", json.dumps(request)))
 
 
 def steps() -> dict[str, float]:
@@ -173,8 +173,8 @@ def steps() -> dict[str, float]:
     return {side: median(seconds) for side, seconds in rounds.items()}
 
 
-def _child(script: str, asked: str) -> str:
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], input=asked,
+def _child(script: str, request: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], input=request,
                           capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         sys.exit(f"{script} failed:\n{done.stderr[-2000:]}")

@@ -191,8 +191,8 @@ def ask(
     first, last = 0.0, b""
     for line in answer:
         if not first and line.startswith(b"data: {"):
-            part = json.loads(line[6:])
-            if part["choices"] and part["choices"][0]["delta"].get("content"):
+            event = json.loads(line[6:])
+            if event["choices"] and event["choices"][0]["delta"].get("content"):
                 first = time.monotonic() - began
         if b'"completion_tokens"' in line:
             last = line
@@ -204,16 +204,16 @@ def ask(
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def measure(name: str, model: str, asked: list[str], settings: dict[str, Any], rounds: int) -> Row:
+def measure(name: str, model: str, texts: list[str], settings: dict[str, Any], rounds: int) -> Row:
     """The best of so many rounds, of whole answers and streamed."""
-    whole = [load(model, asked, settings) for _ in range(rounds)]
-    streamed = whole
+    unstreamed = [load(model, texts, settings) for _ in range(rounds)]
+    streamed = unstreamed
     if name != "flask":
-        streamed = [load(model, asked, settings | STREAM) for _ in range(rounds)]
+        streamed = [load(model, texts, settings | STREAM) for _ in range(rounds)]
     return {
-        "tokens": whole[0]["tokens"],
-        "tokens per second, whole answers": max(one["tokens per second"] for one in whole),
-        "seconds of a whole answer, median": min(one["first"] for one in whole),
+        "tokens": unstreamed[0]["tokens"],
+        "tokens per second, whole answers": max(one["tokens per second"] for one in unstreamed),
+        "seconds of a whole answer, median": min(one["first"] for one in unstreamed),
         "tokens per second, streamed": max(one["tokens per second"] for one in streamed),
         "seconds to the first token, median": min(one["first"] for one in streamed),
     }
@@ -228,8 +228,8 @@ def compare(label: str, model: Path, options: argparse.Namespace) -> None:
         with running(command(name, model), source.resolve()):
             load(str(model), prompts("short", CLIENTS // 4), SETTINGS["greedy"])  # warm
             for prompt, setting in kinds:
-                asked = prompts(prompt, CLIENTS * options.requests)
-                row = measure(name, str(model), asked, SETTINGS[setting], options.rounds)
+                texts = prompts(prompt, CLIENTS * options.requests)
+                row = measure(name, str(model), texts, SETTINGS[setting], options.rounds)
                 found[prompt, setting][name] = row
                 print(label, name, prompt, setting, row, flush=True)
     for (prompt, setting), columns in found.items():

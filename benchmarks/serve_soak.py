@@ -207,10 +207,10 @@ def kill() -> None:
     deploy(min_replicas=2, max_replicas=2)
     load = Load(8, unruly=False)
     load.wait(200)
-    there = replicas()
-    os.kill(there[0], signal.SIGKILL)
+    before = replicas()
+    os.kill(before[0], signal.SIGKILL)
     began = time.monotonic()
-    while len(set(replicas()) - {there[0]}) < 2 or running() < 2:
+    while len(set(replicas()) - {before[0]}) < 2 or running() < 2:
         time.sleep(0.1)
     back = time.monotonic() - began
     time.sleep(3)

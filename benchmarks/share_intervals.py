@@ -28,7 +28,7 @@ def intervals(draws: int) -> None:
         found = {}
         for count in PROMPTS:
             for share in SHARES:
-                of_beta = [part * (1 - alike) / alike for part in (share, 1 - share)]
+                of_beta = [each * (1 - alike) / alike for each in (share, 1 - share)]
                 hits = 0
                 for _ in range(draws):
                     of_prompt = draw.beta(*of_beta, count)

@@ -129,14 +129,14 @@ def search(data: str) -> None:
     from tune.config.load import load_search
 
     models = models_folder()
-    asked = changes(data, models / NAME)
+    overrides = changes(data, models / NAME)
     try:
-        load_pairs(load_search(SEARCH, parse_overrides(asked)).data)
+        load_pairs(load_search(SEARCH, parse_overrides(overrides)).data)
     except InputError as error:
         sys.exit(f"error: {error}")
     print(HOW_LONG, flush=True)
     model_folder(models)
-    command = ["run", str(SEARCH), *(word for change in asked for word in ("--set", change))]
+    command = ["run", str(SEARCH), *(word for change in overrides for word in ("--set", change))]
     print("dpo-tune", shlex.join(command), flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "tune", *command])
 

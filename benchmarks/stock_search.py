@@ -77,7 +77,7 @@ def train_trial(config: dict) -> None:
     trainer.train()
 
 
-def search(asked: dict) -> dict:
+def search(request: dict) -> dict:
     began = time.perf_counter()
     import ray
     from ray import tune
@@ -85,16 +85,16 @@ def search(asked: dict) -> dict:
 
     ray.init("local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_with_rows, shared=asked["shared"]), {"cpu": 1}),
-        param_space={"point": tune.grid_search(asked["points"])},
+        tune.with_resources(tune.with_parameters(_with_rows, shared=request["shared"]), {"cpu": 1}),
+        param_space={"point": tune.grid_search(request["points"])},
         tune_config=tune.TuneConfig(
             metric="margin",
             mode="max",
             scheduler=ASHAScheduler(
                 time_attr="pairs_seen",
-                max_t=asked["max_pairs"],
-                grace_period=asked["grace_pairs"],
-                reduction_factor=asked["reduction"],
+                max_t=request["max_pairs"],
+                grace_period=request["grace_pairs"],
+                reduction_factor=request["reduction"],
             ),
         ),
         run_config=tune.RunConfig(verbose=0),

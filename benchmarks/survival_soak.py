@@ -75,8 +75,8 @@ def trial_processes(run: Path) -> list[int]:
     """Those that have reported. One that is killed as it starts, before it has a trial, is missed
     by Ray only after a minute (worker_register_timeout_seconds)."""
     running = {record.id for record in read_records(RunFolder.at(run)) if record.state == "running"}
-    places = run / "places.jsonl"
-    notes = map(json.loads, places.read_text().splitlines() if places.exists() else [])
+    file = run / "places.jsonl"
+    notes = map(json.loads, file.read_text().splitlines() if file.exists() else [])
     last = {note["trial"]: int(note["pid"]) for note in notes}
     return [
         pid for trial, pid in last.items() if trial in running and Path(f"/proc/{pid}").exists()

@@ -61,7 +61,7 @@ def main() -> None:
             spent[mode].append(seconds(mode, options.trials, options.at_once))
             print("{:9} {:7.1f} s, {:6.1f} s of CPU".format(mode, *spent[mode][-1]), flush=True)
     wall, cpu = (
-        {mode: median(pair[part] for pair in spent[mode]) for mode in spent} for part in (0, 1)
+        {mode: median(pair[index] for pair in spent[mode]) for mode in spent} for index in (0, 1)
     )
     each = (cpu["offline"] - cpu["disabled"]) / options.trials
     ratio = wall["offline"] / wall["disabled"]

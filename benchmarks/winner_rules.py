@@ -85,19 +85,19 @@ def search(
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         chooser = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(direction="maximize", sampler=chooser)
-    place = np.stack([np.log(curves.rates), np.log(curves.betas)], axis=1)
-    place = (place - place.min(axis=0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
+    points = np.stack([np.log(curves.rates), np.log(curves.betas)], axis=1)
+    points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     rungs: dict[int, list[float]] = {0: [], 2: []}
     running: list[list[Any]] = []
     begun: list[list[Any]] = []
 
     def start() -> None:
-        asked = study.ask() if study else None
+        proposal = study.ask() if study else None
         at = 0
-        if asked is not None:
-            point = np.array([asked.suggest_float(axis, 0, 1) for axis in ("rate", "beta")])
-            at = int(np.argmin(((place[left] - point) ** 2).sum(axis=1)))
-        begun.append([left.pop(at), 0, asked])
+        if proposal is not None:
+            point = np.array([proposal.suggest_float(axis, 0, 1) for axis in ("rate", "beta")])
+            at = int(np.argmin(((points[left] - point) ** 2).sum(axis=1)))
+        begun.append([left.pop(at), 0, proposal])
         running.append(begun[-1])
 
     def end(trial: list[Any], is_whole: bool) -> None:
@@ -113,10 +113,10 @@ def search(
         while len(running) < WORKERS and len(begun) < trials:
             start()
         for trial in list(running):
-            run, report, asked = trial
+            run, report, proposal = trial
             trial[1] += 1
-            if asked is not None:
-                asked.report(split.right[run, report], int(split.pairs_seen[report]))
+            if proposal is not None:
+                proposal.report(split.right[run, report], int(split.pairs_seen[report]))
             if trial[1] == len(split.pairs_seen):
                 end(trial, True)
             elif report in rungs:
@@ -197,12 +197,12 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
             print(f"\n{name}, {sampler} with ASHA: gain in points against {BASE!r}; ± over "
                   f"{seeds} splits, ± over trainings; ranking")  # fmt: skip
             for budget in budgets:
-                there = [one for one in found if (budget, BASE) in one]
-                if not there:
+                with_base = [one for one in found if (budget, BASE) in one]
+                if not with_base:
                     continue
                 for rule in RULES[1:]:
                     gain = np.array([np.subtract(one[budget, rule], one[budget, BASE])
-                                     for one in there]).reshape(-1, seeds, 2)  # fmt: skip
+                                     for one in with_base]).reshape(-1, seeds, 2)  # fmt: skip
                     means = gain.mean(axis=1)
                     spread = means[1:, 0] - means[1:, 0].mean()
                     # A search of all trainings leaves none out.

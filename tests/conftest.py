@@ -138,10 +138,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     # What another command may have left behind: with it the client would drop our ids.
     monkeypatch.setenv("WANDB_SWEEP_ID", "foreign")
-    with WandbServer() as there:
-        monkeypatch.setenv("WANDB_BASE_URL", there.url)
-        monkeypatch.setenv("WANDB_API_KEY", there.key)
-        yield there
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", server.key)
+        yield server
 
 
 @pytest.fixture

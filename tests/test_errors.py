@@ -61,7 +61,7 @@ def test_the_drawing_shows_every_class_in_its_place(module: ModuleType) -> None:
     tree = drawn(module.__doc__)
     built = {error.__name__: as_built(error) for error in classes(module)}
     assert built.items() <= tree.items()
-    above = {name: place for name, place in tree.items() if name not in built}
+    above = {name: parent for name, parent in tree.items() if name not in built}
     assert (
         above.items() <= drawn(dpo_train.errors.__doc__ or "").items()
     )  # the root of another file

@@ -79,11 +79,11 @@ def test_every_module_is_found_by_its_name(installed: Path) -> None:
 
 
 def test_every_data_file_is_the_same_there(installed: Path) -> None:
-    there = site_packages(installed)
+    folder = site_packages(installed)
     data = [path for path in FILES if path.suffix != ".py"]
     assert len(data) >= 5
     for path in data:
-        assert (there / path).read_bytes() == (ROOT / path).read_bytes(), path
+        assert (folder / path).read_bytes() == (ROOT / path).read_bytes(), path
 
 
 def test_the_command_is_there(installed: Path) -> None:

@@ -33,9 +33,9 @@ def make_real(data: Path) -> subprocess.CompletedProcess[str]:
 def test_a_file_that_is_not_there_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
     done = make_real(tmp_path / "pairs.jsonl")
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert len(said) == 1
-    assert f"DATA={tmp_path}/pairs.jsonl: there is no such file" in said[0]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(lines) == 1
+    assert f"DATA={tmp_path}/pairs.jsonl: there is no such file" in lines[0]
     assert not (tmp_path / "venv").exists()
 
 

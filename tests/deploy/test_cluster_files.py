@@ -47,11 +47,11 @@ def test_the_cluster_on_aws_is_one_that_ray_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "provider"), [("Google Cloud", "gcp"), ("Your own machines by SSH", "local")]
+    ("name", "provider"), [("Google Cloud", "gcp"), ("Your own machines by SSH", "local")]
 )
-def test_each_commented_block_makes_a_cluster_that_ray_takes(place: str, provider: str) -> None:
+def test_each_commented_block_makes_a_cluster_that_ray_takes(name: str, provider: str) -> None:
     assert set(cluster_yaml.BLOCKS) == {"Google Cloud", "Your own machines by SSH"}
-    prepared = validated(cluster_yaml.on(place))
+    prepared = validated(cluster_yaml.on(name))
     assert prepared["provider"]["type"] == provider
     assert prepared["head_node_type"] in prepared["available_node_types"]
 
@@ -97,8 +97,8 @@ def read_by_kuberay(name: str, resource: dict[str, Any], cluster: dict[str, Any]
     assert cluster["headGroupSpec"].keys() <= KNOWN["head"]
     for group in cluster["workerGroupSpecs"]:
         assert group.keys() <= KNOWN["worker"]
-    asked = {"metadata": {"name": name, "namespace": "default"}, "spec": cluster}
-    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(asked)
+    raycluster = {"metadata": {"name": name, "namespace": "default"}, "spec": cluster}
+    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(raycluster)
     return config
 
 
@@ -122,9 +122,9 @@ def test_the_server_on_kubernetes_is_one_that_kuberay_and_serve_take() -> None:
     service = kubernetes("rayservice.yaml")
     config = read_by_kuberay("server", service, service["spec"]["rayClusterConfig"])
     assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
-    asked = yaml.safe_load(service["spec"]["serveConfigV2"])
+    given = yaml.safe_load(service["spec"]["serveConfigV2"])
     # The schema takes unknown keys and drops them: what comes back must be what was given.
-    assert ServeDeploySchema.model_validate(asked).model_dump(exclude_unset=True) == asked
-    (application,) = asked["applications"]
+    assert ServeDeploySchema.model_validate(given).model_dump(exclude_unset=True) == given
+    (application,) = given["applications"]
     assert application["import_path"] == "serve.app:build"
     assert ReplicaOptions(**application["args"]).gpus == 1

@@ -73,8 +73,8 @@ def test_a_misspelt_key_is_noticed_at_every_level(
 ) -> None:
     content = copy.deepcopy(CONTENT)
     parent = content
-    for part in path[:-1]:
-        parent = parent[part]
+    for key in path[:-1]:
+        parent = parent[key]
     parent[f"{path[-1]}x"] = parent.pop(path[-1])
     with pytest.raises((AssertionError, ValidationError)):
         check(content, llm_config)
@@ -87,8 +87,8 @@ def test_adapters_are_loaded_only_from_the_urls_that_the_file_names(
     assert schemes == ["s3://", "gs://", "abfss://", "azure://"]
     config = CONTENT["applications"][0]["args"]["llm_configs"][0]
     for scheme in schemes:
-        place = {"dynamic_lora_loading_path": f"{scheme}bucket/adapters"}
-        llm_config.model_validate({**config, "lora_config": place})
+        lora = {"dynamic_lora_loading_path": f"{scheme}bucket/adapters"}
+        llm_config.model_validate({**config, "lora_config": lora})
     for folder in OTHER_FOLDERS:
         with pytest.raises(ValidationError, match="Invalid lora_config"):
             llm_config.model_validate(

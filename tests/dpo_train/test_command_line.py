@@ -29,7 +29,7 @@ def installed(tmp_path: Path) -> Path:
     return folder
 
 
-def said(command: list[str], cwd: Path, path: str = "") -> str:
+def printed(command: list[str], cwd: Path, path: str = "") -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment["PATH"] = os.pathsep.join(filter(None, [path, environment["PATH"]]))
     done = subprocess.run(
@@ -44,24 +44,24 @@ ARGUMENTS = "resume 'runs/my search' --trials +8"
 def test_a_program_called_by_its_path_is_named_by_that_path(
     installed: Path, tmp_path: Path
 ) -> None:
-    assert said(["env/bin/dpo-tune"], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
-    assert said([str(installed / "dpo-tune")], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
+    assert printed(["env/bin/dpo-tune"], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
+    assert printed([str(installed / "dpo-tune")], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
 
 
 def test_a_program_that_the_shell_finds_is_named_alone(installed: Path, tmp_path: Path) -> None:
-    assert said(["dpo-tune"], tmp_path, str(installed)) == f"dpo-tune {ARGUMENTS}"
+    assert printed(["dpo-tune"], tmp_path, str(installed)) == f"dpo-tune {ARGUMENTS}"
 
 
 def test_a_module_is_named_with_the_python_that_ran_it(tmp_path: Path) -> None:
     (tmp_path / "tune").mkdir()
     (tmp_path / "tune" / "__init__.py").touch()
     (tmp_path / "tune" / "__main__.py").write_text(SAYS)
-    by_path = said([sys.executable, "-m", "tune"], tmp_path)
+    by_path = printed([sys.executable, "-m", "tune"], tmp_path)
     assert by_path == f"{sys.executable} -m tune {ARGUMENTS}"
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "python-here").symlink_to(sys.executable)
-    assert said(["python-here", "-m", "tune"], tmp_path, str(folder)) == (
+    assert printed(["python-here", "-m", "tune"], tmp_path, str(folder)) == (
         f"python-here -m tune {ARGUMENTS}"
     )
 
@@ -72,7 +72,7 @@ def test_a_folder_with_a_space_is_quoted_in_the_program_too(
     folder = tmp_path / "my env"
     folder.mkdir()
     installed.rename(folder / "bin")
-    assert shlex.split(said([str(folder / "bin" / "dpo-tune")], tmp_path)) == [
+    assert shlex.split(printed([str(folder / "bin" / "dpo-tune")], tmp_path)) == [
         "my env/bin/dpo-tune", "resume", "runs/my search", "--trials", "+8",
     ]  # fmt: skip
 

@@ -61,16 +61,16 @@ def test_a_pass_keeps_what_was_told_without_weights(
     session = open_session(trial, small_prepared, "cpu")
     session.close()
     rows = reference.prepare(small_prepared).split("train")
-    told = pass_bytes(architecture(), trial, median_pair(rows, kind), 1, "cpu")
-    kept, beside = told.kept, 0.0
+    estimate = pass_bytes(architecture(), trial, median_pair(rows, kind), 1, "cpu")
+    kept, slack = estimate.kept, 0.0
     if "checkpointed" in kind:
         # Of the two layers a session counts one as it is without checkpoints.
         plain = override(trial, {"optim.activation_checkpointing": False})
         whole = pass_bytes(architecture(), plain, median_pair(rows, kind), 1, "cpu").kept
         kept = (kept + whole) // 2
         # A checkpoint also holds the rotary embeddings, which it does not save as a tensor.
-        beside = 0.15 * counted[0]
-    assert 0.97 * counted[0] - beside <= kept <= 1.03 * counted[0] + beside
+        slack = 0.15 * counted[0]
+    assert 0.97 * counted[0] - slack <= kept <= 1.03 * counted[0] + slack
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,14 +44,14 @@ def explained(
 def test_a_login_that_is_not_taken_is_said_and_nothing_else(
     tmp_path: Path, hub: WritableHub
 ) -> None:
-    said = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
-    assert explained(hub, tmp_path, token="hf_wrong") == said
+    message = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
+    assert explained(hub, tmp_path, token="hf_wrong") == message
 
 
 def test_a_gated_model_is_said_with_its_page(tmp_path: Path, hub: WritableHub) -> None:
     page = f"{constants.ENDPOINT}/acme/gated"
-    said = f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
-    assert explained(hub, tmp_path, "acme/gated") == said
+    message = f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
+    assert explained(hub, tmp_path, "acme/gated") == message
 
 
 def test_what_is_missing_is_said_without_addresses(tmp_path: Path, hub: WritableHub) -> None:

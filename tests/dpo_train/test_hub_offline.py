@@ -68,15 +68,15 @@ def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.Monk
 def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
-    asked: list[object] = []
+    addresses: list[object] = []
 
     def refuse(address: object, _: float) -> None:
-        asked.append(address)
+        addresses.append(address)
         raise ConnectionRefusedError(111, "Connection refused")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     assert look_for_hub() == "127.0.0.1: Connection refused"
-    assert asked == [("127.0.0.1", 3128)]
+    assert addresses == [("127.0.0.1", 3128)]
 
 
 def test_who_is_offline_on_purpose_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:

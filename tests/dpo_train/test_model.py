@@ -89,10 +89,10 @@ def test_the_host_copy_of_a_gpus_weight_is_pinned(
 ) -> None:
     import torch
 
-    asked: list[object] = []
+    requests: list[object] = []
 
     def empty_like(weight: torch.Tensor, device: str, pin_memory: bool) -> torch.Tensor:
-        asked.append((device, pin_memory))
+        requests.append((device, pin_memory))
         return torch.empty(weight.shape)  # no memory can be pinned without a GPU
 
     class Weight(torch.Tensor):
@@ -102,7 +102,7 @@ def test_the_host_copy_of_a_gpus_weight_is_pinned(
     monkeypatch.setattr(torch, "empty_like", empty_like)
     copy = model._host_copy(torch.arange(3.0).as_subclass(Weight))
     assert copy.tolist() == [0, 1, 2]
-    assert asked == [("cpu", is_cuda)]
+    assert requests == [("cpu", is_cuda)]
 
 
 def test_a_full_fine_tuning_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,11 +154,11 @@ def test_the_estimate_has_its_bytes(kind: str, llama: Path) -> None:
     config = trial(llama, kind)
     base = model.load_base(config.model, "cpu").model
     linear = [each for each in base.modules() if isinstance(each, quantization.QuantizedLinear)]
-    scales = [part for layer in linear for part in _scales(layer.weight)]
+    scales = [scale for layer in linear for scale in _scales(layer.weight)]
     held = sum(each.nbytes for each in (*base.parameters(), *scales))
     pair = PairLength(prompt=20, chosen=12, rejected=9)
-    told = pass_bytes(base.config, config, pair, 1, "cpu").weights
-    assert told == pytest.approx(held, rel=0.01)
+    estimated = pass_bytes(base.config, config, pair, 1, "cpu").weights
+    assert estimated == pytest.approx(held, rel=0.01)
     own = sum(each.nbytes for each in (*(layer.weight for layer in linear), *scales))
     assert memory.mapped_bytes(base) == held - own
     model.forget_base()

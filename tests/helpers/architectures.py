@@ -201,7 +201,7 @@ def held_out_logps(case: Case, model: Any) -> torch.Tensor:
     model.eval()
     values = []
     for row in read_rows(case, "validation"):
-        asked = tokenizer.apply_chat_template(
+        prompt = tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_dict=False
         )
         for side in SIDES:
@@ -210,7 +210,7 @@ def held_out_logps(case: Case, model: Any) -> torch.Tensor:
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
             scores = torch.log_softmax(logits.float(), dim=-1)
             targets = torch.tensor(ids[1:])[:, None]
-            values.append(scores.gather(1, targets)[len(asked) - 1 :].mean())
+            values.append(scores.gather(1, targets)[len(prompt) - 1 :].mean())
     return torch.stack(values).view(-1, 2)
 
 
@@ -271,8 +271,8 @@ def ours(case: Case, run: Run, scratch: Path) -> Result | Failure:
         tokens = torch.tensor([[len(ids) for ids in rows[f"{side}_ids"]] for side in SIDES])
         shifts = torch.tensor([found[-1].held_out[f"eval/{side}_shift"].tolist() for side in SIDES])
         # As somebody without this project loads it.
-        whole = f"{case.folder}/model" if lora else export
-        policy = transformers.AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+        loaded_from = f"{case.folder}/model" if lora else export
+        policy = transformers.AutoModelForCausalLM.from_pretrained(loaded_from, dtype=torch.float32)
         if lora:
             policy = peft.PeftModel.from_pretrained(policy, export)
         return Result(

@@ -19,12 +19,12 @@ def on_aws() -> dict[str, Any]:
     return config
 
 
-def on(place: str) -> dict[str, Any]:
+def on(provider: str) -> dict[str, Any]:
     """The block is what follows its first empty comment line; above it are words."""
-    block = BLOCKS[place]
+    block = BLOCKS[provider]
     replaced = block["keys"].split(", ")
     assert set(replaced) <= on_aws().keys()
     _, _, content = block["lines"].partition("#\n")
     lines = (line.removeprefix("#").removeprefix(" ") for line in content.splitlines())
-    kept = {key: value for key, value in on_aws().items() if key not in replaced}
-    return kept | yaml.safe_load("\n".join(lines))
+    unchanged = {key: value for key, value in on_aws().items() if key not in replaced}
+    return unchanged | yaml.safe_load("\n".join(lines))

@@ -52,14 +52,14 @@ class Driver:
         self.scheduler = SearchScheduler(
             self.config, self.records, self.searcher, rungs, self.stopper
         )
-        self.asked = 0
+        self.suggested = 0
 
     def start(self) -> Any:
-        self.asked += 1
-        config = self.searcher.suggest(f"tune{self.asked}")
+        self.suggested += 1
+        config = self.searcher.suggest(f"tune{self.suggested}")
         if not isinstance(config, dict):
             return config
-        trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
+        trial = SimpleNamespace(trial_id=f"tune{self.suggested}", config=config, status="RUNNING",
                                 run_metadata=SimpleNamespace(num_failures=0),
                                 error_file=None, pickled_error_file=None)  # fmt: skip
         self.scheduler.on_trial_add(None, trial)

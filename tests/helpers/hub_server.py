@@ -200,9 +200,9 @@ def refs(call: Call) -> Answer:
     branches, tags = (
         [
             {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha}
-            for name, sha in there.items()
+            for name, sha in named.items()
         ]
-        for kind, there in (("heads", call.repository().branches), ("tags", call.repository().tags))
+        for kind, named in (("heads", call.repository().branches), ("tags", call.repository().tags))
     )
     return Answer({"branches": branches, "converts": [], "tags": tags, "pullRequests": []})
 

@@ -69,9 +69,9 @@ class WritableHub(HubServer):
         return None
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        there = self.repositories[f"models/{repo}"]
-        sha = there.branches.get(revision, revision)
-        return {path: file.content for path, file in there.commits[sha].items()}
+        repository = self.repositories[f"models/{repo}"]
+        sha = repository.branches.get(revision, revision)
+        return {path: file.content for path, file in repository.commits[sha].items()}
 
 
 def hub_of(call: Call) -> WritableHub:
@@ -86,15 +86,15 @@ def sent(call: Call) -> Any:
 
 
 def create(call: Call) -> Answer:
-    asked = sent(call)
-    owner = asked.get("organization") or "acme"
+    body = sent(call)
+    owner = body.get("organization") or "acme"
     if owner not in ("acme", "team"):
         raise Refusal(403, f"You don't have the rights to create a model under {owner}")
-    key = f"models/{owner}/{asked['name']}"
-    url = {"url": f"{call.hub.url}/{owner}/{asked['name']}"}
+    key = f"models/{owner}/{body['name']}"
+    url = {"url": f"{call.hub.url}/{owner}/{body['name']}"}
     if key in call.hub.repositories:
         return Answer({"error": "You already created this model repo", **url}, 409)
-    repository = Repository(asked["visibility"] == "private", False)
+    repository = Repository(body["visibility"] == "private", False)
     repository.add_commit({".gitattributes": File(b"*.safetensors filter=lfs\n", False)})
     call.hub.repositories[key] = repository
     return Answer(url)
@@ -115,10 +115,10 @@ def validate(call: Call) -> Answer:
 
 
 def preupload(call: Call) -> Answer:
-    (_, there), answered = call.snapshot(), []
+    (_, existing), answered = call.snapshot(), []
     for file in sent(call)["files"]:
         mode = "lfs" if Path(file["path"]).suffix in LFS_SUFFIXES else "regular"
-        known = there.get(file["path"])
+        known = existing.get(file["path"])
         oid = {"oid": known.etag} if known else {}
         answered.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid})
     return Answer({"files": answered})
@@ -126,12 +126,12 @@ def preupload(call: Call) -> Answer:
 
 def lfs_batch(call: Call) -> Answer:
     answered = []
-    for asked in sent(call)["objects"]:
-        oid = asked["oid"]
-        place = f"{call.hub.url}/lfs/{oid}"
-        actions = {"upload": {"href": place}, "verify": {"href": f"{place}/verify"}}
+    for requested in sent(call)["objects"]:
+        oid = requested["oid"]
+        url = f"{call.hub.url}/lfs/{oid}"
+        actions = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
         known = oid in hub_of(call).objects
-        answered.append({**asked, **({} if known else {"actions": actions})})
+        answered.append({**requested, **({} if known else {"actions": actions})})
     return Answer({"transfer": "basic", "objects": answered})
 
 
@@ -143,9 +143,9 @@ def lfs_put(call: Call) -> Answer:
 
 
 def lfs_verify(call: Call) -> Answer:
-    asked = json.loads(call.body)
-    known = hub_of(call).objects.get(asked["oid"])
-    if known is None or len(known) != asked["size"]:
+    requested = json.loads(call.body)
+    known = hub_of(call).objects.get(requested["oid"])
+    if known is None or len(known) != requested["size"]:
         raise Refusal(404, "no such object")
     return Answer({})
 
@@ -203,16 +203,16 @@ def may_write(call: Call) -> Answer:
 
 
 def xet_token(call: Call) -> Answer:
-    place = hub_of(call).xet
-    if place is None:
+    folder = hub_of(call).xet
+    if folder is None:
         raise Refusal(501, "this Hub has no xet")
-    told = {"casUrl": f"local://{place}", "accessToken": "x", "exp": 4102444800}
+    access = {"casUrl": f"local://{folder}", "accessToken": "x", "exp": 4102444800}
     headers = {
-        "X-Xet-Cas-Url": told["casUrl"],
+        "X-Xet-Cas-Url": access["casUrl"],
         "X-Xet-Access-Token": "x",
         "X-Xet-Token-Expiration": "4102444800",
     }
-    return Answer(told, 200, headers)
+    return Answer(access, 200, headers)
 
 
 UPLOADS = [

@@ -86,7 +86,7 @@ class ObjectStore:
             self.remove(path)
 
     def _paths(self, below: str = "") -> list[str]:
-        asked = {"Bucket": "bucket", "Prefix": f"runs/{below}"}
-        pages = self._client.get_paginator("list_objects_v2").paginate(**asked)
+        query = {"Bucket": "bucket", "Prefix": f"runs/{below}"}
+        pages = self._client.get_paginator("list_objects_v2").paginate(**query)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
         return [key.removeprefix("runs/") for key in keys if not key.endswith("/")]

@@ -15,12 +15,12 @@ from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Session
 
 
-def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:
-    config, out = TrainConfig.model_validate(asked["config"]), Path(asked["out"])
-    peers = ProcessGroup(**asked["peers"])
+def train(request: dict[str, Any]) -> list[list[dict[str, float]]]:
+    config, out = TrainConfig.model_validate(request["config"]), Path(request["out"])
+    peers = ProcessGroup(**request["peers"])
 
     def begin() -> Session:
-        return open_session(config, Path(asked["prepared"]), "cpu", peers)
+        return open_session(config, Path(request["prepared"]), "cpu", peers)
 
     trials = []
     for trial in ("first", "second"):
@@ -55,8 +55,8 @@ def _as_if_on_gpus() -> None:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    if asked["peers"]["sharded"]:
+    request = json.loads(sys.argv[1])
+    if request["peers"]["sharded"]:
         _as_if_on_gpus()
-    rank = asked["peers"]["rank"]
-    (Path(asked["out"]) / f"reports{rank}.json").write_text(json.dumps(train(asked)))
+    rank = request["peers"]["rank"]
+    (Path(request["out"]) / f"reports{rank}.json").write_text(json.dumps(train(request)))

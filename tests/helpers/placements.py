@@ -9,7 +9,7 @@ from typing import Any
 from tests.helpers.run_records import records_of
 
 
-def places(run: Path) -> list[dict[str, Any]]:
+def placements(run: Path) -> list[dict[str, Any]]:
     file = run / "places.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -21,16 +21,16 @@ def most_at_once(run: Path) -> dict[tuple[str, str], int]:
     """
     sittings = json.loads((run / "run.json").read_text())["sittings"]
     ended = {record.id: record.ended or 0.0 for record in records_of(run)}
-    taken = places(run)
+    taken = placements(run)
     held: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for number, place in enumerate(taken):
+    for number, placement in enumerate(taken):
         until = next(
-            (later["at"] for later in taken[number + 1 :] if later["trial"] == place["trial"]),
-            ended[place["trial"]],
+            (later["at"] for later in taken[number + 1 :] if later["trial"] == placement["trial"]),
+            ended[placement["trial"]],
         )
-        driven = max(seen for began, seen in sittings if began <= place["at"])
-        span = (place["at"], min(until, driven))
-        held.setdefault((place["node"], place["gpus"]), []).append(span)
+        driven = max(seen for began, seen in sittings if began <= placement["at"])
+        span = (placement["at"], min(until, driven))
+        held.setdefault((placement["node"], placement["gpus"]), []).append(span)
     return {
         gpu: max(sum(a <= began < b for a, b in spans) for began, _ in spans)
         for gpu, spans in held.items()

@@ -105,9 +105,9 @@ class RayCluster:
 
     def follow(self, job: str) -> str:
         """All that a job says, from its beginning to its good end."""
-        said = self.job("logs", "--follow", job, seconds=300)
-        assert f"Job '{job}' succeeded" in said, said
-        return said
+        output = self.job("logs", "--follow", job, seconds=300)
+        assert f"Job '{job}' succeeded" in output, output
+        return output
 
     def close(self) -> None:
         for number in sorted(self._nodes, reverse=True):

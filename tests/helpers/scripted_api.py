@@ -26,7 +26,7 @@ class Script:
     """Streams break off in the middle."""
     is_endless: bool = False
     """Streams go on until the client has gone."""
-    asked: list[dict[str, object]] = field(default_factory=list)
+    bodies: list[dict[str, object]] = field(default_factory=list)
     gone: int = 0
     """So many clients have gone before the end."""
 
@@ -40,7 +40,7 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
-        script.asked.append(body)
+        script.bodies.append(body)
         if script.refusal:
             status, headers, error = script.refusal
             return JSONResponse({"error": error}, status, headers)
@@ -53,10 +53,10 @@ def create_app(
 
 async def _events(script: Script, text: str) -> AsyncIterator[str]:
     size = max(7, len(text) // 100)
-    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
     try:
-        for part in parts[: len(parts) // 2] if script.is_cut else parts:
-            yield _event({"content": part}, None)
+        for piece in pieces[: len(pieces) // 2] if script.is_cut else pieces:
+            yield _event({"content": piece}, None)
             await asyncio.sleep(0.001)
         while script.is_endless:
             yield _event({"content": "on and "}, None)

@@ -285,10 +285,10 @@ def test_huggingface_hub_meets_the_hubs_refusals(hub, tmp_path):
 def test_resolve_answers_ranges_and_refuses_one_past_the_end(hub):
     url = f"{hub.url}/datasets/acme/lines/resolve/main/truthy.jsonl"
     content = urllib.request.urlopen(url).read()
-    for span, part in (("0-9", content[:10]), ("5-", content[5:]), ("0-999999", content)):
+    for span, expected in (("0-9", content[:10]), ("5-", content[5:]), ("0-999999", content)):
         request = urllib.request.Request(url, headers={"Range": f"bytes={span}"})
         with urllib.request.urlopen(request) as answer:
-            assert (answer.status, answer.read()) == (206, part)
+            assert (answer.status, answer.read()) == (206, expected)
             assert answer.headers["Content-Range"].endswith(f"/{len(content)}")
             assert answer.headers["X-Repo-Commit"] == hub.sha(LINES)
     request = urllib.request.Request(url, headers={"Range": f"bytes={len(content)}-"})

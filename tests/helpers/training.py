@@ -31,38 +31,38 @@ def numbers(report: dict[str, float]) -> dict[str, float]:
 
 def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder: Path) -> None:
     """Saved in the midst of an interval, the trial reports what it would have reported."""
-    whole = [numbers(report) for report in curve(trial, prepared)]
+    uninterrupted = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")
     begun = [numbers(session.advance().report)]
     while session.pairs_done <= begun[0]["pairs_seen"]:
         assert session.advance_for(0) is None
     saved = session.save(folder / "between")
-    assert begun[0]["pairs_seen"] < saved < whole[1]["pairs_seen"]
+    assert begun[0]["pairs_seen"] < saved < uninterrupted[1]["pairs_seen"]
     begun.append(numbers(session.advance().report))  # holding disturbs nothing
     while session.advance_for(0) is None:
         pass  # an evaluation that nobody waited for is the next report
     session.close()
-    assert begun == whole[:2]
+    assert begun == uninterrupted[:2]
     restored = open_session(trial, prepared, "cpu")
     restored.restore(folder / "between")
-    rest = [numbers(restored.advance().report) for _ in range(len(whole) - 1)]
+    rest = [numbers(restored.advance().report) for _ in range(len(uninterrupted) - 1)]
     restored.close()
-    assert rest == whole[1:]
+    assert rest == uninterrupted[1:]
 
 
 def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
-    whole = [numbers(report) for report in curve(trial, prepared)]
+    uninterrupted = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")
     begun = [numbers(session.advance().report) for _ in range(3)]
     session.save(folder / "state")
     begun.append(numbers(session.advance().report))  # saving disturbs nothing
     session.close()
-    assert begun == whole[:4]
+    assert begun == uninterrupted[:4]
     restored = open_session(trial, prepared, "cpu")
     restored.restore(folder / "state")
-    rest = [numbers(restored.advance().report) for _ in range(len(whole) - 3)]
+    rest = [numbers(restored.advance().report) for _ in range(len(uninterrupted) - 3)]
     restored.close()
-    assert rest == whole[3:]
+    assert rest == uninterrupted[3:]
 
 
 def stock_results(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

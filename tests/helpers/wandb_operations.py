@@ -133,16 +133,16 @@ def upsert_sweep(server: WandbServer, given: Variables) -> Any:
         sweep = Sweep(secrets.token_hex(4), given["config"])
         server.sweeps[sweep.name] = sweep
     project = _project(given.get("entityName") or ENTITY, given["projectName"])
-    told = {"name": sweep.name, "state": sweep.state, "project": project}
-    return {"upsertSweep": {"sweep": told, "configValidationWarnings": []}}
+    described = {"name": sweep.name, "state": sweep.state, "project": project}
+    return {"upsertSweep": {"sweep": described, "configValidationWarnings": []}}
 
 
 def sweep_with_runs(server: WandbServer, given: Variables) -> Any:
     sweep = server.sweeps.get(given["sweep"])
     if sweep is None:
         return {"project": {"sweep": None}}
-    told = {"id": sweep.name, "name": sweep.name, "state": sweep.state, "config": sweep.config}
-    return {"project": {"sweep": {**told, "runs": {"edges": []}}}}
+    described = {"id": sweep.name, "name": sweep.name, "state": sweep.state, "config": sweep.config}
+    return {"project": {"sweep": {**described, "runs": {"edges": []}}}}
 
 
 def create_artifact(server: WandbServer, given: Variables) -> Any:
@@ -159,15 +159,15 @@ def create_artifact(server: WandbServer, given: Variables) -> Any:
 
 def create_manifest(server: WandbServer, given: Variables) -> Any:
     server.find(given["entityName"], given["projectName"], given["runName"])
-    place = f"{server.url}/upload/{given['runName']}/{given['artifactID']}.json"
-    file = {"id": "1", "uploadUrl": place, "uploadHeaders": []}
-    return {"createArtifactManifest": {"artifactManifest": {"id": place, "file": file}}}
+    url = f"{server.url}/upload/{given['runName']}/{given['artifactID']}.json"
+    file = {"id": "1", "uploadUrl": url, "uploadHeaders": []}
+    return {"createArtifactManifest": {"artifactManifest": {"id": url, "file": file}}}
 
 
 def update_manifest(_: WandbServer, given: Variables) -> Any:
     file = {"id": "1", "uploadUrl": given["artifactManifestID"], "uploadHeaders": []}
-    told = {"id": given["artifactManifestID"], "file": file}
-    return {"updateArtifactManifest": {"artifactManifest": told}}
+    manifest = {"id": given["artifactManifestID"], "file": file}
+    return {"updateArtifactManifest": {"artifactManifest": manifest}}
 
 
 def commit_artifact(server: WandbServer, given: Variables) -> Any:
@@ -180,8 +180,8 @@ def create_artifact_files(server: WandbServer, given: Variables) -> Any:
     edges = []
     for file in given["input"]["artifactFiles"]:
         artifact, name = file["artifactID"], file["name"]
-        place = f"{server.url}/upload/{server.artifacts[artifact]['runName']}/{artifact}/{name}"
-        node = {"storagePath": name, "uploadUrl": place, "uploadHeaders": []}
+        url = f"{server.url}/upload/{server.artifacts[artifact]['runName']}/{artifact}/{name}"
+        node = {"storagePath": name, "uploadUrl": url, "uploadHeaders": []}
         edges.append({"node": {**node, "uploadMultipartUrls": None, "artifact": {"id": artifact}}})
     return {"createArtifactFiles": {"files": {"edges": edges}}}
 

@@ -29,7 +29,7 @@ class WandbServer:
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
         """By collection: what was asked for, and its state."""
-        self.asked: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
         self.bodies: list[str] = []
         """All that was sent, for a test that looks for what must not be."""
         self.ill = ""
@@ -72,16 +72,16 @@ class WandbServer:
                 return self._file_stream(*stream.groups(), json.loads(body))
         raise Refusal(404, f"wandb_server.py has no route for {method} {path}")
 
-    def _graphql(self, asked: dict[str, Any]) -> Any:
-        found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
+    def _graphql(self, request: dict[str, Any]) -> Any:
+        found = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
         name = found[1] if found else ""
-        self.asked[name] += 1
+        self.calls[name] += 1
         if name not in OPERATIONS:
             raise Refusal(400, f"wandb_server.py does not know {name!r}")
-        return {"data": OPERATIONS[name](self, asked.get("variables") or {})}
+        return {"data": OPERATIONS[name](self, request.get("variables") or {})}
 
     def _file_stream(self, entity: str, project: str, run_id: str, sent: dict[str, Any]) -> Any:
-        self.asked["file_stream"] += 1
+        self.calls["file_stream"] += 1
         run = self.find(entity, project, "" if self.ill == "forgets" else run_id)
         files = sent.get("files") or {}
         if history := files.get("wandb-history.jsonl"):

@@ -92,8 +92,8 @@ def test_two_replicas_share_the_work_and_prometheus_can_add_up_their_counts(
         while len(found.get(("tokens_total", "sample", "answer"), {})) < 2:
             assert time.monotonic() < deadline, found
             for number in range(20):
-                asked = {"prompt": QUESTION, "temperature": 0, "max_tokens": 5 + number % 2}
-                assert client.post("/generate", json=asked).status_code == 200
+                body = {"prompt": QUESTION, "temperature": 0, "max_tokens": 5 + number % 2}
+                assert client.post("/generate", json=body).status_code == 200
             rounds += 1
             expected = {
                 ("requests_total", "/generate", "200"): 20 * rounds,

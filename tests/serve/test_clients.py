@@ -95,7 +95,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said", "param"),
+    ("path", "body", "message", "param"),
     [
         (CHATS, {"tools": [{"type": "function"}]}, "tools is not supported by this", "tools"),
         (CHATS, {"tool_choice": "required"}, "tool_choice is not supported", "tool_choice"),
@@ -128,12 +128,12 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
     ],
 )  # fmt: skip
 def test_what_would_change_an_answer_is_refused_by_name(
-    client: TestClient, path: str, body: dict[str, Any], said: str, param: str | None
+    client: TestClient, path: str, body: dict[str, Any], message: str, param: str | None
 ) -> None:
     answer = client.post(path, json={**CHAT, **body} if path == CHATS else body)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert said in error["message"]
+    assert message in error["message"]
     assert "Value error" not in error["message"]
     assert param in (None, error["param"])
 

@@ -47,10 +47,10 @@ def test_a_file_that_tokens_can_not_be_drawn_by_is_refused(file: dict[str, Any])
 
 def test_what_a_request_says_comes_before_the_defaults() -> None:
     defaults = GenerationDefaults(0.0, 0.8, 20, 0.1, 1.05)
-    asked = ChatRequest(
+    request = ChatRequest(
         messages=MESSAGES, temperature=1, top_p=1, top_k=0, min_p=0, repetition_penalty=1
     )
-    given = asked.sampling(9, 0, defaults)
+    given = request.sampling(9, 0, defaults)
     assert (given.temperature, given.top_p, given.top_k) == (1, 1, 0)
     assert (given.min_p, given.repetition_penalty) == (0, 1)
     left_out = ChatRequest(messages=MESSAGES).sampling(9, 0, defaults)

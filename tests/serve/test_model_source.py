@@ -16,16 +16,16 @@ HALF = [1.0] * 8
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("source", "message"),
     [
         ("./none", "./none: no such folder"),
         (str(Path(__file__).parent), "neither config.json nor adapter_config.json"),
         ("s3://bucket/runs/x/winner", "a URL; bring the folder here first"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
-        describe_memory([place], 1, 128)
+def test_what_cannot_be_served_is_said_in_one_line(source: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        describe_memory([source], 1, 128)
 
 
 def test_two_models_of_one_name_are_refused() -> None:

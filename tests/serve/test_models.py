@@ -109,8 +109,8 @@ def test_each_name_of_a_checkpoint_is_counted_under_itself() -> None:
     meters.mount(app, loaded, LocalInstruments())
     with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
         for name, tokens in (("one", 3), ("two", 5)):
-            asked = {"prompt": "Hi", "model": name, "max_tokens": tokens, "temperature": 0}
-            assert client.post("/generate", json=asked).status_code == 200
+            body = {"prompt": "Hi", "model": name, "max_tokens": tokens, "temperature": 0}
+            assert client.post("/generate", json=body).status_code == 200
         text = client.get("/metrics").text
     loaded["one"].engine.close()
     assert 'tokens_total{kind="answer",model="one"} 3.0' in text
@@ -132,8 +132,8 @@ def test_a_prompt_is_answered_alike_beside_one_near_the_ropes_length(tmp_path: P
     assert model.engine.context == 64
     app = api.create_app(loaded, None)
     with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
-        asked = {"prompt": tokenizer.decode(PROMPT) * 8, "max_tokens": 60, "temperature": 0}
-        refused = client.post("/v1/completions", json=asked)
+        body = {"prompt": tokenizer.decode(PROMPT) * 8, "max_tokens": 60, "temperature": 0}
+        refused = client.post("/v1/completions", json=body)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     assert "more than the context of 64" in refused.json()["error"]["message"]
     sent: queue.Queue[Chunk] = queue.Queue()

@@ -161,7 +161,7 @@ def test_names_and_examples_and_the_author_are_texts(open_page: Open, script: Sc
         ask(page, hostile)
         expect(page.locator(".answer > h2")).to_have_text(hostile)
         expect(page.locator(".prompt")).to_have_text(hostile)
-        assert script.asked[0]["model"] == hostile
+        assert script.bodies[0]["model"] == hostile
 
 
 def test_the_page_takes_scripts_from_its_own_server_alone(scripted: Server) -> None:

@@ -85,7 +85,7 @@ def test_a_post_to_a_path_with_a_slash_is_answered(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (None, "the content type is missing; send application/json"),
         ("text/plain", "the content type is text/plain; send application/json"),
@@ -93,12 +93,12 @@ def test_a_post_to_a_path_with_a_slash_is_answered(client: TestClient) -> None:
     ],
 )
 def test_a_content_type_that_is_not_json_is_said(
-    client: TestClient, kind: str | None, said: str
+    client: TestClient, kind: str | None, message: str
 ) -> None:
     headers = {} if kind is None else {"content-type": kind}
     answer = client.post("/generate", content=b'{"prompt": "Hi"}', headers=headers)
     assert answer.status_code == 415
-    assert said in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     for json_type in ("application/json; charset=utf-8", "application/vnd.api+json"):
         body = b'{"prompt": "Hi", "max_tokens": 2}'
         answer = client.post("/generate", content=body, headers={"content-type": json_type})

@@ -42,21 +42,21 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, dpo_tune: Run, case: str) -> None:
-    text, said = BROKEN[case]
+    text, message = BROKEN[case]
     path = tmp_path / "x.yaml"
     path.write_text(text)
     done = dpo_tune("run", path)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
-    said = [line.partition(" x: ")[2] for line in done.stdout.splitlines()]
-    assert said == ["looking at model, data and outputs", "reading the data"][: len(said)]
+    states = [line.partition(" x: ")[2] for line in done.stdout.splitlines()]
+    assert states == ["looking at model, data and outputs", "reading the data"][: len(states)]
     assert [p.name for p in tmp_path.iterdir()] == ["x.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run", "none.yaml"], "none.yaml: can't be read"),
         (["show", "none"], "no run 'none'"),
@@ -68,12 +68,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, dpo_tune: Run, 
     ],
 )
 def test_wrong_arguments_are_answered_in_one_line(
-    tmp_path: Path, dpo_tune: Run, arguments: list[str], said: str
+    tmp_path: Path, dpo_tune: Run, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "x.yaml").write_text(GOOD)
     done = dpo_tune(*arguments)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -129,8 +129,8 @@ def test_what_only_the_tokenizer_finds_is_said_before_the_first_trial(
     (tmp_path / "x.yaml").write_text(f"{GOOD}\ndata: {{id: rows.jsonl}}\n")
     done = dpo_tune(command, "x.yaml")
     assert done.returncode == 2, done.stdout + done.stderr
-    said = "error: data: rows.jsonl line 31: prompt holds '<|im_end|>', a special token"
-    assert done.stderr.startswith(said)
+    message = "error: data: rows.jsonl line 31: prompt holds '<|im_end|>', a special token"
+    assert done.stderr.startswith(message)
     # The corrected search may have the same name.
     assert not (tmp_path / "runs" / "x" / "run.json").exists()
     if command == "run":
@@ -142,7 +142,7 @@ def test_what_only_the_tokenizer_finds_is_said_before_the_first_trial(
 def test_every_command_and_option_has_help() -> None:
     parser = _parser()
     (commands,) = [a for a in parser._actions if hasattr(a, "choices") and a.choices]
-    there = {
+    expected = {
         "run",
         "resume",
         "show",
@@ -157,7 +157,7 @@ def test_every_command_and_option_has_help() -> None:
         "init",
         "schema",
     }
-    assert there <= set(commands.choices)  # type: ignore[arg-type]
+    assert expected <= set(commands.choices)  # type: ignore[arg-type]
     for command in commands.choices.values():  # type: ignore[union-attr]
         assert all(action.help for action in command._actions)
 
@@ -221,9 +221,9 @@ def test_quietly_a_search_says_only_how_it_ended(
         raise Interrupted(tmp_path / "gone", "the disk is gone")
 
     assert _finish(search, is_quiet=True) == 130
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("the disk is gone")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("the disk is gone")
     for typed in (["-q", "run", "x.yaml"], ["run", "-q", "x.yaml"], ["resume", "x", "--quiet"]):
         assert _parser().parse_args(typed).quiet
     assert not _parser().parse_args(["run", "x.yaml"]).quiet
@@ -253,5 +253,5 @@ def test_an_interruption_is_said_even_where_the_run_folder_is_gone(
         raise Interrupted(tmp_path / "gone", "the disk is gone")
 
     assert _finish(search) == 130
-    said = capsys.readouterr().err
-    assert re.match(r"the disk is gone; to go on: \S*dpo-tune resume ", said)
+    printed = capsys.readouterr().err
+    assert re.match(r"the disk is gone; to go on: \S*dpo-tune resume ", printed)

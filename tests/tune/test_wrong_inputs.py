@@ -22,31 +22,31 @@ ROW = {"prompt": "Which number follows 3?", "chosen": "It is 4.", "rejected": "N
 class Wrong:
     """One input, as typed in a folder that holds `x.yaml`, and what must be said of it."""
 
-    said: tuple[str, ...]
+    messages: tuple[str, ...]
     yaml: str = GOOD
     typed: str = "run x.yaml"
     make: Callable[[Path], object] = lambda _: None
     """Writes what else lies in the folder."""
 
 
-def axis(text: str, *said: str) -> Wrong:
-    return Wrong(said, f"trials: 2\nspace: {{optim.learning_rate: {text}}}\n")
+def axis(text: str, *messages: str) -> Wrong:
+    return Wrong(messages, f"trials: 2\nspace: {{optim.learning_rate: {text}}}\n")
 
 
-def more(text: str, *said: str) -> Wrong:
-    return Wrong(said, f"{GOOD}{text}\n")
+def more(text: str, *messages: str) -> Wrong:
+    return Wrong(messages, f"{GOOD}{text}\n")
 
 
-def override(text: str, *said: str) -> Wrong:
-    return Wrong(said, typed=f"run x.yaml --set {shlex.quote(text)}")
+def override(text: str, *messages: str) -> Wrong:
+    return Wrong(messages, typed=f"run x.yaml --set {shlex.quote(text)}")
 
 
 def rows(*texts: str, name: str = "rows.jsonl") -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text("".join(f"{text}\n" for text in texts))
 
 
-def data(make: Callable[[Path], object], *said: str, name: str = "rows.jsonl") -> Wrong:
-    return Wrong(said, f"{GOOD}data: {{id: {name}}}\n", "doctor x.yaml", make)
+def data(make: Callable[[Path], object], *messages: str, name: str = "rows.jsonl") -> Wrong:
+    return Wrong(messages, f"{GOOD}data: {{id: {name}}}\n", "doctor x.yaml", make)
 
 
 def model_without(name: str) -> Callable[[Path], object]:
@@ -217,8 +217,8 @@ def test_a_wrong_input_is_answered_with_the_place_and_what_to_type(
     assert error.startswith("error: ")
     assert error.count("\n") <= 2
     assert not PYDANTICS.search(error), error
-    for said in wrong.said:
-        assert said in error
+    for messages in wrong.messages:
+        assert messages in error
     suggestions = re.findall(r"did you mean (.*)\?", error)
     assert all(len(names.split(",")) <= 5 for names in suggestions)
 

@@ -73,12 +73,12 @@ def test_truthful_qa_is_read_as_the_search_to_copy_says(tmp_path: Path) -> None:
 
         done = read(data)
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout.splitlines()[-1])
-        assert said["read_as"] == (
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert result["read_as"] == (
             f"prompt + answers, {QUESTIONS} rows; not read: category, correct_answers, source, type"
         )
-        assert len(said["rows"]) == QUESTIONS
-        (row,) = (row for row in said["rows"] if " 7 times?" in row["prompt"][0]["content"])
+        assert len(result["rows"]) == QUESTIONS
+        (row,) = (row for row in result["rows"] if " 7 times?" in row["prompt"][0]["content"])
         assert row == {
             "prompt": [{"role": "user", "content": "What happens 7 times?"}],
             "chosen": [{"role": "assistant", "content": "It happens 7 times."}],

@@ -36,6 +36,7 @@ from tests.helpers.preference_data import (
     json_texts,
     latin,
     lines,
+    message,
     nested,
     one_is_not_whole,
     one_null,
@@ -44,7 +45,6 @@ from tests.helpers.preference_data import (
     python_texts,
     renamed,
     roles,
-    said,
     saved,
     several,
     sharegpt,
@@ -192,7 +192,7 @@ CASES = (
     Case("a system column of numbers", lines(changed(system=3)), "system is 3, not a text"),
     Case("two system prompts",
          lines(lambda n: {**answers(n), "system": "Be kind.",
-                          "prompt": [said("system", "Be rude."), user(n)]}),
+                          "prompt": [message("system", "Be rude."), user(n)]}),
          "the system column has 'Be kind.', the messages 'Be rude.'"),
     Case("images in a column", lines(changed(images=["cat.png"])), "a column 'images'"),
     Case("images in a message", lines(image_part), "a part of type 'image'"),
@@ -202,14 +202,14 @@ CASES = (
 def expected(case: Case, number: int) -> tuple[str, str, str]:
     system = f"<|im_start|>system\n{case.system}<|im_end|>\n" if case.system else ""
     before = "".join(
-        f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
-        for message in (HISTORY if case.history else [])
+        f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n"
+        for turn in (HISTORY if case.history else [])
     )
-    asked = f"{system}{before}<|im_start|>user\n{ask(number)}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = f"{system}{before}<|im_start|>user\n{ask(number)}<|im_end|>\n<|im_start|>assistant\n"
     return (
-        asked,
-        f"{asked}{good(number)}<|im_end|>\n",
-        f"{asked}{bad(number)}<|im_end|>\n",
+        prompt,
+        f"{prompt}{good(number)}<|im_end|>\n",
+        f"{prompt}{bad(number)}<|im_end|>\n",
     )
 
 

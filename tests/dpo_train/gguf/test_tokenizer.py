@@ -176,7 +176,7 @@ def fallback(content: TokenizerJson) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (split_by(regex(r"\s+"), byte_level(False)), r'has the pre-tokenizer .*"\\\\s\+"'),
         (split_by(DIGITS, byte_level(False)), "has the pre-tokenizer"),
@@ -190,14 +190,14 @@ def fallback(content: TokenizerJson) -> None:
     ],
 )
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
-    change: Callable[..., None], said: str
+    change: Callable[..., None], message: str
 ) -> None:
-    with pytest.raises(InputError, match=f"gguf: the tokenizer .*{said.replace('|', '.')}"):
+    with pytest.raises(InputError, match=f"gguf: the tokenizer .*{message.replace('|', '.')}"):
         describe(tokenizer(change), 1030, [])
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "ends", "said"),
+    ("rows", "settings", "ends", "message"),
     [
         (1000, {}, [], "has tokens up to 1023, and the model's embedding 1000 rows"),
         (1024, {"chat_template": "{{ bos_token }}"}, [], "has no beginning-of-text token"),
@@ -206,7 +206,7 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
     ],
 )
 def test_a_tokenizer_that_does_not_fit_its_model_is_refused(
-    rows: int, settings: dict[str, Any], ends: list[int], said: str
+    rows: int, settings: dict[str, Any], ends: list[int], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         describe(tokenizer(**settings), rows, ends)

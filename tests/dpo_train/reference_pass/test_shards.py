@@ -93,7 +93,7 @@ def test_a_pass_is_cut_into_shards_that_depend_on_the_rows(
     summary = tokens.tokenised(folder)
     file = tokens.TokenFile(folder, summary.pad_token_id)
     assert [len(shard) for shard in file.shards] == [10] * 6
-    assert sorted(place for shard in file.shards for place in shard) == list(range(60))
+    assert sorted(index for shard in file.shards for index in shard) == list(range(60))
     lengths = [
         [
             len(prompt) + max(len(chosen), len(rejected))

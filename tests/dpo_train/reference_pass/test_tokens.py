@@ -25,8 +25,8 @@ def planned(tmp_path: Path, on_bad_row: str = "refuse", **changes: Any) -> Path:
     rows[20]["prompt"] = ATTACK
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    asked = {"data.id": str(path), "data.on_bad_row": on_bad_row, **changes}
-    config = override(TrainConfig(), asked)
+    settings = {"data.id": str(path), "data.on_bad_row": on_bad_row, **changes}
+    config = override(TrainConfig(), settings)
     return reference.plan(config, data.load_pairs(config.data), tmp_path / "prepared", "cpu")
 
 
@@ -59,8 +59,8 @@ def test_a_special_token_in_a_tool_makes_a_bad_row(tmp_path: Path) -> None:
 
 def test_rows_without_a_place_are_all_tokenised(tmp_path: Path) -> None:
     folder = planned(tmp_path, "skip")
-    places = (folder / "places.txt").read_text().split("\n")
-    (folder / "places.txt").write_text("\n".join(places[:7]))
+    lines = (folder / "places.txt").read_text().split("\n")
+    (folder / "places.txt").write_text("\n".join(lines[:7]))
     assert len(tokens.TokenFile(folder, tokens.tokenised(folder).pad_token_id).rows) == 29
 
 

@@ -18,10 +18,10 @@ def test_what_can_not_be_written_leaves_nothing_behind(
 ) -> None:
     path = tmp_path / "report.html"
     path.write_text("before")
-    whole = Path.write_bytes
+    write_bytes = Path.write_bytes
 
-    def full(part: Path, content: bytes) -> int:
-        whole(part, content[:3])
+    def full(path: Path, content: bytes) -> int:
+        write_bytes(path, content[:3])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)

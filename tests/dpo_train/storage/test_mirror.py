@@ -60,7 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setenv("DPO_TUNE_CACHE", str(tmp_path / "disk of" / name))
 
 
-def sealed(folder: Path, **files: str) -> Path:
+def complete(folder: Path, **files: str) -> Path:
     folder.mkdir(parents=True)
     for name, text in {**files, CHECKSUMS: json.dumps(files)}.items():
         (folder / name).write_text(text)
@@ -128,10 +128,10 @@ def test_a_search_goes_on_from_the_url_alone(
     assert {key: after[key] for key in before} == before
     for record in after.values():
         assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
-    there = store.read()
+    objects = store.read()
     passing = ("sim/state/", "sim/requests/", "sim/.driver")
-    assert not [path for path in there if path.startswith(passing)]
-    assert {"sim/winner/simulated.json", "sim/report.html", "sim/places.jsonl"} <= there.keys()
+    assert not [path for path in objects if path.startswith(passing)]
+    assert {"sim/winner/simulated.json", "sim/report.html", "sim/places.jsonl"} <= objects.keys()
     left = (path.parts for path in (tmp_path / "disk of").rglob("*") if path.is_file())
     assert not [parts for parts in left if {"state", "best"} & set(parts)]
 
@@ -165,9 +165,9 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
         records = store.records("sim").items()
         return {key: record for key, record in records if record["state"] in ENDED}
 
-    asked = settings(**{"runs_dir": store.url, "trials": 4, "stopping.name": "none",
+    options = settings(**{"runs_dir": store.url, "trials": 4, "stopping.name": "none",
                         "simulated.pairs": 256, "simulated.seconds_per_report": 0.3})  # fmt: skip
-    process = start("run", yaml, *asked)
+    process = start("run", yaml, *options)
     wait_until(lambda: len(ended()) >= 1, process)
     process.kill()
     process.communicate()
@@ -219,19 +219,19 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
 ) -> None:
     monkeypatch.setattr(driver_lease, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(driver_lease, "DEAD_SECONDS", 0.6)
-    here, there = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
+    here, other = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
     with only_driver(RunFolder.at(here)):
         with (
             pytest.raises(InputError, match=rf"process {os.getpid()} on .* runs this search now"),
-            only_driver(RunFolder.at(there)),
+            only_driver(RunFolder.at(other)),
         ):
             pass
         # Silent ones of another machine have died; one that was is told by what stands there.
-        foreign = {"id": "f", "where": ["elsewhere", "", ""], "pid": 1, "beat": 0}
+        foreign = {"id": "f", "where": ["other", "", ""], "pid": 1, "beat": 0}
         mirror.put(here / ".driver.json", json.dumps(foreign))
-        with pytest.raises(StoreError, match="process 1 on elsewhere drives"):
+        with pytest.raises(StoreError, match="process 1 on other drives"):
             write_until_refused(here / "run.json")
-    with only_driver(RunFolder.at(there)):
+    with only_driver(RunFolder.at(other)):
         assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
         assert json.loads(store.read()["x/.driver.json"])["pid"] == os.getpid()
     assert "x/.driver.json" not in store.read()
@@ -245,7 +245,7 @@ def write_until_refused(file: Path) -> None:
 
 
 def test_what_is_not_whole_is_not_there(store: ObjectStore) -> None:
-    folder = sealed(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
+    folder = complete(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
     mirror.hand_over(folder)
     assert not folder.exists()
     assert mirror.find(folder.parents[1], f"*/[0-9]*/{CHECKSUMS}") == [folder / CHECKSUMS]
@@ -285,15 +285,15 @@ def test_prepared_data_is_computed_once_for_all_machines(
 ) -> None:
     root = mirror.local(store.url) / ".prepared"
     folder = reference.plan(small_config, data.load_pairs(small_config.data), root, "cpu")
-    place = mirror.name(folder)
+    url = mirror.name(folder)
     first = reference.prepare(folder)
     assert first.computed_pairs == 60
     rows = first.split("test")[:]
     machine(monkeypatch, tmp_path, "another")
-    there = reference.prepare(mirror.local(place))
-    assert there.folder != folder
-    assert there.computed_pairs == 0
-    assert there.split("test")[:] == rows
+    prepared = reference.prepare(mirror.local(url))
+    assert prepared.folder != folder
+    assert prepared.computed_pairs == 0
+    assert prepared.split("test")[:] == rows
 
 
 def test_a_store_that_does_not_know_the_bucket_is_named_in_a_line(

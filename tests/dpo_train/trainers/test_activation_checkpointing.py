@@ -97,10 +97,10 @@ def test_what_is_counted_has_the_layer_that_is_computed_again(small_config: Trai
 
     whole = memory.kept_bytes(forward, base.parameters())[1]
     layers = activation_checkpointing.checkpointed_layers(base)
-    told = activation_checkpointing.kept_bytes(forward, layers, base.parameters())
+    estimated = activation_checkpointing.kept_bytes(forward, layers, base.parameters())
     kept = memory.kept_bytes(forward, base.parameters())[1]
     assert kept < whole
-    assert told - kept == pytest.approx((whole - kept) / len(layers), rel=0.02)
+    assert estimated - kept == pytest.approx((whole - kept) / len(layers), rel=0.02)
     activation_checkpointing.switch_off(base)
     assert memory.kept_bytes(forward, base.parameters())[1] == whole
 

@@ -25,7 +25,7 @@ def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: b
     """Every rank's reports of both trials."""
     out.mkdir()
     port = free_port()
-    asked = {"config": config.model_dump(mode="json"), "prepared": str(prepared), "out": str(out)}
+    request = {"config": config.model_dump(mode="json"), "prepared": str(prepared), "out": str(out)}
     ranks = []
     for rank in range(count):
         peers = {"rank": rank, "count": count, "host": "127.0.0.1", "port": port,
@@ -36,14 +36,14 @@ def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: b
                     sys.executable,
                     "-m",
                     "tests.helpers.peer_process",
-                    json.dumps({**asked, "peers": peers}),
+                    json.dumps({**request, "peers": peers}),
                 ],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
-    said = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(said)
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(outputs)
     return [json.loads((out / f"reports{rank}.json").read_text()) for rank in range(count)]
 
 
@@ -92,7 +92,7 @@ def compare(config: TrainConfig, prepared: Path, sharded: bool, tmp_path: Path) 
                 assert {name: now[name] for name in names} == expected
     file = "adapter_model.safetensors" if config.lora else "model.safetensors"
     for trial in ("first", "second"):
-        here, there = (load_file(tmp_path / side / trial / file) for side in ("one", "two"))
-        assert here.keys() == there.keys()
-        for name, weight in here.items():
-            assert there[name].sub(weight).abs().max() < 1e-4
+        one, other = (load_file(tmp_path / side / trial / file) for side in ("one", "two"))
+        assert one.keys() == other.keys()
+        for name, weight in one.items():
+            assert other[name].sub(weight).abs().max() < 1e-4

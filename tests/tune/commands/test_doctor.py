@@ -37,12 +37,12 @@ def looked_at(config: SearchConfig) -> str:
 
 
 def test_it_says_what_the_tokenizer_makes_of_the_data(tmp_path: Path) -> None:
-    said = looked_at(search(tmp_path, ROWS))
-    assert "data         " in said
-    assert "read as prompt + answers, 60 rows; 40 train, 10 eval, 10 test pairs" in said
-    assert "tokens, with a chat template" in said
-    assert "left out as longer than data.max_length_tokens, 1,024: none" in said
-    assert said.endswith("ready        yes")
+    output = looked_at(search(tmp_path, ROWS))
+    assert "data         " in output
+    assert "read as prompt + answers, 60 rows; 40 train, 10 eval, 10 test pairs" in output
+    assert "tokens, with a chat template" in output
+    assert "left out as longer than data.max_length_tokens, 1,024: none" in output
+    assert output.endswith("ready        yes")
 
 
 def test_one_pair_is_shown_as_it_is_trained(tmp_path: Path) -> None:
@@ -50,28 +50,28 @@ def test_one_pair_is_shown_as_it_is_trained(tmp_path: Path) -> None:
     pair = preview(config.model, config.data, load_pairs(config.data)).example
     assert pair.prompt.endswith("assistant\n")
     assert pair.chosen.startswith("It is ")
-    said = looked_at(config)
+    output = looked_at(config)
     chosen = pair.chosen.partition("\n")[0]
-    assert f"one pair     {pair.place}, as it is trained" in said
-    assert f"    | ▶{chosen}\n" in said
-    assert "    | ▶None." in said
-    assert f"  chosen, {pair.tokens[1]} tokens:" in said
+    assert f"one pair     {pair.place}, as it is trained" in output
+    assert f"    | ▶{chosen}\n" in output
+    assert "    | ▶None." in output
+    assert f"  chosen, {pair.tokens[1]} tokens:" in output
 
 
 def test_control_characters_of_a_dataset_reach_no_terminal(tmp_path: Path) -> None:
     rows = [{**row, "chosen": f"It is \x1b[2J{row['chosen']}"} for row in ROWS]
-    said = looked_at(search(tmp_path, rows))
-    assert "\x1b" not in said
-    assert r"▶It is \x1b[2J" in said
+    output = looked_at(search(tmp_path, rows))
+    assert "\x1b" not in output
+    assert r"▶It is \x1b[2J" in output
 
 
 def test_it_counts_what_is_left_out_and_shows_the_first_bad_rows(tmp_path: Path) -> None:
     long = {"prompt": "Why?", "chosen": "Because. " * 200, "rejected": "So."}
     rows = [*ROWS, long, ROWS[0], {"prompt": "Why?", "chosen": None, "rejected": "So."}]
-    said = looked_at(search(tmp_path, rows, data={"on_bad_row": "skip", "max_length_tokens": 64}))
-    assert "left out: no chosen (1), duplicates (1)" in said
-    assert f"             left out: {tmp_path}/rows.jsonl line 63: chosen is null" in said
-    assert "left out as longer than data.max_length_tokens, 64: 1 (1.6%)" in said
+    output = looked_at(search(tmp_path, rows, data={"on_bad_row": "skip", "max_length_tokens": 64}))
+    assert "left out: no chosen (1), duplicates (1)" in output
+    assert f"             left out: {tmp_path}/rows.jsonl line 63: chosen is null" in output
+    assert "left out as longer than data.max_length_tokens, 64: 1 (1.6%)" in output
 
 
 def test_of_many_rows_a_sample_is_tokenised_and_that_is_said(

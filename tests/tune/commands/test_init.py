@@ -45,7 +45,7 @@ def test_two_commands_lead_from_a_folder_and_a_file_to_a_winner(
 
 
 def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
-    said = write_search(Wanted("my model", "pairs.jsonl", Path("x.yaml")), {})
+    printed = write_search(Wanted("my model", "pairs.jsonl", Path("x.yaml")), {})
     text = (here / "x.yaml").read_text()
     assert text.startswith("# yaml-language-server: $schema=/")
     assert 'model: {id: "my model"}' in text
@@ -55,7 +55,7 @@ def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
     assert (config.name, config.model.id, config.data.id) == ("x", "my model", "pairs.jsonl")
     assert len(config.space) == 3
     assert config.lora is not None
-    assert "`dpo-tune run x.yaml`" in said
+    assert "`dpo-tune run x.yaml`" in printed
 
 
 def test_what_the_data_need_is_taken_over(here: Path) -> None:
@@ -87,13 +87,13 @@ class Terminal(StringIO):
 
 def test_at_a_terminal_three_questions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["my model", "pairs.jsonl", ""])
-    asked: list[str] = []
+    questions: list[str] = []
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or next(answers))
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or next(answers))
     found = ask_for_missing(None, None, None)
     assert found == Wanted("my model", "pairs.jsonl", Path("pairs.yaml"))
-    assert [text.split(":")[0] for text in asked] == [
+    assert [text.split(":")[0] for text in questions] == [
         "base model", "preference pairs", "file to write [pairs.yaml]",
     ]  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "axis", "said"),
+    ("path", "axis", "message"),
     [
         ("optim.lr", {"uniform": [0, 1]}, "unknown path 'optim.lr'"),
         ("model.id", {"choice": ["a"]}, "changes the reference"),
@@ -128,11 +128,11 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
     ],
 )
 def test_an_axis_that_cannot_be_searched_is_refused(
-    path: str, axis: dict[str, object], said: str
+    path: str, axis: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         search(space={path: axis})
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert path in str(caught.value)
 
 

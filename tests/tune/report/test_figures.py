@@ -65,9 +65,9 @@ def test_slices_show_all_trials_that_have_the_axis(
     results: Results, figures: dict[str, Any]
 ) -> None:
     paths = list(SEARCH["space"])
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         having = {number for number, trial in enumerate(results.trials) if path in trial.config}
-        assert numbers(figures[f"slices-{place}"]) == having
+        assert numbers(figures[f"slices-{index}"]) == having
 
 
 def test_importance_counts_the_stopped_trials(results: Results) -> None:

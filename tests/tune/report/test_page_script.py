@@ -35,8 +35,8 @@ def rows(page: Page) -> Locator:
 
 def column(page: Page, name: str) -> list[str]:
     heads = page.locator("#trials thead th").all_inner_texts()
-    place = [head.split()[0] for head in heads].index(name)
-    return [row.locator("td").nth(place).inner_text() for row in rows(page).all()]
+    index = [head.split()[0] for head in heads].index(name)
+    return [row.locator("td").nth(index).inner_text() for row in rows(page).all()]
 
 
 def drawn(page: Page, name: str) -> Locator:
@@ -141,16 +141,16 @@ def test_the_keyboard_is_enough_for_the_table(page: Page) -> None:
 def test_hostile_texts_are_text_beside_the_pointer_too(
     open_page: Open, results: Results, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    dialogs: list[str] = []
     page = opened(open_page, hostile(results), tmp_path)
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     rows(page).filter(has_text="onerror").first.hover()
     for name in ("curves-0", "slices-3", "parallel-0"):
         drawn(page, name)
     assert "<script>alert(1)" in page.evaluate("told(0)").replace("&lt;", "<")
     assert "<" not in page.evaluate("told(0)").replace("<br>", "")
     assert page.locator("img").count() == 0
-    assert said == []
+    assert dialogs == []
 
 
 def test_figures_change_with_the_colour_scheme(page: Page) -> None:

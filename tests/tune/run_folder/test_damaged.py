@@ -58,13 +58,13 @@ def test_a_damaged_file_is_a_line_that_names_it(
     path = search.folder / file.format(search.ids[1])
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     code = main([command] if command == "list" else [command, "x"])
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    naming = [line for line in said.splitlines() if path.name in line]
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    naming = [line for line in printed.splitlines() if path.name in line]
     if command == "list" and path.name != f"{search.ids[1]}.json":
         assert code == 0
         return
-    assert len(naming) == 1, said
+    assert len(naming) == 1, printed
     is_whole_run = file in ("run.json", "search.yaml")
     if is_whole_run or (file == "results.json" and command in ("show", "report")):
         assert code == 2

@@ -15,7 +15,7 @@ from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 
 
-def part(name: str) -> str:
+def unfinished(name: str) -> str:
     """The file that this thread writes before it takes the name."""
     return f".{name}.{os.getpid()}.{threading.get_native_id()}.part"
 
@@ -44,20 +44,20 @@ def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     files.write_durably(tmp_path / "a.json", "{}")
     assert (tmp_path / "a.json").read_text() == "{}"
-    assert synced == [part("a.json"), "-> a.json", tmp_path.name]
+    assert synced == [unfinished("a.json"), "-> a.json", tmp_path.name]
 
 
 def test_the_record_of_a_trial_is_durable_when_it_begins_and_when_it_ends(
     tmp_path: Path, synced: list[str]
 ) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
-    assert synced == [part("run.json"), "-> run.json", tmp_path.name]
+    assert synced == [unfinished("run.json"), "-> run.json", tmp_path.name]
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     records.add("a", {})
     synced.clear()
     records.begin("a")
-    assert synced == [part("a.json"), "-> a.json", "trials"]
+    assert synced == [unfinished("a.json"), "-> a.json", "trials"]
     synced.clear()
     report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/drift": 1.0}
     records.report("a", Step(report, 1.0, 1.0, held_out(0.9)))
@@ -65,7 +65,7 @@ def test_the_record_of_a_trial_is_durable_when_it_begins_and_when_it_ends(
     assert synced == ["-> a.npz", "-> a.json", "-> run.json"]
     synced.clear()
     records.end("a", "finished")
-    assert synced == ["a.npz", part("a.json"), "-> a.json", "trials"]
+    assert synced == ["a.npz", unfinished("a.json"), "-> a.json", "trials"]
 
 
 def test_a_trials_state_is_removed_after_its_end_is_on_the_disk(

@@ -49,8 +49,8 @@ def test_it_is_shown_reported_and_published(
     assert "(from the weights of ow7ao1-000)" in shown
     assert main(["report", str(run)]) == 0
     assert WARM in (run / "report.html").read_text()
-    told = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
-    assert main(["push", str(run), *told]) == 0
+    options = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
+    assert main(["push", str(run), *options]) == 0
     assert "the weights of trial ow7ao1-000" in (tmp_path / "pushed" / "README.md").read_text()
 
 
@@ -103,8 +103,8 @@ def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
     """By `resume`, and by `run` with the YAML that it began with."""
     longer = Driver(tmp_path, trials=1, optim={"epochs": 4})
     write_yaml(tmp_path / "search.yaml", longer.config)
-    told = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps({**told, "times": 2}))
+    run_info = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**run_info, "times": 2}))
     (tmp_path / "ends" / "x" / "512").mkdir(parents=True)
     epochs = load_search(tmp_path / "search.yaml").optim.epochs
     again = Driver(tmp_path, trials=2, optim={"epochs": epochs})
@@ -131,8 +131,8 @@ def test_a_warm_clone_that_was_asked_for_is_laid_aside(
     ))  # fmt: skip
     (request.parent / "weights").mkdir()
     driver.start()
-    said = capsys.readouterr().out
-    assert "was not understood: there are no warm clones any more" in said
+    printed = capsys.readouterr().out
+    assert "was not understood: there are no warm clones any more" in printed
     assert not (request.parent / "weights").exists()
     assert not any(record.cloned_from for record in records_of(tmp_path))
     assert request.with_suffix(".refused").exists()

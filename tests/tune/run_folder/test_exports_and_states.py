@@ -93,12 +93,12 @@ def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records)
             records.add("a", {})
         records.report("a", Step(report(accuracy, pairs), 1.0, 1.0, held_out(accuracy)))
         exports.prune_own_exports(records, "a")
-    there = records.folder.exports_of("a")
-    assert sorted(int(path.name) for path in there.iterdir()) == [64, 192]
+    exports_folder = records.folder.exports_of("a")
+    assert sorted(int(path.name) for path in exports_folder.iterdir()) == [64, 192]
     assert records.trials["a"].metrics["pairs_seen"] == 192
     records.end("a", "failed", "loss is nan")
     exports.prune_exports(records, 1)
-    assert [path.name for path in there.iterdir()] == ["192"]
+    assert [path.name for path in exports_folder.iterdir()] == ["192"]
 
 
 def test_what_a_trial_adds_while_the_driver_prunes_survives(
@@ -117,7 +117,7 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
     def add_then_remove(folder: Path, **options: bool) -> None:
         monkeypatch.setattr(shutil, "rmtree", remove)
         stamp = exports.ExportStamp(trial="c", config={}, report=report(0.95, pairs=128))
-        exports.offer_export(run, stamp, exports.Rivals(ACCURACY, 2), lambda part: part.mkdir())
+        exports.offer_export(run, stamp, exports.Rivals(ACCURACY, 2), lambda path: path.mkdir())
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", add_then_remove)
@@ -225,9 +225,9 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
             weights.unlink()
         case "seal":
             (newest / ".seal.json").write_text("{")
-    pairs, told = trial_state.last_whole_state(RunFolder.at(tmp_path), "a")
+    pairs, message = trial_state.last_whole_state(RunFolder.at(tmp_path), "a")
     assert pairs == 64
-    assert "its state at 128 pairs is damaged; it goes on from the one before" in told
+    assert "its state at 128 pairs is damaged; it goes on from the one before" in message
     assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64]
     (tmp_path / "state" / "a" / "64" / "session" / "deep" / "weights").unlink()
     assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a")[0] == 0

@@ -32,9 +32,9 @@ def test_a_run_at_a_url_is_known_by_the_url(
 
 
 def test_an_export_is_found_again_by_another_node() -> None:
-    here, there = RunFolder.at("here/x"), RunFolder.at("/there/x")
-    exported = here.relative(here.export("x-abc-001", 64))
-    assert there.absolute(exported) == there.export("x-abc-001", 64)
+    relative, absolute = RunFolder.at("here/x"), RunFolder.at("/there/x")
+    exported = relative.relative(relative.export("x-abc-001", 64))
+    assert absolute.absolute(exported) == absolute.export("x-abc-001", 64)
 
 
 def test_a_folder_is_a_run_once_it_has_run_json(tmp_path: Path) -> None:

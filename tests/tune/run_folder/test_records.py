@@ -69,9 +69,9 @@ def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
     config = check(SearchConfig.model_validate({**SEARCH, "serve": {"after": True, "port": 81}}))
     served = Deployment(url="http://127.0.0.1:81", error="to try again: serve deploy /home/jo/x")
     results = simulated(3).model_copy(update={"served": served})
-    told = redact.results(results, config).to_json()
-    assert "127.0.0.1" not in told
-    assert "/home/jo" not in told
+    published = redact.results(results, config).to_json()
+    assert "127.0.0.1" not in published
+    assert "/home/jo" not in published
     assert redact.search(config).serve == SearchConfig(name="x").serve
 
 

@@ -94,11 +94,11 @@ def test_saturation_is_said_once_as_soon_as_half_of_the_trials_that_ended_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = Driver(tmp_path, trials=9, stopping={"name": "none"})
-    said = []
+    counts = []
     for accuracy in (0.5, 0.5, 0.995, 0.5, 0.995, 0.995, 0.995):
         driver.finish(driver.start(), 512, accuracy)
-        said.append(capsys.readouterr().out.count("cannot tell them apart"))
-    assert said == [0, 0, 0, 0, 0, 1, 0]
+        counts.append(capsys.readouterr().out.count("cannot tell them apart"))
+    assert counts == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_a_grid_is_tried_point_by_point_and_none_twice(tmp_path: Path) -> None:

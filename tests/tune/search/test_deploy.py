@@ -87,14 +87,14 @@ def application(run: Path) -> dict[str, Any]:
 def test_no_cluster_to_serve_on_is_said_before_the_search(
     dpo_tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("run", ROOT / "searches" / "quickstart.yaml", "--set", "serve.after=true")
+    command = ("run", ROOT / "searches" / "quickstart.yaml", "--set", "serve.after=true")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    done = dpo_tune(*asked)
+    done = dpo_tune(*command)
     assert done.returncode == 2
     assert "`ray start --head` and set RAY_ADDRESS" in done.stderr
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    done = dpo_tune(*asked)
+    done = dpo_tune(*command)
     assert done.returncode == 2
     assert "no Ray dashboard answers at http://127.0.0.1" in done.stderr
     assert not (tmp_path / "runs" / "quickstart" / "trials").exists()

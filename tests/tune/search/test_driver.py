@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dpo_train import sample
 from tests.conftest import Run, Start
-from tests.helpers.placements import places
+from tests.helpers.placements import placements
 from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import (
     hurry,
@@ -51,8 +51,8 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     before = {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
     finished = dpo_tune("run", yaml)
     assert finished.returncode == 0
-    said = f"; nothing was run now; for more trials: {again}\n"
-    assert re.search(f"sim ended on .*{re.escape(said)}", finished.stdout)
+    line = f"; nothing was run now; for more trials: {again}\n"
+    assert re.search(f"sim ended on .*{re.escape(line)}", finished.stdout)
     assert results["winner"]["trial"] in finished.stdout
     assert {p.name: p.stat().st_mtime_ns for p in (run / "trials").iterdir()} == before
 
@@ -149,8 +149,8 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
     wait_until(half_done, process)
     hurry(run)
     killed = half_done()[0]
-    (place,) = (place for place in places(run) if place["trial"] == killed)
-    os.kill(place["pid"], signal.SIGKILL)
+    (placement,) = (placement for placement in placements(run) if placement["trial"] == killed)
+    os.kill(placement["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     records = records_of(run)

@@ -14,7 +14,7 @@ import ray
 
 from tests.conftest import ROOT
 from tests.helpers.one_node import one_node
-from tests.helpers.placements import places
+from tests.helpers.placements import placements
 from tests.helpers.run_records import records_of
 from tune.run_folder.step import Device
 from tune.search import broken_gpus
@@ -182,7 +182,7 @@ def test_a_search_is_finished_on_the_gpu_that_is_well(
     assert "GPU 1" not in done.stdout
     run = tmp_path / "runs" / "x"
     assert [record.state for record in records_of(run)] == ["finished"] * 6
-    assert {place["gpus"] for place in places(run)} == {"1"}
+    assert {each["gpus"] for each in placements(run)} == {"1"}
 
 
 @pytest.mark.slow

@@ -73,17 +73,17 @@ def test_a_search_goes_on_when_the_memory_monitor_ends_its_processes(
     yaml, run = tmp_path / "search.yaml", tmp_path / "runs" / "search"
     yaml.write_text(YAML + f"trainer: {trainer}\ntrials: {4 if trainer == 'packed' else 2}\n")
     process = start("run", yaml)
-    said: list[str] = []
+    lines: list[str] = []
     assert process.stdout is not None
-    reader = threading.Thread(target=lambda: said.extend(process.stdout or []), daemon=True)
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or []), daemon=True)
     reader.start()
     wait_until(lambda: [bool(r.curve) for r in records_of(run)].count(True) >= 2, process)
     ended = fill_memory_until_one_dies(threshold * memory.total, process.pid)
     assert ended.keys() & victims, ended
-    assert process.wait(timeout=240) == 0, "".join(said)
+    assert process.wait(timeout=240) == 0, "".join(lines)
     reader.join(timeout=10)
     process.stdout.close()
-    assert "memory" in "".join(said)
+    assert "memory" in "".join(lines)
     for record in records_of(run):
         assert record.state == "finished", record.error
         assert [report["pairs_seen"] for report in record.curve] == list(range(80, 961, 80))

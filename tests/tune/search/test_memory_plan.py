@@ -158,8 +158,8 @@ def test_doctor_says_what_one_and_all_take(
     machine(100)
     one, together = memory_plan.lines(search(), rows)
     assert one.startswith("one trial    about 0.")
-    for part in ("process", "weights of its own", "optimizer of a trial", "for a pass of"):
-        assert part in one
+    for phrase in ("process", "weights of its own", "optimizer of a trial", "for a pass of"):
+        assert phrase in one
     assert together.startswith("all at once  about ")
     assert "4 trials and Ray; 100.0 GB may be taken" in together
     machine(1.0)

@@ -15,7 +15,7 @@ def search(**changes: Any) -> SearchConfig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"sampler": {"name": "cmaes"}},
@@ -32,12 +32,12 @@ def search(**changes: Any) -> SearchConfig:
     ],
 )
 def test_a_missing_package_is_said(
-    changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     preflight.refuse_impossible(search(**changes))
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         preflight.refuse_impossible(search(**changes))
 
 

@@ -64,9 +64,9 @@ def test_every_sampler_tries_each_point_once_and_the_search_ends_with_fewer_tria
     points = play(driver)
     assert (len(points), len(distinct(points))) == (12, 12)
     assert driver.searcher.stop_reason == "every point of the space tried: 12 of 16 trials"
-    said = [line for line in capsys.readouterr().out.splitlines() if "every point" in line]
-    assert len(said) == 1
-    assert said[0].endswith(f" the search ends with 12 of 16 trials: {EXHAUSTED}")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "every point" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f" the search ends with 12 of 16 trials: {EXHAUSTED}")
 
 
 def test_points_of_running_trials_are_not_proposed(
@@ -108,10 +108,10 @@ def test_the_sampler_is_told_what_is_known_of_the_point_that_it_repeats(
     assert second.config["task"].point != first.config["task"].point
     repeated = driver.study.trials[1:-1]
     assert len(repeated) == 5
-    for told in repeated:
-        assert (told.state, told.params) == (state, first.config["task"].point)
-        assert told.user_attrs["trial"] == first.config["task"].name
-        assert (told.value if told.state != TrialState.FAIL else None) == value
+    for trial in repeated:
+        assert (trial.state, trial.params) == (state, first.config["task"].point)
+        assert trial.user_attrs["trial"] == first.config["task"].name
+        assert (trial.value if trial.state != TrialState.FAIL else None) == value
     last = driver.study.trials[-1]
     assert last.user_attrs["trial"] == second.config["task"].name
     assert last.params == second.config["task"].point
@@ -123,7 +123,7 @@ def test_with_two_objectives_the_sampler_is_told_both_values(tmp_path: Path) -> 
     driver.finish(first, 512, 0.9, drift=0.5)
     propose_only(driver, first.config["task"].point)
     driver.start()
-    assert [told.values for told in driver.study.trials[:-1]] == [[0.9, 0.5]] * 6
+    assert [trial.values for trial in driver.study.trials[:-1]] == [[0.9, 0.5]] * 6
 
 
 def test_of_several_trials_with_a_point_the_finished_one_is_told(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_of_several_trials_with_a_point_the_finished_one_is_told(tmp_path: Path)
     driver.finish(finished, 512, 0.9)
     propose_only(driver, finished.config["task"].point)
     driver.start()
-    assert [told.value for told in driver.study.trials[2:-1]] == [0.9] * 5
+    assert [trial.value for trial in driver.study.trials[2:-1]] == [0.9] * 5
 
 
 def test_points_that_are_listed_twice_are_trained_twice(tmp_path: Path) -> None:

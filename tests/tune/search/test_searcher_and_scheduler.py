@@ -22,15 +22,15 @@ def test_optuna_is_told_the_truth_about_each_ending(tmp_path: Path) -> None:
     driver.finish(first, 512, 0.92, nll=0.1)
     assert driver.report(second, 64, 0.5, nll=0.7) == TrialScheduler.STOP
     driver.fail(third)
-    told = driver.study.trials
-    assert [trial.state for trial in told] == [
+    trials = driver.study.trials
+    assert [trial.state for trial in trials] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
         TrialState.FAIL,
     ]
-    assert told[0].value == 0.95
-    assert told[0].intermediate_values == {64: 0.9, 128: 0.95, 512: 0.92}
-    assert told[1].intermediate_values == {64: 0.5}
+    assert trials[0].value == 0.95
+    assert trials[0].intermediate_values == {64: 0.9, 128: 0.95, 512: 0.92}
+    assert trials[1].intermediate_values == {64: 0.5}
     states = [record.state for record in driver.records.trials.values()]
     assert states == ["finished", "stopped", "failed"]
 

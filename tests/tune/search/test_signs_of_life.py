@@ -44,13 +44,13 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
         return [line for line in describe_live(RunFolder.at(run)) if "pairs" in line]
 
     wait_until(lambda: len(shown()) == 2, process)
-    said = dpo_tune("show", "sim").stdout
-    assert "no trial has reported yet" in said
-    assert "at work now:" in said
+    printed = dpo_tune("show", "sim").stdout
+    assert "no trial has reported yet" in printed
+    assert "at work now:" in printed
     first, second = records_of(run)
     for record in (first, second):
-        assert f"  {record.id}: training, at " in said
-        assert " of 64 pairs; since " in said
+        assert f"  {record.id}: training, at " in printed
+        assert " of 64 pairs; since " in printed
     assert dpo_tune("stop", "sim", first.id).returncode == 0
     wait_until(lambda: _state(run, first.id) == "stopped", process)
     assert _state(run, second.id) == "running"

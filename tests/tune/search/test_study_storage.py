@@ -110,8 +110,8 @@ def test_the_lock_of_a_killed_driver_does_not_hold_up_the_next(
 
 def test_two_searches_of_one_name_stay_two_studies(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
-    for place in ("here", "there"):
-        play(Driver(tmp_path / place / "x", storage=url))
+    for folder in ("here", "there"):
+        play(Driver(tmp_path / folder / "x", storage=url))
     names = optuna.get_all_study_names(optuna.storages.RDBStorage(url))
     assert len(set(names)) == 2
 

@@ -64,7 +64,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
                                    f"objective={objective}", "--set",
                                    "simulated.seconds_per_report=0.15")  # fmt: skip
     before: dict[str, Any] = {}
-    said, damaged = "", ""
+    output, damaged = "", ""
     for moment in range(moments):
         process = start(*command)
         wait_for_ended(run, len(before) + 1, process)
@@ -72,7 +72,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
             wait_until(lambda: twice_saved(run), process)
         time.sleep(draw.uniform(0, 0.4) if moment else 0)
         process.kill()
-        said += process.communicate()[0]
+        output += process.communicate()[0]
         now = ended(run)
         assert {trial: now[trial] for trial in before} == before
         before = now
@@ -94,7 +94,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     hurry(run)
     done = dpo_tune("resume", run)
     assert done.returncode == 0, done.stderr
-    assert re.search(f"{damaged}: its state at .* is damaged; it goes on from the one", said)
+    assert re.search(f"{damaged}: its state at .* is damaged; it goes on from the one", output)
     after = ended(run)
     records = records_of(run)
     assert [record.id.split("-")[1] for record in records] == [f"{n:03d}" for n in range(trials)]
@@ -167,10 +167,10 @@ def test_only_ray_address_names_a_cluster_to_search_on(
     monkeypatch: pytest.MonkeyPatch, named: str | None
 ) -> None:
     """With no address Ray would look for one that `ray start` left behind, and wait for it."""
-    asked = []
+    addresses = []
 
     def init(address: str, **_: Any) -> None:
-        asked.append(address)
+        addresses.append(address)
         raise ConnectionError
 
     monkeypatch.setattr("ray.init", init)
@@ -181,7 +181,7 @@ def test_only_ray_address_names_a_cluster_to_search_on(
     with pytest.raises((ConnectionError, InputError)) as raised, connected(config, "json"):
         pass
     assert ("RAY_ADDRESS: no Ray cluster answers" in str(raised.value)) == bool(named)
-    assert asked == [named or "local"]
+    assert addresses == [named or "local"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE, errno.EACCES])

@@ -39,9 +39,9 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "lora": {"values": [None, '{"r": 8}']},
     }
     record = TrialRecord(id="a-000", config={"lora": {"r": 8}, "dpo.beta": 0.2})
-    told = wandb_payload.run_config(config, record)
-    assert (told["lora"], told["lora.r"], told["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
-    assert told["optim.learning_rate"] == config.optim.learning_rate
+    sent = wandb_payload.run_config(config, record)
+    assert (sent["lora"], sent["lora.r"], sent["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
+    assert sent["optim.learning_rate"] == config.optim.learning_rate
 
 
 def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:

@@ -132,6 +132,6 @@ def test_an_allocator_that_gives_nothing_more_is_told_as_that(
         capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    said, pairs = done.stdout.strip().splitlines()[-2:]
-    assert "allocate memory" in said or "MemoryError" in said, done.stdout
+    message, pairs = done.stdout.strip().splitlines()[-2:]
+    assert "allocate memory" in message or "MemoryError" in message, done.stdout
     assert float(pairs) == 16

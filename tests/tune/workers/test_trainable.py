@@ -82,8 +82,8 @@ def test_a_packed_trial_without_memory_is_not_begun_again(
 class Broken:
     """A session whose GPU has failed: whatever is asked of it fails."""
 
-    def __init__(self, said: str) -> None:
-        self._said = said
+    def __init__(self, message: str) -> None:
+        self._said = message
 
     def advance_for(self, seconds: float) -> Any:
         raise RuntimeError(self._said)
@@ -92,9 +92,9 @@ class Broken:
         raise RuntimeError(self._said)
 
 
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> Process:
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> Process:
     process = Process(tmp_path, TrainTask("a", str(tmp_path), {}))
-    process._session = Broken(said)  # type: ignore[assignment]
+    process._session = Broken(message)  # type: ignore[assignment]
     process._trial = override(TrainConfig(), {"trainer": "trl"})
     monkeypatch.setattr(process, "_save_if_due", lambda: None)
     return process
@@ -148,8 +148,10 @@ def test_a_search_goes_on_after_a_gpu_failed(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    said = "the GPU failed: CUDA error: device-side assert triggered; it goes on in another process"
-    assert done.stdout.count(said) == 1, done.stdout
+    message = (
+        "the GPU failed: CUDA error: device-side assert triggered; it goes on in another process"
+    )
+    assert done.stdout.count(message) == 1, done.stdout
     records = records_of(tmp_path / "runs" / "sim")
     assert [record.state for record in records] == ["finished"] * 3
     for record in records:

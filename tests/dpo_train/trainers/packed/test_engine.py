@@ -80,8 +80,8 @@ def test_losses_and_log_ratios_are_those_of_trl_with_peft(
 def test_neighbours_joining_and_leaving_change_nothing(
     small_config: TrainConfig, pack: PackedEngine
 ) -> None:
-    asked = config(small_config, optim__epochs=4, optim__learning_rate=2e-3, seed=3)
-    alone = pack.join(asked)
+    trial_config = config(small_config, optim__epochs=4, optim__learning_rate=2e-3, seed=3)
+    alone = pack.join(trial_config)
     train(pack, alone, 20)
     others = [
         {"lora": {"r": 16, "alpha": 8}, "optim__batch_size": 2, "dpo__loss": "ipo"},
@@ -92,7 +92,7 @@ def test_neighbours_joining_and_leaving_change_nothing(
         pack.join(config(small_config, optim__epochs=9, seed=n, **changes))
         for n, changes in enumerate(others)
     )
-    trial = pack.join(asked)
+    trial = pack.join(trial_config)
     train(pack, trial, 3, first)
     train(pack, trial, 9, first, second, third)
     train(pack, trial, 12, third)
@@ -163,12 +163,12 @@ def test_passes_have_no_more_tokens_than_fit_into_memory_and_the_same_numbers(
     small_config: TrainConfig, pack: PackedEngine, small_prepared: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    asked = [config(small_config, seed=seed, optim__batch_size=8) for seed in range(2)]
-    trials = [pack.join(trial) for trial in asked]
+    configs = [config(small_config, seed=seed, optim__batch_size=8) for seed in range(2)]
+    trials = [pack.join(trial) for trial in configs]
     train(pack, trials[0], 4, trials[1])
     free = MemoryBounds(host_bytes=own_bytes() + 40_000_000)
     little = PackedEngine(small_config.model, small_prepared, "cpu", free)
-    again = [little.join(trial) for trial in asked]
+    again = [little.join(trial) for trial in configs]
     most = little.tokens_per_pass(again)
     assert little.train.longest <= most < pack.tokens_per_pass(trials) == 4096
     seen = []
@@ -217,9 +217,9 @@ def test_an_export_is_a_peft_adapter_that_scores_as_the_session_did(
 def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
     small_config: TrainConfig, pack: PackedEngine, monkeypatch: pytest.MonkeyPatch, lack: Exception
 ) -> None:
-    asked = [config(small_config, seed=seed, optim__batch_size=4) for seed in range(3)]
-    whole = [pack.join(trial) for trial in asked]
-    train(pack, whole[0], 10, *whole[1:])
+    configs = [config(small_config, seed=seed, optim__batch_size=4) for seed in range(3)]
+    before = [pack.join(trial) for trial in configs]
+    train(pack, before[0], 10, *before[1:])
     fits = 600
 
     def scarce(base: Any, rows: Any) -> Any:
@@ -229,18 +229,18 @@ def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
         return logps
 
     monkeypatch.setattr(engine, "completion_logps", scarce)
-    again = [pack.join(trial) for trial in asked]
+    again = [pack.join(trial) for trial in configs]
     train(pack, again[0], 10, *again[1:])
     assert pack.tokens_per_pass(again) < 2 * fits
-    for one, other in zip(whole, again, strict=True):
+    for one, other in zip(before, again, strict=True):
         assert (one.own_weights - other.own_weights).abs().max() < 1e-5
-    for found, expected in zip(pack.evaluate(again), pack.evaluate(whole), strict=True):
+    for found, expected in zip(pack.evaluate(again), pack.evaluate(before), strict=True):
         assert found is not None
         assert expected is not None
         assert metrics.means(found) == pytest.approx(metrics.means(expected), rel=1e-3)
     fits = 0
     with pytest.raises(OutOfMemory, match="out of memory with one pair at once"):
-        train(pack, pack.join(asked[0]), 1)
+        train(pack, pack.join(configs[0]), 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -250,11 +250,11 @@ def test_the_way_of_a_gpu_computes_in_bfloat16_and_updates_in_float32(
 ) -> None:  # fmt: skip
     """Autocast of the CPU in the GPU's place: the same code, another device."""
     exact = curve(config(small_config), small_prepared)
-    asked = config(small_config, model__dtype=dtype)
-    planned = reference.plan(asked, data.load_pairs(asked.data), tmp_path, "cpu")
+    trial_config = config(small_config, model__dtype=dtype)
+    planned = reference.plan(trial_config, data.load_pairs(trial_config.data), tmp_path, "cpu")
     monkeypatch.setitem(forward.AUTOCAST, "cpu", torch.bfloat16)
-    rough = PackedEngine(asked.model, planned, "cpu")
-    trial = rough.join(asked)
+    rough = PackedEngine(trial_config.model, planned, "cpu")
+    trial = rough.join(trial_config)
     while trial.pairs_seen < trial.pairs_total:
         rough.step([trial])
     (found,) = rough.evaluate([trial])
@@ -302,7 +302,7 @@ def test_a_model_that_computes_something_else_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"lora": None}, "trainer: packed trains adapters over one frozen base; add `lora: {}`"),
         ({"dpo__loss": "aot"}, "dpo.loss: aot is not packed .* type `trainer: trl`"),
@@ -310,7 +310,7 @@ def test_a_model_that_computes_something_else_is_refused(
     ],
 )
 def test_what_is_not_packed_is_refused_by_name(
-    small_config: TrainConfig, changes: dict[str, Any], told: str
+    small_config: TrainConfig, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         config(small_config, **changes)

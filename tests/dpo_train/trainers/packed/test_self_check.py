@@ -109,10 +109,10 @@ def test_a_dense_model_passes(engine: Open, name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_packed_would_compute_differently_is_refused(engine: Open, name: str) -> None:
-    config, said = REFUSED[name]
+    config, message = REFUSED[name]
     with pytest.raises(InputError, match="type `trainer: trl`") as caught:
         engine(config)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(

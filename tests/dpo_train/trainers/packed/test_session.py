@@ -18,12 +18,12 @@ from tests.helpers.training import curve, numbers
 def test_sessions_of_one_process_train_together_with_the_numbers_of_each_alone(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
-    asked = [
+    configs = [
         config(small_config, seed=n, optim__batch_size=2 * n + 2, optim__epochs=3) for n in range(4)
     ]
-    alone = [curve(trial, small_prepared) for trial in asked]
+    alone = [curve(trial, small_prepared) for trial in configs]
     with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(lambda trial: curve(trial, small_prepared), asked))
+        together = list(threads.map(lambda trial: curve(trial, small_prepared), configs))
     for one, other in zip(alone, together, strict=True):
         assert [r["pairs_seen"] for r in one] == [r["pairs_seen"] for r in other]
         assert one[-1]["eval/nll"] == pytest.approx(other[-1]["eval/nll"], abs=1e-5)
