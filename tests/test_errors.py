@@ -23,7 +23,7 @@ ARGUMENTS = {
     "Interrupted": (Path("runs/quickstart"), "the disk is full"),
     "TemplateRefusal": ("a model", "roles must alternate"),
 }
-"""What a class takes if it isn't a message alone."""
+"""Arguments of the classes that take more than a message."""
 
 
 def classes(module: ModuleType) -> list[type[Exception]]:
@@ -39,7 +39,7 @@ ERRORS = [error for module in TREES.values() for error in classes(module)]
 
 
 def drawn(text: str) -> dict[str, tuple[str, str]]:
-    """By class its parent and its built-in base, as the docstring draws them."""
+    """Map each class to its parent and its built-in base, as the docstring draws them."""
     found, path = {}, [("", -1)]
     for spaces, name, base in re.findall(r"^( *)([A-Z]\w+)(?: \((\w+)\))?$", text, re.MULTILINE):
         while path[-1][1] >= len(spaces):
@@ -77,7 +77,7 @@ def test_an_error_arrives_as_it_was_sent(kind: type[Exception]) -> None:
 
 
 def test_no_error_is_defined_elsewhere_but_the_private_ones_of_a_file() -> None:
-    """And those are of the tree too."""
+    """The private ones belong to the tree too."""
     known = {error.__name__ for error in ERRORS}
     outside = {name for name in vars(builtins) if name.endswith(("Error", "Exception"))}
     found = [

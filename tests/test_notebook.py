@@ -1,4 +1,4 @@
-"""A notebook can do all that the command line does: the example notebook, run as it is."""
+"""The example notebook runs as it is: a notebook can do all that the command line does."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "searches" / "quickstart.ipynb"
 
 
 def texts(outputs: list[Any], kind: str) -> str:
-    """What a cell shows as one kind of content."""
+    """Return what a cell shows as one kind of content."""
     return "\n".join(each["data"].get(kind, "") for each in outputs if "data" in each)
 
 
@@ -34,7 +34,7 @@ def test_the_example_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     searched, shown, frame, ranking, grown, answer = (
         cell.outputs for cell in notebook.cells if cell.cell_type == "code"
     )
-    # The live picture, as it was at last.
+    # The last state of the live display.
     assert " of 3 trials" in texts(searched, "text/html")
     assert "<th>pairs trained</th>" in texts(shown, "text/html")
     assert "pairs_trained" in texts(frame, "text/html")

@@ -13,7 +13,7 @@ from tune import load_results
 
 pytestmark = pytest.mark.slow
 
-# Brings the namespace's own loopback up (SIOCSIFFLAGS), shows that nothing else is there, goes on.
+# Bring up the namespace's own loopback (SIOCSIFFLAGS) and show that there is no other interface.
 ISOLATED = """
 import fcntl, os, socket, struct, sys
 with socket.socket() as s:
@@ -69,7 +69,7 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
     assert len(answer.stdout.strip()) > 10
 
 
-# What a stranger does with the winner: transformers alone, nothing of this project.
+# Somebody else uses the winner with transformers alone, without this project.
 ANSWER = """
 import json, sys
 from transformers import pipeline

@@ -1,4 +1,4 @@
-"""The packed step that is counted on tensors which hold nothing."""
+"""gpu_roofline.py counts a packed step on fake tensors, which hold no data."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 @pytest.mark.slow
 def test_the_fused_kernels_move_and_keep_less_for_the_same_products(tmp_path: Path) -> None:
-    """In a process of its own: Liger changes transformers' modules."""
+    """This runs in a process of its own, because Liger changes transformers' modules."""
     out = tmp_path / "counts.json"
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "gpu_roofline.py", "2", "2", "--out", out],

@@ -1,4 +1,4 @@
-"""`make real`, without its download and its twenty minutes."""
+"""`make real`, without the download and the search of twenty minutes."""
 
 import json
 import runpy
@@ -23,7 +23,7 @@ def smollm2() -> dict[str, Any]:
 
 
 def make_real(data: Path) -> subprocess.CompletedProcess[str]:
-    """`make` with a Python that has no packages, as before anything is installed."""
+    """Run `make real` with a Python that has no packages, as before anything is installed."""
     return subprocess.run(
         ["make", "real", f"DATA={data}", f"PYTHON={sys.executable} -S", f"VENV={data.parent}/venv"],
         cwd=ROOT, capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""cluster.yaml and deploy/, read by Ray's own readers."""
+"""Ray's own readers understand cluster.yaml and deploy/."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.helpers.ray_job_command import sent_by
 from tune.__main__ import _parser
 from tune.config.load import load_search
 
-# Of what KubeRay 1.6's custom resources know; its own reader passes over what it does not know.
+# Some of the fields of KubeRay 1.6's custom resources. Its own reader ignores unknown fields.
 KNOWN = {
     "RayJob": {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit",
                "rayClusterSpec", "submissionMode", "runtimeEnvYAML", "activeDeadlineSeconds"},
@@ -123,7 +123,7 @@ def test_the_server_on_kubernetes_is_one_that_kuberay_and_serve_take() -> None:
     config = read_by_kuberay("server", service, service["spec"]["rayClusterConfig"])
     assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
     given = yaml.safe_load(service["spec"]["serveConfigV2"])
-    # The schema takes unknown keys and drops them: what comes back must be what was given.
+    # The schema drops unknown keys silently, so the result must equal the input.
     assert ServeDeploySchema.model_validate(given).model_dump(exclude_unset=True) == given
     (application,) = given["applications"]
     assert application["import_path"] == "serve.app:build"

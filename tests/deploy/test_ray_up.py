@@ -1,4 +1,4 @@
-"""`ray up` itself: cluster.yaml with the block for one's own machines, by SSH, in namespaces."""
+"""`ray up` runs cluster.yaml with the block for your own machines: SSH to network namespaces."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
         "worker_ips": [network.address(1), network.address(2)],
     }
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(nodes.key)}
-    # What is set up is on this machine already, and no network leads to a registry.
+    # Everything is installed on this machine already, and the namespaces reach no registry.
     config["setup_commands"] = config["initialization_commands"] = []
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -88,7 +88,7 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
 
 @contextlib.contextmanager
 def _tunnel(folder: Path) -> Iterator[str]:
-    """`ray dashboard`, as long as it is needed, on a port of this machine."""
+    """Run `ray dashboard` while it is needed, on a port of this machine."""
     port, log = free_port(), folder / "tunnel.log"
     with log.open("w") as output:
         process = subprocess.Popen(

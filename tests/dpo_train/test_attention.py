@@ -1,4 +1,4 @@
-"""Attention computed in another way gives the same numbers, or is refused."""
+"""Another implementation of attention gives the same numbers, or is refused."""
 
 from pathlib import Path
 from typing import Any

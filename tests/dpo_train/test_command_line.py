@@ -1,4 +1,4 @@
-"""Commands that messages name can be pasted."""
+"""A command that a message names can be pasted into the same shell."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ print(dpo_tune("resume", "runs/my search", "--trials", "+8"))
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder with an environment in which `dpo-tune` says a command."""
+    """Return the folder of an environment in which `dpo-tune` prints a command."""
     folder = tmp_path / "env" / "bin"
     folder.mkdir(parents=True)
     program = folder / "dpo-tune"

@@ -1,4 +1,4 @@
-"""What is said of a key or a value that a configuration does not have."""
+"""The messages for keys and values that a configuration does not allow."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Which fields of TRL's DPOConfig a trial may set, and that TRL still has them so."""
+"""The fields of TRL's DPOConfig that a trial may set. TRL still has them with these defaults."""
 
 import inspect
 import json

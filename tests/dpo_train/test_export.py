@@ -1,4 +1,4 @@
-"""A folder of weights is the base's own in all that was not trained, and works from anywhere."""
+"""An exported folder equals the base's folder except for trained weights, and works anywhere."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_a_merged_export_of_tied_embeddings_has_the_adapters_numbers(
 
 
 def trained_with(out: Path, attention: str) -> Path:
-    """The same export as if its trial had computed attention so."""
+    """Change an export as if its trial had computed attention in this way."""
     manifest = json.loads((out / export.MANIFEST).read_text())
     manifest["config"]["model"]["attention"] = attention
     (out / export.MANIFEST).write_text(json.dumps(manifest))

@@ -1,4 +1,4 @@
-"""What a training process will take is told from the config as sessions and engines count it."""
+"""The estimate of a training process's memory matches what sessions and engines measure."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def architecture(layers: int = 2) -> Any:
 
 
 def median_pair(rows: Dataset, kind: str) -> PairLength:
-    """The pair that a session or an engine measures with."""
+    """Return the pair with which a session or an engine measures."""
     pairs = [
         PairLength(*(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")))
         for row in rows
@@ -64,11 +64,11 @@ def test_a_pass_keeps_what_was_told_without_weights(
     estimate = pass_bytes(architecture(), trial, median_pair(rows, kind), 1, "cpu")
     kept, slack = estimate.kept, 0.0
     if "checkpointed" in kind:
-        # Of the two layers a session counts one as it is without checkpoints.
+        # A session counts one of the two layers without checkpoints.
         plain = override(trial, {"optim.activation_checkpointing": False})
         whole = pass_bytes(architecture(), plain, median_pair(rows, kind), 1, "cpu").kept
         kept = (kept + whole) // 2
-        # A checkpoint also holds the rotary embeddings, which it does not save as a tensor.
+        # A checkpoint also keeps the rotary embeddings, though not as a saved tensor.
         slack = 0.15 * counted[0]
     assert 0.97 * counted[0] - slack <= kept <= 1.03 * counted[0] + slack
 
@@ -99,7 +99,7 @@ def test_tokens_that_fit_are_those_whose_pass_takes_what_is_left() -> None:
     one = footprint(override(TrainConfig(), KINDS["packed"]), lengths, "cpu")
     share = one.fixed(4) + 10**9
     tokens = one.tokens_that_fit(share, trials=4)
-    # What the last layer's backward holds for a moment comes on top: of two layers that is much.
+    # The last layer's backward needs more for a moment. With only two layers that is a large share.
     assert 10**9 <= one.of_pass(tokens) < 1.4 * 10**9
     assert one.tokens_that_fit(one.process, trials=4) == 0
 

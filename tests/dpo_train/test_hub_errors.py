@@ -1,4 +1,4 @@
-"""What a person reads of the Hub's refusals: errors of the real client, by a server on loopback."""
+"""The messages for the Hub's refusals: errors of the real client against a server on loopback."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def explained(
     revision: str | None = None,
     token: str | bool = False,
 ) -> str:
-    """What is said of a file that can't be read."""
+    """Return the message for a file that can't be read."""
     try:
         hf_hub_download(
             repo, "config.json", revision=revision, token=token, endpoint=hub.url, cache_dir=folder

@@ -1,4 +1,4 @@
-"""A machine without a way to the Hub is told so at once, and uses what is cached."""
+"""Without a connection to the Hub a message says so at once, and cached files are used."""
 
 import os
 import socket
@@ -16,8 +16,8 @@ from tests.helpers.hub_server import HubServer
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that has not asked yet, and is not offline by its environment."""
+def _reset_hub_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reset this process as if it had not asked the Hub yet and were not set offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):

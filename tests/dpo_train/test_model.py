@@ -9,7 +9,7 @@ from dpo_train.config import ModelConfig
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    """A random model whose file holds 26 MB of bfloat16."""
+    """Return a random model whose file holds 26 MB of bfloat16 weights."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -25,7 +25,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 def _load(config: ModelConfig, prepared: Path | None) -> tuple[int, list[float]]:
-    """The kilobytes of memory of its own that the weights took, and the log-probs of a text."""
+    """Return the kilobytes of private memory that the weights took, and the log-probs of a text."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -96,7 +96,7 @@ def test_the_host_copy_of_a_gpus_weight_is_pinned(
         return torch.empty(weight.shape)  # no memory can be pinned without a GPU
 
     class Weight(torch.Tensor):
-        """A weight that says that it is on a GPU, or that it isn't."""
+        """A weight that reports that it is on a GPU, or that it isn't."""
 
     Weight.is_cuda = is_cuda  # type: ignore[assignment,misc]
     monkeypatch.setattr(torch, "empty_like", empty_like)

@@ -1,4 +1,4 @@
-"""Dropout is off in every trainer, wherever a model keeps it."""
+"""Dropout is off in every trainer, whatever a model calls it."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.small_models import SMALL, save
 from tests.helpers.training import curve
 
 LARGE_WEIGHTS = {**SMALL, "initializer_range": 0.2}
-"""With which dropout shows in the loss."""
+"""Weights with which dropout would change the loss visibly."""
 MODELS: dict[str, transformers.PretrainedConfig] = {
     "granite": transformers.GraniteConfig(**LARGE_WEIGHTS, attention_multiplier=0.25),
     "starcoder2": transformers.Starcoder2Config(

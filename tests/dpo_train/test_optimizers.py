@@ -1,4 +1,4 @@
-"""AdamW in 8 bits: what its moments take, that a saved trial goes on, and where it is refused."""
+"""AdamW in 8 bits: the memory of its moments, how a saved trial goes on, where it is refused."""
 
 from pathlib import Path
 from typing import Any

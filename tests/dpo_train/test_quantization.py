@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits: all trainers compute the same with it, and exports don't know of it."""
+"""A base in 4 or 8 bits: all trainers compute the same with it, and exports don't depend on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By the kind of quantisation the folder of prepared data."""
+    """Map each kind of quantisation to its folder of prepared data."""
     root = tmp_path_factory.mktemp("prepared")
     return {kind: prepare(trial(llama, kind), root) for kind in KINDS}
 
@@ -84,7 +84,7 @@ def test_packed_is_compared_with_peft(
     calls = 0
 
     def wrong_at_times(layer: quantization.QuantizedLinear) -> torch.Tensor:
-        """As if forward and backward had other weights."""
+        """Return other weights at every second call, so forward and backward differ."""
         nonlocal calls
         calls += 1
         return whole(layer) * (1 if calls % 2 else 1.5)

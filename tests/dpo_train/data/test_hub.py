@@ -1,4 +1,4 @@
-"""TruthfulQA as the Hub has it, read by the search to copy from a server on loopback."""
+"""The example search reads TruthfulQA, in the form that the Hub has, from a server on loopback."""
 
 import json
 import os
@@ -29,7 +29,7 @@ QUESTIONS = 12
 
 
 def write_dataset(folder: Path) -> None:
-    """Rows, parquet files and card in the form of truthfulqa/truthful_qa."""
+    """Write rows, parquet files and card in the form of truthfulqa/truthful_qa."""
     rows = [
         {
             "type": "Adversarial",

@@ -1,7 +1,7 @@
-"""Files and forms of preference data, each read as it is meant or refused; docs/data.md lists them.
+"""Every file format and row form of docs/data.md is read as it is meant, or refused.
 
-Every form holds the same pairs. What is read is compared as the text that the chat template makes
-of it, which is what a model is trained on.
+All forms hold the same pairs. The tests compare the text that the chat template makes of the pairs
+that are read, because a model is trained on that text.
 """
 
 from collections.abc import Callable
@@ -63,19 +63,19 @@ DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 
 
 class Case(NamedTuple):
-    """A dataset and what becomes of it."""
+    """A dataset and the result of reading it."""
 
     name: str
-    """As the table of the documentation has it."""
+    """The name in the table of the documentation."""
     write: Callable[[Path], Path]
     """Writes the dataset into an empty folder and returns what `data.id` names."""
     refused: str = ""
-    """What the error says; empty if the dataset is read."""
+    """Text of the error; empty if the dataset can be read."""
     options: dict[str, Any] = {}  # noqa: RUF012: only read
     system: str = ""
     """The system prompt of every row."""
     history: bool = False
-    """Whether an earlier turn stands before the question."""
+    """Whether there is an earlier turn before the question."""
 
 
 TAB, MARK = "\t", "utf-8-sig"

@@ -1,4 +1,4 @@
-"""KL on sampled answers, against what can be known of it."""
+"""The KL on sampled answers, compared with values that can be computed exactly."""
 
 import json
 from pathlib import Path
@@ -41,12 +41,12 @@ def test_it_is_the_kl_that_enumerating_all_answers_gives(
         torch.manual_seed(1)
         for weight in policy.parameters():
             weight += 0.1 * weight.std() * torch.randn_like(weight)
-    # What a model says of sampling must not matter: it is the policy that is measured.
+    # The model's own sampling settings must not matter: the policy itself is measured.
     policy.generation_config.update(do_sample=True, top_k=2, repetition_penalty=3.0)
     export.write(policy, tokenizer, small_config, tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["top_k"] == 2
 
-    # Longer than two tokens there are too many to enumerate.
+    # There are too many answers of more than two tokens to enumerate them.
     for name, value in (("MOST_TOKENS", 2), ("PROMPTS", 2), ("SAMPLES", 1024), ("_AT_ONCE", 512)):
         monkeypatch.setattr(sampled_kl, name, value)
     estimate = sampled_kl.estimate(tmp_path, small_config.model, small_prepared, "cpu")
@@ -57,8 +57,8 @@ def test_it_is_the_kl_that_enumerating_all_answers_gives(
         for prompt in rows["prompt_ids"][:2]
     ]
     assert exact[0] > 0.05
-    # A log-ratio whose mean is small spreads by about the root of twice its mean; the interval of
-    # two prompts is from the one to the other.
+    # A log-ratio with a small mean has a standard deviation of about the root of twice its mean.
+    # The interval of two prompts reaches from one prompt's value to the other's.
     mean = sum(exact) / 2
     assert estimate.mean == pytest.approx(mean, abs=4 * (2 * mean / 2048) ** 0.5)
     for bound, wanted in zip(estimate.interval, sorted(exact), strict=True):
@@ -66,8 +66,8 @@ def test_it_is_the_kl_that_enumerating_all_answers_gives(
 
 
 def enumerated(policy: Any, other: Any, prompt: list[int], end: int) -> float:
-    """KL of answers of up to two tokens: the first's, and after each that is no end the second's,
-    weighed by how likely it is."""
+    """Return the KL of answers of up to two tokens: the first token's KL, plus the second token's
+    KL after each first token that does not end the answer, weighted by its probability."""
     with torch.no_grad():
         first = [each(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
                  for each in (policy, other)]  # fmt: skip

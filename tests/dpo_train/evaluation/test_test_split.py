@@ -35,7 +35,7 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     test, searched = found_on_test.test, found_on_test.searched
     assert searched is not None
     base = reference.prepare(small_prepared).base["test"]
-    # A model that was hardly trained is the base.
+    # A model that was hardly trained is almost the base.
     assert searched.metrics["ranking"] == base.ranking
     assert searched.interval == list(base.interval)
     assert searched.over_base["ranking"].difference == 0
@@ -45,7 +45,7 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     assert over.difference == pytest.approx(test.metrics["ranking"] - base.ranking)
     assert over.interval[0] <= over.difference <= over.interval[1]
     assert set(test.over_searched) == {"ranking", "accuracy"}
-    # In JSON the metrics stand beside the rest, as `results.json` has them.
+    # In JSON the metrics are on the same level as the other fields, as in `results.json`.
     written = test.model_dump(mode="json")
     assert written["ranking"] == test.metrics["ranking"]
     assert Numbers.model_validate(written) == test

@@ -1,4 +1,4 @@
-"""The Modelfile writes a prompt as the model's own chat template does, or says that it can't."""
+"""A Modelfile writes a prompt as the model's own chat template does, or says that it can't."""
 
 from pathlib import Path
 from typing import Any

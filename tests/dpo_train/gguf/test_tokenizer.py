@@ -1,4 +1,4 @@
-"""llama.cpp makes the tokens of a text that the tokenizer makes, or the tokenizer is refused."""
+"""llama.cpp splits a text into the same tokens as the tokenizer, or the tokenizer is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ QWEN = (
 )
 BOS = "<|im_start|>"
 UNUSED = "[PAD1025]"
-"""The text of row 1025 where the tokenizer has no such token."""
+"""The text for row 1025 of the embedding, for which the tokenizer has no token."""
 
 
 def split_by(*parts: dict[str, Any], ignore_merges: bool = False) -> Callable[..., None]:
@@ -27,7 +27,7 @@ def split_by(*parts: dict[str, Any], ignore_merges: bool = False) -> Callable[..
         content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": list(parts)}
         content["model"]["ignore_merges"] = ignore_merges
         content["normalizer"] = None
-        # Tokens across the places at which only some of the known pre-tokenizers cut a text.
+        # Tokens that span positions at which only some of the known pre-tokenizers split a text.
         vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
         for left, right in (("1", "2"), ("12", "3"), ("123", "4"), ("[", "i"), ("Ċ", "Ċ")):
             vocabulary[left + right] = len(vocabulary)

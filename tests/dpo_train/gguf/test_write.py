@@ -1,4 +1,4 @@
-"""llama.cpp computes from our files what transformers computes, or the model is refused."""
+"""llama.cpp computes the same from our files as transformers, or the model is refused."""
 
 import math
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_log_probs_of_llama_cpp_are_those_of_transformers(
 
 
 def stored(path: Path) -> dict[str, tuple[str, bytes]]:
-    """Kind and bytes of each tensor of a file."""
+    """Return the type and the bytes of each tensor of a file."""
     return {
         tensor.name: (tensor.tensor_type.name, tensor.data.tobytes())
         for tensor in GGUFReader(path).tensors

@@ -1,4 +1,4 @@
-"""What a chat template can't write is said before anything is trained."""
+"""Rows that a chat template can't write are reported before anything is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -167,7 +167,7 @@ def test_tools_calls_and_reasoning_are_tokenised_as_by_trl(make: Make) -> None:
         activation_checkpointing=False,
     )  # fmt: skip
     for same in (rows, [variables]):
-        # Rows of one kind at a time: Arrow would fill the others' columns with nulls.
+        # Each dataset has one kind of rows: Arrow would fill the columns of other kinds with nulls.
         dataset = Dataset.from_list([each.as_json() for each in same])
         theirs = DPOTrainer._prepare_dataset(stub, dataset, tokenizer, config, "train")
         ours = Tokeniser(tokenizer, 10_000).encode([template.render(each) for each in same])

@@ -35,7 +35,7 @@ def test_tokens_are_trls_own(small_prepared: Path) -> None:
 
 
 def test_the_tokenizer_gives_back_what_it_was_given() -> None:
-    # A word-level tokenizer loaded as Qwen2Tokenizer turns every text into nothing, silently.
+    # A word-level tokenizer that is loaded as Qwen2Tokenizer turns every text into no tokens.
     tokenizer = model.load_tokenizer(ModelConfig())
     text = "Are you in Paris? No: I'm software, 100 % – naïve Zürich."
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -1,4 +1,4 @@
-"""All rows of a folder are tokenised once; bad rows are listed, or left out and counted."""
+"""All rows of a folder are tokenised once. Bad rows are listed, or left out and counted."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_it_is_left_out_and_counted_if_asked(tmp_path: Path) -> None:
     prepared = reference.prepare(planned(tmp_path, "skip"))
     assert prepared.dropped == {"a special token in the text": 1}
     assert prepared.computed_pairs == 29
-    # The data of one search may be asked for by another, which does not skip.
+    # Another search, which does not skip bad rows, may use the same data.
     with pytest.raises(InputError, match="line 21"):
         tokens.tokenised(planned(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Run folders on an object store: moto's S3 server on loopback, several machines' mirrors."""
+"""Run folders on an object store (moto's S3 server on loopback) and mirrors on several machines."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def store(
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """From now on this process and those that it starts have another machine's disk."""
+    """Give this process and those that it starts the disk of another machine."""
     monkeypatch.setenv("DPO_TUNE_CACHE", str(tmp_path / "disk of" / name))
 
 
@@ -72,8 +72,8 @@ def settings(**values: object) -> list[str]:
 
 
 def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
-    """A search on the URL whose driver died: a trial that ended, two saved states, one of them
-    ahead of its record, and the state of the one that ended. Returns that one's record."""
+    """Make a search on the URL whose driver died, and return the record of the trial that ended.
+    That trial still has its saved state; two open trials have one, one of them ahead of its record."""
     config = {**read_yaml(yaml), "trials": 4, "stopping": {"name": "none"},
               "runs_dir": store.url, "simulated": {"pairs": 256}}  # fmt: skip
     folder = mirror.local(store.run("sim"))
@@ -159,7 +159,7 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
     store: ObjectStore, tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """And nothing of its disk is needed."""
+    """Nothing of the dead machine's disk is needed."""
 
     def ended() -> dict[str, Any]:
         records = store.records("sim").items()
@@ -189,7 +189,7 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
     assert {key: after[key] for key in before} == before
     for key, record in after.items():
         assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
-        # What was saved when the first driver died was not trained again.
+        # The trials did not repeat what was saved when the first driver died.
         if key not in before:
             first = [r["pairs_seen"] for r in record["curve"] if r["train_seconds"] == 0.3]
             assert first == list(range(64, went.get(key, 0) + 1, 64))
@@ -226,7 +226,8 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
             only_driver(RunFolder.at(other)),
         ):
             pass
-        # Silent ones of another machine have died; one that was is told by what stands there.
+        # A driver of another machine counts as dead when its heartbeat stops. If it goes on after
+        # all, it finds the new driver's entry.
         foreign = {"id": "f", "where": ["other", "", ""], "pid": 1, "beat": 0}
         mirror.put(here / ".driver.json", json.dumps(foreign))
         with pytest.raises(StoreError, match="process 1 on other drives"):
@@ -238,7 +239,7 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
 
 
 def write_until_refused(file: Path) -> None:
-    """The next heartbeat finds the other driver, and that of a busy machine is late."""
+    """Write until the next heartbeat finds the other driver; on a busy machine it comes late."""
     for _ in range(100):
         mirror.put(file, "{}")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""URLs of `runs_dir` and `storage` that are refused, and what is said of them."""
+"""URLs of `runs_dir` and `storage` that are refused, and the messages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward change no number, and keep less."""
+"""Recomputing layers in the backward changes no number and keeps less memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def trained(
     config: TrainConfig, prepared: Path, folder: Path, again: bool
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses of two reports, and the exported weights."""
+    """Return the losses of two reports, and the exported weights."""
     changes = {"optim.activation_checkpointing": again, "optim.learning_rate": 1e-3}
     session = open_session(override(config, changes), prepared, "cpu")
     try:
@@ -128,7 +128,7 @@ def test_it_is_switched_on_where_memory_holds_no_pair_without_it(
 def losses_and_config(
     trial: TrainConfig, prepared: Path, memory: MemoryBounds
 ) -> tuple[float, TrainConfig]:
-    """The loss of the first report, and the configuration that the session trains by."""
+    """Return the loss of the first report, and the configuration that the session uses."""
     session = open_session(trial, prepared, "cpu", memory=memory)
     assert isinstance(session, TrlSession)
     try:
@@ -181,7 +181,7 @@ def test_a_packed_engine_switches_it_on_when_a_pass_over_one_pair_runs_out_of_me
 
 
 def first_losses(engine: PackedEngine, config: TrainConfig) -> list[float]:
-    """What is evaluated after four steps."""
+    """Return the held-out losses after four steps."""
     trial = engine.join(config)
     while trial.step < 4:
         engine.step([trial])

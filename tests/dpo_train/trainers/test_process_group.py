@@ -1,4 +1,4 @@
-"""Two processes that train one trial, against one: gloo on a CPU, at equal global batch."""
+"""Two processes give the numbers of one at the same global batch: gloo on a CPU."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
-"""Absolute and relative: sums go in another order. Measured: 4e-6 nats of a margin of 4."""
+"""Absolute and relative. Sums have another order; measured: 4e-6 nats of a margin of 4."""
 
 
 def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: bool) -> Any:
-    """Every rank's reports of both trials."""
+    """Return the reports of both trials from every rank."""
     out.mkdir()
     port = free_port()
     request = {"config": config.model_dump(mode="json"), "prepared": str(prepared), "out": str(out)}

@@ -21,7 +21,7 @@ HISTORY = [
 
 
 def right_messages(number: int) -> dict[str, list[dict[str, str]]]:
-    """The pair, written by hand in the form that TRL's documentation recommends."""
+    """Return a pair, written by hand in the form that TRL's documentation recommends."""
     texts = {"chosen": f"The answer is {number + 1}.", "rejected": f"It must be {number}, sure."}
     answers = {side: [{"role": "assistant", "content": text}] for side, text in texts.items()}
     question = {"role": "user", "content": f"Which number follows {number}?"}

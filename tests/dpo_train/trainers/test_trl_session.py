@@ -283,7 +283,7 @@ def test_trl_still_has_the_hooks_that_we_rely_on() -> None:
 def test_a_model_whose_own_code_fails_in_training_is_refused(
     small_config: TrainConfig, tmp_path: Path, lora: Any
 ) -> None:
-    """transformers 5.23 reads a field of Granite's mixture that its configuration has not."""
+    """transformers 5.23 reads a field of Granite's mixture that its configuration does not have."""
     experts = transformers.GraniteMoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
     folder = save(experts, tmp_path / "model")
     trial = override(small_config, {"model.id": str(folder), "data.limit": 12, "lora": lora})

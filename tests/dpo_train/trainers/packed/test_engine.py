@@ -1,4 +1,4 @@
-"""A packed trial is the trial that TRL would have trained, whoever trains beside it."""
+"""A packed trial gets the same numbers as with TRL, whichever trials train beside it."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def pack(small_config: TrainConfig, small_prepared: Path) -> PackedEngine:
 
 
 def train(pack: PackedEngine, trial: PackedTrial, steps: int, *others: PackedTrial) -> None:
-    """Steps until `trial` took so many; the others go with it as long as they have pairs."""
+    """Step until `trial` has taken `steps`; the others take part as long as they have pairs."""
     while trial.step < steps:
         running = [t for t in (trial, *others) if t.pairs_seen < t.pairs_total]
         pack.step(running)
@@ -72,7 +72,7 @@ def test_losses_and_log_ratios_are_those_of_trl_with_peft(
             assert own[name] == other[name]
         for name in ("train/loss", "eval/loss", "eval/nll"):
             assert own[name] == pytest.approx(other[name], rel=1e-4), name
-        # Sums over tokens of float32 log-probs, of which the reference's are subtracted.
+        # These are sums of float32 log-probs over tokens, minus the reference's sums.
         for name in ("eval/margin", "eval/chosen_shift", "eval/rejected_shift"):
             assert own[name] == pytest.approx(other[name], rel=1e-3, abs=2e-5), name
 
@@ -248,7 +248,7 @@ def test_the_way_of_a_gpu_computes_in_bfloat16_and_updates_in_float32(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, dtype: str,
 ) -> None:  # fmt: skip
-    """Autocast of the CPU in the GPU's place: the same code, another device."""
+    """Autocast on the CPU stands in for the GPU: the code is the same."""
     exact = curve(config(small_config), small_prepared)
     trial_config = config(small_config, model__dtype=dtype)
     planned = reference.plan(trial_config, data.load_pairs(trial_config.data), tmp_path, "cpu")

@@ -1,7 +1,7 @@
-"""The GPU kernels of the packed pass, run on a CPU by Triton's interpreter.
+"""The GPU kernels of the packed pass. Triton's interpreter runs them on a CPU.
 
-Its products of bfloat16 are wrong, so the product is tested with float16; the real ones were run
-on a GPU (benchmarks/gpu.py).
+The interpreter multiplies bfloat16 wrongly, so products are tested with float16. benchmarks/gpu.py
+runs the kernels on a GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_a_product_of_low_rank_is_added_in_place(
     k, tokens, wide, rank = shape
     total = torch.randn(k, tokens, wide).to(dtype)
     low = torch.randn(k, rank, tokens).to(dtype)
-    # As an adapter's half stands in the vector of its trial.
+    # One half of an adapter is a slice of the vector that holds its trial's weights.
     half = torch.randn(k, 64 + rank * wide).to(dtype)[:, 64:].unflatten(-1, (rank, wide))
     expected = total.double() + low.double().transpose(1, 2) @ half.double()
     assert kernels.add_low_rank_(total, low, half) is total

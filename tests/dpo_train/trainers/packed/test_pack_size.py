@@ -1,4 +1,4 @@
-"""The pack size is found by trying, here on machines whose speed is made up."""
+"""The pack size is found by trying sizes, here on machines with an invented speed."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ def cache_of_some(k: int) -> float:
 
 
 def found(trials: int, seconds: Callable[[int], float], size: PackSize | None = None) -> PackSize:
-    """After it has tried on a machine where a pack of k takes so many seconds for k tokens."""
+    """Return the size found on a machine where a step of a pack of k takes `seconds(k)`."""
     size = size or PackSize()
     for step in range(1000):
         k = size.of(trials)
         if not size.is_trying:
             return size
-        # Every seventh step something else ran, as it does.
+        # Something else runs during every seventh step.
         size.took(trials, seconds(k) * trials / k + (step % 7 == 0))
     raise AssertionError("it never ends")
 

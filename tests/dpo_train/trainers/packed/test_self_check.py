@@ -80,7 +80,7 @@ Open = Callable[..., PackedEngine]
 
 @pytest.fixture
 def engine(small_config: TrainConfig, tmp_path: Path) -> Any:
-    """Opens an engine over a model of random weights, and lets a trial join."""
+    """Open an engine over a model of random weights, and let a trial join."""
     opened: list[PackedEngine] = []
 
     def open_engine(config: Any, **lora: Any) -> PackedEngine:
@@ -118,7 +118,7 @@ def test_what_packed_would_compute_differently_is_refused(engine: Open, name: st
 def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(
     engine: Open, small_config: TrainConfig
 ) -> None:
-    """An engine outlives a refusal: its next session must not find it as if all had passed."""
+    """An engine outlives a refusal, so its next session must be refused as well."""
     pack = engine(TRAINED["llama"], target_modules=["q_proj"])
 
     def join(*targets: str) -> PackedTrial:
@@ -142,7 +142,7 @@ def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(
 def test_every_session_over_a_mixture_of_experts_is_refused(
     small_config: TrainConfig, tmp_path: Path
 ) -> None:
-    """In an engine's process all sessions share the engine, whichever came first."""
+    """All sessions of an engine's process share the engine, whichever came first."""
     folder = save(REFUSED["experts"][0], tmp_path / "model")
     trial = override(small_config, {"model.id": str(folder), "trainer": "packed", "lora": {}})
     prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "data", "cpu")
@@ -162,7 +162,7 @@ def test_attention_alone_of_a_mixture_of_experts_passes_without_a_loss_of_the_ro
 
 
 def test_a_routers_loss_is_refused_as_trl_would_add_it(engine: Open) -> None:
-    """TRL asks for the router's scores itself, whatever `output_router_logits` says."""
+    """TRL requests the router's scores itself, whatever `output_router_logits` is."""
     with pytest.raises(InputError, match="its router has a loss of its own"):
         engine(REFUSED["experts"][0], target_modules=["q_proj", "v_proj"])
 
@@ -189,7 +189,7 @@ def scale_gradients(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 
 def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log-probs may be right and the backward wrong."""
+    """The log-probs may be right while the backward is wrong."""
     scale_gradients(monkeypatch, 1.01)
     with pytest.raises(InputError, match=r"the gradients of self_attn.* differ from PEFT's"):
         engine(TRAINED["llama"])
@@ -199,7 +199,7 @@ def test_gradients_that_differ_are_refused(engine: Open, monkeypatch: pytest.Mon
 def test_rounding_does_not_hide_a_forgotten_scale(
     engine: Open, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    """As a GPU computes, under bfloat16 autocast."""
+    """The pass runs under bfloat16 autocast, as on a GPU."""
     monkeypatch.setitem(forward.AUTOCAST, "cpu", torch.bfloat16)
     engine(TRAINED["llama"])
     scale_gradients(monkeypatch, factor)

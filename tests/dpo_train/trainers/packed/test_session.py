@@ -1,4 +1,4 @@
-"""Packed sessions of one process: they train together, and end each without the others."""
+"""The packed sessions of one process train together, and each can end without the others."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_an_error_in_a_step_ends_all_that_it_may_have_left_half_done(
 def test_closing_a_session_ends_the_advance_that_waits_in_it(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
-    """As when a trial's process died and its next one comes to the same engine."""
+    """This happens when a trial's process died and its next process uses the same engine."""
     endless = config(small_config, optim__epochs=1000, eval_every_pairs=40_000)
     session = open_session(endless, small_prepared, "cpu")
     with ThreadPoolExecutor(1) as thread:

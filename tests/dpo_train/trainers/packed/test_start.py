@@ -1,4 +1,4 @@
-"""A packed trial begins where PEFT begins, at the reference, and leaves the base as it was."""
+"""A packed trial begins like PEFT, at the reference, and leaves the base unchanged."""
 
 import math
 from pathlib import Path
