@@ -199,7 +199,7 @@ def late_imports_without_reason(source: str) -> list[int]:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
 def test_a_late_import_has_its_reason_beside_it(module: str) -> None:
-    """A command line's file imports everything late, as its docstring says: `--help` must be fast."""
+    """A command line's file imports everything late, as its docstring says, for a fast `--help`."""
     assert late_imports_without_reason(MODULES[module].read_text()) == []
 
 

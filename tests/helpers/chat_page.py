@@ -1,4 +1,4 @@
-"""What a person does on the page of the server, and where the answers stand."""
+"""What a user does on the page of the server, and where the answers are."""
 
 from playwright.sync_api import Locator, Page, expect
 
@@ -12,7 +12,7 @@ def answers(page: Page) -> Locator:
 
 
 def note(page: Page) -> Locator:
-    """What is said below the last answer: an error, or why it ended."""
+    """Return the text below the last answer: an error, or why the answer ended."""
     return page.locator(".note").last
 
 
@@ -21,7 +21,7 @@ def press(page: Page, name: str) -> None:
 
 
 def ask(page: Page, text: str) -> None:
-    """Sends a prompt and waits until its answers have ended."""
+    """Send a prompt and wait until its answers have ended."""
     turns = page.locator(".turn").count()
     prompt_box(page).fill(text)
     press(page, "Generate")

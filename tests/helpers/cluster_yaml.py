@@ -1,4 +1,4 @@
-"""cluster.yaml as a person would edit it: a commented block in the place of the keys it names."""
+"""cluster.yaml after an edit by hand: a commented block replaces the keys that it names."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ def on_aws() -> dict[str, Any]:
 
 
 def on(provider: str) -> dict[str, Any]:
-    """The block is what follows its first empty comment line; above it are words."""
+    """Return cluster.yaml with a block. A block begins after its first empty comment line."""
     block = BLOCKS[provider]
     replaced = block["keys"].split(", ")
     assert set(replaced) <= on_aws().keys()

@@ -1,7 +1,7 @@
-"""The side of the loopback Hub that is written to: repositories made, files sent, commits, tags.
+"""Uploads to the Hub on loopback: new repositories, files, commits and tags.
 
-It refuses what the real one refuses: a commit that names an object it never got, a wrong checksum,
-a parent that is not the head, a stranger; and it fails where a test tells it to.
+It refuses what the real Hub refuses: a commit that names an object that was not uploaded, a wrong
+checksum, a parent that is not the head, a missing login. It fails where a test asks for it.
 """
 
 import base64
@@ -33,17 +33,17 @@ from tests.helpers.hub_server import (
 
 @dataclass
 class Fault:
-    """What happens in place of the next requests that match: a status, or a line that breaks."""
+    """A failure of the next matching requests: an error status, or a broken connection."""
 
     method: str
     path: str
-    """A regular expression that is found in the path."""
+    """A regular expression that must match somewhere in the path."""
     status: int = 0
-    """0: no answer, the connection breaks."""
+    """The status of the answer; with 0 the connection breaks without an answer."""
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1
     is_after: bool = False
-    """Whether the request is carried out before the line breaks."""
+    """Whether the request is carried out before the connection breaks."""
 
 
 class WritableHub(HubServer):
@@ -54,7 +54,7 @@ class WritableHub(HubServer):
         self.routes = [*ROUTES, *UPLOADS]
         self.objects: dict[str, bytes] = {}
         self.xet = xet
-        """Where hf_xet lays what it is given; without it the client is refused."""
+        """The folder where hf_xet stores files; without it xet is refused."""
         self.faults: deque[Fault] = deque()
         self.commits: list[dict[str, Any]] = []
         """The header of each commit that was made."""
@@ -164,7 +164,7 @@ def commit(call: Call) -> Answer:
         elif line["key"] == "lfsFile":
             if value["oid"] not in hub.objects and hub.xet is None:
                 raise Refusal(400, f"no object {value['oid']} was uploaded")
-            # What xet has taken is not read back: only its name is known here.
+            # Files that xet stored are not read back: only their names are known here.
             files[value["path"]] = File(hub.objects.get(value["oid"], b""), True)
         elif line["key"] == "deletedFile":
             files.pop(value["path"])

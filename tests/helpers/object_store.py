@@ -1,4 +1,4 @@
-"""An S3 server on loopback: moto's own, as a process, with one bucket."""
+"""An S3 server on loopback: moto's server as a process, with one bucket."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ LOGIN = {
 
 
 class ObjectStore:
-    """For the life of a `with` block; `url` is that of a folder in its bucket."""
+    """Runs for the duration of a `with` block. `url` names a folder in its bucket."""
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         with socket.create_server((host, 0)) as free:
@@ -60,11 +60,11 @@ class ObjectStore:
         self._process.wait()
 
     def run(self, name: str) -> str:
-        """The URL of a run."""
+        """Return the URL of a run."""
         return self.url.replace("/runs?", f"/runs/{name}?")
 
     def read(self, below: str = "") -> dict[str, bytes]:
-        """Every object of the bucket's `runs`, by its path there, as another client sees it."""
+        """Return every object of the bucket's `runs`, by its path, as another client sees it."""
         found = {}
         for path in self._paths(below):
             with contextlib.suppress(self._client.exceptions.NoSuchKey):  # removed just now
@@ -73,7 +73,7 @@ class ObjectStore:
         return found
 
     def records(self, name: str) -> dict[str, dict[str, Any]]:
-        """The trial records of a run, by id."""
+        """Return the trial records of a run, by id."""
         found = self.read(f"{name}/trials/")
         records = [json.loads(text) for path, text in found.items() if path.endswith(".json")]
         return {record["id"]: record for record in records}

@@ -1,4 +1,4 @@
-"""The configuration of a packed trial in tests."""
+"""Makes the configuration of a packed trial for tests."""
 
 from __future__ import annotations
 

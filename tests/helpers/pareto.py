@@ -1,4 +1,4 @@
-"""Domination, written down as its definition says."""
+"""Pareto domination, by its definition."""
 
 from __future__ import annotations
 

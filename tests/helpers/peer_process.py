@@ -1,7 +1,7 @@
 """One rank of a trial that several processes train: `python -m tests.helpers.peer_process JSON`.
 
-Writes what each `advance` returned, of two trials one after the other; the second is saved, closed
-and restored after two reports.
+Trains two trials, one after the other, and writes what each `advance` returned. The second trial is
+saved, closed and restored after two reports.
 """
 
 import json
@@ -39,8 +39,8 @@ def train(request: dict[str, Any]) -> list[list[dict[str, float]]]:
 
 
 def _as_if_on_gpus() -> None:
-    """accelerate shards on accelerators alone, and takes its word from this one state; torch's
-    FSDP2 itself runs on a CPU all the same."""
+    """Let accelerate shard on CPUs. It shards on accelerators only, as this state says, but torch's
+    FSDP2 itself also runs on a CPU."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 

@@ -1,4 +1,4 @@
-"""What `places.jsonl` of a run says: who held which GPU, and how many at the same time."""
+"""Reads `places.jsonl` of a run: which trial held which GPU, and how many at the same time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def placements(run: Path) -> list[dict[str, Any]]:
 
 
 def most_at_once(run: Path) -> dict[tuple[str, str], int]:
-    """Of every (node, GPU) how many trials held it at the same time, at most.
+    """Return for every (node, GPU) the largest number of trials that held it at the same time.
 
-    A place is held until the trial takes another or ends, or until its driver ends.
+    A trial holds its GPU until it takes another one or ends, or until its driver ends.
     """
     sittings = json.loads((run / "run.json").read_text())["sittings"]
     ended = {record.id: record.ended or 0.0 for record in records_of(run)}

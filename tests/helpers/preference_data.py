@@ -1,7 +1,7 @@
-"""The same twelve pairs as files of every format and rows of every form.
+"""Twelve pairs, written as files of every format and rows of every form.
 
-Functions of a number make one row; functions of a folder write a dataset into it and return what
-`data.id` names.
+Functions of a number make one row. Functions of a folder write a dataset into it and return the
+path for `data.id`.
 """
 
 import csv
@@ -146,7 +146,7 @@ def parquet(make: Callable[[int], Record], name: str = "rows.parquet") -> Callab
 
 
 def clone(folder: Path) -> Path:
-    """As a clone from the Hub has it: shards in data/."""
+    """Write shards in data/, as in a clone from the Hub."""
     (folder / "data").mkdir()
     rows = [texts(number) for number in range(COUNT)]
     for shard in range(2):
@@ -157,7 +157,7 @@ def clone(folder: Path) -> Path:
 
 
 def card(folder: Path) -> Path:
-    """A clone whose card says which file is which split."""
+    """Write a clone whose card says which file is which split."""
     lines(texts, "pairs/first.jsonl")(folder)
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
@@ -239,7 +239,7 @@ def text_parts(number: int) -> Record:
 
 
 def early(number: int) -> Record:
-    """The conversations differ before their last answers."""
+    """Return a row whose conversations differ before their last answers."""
     row = conversations(number)
     more = [message("user", "And then?"), message("assistant", "No more.")]
     return {name: [*messages, *more] for name, messages in row.items()}
@@ -251,7 +251,7 @@ def nested(number: int) -> Record:
 
 
 def guessable(number: int) -> Record:
-    """Answers with a beginning in common, beside a prompt that can't be read."""
+    """Return answers with a common beginning, beside a prompt that can't be read."""
     return {"prompt": [ask(number)], "chosen": f"So: {good(number)}", "rejected": "So: no."}
 
 

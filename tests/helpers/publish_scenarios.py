@@ -1,7 +1,7 @@
-"""What is done with winners and a Hub on loopback, each in a process of its own.
+"""Scenarios with winners and a Hub on loopback, each in a process of its own.
 
-`in_child` starts it, since the client reads HF_ENDPOINT once, on import: nothing here may import
-the client, or the fixtures that set it offline, before `served` has named the Hub.
+`in_child` starts the process, because the client reads HF_ENDPOINT once, on import. Nothing here
+may import the client, or the fixtures that set it offline, before `served` has set the Hub.
 """
 
 import json
@@ -39,7 +39,7 @@ FAULTS: dict[str, list[Fault]] = {
 
 
 def served(root: Path, **options: Any) -> WritableHub:
-    """A Hub that has a base model with a card; this process's client will know no other."""
+    """Return a Hub with a base model and its card. This process's client uses no other Hub."""
     base = root / "base"
     shutil.copytree(sample.MODEL, base)
     (base / "README.md").write_text(CARD)
@@ -50,13 +50,13 @@ def served(root: Path, **options: Any) -> WritableHub:
 
 
 def round_trips(root: Path) -> dict[str, Any]:
-    """Push each form of winner, load it back as a stranger does, and ask both the same."""
+    """Push each form of winner, load it from the Hub, and compare the answers of both."""
     outcomes: dict[str, Any] = {}
     with served(root) as hub:
         from tune import push
 
         adapter = make_run(root, "adapter", lora=LORA, model={"id": "acme/base"})
-        # From files of this machine, and with a trial whose error names them.
+        # This run has data on this machine, and a trial whose error names a path.
         full = make_run(root, "full", model={"id": str(root / "base")}, data=_own_rows(root))
         (record,) = (full / "trials").glob("*-001.json")
         wrong = json.loads(record.read_text()) | {"error": f"OSError: no {root}/x on host"}
@@ -92,7 +92,7 @@ def round_trips(root: Path) -> dict[str, Any]:
             {f"{repo}/{path}": text for repo, files in repositories.items()
              for path, text in files.items()}, root,
         )  # fmt: skip
-        # A merged winner after an adapter: the adapter's files go.
+        # After an adapter a merged winner is pushed: the adapter's files are removed.
         push(adapter, repo="team/adapter", merged=True)
         outcomes["files after merging"] = sorted(hub.files("team/adapter"))
     return outcomes
@@ -106,11 +106,11 @@ def _own_rows(root: Path) -> dict[str, Any]:
 
 
 def _traces(files: dict[str, bytes], root: Path) -> list[str]:
-    """What of this machine stands in files that anyone can read."""
+    """Return names of this machine that occur in public files."""
     names = [re.escape(str(root)), re.escape(f"{Path.home()}/"), rf"\b{os.uname().nodename}\b",
              os.environ["HF_TOKEN"], "127.0.0.1"]  # fmt: skip
     texts = {path: text.decode(errors="replace") for path, text in files.items()}
-    # Its vocabulary is the base's, and plotly.js in the report is not ours.
+    # The tokenizer's vocabulary is the base's, and plotly.js in the report is not ours.
     texts = {path: re.sub("(?s)<script>.*?</script>", "", text) for path, text in texts.items()}
     texts = {path: text for path, text in texts.items() if path.endswith((".md", ".yaml", ".html"))
             or (path.endswith(".json") and not path.endswith("tokenizer.json"))}  # fmt: skip
@@ -123,7 +123,7 @@ def _route(path: str) -> str:
 
 
 def _served(source: str) -> list[list[int]]:
-    """The same greedy answers by our own server, as `python -m serve PLACE` loads it."""
+    """Return greedy answers of our own server, which loads `source` like `python -m serve`."""
     import queue
 
     from serve import model_source, models
@@ -151,13 +151,13 @@ def _served(source: str) -> list[list[int]]:
 
 
 def _answers(model: Any, dtype: str | None, revision: str | None = None) -> list[list[int]]:
-    """Greedy answers by transformers alone."""
+    """Return greedy answers of transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     at = {"revision": revision} if revision else {}
     wanted = {"dtype": getattr(torch, dtype)} if dtype else {}
-    # Of an adapter's repository transformers takes `revision` for the base's.
+    # For an adapter's repository transformers uses `revision` for the base.
     is_adapter = str(model).endswith("/adapter")
     where = {"adapter_kwargs": at} if is_adapter else at
     policy: Any = AutoModelForCausalLM.from_pretrained(model, **where, **wanted)
@@ -174,7 +174,7 @@ def _answers(model: Any, dtype: str | None, revision: str | None = None) -> list
 
 
 def comparisons(root: Path) -> dict[str, Any]:
-    """What `when: improved` pushes: the first, then only what is better on the same pairs."""
+    """Push with `when: improved`: the first winner, then only better ones on the same pairs."""
     with served(root) as hub:
         from tune.config.load import load_search
         from tune.publish.push import push_if_asked
@@ -206,7 +206,7 @@ def comparisons(root: Path) -> dict[str, Any]:
 
 
 def with_xet(root: Path) -> dict[str, Any]:
-    """The weights go to xet's store, which lies in a folder, all else into the commit."""
+    """Push the weights to xet's store, a folder, and the other files in the commit."""
     store = root / "cas"
     with served(root, xet=store) as hub:
         from tune import push
@@ -223,7 +223,7 @@ def with_xet(root: Path) -> dict[str, Any]:
 
 
 def failures(root: Path) -> dict[str, Any]:
-    """Push a winner while each thing goes wrong, then again while nothing does."""
+    """Push a winner while one thing goes wrong, then again without a fault, for each fault."""
     outcomes: dict[str, Any] = {}
     with served(root) as hub:
         from tune import push
@@ -257,7 +257,7 @@ def failures(root: Path) -> dict[str, Any]:
 
 
 def refusals(root: Path) -> dict[str, str]:
-    """What stops a search before it begins."""
+    """Return the refusals that stop a search before it begins."""
     with served(root) as hub:
         from dpo_train.config_base import parse
         from dpo_train.errors import InputError
@@ -309,7 +309,7 @@ def refusals(root: Path) -> dict[str, str]:
 
 
 def in_child(task: Callable[[Path], Any], root: Path, **changes: str) -> Any:
-    """Runs a function of this file in a process whose client asks no other Hub than ours."""
+    """Run a function of this file in a process whose client knows no Hub but ours."""
     mine = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*_proxy$", k, re.I)}
     ours = {"HF_HOME": str(root / "hf"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
     code = f"import json, sys, tests.helpers.publish_scenarios as t; from pathlib import Path; \

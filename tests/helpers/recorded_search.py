@@ -1,4 +1,4 @@
-"""A search of which only the records exist: the test writes them, and no Ray runs."""
+"""A search that consists of its records alone: the test writes them, without Ray."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tune.tracking.child_process import TrackingProcess
 
 
 class Search:
-    """A run folder whose records the test writes, of one trial until another begins."""
+    """A run folder whose records the test writes. It begins with one trial."""
 
     def __init__(self, folder: Path, tensorboard: bool = False, **wandb: Any) -> None:
         space = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
@@ -63,7 +63,7 @@ class Search:
         write_results(self.run.results_json, results)
 
     def close(self, tracking: TrackingProcess) -> float:
-        """Ends the child as a driver does; how many seconds that took."""
+        """End the child as a driver does, and return how many seconds that took."""
         began = time.monotonic()
         tracking.close()
         return time.monotonic() - began

@@ -1,4 +1,4 @@
-"""The page of the server over a double of its API, which writes what a test has chosen.
+"""Serves the page over a double of the API, whose answers a test chooses.
 
 The sample model writes no Markdown, loses no connection and has no failures to show.
 """
@@ -16,19 +16,19 @@ from serve import ui
 
 @dataclass
 class Script:
-    """What the API answers, and the bodies that it was sent."""
+    """The answers of the API, and the bodies that it received."""
 
     answers: dict[str, str] = field(default_factory=dict)
-    """The text by the last prompt. Other prompts come back in capitals, with the model's name."""
+    """Answers by the last prompt. Other prompts come back in capitals, with the model's name."""
     refusal: tuple[int, dict[str, str], dict[str, str | None]] | None = None
-    """A status, headers and an error, for every request."""
+    """Status, headers and error that answer every request, if set."""
     is_cut: bool = False
-    """Streams break off in the middle."""
+    """Whether streams break off in the middle."""
     is_endless: bool = False
-    """Streams go on until the client has gone."""
+    """Whether streams go on until the client has gone."""
     bodies: list[dict[str, object]] = field(default_factory=list)
     gone: int = 0
-    """So many clients have gone before the end."""
+    """Number of clients that left before the end."""
 
 
 def create_app(

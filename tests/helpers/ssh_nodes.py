@@ -1,5 +1,5 @@
-"""Machines that `ray up` can reach: sshd in network namespaces, each with its own processes, home,
-temporary folder of Ray's, and the one folder that all share.
+"""Machines that `ray up` can reach: sshd in network namespaces. Each has its own processes, home
+and temporary folder of Ray, and all share one folder.
 """
 
 import os
@@ -22,7 +22,7 @@ def missing_tools() -> list[str]:
 
 
 class SshNodes:
-    """sshd on each node of a network, for root with the key in `key`."""
+    """Runs sshd on nodes of a network, for root with the key in `key`."""
 
     def __init__(self, network: Network, folder: Path, shared: Path) -> None:
         self._network = network
@@ -49,7 +49,7 @@ class SshNodes:
             UsePAM no
             SetEnv HOME={home} PATH={self.path}
         """)
-        # An account that sshd wants and that is not everywhere; a login starts in the home.
+        # sshd needs the account `sshd`, which some machines lack. A login starts in root's home.
         accounts = self._folder / f"passwd{node}"
         accounts.write_text(
             f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -75,7 +75,7 @@ class SshNodes:
 
     def close(self) -> None:
         for process in self._running:
-            # The first process of each namespace takes all others there with it.
+            # When the first process of a namespace dies, all others in it die as well.
             for child in psutil.Process(process.pid).children():
                 child.kill()
             process.wait(timeout=20)

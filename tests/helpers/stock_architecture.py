@@ -89,10 +89,10 @@ def train(case: Case, adapted: str | None) -> Result:
 
 
 def without_noise(folder: Path, copy: Path) -> Path:
-    """A copy of the model whose configuration has no dropout and no noise in its routers. TRL only
-    switches off layers of the class Dropout: what is a number would make the training random.
+    """Copy the model and remove dropout and router noise from its configuration. TRL only switches
+    off layers of the class Dropout; dropout given as a number would make the training random.
 
-    PhiMoE's jitter is no noise but a threshold, which its router needs without training too.
+    PhiMoE's jitter is a threshold and no noise: its router needs it outside of training too.
     """
     path = copy / "config.json"
     shutil.copytree(folder, copy)

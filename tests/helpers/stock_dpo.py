@@ -1,7 +1,7 @@
 """Trains with a stock DPOTrainer and its own reference model; knows nothing of this project.
 
-Reads [{rows, model, arguments, lora}] from stdin, writes [{losses, eval, ids}] to stdout. It is the
-judge of the TRL session's tests, in a process of its own because ours changes two names in TRL.
+Reads [{rows, model, arguments, lora}] from stdin and writes [{losses, eval, ids}] to stdout. Tests
+compare the TRL session with it. It has its own process, because ours patches two names in TRL.
 """
 
 import json

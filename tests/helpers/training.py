@@ -1,4 +1,4 @@
-"""A trial trained to its end, and its numbers that do not depend on the clock."""
+"""Trains a trial to its end, and compares numbers that do not depend on the clock."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def curve(trial: TrainConfig, prepared: Path) -> list[dict[str, float]]:
 
 
 def numbers(report: dict[str, float]) -> dict[str, float]:
-    """Without what the clock decides."""
+    """Return a report without the values that depend on the clock."""
     return {name: value for name, value in report.items() if "second" not in name}
 
 
 def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder: Path) -> None:
-    """Saved in the midst of an interval, the trial reports what it would have reported."""
+    """Check that a trial saved between two reports later reports the same as without a break."""
     uninterrupted = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")
     begun = [numbers(session.advance().report)]
@@ -66,8 +66,8 @@ def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) ->
 
 
 def stock_results(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a stock DPOTrainer makes of each case, in a process of its own: stock_dpo.py says how
-    a case and a result look."""
+    """Return the result of a stock DPOTrainer for each case, from a process of its own.
+    stock_dpo.py describes cases and results."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "helpers" / "stock_dpo.py")],
         input=json.dumps(cases),

@@ -1,6 +1,6 @@
-"""The GraphQL operations that runs of a sweep need, and the runs and sweeps that they keep.
+"""The GraphQL operations for runs of a sweep, and the runs and sweeps that they store.
 
-They refuse to know agents and what lies in artifacts: what is lacking is answered with 400.
+There are no agents, and artifacts have no content. Unknown operations are answered with 400.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Variables = dict[str, Any]
 
 @dataclass
 class Run:
-    """One run as the server has it."""
+    """One run, as the server stores it."""
 
     id: str
     project: str
     entity: str
     sent: dict[str, Any] = field(default_factory=dict)
-    """The last value of each field that UpsertBucket carried: groupName, tags, sweep, …"""
+    """The last value of each field of UpsertBucket: groupName, tags, sweep, …"""
     history: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     state: str = "running"

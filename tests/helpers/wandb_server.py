@@ -1,7 +1,7 @@
 """A W&B server on 127.0.0.1, for the real client under WANDB_BASE_URL.
 
 It owns the file stream and the uploads; `wandb_operations.py` has the GraphQL side. It refuses what
-the real one refuses: no key or a short one, a run that nobody made, rows past the end.
+the real server refuses: a missing or short key, an unknown run, rows past the end.
 
     with WandbServer() as server:
         env = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
@@ -21,19 +21,19 @@ from tests.helpers.wandb_operations import ENTITY, OPERATIONS, Refusal, Run, Swe
 
 
 class WandbServer:
-    """Keeps runs and sweeps, and counts what was asked, operation by operation."""
+    """Stores runs and sweeps, and counts the calls of each operation."""
 
     def __init__(self) -> None:
         self.key = secrets.token_hex(20)
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
-        """By collection: what was asked for, and its state."""
+        """The request and the state of each artifact, by collection."""
         self.calls: Counter[str] = Counter()
         self.bodies: list[str] = []
-        """All that was sent, for a test that looks for what must not be."""
+        """Everything that was sent, for tests that search for secrets in it."""
         self.ill = ""
-        """From now on `errors` answers 500, `hang` nothing, `forgets` refuses all rows."""
+        """How the server fails: `errors` answers 500, `hang` nothing, `forgets` refuses rows."""
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
@@ -52,10 +52,10 @@ class WandbServer:
         self._server.server_close()
 
     def answer(self, method: str, path: str, key: str, body: bytes) -> Any:
-        """The answer to a request. Raises Refusal."""
+        """Return the answer to a request. Raises Refusal."""
         if self.ill == "hang":
-            # Never carried out, even if the server is well again by then: its client is gone, and
-            # what it says is older than what `wandb sync` has sent since.
+            # This request is never carried out, even after the server recovers: its client has
+            # gone, and its content is older than what `wandb sync` has sent since.
             self._closing.wait(60)
             raise Refusal(500, "the server was ill")
         if self.ill == "errors":
@@ -152,4 +152,4 @@ class _Handler(BaseHTTPRequestHandler):
         return base64.b64decode(value).decode().removeprefix("api:") if scheme == "Basic" else ""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent: `WandbServer.asked` is the record."""
+        """Stay silent: `WandbServer.calls` is the record."""

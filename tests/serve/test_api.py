@@ -1,4 +1,4 @@
-"""The HTTP application over the sample model, by OpenAI's own client in its strict mode."""
+"""OpenAI's own client, in its strict mode, talks to the HTTP application over the sample model."""
 
 import base64
 import json
@@ -207,7 +207,7 @@ def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Se
         Server(api.create_app(loaded, None, seconds=0.01)) as late,
         ThreadPoolExecutor(2) as clients,
     ):
-        # One after the other, so that the engine is still taken when a slow machine asks.
+        # The requests come one after the other, so that the engine is still busy on a slow machine.
         taken = [clients.submit(post, server, "/v1/chat/completions", long) for _ in range(2)]
         while len(engine._decoding) < 3:
             time.sleep(0.001)

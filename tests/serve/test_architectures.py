@@ -1,4 +1,4 @@
-"""Tiny models of many architectures: answers are those of transformers, or refused by name."""
+"""Tiny models of many architectures answer as in transformers, or are refused by name."""
 
 import queue
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from serve.slot_engine import SlotEngine
 from tests.helpers.small_models import SMALL
 
 WIDE: dict[str, Any] = {"initializer_range": 0.3}
-"""With weights this large every part of the attention shows in the answers."""
+"""Weights so large that every part of the attention changes the answers."""
 LLAMA = {**SMALL, **WIDE, "num_attention_heads": 4}
 EXPERTS = {"num_experts_per_tok": 2, "sliding_window": None}
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **WIDE}
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[Config, str]] = {
         ),
         WINDOWS,
     ),
-    # Its attention sees all tokens, but the cache of transformers keeps only the last ones.
+    # Its attention sees all tokens, but transformers' cache keeps only the last ones.
     "moshi": (lambda: hf.MoshiConfig(**LLAMA, ffn_dim=64, head_dim=8, **WINDOW), WINDOWS),
     "gpt_oss": (
         lambda: hf.GptOssConfig(
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Config, str]] = {
         ),
         WINDOWS,
     ),
-    # What these compute differently has no name here: the log-probs tell.
+    # The reason for the difference of these is unknown here; only the log-probs differ.
     "diffllama": (
         lambda: hf.DiffLlamaConfig(**{**LLAMA, "attention_dropout": 0}),
         "its answers differ from transformers' by",

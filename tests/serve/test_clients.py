@@ -1,4 +1,4 @@
-"""Requests as clients send them, and fields that they send without asking for anything.
+"""Requests as real clients send them, with fields that have no effect.
 
 `recorded_requests.jsonl` holds bodies and headers that openai 3.54.0, langchain-openai 1.7.4 and
 litellm 1.110.2 sent to a server that wrote them down, in November 2026.
@@ -152,7 +152,7 @@ def test_settings_beside_openais_and_a_bias_are_taken(client: TestClient) -> Non
 
 
 def sample_token(client: TestClient, settings: dict[str, Any]) -> int:
-    """The first token of an answer; a token of the sample model is known by its text."""
+    """Return the first token of an answer. In the sample model a text identifies its token."""
     body = {**CHAT, "max_tokens": 1, "logprobs": True, **settings}
     (token,) = client.post(CHATS, json=body).json()["choices"][0]["logprobs"]["content"]
     loaded: Any = models.AutoTokenizer.from_pretrained(sample.MODEL)

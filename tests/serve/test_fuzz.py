@@ -1,5 +1,5 @@
-"""Requests made from the application's own schema: none is answered with a server's error other
-than that the queue is full."""
+"""Requests made from the application's own schema. None gets a server error, except that the queue
+is full."""
 
 import itertools
 from collections import Counter

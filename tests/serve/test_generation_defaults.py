@@ -1,4 +1,4 @@
-"""What holds where a request says nothing: the model's own generation_config.json."""
+"""The defaults of a request come from the model's own generation_config.json."""
 
 import json
 import shutil

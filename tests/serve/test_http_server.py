@@ -1,4 +1,4 @@
-"""Clients that send slowly, are many, or wait when the server ends."""
+"""Clients that send slowly, that are many, or that wait when the server ends."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def loaded() -> Iterator[dict[str, ServedModel]]:
 
 
 class Served:
-    """A server in a thread of its own."""
+    """A server that runs in a thread of its own."""
 
     def __init__(self, app: Any) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -57,7 +57,7 @@ def served(loaded: dict[str, ServedModel]) -> Iterator[Served]:
 
 @pytest.fixture
 def slowly(loaded: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token takes a twentieth of a second."""
+    """Let each token take a twentieth of a second."""
     engine = loaded["winner"].engine
     step = engine._step
 
@@ -69,7 +69,7 @@ def slowly(loaded: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def is_closed(connection: socket.socket, seconds: float = 10) -> bool:
-    """Whether the server closes it within so many seconds."""
+    """Return whether the server closes the connection within so many seconds."""
     connection.settimeout(seconds)
     try:
         while connection.recv(1000):
@@ -166,7 +166,7 @@ def test_at_the_end_what_waits_gets_503_and_what_streams_is_told(
 ) -> None:
     monkeypatch.setattr(http_server, "_GRACE_SECONDS", 0.5)
     served = Served(api.create_app(loaded, None))
-    # The ends of an answer are forbidden, so that it goes on.
+    # The tokens that end an answer are forbidden, so that it goes on.
     endless = {**MESSAGE, "max_tokens": 150, "logit_bias": {str(n): -100 for n in (1021, 1023)}}
     waited: list[httpx.Response] = []
 

@@ -1,4 +1,4 @@
-"""`python -m serve` as its users type it: the page, the end, and what is refused."""
+"""`python -m serve` as users type it: the page, how it ends, and what it refuses."""
 
 import os
 import re
@@ -25,7 +25,7 @@ Serve = Callable[..., tuple[subprocess.Popen[str], str]]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts the server and waits until it says where it is."""
+    """Start the server and wait until it prints its address."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, **environment: str) -> tuple[subprocess.Popen[str], str]:

@@ -1,4 +1,4 @@
-"""What is asked to be served is read and refused before anything is loaded."""
+"""A model that can't be served is refused before anything is loaded."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_checkpoint_of_two_models_is_counted_once() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The sample model with the Python file that code of its own would stand in."""
+    """Return a copy of the sample model, with a Python file as for code of its own."""
     folder = tmp_path / "own"
     shutil.copytree(sample.MODEL, folder)
     (folder / "own.py").write_text("raise SystemExit('code of the model ran')\n")

@@ -1,4 +1,4 @@
-"""The page as a person uses it: a real Chromium, by mouse and by keyboard."""
+"""A person uses the page in a real Chromium, by mouse and by keyboard."""
 
 import time
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def server(loaded: dict[str, ServedModel]) -> Iterator[Server]:
 
 
 def answered(server: Server, *prompts: str) -> list[str]:
-    """What the model answers to each prompt of a conversation, as the API says."""
+    """Return the model's answer to each prompt of a conversation, as the API gives it."""
     messages: list[dict[str, str]] = []
     for prompt in prompts:
         messages.append({"role": "user", "content": prompt})

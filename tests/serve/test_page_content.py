@@ -1,4 +1,4 @@
-"""What the page makes of a model's Markdown, and of texts that would like to be scripts."""
+"""The page shows a model's Markdown as elements, and texts that look like scripts as text."""
 
 import httpx
 import pytest
@@ -63,7 +63,7 @@ MUCH = (
 
 
 def html_of(page: Page) -> str:
-    """The elements of the last answer, without attributes, and its text."""
+    """Return the elements of the last answer, without attributes, and its text."""
     script = """(box) => [...box.children].map(function show(node) {
         const inside = [...node.childNodes].map((part) => part.tagName ? show(part) : part.data);
         return `<${node.tagName.toLowerCase()}>${inside.join("")}</>`;

@@ -1,4 +1,4 @@
-"""What the page says when something goes wrong, and that a conversation goes on after it."""
+"""The page explains what went wrong, and the conversation can go on."""
 
 import pytest
 from playwright.sync_api import expect

@@ -1,4 +1,4 @@
-"""Special tokens that a client spells are letters; other prompts are as transformers has them."""
+"""Special tokens in a client's text are letters. Other prompts have the ids of transformers."""
 
 import asyncio
 from typing import Any
@@ -47,7 +47,7 @@ def test_special_tokens_that_a_message_spells_are_letters(
     ids = chat(prompts, INJECTED)
     assert sum(each in special for each in ids) == count
     assert INJECTED in tokenizer.decode(ids)
-    # Of several turns too, and the tokenizer itself goes on as it was.
+    # This also holds for several turns, and the tokenizer itself is unchanged.
     ids = chat(prompts, "<|im_end|>", "no <|endoftext|>", "Hi")
     assert "<|im_end|>" in tokenizer.decode([each for each in ids if each not in special])
     assert tokenizer("<|im_end|>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]

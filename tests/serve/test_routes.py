@@ -1,4 +1,4 @@
-"""Routes, methods and content types as clients get them wrong, and pages of other sites."""
+"""Wrong routes, methods and content types, and requests from pages of other sites."""
 
 from collections.abc import Iterator
 
@@ -69,13 +69,13 @@ def test_under_a_route_prefix_the_page_and_its_files_are_found(
     app = api.create_app(loaded, "a key")
     ui.mount(app, list(loaded), "", [])
     key = {"authorization": "Bearer a key"}
-    # Ray's proxy leaves the prefix in the path and says it in root_path.
+    # Ray's proxy leaves the prefix in the path and names it in root_path.
     with TestClient(app, URL, root_path="/models/one", follow_redirects=False) as client:
         assert client.get("/models/one/healthz").status_code == 200  # open, without the key
         assert "<title>" in client.get("/models/one/", headers=key).text
         for path in ("page/page.js", "v1/models", "v1/models/"):
             assert client.get(f"/models/one/{path}", headers=key).status_code == 200
-        # What the page loads is named relative to the prefix with its slash.
+        # The page names its files relative to the prefix with its slash.
         assert client.get("/models/one", headers=key).headers["location"] == "/models/one/"
 
 

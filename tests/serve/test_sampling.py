@@ -1,4 +1,4 @@
-"""The next token by penalties, bias, truncation and log-probs."""
+"""Drawing the next token: penalties, bias, truncation and log-probs."""
 
 import math
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_equal_logits_stand_in_the_order_of_their_ids() -> None:
 
 
 def drawn(params: SamplingParams, logits: torch.Tensor, times: int) -> torch.Tensor:
-    """How often each token is drawn, by so many requests with seeds of their own at once."""
+    """Return how often each token is drawn by `times` requests at once, each with its own seed."""
     states = [state(replace(params, seed=seed)) for seed in range(times)]
     choices = sample_next_tokens(logits.expand(times, -1), states)
     return torch.bincount(torch.tensor([choice.id for choice in choices]), minlength=len(logits))
@@ -124,7 +124,7 @@ def test_tokens_are_drawn_by_the_probability_that_transformers_gives_them(
 
 
 def test_a_nucleus_of_half_the_vocabulary_is_exact() -> None:
-    """It has more tokens than the first guess looks among."""
+    """The nucleus has more tokens than the first guess considers."""
     counts = drawn(SamplingParams(1, 1.0, top_p=0.5), torch.linspace(0, -1e-4, 3000), 3000)
     assert (counts > 0).sum() == pytest.approx(1500 * (1 - math.exp(-2)), abs=80)
     assert counts[1500:].sum() == 0

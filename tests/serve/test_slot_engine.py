@@ -41,7 +41,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def other() -> Any:
-    """The same weights under transformers' own attention."""
+    """Return the sample model with transformers' own attention."""
     return AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype=torch.float32).eval()
 
 

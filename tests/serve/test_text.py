@@ -1,4 +1,4 @@
-"""Text is given out in whole characters, and a stop text never."""
+"""The server sends whole characters only, and never a stop text."""
 
 from typing import Any
 

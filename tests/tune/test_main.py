@@ -1,4 +1,4 @@
-"""The command line: what a person types and reads."""
+"""The command line: what a user types and reads."""
 
 import json
 import os
@@ -131,7 +131,7 @@ def test_what_only_the_tokenizer_finds_is_said_before_the_first_trial(
     assert done.returncode == 2, done.stdout + done.stderr
     message = "error: data: rows.jsonl line 31: prompt holds '<|im_end|>', a special token"
     assert done.stderr.startswith(message)
-    # The corrected search may have the same name.
+    # The corrected search can have the same name.
     assert not (tmp_path / "runs" / "x" / "run.json").exists()
     if command == "run":
         done = dpo_tune("run", "x.yaml", "--set", "data.on_bad_row=skip")
@@ -190,7 +190,7 @@ def test_help_and_version_import_nothing_but_what_comes_with_python() -> None:
 
 
 def test_it_ends_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
-    """As in `dpo-tune show x | head -1`."""
+    """This happens in `dpo-tune show x | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as nobody:
@@ -239,7 +239,7 @@ def test_one_trial_trains_without_ray(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "eval/accuracy" in done.stdout
-    # Neither bars over loaded weights nor what libraries tell each other.
+    # There are no bars for loaded weights and no messages of libraries.
     assert re.sub("reference log-probs .*\n", "", done.stderr) == ""
     assert "{" not in done.stdout
     assert (tmp_path / "model" / "model.safetensors").exists()

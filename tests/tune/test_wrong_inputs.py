@@ -1,4 +1,4 @@
-"""What people get wrong: each is answered in one or two lines that name the place, what is allowed
+"""Common mistakes. Each gets an error of one or two lines that says where it is, what is allowed
 and what to type, and the exit code is 2."""
 
 import json
@@ -20,13 +20,13 @@ ROW = {"prompt": "Which number follows 3?", "chosen": "It is 4.", "rejected": "N
 
 @dataclass(frozen=True)
 class Wrong:
-    """One input, as typed in a folder that holds `x.yaml`, and what must be said of it."""
+    """One mistake, typed in a folder with `x.yaml`, and texts that its error must contain."""
 
     messages: tuple[str, ...]
     yaml: str = GOOD
     typed: str = "run x.yaml"
     make: Callable[[Path], object] = lambda _: None
-    """Writes what else lies in the folder."""
+    """Writes the other files of the folder."""
 
 
 def axis(text: str, *messages: str) -> Wrong:

@@ -73,7 +73,7 @@ def settings(**values: object) -> list[str]:
 
 def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
     """Make a search on the URL whose driver died, and return the record of the trial that ended.
-    That trial still has its saved state; two open trials have one, one of them ahead of its record."""
+    It still has its saved state. Two open trials have one too, one of them ahead of its record."""
     config = {**read_yaml(yaml), "trials": 4, "stopping": {"name": "none"},
               "runs_dir": store.url, "simulated": {"pairs": 256}}  # fmt: skip
     folder = mirror.local(store.run("sim"))

@@ -1,4 +1,4 @@
-"""What a search asks of a cluster, without one."""
+"""The resources that a search requests from a cluster, tested without one."""
 
 import json
 from pathlib import Path

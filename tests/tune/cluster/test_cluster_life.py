@@ -1,4 +1,4 @@
-"""What takes minutes: the death of a head, and a search that trains what each node fetches."""
+"""Tests of minutes: a head that dies, and a search whose nodes each fetch the model."""
 
 from collections.abc import Iterator
 from pathlib import Path

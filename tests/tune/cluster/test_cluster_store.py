@@ -1,4 +1,4 @@
-"""A cluster without a shared folder: each node has a disk of its own, and all a bucket."""
+"""A cluster without a shared folder: each node has its own disk, and all share a bucket."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ wandb: {mode: disabled}
 
 @pytest.fixture(autouse=True)
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's login and mirror; the nodes have their own."""
+    """Set the login and the mirror of this process; the nodes have their own."""
     for name, value in LOGIN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DPO_TUNE_CACHE", str(tmp_path / "disk"))

@@ -1,4 +1,4 @@
-"""A search as a Ray job on three nodes: sent, struck by the death of a node, stopped, finished.
+"""A search as a Ray job on three nodes: it is sent, loses a node, is stopped and finishes.
 
 The nodes have addresses and disks of their own, logical GPUs, and one shared folder.
 """
@@ -27,12 +27,12 @@ SIMULATED = (
     "wandb.mode=disabled", "resources.gpus=1", "trials=12",
 )  # fmt: skip
 SECONDS = 3.0
-"""Of one report: so slow that the slowest machine sees the search half done."""
+"""Seconds of one report: so slow that even a slow machine sees the search half done."""
 
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """The one folder that all nodes see."""
+    """Return the one folder that all nodes see."""
     folder = tmp_path / "shared"
     folder.mkdir()
     return folder
@@ -40,7 +40,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
-    """A head that answers, behind a token."""
+    """Start a cluster with a head that answers and asks for a token."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -56,7 +56,7 @@ def cluster(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def submit(cluster: RayCluster, job: str, *values: str) -> None:
-    """What the README says to type, in this repository as it is."""
+    """Submit a job as the README says, from this repository as it is."""
     settings = [word for value in values for word in ("--set", value)]
     cluster.submit(job, ROOT, "searches/quickstart.yaml", *settings)
 
@@ -96,7 +96,7 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
     moved = [record for record in records if cluster.address(2) in nodes[record.id][:-1]]
     assert moved
     for record in moved:
-        # Each stroke costs at most the report that was not yet saved.
+        # Each interruption costs a trial at most the report that was not yet saved.
         again = record.seconds - sum(report["train_seconds"] for report in record.curve)
         assert again < SECONDS * (len(nodes[record.id]) - 0.5)
 

@@ -1,4 +1,4 @@
-"""What doctor reads before a search: model, data, tokens, one pair; and what it refuses."""
+"""`dpo-tune doctor` checks model, data, tokens and one pair before a search."""
 
 import json
 import subprocess
@@ -87,7 +87,7 @@ def test_a_split_whose_pairs_are_all_too_long_is_refused(tmp_path: Path) -> None
 
 
 def test_what_is_most_wrong_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """512 GPUs can't share out a batch of 8 either, and the data are not there."""
+    """A batch of 8 can't be shared out among 512 GPUs either, and the data don't exist."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = search(tmp_path, ROWS, resources={"gpus": 512}, data={"id": "nowhere.jsonl"})
     lines = examine(config)

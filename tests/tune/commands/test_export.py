@@ -1,4 +1,4 @@
-"""`dpo-tune export RUN --gguf`: the winner answers in llama.cpp as it does here, or nothing is
+"""After `dpo-tune export RUN --gguf` the winner answers in llama.cpp as it does here, or nothing is
 written."""
 
 import json

@@ -23,7 +23,7 @@ ROWS = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a person's model and pairs."""
+    """Return a folder with a user's model and pairs."""
     shutil.copytree(sample.MODEL, tmp_path / "my model")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from tune.run_folder.yaml_file import write_yaml
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Driver:
-    """A search whose first trial trained for two reports."""
+    """Return a search whose first trial trained for two reports."""
     driver = Driver(tmp_path)
     write_yaml(tmp_path / "search.yaml", driver.config)
     task = driver.start().config["task"]

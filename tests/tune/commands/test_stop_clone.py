@@ -1,4 +1,4 @@
-"""A person's hand in a running search: stop and clone, from another process."""
+"""A user steers a running search from another process: `stop` and `clone`."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A corpus of broken YAML files: each is answered in one line, and nothing is written."""
+"""Each of many broken YAML files gets an error of one line, and nothing is written."""
 
 import json
 import re
@@ -33,7 +33,7 @@ TEXTS = {
 
 
 def broken() -> dict[str, str]:
-    """A corpus of files that are wrong, each in one way."""
+    """Return YAML files that are wrong, each in one way, by what is wrong."""
     cases = {f"file of {name}": text for name, text in TEXTS.items()}
     for path in PLACES:
         for name, value in VALUES.items():
@@ -73,7 +73,7 @@ def test_a_hundred_broken_yamls_are_each_answered_in_one_line(
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
         shown = capsys.readouterr()
-        # Those that the YAML alone does not show are found after the first sign of life.
+        # Mistakes that the YAML alone does not show are found after the first line of progress.
         signs = ".*: (looking at model, data and outputs|reading the data)\n"
         printed = re.sub(signs, "", shown.out)
         if (code, shown.err.count("\n"), printed) != (2, 1, "") or "Traceback" in shown.err:

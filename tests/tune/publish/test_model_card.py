@@ -1,4 +1,4 @@
-"""The model card, made of results alone."""
+"""The model card is made from the results alone."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def publishing(**changes: Any) -> Publishing:
 
 
 def sections(text: str) -> dict[str, str]:
-    """By heading the lines below it."""
+    """Map each heading to the lines below it."""
     body = text.split("\n---\n", 1)[1]
     return dict(
         section.split("\n", 1) for section in body.strip().removeprefix("# ").split("\n## ")
@@ -90,7 +90,7 @@ def test_what_comes_from_the_search_makes_no_markup(results: Results) -> None:
     text = "".join(section for name, section in card.items() if name != "To train it again")
     for at in range(len(text)):
         if text.startswith("<script", at):
-            # Only as text, or inside code.
+            # It may stand there escaped, or inside code.
             line = text[text.rfind("\n", 0, at) + 1 : text.find("\n", at)]
             assert text[at - 1] == "\\" or line.count("````") == 2
     assert "- **W&B**: https://x.y/z_1" in text

@@ -1,4 +1,4 @@
-"""The winner on the Hub: the real client, unpatched, against `hub_uploads.WritableHub`."""
+"""Pushing the winner with the real client, unpatched, to `hub_uploads.WritableHub`."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What terminal, report and model card say of finalists that were trained again."""
+"""Terminal, report and model card describe finalists that were trained again."""
 
 from __future__ import annotations
 

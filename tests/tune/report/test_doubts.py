@@ -1,4 +1,4 @@
-"""What is said to be doubted of a search and its winner."""
+"""The doubts that a report raises about a search and its winner."""
 
 from typing import Any
 

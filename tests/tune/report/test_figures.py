@@ -1,4 +1,4 @@
-"""The figures: what each shows of which trials, and how far its axes reach."""
+"""The trials that each figure shows, and the ranges of its axes."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def results() -> Results:
 
 @pytest.fixture(scope="module")
 def figures(results: Results) -> dict[str, Any]:
-    """As the page has them."""
+    """Return the figures as the page has them."""
     return parsed(results).figures
 
 

@@ -1,4 +1,4 @@
-"""The report of a search, read as a browser would: parsed, its figures loaded from their JSON."""
+"""The report of a search, parsed like in a browser, with its figures loaded from their JSON."""
 
 import base64
 import gzip
@@ -115,7 +115,7 @@ def test_failures_stand_with_their_errors(results: Results) -> None:
 
 
 def hostile(results: Results) -> Results:
-    """With markup wherever text comes from outside."""
+    """Put markup wherever text comes from outside."""
     failed = results.trials[0].model_copy(update={"state": "failed", "error": HOSTILE})
     lora = {"choice": [None, {"alpha": 32}, HOSTILE]}
     search = {**results.search, "space": {**results.search["space"], "lora": lora}}

@@ -1,4 +1,4 @@
-"""What the report does in a browser: the table, the figures, and what joins them."""
+"""The report in a browser: the table, the figures, and how they are linked."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def column(page: Page, name: str) -> list[str]:
 
 
 def drawn(page: Page, name: str) -> Locator:
-    """A figure, once it is there."""
+    """Return a figure after it has been drawn."""
     figure = page.locator(f"#{name}")
     figure.scroll_into_view_if_needed()
     expect(figure.locator(".main-svg").first).to_be_visible()
@@ -54,7 +54,7 @@ def test_the_best_trial_stands_first_and_a_click_sorts(page: Page, results: Resu
     assert ascending == sorted(ascending)
     page.get_by_role("button", name="beta", exact=True).click()
     assert [float(text) for text in column(page, "beta")] == ascending[::-1]
-    # Trials without an axis stand last, whichever way.
+    # Trials without the axis come last in both directions.
     for _ in range(2):
         page.get_by_role("button", name="r", exact=True).click()
         texts = column(page, "r")

@@ -1,4 +1,4 @@
-"""An axis of the search as figures draw it."""
+"""How figures draw an axis of the search."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""When trials ran, and on which device."""
+"""The timeline shows when trials ran, and on which device."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def summary(stay: Stay) -> tuple[str, str, float, float, int]:
 
 
 def search(folder: Path, *times: tuple[float, float | None], **changes: Any) -> Results:
-    """A search whose trials began and ended at these times."""
+    """Return a search whose trials began and ended at these times."""
     results = simulated(len(times))
     trials = [
         trial.model_copy(update={"began": began, "ended": ended})

@@ -5,7 +5,7 @@ from tune.report.trial_table import Cell, TrialTable, trial_table
 
 
 def values(table: TrialTable, kind: str) -> list[list[Cell]]:
-    """The cells of each column of a kind."""
+    """Return the cells of each column of a kind."""
     indices = [n for n, column in enumerate(table["columns"]) if column["kind"] == kind]
     return [[row[index] for row in table["rows"]] for index in indices]
 

@@ -1,4 +1,4 @@
-"""A run folder of which a file was cut short, emptied or written by another program."""
+"""Run folders in which a file was cut short, emptied or written by another program."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ COMMANDS = ("show", "list", "report", "resume")
 
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """A finished search of two trials, in `runs/`; what would train writes its results."""
+    """Make a finished search of two trials in `runs/`, by a stub in place of training."""
 
     def without_ray(run: Run, *_: Any) -> Results:
         results = assemble(run.config, run.records)

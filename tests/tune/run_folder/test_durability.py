@@ -1,4 +1,4 @@
-"""What a power cut leaves of the records: the disk was asked for what must not be lost."""
+"""Records survive a power cut, because the disk is told to write them before they count."""
 
 import os
 import threading
@@ -16,13 +16,13 @@ from tune.run_folder.step import Step
 
 
 def unfinished(name: str) -> str:
-    """The file that this thread writes before it takes the name."""
+    """Return the temporary name under which this thread writes a file before it renames it."""
     return f".{name}.{os.getpid()}.{threading.get_native_id()}.part"
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files and folders for which the disk was waited, by name, and what was renamed."""
+    """Record the names of synced files and folders, and of renamed files, in their order."""
     found: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -61,7 +61,7 @@ def test_the_record_of_a_trial_is_durable_when_it_begins_and_when_it_ends(
     synced.clear()
     report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/drift": 1.0}
     records.report("a", Step(report, 1.0, 1.0, held_out(0.9)))
-    # A disk takes some milliseconds each time, and a trial may report often.
+    # A sync takes some milliseconds, and a trial may report often.
     assert synced == ["-> a.npz", "-> a.json", "-> run.json"]
     synced.clear()
     records.end("a", "finished")

@@ -1,4 +1,4 @@
-"""Run folders that version 0.1.0 wrote: what this version still does with them, and what not.
+"""What this version can do with run folders that version 0.1.0 wrote, and what it can't.
 
 `run_of_0_1_0` is such a folder without its weights: a finished search on the sample, whose
 winner is a warm clone, a kind of trial that this version does not train.
@@ -87,7 +87,7 @@ def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(r
 
 
 def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
-    """Its configuration alone does not give its numbers."""
+    """The configuration alone does not give the numbers of a warm clone."""
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 1})
     for accuracy in (0.7, 0.9):
         driver.finish(driver.start(), 512, accuracy)
@@ -100,7 +100,7 @@ def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
 
 
 def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
-    """By `resume`, and by `run` with the YAML that it began with."""
+    """It goes on with `resume`, and with `run` and the YAML that it began with."""
     longer = Driver(tmp_path, trials=1, optim={"epochs": 4})
     write_yaml(tmp_path / "search.yaml", longer.config)
     run_info = json.loads((tmp_path / "run.json").read_text())

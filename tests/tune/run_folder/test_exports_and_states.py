@@ -42,7 +42,7 @@ def offer(
     keep: int = 2,
     finalists: tuple[str, ...] = (),
 ) -> bool:
-    """A trial's report: its worker offers the weights, then the driver hears of it."""
+    """Play a report of a trial: its worker offers the weights, then the driver gets the report."""
     exported: list[Path] = []
 
     def export(folder: Path) -> None:
@@ -84,8 +84,8 @@ def test_an_ended_trial_keeps_its_best_report_alone(records: Records) -> None:
 
 
 def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records) -> None:
-    """The worker exports what lies within what luck explains; the driver, which knows each pair,
-    leaves what lies within one paired standard error, and of an ended trial the later of equals."""
+    """The worker exports every report within the range of luck. The driver, which knows each pair,
+    keeps those within one paired standard error, and the later of equals once a trial has ended."""
     for pairs, accuracy in ((64, 0.70), (128, 0.695), (192, 0.705), (256, 0.69)):
         stamp = exports.ExportStamp(trial="a", config={}, report=report(accuracy, pairs))
         exports.offer_export(records.folder, stamp, exports.Rivals(ACCURACY, 1, 200), Path.mkdir)
@@ -167,7 +167,7 @@ def test_nothing_exported_crowns_nothing(records: Records) -> None:
 
 
 def saving(pairs: int) -> Callable[[Path], int]:
-    """A session that saves some weights after so many pairs."""
+    """Return a function that saves some weights, like a session after so many pairs."""
 
     def save(folder: Path) -> int:
         (folder / "deep").mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_a_state_between_two_reports_names_the_one_before(tmp_path: Path) -> Non
     assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100)) == 100
     assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (100, "")
     assert trial_state.reported_pairs(RunFolder.at(tmp_path), "a", 100) == 64
-    # Nothing new is no state, and neither is what a session did not write.
+    # Without new pairs there is no new state, nor if the session wrote nothing.
     assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100)) == 0
     assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, lambda _: 0) == 0
     assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64, 100]
@@ -201,7 +201,7 @@ def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
 
 
 def test_a_state_ahead_of_the_record_is_not_used(tmp_path: Path) -> None:
-    """As a power cut leaves it: the record's last report was not on the disk yet."""
+    """A power cut can leave this: the record's last report was not on the disk yet."""
     trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100))
     trial_state.save_state(RunFolder.at(tmp_path), "a", 128, saving(150))
     assert trial_state.last_state(RunFolder.at(tmp_path), "a", 128) == (150, "")
@@ -254,7 +254,7 @@ def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(records:
 
 
 def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> None:
-    """The driver removes exports while trials look for the best of all."""
+    """The driver removes exports while trials look for the best export."""
     run, looked = records.folder, threading.Event()
 
     def come_and_go() -> None:
@@ -269,7 +269,7 @@ def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> Non
         going = pool.submit(come_and_go)
         try:
             for _ in range(300):
-                assert exports.exports(records) == []  # none has its seal
+                assert exports.exports(records) == []  # none has its file of checksums
                 mirror.sizes(run.path)
         finally:
             looked.set()

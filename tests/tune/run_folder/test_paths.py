@@ -1,4 +1,4 @@
-"""The type of a run folder: where the run stands, and the paths in it."""
+"""RunFolder knows where a run is and the paths in it."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The results of a search as rows, and the records that they come from."""
+"""The results of a search as rows, and the records from which they come."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def test_what_each_pair_had_is_kept_for_every_report(tmp_path: Path) -> None:
         assert values is not None
         assert values.mean() == pytest.approx(accuracy)
         assert kept[pairs].margins("eval/ranking").max() == pytest.approx(0.1)
-    # Trained again from the first, it loses what came after.
+    # A trial that goes on from its first report loses the later ones.
     assert list(reported(128, 0.5)) == [64, 128]
     (tmp_path / "trials" / "a.npz").write_bytes(b"PK damaged")
     damaged = Records(RunFolder.at(tmp_path), objective)

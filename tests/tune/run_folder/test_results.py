@@ -1,4 +1,4 @@
-"""Results as a notebook and an interpreter show them."""
+"""How a notebook and an interpreter show results."""
 
 import html
 

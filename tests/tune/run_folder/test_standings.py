@@ -1,4 +1,4 @@
-"""What a driver knows of all trials at every event, beside a look at all records."""
+"""The running counts of a driver equal a count over all records, at every event."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ def records_in(folder: Path) -> Records:
 
 
 def assert_as_counted(records: Records) -> None:
-    """Against a look at every record."""
+    """Compare the running counts with a count over every record."""
     trials, counted = list(records.trials.values()), records.standings
     searched = [record for record in trials if record.confirms is None]
     assert records.count(*STATES) == len(trials)

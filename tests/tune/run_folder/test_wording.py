@@ -1,4 +1,4 @@
-"""Points and durations as people read them."""
+"""Points and durations are written in a readable form."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`search.yaml` holds what was set, and is read again as it was."""
+"""`search.yaml` holds the settings of a search and can be read again without a difference."""
 
 from pathlib import Path
 

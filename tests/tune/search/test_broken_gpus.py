@@ -1,4 +1,4 @@
-"""GPUs that fail again and again: how they are told from trials that fail, and what is done."""
+"""GPUs that fail repeatedly are distinguished from trials that fail, and are held back."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ SAID = "CUDA error: device-side assert triggered"
 
 
 class Played:
-    """Counts failures on a node with some GPUs, and holds none of them."""
+    """Counts failures on a node with some GPUs, without holding any of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int = 2, **trial: float) -> None:
         node = {"NodeID": "n", "Alive": True, "Resources": {"GPU": float(gpus)}}
@@ -33,7 +33,7 @@ class Played:
         self._process = 0
 
     def fail(self, *trials: str, gpu: str = "0") -> list[bool]:
-        """The trials of one process fail together; whether the GPU is to blame for each."""
+        """Let the trials of one process fail. Return for each whether the GPU is to blame."""
         self._process += 1
         failure = GpuFailed("n", "10.0.0.5", gpu, SAID, self._process)
         blamed = []
@@ -142,7 +142,7 @@ def test_the_scheduler_tells_of_each_report_where_it_was_made(
 
 
 def failed(folder: Path, trial: Any, process: int) -> Any:
-    """A Tune trial that Tune gives up after a failure of GPU 0, with Tune's files about it."""
+    """Return a trial that Tune abandons after a failure of GPU 0, with Tune's files about it."""
     cause = GpuFailed("n", "10.0.0.5", "0", SAID, process)
     error = RayTaskError("step", f"Traceback:\ntune.errors.GpuFailed: {cause}", cause)
     trial.error_file, trial.pickled_error_file = folder / "error.txt", folder / "error.pkl"
@@ -156,7 +156,7 @@ def failed(folder: Path, trial: Any, process: int) -> Any:
 def test_a_trial_that_a_broken_gpu_failed_is_proposed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tune asks after its own count, which other deaths had filled."""
+    """Tune asks only after its own failure count is full, here because of other deaths."""
     driver = Driver(tmp_path, budget={"failures_in_a_row": 2})
     driver.stopper.broken_gpus = driver.scheduler._broken_gpus = Played(monkeypatch).gpus
     trials = [driver.start() for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Finalists trained again with other seeds: what is run, what wins, what is said of it."""
+"""Finalists that are trained again with other seeds: what runs, what wins, what is reported."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from tune.workers.outcome import Ending, Outcome
 
 
 def search(driver: Driver, *accuracies: float, drifts: tuple[float, ...] = ()) -> list[str]:
-    """Plays the search itself; the ids of its trials."""
+    """Play the search itself and return the ids of its trials."""
     trials = [driver.start() for _ in accuracies]
     for number, (trial, accuracy) in enumerate(zip(trials, accuracies, strict=True)):
         finish(driver, trial, accuracy, drifts[number] if drifts else 1.0)
@@ -49,7 +49,7 @@ def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
     low, high = second.behind.interval
     assert second.behind.difference == pytest.approx(0.07)
     assert low < 0.07 < high
-    # The configuration's best run is the one of the search, whose 0.93 no seed reached.
+    # The configuration's best run is that of the search: no other seed reached its 0.93.
     assert driver.final_tasks.end.stamp is not None
     assert driver.final_tasks.end.stamp.trial == solid
     assert weak not in {finalist.trial for finalist in confirmation.finalists}
@@ -85,7 +85,7 @@ def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
 
 
 def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
-    """Two that err on the same pairs differ clearly where two intervals would overlap."""
+    """Two models that fail on the same pairs differ clearly although their intervals overlap."""
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
     search(driver, 0.9, 0.87)
     finish(driver, driver.start(), 0.9)
@@ -112,7 +112,7 @@ def test_the_sampler_the_rungs_and_the_search_hear_nothing_of_it(tmp_path: Path)
     assert best.metrics["eval/accuracy"] == 0.9
     rebuilt = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 2})
     assert len(rebuilt.study.trials) == count
-    # What was open goes on first, under its id; then the seed that is missing.
+    # The open run goes on first, under its id. Then comes the missing seed.
     assert rebuilt.start().config["task"].name == again.config["task"].name
     assert rebuilt.start().config["task"].point["seed"] == 2
 
@@ -173,7 +173,7 @@ def test_finalists_that_luck_may_explain_are_said_to_be_tied(tmp_path: Path) -> 
     driver.start()
     confirmation = driver.final_tasks.end.confirmation
     assert confirmation is not None
-    # The second has the larger soft share, and its one pair behind is no reason against it.
+    # The second has the larger soft share. That it is one pair behind does not count against it.
     assert confirmation.winner == near
     assert confirmation.tied == [confirmation.searched]
     assert confirmation.decided_by.startswith(
@@ -191,7 +191,7 @@ def test_a_users_own_numbers_stand_beside_the_finalists(tmp_path: Path) -> None:
     tasks = [driver.start(), driver.start()]
     assert driver.start() is None  # the winner waits for what they say
     for task in tasks:
-        # Each is a finalist's best run.
+        # Each evaluated run is a finalist's best one.
         run = task.config["task"].name.removeprefix("evaluating-")
         of_second = second in (run, driver.records.trials[run].confirms)
         driver.end(task, Outcome(Ending.FINISHED, evaluation={"wins": 1 if of_second else 0}))
@@ -201,7 +201,7 @@ def test_a_users_own_numbers_stand_beside_the_finalists(tmp_path: Path) -> None:
     assert (confirmation.winner, confirmation.tied) == (first, [])
     assert confirmation.decided_by == "the mean of eval/accuracy over 1 seed"
     assert [each.evaluation for each in confirmation.finalists] == [{"wins": 0}, {"wins": 1}]
-    # A later driver session does not ask again.
+    # A later driver session does not evaluate again.
     assert choose_winner.next_evaluation(driver.config, driver.records, set()) is None
 
 
@@ -265,7 +265,7 @@ def test_a_driver_killed_while_it_confirms_goes_on_and_asks_the_users_judge_once
         key=lambda t: t.metrics["eval/accuracy"],
     )
     assert results.winner.run == best.id
-    # Which trials are finalists hangs on when the driver died, and so whether they are tied.
+    # When the driver died decides which trials are finalists, and so whether they are tied.
     assert "the mean of eval/accuracy over 2 seeds" in confirmation.decided_by
     assert f"{confirmation.winner} won by {confirmation.decided_by}" in done.stdout
     assert dpo_tune("run", "sim.yaml", *wanted,

@@ -1,4 +1,4 @@
-"""Bounds that a winner must keep: what Optuna is told, what wins, what a finished search takes."""
+"""Constraints on the winner: what Optuna receives, what wins, what a finished search accepts."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: 
     results = assemble(driver.config, driver.records, driver.final_tasks.end)
     assert results.ranking[0] == near.config["task"].name
     assert results.objective.bounds == {"eval/drift": Bound(at_most=0.5)}
-    # A study that is made anew from the records knows the same.
+    # A study that is rebuilt from the records has the same constraints.
     again = Driver(tmp_path, trials=3, constraints=BOUND)
     assert {t.user_attrs["trial"]: t.constraints for t in again.study.trials} == constraints
 

@@ -1,4 +1,4 @@
-"""Disks that are full, files that were cut short or altered: noticed, and nothing is lost."""
+"""Full disks and files that were cut short or altered are noticed, and nothing is lost."""
 
 import json
 import os

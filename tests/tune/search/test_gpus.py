@@ -1,4 +1,4 @@
-"""GPUs as nvidia-smi lists them; a script stands for it."""
+"""GPUs as nvidia-smi lists them. A script stands in for nvidia-smi."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = "2, GPU-11111111, NVIDIA GB10, 580.159.04, 12.1, [N/A], [N/A]"
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of all programs that a process finds; it has these three GPUs and a compiler."""
+    """Return the only folder with programs: an nvidia-smi with three GPUs, and a compiler."""
     for name, text in (("nvidia-smi", "\n".join((H200, T4, UNKNOWN))), ("gcc", "")):
         script = tmp_path / name
         script.write_text(f"#!/bin/sh\n/bin/cat <<END\n{text}\nEND\n")

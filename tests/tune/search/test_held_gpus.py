@@ -1,4 +1,4 @@
-"""A broken GPU is held, by actors of a real Ray whose GPUs are numbers alone."""
+"""Actors of a real Ray, whose GPUs are only numbers, hold a broken GPU back."""
 
 import os
 import re
@@ -24,7 +24,7 @@ SAID = "CUDA error: device-side assert triggered"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[str]:
-    """A Ray of this module's own with two GPUs that don't exist."""
+    """Start a Ray for this module with two GPUs that don't exist."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["PYTHONPATH"] = str(ROOT)
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
@@ -126,7 +126,7 @@ model: {dtype: float32}
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster with two GPUs that don't exist; the doubles in `tmp_path` break them."""
+    """Start a cluster with two GPUs that don't exist; the doubles in `tmp_path` break them."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     environment = {
         "PYTHONPATH": f"{tmp_path}:{ROOT}",

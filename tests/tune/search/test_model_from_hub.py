@@ -1,4 +1,4 @@
-"""A search on a model and a dataset that come from the Hub: a server on loopback, no patching."""
+"""A search on a model and a dataset from the Hub: a server on loopback, nothing patched."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_a_search_fetches_once_and_then_asks_the_hub_nothing(
         assert adapter["base_model_name_or_path"] == "acme/tiny"
         assert adapter["revision"] == sha
         assert str(tmp_path) not in (tmp_path / "runs/x/winner/manifest.json").read_text()
-    # The server is gone: what was fetched is enough for a second search, which computes nothing.
+    # The server is gone. A second search needs nothing from it and computes no reference.
     shutil.rmtree(tmp_path / "runs" / "x")
     second = search(tmp_path, hub.url, HF_HUB_OFFLINE="1")
     assert second.returncode == 0, second.stderr

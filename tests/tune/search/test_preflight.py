@@ -1,4 +1,4 @@
-"""Packages that a search needs, and that are not here, are said before it begins."""
+"""A search is refused before it begins if packages that it needs are not installed."""
 
 from typing import Any
 

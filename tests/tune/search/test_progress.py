@@ -1,4 +1,4 @@
-"""What is said of a running search, from its records and what its workers do."""
+"""The line of progress, made from the records of a search and what its workers do."""
 
 from pathlib import Path
 

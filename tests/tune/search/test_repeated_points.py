@@ -1,4 +1,4 @@
-"""A point that a trial of the search has is not trained again, unless someone asks for that."""
+"""A point is trained once in a search, unless the configuration asks for repetitions."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ THREE = {"optim.epochs": {"int": [1, 3]}}
 
 
 def play(driver: Driver) -> list[dict[str, Any]]:
-    """Trains one trial after the other until there is no more; returns their points."""
+    """Train one trial after the other until there are no more, and return their points."""
     points = []
     while hasattr(trial := driver.start(), "config"):
         points.append(trial.config["task"].point)
@@ -50,7 +50,7 @@ def distinct(points: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
 
 
 def propose_only(driver: Driver, point: dict[str, Any]) -> None:
-    """From now on the sampler is sure of one point."""
+    """Make the sampler propose only this point from now on."""
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         fixed = optuna.samplers.PartialFixedSampler(point, optuna.samplers.RandomSampler(seed=0))
     driver.study._study.sampler = fixed
@@ -240,7 +240,7 @@ def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_rep
     )
     run = open_run(RunFolder.at(tmp_path))
     assert is_finished(run)
-    # Neither a clone nor the same run again offers more trials, of which there are none.
+    # Neither a clone nor the same command again suggests more trials, because no points are left.
     assert what_ended(run).endswith(f"nothing was run now; {EXHAUSTED}")
     with pytest.raises(InputError, match="has ended; every point of the space has been tried"):
         clone(tmp_path, next(iter(driver.records.trials)), {})

@@ -1,4 +1,4 @@
-"""Searcher and scheduler as Tune calls them, over records on disk, without Ray's processes."""
+"""Searcher and scheduler, called as Tune calls them, with records on disk and without Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def test_early_stopping_looks_at_its_own_metric(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     first, second = driver.start(), driver.start()
     driver.report(first, 64, 0.9, nll=0.6)
-    # Less accurate but of lower nll: goes on.
+    # This one is less accurate but has a lower nll, so it goes on.
     assert driver.report(second, 64, 0.5, nll=0.5) == TrialScheduler.CONTINUE
 
 

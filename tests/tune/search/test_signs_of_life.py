@@ -1,4 +1,4 @@
-"""What a person reads while a search runs, and that a stop does not wait for an evaluation."""
+"""What a user reads while a search runs; a stop does not wait for an evaluation."""
 
 import re
 import sys
@@ -108,13 +108,13 @@ def test_the_live_lines_of_a_running_search_never_wrap(
     assert code == 0, text
     assert any("─" in line and " of 6 trials" in line for line in screen.erased)
     assert any(re.match(r"\w{6}-00\d +\d+ of \d+ pairs", line) for line in screen.erased)
-    # Only what stays may be longer than the window: lines of trials that ended, the results.
+    # Only permanent lines may be wider than the window: trials that ended, and the results.
     prefix = records_of(tmp_path / "runs" / "sim")[0].id[:6]
     of_ended = rf"{prefix}-00\d (finished|stopped|failed) "
     live = [line for line in screen.wrapped if "──" in line or " pairs/s" in line]
     assert live == []
     assert re.search(of_ended, text)
-    # One that wrapped would have left a part of itself behind.
+    # A live line that wrapped would have left a part of itself behind.
     assert "──" not in text
     assert "pairs/s" not in text
 

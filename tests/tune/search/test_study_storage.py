@@ -1,4 +1,4 @@
-"""Optuna's own tools read what a search keeps in a storage."""
+"""Optuna's own tools can read the study that a search keeps in a storage."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from tune.search.study_storage import open_storage
 
 
 def play(driver: Driver) -> None:
-    """One trial of each ending, and one that is open."""
+    """Play one trial of each ending, and one that stays open."""
     best, weak, bad, _ = (driver.start() for _ in range(4))
     driver.report(best, 64, 0.9, nll=0.3)
     assert driver.report(weak, 64, 0.6, nll=0.6) == "STOP"

@@ -1,4 +1,4 @@
-"""A search with two objectives: its front, what stops its trials, which of the front is taken."""
+"""A search with two objectives: its front, how trials are stopped, which of the front wins."""
 
 import random
 from pathlib import Path
@@ -103,9 +103,9 @@ def test_optuna_hears_both_values_of_the_finished_and_none_of_the_stopped(tmp_pa
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == TWO
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
-    # The report of the best accuracy, with the drift that it had there.
+    # This is the report with the best accuracy, with the drift of the same report.
     assert [trial.values for trial in study.trials] == [[0.9, 0.5], None, None]
-    # One that went on after a kill has its reports in the record, and none in the study.
+    # A trial that went on after a kill has its reports in the record, and none in the study.
     driver.report(driver.start(), 64, 0.9, 0.05, 0.1)
     again = Driver(tmp_path / "x", objective=TWO, storage=storage)
     assert isinstance(again.start().config, dict)
@@ -130,7 +130,7 @@ def test_each_sampler_goes_on_past_finished_and_stopped_trials(tmp_path: Path, n
 
 
 def test_tpe_counts_the_stopped_and_puts_them_behind_all_finished_ones(tmp_path: Path) -> None:
-    """A contract with Optuna: what tune/search/study.py relies on."""
+    """tune/search/study.py relies on this behaviour of Optuna."""
     driver = Driver(tmp_path, objective=TWO, trials=12)
     for number in range(12):
         trial = driver.start()
@@ -146,7 +146,7 @@ def test_tpe_counts_the_stopped_and_puts_them_behind_all_finished_ones(tmp_path:
         assert count == 12 or {trial.number for trial in good} <= set(complete)
 
 
-# The second is dominated by the first; the front is 0, 2, 3, 4.
+# The second is dominated by the first. The front is 0, 2, 3, 4.
 PLAYED = [(0.90, 0.50), (0.89, 0.60), (0.88, 0.20), (0.70, 0.10), (0.60, 0.05)]
 
 
@@ -167,7 +167,7 @@ def test_the_exports_that_stay_are_those_of_the_front(tmp_path: Path) -> None:
     kept = [each.stamp.trial for each in exports(driver.records)]
     assert numbers(kept) == [0, 2, 3]
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(kept)
-    # One of the second front is there as long as the first is smaller.
+    # A trial of the second front is kept as long as the first front is too small.
     other = Driver(tmp_path / "few", objective=TWO, keep_best=3)
     for accuracy, drift in PLAYED[:3]:
         finish(other, other.start(), accuracy, drift)
@@ -218,7 +218,7 @@ def test_finalists_come_from_the_front_and_then_the_next(tmp_path: Path) -> None
 
 def test_finalists_are_compared_by_the_same_rule(tmp_path: Path) -> None:
     driver = played(tmp_path, confirm={"finalists": 3, "seeds": 1})
-    # With the new seed the first was lucky, and the third is almost as accurate as the second.
+    # The first was lucky: with the new seed it is worse. The third is almost as good as the second.
     for accuracy, drift in [(0.80, 0.50), (0.88, 0.30), (0.87, 0.12)]:
         finish(driver, driver.start(), accuracy, drift)
     driver.start()

@@ -1,4 +1,4 @@
-"""What is shown of a running search has place in the window."""
+"""The live display of a running search fits into the window."""
 
 import pytest
 

@@ -19,7 +19,7 @@ points: %s
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> list[float]:
-    """The learning rates of a finished search, the best first."""
+    """Make a finished search and return its learning rates, the best first."""
     driver = Driver(tmp_path / "old")
     trials = [driver.start() for _ in range(4)]
     for number, trial in enumerate(trials):

@@ -1,4 +1,4 @@
-"""What trackers are told of the records, in which order, and that none disturbs another."""
+"""Trackers get each change of the records in order, and none disturbs another."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ from tune.tracking.trackers import how_to_send
 
 
 class Notebook:
-    """A tracker that notes what it is told."""
+    """A tracker that writes down its calls."""
 
     name = "notebook"
 
@@ -51,7 +51,7 @@ class Notebook:
 
 
 def follow(folder: Path, tracker: Notebook, *steps: Callable[[], object]) -> None:
-    """Follows a run folder through steps, each of which is seen before the next."""
+    """Follow a run folder through steps. Each step is seen before the next one."""
 
     class Closing(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:

@@ -78,7 +78,7 @@ def test_a_failed_trial_is_shown_as_failed_and_an_interrupted_one_as_open(tmp_pa
 
 
 def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
-    """A trial whose process died goes on from its saved state, and its curve is shorter then."""
+    """When a trial's process died, the trial goes on from its saved state with a shorter curve."""
     tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     for pairs in ((64, 128, 192), (64,), (64, 128), (64, 128, 192, 256)):
@@ -89,7 +89,7 @@ def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
 
 
 def test_what_was_reported_can_be_read_at_once(tmp_path: Path) -> None:
-    """The process may be killed at any time, and a person looks on."""
+    """The process may be killed at any time while a user watches the curves."""
     tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     tracker.report(record(64))
@@ -113,7 +113,7 @@ def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
     search.close(tracking)
     steps = [step for step, _ in curves(folder)["eval/accuracy"]]
     assert steps == [64, 128, 192]
-    # With this a TensorBoard that is open forgets what it read in the file of before.
+    # This event makes an open TensorBoard forget what it read in the earlier file.
     assert events(folder)[1].session_log.status == 1
     assert not (search.folder / "wandb").exists()
 

@@ -1,4 +1,4 @@
-"""What W&B is told of a search: by the real client, on disk and to a server on loopback."""
+"""What the real client of W&B writes of a search, on disk and to a server on loopback."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def yaml(tmp_path: Path) -> Path:
 
 
 def written(run: Path, run_id: str) -> dict[str, Any]:
-    """What the client's file of a run holds: its records by kind, of one kind the last or all."""
+    """Return the records in the client's file of a run, by type: all of `history`, or the last."""
     (file,) = (run / "wandb").glob(f"offline-run-*-{run_id}/*.wandb")
     found: dict[str, Any] = {"history": [], "summary": {}}
     for record in map(json.loads, wandb(run, "leet", "inspect", "--json", file).splitlines()):
@@ -150,7 +150,7 @@ def test_an_interrupted_search_goes_on_in_the_same_sweep_and_runs(
     assert server.calls["UpsertSweep"] == 2  # made once, ended once
     sent = "".join(server.bodies)
     assert server.key not in sent
-    # The client itself names the folder in which it stages an artifact's file.
+    # The client itself sends the folder in which it stages an artifact's file.
     staged = re.escape(str(tmp_path / "home" / "artifacts" / "staging"))
     assert str(tmp_path) not in re.sub(rf'"local_path":"{staged}/\w+"', "", sent)
     assert f'"{os.uname().nodename}"' not in sent

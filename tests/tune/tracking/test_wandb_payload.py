@@ -1,4 +1,4 @@
-"""What W&B is told, as functions of a search's configuration and records."""
+"""The content for W&B, as functions of a search's configuration and records."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What W&B is told by the child process, over records that the test writes: no Ray."""
+"""What the child process sends to W&B, from records that the test writes, without Ray."""
 
 import json
 import re

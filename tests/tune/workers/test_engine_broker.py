@@ -1,4 +1,4 @@
-"""Packed trials find one engine on their device; it ends when it should, its death costs none."""
+"""Packed trials share one engine on their device. It ends when it should; its death costs none."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[str]:
-    """A Ray of this module's own with two CPUs and two GPUs that don't exist."""
+    """Start a Ray for this module with two CPUs and two GPUs that don't exist."""
     environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.environ.update(environment)
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
@@ -98,7 +98,7 @@ def is_alive(engine: object) -> bool:
 
 
 def await_death(engine: object) -> None:
-    """Ray kills an actor some time after it is told to."""
+    """Wait until Ray has killed an actor, which happens some time after the request."""
     deadline = time.monotonic() + 10
     while is_alive(engine):
         assert time.monotonic() < deadline
@@ -141,7 +141,7 @@ def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
 
 
 class OfABrokenGpu:
-    """A session in an engine."""
+    """A session in an engine whose GPU is broken."""
 
     def advance(self) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
@@ -161,7 +161,7 @@ def test_an_engine_whose_gpu_failed_is_ended(node: str) -> None:
 
 
 class Recorded:
-    """An engine's actor that keeps whom it was asked to close."""
+    """An engine's actor that records which trials it was asked to close."""
 
     def __init__(self, *_: object) -> None:
         self.closed: list[str] = []
@@ -183,7 +183,7 @@ def test_a_trial_that_comes_to_another_engine_is_closed_in_the_one_it_left(
 
 
 class Refusing:
-    """A place in an engine that opens nothing."""
+    """An entry into an engine in which nothing can be opened."""
 
     left: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What the driver learns of its workers between two reports, and who computes which shard."""
+"""What the driver learns from its workers between two reports, and who computes which shard."""
 
 import pytest
 

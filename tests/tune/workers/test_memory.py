@@ -74,7 +74,7 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
 def test_a_batch_in_parts_trains_as_the_whole_does(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, batch: int, at_once: int
 ) -> None:
-    """Of 40 pairs the last batch is smaller, and its parts are unequal."""
+    """With 40 pairs the last batch is smaller, and its micro-batches are unequal."""
     basics = {"optim.batch_size": batch, "optim.epochs": 2, "optim.learning_rate": 1e-3,
               "optim.warmup_pairs": 16}  # fmt: skip
     whole = override(small_config, basics)

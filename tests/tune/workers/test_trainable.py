@@ -1,4 +1,4 @@
-"""What a trial's process gives back to Tune to try again, and what it reports as it is."""
+"""When a trial's process lets Tune try again, and when it reports a failure as it is."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ wandb: {mode: disabled}
 
 
 class Process(DpoTrial):
-    """A trial's process without Ray, whose GPU's owner died."""
+    """A trial's process without Ray; the process that owned its GPU died."""
 
     def __init__(self, run: Path, task: Task) -> None:
         self._run = RunFolder.at(run)
@@ -61,7 +61,7 @@ def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task
 
 
 class Full:
-    """A session for which there is no memory."""
+    """A session that runs out of memory."""
 
     def advance_for(self, seconds: float) -> Any:
         raise OutOfMemory("out of memory with one pair at once")
@@ -80,7 +80,7 @@ def test_a_packed_trial_without_memory_is_not_begun_again(
 
 
 class Broken:
-    """A session whose GPU has failed: whatever is asked of it fails."""
+    """A session whose GPU has failed, so that all its calls fail."""
 
     def __init__(self, message: str) -> None:
         self._said = message
@@ -137,7 +137,7 @@ if any("default_worker" in word for word in sys.orig_argv):
 
 @pytest.mark.slow
 def test_a_search_goes_on_after_a_gpu_failed(tmp_path: Path) -> None:
-    """A double stands for the GPU: from one moment on all calls of one process fail."""
+    """A double stands in for the GPU. From one moment on all calls of one process fail."""
     (tmp_path / "sitecustomize.py").write_text(BREAKS_ONCE.format(mark=tmp_path / "mark"))
     (tmp_path / "sim.yaml").write_text(SIMULATED)
     done = subprocess.run(
