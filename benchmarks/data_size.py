@@ -1,4 +1,4 @@
-"""What it takes to read, check and tokenise a large dataset of UltraFeedback's form.
+"""Measures reading, checking and tokenising a large dataset in UltraFeedback's form.
 
     python benchmarks/data_size.py [ROWS] [MODEL]
 

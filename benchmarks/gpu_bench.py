@@ -1,4 +1,4 @@
-"""What the stages of `gpu.py` share: the model and rows, the clock, the rows of the table."""
+"""Code that the stages of `gpu.py` share: model and rows, the clock, the rows of the table."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from dpo_train.trainers.packed.pack_size import PackSize
 from dpo_train.trainers.packed.trial import PackedTrial
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16, by the vendor's datasheet. With another card no MFU is written."""
+"""Dense bfloat16 rates from the vendor's datasheets. Other cards get no MFU."""
 RANK = 16
 WORDS = {"prompt": (20, 100), "chosen": (40, 200), "rejected": (40, 200)}
-"""With the template some 70 + 120 + 120 tokens, a completion has up to 200."""
+"""About 70 + 120 + 120 tokens with the template; a completion has up to 200."""
 TINY_WORDS = {"prompt": (3, 8), "chosen": (4, 10), "rejected": (4, 10)}
 
 
 class Box:
-    """The time of a stage. It is open until what the last cell took would be too much."""
+    """The time limit of a stage. It is open while another cell like the last one would fit."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -43,7 +43,7 @@ class Box:
 
 
 class _AllAtOnce(PackSize):
-    """Does not try how many trials train best together: a cell names them."""
+    """Trains all trials of a cell together, without searching for the best pack size."""
 
     is_trying = False
 
@@ -52,7 +52,7 @@ class _AllAtOnce(PackSize):
 
 
 class Bench:
-    """Where a check writes, and the model and the data that it measures with."""
+    """The folder, the model and the data of a check."""
 
     def __init__(self, out: Path, work: Path, tiny: bool) -> None:
         self.out, self.work, self.tiny = out, work, tiny
@@ -60,7 +60,7 @@ class Bench:
         (out / "rows.jsonl").unlink(missing_ok=True)
 
     def row(self, stage: str, **values: Any) -> None:
-        """Writes a row; what is no number is written as text."""
+        """Write a row. Values that are no numbers are written as text."""
         made = {"stage": stage, "at": round(time.monotonic() - self._began, 1), **values}
         with (self.out / "rows.jsonl").open("a") as file:
             file.write(json.dumps(made, default=str) + "\n")
@@ -84,7 +84,7 @@ class Bench:
         return file
 
     def config(self, **changes: Any) -> TrainConfig:
-        """LoRA over a frozen base, no evaluation before the last step; changes by dotted path."""
+        """Return a config: LoRA over a frozen base, evaluated only at the end; changes by path."""
         base = TrainConfig.model_validate(
             {
                 "model": {
@@ -112,8 +112,8 @@ class Bench:
     def packed_step(
         self, engine: PackedEngine, trials: int, batch: int, passes: int = 5
     ) -> dict[str, Any]:
-        """A cell: so many trials with so many pairs each, after two warm passes. A pass may have
-        place for a part of each batch; counted are the pairs that it computed."""
+        """Measure a cell: so many trials with so many pairs each, after two passes to warm up. A
+        pass may hold only a part of each batch; only pairs that it computed are counted."""
         peak_gb(reset=True)
         joined = self.join(engine, trials, batch)
         for _ in range(2):
@@ -142,7 +142,7 @@ def device() -> str:
 
 
 def fork(act: Any) -> int:
-    """The process that calls a function and ends."""
+    """Return the id of a forked process that calls a function and ends."""
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
@@ -157,7 +157,7 @@ def wait() -> None:
 
 
 def timed(act: Any, times: int, warm: int = 0, seconds: float = 5.0) -> list[float]:
-    """Seconds of each call, the device waited for; fewer calls if all of them take too long."""
+    """Return the seconds of each call, until the device is done; fewer calls if slow."""
     for _ in range(warm):
         act()
     wait()
@@ -188,8 +188,8 @@ def _computed_pairs(trials: Sequence[PackedTrial]) -> int:
 
 
 def mfu_percent(flops: float, seconds: float) -> float | None:
-    """Of the card's dense bfloat16 rate, by the tokens of pairs with their prompt once and without
-    padding. A frozen base takes 4 operations a weight and token."""
+    """Return the percentage of the card's dense bfloat16 rate that is used. Tokens count each
+    prompt once and no padding. A frozen base takes 4 operations per weight and token."""
     name = torch.cuda.get_device_name() if device() == "cuda" else ""
     for kind, most in PEAK_FLOPS.items():
         if kind in name:

@@ -1,17 +1,16 @@
-"""What one packed step would take of a GPU at best: counted on tensors that hold nothing.
+"""The least that one packed step can take on a GPU, counted on tensors without data.
 
     python benchmarks/gpu_roofline.py [TRIALS] [PAIRS]     # 16 and 8; needs no GPU
 
-The packed engine's own step over Qwen2-0.5B's shape runs under torch's FakeTensorMode: all shapes,
-types and saved tensors are those of a GPU in bfloat16, nothing is computed. The mode's tensors are
-of the CPU, because torch has no backward on fake ones of a GPU that it was not built for; so the
-project's tables by kind of device are given the GPU's entries, and what a GPU does by a kernel of
-another kind (attention, Triton's kernels, products summed in float32) is counted as one read of its
-inputs and one write of its outputs.
+The packed engine's own step over Qwen2-0.5B's shape runs under torch's FakeTensorMode. All shapes,
+types and saved tensors are those of a GPU in bfloat16, but nothing is computed. The fake tensors
+are on the CPU, because torch has no backward on fake tensors of a GPU that it was not built for. So
+the project's tables by kind of device get the GPU's entries, and operations for which a GPU has
+another kernel (attention, Triton's kernels, products summed in float32) count as one read of their
+inputs and one write of their outputs.
 
-An operation takes max(operations / rate, bytes / bandwidth, a kernel's start), which is a bound and
-no forecast.
-`--out FILE` writes the counts by kind of operation as JSON.
+An operation takes max(operations / rate, bytes / bandwidth, a kernel's start). This is a bound and
+no forecast. `--out FILE` writes the counts by kind of operation as JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _MEDIAN_TOKENS = {"prompt_ids": 60, "chosen_ids": 120, "rejected_ids": 120}
 
 @contextmanager
 def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
-    """The project's own code as it would run on a GPU, with the fused kernels or without."""
+    """Run the project's own code as it would run on a GPU, with or without the fused kernels."""
 
     def product(total: Tensor, left: Tensor, right: Tensor) -> None:
         operations = 2.0 * left.numel() * right.shape[-1]
@@ -73,7 +72,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
             patch.object(kernels, "_kernels", lambda: ours(counted)),
             patch.object(linear, "_add_product", product),
             patch.object(forward, "scaled_dot_product_attention", flash_attention(counted)),
-            # What looks at numbers.
+            # Functions that read numbers, which fake tensors do not have.
             patch.object(engine, "compare_with_reference", lambda *_: None),
             patch.object(engine, "check_once", lambda *_: None),
             patch.object(PackedEngine, "_measure", lambda *_: True),
@@ -90,7 +89,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
 
 
 def adapted_layers(base: Any, _: Any) -> tuple[Layer, ...]:
-    """Those that PEFT finds for `all-linear`; it can't wrap a base without weights."""
+    """Return the layers that PEFT finds for `all-linear`: it can't wrap a base without weights."""
     head = base.get_output_embeddings()
     return tuple(
         Layer(name, module.in_features, module.out_features)
@@ -100,7 +99,7 @@ def adapted_layers(base: Any, _: Any) -> tuple[Layer, ...]:
 
 
 def drawn_batches(trial: PackedTrial, *_: int) -> Iterator[list[int]]:
-    """In place of torch's permutation, which holds no numbers here."""
+    """Yield batches without torch's permutation, which holds no numbers here."""
     pairs, draw = trial.config.optim.batch_size, np.random.default_rng(trial.config.seed)
     while True:
         order = draw.permutation(_PAIRS).tolist()
@@ -108,7 +107,7 @@ def drawn_batches(trial: PackedTrial, *_: int) -> Iterator[list[int]]:
 
 
 def made_pairs() -> dict[str, list[Any]]:
-    """A prepared split whose tokens are nothing but of a certain number."""
+    """Return a prepared split in which only the number of tokens matters."""
     draw = np.random.default_rng(0)
     columns: dict[str, list[Any]] = {
         name: [
@@ -122,7 +121,7 @@ def made_pairs() -> dict[str, list[Any]]:
 
 
 def opened(is_fused: bool) -> PackedEngine:
-    """An engine over a base without weights."""
+    """Return an engine over a base without weights."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         base = Qwen2ForCausalLM(Qwen2Config(**SHAPES[_SHAPE]))
@@ -140,7 +139,7 @@ def opened(is_fused: bool) -> PackedEngine:
 
 
 class _Split:
-    """As prepared data has it: `split[:]` are its columns."""
+    """A split like those of prepared data: `split[:]` returns its columns."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self._columns = columns
@@ -150,7 +149,8 @@ class _Split:
 
 
 def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
-    """The second step of so many trials with so many pairs each; the first lays out the pack."""
+    """Count the second step of so many trials with so many pairs each; the first builds the
+    pack."""
     counted, kept = Counted(SHAPES[_SHAPE]["vocab_size"]), Kept()
     content = {
         "trainer": "packed",
@@ -184,7 +184,7 @@ def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
 
 
 class Kept:
-    """What a pass keeps for its backward beside its weights."""
+    """Collects the tensors that a pass keeps for its backward, except weights."""
 
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}

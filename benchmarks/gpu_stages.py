@@ -46,7 +46,7 @@ CELLS = [
 
 
 def stage_card(bench: Bench, _: Box) -> None:
-    """Which card, and its own ceilings."""
+    """Write the name of the card and the rates that it reaches."""
     names = ("torch", "transformers", "trl", "peft")
     versions = {name: version(name) for name in names}
     bench.row("card", cores=os.cpu_count(), python=sys.version.split()[0], **versions)
@@ -73,7 +73,7 @@ def stage_card(bench: Bench, _: Box) -> None:
 
 
 def stage_reference(bench: Bench, _: Box) -> None:
-    """The reference pass, with everything that its first call does, and warm."""
+    """Measure the reference pass, at its first call and warm."""
     config = bench.config()
     folder = bench.prepared(config)
     began = time.monotonic()
@@ -97,7 +97,7 @@ def stage_reference(bench: Bench, _: Box) -> None:
 
 
 def stage_packed(bench: Bench, box: Box) -> None:
-    """Passes of so many trials with so many pairs each."""
+    """Measure passes for several numbers of trials and pairs."""
     engine = bench.engine()
     bench.packed_step(engine, 2, 4)
     for trials, batch in CELLS:
@@ -112,7 +112,7 @@ def stage_packed(bench: Bench, box: Box) -> None:
 
 
 def stage_parts(bench: Bench, box: Box) -> None:
-    """The pass of 16 trials with 8 pairs with one part after the other switched off."""
+    """Measure the pass of 16 trials with 8 pairs, with one part after the other switched off."""
     size = (4, 4) if bench.tiny else (16, 8)
 
     def measure(what: str) -> None:
@@ -138,7 +138,7 @@ def stage_parts(bench: Bench, box: Box) -> None:
 
 
 def stage_profile(bench: Bench, _: Box) -> None:
-    """Where a pass spends the device's time."""
+    """Write where a pass spends the device's time."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -159,7 +159,7 @@ def stage_profile(bench: Bench, _: Box) -> None:
 
 
 def stage_memory(bench: Bench, _: Box) -> None:
-    """A quarter of the card's memory, 16 trials with 16 pairs: the passes get smaller."""
+    """Train 16 trials with 16 pairs in a quarter of the card's memory: the passes get smaller."""
     if device() == "cpu":
         return
     torch.cuda.set_per_process_memory_fraction(0.22)
@@ -182,7 +182,7 @@ def stage_memory(bench: Bench, _: Box) -> None:
 
 
 def stage_broken(bench: Bench, _: Box) -> None:
-    """An assert on the device: known as a failure of the device, and over in the next process."""
+    """Cause an assert on the device: it is known as a failure, and the next process trains."""
     if device() == "cpu":
         return
     os.waitpid(fork(lambda: _break(bench)), 0)

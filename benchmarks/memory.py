@@ -1,9 +1,9 @@
-"""Compares what `dpo_train.footprint` says a training process holds with what it holds at most.
+"""Compares the memory that `dpo_train.footprint` estimates for a training process with its peak.
 
     python benchmarks/memory.py [FOLDER OF A MODEL ...] [--only WORD]
 
-For the sample, each folder given, and random weights in the shape of Qwen2-0.5B; packed and under
-TRL, LoRA and full. Each in a process of its own, on the CPU, with one thread.
+Measures the sample, each given folder, and random weights in the shape of Qwen2-0.5B; packed and
+with TRL, LoRA and full. Each case has a process of its own, on the CPU, with one thread.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ KNOBS: dict[str, dict[str, Any]] = {
         "optim.activation_checkpointing": True,
     },
 }
-"""What saves memory, of each LoRA case."""
+"""Settings that save memory, measured for each LoRA case."""
 CASES |= {
     f"{kind}, {knob}": {**CASES[kind], **values}
     for knob, values in KNOBS.items()
     for kind in ("packed", "trl, LoRA")
 }
 TRIALS = 2
-"""Of a packed engine."""
+"""Trials of a packed engine."""
 PAIRS = 2
-"""At once, of each trial."""
+"""Pairs of each trial in a pass."""
 ROWS = 6
-"""Four of them to train on: two steps, for the second one finds the optimizer's moments."""
+"""Four of them are trained in two steps: only the second has the optimizer's moments."""
 LENGTHS = {"prompt": (60, 60), "chosen": (50, 50), "rejected": (50, 50)}
 
 
 def measured(config: TrainConfig, prepared: Path) -> dict[str, float]:
-    """Trains for a report and returns the peaks: resident memory, and its private part."""
+    """Train for a report and return the peaks of resident memory and of its private part."""
     import threading
     import time
 
@@ -109,7 +109,7 @@ def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
 
 
 def case(model: str, kind: str, folder: Path) -> None:
-    """In a process of its own: prints what is estimated, then what is measured, as JSON."""
+    """Print the estimate and the measured values as JSON, from a process of its own."""
     from dpo_train import data, reference
 
     config = TrainConfig.model_validate(
@@ -122,7 +122,7 @@ def case(model: str, kind: str, folder: Path) -> None:
     )
     config = override(config, CASES[kind])
     pairs = data.load_pairs(config.data)
-    # Of its own: the reference pass is a part of what is measured.
+    # Its data are its own, because the measurement includes the reference pass.
     prepared = reference.plan(config, pairs, folder / kind / Path(model).name, "cpu")
     if os.environ.get("SIDE") == "estimated":
         rows = [row for split in pairs.splits.values() for row in split]

@@ -4,8 +4,8 @@
     python benchmarks/record_curves.py easy --pairs FILE
     python benchmarks/record_curves.py real --model FOLDER --pairs FILE
 
-Each training is kept as it ends, so that a recording which was ended goes on; the last step packs
-them into curves/<set>.npz. `real` takes hours of two cores, the others minutes.
+Each training is saved when it ends, so an interrupted recording can go on. The last step packs all
+into curves/<set>.npz. `real` takes hours on two cores, the others minutes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TRAIN, EVERY = 240, 60
 
 
 def grid(rates: Any, betas: Any, seeds: int) -> list[dict[str, Any]]:
-    """In an order in which a few tell most: seed by seed."""
+    """Return the points seed by seed, so that a few recordings cover the whole grid."""
     return [
         {"optim.learning_rate": float(rate), "dpo.beta": float(beta), "seed": seed}
         for seed in range(seeds)
@@ -41,9 +41,9 @@ def grid(rates: Any, betas: Any, seeds: int) -> list[dict[str, Any]]:
 
 
 def points_of(name: str) -> list[dict[str, Any]]:
-    """What is trained, one after the other."""
+    """Return the points of a set in the order of training."""
     if name == "sample":
-        # search_quality.py wants rate by rate.
+        # search_quality.py expects the order rate by rate.
         points = grid(RATES, BETAS, SEEDS)
         return sorted(points, key=lambda p: (p["optim.learning_rate"], p["dpo.beta"], p["seed"]))
     if name == "real":
@@ -122,7 +122,7 @@ def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -
 
 
 def record(name: str, model: str, pairs: str) -> None:
-    """Trains in as many processes as there are cores; what is there is kept."""
+    """Train in as many processes as there are cores; existing recordings are kept."""
     from dpo_train import data, model_source, reference
 
     folder = FOLDER / f".{name}"
@@ -147,7 +147,7 @@ def record(name: str, model: str, pairs: str) -> None:
 
 
 def pack(name: str, files: list[Path]) -> None:
-    """Those that are there in one file, small: half precision keeps the sign of a margin."""
+    """Write all existing recordings into one small file. Half precision keeps a margin's sign."""
     recorded = [dict(np.load(file)) for file in files if file.exists()]
     stacked = {column: np.stack([each[column] for each in recorded]) for column in recorded[0]}
     np.savez_compressed(

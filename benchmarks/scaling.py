@@ -1,10 +1,10 @@
-"""How a search grows with its cluster.
+"""Measures how a search scales with its cluster.
 
-Trials per hour on 1, 2 and 4 logical nodes, where training is a fixed sleep so that this machine's
-cores do not bound it; and what the one driver spends on each report at 4, 16 and 64 trials at once,
-while no process starts. That is its own CPU time, which other processes here do not change. A line
-through it says at how many reports a second one driver is full; beyond 64 it is extrapolated.
-RESULTS.md keeps what was measured.
+The first table has trials per hour on 1, 2 and 4 logical nodes. Training is a fixed sleep there, so
+that this machine's cores are no limit. The second has the CPU time that the one driver spends on
+each report at 4, 16 and 64 trials at once, while no process starts; other processes do not change
+it. A line through these values gives the reports per second that one driver can take. Values beyond
+64 are extrapolated. RESULTS.md has the measurements.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from tune.run_folder.records import read_records  # noqa: E402
 SLEEP = 2.0
 """Seconds of a report in the first table; a trial has four."""
 REPORTS = 12
-"""Of each trial in the second table; its beginning and end are counted with them."""
+"""Reports of each trial in the second table, its beginning and end included."""
 AT_ONCE = (4, 16, 64)
 
 
 @contextlib.contextmanager
 def searching(cluster: Cluster, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A simulated search on the cluster: its driver, and its run folder, which goes in the end."""
+    """Run a simulated search on the cluster. Yield its driver and its temporary run folder."""
     fixed = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none",
              "wandb.mode": "disabled", **settings}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def nodes(trials: int) -> None:
                 records = list(read_records(RunFolder.at(run)))
         finally:
             cluster.shutdown()
-        # From the first trial's begin to the last one's end.
+        # The time from the first trial's beginning to the last one's end.
         seconds = max(r.ended or 0 for r in records) - min(r.began or 0 for r in records)
         per_hour = 3600 * len(records) / seconds
         one = one or per_hour
@@ -97,12 +97,12 @@ def driver(at_once: list[int]) -> None:
 
 
 def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
-    """Reports, seconds and the driver's CPU seconds while all places are held and no process
-    starts: from every process's first report until no trial is left to propose."""
+    """Return reports, seconds and the driver's CPU seconds while all slots are in use and no
+    process starts: from every process's first report until no trial is left to propose."""
     trials = 3 * count
     with searching(cluster, **{
         "resources.cpus": 0.01, "resources.at_once": count, "trials": trials,
-        # As many reports a second whatever the number of trials: about twenty.
+        # The number of reports per second is the same for all numbers of trials: about twenty.
         "simulated.seconds_per_report": count / 20, "simulated.pairs": 64 * REPORTS,
     }) as (process, run):  # fmt: skip
         seen: list[tuple[float, float, int]] = []
@@ -118,7 +118,7 @@ def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
 
 
 def extrapolate(points: list[tuple[int, float]]) -> None:
-    """Least squares through (at once, seconds a report), and what the line says for 1,024."""
+    """Print a least-squares line through (at once, seconds a report), and its value for 1,024."""
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(

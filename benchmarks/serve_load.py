@@ -1,12 +1,12 @@
-"""Tokens per second and time to the first token of `python -m serve` under 16 clients, against a
+"""Measures tokens per second and time to the first token under 16 clients: of `python -m serve`, a
 Flask app that generates one request at a time, `transformers serve`, Ray Serve, and the server of
 another version of this project.
 
 All serve the same model one after the other on this machine, to the same clients and prompts: the
-sample, `random` (27 million weights whose answers have all their tokens), or a folder. Prompts are
-short ones of some 27 tokens and long ones of some 300; answers are greedy or drawn at temperature
-0.8 with top_p 0.9. Each is measured `--rounds` times, and the best round stands: a shared machine
-only ever takes time away. Needs the extra `benchmark`; RESULTS.md keeps what was measured.
+sample, `random` (27 million weights whose answers have the full length), or a folder. Prompts have
+about 27 or about 300 tokens. Answers are greedy or drawn at temperature 0.8 with top_p 0.9. Each
+case is measured `--rounds` times and the best round counts, because other work on a shared machine
+only makes it slower. Needs the extra `benchmark`. RESULTS.md has the measurements.
 
     git worktree add ../before COMMIT
     python benchmarks/serve_load.py --model sample --before ../before
@@ -112,7 +112,7 @@ def random_model(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def running(command: list[str], source: Path) -> Iterator[None]:
-    """A server of the packages in the folder `source`."""
+    """Run a server of the packages in the folder `source`."""
     process = subprocess.Popen(
         command, cwd=source, env={**os.environ, "PYTHONPATH": str(source)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -147,13 +147,13 @@ def prompts(kind: str, count: int) -> list[str]:
 
 
 def load(model: str, waiting: list[str], settings: dict[str, Any]) -> Row:
-    """Tokens per second over all clients, and the median seconds to the first piece of text."""
+    """Return tokens per second over all clients, and the median seconds to the first text."""
     waiting, tokens, firsts = list(waiting), 0, []
     lock = threading.Lock()
 
     def work() -> None:
         nonlocal tokens
-        # The clients share the cores with the server: a plain one takes a tenth of httpx's time.
+        # The clients share the cores with the server. A plain client takes a tenth of httpx's time.
         connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
         while True:
             with lock:
@@ -176,7 +176,7 @@ def load(model: str, waiting: list[str], settings: dict[str, Any]) -> Row:
 def ask(
     connection: http.client.HTTPConnection, settings: dict[str, Any], prompt: str
 ) -> tuple[int, float]:
-    """(tokens of the answer, seconds to its first text)."""
+    """Return the tokens of the answer, and the seconds to its first text."""
     messages = [{"role": "user", "content": prompt}]
     body = {"messages": messages, "max_tokens": MOST_TOKENS, **settings}
     began = time.monotonic()
@@ -205,7 +205,7 @@ STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def measure(name: str, model: str, texts: list[str], settings: dict[str, Any], rounds: int) -> Row:
-    """The best of so many rounds, of whole answers and streamed."""
+    """Return the best of so many rounds, of whole and of streamed answers."""
     unstreamed = [load(model, texts, settings) for _ in range(rounds)]
     streamed = unstreamed
     if name != "flask":
@@ -220,7 +220,7 @@ def measure(name: str, model: str, texts: list[str], settings: dict[str, Any], r
 
 
 def compare(label: str, model: Path, options: argparse.Namespace) -> None:
-    """Measures every server with one model, and prints a table for each kind of load."""
+    """Measure every server with one model, and print a table for each kind of load."""
     kinds = [(prompt, setting) for prompt in options.prompts for setting in options.settings]
     found: dict[tuple[str, str], dict[str, Row]] = {kind: {} for kind in kinds}
     for name in options.only:

@@ -1,7 +1,7 @@
-"""What the server goes through: thousands of requests, some broken, cut off or of 1 MB; and on
-Ray Serve a new model under load, a replica killed under load.
+"""Tests the server with thousands of requests, some broken, cut off or of 1 MB. On Ray Serve it
+also deploys a new model under load and kills a replica under load.
 
-`--only` runs a part; RESULTS.md keeps what was seen. The embedded sample, one thread a replica.
+`--only` runs a part. RESULTS.md has the results. The model is the sample, one thread per replica.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def body(draw: random.Random) -> dict[str, Any]:
 
 
 class Load:
-    """Clients that ask until told to stop; what they were answered, and how long it took."""
+    """Clients that send requests until they are stopped, with their answers and times."""
 
     def __init__(self, clients: int, unruly: bool, most: int | None = None) -> None:
         self.statuses: Counter[Any] = Counter()
         self.seconds: list[tuple[float, float]] = []
-        """(when it began, how long it took) of each whole answer."""
+        """The beginning and the duration of each whole answer."""
         self._most, self._unruly = most, unruly
         self._lock, self._over = threading.Lock(), threading.Event()
         self._threads = [
@@ -130,19 +130,19 @@ def replicas() -> list[int]:
 
 
 def running() -> int:
-    """Replicas that Ray Serve says are ready."""
+    """Return the number of replicas that Ray Serve says are ready."""
     (application,) = ray_serve.status().applications.values()
     (deployment,) = application.deployments.values()
     return deployment.replica_states.get("RUNNING", 0)
 
 
 def resident(pid: int) -> int:
-    """Megabytes."""
+    """Return the resident megabytes of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def watch_health(is_over: Any, took: Any) -> None:
-    """Asks twenty times a second, in a process of its own: the clients' threads share one."""
+    """Ask for health twenty times a second, in another process than the clients' threads."""
     seconds = []
     with httpx.Client(timeout=60) as client:
         while not is_over.wait(0.05):

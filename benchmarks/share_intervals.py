@@ -1,4 +1,4 @@
-"""How often the 95 % interval of a share covers it: near 1 too, with one row a prompt and three."""
+"""Measures how often the 95 % interval of a share covers it, also near 1, with 1 or 3 rows a prompt."""
 
 import argparse
 import sys

@@ -1,7 +1,7 @@
 """B1: the search as Ray's documentation would have it written, with nothing of this project.
 
 A function trainable builds a stock DPOTrainer with its own reference model in every trial and
-reports each evaluation; ASHA stops the weak ones. Reads what to do as JSON from stdin.
+reports each evaluation. ASHA stops weak trials. Reads its request as JSON from stdin.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""One trial as TRL's documentation has it: a process of its own, DPOTrainer with PEFT, no Ray.
+"""Trains one trial as in TRL's documentation: DPOTrainer with PEFT, in its own process, no Ray.
 
 Reads {model, pairs, device, arguments, lora} as JSON from stdin.
 """

@@ -1,12 +1,12 @@
-"""How good the winner of a search is by each rule that might choose it, on four sets of recorded
-trainings, and how true the number is that is printed of it.
+"""Measures how good the winner of a search is under each rule that might choose it, on four sets of
+recorded trainings, and how true the printed number is.
 
     python benchmarks/winner_rules.py gains       each rule against the largest number
     python benchmarks/winner_rules.py luck        the expectation and its interval
     python benchmarks/winner_rules.py saturated   the winner where every trial has all pairs right
 
-A search draws trainings by random or TPE under ASHA, on a part of the held-out pairs; the other
-pairs say how good its winner truly is. `±` over splits says nothing of other trainings, so a
+A search draws trainings at random or by TPE under ASHA, on some of the held-out pairs. The other
+pairs show how good its winner truly is. A `±` over splits says nothing about other trainings, so a
 jackknife leaves out a tenth of the trainings at a time.
 """
 
@@ -48,7 +48,7 @@ RULES = (
 
 
 class Split:
-    """Some held-out pairs that a search sees, and what the others say."""
+    """The held-out pairs that a search sees, and the true values on the other pairs."""
 
     def __init__(self, curves: Curves, seen: Any, hidden: Any) -> None:
         self.margins = curves.margin[:, :, seen]
@@ -59,7 +59,7 @@ class Split:
         self.pairs_seen = curves.pairs_seen.astype(float)
         has = curves.ranking is not None
         self.true_ranking = curves.ranking[:, :, hidden].mean(axis=-1) if has else None
-        # What the rule takes for margins per token: their sign is all that it asks of them.
+        # The rule uses only the sign of these margins per token.
         self.others = curves.ranking[:, :, seen] - 0.5 if has else None
 
 
@@ -72,8 +72,8 @@ def halves(curves: Curves, seed: int) -> Split:
 def search(
     curves: Curves, split: Split, sampler: str, seed: int, trials: int, runs: Any
 ) -> list[tuple[int, int]]:
-    """The trainings that a search of so many trials drew, with the number of reports of each. None
-    is drawn twice. Empty where there are fewer."""
+    """Return the trainings that a search drew, each with its number of reports. None is drawn
+    twice. The list is empty if there are fewer trainings than `trials`."""
     if trials > len(runs):
         return []
     draw = np.random.default_rng(seed)
@@ -126,8 +126,8 @@ def search(
     return [(run, reports) for run, reports, _ in begun]
 
 
-def crown(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[int, int]:
-    """Which report of which training wins."""
+def winner_of(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[int, int]:
+    """Return the training and the report that win."""
     rows = [(run, report) for run, reports in trials for report in range(reports)]
     at = tuple(np.array(rows).T)
     right, later = split.right[at], split.pairs_seen[at[1]]
@@ -169,7 +169,7 @@ def curves_of(name: str) -> Curves:
 
 
 def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
-    """By budget and rule the true accuracy and ranking of the winner of one search."""
+    """Return the true accuracy and ranking of one search's winner, by budget and rule."""
     name, sampler, seed, budgets, without = job
     curves = curves_of(name)
     group = np.random.default_rng(0).permutation(len(curves.margin)) % GROUPS
@@ -179,7 +179,7 @@ def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
     for budget in budgets:
         trials = search(curves, split, sampler, seed, budget, runs)
         for rule in RULES if trials else ():
-            run, report = crown(split, trials, rule)
+            run, report = winner_of(split, trials, rule)
             ranking = split.true_ranking[run, report] if split.true_ranking is not None else np.nan
             found[budget, rule] = (100 * split.truth[run, report], 100 * ranking)
     return found
@@ -205,7 +205,7 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
                                      for one in with_base]).reshape(-1, seeds, 2)  # fmt: skip
                     means = gain.mean(axis=1)
                     spread = means[1:, 0] - means[1:, 0].mean()
-                    # A search of all trainings leaves none out.
+                    # A search of all trainings can leave none out.
                     jackknife = np.nan
                     if len(means) == GROUPS + 1:
                         jackknife = 1.96 * np.sqrt((GROUPS - 1) / GROUPS * (spread**2).sum())
@@ -219,9 +219,9 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
 
 
 def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, float, float, bool]]:
-    """By budget: errors of the largest, of the winner's and of the expected value, and whether the
-    interval covers. The pairs that a search sees are drawn with replacement from all, whose mean is
-    the truth."""
+    """Return for each budget the errors of the largest, the winner's and the expected value, and
+    whether the interval covers. A search sees pairs drawn with replacement from all pairs, whose
+    mean is the truth."""
     name, seed, budgets = job
     curves = curves_of(name)
     draw, pairs = np.random.default_rng(1000 + seed), curves.margin.shape[-1]
@@ -242,7 +242,7 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
             clusters=np.arange(120),
         )
         seen = luck.expected(reports)
-        truth = split.truth[crown(split, trials, "the rule")]
+        truth = split.truth[winner_of(split, trials, "the rule")]
         low, high = seen.interval
         found.append((budget, seen.largest - truth, seen.chosen - truth, seen.expected - truth,
                      bool(low <= truth <= high)))  # fmt: skip
@@ -267,7 +267,7 @@ def luck_table(sets: list[str], budgets: list[int], seeds: int, pool: Any) -> No
 
 
 def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
-    """Of one search: the winner's true ranking by each rule, less the median finished trial's."""
+    """Return the winner's true ranking under each rule, minus the median finished trial's."""
     sampler, seed, budget = job
     curves = curves_of("easy")
     split = halves(curves, seed)
@@ -275,9 +275,11 @@ def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
     runs = np.arange(len(curves.margin))
     trials = search(curves, split, sampler, seed, budget, runs)
     whole = [run for run, reports in trials if reports == len(split.pairs_seen)]
-    median = float(np.median([split.true_ranking[crown(split, [(run, len(split.pairs_seen))],
+    median = float(np.median([split.true_ranking[winner_of(split, [(run, len(split.pairs_seen))],
                                                        "the rule")] for run in whole]))  # fmt: skip
-    return tuple(100 * (split.true_ranking[crown(split, trials, rule)] - median) for rule in RULES)
+    return tuple(
+        100 * (split.true_ranking[winner_of(split, trials, rule)] - median) for rule in RULES
+    )
 
 
 def saturated(seeds: int, pool: Any) -> None:

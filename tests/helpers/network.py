@@ -19,7 +19,7 @@ class Network:
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
-        # An interface's name has at most 15 characters. The kernel frees names slowly, so each is new.
+        # An interface's name has at most 15 characters, and the kernel frees names late.
         number = os.getpid() * 3 + next(_built)
         self._tag = f"dt{number % 10_000_000}"
         self._subnet = f"10.206.{number % 256}"
