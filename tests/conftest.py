@@ -37,10 +37,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if "soak" not in (terminalreporter.config.getoption("-m") or ""):
         terminalreporter.write_line(
-            "left to longer targets: `make soak` kills a driver at ten moments in place of three, "
-            "and lets Ray's memory monitor end processes; "
-            "`make cluster-test` runs on nodes and object stores that die, and serves a winner; "
-            "benchmarks/ has speed, search quality and 200 trials under fire"
+            "not run here: `make soak` kills a driver at ten moments instead of three, and lets "
+            "Ray's memory monitor end processes; `make cluster-test` runs on nodes and object "
+            "stores that die, and serves a winner; benchmarks/ measures speed and search quality, "
+            "and kills the processes of 200 trials"
         )
 
 
