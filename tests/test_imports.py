@@ -219,7 +219,7 @@ def test_circles_and_breaches_are_found() -> None:
     assert breaches(graph, "a", ("b",)) == []
 
 
-def test_no_file_is_named_for_nothing() -> None:
+def test_no_file_has_a_meaningless_name() -> None:
     assert not {"utils.py", "common.py", "helpers.py"} & {path.name for path in SOURCES}
 
 

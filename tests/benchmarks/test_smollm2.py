@@ -30,7 +30,7 @@ def make_real(data: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_file_that_is_not_there_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
     done = make_real(tmp_path / "pairs.jsonl")
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
@@ -61,7 +61,7 @@ def test_its_search_is_a_whole_one(smollm2: dict[str, Any], data: str) -> None:
     assert config.data.columns.prompt == "prompt"
 
 
-def test_a_model_that_could_not_be_made_whole_is_not_there(
+def test_a_model_that_was_only_partly_made_does_not_count(
     smollm2: dict[str, Any], tmp_path: Path
 ) -> None:
     def broken(_: Path, folder: Path) -> None:

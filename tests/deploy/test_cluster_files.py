@@ -36,7 +36,7 @@ def validated(config: dict[str, Any]) -> dict[str, Any]:
     return prepared
 
 
-def test_the_cluster_on_aws_is_one_that_ray_takes() -> None:
+def test_ray_accepts_the_cluster_on_aws() -> None:
     prepared = validated(cluster_yaml.on_aws())
     worker = prepared["available_node_types"]["worker"]
     assert worker["resources"] == {"CPU": 4, "GPU": 1}
@@ -49,7 +49,7 @@ def test_the_cluster_on_aws_is_one_that_ray_takes() -> None:
 @pytest.mark.parametrize(
     ("name", "provider"), [("Google Cloud", "gcp"), ("Your own machines by SSH", "local")]
 )
-def test_each_commented_block_makes_a_cluster_that_ray_takes(name: str, provider: str) -> None:
+def test_ray_accepts_the_cluster_of_each_commented_block(name: str, provider: str) -> None:
     assert set(cluster_yaml.BLOCKS) == {"Google Cloud", "Your own machines by SSH"}
     prepared = validated(cluster_yaml.on(name))
     assert prepared["provider"]["type"] == provider
@@ -102,7 +102,7 @@ def read_by_kuberay(name: str, resource: dict[str, Any], cluster: dict[str, Any]
     return config
 
 
-def test_the_search_on_kubernetes_is_one_that_kuberay_takes() -> None:
+def test_kuberay_accepts_the_search_on_kubernetes() -> None:
     job = kubernetes("rayjob.yaml")
     cluster = job["spec"]["rayClusterSpec"]
     config = read_by_kuberay("search", job, cluster)
@@ -118,7 +118,7 @@ def test_the_search_on_kubernetes_is_one_that_kuberay_takes() -> None:
     assert {"name": "DPO_TUNE_RUNS", "value": "/mnt/shared/runs"} in environment
 
 
-def test_the_server_on_kubernetes_is_one_that_kuberay_and_serve_take() -> None:
+def test_kuberay_and_ray_serve_accept_the_server_on_kubernetes() -> None:
     service = kubernetes("rayservice.yaml")
     config = read_by_kuberay("server", service, service["spec"]["rayClusterConfig"])
     assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1

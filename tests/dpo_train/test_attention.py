@@ -48,7 +48,7 @@ def test_the_estimate_knows_what_eager_attention_keeps() -> None:
         ("cuda", "needs the package flash_attn, which is not installed; install it"),
     ],
 )
-def test_what_can_t_be_had_here_is_refused(
+def test_flash_attention_is_refused_where_it_can_not_run(
     device: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)

@@ -84,7 +84,7 @@ def test_a_script_of_this_environment_is_found_from_here(monkeypatch: pytest.Mon
     assert script("no-such-script", "x") == "no-such-script x"
 
 
-def test_a_caller_that_is_no_command_line_gets_a_program_that_exists(
+def test_outside_of_a_command_line_the_named_program_exists(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])

@@ -49,11 +49,11 @@ def error(content: dict[str, object]) -> str:
         ("optim.warmup_ratio", "did you mean 'optim.warmup_pairs'?"),
     ],
 )
-def test_a_path_of_another_program_is_answered_with_ours(path: str, meant: str) -> None:
+def test_a_path_from_another_program_is_answered_with_our_path(path: str, meant: str) -> None:
     assert unknown_path(path, PATHS) == f"unknown path {path!r}; {meant}"
 
 
-def test_every_name_of_another_program_leads_to_a_field_and_is_none_itself() -> None:
+def test_every_name_from_another_program_maps_to_a_field_and_is_no_field() -> None:
     known = field_paths(SearchConfig)
     assert set(OF_OTHERS) <= set(known)
     names = [name for others in OF_OTHERS.values() for name in others]
@@ -97,7 +97,7 @@ def test_a_value_is_answered_with_what_is_allowed_and_what_to_type() -> None:
     )
 
 
-def test_what_stands_in_a_mapping_of_parts_is_found() -> None:
+def test_an_error_inside_a_mapping_of_sections_is_found() -> None:
     content = {"needed": 1, "several": {"a.b": {"size": 0}}}
     assert error(content).startswith("several.a.b.size: must be a whole number of at least 1")
     content = {"needed": 1, "several": {"a.b": {"sice": 3}}}

@@ -117,7 +117,7 @@ def test_a_model_trained_with_flash_attention_on_a_gpu_is_converted_on_a_cpu(
     assert (tmp_path / "converted" / "model.safetensors").exists()
 
 
-def test_all_trained_weights_are_judged_with_the_attention_of_their_training(
+def test_fully_trained_weights_are_evaluated_with_their_training_attention(
     small_config: TrainConfig, tmp_path: Path
 ) -> None:
     base = save(transformers.LlamaConfig(**SMALL), tmp_path / "base")

@@ -45,7 +45,7 @@ def median_pair(rows: Dataset, kind: str) -> PairLength:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pass_keeps_what_was_told_without_weights(
+def test_a_pass_keeps_as_many_bytes_as_the_estimate_without_weights(
     kind: str, small_config: TrainConfig, small_prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[int] = []

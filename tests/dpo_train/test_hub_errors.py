@@ -41,9 +41,7 @@ def explained(
     raise AssertionError("it was read")
 
 
-def test_a_login_that_is_not_taken_is_said_and_nothing_else(
-    tmp_path: Path, hub: WritableHub
-) -> None:
+def test_a_refused_login_is_the_only_message(tmp_path: Path, hub: WritableHub) -> None:
     message = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
     assert explained(hub, tmp_path, token="hf_wrong") == message
 
@@ -77,7 +75,7 @@ def test_a_status_that_the_client_hides_is_said(
     assert explained(hub, tmp_path, token=str(hub.token)) == f"{reason}: Not now; {ADVICE}"
 
 
-def test_a_hub_that_does_not_answer_is_told_from_one_that_is_not_to_be_asked(
+def test_an_unreachable_hub_is_distinguished_from_an_offline_setting(
     tmp_path: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.append(Fault("HEAD", "config.json", 0, times=9))
@@ -87,6 +85,6 @@ def test_a_hub_that_does_not_answer_is_told_from_one_that_is_not_to_be_asked(
     assert explained(hub, tmp_path) == offline
 
 
-def test_another_error_keeps_its_own_words(tmp_path: Path, hub: WritableHub) -> None:
+def test_another_error_keeps_its_own_message(tmp_path: Path, hub: WritableHub) -> None:
     assert explain(ValueError("one\ntwo"), ADVICE) == f"one two; {ADVICE}"
     assert explained(hub, tmp_path, "a b").startswith("Repo id must use alphanumeric chars")

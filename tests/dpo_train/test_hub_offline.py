@@ -79,7 +79,7 @@ def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     assert addresses == [("127.0.0.1", 3128)]
 
 
-def test_who_is_offline_on_purpose_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_warned_about_a_deliberate_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("it asked"))
     assert look_for_hub() == ""

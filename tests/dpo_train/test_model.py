@@ -76,7 +76,7 @@ def test_a_conversion_that_was_killed_is_begun_anew(half: ModelConfig, tmp_path:
     assert not (tmp_path / ".weights.part").exists()
 
 
-def test_a_disk_without_place_for_a_copy_is_no_obstacle(
+def test_without_disk_space_for_a_converted_copy_loading_still_works(
     half: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpo_train.storage.disk.free_bytes", lambda _: 1 << 20)
@@ -105,7 +105,7 @@ def test_the_host_copy_of_a_gpus_weight_is_pinned(
     assert requests == [("cpu", is_cuda)]
 
 
-def test_a_full_fine_tuning_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_fine_tuning_restores_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(model.activation_checkpointing, "switch_off", lambda _: None)

@@ -150,7 +150,7 @@ def test_the_reference_of_a_quantised_base_is_another(llama: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_estimate_has_its_bytes(kind: str, llama: Path) -> None:
+def test_the_estimate_counts_the_bytes_of_quantised_weights(kind: str, llama: Path) -> None:
     config = trial(llama, kind)
     base = model.load_base(config.model, "cpu").model
     linear = [each for each in base.modules() if isinstance(each, quantization.QuantizedLinear)]

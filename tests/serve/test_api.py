@@ -169,7 +169,9 @@ def test_a_stream_is_read_though_it_is_cut_in_the_middle_of_a_character(server: 
         assert json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk"
 
 
-def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, ServedModel]) -> None:
+def test_a_client_that_disconnects_frees_its_slot(
+    server: Server, loaded: dict[str, ServedModel]
+) -> None:
     engine = loaded["winner"].engine
     long = {**CHAT, "max_tokens": 200, "temperature": 2, "stop": ["\0"], "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long) as answer:

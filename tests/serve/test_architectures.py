@@ -174,7 +174,7 @@ def test_greedy_answers_are_those_of_transformers(name: str, tokenizer: Any) -> 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_answered_so_is_refused_by_name(name: str, tokenizer: Any) -> None:
+def test_unsupported_architectures_are_refused_by_name(name: str, tokenizer: Any) -> None:
     config, reason = REFUSED[name]
     model = build(config(), tokenizer)
     with pytest.raises(ModelError) as refused:

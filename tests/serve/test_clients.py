@@ -37,7 +37,9 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("request_", RECORDED, ids=lambda r: f"{r['client']} {r['path']}")
-def test_what_clients_send_is_answered(client: TestClient, request_: dict[str, Any]) -> None:
+def test_requests_of_real_clients_are_answered(
+    client: TestClient, request_: dict[str, Any]
+) -> None:
     path, body, headers = (request_[name] for name in ("path", "body", "headers"))
     answer = client.post(path, content=json.dumps(body), headers=headers)
     assert answer.status_code == 200, answer.text

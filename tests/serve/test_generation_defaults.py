@@ -40,12 +40,12 @@ def test_the_file_is_read_and_openais_defaults_hold_where_it_says_nothing(
 @pytest.mark.parametrize(
     "file", [{"repetition_penalty": 1e-40}, {"temperature": -1.0}, {"temperature": float("nan")}]
 )
-def test_a_file_that_tokens_can_not_be_drawn_by_is_refused(file: dict[str, Any]) -> None:
+def test_a_generation_config_that_sampling_can_not_use_is_refused(file: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=f"generation_config.json: {next(iter(file))} is .*none`"):
         read_defaults(GenerationConfig(do_sample=True, **file))
 
 
-def test_what_a_request_says_comes_before_the_defaults() -> None:
+def test_the_settings_of_a_request_override_the_defaults() -> None:
     defaults = GenerationDefaults(0.0, 0.8, 20, 0.1, 1.05)
     request = ChatRequest(
         messages=MESSAGES, temperature=1, top_p=1, top_k=0, min_p=0, repetition_penalty=1

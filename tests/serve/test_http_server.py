@@ -105,7 +105,7 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_given(
     assert time.monotonic() - began > 1.2  # the connections were looked at meanwhile
 
 
-def test_a_body_that_does_not_come_is_refused(
+def test_a_request_whose_body_never_arrives_is_refused(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "_BODY_SECONDS", 0.5)
@@ -138,7 +138,7 @@ def test_many_bodies_at_once_are_bounded_and_then_forgotten(
     assert answer.status_code == 200
 
 
-def test_of_too_many_connections_silent_ones_are_closed(
+def test_silent_connections_are_closed_if_there_are_too_many(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "_MOST_CONNECTIONS", 3)

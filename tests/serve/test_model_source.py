@@ -23,7 +23,7 @@ HALF = [1.0] * 8
         ("s3://bucket/runs/x/winner", "a URL; bring the folder here first"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_line(source: str, message: str) -> None:
+def test_a_model_that_can_not_be_served_is_refused_in_one_line(source: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         describe_memory([source], 1, 128)
 

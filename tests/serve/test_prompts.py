@@ -65,7 +65,7 @@ def test_a_raw_prompt_keeps_its_special_tokens(prompts: PromptEncoder, tokenizer
     assert ids == tokenizer("<|im_start|>user")["input_ids"]
 
 
-def test_what_no_context_can_hold_is_refused_by_its_length(
+def test_a_prompt_longer_than_any_context_is_refused_with_its_length(
     prompts: PromptEncoder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenised"))

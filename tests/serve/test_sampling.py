@@ -155,7 +155,7 @@ MIXES: list[dict[str, Any]] = [
 ]
 
 
-def test_a_request_draws_the_same_whoever_is_beside_it() -> None:
+def test_a_request_draws_the_same_beside_any_other_requests() -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(16, 3001)).bfloat16()  # many are equal
     ids = [torch.randint(3000, (20,)).tolist() for _ in MIXES]

@@ -154,7 +154,7 @@ def test_a_short_answer_does_not_wait_for_a_long_one(engine: SlotEngine, tokeniz
     assert long.qsize() < 150
 
 
-def test_one_that_nobody_reads_any_more_leaves_at_the_next_token(
+def test_an_answer_that_nobody_reads_ends_at_the_next_token(
     engine: SlotEngine, tokenizer: Any
 ) -> None:
     answer, stream = ask(engine, tokens(tokenizer, PROMPTS[2]), max_tokens=150, temperature=1.0)
@@ -206,7 +206,7 @@ def test_a_failing_step_fails_its_answers_and_no_later_ones(
     assert rest(stream)[-1].finish_reason == "length"
 
 
-def test_the_same_seed_draws_the_same_whoever_else_is_there(
+def test_the_same_seed_draws_the_same_beside_any_other_requests(
     engine: SlotEngine, tokenizer: Any
 ) -> None:
     prompt = tokens(tokenizer, PROMPTS[0])

@@ -189,7 +189,7 @@ def test_help_and_version_import_nothing_but_what_comes_with_python() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_it_ends_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
+def test_it_ends_quietly_when_the_reader_closes_the_pipe(tmp_path: Path) -> None:
     """This happens in `dpo-tune show x | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -202,7 +202,7 @@ def test_it_ends_quietly_when_nobody_reads_on(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_a_broken_pipe_of_another_kind_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_broken_pipe_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> int:
         raise BrokenPipeError
 

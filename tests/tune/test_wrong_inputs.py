@@ -223,5 +223,5 @@ def test_a_wrong_input_is_answered_with_the_place_and_what_to_type(
     assert all(len(names.split(",")) <= 5 for names in suggestions)
 
 
-def test_there_are_forty_of_them() -> None:
+def test_there_are_at_least_forty_wrong_inputs() -> None:
     assert len(WRONG) >= 40

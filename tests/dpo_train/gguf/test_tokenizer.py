@@ -77,7 +77,7 @@ def test_llama_cpp_makes_the_same_tokens_of_texts_of_all_kinds(tmp_path: Path, n
             assert llama.tokens(text) == reader(text)["input_ids"], text
 
 
-def test_pre_tokenizers_that_are_told_apart_make_different_tokens() -> None:
+def test_pre_tokenizers_that_are_distinguished_make_different_tokens() -> None:
     made = {
         name: [tokenizer(change)(text)["input_ids"] for text in TEXTS]
         for name, change in KNOWN.items()

@@ -96,7 +96,7 @@ def test_logits_that_are_slightly_others_are_refused(dtype: torch.dtype, factor:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01])
-def test_a_draw_in_training_is_refused_where_it_changes_a_result(share: float) -> None:
+def test_random_draws_in_training_are_refused_if_they_change_a_result(share: float) -> None:
     base = made(transformers.LlamaConfig(**WIDE))
 
     def noise(layer: Any, _: Any, output: Any) -> Any:

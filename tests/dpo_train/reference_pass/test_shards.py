@@ -240,7 +240,7 @@ def test_a_pass_without_memory_is_made_in_smaller_batches(
 
 
 @pytest.mark.usefixtures("shards_of_ten")
-def test_a_shard_that_could_not_be_computed_is_given_up(
+def test_a_shard_that_could_not_be_computed_is_released(
     small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search would otherwise wait for ever, because the process that took it may go on."""

@@ -53,7 +53,7 @@ def _whole(row: Rendered, tokenizer: Any) -> TokenIds:
     return TokenIds(prompt[:start], chosen[start:], rejected[start:])
 
 
-def test_a_beginning_that_is_encoded_once_gives_the_same_tokens() -> None:
+def test_a_common_prefix_that_is_encoded_once_gives_the_same_tokens() -> None:
     tokenizer = model.load_tokenizer(ModelConfig())
     template = ChatTemplate(tokenizer, "sample")
     rows = data.load_pairs(DataConfig(limit=200)).splits["train"]

@@ -13,7 +13,7 @@ from dpo_train.storage.files import write_atomically, write_durably, write_here
 
 
 @pytest.mark.parametrize("write", [write_atomically, write_durably, write_here])
-def test_what_can_not_be_written_leaves_nothing_behind(
+def test_a_failed_write_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object
 ) -> None:
     path = tmp_path / "report.html"

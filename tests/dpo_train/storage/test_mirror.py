@@ -196,7 +196,7 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
 
 
 @pytest.mark.cluster
-def test_a_store_that_fails_ends_the_sitting_with_a_line(
+def test_a_store_that_fails_ends_the_driver_session_with_a_line(
     store: ObjectStore, yaml: Path, start: Start
 ) -> None:
     slow = {"runs_dir": store.url, "simulated.seconds_per_report": 1}
@@ -214,7 +214,7 @@ def test_a_store_that_fails_ends_the_sitting_with_a_line(
     assert "Traceback" not in output
 
 
-def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
+def test_a_second_driver_of_a_url_is_refused_but_a_dead_one_is_replaced(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(driver_lease, "BEAT_SECONDS", 0.1)
@@ -245,7 +245,7 @@ def write_until_refused(file: Path) -> None:
         time.sleep(0.1)
 
 
-def test_what_is_not_whole_is_not_there(store: ObjectStore) -> None:
+def test_an_incomplete_folder_does_not_exist_on_the_store(store: ObjectStore) -> None:
     folder = complete(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
     mirror.hand_over(folder)
     assert not folder.exists()
@@ -321,7 +321,7 @@ def test_a_path_and_a_url_are_told_apart_and_found_again(
     assert mirror.shown(mirror.local("s3://b/x?a=1&b=2")) == "'s3://b/x?a=1&b=2'"
 
 
-def test_what_needs_a_path_says_so() -> None:
+def test_a_command_that_needs_a_path_says_so() -> None:
     config = SearchConfig.model_validate(
         {"name": "x", "trials": 1, "runs_dir": "s3://bucket/runs", "serve": {"after": True}}
     )

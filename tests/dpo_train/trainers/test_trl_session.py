@@ -216,7 +216,9 @@ def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prep
     assert all(weight.requires_grad for weight in after.values())
 
 
-def test_a_base_that_is_forgotten_is_freed(small_config: TrainConfig, small_prepared: Path) -> None:
+def test_a_base_that_is_no_longer_used_is_freed(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
     _Shared._now = None  # an engine of an earlier test in this process has the base too
     session = open_session(config(small_config, lora=LORA), small_prepared, "cpu")
     session.advance()

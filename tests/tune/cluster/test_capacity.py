@@ -54,7 +54,9 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
         find_run_here(str(tmp_path))
 
 
-def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cluster_that_can_grow_all_of_at_once_is_requested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
     assert capacity.trial_capacity(config) == 64

@@ -74,7 +74,7 @@ def test_it_counts_what_is_left_out_and_shows_the_first_bad_rows(tmp_path: Path)
     assert "left out as longer than data.max_length_tokens, 64: 1 (1.6%)" in output
 
 
-def test_of_many_rows_a_sample_is_tokenised_and_that_is_said(
+def test_only_a_sample_of_many_rows_is_tokenised_and_reported_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(previews, "_MOST_ROWS", 20)
@@ -86,7 +86,9 @@ def test_a_split_whose_pairs_are_all_too_long_is_refused(tmp_path: Path) -> None
         looked_at(search(tmp_path, ROWS, data={"max_length_tokens": 8}))
 
 
-def test_what_is_most_wrong_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worst_mistake_is_reported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch of 8 can't be shared out among 512 GPUs either, and the data don't exist."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = search(tmp_path, ROWS, resources={"gpus": 512}, data={"id": "nowhere.jsonl"})
@@ -96,7 +98,7 @@ def test_what_is_most_wrong_is_said_first(tmp_path: Path, monkeypatch: pytest.Mo
         list(lines)
 
 
-def test_a_folder_in_which_run_would_not_begin_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_which_run_would_fail_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):

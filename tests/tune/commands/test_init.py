@@ -58,7 +58,7 @@ def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
     assert "`dpo-tune run x.yaml`" in printed
 
 
-def test_what_the_data_need_is_taken_over(here: Path) -> None:
+def test_init_writes_the_columns_that_the_data_need(here: Path) -> None:
     renamed = [{"question": r["prompt"], "good": r["chosen"], "bad": [r["rejected"]]} for r in ROWS]
     (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
     wanted = Wanted("sample", "odd.jsonl", Path("odd.yaml"))
@@ -98,6 +98,6 @@ def test_at_a_terminal_three_questions_are_asked(monkeypatch: pytest.MonkeyPatch
     ]  # fmt: skip
 
 
-def test_what_flags_say_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_does_not_ask_for_values_given_as_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda text: pytest.fail(text))
     assert ask_for_missing("m", "acme/truthy", None).file == Path("truthy.yaml")

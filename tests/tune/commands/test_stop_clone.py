@@ -81,7 +81,7 @@ def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_searc
         (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is no axis"),
     ],
 )
-def test_what_cannot_be_is_refused_and_leaves_nothing(
+def test_an_impossible_stop_or_clone_is_refused_and_leaves_no_request(
     tmp_path: Path, driver: Driver, ask: Callable[[Path, str], None], message: str
 ) -> None:
     trial = driver.start().config["task"].name
@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     assert not (tmp_path / "requests").exists()
 
 
-def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path: Path) -> None:
+def test_changes_of_a_clone_may_activate_or_deactivate_axes(tmp_path: Path) -> None:
     space = {"lora": {"choice": [None, {"alpha": 32}]},
              "lora.r": {"int": [4, 64], "when": {"lora": "not null"}}}  # fmt: skip
     points = [{"lora": None}, {"lora": {"alpha": 32}, "lora.r": 8}]
@@ -124,7 +124,7 @@ def test_a_clone_that_a_killed_driver_recorded_is_not_made_twice(
     assert sum(record.cloned_from is not None for record in again.records.trials.values()) == 1
 
 
-def test_a_request_that_is_not_understood_is_laid_aside(
+def test_an_invalid_request_is_set_aside(
     tmp_path: Path, driver: Driver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = driver.start()

@@ -42,7 +42,7 @@ def test_a_front_is_covered_from_its_best_to_its_far_end_to_its_middle() -> None
     assert sorted(spread([(0.5, 0.1)] * 3)) == [0, 1, 2]
 
 
-def test_what_is_no_number_lies_on_no_front() -> None:
+def test_nan_is_on_no_front() -> None:
     nothing = {"eval/accuracy": float("nan"), "eval/drift": 0.0}
     some = {"eval/accuracy": 0.6, "eval/drift": 0.3}
     goal = Objective.of(("eval/accuracy", "eval/drift"))

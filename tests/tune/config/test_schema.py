@@ -44,7 +44,7 @@ def test_an_override_reaches_its_field_and_an_unknown_path_is_refused(tmp_path: 
         load_train(path, {"optim.epoch": 4})
 
 
-def test_a_path_below_null_makes_the_part() -> None:
+def test_a_path_below_null_creates_the_section() -> None:
     config = override(TrainConfig(), {"lora.r": 4})
     assert config.lora is not None
     assert config.lora.r == 4
@@ -65,7 +65,9 @@ def test_a_path_below_null_makes_the_part() -> None:
         ({"optim": {"learning_rate": "fast"}}, "not 'fast'"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(content: dict[str, object], message: str) -> None:
+def test_a_configuration_that_can_not_work_is_refused_in_one_line(
+    content: dict[str, object], message: str
+) -> None:
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, content, {}, "trial.yaml")
     assert message in str(caught.value)

@@ -66,7 +66,7 @@ def keys(points: list[dict[str, object]]) -> set[PointKey]:
     return {point_key(point) for point in points}
 
 
-def test_untried_points_are_found_until_there_are_none() -> None:
+def test_untried_points_are_found_until_none_is_left() -> None:
     tried: list[dict[str, object]] = []
     while (point := untried_point(WITH_LORA, keys(tried), random.Random(len(tried)))) is not None:
         assert point not in tried
@@ -152,7 +152,7 @@ def test_true_is_not_the_number_one() -> None:
     assert not Axis(int=(0, 1)).contains(True)
 
 
-def test_a_loss_that_trials_do_not_share_is_no_objective() -> None:
+def test_a_loss_that_differs_between_trials_is_no_objective() -> None:
     beta = {"dpo.beta": {"uniform": [0.1, 0.2]}}
     with pytest.raises(InputError, match="objective: eval/loss can't be compared"):
         search(space=beta, objective="eval/loss")

@@ -74,7 +74,7 @@ def assert_true_card(text: str) -> None:
 
 
 @pytest.mark.slow
-def test_only_an_improvement_is_pushed_if_that_is_what_was_asked(tmp_path: Path) -> None:
+def test_with_when_improved_only_an_improvement_is_pushed(tmp_path: Path) -> None:
     outcomes = in_child(comparisons, tmp_path)
     assert outcomes.pop("is private") is False
     assert outcomes["strong"]["accuracy"] > outcomes["weak"]["accuracy"]
@@ -157,7 +157,7 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> None:
+def test_a_failed_push_loses_nothing_and_sends_nothing_twice(tmp_path: Path) -> None:
     outcomes = in_child(failures, tmp_path)
     assert outcomes.pop("winner")
     for name, what in outcomes.items():

@@ -53,7 +53,7 @@ def test_an_objective_that_cannot_tell_trials_apart_is_said() -> None:
     assert "it cannot tell them apart" in page.render(shown)
 
 
-def test_a_winner_far_from_the_base_is_said_with_the_best_that_is_near() -> None:
+def test_a_winner_far_from_the_base_is_reported_with_the_best_near_one() -> None:
     results = simulated(12)
     assert results.winner is not None
     near = LessDrift(trial="abc123-004", pairs_seen=128, value=0.81, drift=1.2)
@@ -74,7 +74,7 @@ def test_a_winner_far_from_the_base_is_said_with_the_best_that_is_near() -> None
         ({"test": {"repeating": 0.5}}, "50% of the winner's answers repeat themselves"),
     ],
 )
-def test_what_else_speaks_against_a_winner(numbers: dict[str, Any], doubt: str) -> None:
+def test_other_doubts_about_a_winner(numbers: dict[str, Any], doubt: str) -> None:
     results = changed(simulated(12), **numbers)
     base = results.base["test"].model_copy(update={"answer_tokens": 30.0, "repeating": 0.0})
     assert doubt in joined(results.model_copy(update={"base": {"test": base}}))
@@ -111,5 +111,5 @@ def test_an_answer_that_repeats_itself_is_seen(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no no no", "It is had had had, he said.", "ha haha hahaha"])
-def test_an_answer_that_does_not_is_none(text: str) -> None:
+def test_an_answer_that_does_not_repeat_itself_is_none(text: str) -> None:
     assert not repeats_itself(text)

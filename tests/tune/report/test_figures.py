@@ -87,7 +87,7 @@ def test_importance_is_left_out_where_nothing_can_be_compared(results: Results) 
     assert "too alike" in str(of_alike["importance"])
 
 
-def test_axes_reach_as_far_as_they_were_searched(results: Results) -> None:
+def test_axes_cover_the_searched_range(results: Results) -> None:
     narrow = [
         trial.model_copy(update={"config": {**trial.config, "dpo.beta": 0.3}})
         for trial in results.trials
@@ -134,7 +134,7 @@ def test_a_contour_needs_two_ranges() -> None:
     )
 
 
-def test_a_contour_is_blank_where_no_trial_is_near(figures: dict[str, Any]) -> None:
+def test_a_contour_is_blank_far_from_all_trials(figures: dict[str, Any]) -> None:
     surface = figures["contour-0"]["data"][0]["z"]
     flat = [value for row in surface for value in row]
     assert None in flat
@@ -187,7 +187,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("look", LOOKS)
-def test_marks_can_be_told_from_the_page(look: str, scheme: str) -> None:
+def test_marks_can_be_distinguished_from_the_page(look: str, scheme: str) -> None:
     ground = themes()[scheme]["template"]["layout"]["hoverlabel"]["bgcolor"]
     one, other = luminance(LOOKS[look][0]), luminance(ground)
     assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 3

@@ -283,7 +283,7 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
     assert trial.config["task"].name in (tmp_path / "report.html").read_text()
 
 
-def test_a_page_leaves_the_last_bytes_of_a_disk_to_records(
+def test_a_report_leaves_the_last_bytes_of_a_disk_to_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder.at(tmp_path)
@@ -293,7 +293,7 @@ def test_a_page_leaves_the_last_bytes_of_a_disk_to_records(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_in_the_making_does_not_hold_up_the_end_of_a_search(tmp_path: Path) -> None:
+def test_a_report_being_written_does_not_delay_the_end_of_a_search(tmp_path: Path) -> None:
     began = time.monotonic()
     with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
         time.sleep(0.3)  # its process imports for longer

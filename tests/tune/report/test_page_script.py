@@ -107,7 +107,7 @@ def test_a_point_in_a_figure_lights_its_row_and_names_its_trial(page: Page) -> N
     expect(page.locator("#trials .pinned button")).to_have_text(lit)
 
 
-def test_what_stands_beside_the_pointer_is_as_people_read_it(page: Page, results: Results) -> None:
+def test_the_tooltip_has_readable_values(page: Page, results: Results) -> None:
     number = next(n for n, trial in enumerate(results.trials) if trial.config["lora"])
     trial = results.trials[number]
     lines = page.evaluate(f"told({number})").split("<br>")

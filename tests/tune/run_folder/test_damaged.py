@@ -76,7 +76,7 @@ def test_a_damaged_file_is_a_line_that_names_it(
         assert load_results(search.folder).search["name"] == "x"
 
 
-def test_a_lost_trial_is_open_again_under_another_number(search: Search) -> None:
+def test_a_lost_trial_is_replaced_under_a_new_number(search: Search) -> None:
     record = search.run.record(search.ids[0])
     record.write_text("{")
     run = open_run(search.run, sets_aside=True)
@@ -100,14 +100,14 @@ def test_names_in_a_record_lead_nowhere_else(search: Search, field: str, value: 
         TrialRecord.model_validate_json(path.read_bytes())
 
 
-def test_a_record_is_that_of_its_file(search: Search) -> None:
+def test_a_record_belongs_to_its_file(search: Search) -> None:
     path = search.run.record(search.ids[0])
     path.write_text(search.run.record(search.ids[1]).read_text())
     (damaged,) = Records(search.run, Objective.of("eval/accuracy")).damaged
     assert f"it says that it is {search.ids[1]!r}" in str(damaged)
 
 
-def test_what_is_said_of_a_file_is_one_line(tmp_path: Path) -> None:
+def test_a_message_about_a_file_is_one_line(tmp_path: Path) -> None:
     damaged = DamagedFile(tmp_path / "run.json", ValueError("one\ntwo"))
     assert str(damaged.refusal("type this")).endswith("run.json is damaged (one two); type this")
 
@@ -136,7 +136,7 @@ def test_a_link_that_leads_back_is_no_loop(
     assert "x " in capsys.readouterr().out
 
 
-def test_a_folder_that_no_search_made_is_not_removed(
+def test_a_folder_that_is_no_run_is_not_removed(
     search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
     foreign = search.folder.parent / "foreign"
@@ -160,7 +160,7 @@ def test_prepared_data_of_a_running_search_are_not_removed(search: Search) -> No
     assert not prepared.exists()
 
 
-def test_a_clock_that_is_set_does_not_change_a_budget(
+def test_setting_the_clock_does_not_change_a_budget(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(search.run, Objective.of("eval/accuracy"))

@@ -80,7 +80,7 @@ def test_a_trials_state_is_removed_after_its_end_is_on_the_disk(
     assert synced[: dropped[0]][-2:] == [f"-> {trial.config['task'].name}.json", "trials"]
 
 
-def test_a_disk_that_does_not_take_an_end_stops_the_search(
+def test_a_search_ends_if_the_end_of_a_trial_can_not_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")

@@ -54,7 +54,9 @@ def test_it_is_shown_reported_and_published(
     assert "the weights of trial ow7ao1-000" in (tmp_path / "pushed" / "README.md").read_text()
 
 
-def test_a_finished_one_is_still_finished(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_search_of_0_1_0_is_still_finished(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["resume", str(run)]) == 0
     assert f"winner {WARM}" in capsys.readouterr().out
 
@@ -74,7 +76,9 @@ def test_a_search_with_a_warm_clone_does_not_go_on(
     assert {path: path.read_text() for path in before} == before
 
 
-def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(run: Path) -> None:
+def test_a_finished_search_of_0_1_0_whose_winner_would_change_is_refused_and_kept(
+    run: Path,
+) -> None:
     config = load_search(run / "search.yaml")
     (run / "evaluations.json").write_text("{}")
     before = (run / "search.yaml").read_text()
@@ -99,7 +103,7 @@ def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
     assert [record.id for record in finalists(driver.config, records)] == [worse]
 
 
-def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
+def test_a_search_of_0_1_0_whose_trials_were_continued_goes_on(tmp_path: Path) -> None:
     """It goes on with `resume`, and with `run` and the YAML that it began with."""
     longer = Driver(tmp_path, trials=1, optim={"epochs": 4})
     write_yaml(tmp_path / "search.yaml", longer.config)
@@ -119,7 +123,7 @@ def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
         )
 
 
-def test_a_warm_clone_that_was_asked_for_is_laid_aside(
+def test_a_request_for_a_warm_clone_is_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = Driver(tmp_path)

@@ -101,7 +101,7 @@ def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records)
     assert [path.name for path in exports_folder.iterdir()] == ["192"]
 
 
-def test_what_a_trial_adds_while_the_driver_prunes_survives(
+def test_an_export_added_while_the_driver_removes_others_survives(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = records.folder
@@ -162,7 +162,7 @@ def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> 
     assert stamp.trial == "a-fourth"
 
 
-def test_nothing_exported_crowns_nothing(records: Records) -> None:
+def test_without_an_export_there_is_no_winner(records: Records) -> None:
     assert exports.promote_to_winner(records) is None
 
 
@@ -233,7 +233,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
     assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a")[0] == 0
 
 
-def test_a_damaged_export_is_not_crowned(
+def test_a_damaged_export_is_not_promoted_to_winner(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer(records, "a", 0.7)
@@ -253,7 +253,7 @@ def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(records:
     assert kept(records) == []
 
 
-def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> None:
+def test_an_export_that_is_removed_meanwhile_is_skipped(records: Records) -> None:
     """The driver removes exports while trials look for the best export."""
     run, looked = records.folder, threading.Event()
 
@@ -276,7 +276,7 @@ def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> Non
         going.result()
 
 
-def test_what_a_death_left_of_a_state_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_partly_written_state_of_a_dead_process_does_no_harm(tmp_path: Path) -> None:
     trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(64))
     left = tmp_path / "state" / "a" / "128" / "session" / "deep"
     left.mkdir(parents=True)

@@ -86,7 +86,7 @@ def test_the_best_of_random_trials_is_that_of_the_whole_ranking(
     assert again.standings.leaders.first(80) == records.standings.leaders.first(80)
 
 
-def test_a_saturated_share_is_helped_by_the_other_one_among_all_trials(tmp_path: Path) -> None:
+def test_with_a_saturated_share_the_other_share_decides_among_all_trials(tmp_path: Path) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
@@ -123,7 +123,9 @@ def test_without_held_out_pairs_of_those_in_front_their_values_decide(tmp_path: 
     assert [record.id for record in again.ranked(again.searched)] == ["a", "b", "far"]
 
 
-def test_what_is_far_behind_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_values_of_trials_far_behind_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()

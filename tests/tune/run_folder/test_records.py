@@ -76,7 +76,7 @@ def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
 
 
 @pytest.mark.parametrize("text", ['{"id": "a", "config": {}, "state": "banana"}', '{"id": "a"', ""])
-def test_a_record_that_is_none_is_named_in_a_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_record_is_named_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a.json").write_text(text)
     damaged: list[DamagedFile] = []

@@ -90,7 +90,7 @@ def test_more_than_a_thousand_trials_come_back_in_the_order_of_their_numbers(
     assert list(Records(RunFolder.at(tmp_path), records.objective).trials) == ids
 
 
-def test_saturation_is_said_once_as_soon_as_half_of_the_trials_that_ended_are(
+def test_saturation_is_reported_once_when_half_of_the_ended_trials_are_saturated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = Driver(tmp_path, trials=9, stopping={"name": "none"})

@@ -30,7 +30,7 @@ def candidates(*rows: np.ndarray, pairs_seen: list[float] | None = None) -> Cand
     )
 
 
-def test_the_softest_of_those_that_luck_explains_is_the_best() -> None:
+def test_the_largest_soft_share_within_the_range_of_luck_is_best() -> None:
     # The second is one pair behind, and its wrong pairs are nearly right. The third is far behind.
     three = candidates(margins(180), margins(179, 5.0), margins(150, 9.0))
     assert is_near(three).tolist() == [True, True, False]
@@ -40,7 +40,7 @@ def test_the_softest_of_those_that_luck_explains_is_the_best() -> None:
     assert best_first(far).tolist() == [0, 2, 1]
 
 
-def test_the_step_is_rounded_off_by_the_reports_own_scale() -> None:
+def test_soft_shares_use_the_reports_own_scale() -> None:
     values = soft_shares(np.stack([margins(180), 40 * margins(180), margins(180, 5.0)]))
     assert values[0] == pytest.approx(values[1])
     # 180 pairs at Φ(2), 20 at Φ(-2), by hand.
@@ -49,7 +49,7 @@ def test_the_step_is_rounded_off_by_the_reports_own_scale() -> None:
     assert soft_shares(np.zeros((1, PAIRS))).tolist() == [0.5]
 
 
-def test_equals_go_to_the_later_report() -> None:
+def test_of_equal_reports_the_later_one_wins() -> None:
     same = candidates(margins(180), margins(180), pairs_seen=[64, 128])
     assert best_first(same).tolist() == [1, 0]
     plain = Candidates(np.array([0.5, 0.7, 0.7]), np.array([9.0, 1.0, 2.0]))
@@ -66,7 +66,7 @@ def test_pairs_of_one_prompt_count_as_one() -> None:
     assert is_near(together).tolist() == [True, True]
 
 
-def test_what_is_farther_behind_than_any_luck_explains_is_never_near() -> None:
+def test_a_trial_beyond_the_range_of_luck_is_never_near() -> None:
     draw = np.random.default_rng(0)
     for _ in range(300):
         pairs = int(draw.integers(1, 30))
@@ -118,7 +118,7 @@ def test_the_expectation_of_the_best_of_equals_lies_below_the_largest_number() -
     assert covered >= 36
 
 
-def test_of_very_many_trials_the_luck_is_estimated_from_the_best(tmp_path: Path) -> None:
+def test_with_very_many_trials_luck_is_estimated_from_the_best(tmp_path: Path) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()

@@ -62,7 +62,7 @@ def test_three_failures_in_a_row_under_two_trials_are_the_gpus(
     assert capsys.readouterr().out == ""
 
 
-def test_a_report_from_a_gpu_sets_its_count_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_from_a_gpu_resets_its_failure_count(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch)
     played.fail("a")
     played.fail("b")
@@ -95,7 +95,9 @@ def test_the_trials_of_one_process_fail_once(monkeypatch: pytest.MonkeyPatch) ->
     assert played.counted == {"a": 0, "b": 0, "c": 0}
 
 
-def test_a_failure_without_a_gpu_is_counted_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_without_a_gpu_counts_as_the_trials_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     played, metadata = Played(monkeypatch), SimpleNamespace(num_failures=1)
     for process, trial in enumerate("abcd"):
         assert not played.gpus.take(trial, metadata, DeviceFailed(SAID, process))
@@ -113,7 +115,7 @@ def test_a_search_without_a_gpu_left_ends_and_names_them(monkeypatch: pytest.Mon
     assert played.gpus.none_left.startswith(named)
 
 
-def test_a_trial_of_two_gpus_has_no_place_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_of_two_gpus_can_not_go_on_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, GPU=2.0)
     for trial in "abc":
         played.fail(trial, gpu="1")
@@ -127,7 +129,7 @@ def test_the_driver_session_ends_when_no_gpu_is_left(tmp_path: Path) -> None:
         driver.stopper.stop_all()
 
 
-def test_the_scheduler_tells_of_each_report_where_it_was_made(
+def test_the_scheduler_resets_the_failure_count_of_the_gpu_of_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, played = Driver(tmp_path), Played(monkeypatch)

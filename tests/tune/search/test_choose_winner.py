@@ -28,7 +28,7 @@ def search(driver: Driver, *accuracies: float, drifts: tuple[float, ...] = ()) -
     return [trial.config["task"].name for trial in trials]
 
 
-def test_the_lucky_one_does_not_win(tmp_path: Path) -> None:
+def test_a_lucky_trial_does_not_win(tmp_path: Path) -> None:
     driver = Driver(tmp_path, confirm={"finalists": 2, "seeds": 2})
     lucky, solid, weak, _ = search(driver, 0.95, 0.93, 0.6, 0.6)
     seen = []
@@ -67,7 +67,7 @@ def test_the_winning_configurations_best_run_lies_in_winner(tmp_path: Path) -> N
     assert stamp["report"]["eval/accuracy"] == 0.9
 
 
-def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
+def test_without_an_intact_export_the_next_trial_wins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
@@ -99,7 +99,7 @@ def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
     assert confirmation.finalists[1].behind.difference < 2 * alone
 
 
-def test_the_sampler_the_rungs_and_the_search_hear_nothing_of_it(tmp_path: Path) -> None:
+def test_sampler_rungs_and_search_ignore_a_confirmation_run(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 2})
     search(driver, 0.9, 0.8)
     rungs, count = driver.rungs, len(driver.study.trials)
@@ -126,7 +126,7 @@ def test_nothing_is_confirmed_while_a_trial_of_the_search_is_open(tmp_path: Path
     assert driver.start().config["task"].confirms == second.config["task"].name
 
 
-def test_a_configuration_of_which_a_seed_failed_comes_last(tmp_path: Path) -> None:
+def test_a_configuration_with_a_failed_seed_comes_last(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 2, "seeds": 1})
     shaky, solid = search(driver, 0.95, 0.7)
     driver.fail(driver.start())
@@ -165,7 +165,7 @@ def test_a_budget_that_ends_leaves_all_finalists_with_equally_many_seeds(tmp_pat
     assert [len(finalist.runs) for finalist in confirmation.finalists] == [1, 1]
 
 
-def test_finalists_that_luck_may_explain_are_said_to_be_tied(tmp_path: Path) -> None:
+def test_finalists_within_the_range_of_luck_are_reported_as_tied(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=3, confirm={"finalists": 3, "seeds": 1})
     _, near, far = search(driver, 0.90, 0.89, 0.70)
     for accuracy, scale in ((0.90, 1.0), (0.895, 5.0), (0.70, 1.0)):
@@ -182,7 +182,7 @@ def test_finalists_that_luck_may_explain_are_said_to_be_tied(tmp_path: Path) -> 
     assert [finalist.trial for finalist in confirmation.finalists][-1] == far
 
 
-def test_a_users_own_numbers_stand_beside_the_finalists(tmp_path: Path) -> None:
+def test_a_users_own_numbers_are_shown_with_the_finalists(tmp_path: Path) -> None:
     wanted = {"finalists": 2, "seeds": 1, "evaluate": "judge:score"}
     driver = Driver(tmp_path, trials=2, confirm=wanted)
     first, second = search(driver, 0.9, 0.8)

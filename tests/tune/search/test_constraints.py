@@ -20,7 +20,7 @@ from tune.search.resume import adopt
 BOUND = {"eval/drift": {"at_most": 0.5}}
 
 
-def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: Path) -> None:
+def test_reports_beyond_a_bound_do_not_win_and_optuna_gets_the_violation(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=3, constraints=BOUND)
     far, near, early = driver.start(), driver.start(), driver.start()
     driver.report(early, 64, 0.7, 0.1, 0.3)  # within, and later no more
@@ -42,7 +42,9 @@ def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: 
     assert {t.user_attrs["trial"]: t.constraints for t in again.study.trials} == constraints
 
 
-def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path: Path) -> None:
+def test_a_finished_search_refuses_a_constraint_that_none_of_its_exports_meets(
+    tmp_path: Path,
+) -> None:
     driver = Driver(tmp_path, trials=1)
     finish(driver, driver.start(), 0.9, drift=2.0)
     write_yaml(tmp_path / "search.yaml", driver.config)
@@ -66,7 +68,7 @@ def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path
         ({"drift": {"at_most": 1}}, "constraints.drift"),
     ],
 )
-def test_a_bound_that_is_none_is_refused(bounds: dict[str, Any], message: str) -> None:
+def test_an_invalid_constraint_is_refused(bounds: dict[str, Any], message: str) -> None:
     content = {"name": "x", "trainer": "simulated", "trials": 2, "constraints": bounds}
     with pytest.raises(InputError, match=message):
         parse(SearchConfig, content, {}, "x.yaml")
@@ -81,7 +83,7 @@ def test_a_bound_that_is_none_is_refused(bounds: dict[str, Any], message: str) -
         ("confirm: {decide_by: null}", ""),
     ],
 )
-def test_what_was_removed_is_refused_unless_it_asks_for_nothing(
+def test_removed_fields_are_refused_unless_they_had_no_effect(
     tmp_path: Path, line: str, message: str
 ) -> None:
     path = tmp_path / "x.yaml"

@@ -66,7 +66,7 @@ def test_the_trials_of_one_engine_halve_the_passes_once(tmp_path: Path) -> None:
         assert (died.config["task"].most_tokens, died.run_metadata.num_failures) == (500, 0)
 
 
-def test_another_death_is_counted_and_the_second_in_a_row_halves_the_passes_too(
+def test_another_death_counts_and_the_second_in_a_row_halves_the_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On another node the kernel may have ended the process, and nothing is left that saw it."""

@@ -170,7 +170,7 @@ def run_search(folder: Path) -> subprocess.CompletedProcess[str]:
     ids=["whole", "halves", "packed-halves"],
 )
 @pytest.mark.usefixtures("two_gpus")
-def test_a_search_is_finished_on_the_gpu_that_is_well(
+def test_a_search_finishes_on_the_gpu_that_works(
     tmp_path: Path, content: str, gpus: float, double: str
 ) -> None:
     write_double(tmp_path, double, ["0"])

@@ -137,7 +137,7 @@ def test_the_largest_values_of_the_space_count() -> None:
     assert (largest.optim.name, largest.optim.activation_checkpointing) == ("adamw", False)
 
 
-def test_the_driver_says_what_it_lowers(
+def test_the_driver_reports_what_it_reduces(
     machine: Any, rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -167,7 +167,7 @@ def test_doctor_says_what_one_and_all_take(
         list(memory_plan.lines(search(), rows))
 
 
-def test_of_a_gpu_that_is_elsewhere_only_one_trial_is_told(rows: list[Row]) -> None:
+def test_for_a_gpu_elsewhere_only_the_estimate_of_one_trial_is_shown(rows: list[Row]) -> None:
     (line,) = memory_plan.lines(search(lora={}, resources={"gpus": 1}), rows)
     assert line.startswith("one trial    about 0.")
     assert "of GPU memory" in line

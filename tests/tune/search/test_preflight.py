@@ -52,7 +52,7 @@ def test_a_batch_must_be_shared_out_among_the_gpus_of_a_cluster(
     preflight.refuse_impossible(search(resources={"gpus": 3}, optim={"batch_size": 6}))
 
 
-def test_gpus_that_are_not_there_are_said_before_batches_that_do_not_fit_them(
+def test_missing_gpus_are_reported_before_batches_that_do_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

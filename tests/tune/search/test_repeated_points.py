@@ -91,7 +91,7 @@ def test_points_of_running_trials_are_not_proposed(
         ("running", TrialState.FAIL, None),
     ],
 )
-def test_the_sampler_is_told_what_is_known_of_the_point_that_it_repeats(
+def test_the_sampler_gets_the_known_result_of_a_repeated_point(
     tmp_path: Path, ending: str, state: TrialState, value: float | None
 ) -> None:
     driver = Driver(tmp_path, space=THREE)
@@ -126,7 +126,7 @@ def test_with_two_objectives_the_sampler_is_told_both_values(tmp_path: Path) -> 
     assert [trial.values for trial in driver.study.trials[:-1]] == [[0.9, 0.5]] * 6
 
 
-def test_of_several_trials_with_a_point_the_finished_one_is_told(tmp_path: Path) -> None:
+def test_of_several_trials_with_a_point_the_finished_one_is_used(tmp_path: Path) -> None:
     driver = Driver(tmp_path, space=THREE, points=[{"optim.epochs": 2}] * 2)
     failed, finished = driver.start(), driver.start()
     driver.fail(failed)
@@ -154,7 +154,7 @@ def test_finalists_are_trained_with_other_seeds_after_every_point_was_tried(tmp_
     assert [point.get("seed") for point in points] == [None, None, None, 1, 2]
 
 
-def test_a_combination_that_cannot_be_is_recorded_once(tmp_path: Path) -> None:
+def test_an_invalid_combination_is_recorded_once(tmp_path: Path) -> None:
     space = {"dpo.loss": {"choice": ["sigmoid", "exo_pair"]},
              "dpo.label_smoothing": {"choice": [0.0, 0.1]}}  # fmt: skip
     driver = Driver(tmp_path, trials=9, space=space, dpo={"label_smoothing": 0.1})

@@ -136,7 +136,7 @@ def test_in_a_terminal_the_states_before_the_first_trial_are_shown(
     assert "sim: read as: " in "\n".join(screen.lines)
 
 
-def test_what_an_earlier_driver_wrote_is_not_at_work(
+def test_stale_live_state_is_not_shown_as_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = LiveTrial(what="training", pairs_done=8, next_report=64, since=time.time())

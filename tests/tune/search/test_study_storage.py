@@ -84,7 +84,7 @@ def test_a_storage_that_is_lost_costs_the_search_nothing(
     assert len(driver.study.trials) == len(driver.records.trials)
 
 
-def test_a_storage_that_is_broken_when_the_search_goes_on_costs_one_warning(
+def test_a_broken_storage_costs_a_resumed_search_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "journal"

@@ -194,7 +194,7 @@ def test_only_a_disk_that_failed_is_an_interruption(number: int) -> None:
 @pytest.mark.slow
 # Ray's own test cluster keeps open handles of the processes that it killed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_node_that_dies_costs_its_trials_nothing_but_the_way_to_another(
+def test_trials_of_a_node_that_dies_go_on_elsewhere_without_loss(
     tmp_path: Path, yaml: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.cluster_utils import Cluster

@@ -50,7 +50,7 @@ def make(values: Sequence[tuple[float, ...]], *directions: str) -> optuna.Study:
     return study
 
 
-def test_as_long_as_it_keeps_all_it_proposes_what_optunas_own_does() -> None:
+def test_while_all_trials_are_kept_proposals_are_those_of_optunas_tpe() -> None:
     proposed = []
     for sampler in (WindowedTPE(0), TPESampler(multivariate=True, group=True, seed=0)):
         study = optuna.create_study(direction="minimize", sampler=sampler)

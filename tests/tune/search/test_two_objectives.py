@@ -90,7 +90,9 @@ def test_a_rebuilt_search_has_the_same_rungs_and_study(tmp_path: Path) -> None:
     assert {state for _, state, _, _ in history(driver)} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_optuna_hears_both_values_of_the_finished_and_none_of_the_stopped(tmp_path: Path) -> None:
+def test_optuna_gets_both_values_of_finished_trials_and_none_of_stopped_ones(
+    tmp_path: Path,
+) -> None:
     storage = f"sqlite:///{tmp_path}/studies.db"
     driver = Driver(tmp_path / "x", objective=TWO, storage=storage)
     first, second, third = driver.start(), driver.start(), driver.start()
@@ -162,7 +164,7 @@ def numbers(ids: list[str]) -> list[int]:
     return [int(trial.rpartition("-")[2]) for trial in ids]
 
 
-def test_the_exports_that_stay_are_those_of_the_front(tmp_path: Path) -> None:
+def test_the_exports_of_the_front_are_kept(tmp_path: Path) -> None:
     driver = played(tmp_path, keep_best=3)
     kept = [each.stamp.trial for each in exports(driver.records)]
     assert numbers(kept) == [0, 2, 3]

@@ -64,7 +64,7 @@ def follow(folder: Path, tracker: Notebook, *steps: Callable[[], object]) -> Non
     Follower(RunFolder.at(folder), tracker).follow(Closing())
 
 
-def test_a_tracker_is_told_of_each_change_once(tmp_path: Path) -> None:
+def test_a_tracker_gets_each_change_once(tmp_path: Path) -> None:
     search, tracker = Search(tmp_path), Notebook()
     follow(
         search.folder,
@@ -126,7 +126,7 @@ def test_a_tracker_that_failed_is_closed(tmp_path: Path, failing: str) -> None:
     assert tracker.notes[-1] == "close"
 
 
-def test_both_trackers_are_told_of_a_search(tmp_path: Path, server: WandbServer) -> None:
+def test_both_trackers_follow_a_search(tmp_path: Path, server: WandbServer) -> None:
     search = Search(tmp_path, tensorboard=True)
     tracking = TrackingProcess(search.run, search.config)
     search.report(2)
@@ -140,7 +140,7 @@ def test_both_trackers_are_told_of_a_search(tmp_path: Path, server: WandbServer)
     assert written == [(report["pairs_seen"], report["eval/accuracy"]) for report in curve]
 
 
-def test_one_that_cannot_write_does_not_stop_the_other(
+def test_a_tracker_that_cannot_write_does_not_stop_the_other(
     tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     search = Search(tmp_path, tensorboard=True)
@@ -156,7 +156,7 @@ def test_one_that_cannot_write_does_not_stop_the_other(
     assert json.loads((search.folder / "wandb.json").read_text())["told"]
 
 
-def test_one_that_waits_for_its_server_does_not_hold_up_the_other(
+def test_a_tracker_that_waits_for_its_server_does_not_delay_the_other(
     tmp_path: Path, server: WandbServer
 ) -> None:
     server.ill = "hang"

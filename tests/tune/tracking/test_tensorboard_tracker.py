@@ -77,7 +77,7 @@ def test_a_failed_trial_is_shown_as_failed_and_an_interrupted_one_as_open(tmp_pa
     assert len(hparams(tmp_path / "tensorboard" / "a-000")) == 1
 
 
-def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
+def test_a_repeated_report_is_written_once(tmp_path: Path) -> None:
     """When a trial's process died, the trial goes on from its saved state with a shorter curve."""
     tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
@@ -88,7 +88,7 @@ def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
     assert steps == [64, 128, 192, 256]
 
 
-def test_what_was_reported_can_be_read_at_once(tmp_path: Path) -> None:
+def test_a_report_can_be_read_immediately(tmp_path: Path) -> None:
     """The process may be killed at any time while a user watches the curves."""
     tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()

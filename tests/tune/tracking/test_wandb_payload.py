@@ -44,7 +44,7 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
     assert sent["optim.learning_rate"] == config.optim.learning_rate
 
 
-def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
+def test_no_folder_of_this_machine_is_published(tmp_path: Path) -> None:
     content = {
         "name": "x",
         "trainer": "simulated",

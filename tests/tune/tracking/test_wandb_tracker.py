@@ -26,7 +26,7 @@ from tune.tracking.trackers import how_to_send
     ],
     ids=["wrong key", "short key", "no server"],
 )
-def test_a_server_out_of_reach_is_one_warning_and_files(
+def test_an_unreachable_server_gives_one_warning_and_files(
     tmp_path: Path,
     server: WandbServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -69,7 +69,7 @@ def test_where_nobody_is_logged_in_the_end_alone_says_so_with_what_to_type(
 
 
 @pytest.mark.slow
-def test_what_begins_after_the_server_was_lost_is_written_to_disk(
+def test_runs_that_begin_after_the_server_was_lost_are_written_to_disk(
     tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.sweeps["theirs"] = Sweep("theirs", "")
@@ -110,7 +110,7 @@ def test_what_the_server_refused_stays_on_disk(tmp_path: Path, server: WandbServ
     assert reports(server.runs[trial_id].rows) == search.records.trials[trial_id].curve
 
 
-def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
+def test_runs_on_disk_are_sent_when_a_later_driver_session_is_online(
     tmp_path: Path, server: WandbServer
 ) -> None:
     search = Search(tmp_path, mode="offline")

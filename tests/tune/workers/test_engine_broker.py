@@ -206,7 +206,7 @@ def test_a_trial_that_could_not_be_opened_leaves_its_engine(
     assert Refusing.left == ["a"]
 
 
-def test_a_broker_that_is_gone_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_broker_lets_tune_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(get_accelerator_ids=dict, get_node_id=lambda: "node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     with pytest.raises(EngineLost, match="no engine was given to a: its coordinator isn't there"):

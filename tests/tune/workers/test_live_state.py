@@ -33,7 +33,7 @@ def test_a_device_computes_one_shard_at_a_time_and_no_two_the_same() -> None:
     assert live.take_shard("key", 2, "gpu 0")
 
 
-def test_a_shard_of_a_process_that_died_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shard_of_a_dead_process_is_handed_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(live_state.time, "time", lambda: now[0])
     live = LiveState()
@@ -47,7 +47,7 @@ def test_a_shard_of_a_process_that_died_is_given_again(monkeypatch: pytest.Monke
     assert live.take_shard("key", 0, "node b")
 
 
-def test_a_shard_that_is_given_up_goes_to_another_device() -> None:
+def test_a_released_shard_goes_to_another_device() -> None:
     live = LiveState()
     live.begin_reference("key", [64], whole=[])
     assert live.take_shard("key", 0, "gpu 0")

@@ -71,7 +71,7 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
 
 
 @pytest.mark.parametrize(("batch", "at_once"), [(16, 4), (12, 5)])
-def test_a_batch_in_parts_trains_as_the_whole_does(
+def test_a_batch_in_micro_batches_trains_as_the_whole_batch_does(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, batch: int, at_once: int
 ) -> None:
     """With 40 pairs the last batch is smaller, and its micro-batches are unequal."""
@@ -123,7 +123,7 @@ except OutOfMemory as error:
 """
 
 
-def test_an_allocator_that_gives_nothing_more_is_told_as_that(
+def test_an_exhausted_allocator_is_reported_as_lack_of_memory(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     trial = override(small_config, {"optim.batch_size": 16})

@@ -55,7 +55,9 @@ class Process(DpoTrial):
 
 
 @pytest.mark.parametrize("task", [TestTask("x"), EvaluateTask("a", "x", "", ".")])
-def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task: Task) -> None:
+def test_a_member_that_dies_during_the_test_evaluation_costs_no_number(
+    tmp_path: Path, task: Task
+) -> None:
     with pytest.raises(RayActorError):
         Process(tmp_path, task).step()
 
@@ -100,7 +102,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> Pro
     return process
 
 
-def test_a_trial_whose_gpu_failed_is_given_back_to_go_on_in_another_process(
+def test_a_trial_whose_gpu_failed_goes_on_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch  # noqa: F401  # a process that used a GPU has it

@@ -102,9 +102,7 @@ def test_neighbours_joining_and_leaving_change_nothing(
     assert apart < 1e-5 < 1e-3 < moved
 
 
-def test_a_neighbour_that_is_no_number_changes_no_bit(
-    small_config: TrainConfig, pack: PackedEngine
-) -> None:
+def test_a_neighbour_with_nan_changes_no_bit(small_config: TrainConfig, pack: PackedEngine) -> None:
     weights = []
     for poison in (1.0, float("nan")):
         trial = pack.join(config(small_config, optim__epochs=3))

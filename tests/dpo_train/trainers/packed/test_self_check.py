@@ -115,7 +115,7 @@ def test_what_packed_would_compute_differently_is_refused(engine: Open, name: st
     assert message in str(caught.value)
 
 
-def test_what_is_refused_is_refused_again_and_leaves_other_trials_alone(
+def test_a_refused_trial_is_refused_again_and_does_not_affect_others(
     engine: Open, small_config: TrainConfig
 ) -> None:
     """An engine outlives a refusal, so its next session must be refused as well."""
@@ -172,7 +172,7 @@ def test_embeddings_among_the_targets_are_refused(engine: Open) -> None:
         engine(TRAINED["llama"], target_modules=["embed_tokens", "q_proj"])
 
 
-def test_targets_that_are_not_there_are_named(engine: Open) -> None:
+def test_missing_target_modules_are_named(engine: Open) -> None:
     with pytest.raises(InputError, match="no layer 'query'; its linear layers are q_proj, k_proj"):
         engine(TRAINED["llama"], target_modules=["query", "q_proj"])
 
