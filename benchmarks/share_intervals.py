@@ -1,4 +1,4 @@
-"""Measures how often the 95 % interval of a share covers it, near 1 too and with 3 rows a prompt."""
+"""Measures how often a share's 95 % interval covers it, near 1 too and with 3 rows a prompt."""
 
 import argparse
 import sys
