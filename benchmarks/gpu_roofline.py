@@ -1,6 +1,6 @@
 """The least that one packed step can take on a GPU, counted on tensors without data.
 
-    python benchmarks/gpu_roofline.py [TRIALS] [PAIRS]     # 16 and 8; needs no GPU
+    python benchmarks/gpu_roofline.py [TRIALS] [PAIRS] [--layers N]     # 16, 8 and 24; needs no GPU
 
 The packed engine's own step over Qwen2-0.5B's shape runs under torch's FakeTensorMode. All shapes,
 types and saved tensors are those of a GPU in bfloat16, but nothing is computed. The fake tensors
@@ -120,11 +120,11 @@ def made_pairs() -> dict[str, list[Any]]:
     return {**columns, **reference}
 
 
-def opened(is_fused: bool) -> PackedEngine:
+def opened(is_fused: bool, layers: int) -> PackedEngine:
     """Return an engine over a base without weights."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        base = Qwen2ForCausalLM(Qwen2Config(**SHAPES[_SHAPE]))
+        base = Qwen2ForCausalLM(Qwen2Config(**{**SHAPES[_SHAPE], "num_hidden_layers": layers}))
     finally:
         torch.set_default_dtype(torch.float32)
     if is_fused:
@@ -148,7 +148,7 @@ class _Split:
         return self._columns
 
 
-def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
+def measure(trials: int, pairs: int, layers: int, is_fused: bool) -> dict[str, Any]:
     """Count the second step of so many trials with so many pairs each; the first builds the
     pack."""
     counted, kept = Counted(SHAPES[_SHAPE]["vocab_size"]), Kept()
@@ -160,7 +160,7 @@ def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
         "eval_every_pairs": 10**9,
     }
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(counted, is_fused):
-        packed = opened(is_fused)
+        packed = opened(is_fused, layers)
         configs = [TrainConfig.model_validate({**content, "seed": n}) for n in range(trials)]
         joined = [packed.join(config) for config in configs]
         packed.step(joined)
@@ -200,9 +200,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trials", type=int, nargs="?", default=16)
     parser.add_argument("pairs", type=int, nargs="?", default=8)
+    parser.add_argument("--layers", type=int, default=SHAPES[_SHAPE]["num_hidden_layers"])
     parser.add_argument("--out", type=Path, help="file for all counts, as JSON")
     options = parser.parse_args()
-    found = [measure(options.trials, options.pairs, is_fused) for is_fused in (False, True)]
+    sizes = (options.trials, options.pairs, options.layers)
+    found = [measure(*sizes, is_fused) for is_fused in (False, True)]
     for each in found:
         print(
             "{kernels}: {milliseconds:.0f} ms, {launches:,} launches, {teraoperations:.1f} "

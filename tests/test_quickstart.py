@@ -34,8 +34,7 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
     done = subprocess.run(
         ["unshare", "--map-root-user", "--net", sys.executable, "-c", ISOLATED,
          "run", str(ROOT / "searches" / "quickstart.yaml"), "--set", "trials=2",
-            "--set",
-            "data.limit=300"],
+         "--set", "data.limit=300", "--set", "resources.at_once=1"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**environment, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf")},
     )  # fmt: skip
@@ -53,7 +52,7 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
     assert results.answers[0].winner in done.stdout
 
     again = subprocess.run(
-        [sys.executable, "-m", "tune", "replay", "quickstart", results.trials[1].id],
+        [sys.executable, "-m", "tune", "replay", "quickstart", results.trials[0].id],
         cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

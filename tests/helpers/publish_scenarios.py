@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from dpo_train import sample
 from tests.helpers.finished_runs import make_run
@@ -223,9 +224,12 @@ def with_xet(root: Path) -> dict[str, Any]:
 
 
 def failures(root: Path) -> dict[str, Any]:
-    """Push a winner while one thing goes wrong, then again without a fault, for each fault."""
+    """Push a winner while one thing goes wrong, then again without a fault, for each fault.
+
+    The waits between tries are left out.
+    """
     outcomes: dict[str, Any] = {}
-    with served(root) as hub:
+    with served(root) as hub, patch("time.sleep"):
         from tune import push
         from tune.errors import PushFailed
 

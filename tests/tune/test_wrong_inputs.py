@@ -217,8 +217,8 @@ def test_a_wrong_input_is_answered_with_the_place_and_what_to_type(
     assert error.startswith("error: ")
     assert error.count("\n") <= 2
     assert not PYDANTICS.search(error), error
-    for messages in wrong.messages:
-        assert messages in error
+    for message in wrong.messages:
+        assert message in error
     suggestions = re.findall(r"did you mean (.*)\?", error)
     assert all(len(names.split(",")) <= 5 for names in suggestions)
 

@@ -142,7 +142,7 @@ def test_a_trial_saved_between_two_reports_goes_on_to_the_last_bit(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
 ) -> None:
     trial = config(
-        small_config, lora=lora, optim__batch_size=1, optim__epochs=3, eval_every_pairs=40
+        small_config, lora=lora, optim__batch_size=2, optim__epochs=3, eval_every_pairs=40
     )
     goes_on_from_between_two_reports(trial, small_prepared, tmp_path)
 

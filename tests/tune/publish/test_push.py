@@ -18,6 +18,7 @@ from tests.helpers.publish_scenarios import (
 )
 from tests.helpers.simulated_search import wait_until
 from tune import load_results
+from tune.__main__ import main
 
 
 @pytest.mark.slow
@@ -108,8 +109,9 @@ hub: {when: improved, repo: acme/won}
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dpo_tune: Run, start: Start
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dpo_tune: Run, start: Start,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     (tmp_path / "x.yaml").write_text(YAML)
     with WritableHub({}) as hub:
         for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": str(hub.token),
@@ -144,16 +146,17 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
     assert written.returncode == 0, written.stderr
     seen = {path.name: path.read_bytes() for path in (tmp_path / "seen").iterdir()}
     assert seen == {k: v for k, v in hub.files("acme/won").items() if k != ".gitattributes"}
+    monkeypatch.chdir(tmp_path)
     for arguments, message in (
         (("--to", tmp_path / "seen"), "holds something; name a new folder"),
         (("--repo", "won"), "push: hub.repo: 'won' is no owner/name; type `your-name/its-name`"),
         (("--repo", "acme/won", "--dtype", "float16"), "push: hub.dtype: must be one of bfloat16,"),
         (("--to", tmp_path / "new", "--license", "No!"), "push: hub.license: 'No!' is no id"),
     ):
-        wrong = dpo_tune("push", "x", *arguments)
-        assert wrong.returncode == 2
-        assert message in wrong.stderr
-        assert wrong.stderr.count("\n") == 1
+        assert main(["push", "x", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Every text of the report can be read, and none is cut off or overlaps another, on a phone and on
 a desktop, on a light page and on a dark one."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,12 +91,17 @@ def draw_all(page: Page) -> None:
         expect(figure.locator(".main-svg").first).to_be_visible()
 
 
+@functools.cache
+def rendered(search: Callable[[], Results]) -> str:
+    return report.render(search())
+
+
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("search", SEARCHES)
 def test_every_text_can_be_read(
     open_page: Open, tmp_path: Path, search: Callable[[], Results], width: int
 ) -> None:
-    (tmp_path / "report.html").write_text(report.render(search()))
+    (tmp_path / "report.html").write_text(rendered(search))
     page = open_page((tmp_path / "report.html").as_uri(), width)
     draw_all(page)
     wrong = page.evaluate(IN_FIGURES)

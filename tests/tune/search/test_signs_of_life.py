@@ -97,13 +97,10 @@ def test_a_driver_that_is_busy_says_so(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
-def test_the_live_lines_of_a_running_search_never_wrap(
-    tmp_path: Path, yaml: Path, columns: int, rows: int
-) -> None:
+def test_the_live_lines_of_a_running_search_never_wrap(tmp_path: Path, yaml: Path) -> None:
     quick = ["--set", "trials=6", "--set", "simulated.seconds_per_report=0.4"]
     command = [sys.executable, "-m", "tune", "run", str(yaml), *quick]
-    code, screen = run_in(columns, rows, command, tmp_path)
+    code, screen = run_in(80, 24, command, tmp_path)
     text = "\n".join(screen.lines)
     assert code == 0, text
     assert any("─" in line and " of 6 trials" in line for line in screen.erased)
@@ -111,8 +108,7 @@ def test_the_live_lines_of_a_running_search_never_wrap(
     # Only permanent lines may be wider than the window: trials that ended, and the results.
     prefix = records_of(tmp_path / "runs" / "sim")[0].id[:6]
     of_ended = rf"{prefix}-00\d (finished|stopped|failed) "
-    live = [line for line in screen.wrapped if "──" in line or " pairs/s" in line]
-    assert live == []
+    assert _live_lines(screen.wrapped) == []
     assert re.search(of_ended, text)
     # A live line that wrapped would have left a part of itself behind.
     assert "──" not in text
@@ -134,6 +130,11 @@ def test_in_a_terminal_the_states_before_the_first_trial_are_shown(
                   "starting the trials' processes", "reference log-probs "):  # fmt: skip
         assert state in drawn
     assert "sim: read as: " in "\n".join(screen.lines)
+    assert _live_lines(screen.wrapped) == []
+
+
+def _live_lines(lines: list[str]) -> list[str]:
+    return [line for line in lines if "──" in line or " pairs/s" in line]
 
 
 def test_stale_live_state_is_not_shown_as_running(
