@@ -48,6 +48,7 @@ WINDOW: dict[str, Any] = {"sliding_window": WINDOW_TOKENS}
 
 
 def rope(kind: str, **values: Any) -> dict[str, Any]:
+    """Return the parameters of a plain RoPE."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
 
 
@@ -259,6 +260,7 @@ def compare_runs(name: str, folder: Path) -> tuple[float, list[Verdict]]:
 
 
 def row(name: str, moved: float, verdicts: list[Verdict]) -> str:
+    """Format a row of the table."""
     cells = [f"{each.kind}: {each.text}" for each in verdicts]
     return " | ".join((f"| {name}", f"{moved:.3f}", *cells)) + " |"
 

@@ -40,14 +40,17 @@ class Curves:
 
     @property
     def nll(self) -> NDArray[np.float64]:
+        """Mean nll of each report, shape (T, R)."""
         return nll(self.margin)
 
     @property
     def right(self) -> NDArray[np.float64]:
+        """Accuracy of each report, shape (T, R)."""
         return share_right(self.margin)
 
 
 def load(name: str) -> Curves:
+    """Load a recorded set."""
     with np.load(FOLDER / f"{name}.npz") as arrays:
         return Curves(
             name,

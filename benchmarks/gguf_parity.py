@@ -114,6 +114,7 @@ class _Difference:
     def between(
         cls, model: Any, llama: LlamaCpp, chat: list[int], answers: tuple[list[int], list[int]]
     ) -> _Difference | None:
+        """Compare two answers."""
         theirs, ours = answers
         if theirs == ours:
             return None

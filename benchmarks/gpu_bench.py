@@ -37,6 +37,7 @@ class Box:
         self._last = time.monotonic()
 
     def is_open(self) -> bool:
+        """Return whether another cell fits into the time."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         return now + 0.7 * took < self._end
@@ -48,6 +49,7 @@ class _AllAtOnce(PackSize):
     is_trying = False
 
     def of(self, trials: int) -> int:
+        """Return all trials as the pack size."""
         return trials
 
 
@@ -66,10 +68,12 @@ class Bench:
             file.write(json.dumps(made, default=str) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return all rows that were written."""
         return [json.loads(line) for line in (self.out / "rows.jsonl").read_text().splitlines()]
 
     @property
     def model(self) -> Path:
+        """Return the model folder, written once."""
         folder = self.work / "model"
         if not (folder / "config.json").exists():
             dtype = "float32" if device() == "cpu" else "bfloat16"
@@ -78,6 +82,7 @@ class Bench:
 
     @property
     def pairs(self) -> Path:
+        """Return the file of pairs, written once."""
         file = self.work / "rows.jsonl"
         if not file.exists():
             write_pairs(file, 90 if self.tiny else 700, TINY_WORDS if self.tiny else WORDS)
@@ -101,9 +106,11 @@ class Bench:
         return override(base, changes)
 
     def prepared(self, config: TrainConfig) -> Path:
+        """Return prepared data of a config."""
         return reference.plan(config, data.load_pairs(config.data), self.work / "data", device())
 
     def engine(self, **changes: Any) -> PackedEngine:
+        """Open a packed engine."""
         config = self.config(**changes)
         engine = PackedEngine(config.model, self.prepared(config), device())
         engine.pack_size = _AllAtOnce()
@@ -133,11 +140,13 @@ class Bench:
         }
 
     def join(self, engine: PackedEngine, trials: int, batch: int) -> list[PackedTrial]:
+        """Let trials join an engine, each with its own seed."""
         configs = [self.config(**{"optim.batch_size": batch, "seed": n}) for n in range(trials)]
         return [engine.join(config) for config in configs]
 
 
 def device() -> str:
+    """Return the device of the check."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -152,6 +161,7 @@ def fork(act: Any) -> int:
 
 
 def wait() -> None:
+    """Wait until the device is done."""
     if device() == "cuda":
         torch.cuda.synchronize()
 
@@ -171,6 +181,7 @@ def timed(act: Any, times: int, warm: int = 0, seconds: float = 5.0) -> list[flo
 
 
 def peak_gb(reset: bool = False) -> float:
+    """Return the largest GPU memory in GB."""
     if device() != "cuda":
         return 0.0
     if reset:
@@ -180,6 +191,7 @@ def peak_gb(reset: bool = False) -> float:
 
 
 def weights(model: Any) -> int:
+    """Return the number of weights of a model."""
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -198,12 +210,14 @@ def mfu_percent(flops: float, seconds: float) -> float | None:
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the relative differences of two lists."""
     return [
         float(f"{abs(a - b) / max(1e-9, abs(b)):.2g}") for a, b in zip(ours, theirs, strict=True)
     ]
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Format the rows as a table."""
     lines = []
     for row in rows:
         rest = "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("stage", "at"))

@@ -72,6 +72,7 @@ def main(trials: int) -> None:
 
 
 def make_up(folder: Path, trials: int) -> None:
+    """Write the run folder."""
     draw = np.random.default_rng(0)
     for number in range(trials):
         reports, held_out = zip(*(measure(draw, number, pairs) for pairs in RUNGS), strict=True)
@@ -141,6 +142,7 @@ def play(folder: Path, sampler: str) -> None:
 
 
 def reported(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[], object]:
+    """Return a function that reports a result for a trial."""
     return lambda: driver.scheduler.on_trial_result(None, trial, result)
 
 
@@ -172,6 +174,7 @@ def timed(act: Callable[[], object]) -> float:
 
 
 def row(what: str, milliseconds: list[float]) -> None:
+    """Print a row of milliseconds."""
     print(f"{what:34} {median(milliseconds):8.1f} {max(milliseconds):8.1f}", flush=True)
 
 

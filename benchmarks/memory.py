@@ -93,6 +93,7 @@ def _status() -> dict[str, int]:
 
 
 def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
+    """Return the estimate of resident and private memory."""
     from dpo_train.footprint import LIBRARIES_BYTES, footprint
     from dpo_train.row_lengths import row_lengths
 

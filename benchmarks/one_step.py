@@ -32,6 +32,7 @@ class Clock(TrainerCallback):
 
 
 def ours(clock: Clock) -> None:
+    """Return the seconds of our steps."""
     from dpo_train import data, reference
     from dpo_train.config import TrainConfig
     from dpo_train.trainers.trl_session import TrlSession
@@ -45,6 +46,7 @@ def ours(clock: Clock) -> None:
 
 
 def stock(clock: Clock) -> None:
+    """Return the seconds of a stock trainer's steps."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer

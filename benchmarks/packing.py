@@ -21,6 +21,8 @@ from packing_parts import BATCHES, DEVICE, DEVICE_NAME, PACKS, PARTS, ROOT
 
 
 def table(found: dict[str, Any]) -> None:
+    """Print the table of all parts."""
+
     def row(name: str, left: float, right: float, unit: str = "") -> None:
         print(f"{name:52} {left:10.1f} {right:10.1f} {left / right:8.2f} {unit}")
 

@@ -84,6 +84,7 @@ def prepared(
 
 
 def points(trials: int) -> list[dict[str, Any]]:
+    """Draw points for trials."""
     draw = random.Random(0)
     return [
         {

@@ -152,6 +152,7 @@ def side(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def trainers(model: str, data: Path, folder: Path) -> dict[str, Any]:
+    """Run all trainers."""
     found: dict[str, Any] = {}
     for kind in TRAINERS:
         config = trial(model, data, kind)
@@ -167,6 +168,7 @@ def stock_of(kind: str) -> str:
 
 
 def in_a_process(config: TrainConfig, folder: Path, stock: bool = False) -> dict[str, Any]:
+    """Run one side in a process."""
     request = {"config": config.model_dump(mode="json"), "folder": str(folder), "stock": stock}
     began = time.perf_counter()
     done = subprocess.run(
@@ -180,6 +182,7 @@ def in_a_process(config: TrainConfig, folder: Path, stock: bool = False) -> dict
 
 
 def trainers_table(found: dict[str, Any]) -> list[str]:
+    """Print the table of the trainers."""
     lines = [
         "| trainer | losses apart by at most | seconds a step of 8 pairs: ours, stock, ratio "
         "| tokens a second: ours, stock | memory at most: ours, stock |",
@@ -207,6 +210,7 @@ def trainers_table(found: dict[str, Any]) -> list[str]:
 
 
 def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Return the largest difference of a step's loss."""
     pairs = list(zip(a["losses"], b["losses"], strict=True))
     return max(abs(mine - theirs) for mine, theirs in pairs)
 
@@ -215,6 +219,7 @@ def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
 
 
 def search(model: str, data: Path) -> dict[str, Any]:
+    """Run both searches."""
     config = load_search(smollm2.SEARCH, {
         "model.id": model, "data": {"id": str(data), "eval_split": "eval", "test_split": "test"},
         "eval_every_pairs": RUNG, "stopping.grace_pairs": RUNG, "stopping.metric": "eval/margin",
@@ -231,6 +236,7 @@ def search(model: str, data: Path) -> dict[str, Any]:
 
 
 def search_table(found: dict[str, Any]) -> list[str]:
+    """Print the table of the searches."""
     a, b = found["ours"], found["stock"]
     rows = {
         "trials an hour": [3600 * each["trials"] / each["seconds"] for each in (a, b)],

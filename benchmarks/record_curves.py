@@ -64,6 +64,7 @@ def points_of(name: str) -> list[dict[str, Any]]:
 
 
 def config_of(name: str, model: str, pairs: str) -> Any:
+    """Return the configuration of a training."""
     from dpo_train.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
 
     packed = {"trainer": "packed", "lora": LoraConfig()}
@@ -95,6 +96,7 @@ def config_of(name: str, model: str, pairs: str) -> Any:
 
 
 def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -> str:
+    """Train one point and save its curve."""
     from dpo_train.config_base import override
     from dpo_train.trainers.open import open_session
 

@@ -56,6 +56,7 @@ def replay(curves: Curves, split: Split, seed: int, trials: int, errors: float |
 
 
 def rungs(sets: list[str], seeds: int) -> None:
+    """Print the gain of the variant on each set."""
     for name in sets:
         curves = load(name)
         for trials in (12, 24):
@@ -84,6 +85,7 @@ def compared(curves: Curves, seed: int, trials: int, errors: float) -> tuple[flo
 
 
 def bounds(sets: list[str], seeds: int) -> None:
+    """Print the cost of bounds on the drift."""
     for name in sets:
         curves = load(name)
         if name == "sample":  # its recording has no drift

@@ -57,6 +57,7 @@ def searching(cluster: Cluster, **settings: Any) -> Iterator[tuple[subprocess.Po
 
 
 def nodes(trials: int) -> None:
+    """Print trials per hour by the number of nodes."""
     print(
         f"{'nodes':>6} {'at once':>8} {'trials':>7} {'seconds':>8} {'trials/h':>9} {'of linear':>9}"
     )
@@ -81,6 +82,7 @@ def nodes(trials: int) -> None:
 
 
 def driver(at_once: list[int]) -> None:
+    """Print the driver's CPU time per report."""
     print(f"{'at once':>8} {'reports':>8} {'a second':>9} {'ms a report':>12}")
     points = []
     for count in at_once:

@@ -263,6 +263,7 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
 
 
 def compare(seeds: int, budgets: list[int], only: list[str], processes: int, rule: str) -> None:
+    """Print the regret of each way at each budget."""
     names = [name for name in WAYS if not only or any(word in name for word in [*only, OURS])]
     jobs = [(rule, name, b, seed) for name in names for b in budgets for seed in range(seeds)]
     with ProcessPoolExecutor(processes, initializer=_quietly) as pool:

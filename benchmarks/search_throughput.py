@@ -62,6 +62,7 @@ def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
 
 
 def draw_points(trials: int, batch_sizes: list[int], factor: int = 1) -> list[dict[str, Any]]:
+    """Draw points for both sides."""
     draw = random.Random(0)
     return [
         {
@@ -82,6 +83,7 @@ BOUNDS = {
 
 
 def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
+    """Run our search and return its numbers."""
     content = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     del content["points"]
     with tempfile.TemporaryDirectory() as folder:
@@ -142,6 +144,7 @@ def outside_of_ours(trials: list[dict[str, Any]]) -> float:
 
 
 def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
+    """Run the stock search and return its numbers."""
     pairs = data.load_pairs(config.data)
     lora = config.lora and {"r": config.lora.r, "lora_alpha": config.lora.alpha}
     request = {
@@ -206,6 +209,8 @@ def main() -> None:
 
 
 def show(shape: str, a: dict[str, float], b: dict[str, float]) -> None:
+    """Print the comparison."""
+
     def row(name: str, left: float, right: float) -> None:
         print(f"{name:44} {left:10.2f} {right:10.2f} {left / right:8.2f}", flush=True)
 

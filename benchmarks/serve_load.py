@@ -83,6 +83,7 @@ NAMES = ("flask", "transformers", "before", "ours", "on ray")
 
 
 def command(name: str, model: Path) -> list[str]:
+    """Return the command that starts a server."""
     port = str(PORT)
     ours = [sys.executable, "-m", "serve", f"{model}={model}", "--port", port]
     return {
@@ -98,6 +99,7 @@ def command(name: str, model: Path) -> list[str]:
 
 
 def random_model(folder: Path) -> Path:
+    """Write the random model."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     set_seed(0)
@@ -132,6 +134,7 @@ def running(command: list[str], source: Path) -> Iterator[None]:
 
 
 def is_there(path: str) -> bool:
+    """Return whether a server answers."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
     with contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path)
@@ -140,6 +143,7 @@ def is_there(path: str) -> bool:
 
 
 def prompts(kind: str, count: int) -> list[str]:
+    """Return prompts of this kind."""
     rows = [json.loads(line)["prompt"] for line in sample.PAIRS.read_text().splitlines()]
     if kind == "short":
         return [rows[number % len(rows)] for number in range(count)]

@@ -38,6 +38,7 @@ BROKEN = [b"{", b"[]", b'{"messages": []}', b'{"messages": [{"role": "robot", "c
 
 
 def body(draw: random.Random) -> dict[str, Any]:
+    """Make the body of a request."""
     words = " ".join(draw.choices(["do", "bats", "see", "in", "Lisbon", "at", "night"], k=20))
     message = {"role": "user", "content": words[: draw.randint(1, 100)]}
     return {"messages": [message], "max_tokens": draw.randint(1, 40), "stream": draw.random() < 0.3}
@@ -105,6 +106,7 @@ class Load:
 
 @contextlib.contextmanager
 def on_ray() -> Iterator[None]:
+    """Run Ray Serve during a `with` block."""
     ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR",
              include_dashboard=False)  # fmt: skip
     ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
@@ -115,11 +117,13 @@ def on_ray() -> Iterator[None]:
 
 
 def deploy(**options: Any) -> None:
+    """Deploy a model."""
     given = {"model": f"sample={sample.MODEL}", "cpus": 0.5, **options}
     ray_serve.run(build(given), route_prefix="/")
 
 
 def replicas() -> list[int]:
+    """Return the process ids of the replicas."""
     ours = psutil.Process().children(recursive=True)
     found = []
     for process in ours:
@@ -153,6 +157,7 @@ def watch_health(is_over: Any, took: Any) -> None:
 
 
 def soak() -> None:
+    """Send thousands of requests of all kinds."""
     server = subprocess.Popen(
         [sys.executable, "-m", "serve", "sample", "--port", str(PORT)], stdout=subprocess.DEVNULL
     )
@@ -184,6 +189,7 @@ def soak() -> None:
 
 @on_ray()
 def swap() -> None:
+    """Deploy another model under load."""
     deploy()
     load = Load(4, unruly=False)
     load.wait(100)
@@ -204,6 +210,7 @@ def swap() -> None:
 
 @on_ray()
 def kill() -> None:
+    """Kill a replica under load."""
     deploy(min_replicas=2, max_replicas=2)
     load = Load(8, unruly=False)
     load.wait(200)

@@ -16,6 +16,7 @@ SHARES, PROMPTS = (0.5, 0.8, 0.95, 0.98), (20, 40, 160)
 
 
 def intervals(draws: int) -> None:
+    """Print the coverage of the intervals."""
     exact = {}
     for count in PROMPTS:
         ends = np.array([jeffreys(right / count, count) for right in range(count + 1)])

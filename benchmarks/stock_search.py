@@ -13,6 +13,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def train_trial(config: dict) -> None:
+    """Train one trial as a function trainable."""
     import tempfile
 
     import torch
@@ -25,6 +26,8 @@ def train_trial(config: dict) -> None:
     torch.set_num_threads(1)
 
     class Report(TrainerCallback):
+        """Reports each evaluation to Tune and times the steps."""
+
         steps = evaluations = 0.0
 
         def on_step_begin(self, args, state, control, **_):
@@ -78,6 +81,7 @@ def train_trial(config: dict) -> None:
 
 
 def search(request: dict) -> dict:
+    """Run the search and return its numbers."""
     began = time.perf_counter()
     import ray
     from ray import tune

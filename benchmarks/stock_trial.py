@@ -9,6 +9,7 @@ import tempfile
 
 
 def train(request: dict) -> None:
+    """Train one trial."""
     import peft
     import torch
     from datasets import load_dataset

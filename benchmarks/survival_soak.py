@@ -37,6 +37,7 @@ TRAINED = {"data": {"limit": 200}, "lora": {"r": 4, "alpha": 8}, "eval_every_pai
 
 
 def search(trainer: str, trials: int) -> dict[str, Any]:
+    """Return the search's configuration."""
     return {
         **(SIMULATED if trainer == "simulated" else {"trainer": trainer, **TRAINED}),
         "name": "soak",

@@ -64,6 +64,7 @@ class Split:
 
 
 def halves(curves: Curves, seed: int) -> Split:
+    """Deal out the held-out pairs to a search and to the truth."""
     order = np.random.default_rng(seed).permutation(curves.margin.shape[-1])
     size = 120 if len(order) >= 240 else len(order) // 2
     return Split(curves, order[:size], order[size:])
@@ -151,6 +152,7 @@ def winner_of(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[i
 
 
 def best(split: Split, rows: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the best of some reports by the rule."""
     at = tuple(np.array(rows).T)
     clusters = np.arange(split.margins.shape[-1])
     others = split.others[at] if split.others is not None else None
@@ -165,6 +167,7 @@ def best(split: Split, rows: list[tuple[int, int]]) -> tuple[int, int]:
 
 @lru_cache
 def curves_of(name: str) -> Curves:
+    """Return a recorded set, loaded once."""
     return load(name)
 
 
@@ -186,6 +189,7 @@ def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
 
 
 def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
+    """Print each rule's gain over the largest number."""
     for name in sets:
         for sampler in samplers:
             jobs = [
@@ -250,6 +254,7 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
 
 
 def luck_table(sets: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
+    """Print the errors of the expected value."""
     print(f"errors in points, mean over {seeds} searches (random with ASHA, 120 pairs)")
     for name in sets:
         jobs = [(name, seed, tuple(budgets)) for seed in range(seeds)]
@@ -283,6 +288,7 @@ def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
 
 
 def saturated(seeds: int, pool: Any) -> None:
+    """Print the winner's true ranking where all pairs are right."""
     for sampler in ("random", "tpe"):
         jobs = [(sampler, seed, 12) for seed in range(seeds)]
         found = np.array(list(pool.map(saturated_of, jobs, chunksize=5)))

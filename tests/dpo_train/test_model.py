@@ -1,3 +1,5 @@
+"""Loading a base: processes share converted weights, and GPUs get pinned copies."""
+
 import multiprocessing
 from pathlib import Path
 

@@ -125,6 +125,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
+        """Make the failure of an error."""
         return cls(type(error).__name__, " ".join(str(error).split())[:300])
 
 
@@ -188,6 +189,7 @@ def _attention_layers(model: Any) -> list[str]:
 
 
 def read_rows(case: Case, split: str) -> list[dict[str, Any]]:
+    """Return the rows of a split."""
     lines = Path(case.folder, "rows", f"{split}.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -295,6 +297,7 @@ class Verdict:
 
 
 def compare(ours: Result | Failure, stock: Result | Failure) -> Verdict:
+    """Compare our result with the stock trainer's."""
     if isinstance(ours, Failure):
         if ours.kind == "InputError":
             return Verdict("refused", ours.text)

@@ -4,10 +4,12 @@ from playwright.sync_api import Locator, Page, expect
 
 
 def prompt_box(page: Page) -> Locator:
+    """Return the box for the prompt."""
     return page.get_by_label("Prompt", exact=True)
 
 
 def answers(page: Page) -> Locator:
+    """Return the texts of all answers."""
     return page.locator(".answer .text")
 
 
@@ -17,6 +19,7 @@ def note(page: Page) -> Locator:
 
 
 def press(page: Page, name: str) -> None:
+    """Press the last button of this name."""
     page.get_by_role("button", name=name, exact=True).last.click()
 
 
@@ -30,6 +33,7 @@ def ask(page: Page, text: str) -> None:
 
 
 def set_settings(page: Page, **values: object) -> None:
+    """Fill fields of the settings."""
     press(page, "Settings")
     for name, value in values.items():
         page.locator(f"#settings [name={name}]").fill(str(value))

@@ -15,6 +15,7 @@ BLOCKS = {block["name"]: block for block in _BLOCK.finditer(TEXT)}
 
 
 def on_aws() -> dict[str, Any]:
+    """Return cluster.yaml as it is."""
     config: dict[str, Any] = yaml.safe_load(TEXT)
     return config
 

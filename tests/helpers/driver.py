@@ -55,6 +55,7 @@ class Driver:
         self.suggested = 0
 
     def start(self) -> Any:
+        """Request a trial as Tune does. Return it, or what the searcher returned in its place."""
         self.suggested += 1
         config = self.searcher.suggest(f"tune{self.suggested}")
         if not isinstance(config, dict):
@@ -68,6 +69,7 @@ class Driver:
     def report(
         self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
     ) -> str:
+        """Report for a trial and return the scheduler's decision."""
         result = self.result(pairs, accuracy, nll, drift)
         decision = self.scheduler.on_trial_result(None, trial, result)
         if decision == TrialScheduler.STOP:
@@ -77,9 +79,11 @@ class Driver:
     def finish(
         self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
     ) -> None:
+        """End a trial with a last report."""
         self.complete(trial, self.result(pairs, accuracy, nll, drift, Ending.FINISHED))
 
     def fail(self, trial: Any, error: str = "loss is nan") -> None:
+        """End a trial with an error."""
         self.end(trial, Outcome(Ending.FAILED, error))
 
     def end(self, trial: Any, outcome: Outcome) -> None:
@@ -87,6 +91,7 @@ class Driver:
         self.complete(trial, to_tune(outcome))
 
     def complete(self, trial: Any, result: dict[str, Any]) -> None:
+        """Tell scheduler and searcher that a trial has ended."""
         self.scheduler.on_trial_complete(None, trial, result)
         self.searcher.on_trial_complete(trial.trial_id, result)
 
@@ -94,15 +99,18 @@ class Driver:
     def result(
         pairs: int, accuracy: float, nll: float, drift: float = 1, ending: Ending = Ending.GOES_ON
     ) -> dict[str, Any]:
+        """Make the result of a report."""
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll}
         return result_of(Step({**report, "eval/drift": drift}, began=1.0, seconds=1.0), ending)
 
     @property
     def study(self) -> Any:
+        """The Optuna study of the search."""
         return self.searcher._study
 
     @property
     def rungs(self) -> Any:
+        """Values at each rung, by pairs."""
         (bracket,) = self.scheduler._rungs._brackets
         return {milestone: sorted(values) for milestone, values in bracket._rungs}
 

@@ -111,6 +111,7 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
 
     def add_commit(self, files: dict[str, File], branch: str = "main", seed: str = "") -> str:
+        """Add a snapshot as the head of a branch and return its sha."""
         listing = "".join(f"{path}\0{file.entry['oid']}\n" for path, file in files.items())
         sha = sha1((seed + listing).encode()).hexdigest()
         self.commits[sha], self.branches[branch] = files, sha
@@ -133,6 +134,8 @@ def read_folder(folder: Path) -> dict[str, File]:
 
 @dataclass(frozen=True)
 class Answer:
+    """The body, the status and the headers of an answer."""
+
     body: Any = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -158,6 +161,7 @@ class Call:
     signed_in: bool
 
     def repository(self) -> Repository:
+        """Return the requested repository; raises Refusal."""
         repo = self.hub.repositories.get(f"{self.where.get('kind', 'models')}/{self.where['id']}")
         if repo is not None and (self.signed_in or not repo.private):
             return repo
@@ -177,6 +181,7 @@ class Call:
 
 
 def whoami(call: Call) -> Answer:
+    """Answer who the caller is."""
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
     token = {"displayName": "test", **call.hub.account}
@@ -186,6 +191,7 @@ def whoami(call: Call) -> Answer:
 
 
 def info(call: Call) -> Answer:
+    """Answer the metadata of a repository."""
     repo, (sha, files) = call.repository(), call.snapshot()
     name = call.where["id"]
     about = {"_id": sha[:24], "id": name, "modelId": name, "author": name.split("/")[0]}
@@ -197,6 +203,7 @@ def info(call: Call) -> Answer:
 
 
 def refs(call: Call) -> Answer:
+    """Answer the branches and tags of a repository."""
     branches, tags = (
         [
             {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha}
@@ -218,6 +225,7 @@ def entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
 
 
 def tree(call: Call) -> Answer:
+    """Answer the entries of a folder."""
     (sha, files), folder = call.snapshot(), call.where.get("path", "")
     found, start = entries(files), f"{folder}/" if folder else ""
     inside = [path for path in found if path.startswith(start)]
@@ -229,6 +237,7 @@ def tree(call: Call) -> Answer:
 
 
 def resolve(call: Call) -> Answer:
+    """Answer the content of a file, or a range of it."""
     (sha, files), path = call.snapshot(), call.where["path"]
     if call.repository().gated and not call.signed_in:
         message = f"Access to {call.where['id']} is restricted. Please log in."

@@ -69,23 +69,27 @@ class WritableHub(HubServer):
         return None
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
+        """Return the files of a revision."""
         repository = self.repositories[f"models/{repo}"]
         sha = repository.branches.get(revision, revision)
         return {path: file.content for path, file in repository.commits[sha].items()}
 
 
 def hub_of(call: Call) -> WritableHub:
+    """Return the Hub of a call."""
     assert isinstance(call.hub, WritableHub)
     return call.hub
 
 
 def sent(call: Call) -> Any:
+    """Return the JSON body of a call with a login; raises Refusal."""
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
     return json.loads(call.body)
 
 
 def create(call: Call) -> Answer:
+    """Create a repository."""
     body = sent(call)
     owner = body.get("organization") or "acme"
     if owner not in ("acme", "team"):
@@ -101,6 +105,7 @@ def create(call: Call) -> Answer:
 
 
 def validate(call: Call) -> Answer:
+    """Check the front matter of a card."""
     content = json.loads(call.body)["content"]
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     try:
@@ -115,6 +120,7 @@ def validate(call: Call) -> Answer:
 
 
 def preupload(call: Call) -> Answer:
+    """Answer which files go to LFS."""
     (_, existing), answered = call.snapshot(), []
     for file in sent(call)["files"]:
         mode = "lfs" if Path(file["path"]).suffix in LFS_SUFFIXES else "regular"
@@ -125,6 +131,7 @@ def preupload(call: Call) -> Answer:
 
 
 def lfs_batch(call: Call) -> Answer:
+    """Answer where missing objects must be sent."""
     answered = []
     for requested in sent(call)["objects"]:
         oid = requested["oid"]
@@ -136,6 +143,7 @@ def lfs_batch(call: Call) -> Answer:
 
 
 def lfs_put(call: Call) -> Answer:
+    """Store an object."""
     if sha256(call.body).hexdigest() != call.where["oid"]:
         raise Refusal(400, "the checksum is not that of the content")
     hub_of(call).objects[call.where["oid"]] = call.body
@@ -143,6 +151,7 @@ def lfs_put(call: Call) -> Answer:
 
 
 def lfs_verify(call: Call) -> Answer:
+    """Check that an object was stored."""
     requested = json.loads(call.body)
     known = hub_of(call).objects.get(requested["oid"])
     if known is None or len(known) != requested["size"]:
@@ -151,6 +160,7 @@ def lfs_verify(call: Call) -> Answer:
 
 
 def commit(call: Call) -> Answer:
+    """Add a commit."""
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
     hub, (sha, files) = hub_of(call), call.snapshot()
@@ -178,6 +188,7 @@ def commit(call: Call) -> Answer:
 
 
 def branch(call: Call) -> Answer:
+    """Create a branch."""
     sent(call)
     repository = call.repository()
     if call.where["name"] in repository.branches:
@@ -187,6 +198,7 @@ def branch(call: Call) -> Answer:
 
 
 def tag(call: Call) -> Answer:
+    """Create a tag."""
     name, (sha, _) = sent(call)["tag"], call.snapshot()
     tags = call.repository().tags
     if name in tags:
@@ -196,6 +208,7 @@ def tag(call: Call) -> Answer:
 
 
 def may_write(call: Call) -> Answer:
+    """Answer whether the caller may write."""
     call.repository()
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
@@ -203,6 +216,7 @@ def may_write(call: Call) -> Answer:
 
 
 def xet_token(call: Call) -> Answer:
+    """Answer access to xet's store."""
     folder = hub_of(call).xet
     if folder is None:
         raise Refusal(501, "this Hub has no xet")

@@ -37,6 +37,7 @@ class Network:
         self._remove()
 
     def address(self, node: int) -> str:
+        """Return the address of a node."""
         return f"{self._subnet}.{11 + node}" if self.isolated else f"127.206.0.{11 + node}"
 
     @property

@@ -38,6 +38,7 @@ class ObjectStore:
         self.stop()
 
     def start(self) -> None:
+        """Start the server and create its bucket."""
         import boto3
 
         host, port = self._address
@@ -55,6 +56,7 @@ class ObjectStore:
         self._client.create_bucket(Bucket="bucket")
 
     def stop(self) -> None:
+        """Kill the server."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -79,9 +81,11 @@ class ObjectStore:
         return {record["id"]: record for record in records}
 
     def remove(self, path: str) -> None:
+        """Remove an object."""
         self._client.delete_object(Bucket="bucket", Key=f"runs/{path}")
 
     def empty(self) -> None:
+        """Remove all objects."""
         for path in self._paths():
             self.remove(path)
 

@@ -17,4 +17,5 @@ DEFAULTS: dict[str, Any] = {
 
 
 def config(base: TrainConfig, **changes: Any) -> TrainConfig:
+    """Return the configuration of a packed trial, with changes by path (`__` for a dot)."""
     return override(base, DEFAULTS | {k.replace("__", "."): v for k, v in changes.items()})

@@ -16,6 +16,7 @@ from dpo_train.trainers.session import Session
 
 
 def train(request: dict[str, Any]) -> list[list[dict[str, float]]]:
+    """Train both trials and return their reports."""
     config, out = TrainConfig.model_validate(request["config"]), Path(request["out"])
     peers = ProcessGroup(**request["peers"])
 

@@ -10,6 +10,7 @@ from tests.helpers.run_records import records_of
 
 
 def placements(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of `places.jsonl`."""
     file = run / "places.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 

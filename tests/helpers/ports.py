@@ -8,6 +8,7 @@ from typing import Any
 
 
 def free_port() -> int:
+    """Return a port of this machine that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 

@@ -56,6 +56,7 @@ class RayCluster:
         }
 
     def start_head(self, cpus: int = 2) -> None:
+        """Start the head and wait for its dashboard."""
         self._start(0, "--head", f"--port={_PORT}", "--include-dashboard=true",
                     f"--dashboard-host={self._network.address(0)}", f"--num-cpus={cpus}",
                     f"--dashboard-port={_DASHBOARD}", "--num-gpus=0")  # fmt: skip
@@ -63,6 +64,7 @@ class RayCluster:
         wait_for_port(self._network.address(0), _DASHBOARD, self._nodes[0], log)
 
     def start_node(self, number: int, cpus: int = 4, gpus: int = 4) -> None:
+        """Start a node with logical GPUs."""
         self._start(number, f"--address={self._network.address(0)}:{_PORT}",
                     f"--num-cpus={cpus}", f"--num-gpus={gpus}")  # fmt: skip
 
@@ -77,6 +79,7 @@ class RayCluster:
         launcher.wait()
 
     def address(self, number: int) -> str:
+        """Return the address of a node."""
         return self._network.address(number)
 
     def job(self, command: str, *arguments: object, seconds: float = 120) -> str:
@@ -110,6 +113,7 @@ class RayCluster:
         return output
 
     def close(self) -> None:
+        """Kill all nodes and remove their disks."""
         for number in sorted(self._nodes, reverse=True):
             self.kill(number)
         shutil.rmtree(self._disks, ignore_errors=True)

@@ -38,11 +38,13 @@ class Search:
         self.begin(1e-3)
 
     def begin(self, rate: float) -> None:
+        """Begin a trial."""
         self.ids.append(self.records.next_id())
         self.records.add(self.ids[-1], {"optim.learning_rate": rate})
         self.records.begin(self.ids[-1])
 
     def report(self, times: int) -> None:
+        """Report for all trials, so many times."""
         for trial_id in self.ids:
             for _ in range(times):
                 pairs = self.records.trials[trial_id].pairs_seen + 64
@@ -50,11 +52,13 @@ class Search:
                 self.records.report(trial_id, Step(report, time.time(), 1.0))
 
     def end(self) -> None:
+        """End all trials and write the results."""
         for trial_id in self.ids:
             self.records.end(trial_id, "finished")
         self.write_results()
 
     def write_results(self) -> None:
+        """Write results without a winner."""
         trials = list(self.records.trials.values())
         objective = self.records.objective
         results = Results(
@@ -70,6 +74,7 @@ class Search:
 
 
 def wait_until(holds: Callable[[], object]) -> None:
+    """Wait up to 20 seconds until `holds` is true."""
     deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline

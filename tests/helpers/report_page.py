@@ -47,10 +47,12 @@ class Page(HTMLParser):
 
 
 def parsed(results: Results) -> Page:
+    """Render a report and parse it."""
     return Page(page.render(results))
 
 
 def drawn(results: Results) -> dict[str, Drawn]:
+    """Draw the figures of a report."""
     return draw(Scene(results))
 
 

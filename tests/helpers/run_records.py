@@ -9,6 +9,7 @@ from tune.run_folder.trial_state import saved_pairs
 
 
 def records_of(run: Path) -> list[TrialRecord]:
+    """Return all trial records of a run; none may be damaged."""
     damaged: list[DamagedFile] = []
     records = list(read_records(RunFolder.at(run), damaged.append))
     assert damaged == []

@@ -34,6 +34,7 @@ class Script:
 def create_app(
     script: Script, models: list[str], author: str = "By Jo", examples: tuple[str, ...] = ()
 ) -> FastAPI:
+    """Make an application with the page and the double of the API."""
     app = FastAPI()
     ui.mount(app, models, author, list(examples))
 

@@ -26,6 +26,7 @@ wandb: {mode: disabled}
 
 
 def ended(run: Path) -> dict[str, Any]:
+    """Return the records of ended trials, by id."""
     return {
         record.id: record.model_dump()
         for record in records_of(run)
@@ -34,6 +35,7 @@ def ended(run: Path) -> dict[str, Any]:
 
 
 def wait_for_ended(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait until so many trials have ended."""
     wait_until(lambda: len(ended(run)) >= count, process)
 
 

@@ -18,6 +18,7 @@ _SSHD_PATH = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 
 
 def missing_tools() -> list[str]:
+    """Return the programs that these tests need and that are missing."""
     return [name for name in TOOLS if shutil.which(name, path=_SSHD_PATH) is None]
 
 
@@ -36,6 +37,7 @@ class SshNodes:
                            check=True)  # fmt: skip
 
     def start(self, node: int) -> None:
+        """Start sshd on a node, in namespaces of its own."""
         home = self._folder / f"home{node}"
         home.mkdir()
         (home / ".bashrc").write_text(f"export PATH={self.path}:$PATH\n")
@@ -74,6 +76,7 @@ class SshNodes:
         wait_for_port(self._network.address(node), 22, process, log_path, 20)
 
     def close(self) -> None:
+        """End all nodes."""
         for process in self._running:
             # When the first process of a namespace dies, all others in it die as well.
             for child in psutil.Process(process.pid).children():

@@ -44,6 +44,7 @@ class KeepLosses(TrainerCallback):
 
 
 def train(case: Case, adapted: str | None) -> Result:
+    """Train a case and return the result."""
     lora = case.lora(adapted)
     adapter = None
     if lora is not None:
@@ -113,6 +114,7 @@ def without_noise(folder: Path, copy: Path) -> Path:
 
 
 def attempt(case: Case, adapted: str | None) -> dict[str, Any]:
+    """Train a case and return the result or the failure, for JSON."""
     try:
         return asdict(train(case, adapted))
     except Exception as error:  # of one architecture; the others go on

@@ -15,6 +15,8 @@ from trl import DPOConfig, DPOTrainer
 
 
 class Keep(TrainerCallback):
+    """Keeps the loss of each step."""
+
     def __init__(self) -> None:
         self.losses: list[float] = []
 
@@ -24,6 +26,7 @@ class Keep(TrainerCallback):
 
 
 def train(case: dict, callbacks: list[TrainerCallback] | None = None) -> dict:  # type: ignore[type-arg]
+    """Train a case and return the result."""
     keep = Keep()
     lora = case["lora"]
     trainer = DPOTrainer(

@@ -28,6 +28,7 @@ class Screen:
         """Lines that were erased and drawn again."""
 
     def feed(self, text: str) -> None:
+        """Process output of a program."""
         for amount, command, character in _TOKEN.findall(text):
             if command == "A":
                 top = max(0, len(self.lines) - self._rows)

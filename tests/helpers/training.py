@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 
 def curve(trial: TrainConfig, prepared: Path) -> list[dict[str, float]]:
+    """Train a trial to its end and return its reports."""
     session = open_session(trial, prepared, "cpu")
     try:
         reports = [session.advance().report]
@@ -51,6 +52,7 @@ def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder:
 
 
 def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) -> None:
+    """Check that a saved and restored trial gives the same numbers as without a break."""
     uninterrupted = [numbers(report) for report in curve(trial, prepared)]
     session = open_session(trial, prepared, "cpu")
     begun = [numbers(session.advance().report) for _ in range(3)]

@@ -36,22 +36,28 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
+        """The config of the run, without the client's own entries."""
         content = json.loads(self.sent.get("config") or "{}")
         return {key: entry["value"] for key, entry in content.items() if key != "_wandb"}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
+        """The rows of the history."""
         return [json.loads(line) for line in self.history]
 
 
 @dataclass
 class Sweep:
+    """One sweep, as the server stores it."""
+
     name: str
     config: str
     state: str = "RUNNING"
 
 
 class Refusal(Exception):
+    """An error answer."""
+
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status

@@ -104,6 +104,7 @@ class WandbServer:
         return {}
 
     def find(self, entity: str | None, project: str, run_id: str) -> Run:
+        """Return a run; raises Refusal."""
         run = self.runs.get(run_id)
         if run is None or (run.entity, run.project) != (entity or ENTITY, project):
             raise Refusal(404, f"run {entity}/{project}/{run_id} not found")

@@ -1,3 +1,5 @@
+"""Loading pairs: columns, splits, filters and bad rows."""
+
 import csv
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Rows become the tokens that TRL trains on."""
+
 import json
 from pathlib import Path
 from typing import Any

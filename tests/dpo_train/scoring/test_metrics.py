@@ -1,3 +1,5 @@
+"""Metrics of held-out pairs, from their log-probs."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The TRL session gives the numbers of a stock DPOTrainer, saves, and goes on."""
+
 import inspect
 import json
 import weakref

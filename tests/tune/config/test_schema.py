@@ -1,3 +1,5 @@
+"""The configuration of a search: what it refuses, and its defaults."""
+
 from pathlib import Path
 
 import pytest

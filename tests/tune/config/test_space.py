@@ -1,3 +1,5 @@
+"""The search space: axes, conditions and points."""
+
 import random
 
 import optuna

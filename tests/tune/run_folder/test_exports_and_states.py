@@ -1,3 +1,5 @@
+"""Exports and saved states in a run folder: which are kept, and which damage is noticed."""
+
 import json
 import shutil
 import threading
