@@ -64,7 +64,7 @@ def test_the_drawing_shows_every_class_in_its_place(module: ModuleType) -> None:
     above = {name: parent for name, parent in tree.items() if name not in built}
     assert (
         above.items() <= drawn(dpo_train.errors.__doc__ or "").items()
-    )  # the root of another file
+    )  # the root is in another file
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: str(kind.__name__))
@@ -88,5 +88,5 @@ def test_no_error_is_defined_elsewhere_but_the_private_ones_of_a_file() -> None:
         if isinstance(node, ast.ClassDef)
     ]
     errors = [(module, name, bases) for module, name, bases in found if bases & (known | outside)]
-    assert errors  # the walk finds some
+    assert errors  # the walk must find some
     assert [e for e in errors if not e[1].startswith("_") or not e[2] & known] == []

@@ -57,7 +57,7 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
-    assert again.stderr == ""  # no bars, no warnings of libraries
+    assert again.stderr == ""  # no progress bars and no warnings of libraries
     assert "all numbers the same to the last bit" in again.stdout
 
     answer = subprocess.run(

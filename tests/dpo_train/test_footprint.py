@@ -88,7 +88,7 @@ def test_a_full_fine_tuning_takes_copies_gradients_and_moments() -> None:
     full = footprint(TrainConfig(), lengths, "cpu")
     adapter = footprint(TrainConfig(lora=LoraConfig()), lengths, "cpu")
     assert full.own_weights == full.trial == 2 * full.weights
-    assert full.gradients > full.weights  # two of the embedding, which is the head too
+    assert full.gradients > full.weights  # the embedding, which is also the head, has two
     assert adapter.own_weights == adapter.gradients == 0
     assert 0 < adapter.trial < full.trial
     assert full.private(1, 100) > adapter.private(1, 100)

@@ -20,7 +20,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
     folders = {"models/acme/tiny": sample.MODEL, "models/acme/gated": sample.MODEL}
     with WritableHub(folders) as hub:
         hub.repositories["models/acme/gated"].gated = True
-        monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's waits between tries
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # skips the client's waits between tries
         yield hub
 
 
@@ -54,7 +54,7 @@ def test_a_gated_model_is_said_with_its_page(tmp_path: Path, hub: WritableHub) -
 
 def test_what_is_missing_is_said_without_addresses(tmp_path: Path, hub: WritableHub) -> None:
     missing = f"the Hub has none of this name, or hides it from this login; {ADVICE}"
-    for token in (False, str(hub.token)):  # the Hub answers 401 to who is not logged in
+    for token in (False, str(hub.token)):  # without a login the Hub answers 401
         assert explained(hub, tmp_path, "acme/none", token=token) == missing
     revision = f"the Hub has it, but not this revision (404); {ADVICE}"
     assert explained(hub, tmp_path, revision="v9") == revision

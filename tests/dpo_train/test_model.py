@@ -31,10 +31,10 @@ def _load(config: ModelConfig, prepared: Path | None) -> tuple[int, list[float]]
     import torch
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(sample.MODEL)  # imports what any load imports
+    AutoModelForCausalLM.from_pretrained(sample.MODEL)  # imports everything that a load imports
     before = _own_kilobytes()
     base = model.load_base(config, "cpu", prepared).model.eval()
-    sum(weight.detach().sum() for weight in base.parameters())  # reads each page
+    sum(weight.detach().sum() for weight in base.parameters())  # reads each page of memory
     took = _own_kilobytes() - before
     assert base.config._name_or_path == config.id
     with torch.no_grad():

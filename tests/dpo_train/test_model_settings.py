@@ -36,7 +36,8 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, of experts
+# PEFT warns about experts by itself.
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
 @pytest.mark.parametrize("lora", [None, {"r": 2}])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_before_anything_is_learnt_is_the_logarithm_of_two(

@@ -272,7 +272,7 @@ FLAGS = {"recursive", "include_prs"}  # "blobs" or "expand" would ask for more t
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keep-alive, as the Hub
-    disable_nagle_algorithm = True  # else each answer's body waits 40 ms for the header's ACK
+    disable_nagle_algorithm = True  # otherwise each body waits 40 ms for the header's ACK
 
     def __init__(self, hub: HubServer, *args: Any) -> None:
         self.hub = hub

@@ -69,7 +69,7 @@ class ObjectStore:
         """Return every object of the bucket's `runs`, by its path, as another client sees it."""
         found = {}
         for path in self._paths(below):
-            with contextlib.suppress(self._client.exceptions.NoSuchKey):  # removed just now
+            with contextlib.suppress(self._client.exceptions.NoSuchKey):  # it was removed meanwhile
                 got = self._client.get_object(Bucket="bucket", Key=f"runs/{path}")
                 found[path] = got["Body"].read()
         return found

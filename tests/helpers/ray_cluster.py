@@ -37,7 +37,8 @@ class RayCluster:
     def __init__(self, network: Network, folder: Path, environment: dict[str, str]) -> None:
         self._network = network
         self._folder = folder
-        self._disks = Path(tempfile.mkdtemp(prefix="dt-"))  # a socket's path has 107 characters
+        # A socket's path has at most 107 characters, so this one is short.
+        self._disks = Path(tempfile.mkdtemp(prefix="dt-"))
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         inherited = {
             name: value

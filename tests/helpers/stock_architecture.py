@@ -117,12 +117,12 @@ def attempt(case: Case, adapted: str | None) -> dict[str, Any]:
     """Train a case and return the result or the failure, for JSON."""
     try:
         return asdict(train(case, adapted))
-    except Exception as error:  # of one architecture; the others go on
+    except Exception as error:  # one architecture failed; the others go on
         return asdict(Failure.of(error))
 
 
 if __name__ == "__main__":
-    gc.freeze()  # accelerate collects after each training, and the libraries need not be walked
+    gc.freeze()  # accelerate collects after each training; this skips the libraries
     request = json.load(sys.stdin)
     cases = [Case(**case) for case in request["cases"]]
     answers = [[attempt(case, each) for each in request["adapted"]] for case in cases]

@@ -39,9 +39,9 @@ def goes_on_from_between_two_reports(trial: TrainConfig, prepared: Path, folder:
         assert session.advance_for(0) is None
     saved = session.save(folder / "between")
     assert begun[0]["pairs_seen"] < saved < uninterrupted[1]["pairs_seen"]
-    begun.append(numbers(session.advance().report))  # holding disturbs nothing
+    begun.append(numbers(session.advance().report))  # saving changed nothing
     while session.advance_for(0) is None:
-        pass  # an evaluation that nobody waited for is the next report
+        pass  # the next report comes from an evaluation that nobody waited for
     session.close()
     assert begun == uninterrupted[:2]
     restored = open_session(trial, prepared, "cpu")
@@ -57,7 +57,7 @@ def goes_on_to_the_last_bit(trial: TrainConfig, prepared: Path, folder: Path) ->
     session = open_session(trial, prepared, "cpu")
     begun = [numbers(session.advance().report) for _ in range(3)]
     session.save(folder / "state")
-    begun.append(numbers(session.advance().report))  # saving disturbs nothing
+    begun.append(numbers(session.advance().report))  # saving changed nothing
     session.close()
     assert begun == uninterrupted[:4]
     restored = open_session(trial, prepared, "cpu")

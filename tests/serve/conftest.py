@@ -22,4 +22,4 @@ def scripted(script: Script) -> Iterator[Server]:
     """Serve the page over an API that answers as `script` says."""
     with Server(create_app(script, MODELS, examples=("Do bats see?",))) as server:
         yield server
-        script.is_endless = False  # the server waits for its streams, also after a failed test
+        script.is_endless = False  # lets the server end: it waits for its streams

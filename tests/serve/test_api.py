@@ -63,7 +63,7 @@ def test_a_chat_is_answered_whole_and_in_parts_alike(client: openai.OpenAI) -> N
     assert [p.choices[0].finish_reason for p in parts if p.choices][-1] in ("stop", "length")
     assert parts[-1].choices == []
     assert parts[-1].usage == whole.usage
-    assert parts[1].choices[0].delta.content != text  # it came as it was written
+    assert parts[1].choices[0].delta.content != text  # the text came in pieces
 
 
 def test_completions_stops_choices_and_logprobs(client: openai.OpenAI) -> None:

@@ -81,7 +81,7 @@ def test_two_replicas_share_the_work_and_prometheus_can_add_up_their_counts(
     with httpx.Client(base_url=ray_serve(min_replicas=2, max_replicas=2), timeout=60) as client:
         assert client.post("/generate", json={}).status_code == 400
         assert client.get("/nowhere").status_code == 404
-        assert client.get("/metrics").status_code == 404  # it would be a random replica's
+        assert client.get("/metrics").status_code == 404  # it would be that of a random replica
         assert client.head("/v1/models/").status_code == 200
         assert "Generate" in client.get("/").text
         deadline = time.monotonic() + 90
@@ -169,7 +169,7 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
 def test_the_config_file_is_as_ray_serve_reads_it() -> None:
     content = YAML(typ="safe", pure=True).load(CONFIG.read_text())
     read = ServeDeploySchema(**content).model_dump(exclude_unset=True)
-    assert read == content | {"proxy_location": read["proxy_location"]}  # an unknown key is dropped
+    assert read == content | {"proxy_location": read["proxy_location"]}  # Ray drops unknown keys
     (application,) = content["applications"]
     module, _, name = application["import_path"].partition(":")
     assert getattr(importlib.import_module(module), name)(application["args"])

@@ -170,7 +170,7 @@ def test_greedy_answers_are_those_of_transformers(name: str, tokenizer: Any) -> 
         engine.close()
     assert alone.output_ids == expected[0]
     assert [request.output_ids for request, _ in together] == expected
-    assert generated(model, prompts[0]) == expected[0]  # an engine gives its model back as it was
+    assert generated(model, prompts[0]) == expected[0]  # the engine restored its model
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -117,7 +117,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ),
         (CHATS, {"logit_bias": {"5000": 1}}, "no token 5000; the vocabulary has 1024", None),
         (CHATS, {"logit_bias": {"5": 101}}, "logit_bias.5: ", None),
-        (CHATS, {"repetition_penalty": 1e-300}, "repetition_penalty: ", None),  # infinite logits
+        (CHATS, {"repetition_penalty": 1e-300}, "repetition_penalty: ", None),  # infinite
         (CHATS, {"stop": 5}, "stop: Input should be a valid string", "stop"),
         (TEXTS, {"prompt": [5, 6]}, "prompt: token ids are not supported; send a text", "prompt"),
         (TEXTS, {"prompt": [[5, 6]]}, "prompt: token ids are not supported", "prompt"),

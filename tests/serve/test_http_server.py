@@ -86,7 +86,7 @@ def test_half_a_request_is_not_waited_for(served: Served, monkeypatch: pytest.Mo
     with socket.create_connection(served.address) as half:
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         assert is_closed(half)
-    with socket.create_connection(served.address) as second:  # after one that was whole
+    with socket.create_connection(served.address) as second:  # after a whole request
         second.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"200 OK" in second.recv(1000)
         second.sendall(b"GET /heal")
@@ -102,7 +102,7 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_given(
     began = time.monotonic()
     answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == 200
-    assert time.monotonic() - began > 1.2  # the connections were looked at meanwhile
+    assert time.monotonic() - began > 1.2  # meanwhile the server checked its connections
 
 
 def test_a_request_whose_body_never_arrives_is_refused(

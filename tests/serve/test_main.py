@@ -41,7 +41,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             line = process.stdout.readline()
             assert line, output
             output += line
-        assert "%|" not in output  # the bar of a library
+        assert "%|" not in output  # no progress bar of a library
         return process, found[1]
 
     yield start

@@ -138,7 +138,7 @@ def test_stop_keeps_what_was_written_and_the_server_notices(
     assert script.gone == 1
     press(page, "Regenerate")
     expect(answers(page)).to_contain_text("on and on")
-    expect(note(page)).to_be_hidden()  # it was said of the answer before
+    expect(note(page)).to_be_hidden()  # the note belonged to the answer before
     press(page, "Stop")
     script.is_endless = False
     ask(page, "next")

@@ -71,7 +71,7 @@ def test_under_a_route_prefix_the_page_and_its_files_are_found(
     key = {"authorization": "Bearer a key"}
     # Ray's proxy leaves the prefix in the path and names it in root_path.
     with TestClient(app, URL, root_path="/models/one", follow_redirects=False) as client:
-        assert client.get("/models/one/healthz").status_code == 200  # open, without the key
+        assert client.get("/models/one/healthz").status_code == 200  # this path needs no key
         assert "<title>" in client.get("/models/one/", headers=key).text
         for path in ("page/page.js", "v1/models", "v1/models/"):
             assert client.get(f"/models/one/{path}", headers=key).status_code == 200

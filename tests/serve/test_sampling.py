@@ -106,7 +106,7 @@ def test_tokens_are_drawn_by_the_probability_that_transformers_gives_them(
     truncation: dict[str, Any],
 ) -> None:
     torch.manual_seed(0)
-    logits = 3 * torch.randn(1000)  # of four blocks, the last one not full
+    logits = 3 * torch.randn(1000)  # four blocks, of which the last is not full
     warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
     processors = LogitsProcessorList(
         [TemperatureLogitsWarper(0.8), *(warpers[name](n) for name, n in truncation.items())]
@@ -183,5 +183,5 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float, settings: dict[str,
     states = [state(SamplingParams(1, seed=n, **settings)) for n in range(2)]
     with pytest.raises(FloatingPointError, match="no numbers"):
         sample_next_tokens(logits, states)
-    logits[1, 3] = -math.inf  # a word that is ruled out
+    logits[1, 3] = -math.inf  # a token that can not be drawn
     sample_next_tokens(logits, states)

@@ -85,7 +85,7 @@ def test_an_error_from_inside_is_refused_without_its_words(
         take(model, tokenizer)
     assert "it does not run with the server's attention; vLLM" in str(refused.value)
     assert "tensor" not in str(refused.value)
-    assert "tensor" in str(refused.value.__cause__)  # for the log of a replica
+    assert "tensor" in str(refused.value.__cause__)  # the replica's log has the details
 
 
 def test_too_little_memory_is_said_as_such(

@@ -174,7 +174,7 @@ def test_a_queue_that_is_full_says_so(model: Any, tokenizer: Any) -> None:
     second, _ = ask(engine, prompt, max_tokens=1)
     with pytest.raises(QueueFull):
         ask(engine, prompt)
-    second.is_cancelled = True  # nobody listens: its place is free
+    second.is_cancelled = True  # its client has gone, so its slot is free
     _, third = ask(engine, prompt, max_tokens=1)
     rest(first)
     rest(third)

@@ -68,7 +68,7 @@ def test_the_base_has_what_the_catalogue_says() -> None:
     measured = measure(pairs([-10, -10], [-10, -10]))
     known = {each.short_name: each.base for each in METRICS if each.base is not None}
     assert known == {name: pytest.approx(measured[name], abs=1e-6) for name in known}
-    assert set(measured) - set(known) == {"ranking"}  # the one that needs no reference
+    assert set(measured) - set(known) == {"ranking"}  # this one needs no reference
 
 
 def test_what_is_kept_of_each_pair_gives_the_metrics_that_pairs_are_compared_in() -> None:

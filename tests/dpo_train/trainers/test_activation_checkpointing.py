@@ -70,7 +70,7 @@ def test_the_numbers_are_those_without_it(
     computed.clear()
     after, _ = trained(config, small_prepared, tmp_path / "after", again=False)
     assert after == plain
-    assert not computed  # the base is the next trial's as it was loaded
+    assert not computed  # the next trial gets the base as it was loaded
 
 
 def test_a_pass_keeps_less(small_config: TrainConfig, small_prepared: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_pass_keeps_less(small_config: TrainConfig, small_prepared: Path) -> N
         engine.join(override(config, {"optim.activation_checkpointing": again}))
         bytes_a_token.append(engine._token_bound._bytes_a_token)
     session.close()
-    assert bytes_a_token[1] < 0.8 * bytes_a_token[0]  # of two layers one is counted as computed
+    assert bytes_a_token[1] < 0.8 * bytes_a_token[0]  # one of two layers counts as recomputed
 
 
 def test_what_is_counted_has_the_layer_that_is_computed_again(small_config: TrainConfig) -> None:

@@ -83,7 +83,7 @@ def compare(config: TrainConfig, prepared: Path, sharded: bool, tmp_path: Path) 
     both = train(config, prepared, tmp_path / "two", 2, sharded)
     assert [report["pairs_seen"] for report in alone] == [16, 32, 48, 64, 80]
     names = [name for name in alone[0] if name.startswith(("eval/", "train/loss", "pairs_seen"))]
-    for trials in both:  # of each rank: one, and one that went on from its saved state
+    for trials in both:  # each rank has two: the second went on from a saved state
         for reports in trials:
             for then, now in zip(alone, reports, strict=True):
                 expected = pytest.approx(

@@ -221,7 +221,7 @@ def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prep
 def test_a_base_that_is_no_longer_used_is_freed(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
-    _Shared._now = None  # an engine of an earlier test in this process has the base too
+    _Shared._now = None  # an engine of an earlier test may share the base
     session = open_session(config(small_config, lora=LORA), small_prepared, "cpu")
     session.advance()
     policy = weakref.ref(model.load_base(small_config.model, "cpu").model)

@@ -88,7 +88,7 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
     result = result_of(Step({**report, **full}, began=1.0, seconds=1.0))
     assert driver.scheduler.on_trial_result(None, trial, result) == "STOP"
     assert driver.scheduler.input_error == message(0.25, 7.5)
-    driver.complete(trial, result)  # once that is mended, it goes on
+    driver.complete(trial, result)  # it can go on after the user has changed the fraction
     assert [record.state for record in driver.records.open_trials()] == ["running"]
 
 

@@ -26,7 +26,7 @@ def test_what_is_loaded_back_answers_as_the_winner_does(tmp_path: Path) -> None:
     outcomes = in_child(round_trips, tmp_path)
     for name in ("full", "half", "adapter", "merged"):
         assert outcomes[name]["theirs"] == outcomes[name]["ours"], name
-        if name != "half":  # a server on a CPU computes float32, whatever lies there
+        if name != "half":  # a server on a CPU always computes in float32
             assert outcomes[name]["served"] == outcomes[name]["ours"], name
         assert outcomes[name]["tags"] == {"v1": outcomes[name]["commit"]}
         files = set(outcomes[name]["files"])

@@ -296,7 +296,7 @@ def test_a_report_leaves_the_last_bytes_of_a_disk_to_records(
 def test_a_report_being_written_does_not_delay_the_end_of_a_search(tmp_path: Path) -> None:
     began = time.monotonic()
     with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
-        time.sleep(0.3)  # its process imports for longer
+        time.sleep(0.3)  # importing takes its process longer
     assert time.monotonic() - began < 5
     assert not any("tune.report.page" in command for _, command in children(os.getpid()))
 

@@ -83,7 +83,7 @@ def test_a_lost_trial_is_replaced_under_a_new_number(search: Search) -> None:
     assert list(run.records.trials) == [search.ids[1]]
     assert run.records.proposed == 1
     prefix = search.ids[0].split("-")[0]
-    assert run.records.next_id() == f"{prefix}-002"  # what else is kept of 000 is not another's
+    assert run.records.next_id() == f"{prefix}-002"  # files of 000 must not become another trial's
     again = Records(search.run, Objective.of("eval/accuracy"))
     assert again.damaged == []
     assert again.next_id() not in search.ids

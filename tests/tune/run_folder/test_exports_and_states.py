@@ -155,7 +155,7 @@ def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> 
     again("a-again", 0.6, "a")
     assert kept(records) == ["lucky", "a"]
     again("a-third", 0.8, "a")
-    assert exports.export_of(records, "a")  # with which the winner is compared
+    assert exports.export_of(records, "a")  # the winner is compared with it
     shutil.rmtree(records.folder.exports_of("a"))
     shutil.rmtree(records.folder.exports_of("a-third"))
     again("a-fourth", 0.5, "a")

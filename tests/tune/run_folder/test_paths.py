@@ -17,7 +17,8 @@ def test_a_run_on_a_disk_has_no_url_and_is_shown_as_its_path(
     folder = RunFolder.at("runs/x")
     assert folder.url is None
     assert (str(folder), folder.name, Path(folder)) == ("runs/x", "x", Path("runs/x"))
-    assert folder.place == str(tmp_path / "runs" / "x")  # another process may work elsewhere
+    # Another process may have another working directory.
+    assert folder.place == str(tmp_path / "runs" / "x")
 
 
 def test_a_run_at_a_url_is_known_by_the_url(
@@ -27,7 +28,7 @@ def test_a_run_at_a_url_is_known_by_the_url(
     folder = RunFolder.at("s3://bucket/runs/x?region=eu")
     assert folder.path.is_relative_to(tmp_path)
     assert folder.url == folder.place == "s3://bucket/runs/x?region=eu"
-    assert str(folder) == "'s3://bucket/runs/x?region=eu'"  # as a shell takes it
+    assert str(folder) == "'s3://bucket/runs/x?region=eu'"  # quoted for a shell
     assert RunFolder.at(folder.path) == folder
 
 
@@ -48,7 +49,7 @@ def test_only_the_run_folder_asks_whether_a_run_is_at_a_url() -> None:
     may_ask = {
         "run_folder",
         "config",
-    }  # the configuration checks `runs_dir`, which is no run folder
+    }  # the configuration checks `runs_dir`, which is not a run folder
     asking = re.compile(r"\bis_url\(|\bmirror\.url\(")
     callers = [
         str(path.relative_to(ROOT))

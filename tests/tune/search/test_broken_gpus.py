@@ -39,7 +39,7 @@ class Played:
         blamed = []
         for trial in trials:
             metadata = self.failures.setdefault(trial, SimpleNamespace(num_failures=0))
-            metadata.num_failures += 1  # as Tune does before it tells anybody
+            metadata.num_failures += 1  # Tune counts before it reports the failure
             blamed.append(self.gpus.take(trial, metadata, failure))
         return blamed
 
@@ -57,7 +57,7 @@ def test_three_failures_in_a_row_under_two_trials_are_the_gpus(
     (line,) = capsys.readouterr().out.splitlines()
     assert f" warning: GPU 0 of 10.0.0.5 failed 3 times in a row ({SAID}); it is" in line
     assert (played.gpus.count, played.gpus.none_left) == (1, "")
-    assert played.fail("c") == [True]  # it was placed there before the GPU was held
+    assert played.fail("c") == [True]  # this trial was placed before the GPU was held
     assert played.counted["c"] == 0
     assert capsys.readouterr().out == ""
 
@@ -66,7 +66,7 @@ def test_a_report_from_a_gpu_resets_its_failure_count(monkeypatch: pytest.Monkey
     played = Played(monkeypatch)
     played.fail("a")
     played.fail("b")
-    played.gpus.works((Device("n", "10.0.0.5", "1"),))  # another one
+    played.gpus.works((Device("n", "10.0.0.5", "1"),))  # another GPU
     played.gpus.works((Device("n", "10.0.0.5", "0"),))
     played.fail("a")
     played.fail("b")
@@ -168,4 +168,5 @@ def test_a_trial_that_a_broken_gpu_failed_is_proposed_again(
         driver.searcher.on_trial_complete(trial.trial_id, error=True)
     assert f"{names[0]}: GPU 0 of 10.0.0.5 failed: {SAID}" in capsys.readouterr().out
     states = [driver.records.trials[name].state for name in names]
-    assert states == ["failed", "failed", "running"]  # the first two before it was known
+    # The first two failed before the GPU was known as broken.
+    assert states == ["failed", "failed", "running"]

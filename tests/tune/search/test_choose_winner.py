@@ -189,7 +189,7 @@ def test_a_users_own_numbers_are_shown_with_the_finalists(tmp_path: Path) -> Non
     finish(driver, driver.start(), 0.9)
     finish(driver, driver.start(), 0.8)
     tasks = [driver.start(), driver.start()]
-    assert driver.start() is None  # the winner waits for what they say
+    assert driver.start() is None  # the winner waits for these evaluations
     for task in tasks:
         # Each evaluated run is a finalist's best one.
         run = task.config["task"].name.removeprefix("evaluating-")

@@ -23,7 +23,7 @@ BOUND = {"eval/drift": {"at_most": 0.5}}
 def test_reports_beyond_a_bound_do_not_win_and_optuna_gets_the_violation(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=3, constraints=BOUND)
     far, near, early = driver.start(), driver.start(), driver.start()
-    driver.report(early, 64, 0.7, 0.1, 0.3)  # within, and later no more
+    driver.report(early, 64, 0.7, 0.1, 0.3)  # within the bound, and later outside
     finish(driver, far, 0.95, drift=2.0)
     finish(driver, near, 0.80, drift=0.4)
     finish(driver, early, 0.90, drift=0.9)

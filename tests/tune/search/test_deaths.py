@@ -43,8 +43,8 @@ def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
         "its engine ran out of memory and was ended; it goes on in another; passes have at most 500"
         in (capsys.readouterr().out)
     )
-    assert driver.start().config["task"].most_tokens == 500  # the next trial too
-    assert Driver(tmp_path).records.run.most_tokens == 500  # and the next driver session
+    assert driver.start().config["task"].most_tokens == 500  # the next trial gets this bound too
+    assert Driver(tmp_path).records.run.most_tokens == 500  # and so does the next driver session
     # If the passes can't be made smaller, the death counts, so that no trial is tried for ever.
     counted = []
     for _ in range(4):

@@ -62,8 +62,8 @@ def test_trials_are_taken_to_end_where_others_were_stopped() -> None:
     pace.ended("1", 200)
     # 500 pairs took 10 s. Two trials have 100 pairs left, and two will come with 200 each.
     assert pace.seconds_left(4) == pytest.approx(600 / 60)
-    pace.saw("2", 300, 1000)  # further than any that was stopped: it goes to its end
-    assert pace.seconds_left(2) == pytest.approx(700 / 30)  # the other ends long before
+    pace.saw("2", 300, 1000)  # further than any stopped trial, so it will finish
+    assert pace.seconds_left(2) == pytest.approx(700 / 30)  # the other trial ends long before
     assert pace.share_done("2") == pytest.approx(0.3)
 
 

@@ -195,7 +195,7 @@ def test_a_process_that_dies_and_is_tried_again_ends_no_trial(tmp_path: Path) ->
     driver.report(trial, 64, 0.9)
     saved = tmp_path / "state" / trial.config["task"].name / "64"
     saved.mkdir(parents=True)
-    trial.status = "ERROR"  # as Tune sets it before it puts the trial into its queue again
+    trial.status = "ERROR"  # Tune sets this before it queues the trial again
     driver.scheduler.on_trial_error(None, trial)
     assert driver.records.trials[trial.config["task"].name].state == "running"
     assert saved.exists()

@@ -90,7 +90,7 @@ def test_a_broken_storage_costs_a_resumed_search_one_warning(
     file = tmp_path / "journal"
     play(Driver(tmp_path / "x", storage=str(file)))
     with file.open("a") as journal:
-        journal.write('{"op_code": 5, "work')  # as a kill leaves it
+        journal.write('{"op_code": 5, "work')  # a kill can leave a line like this
     again = Driver(tmp_path / "x", storage=str(file))
     assert isinstance(again.start().config, dict)
     assert capsys.readouterr().out.count("the search goes on without it") == 1

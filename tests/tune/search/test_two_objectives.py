@@ -195,7 +195,8 @@ def test_the_best_of_the_front_wins_by_the_same_rule_as_with_one_objective(tmp_p
 def test_a_trial_that_failed_is_never_on_the_front_and_does_not_win(tmp_path: Path) -> None:
     driver = Driver(tmp_path, objective=TWO, trials=3, confirm={"finalists": 2, "seeds": 1})
     trials = [driver.start() for _ in range(3)]
-    driver.report(trials[0], 64, 0.99, 0.1, 0.01)  # the best of all, but for its end
+    # This report would be the best, but its trial fails later.
+    driver.report(trials[0], 64, 0.99, 0.1, 0.01)
     export(driver, trials[0], 0.99)
     driver.fail(trials[0])
     finish(driver, trials[1], 0.9, 0.5)

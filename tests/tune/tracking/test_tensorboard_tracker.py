@@ -105,7 +105,7 @@ def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
     folder = search.folder / "tensorboard" / search.ids[0]
     assert len(curves(folder)["eval/accuracy"]) == 2
     (file,) = folder.iterdir()
-    file.write_bytes(file.read_bytes()[:-5])  # as a process leaves it that is killed
+    file.write_bytes(file.read_bytes()[:-5])  # a killed process can leave a cut file
 
     tracking = TrackingProcess(search.run, search.config)
     search.report(1)

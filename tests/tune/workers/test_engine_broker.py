@@ -62,7 +62,7 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
     )
     workers = trial_processes(process.pid)
     engines = [worker for worker in workers if has_torch(worker)]
-    assert len(engines) == 2  # one for each CPU, and no torch in a trial's own process
+    assert len(engines) == 2  # one engine per CPU; the trials' own processes have no torch
     assert len(workers) >= 2 + 4
     assert all(unique_megabytes(worker) < 130 for worker in workers if worker not in engines)
     for engine in engines:
@@ -113,7 +113,7 @@ def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
     time.sleep(1.5)
     assert is_alive(engine)
     broker.leave("b")
-    assert broker.enter("c", node, "0") is engine  # one that comes in time finds it warm
+    assert broker.enter("c", node, "0") is engine  # a trial in time finds the engine warm
     time.sleep(1.5)
     assert is_alive(engine)
     broker.leave("c")
@@ -123,7 +123,7 @@ def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
     assert is_alive(again)
     ray.kill(again)
     await_death(again)
-    assert is_alive(broker.enter("e", node, "0"))  # and one that died is not handed out
+    assert is_alive(broker.enter("e", node, "0"))  # a dead engine is not handed out
 
 
 def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
@@ -151,12 +151,12 @@ def test_an_engine_whose_gpu_failed_is_ended(node: str) -> None:
     broker = Broker(8, idle_seconds=60)
     engine = broker.enter("a", node, "0")
     ray.get(engine.__ray_call__.remote(lambda actor: actor._sessions.update(a=OfABrokenGpu())))
-    entered = object.__new__(engine_session._Entered)  # as a trial's process holds it
+    entered = object.__new__(engine_session._Entered)  # this is what a trial's process holds
     entered._trial, entered._actor, entered._kills_before = "a", engine, kernel_kills()
-    for _ in range(2):  # whoever asks: the GPU fails, and from then on the process
+    for _ in range(2):  # first the GPU fails, from then on its process
         with pytest.raises(DeviceFailed, match="^the GPU failed: CUDA error: device-side assert"):
             entered.ask("advance")
-    assert broker.enter("a", node, "0") is not engine  # the next one
+    assert broker.enter("a", node, "0") is not engine  # the next trial gets another engine
     await_death(engine)
 
 

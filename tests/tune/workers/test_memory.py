@@ -65,7 +65,7 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
     assert with_less_at_once(four, members=3).optim.pairs_at_once == 3
     never = override(four, {"optim.activation_checkpointing": False})
     with pytest.raises(OutOfMemory, match="take optim.activation_checkpointing: false out"):
-        with_less_at_once(never, members=4)  # each has one of the six already
+        with_less_at_once(never, members=4)  # each member has only one pair already
     with pytest.raises(InputError, match="sft couples the rows of a batch"):
         override(TrainConfig(), {"dpo.loss": ["sigmoid", "sft"], "optim.micro_batch_size": 4})
 
@@ -85,7 +85,7 @@ def test_a_batch_in_micro_batches_trains_as_the_whole_batch_does(
         curve = [session.advance().report]
         while curve[-1]["pairs_seen"] < session.pairs_total:
             curve.append(session.advance().report)
-            if trial is parts and len(curve) == 2:  # and after a restart with parts
+            if trial is parts and len(curve) == 2:  # this one also restarts once
                 session.save(tmp_path / "state")
                 session.close()
                 session = open_session(trial, small_prepared, "cpu")

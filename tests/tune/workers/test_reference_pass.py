@@ -68,7 +68,7 @@ def test_a_pass_killed_in_its_middle_goes_on_from_its_shards(tmp_path: Path, sta
         each.send_signal(signal.SIGKILL)
     process.communicate()
     before = shards()
-    assert before  # the pass was in its middle
+    assert before  # the pass was half done
     assert not list(prepared.glob("*/manifest.json"))
     process = start("resume", "pass")
     wait_until(

@@ -110,7 +110,7 @@ def test_a_trial_whose_gpu_failed_goes_on_in_another_process(
     process = broken(tmp_path, monkeypatch, "CUDA error: device-side assert triggered\nSearch for")
     with pytest.raises(DeviceFailed, match=r"^the GPU failed: CUDA error: device-side assert"):
         process.step()
-    process.cleanup()  # does not touch the device
+    process.cleanup()  # must not use the device
 
 
 def test_another_error_ends_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
 
     def scarce(base: Any, rows: Any) -> Any:
         logps = forward.completion_logps(base, rows)
-        if rows.ids.numel() > fits:  # in the midst: the forward was done
+        if rows.ids.numel() > fits:  # after the forward
             raise lack
         return logps
 
