@@ -35,10 +35,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dpo_train import fused_kernels
+from dpo_train import fused_kernels, model, reference
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.model import WarmBase
-from dpo_train.trainers.packed import engine, forward, kernels, linear, rows
+from dpo_train.trainers.packed import adapters, engine, forward, kernels, linear, rows
 from dpo_train.trainers.packed.adapters import Layer
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
@@ -56,7 +56,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
         operations = 2.0 * left.numel() * right.shape[-1]
         counted.add("adapters' products", [left, right, total], [total], operations)
 
-    by_device = (
+    by_device: tuple[dict[str, Any], ...] = (
         forward.AUTOCAST,
         forward._LOGITS_PER_CHUNK,
         rows._TOKENS_MULTIPLE,
@@ -65,7 +65,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
     )
     before = [dict(table) for table in by_device]
     for table in by_device:
-        table["cpu"] = table["cuda"]  # type: ignore[index]
+        table["cpu"] = table["cuda"]
     try:
         with (
             patch.object(kernels, "can_run", lambda _: is_fused),
@@ -76,7 +76,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
             patch.object(engine, "compare_with_reference", lambda *_: None),
             patch.object(engine, "check_once", lambda *_: None),
             patch.object(PackedEngine, "_measure", lambda *_: True),
-            patch.object(engine.adapters, "adapted_layers", adapted_layers),
+            patch.object(adapters, "adapted_layers", adapted_layers),
             patch.object(PackedTrial, "_draw_batches", drawn_batches),
             patch.dict(fused_kernels._refused, {"qwen2": ""}),
             ligers(counted),
@@ -85,7 +85,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
     finally:
         for table, own in zip(by_device, before, strict=True):
             table.clear()
-            table.update(own)  # type: ignore[arg-type]
+            table.update(own)
 
 
 def adapted_layers(base: Any, _: Any) -> tuple[Layer, ...]:
@@ -116,8 +116,8 @@ def made_pairs() -> dict[str, list[Any]]:
         ]
         for name, median in _MEDIAN_TOKENS.items()
     }
-    reference = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), [-50.0] * _PAIRS)
-    return {**columns, **reference}
+    logps = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), [-50.0] * _PAIRS)
+    return {**columns, **logps}
 
 
 def opened(is_fused: bool, layers: int) -> PackedEngine:
@@ -132,8 +132,8 @@ def opened(is_fused: bool, layers: int) -> PackedEngine:
     split = _Split(made_pairs())
     data = SimpleNamespace(computed_pairs=0, split=lambda _: split)
     with (
-        patch.object(engine.reference, "prepare", lambda _: data),
-        patch.object(engine.model, "load_base", lambda *_: WarmBase(base, None, None)),  # type: ignore[arg-type]
+        patch.object(reference, "prepare", lambda _: data),
+        patch.object(model, "load_base", lambda *_: WarmBase(base, None, None)),  # type: ignore[arg-type]
     ):
         return PackedEngine(ModelConfig(dtype="bfloat16"), Path(), "cpu")
 

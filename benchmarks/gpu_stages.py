@@ -45,7 +45,7 @@ CELLS = [
 ]
 
 
-def stage_card(bench: Bench, _: Box) -> None:
+def stage_card(bench: Bench, _box: Box) -> None:
     """Write the name of the card and the rates that it reaches."""
     names = ("torch", "transformers", "trl", "peft")
     versions = {name: version(name) for name in names}
@@ -72,7 +72,7 @@ def stage_card(bench: Bench, _: Box) -> None:
     bench.row("card", what="start of a tiny kernel", microseconds=round(microseconds, 1))
 
 
-def stage_reference(bench: Bench, _: Box) -> None:
+def stage_reference(bench: Bench, _box: Box) -> None:
     """Measure the reference pass, at its first call and warm."""
     config = bench.config()
     folder = bench.prepared(config)
@@ -124,20 +124,21 @@ def stage_parts(bench: Bench, box: Box) -> None:
 
     by_torch: Any = SimpleNamespace(can_run=lambda _: False)
     measure("all")
-    forward.kernels = by_torch
+    forward.kernels = by_torch  # type: ignore[attr-defined]
     measure("the head's softmax by torch")
-    linear.kernels = by_torch
+    linear.kernels = by_torch  # type: ignore[attr-defined]
     measure("and the adapters' wide products by cuBLAS")
     rows._TOKENS_MULTIPLE = dict.fromkeys(rows._TOKENS_MULTIPLE, 1)
     rows._LENGTH_MULTIPLE = dict.fromkeys(rows._LENGTH_MULTIPLE, 1)
     measure("and rows of any length")
-    forward.kernels, linear.kernels = kernels, kernels
+    forward.kernels = kernels  # type: ignore[attr-defined]
+    linear.kernels = kernels  # type: ignore[attr-defined]
     model.forget_base()
-    fused_kernels.find_spec = lambda _: None  # type: ignore[assignment]
+    fused_kernels.find_spec = lambda _: None  # type: ignore
     measure("without Liger, and rows of any length")
 
 
-def stage_profile(bench: Bench, _: Box) -> None:
+def stage_profile(bench: Bench, _box: Box) -> None:
     """Write where a pass spends the device's time."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -158,7 +159,7 @@ def stage_profile(bench: Bench, _: Box) -> None:
         bench.row("profile", kernel=name[:80], ms=round(spent[name], 1))
 
 
-def stage_memory(bench: Bench, _: Box) -> None:
+def stage_memory(bench: Bench, _box: Box) -> None:
     """Train 16 trials with 16 pairs in a quarter of the card's memory: the passes get smaller."""
     if device() == "cpu":
         return
@@ -181,7 +182,7 @@ def stage_memory(bench: Bench, _: Box) -> None:
     )
 
 
-def stage_broken(bench: Bench, _: Box) -> None:
+def stage_broken(bench: Bench, _box: Box) -> None:
     """Cause an assert on the device: it is known as a failure, and the next process trains."""
     if device() == "cpu":
         return

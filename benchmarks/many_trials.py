@@ -102,7 +102,7 @@ def measure(
     """Return a report whose margins get better with training; some trials are better."""
     better = 1.5 * np.random.default_rng(number).beta(2, 2) * (pairs_seen / RUNGS[-1]) ** 0.3
     margins = draw.normal(better, 1, PAIRS).astype(np.float32)
-    held_out = HeldOut(margins, 0 * margins, margins / 10)
+    held_out = HeldOut(margins, 0 * margins, (margins / 10).astype(np.float32))
     report = {"pairs_seen": pairs_seen, "eval/drift": 1.0, "eval/loss": 0.5, "eval/margin": better}
     report |= dict.fromkeys(("eval/accuracy", "eval/ranking"), float((margins > 0).mean()))
     report["eval/nll"] = float(np.log1p(np.exp(-margins)).mean())
@@ -147,11 +147,13 @@ def reported(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[],
 
 
 def ended(driver: Driver, trial: Any) -> Callable[[], object]:
-    """Return a function that ends a stopped trial and makes the line of progress after it."""
-    return lambda: (
-        driver.end(trial, Outcome(Ending.STOPPED)),
-        driver.searcher.progress.line(),
-    )
+    """Return a function that ends a stopped trial and makes the view of progress after it."""
+
+    def end() -> None:
+        driver.end(trial, Outcome(Ending.STOPPED))
+        driver.searcher.progress.view()
+
+    return end
 
 
 @contextmanager
@@ -159,7 +161,7 @@ def disk_waits() -> Iterator[list[float]]:
     """Yield a list of the milliseconds that each sync takes."""
     waits: list[float] = []
     fsync = os.fsync
-    os.fsync = lambda descriptor: waits.append(timed(lambda: fsync(descriptor)))
+    os.fsync = lambda fd: waits.append(timed(lambda: fsync(fd)))
     try:
         yield waits
     finally:

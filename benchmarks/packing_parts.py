@@ -239,7 +239,7 @@ def utilisation(engine: Any, pairs_per_second: float) -> float | None:
         return None
     pairs = engine.train.pairs
     tokens = sum(len(pair.ids) for pair in pairs) / len(pairs)
-    weights = sum(weight.numel() for weight in engine.base.parameters())
+    weights: int = sum(weight.numel() for weight in engine.base.parameters())
     return 4 * weights * tokens * pairs_per_second / peak
 
 

@@ -46,7 +46,7 @@ TRIALS, RUNG = 8, 64
 LORA = {"r": 16, "alpha": 32}
 STOCK_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 RATES = {"full": 1e-5, "LoRA": 4e-4}
-TRAINERS = {
+TRAINERS: dict[str, dict[str, Any]] = {
     "trl, full": {"trainer": "trl", "lora": None},
     "trl, LoRA": {"trainer": "trl", "lora": LORA},
     "packed, LoRA": {"trainer": "packed", "lora": LORA},
@@ -212,7 +212,7 @@ def trainers_table(found: dict[str, Any]) -> list[str]:
 def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
     """Return the largest difference of a step's loss."""
     pairs = list(zip(a["losses"], b["losses"], strict=True))
-    return max(abs(mine - theirs) for mine, theirs in pairs)
+    return max(abs(float(mine - theirs)) for mine, theirs in pairs)
 
 
 # The search.

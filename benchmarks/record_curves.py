@@ -116,7 +116,7 @@ def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -
         pairs_seen=np.array(seen),
         rates=point["optim.learning_rate"],
         betas=point["dpo.beta"],
-        **{column: np.array(values) for column, values in kept.items()},
+        **{column: np.array(values) for column, values in kept.items()},  # type: ignore[arg-type]
     )
     unfinished.replace(file)
     accuracy = np.mean(np.array(kept["margin"]) > 0, axis=-1).round(3).tolist()

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -23,7 +24,7 @@ from serve.sampling_params import SamplingParams, SamplingState
 
 ANSWERS = 16
 BIAS = {token: -5.0 for token in range(100)}
-MIXES = {
+MIXES: dict[str, list[dict[str, Any]]] = {
     "greedy": [{"temperature": 0.0}],
     "temperature 0.8": [{"temperature": 0.8}],
     "top_p 0.9": [{"temperature": 0.8, "top_p": 0.9}],

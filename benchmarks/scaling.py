@@ -70,7 +70,7 @@ def nodes(trials: int) -> None:
             settings = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
             with searching(cluster, trials=trials, **settings) as (process, run):
                 process.wait()
-                records = list(read_records(RunFolder.at(run)))
+                records = list(read_records(RunFolder.at(run), print))
         finally:
             cluster.shutdown()
         # The time from the first trial's beginning to the last one's end.
@@ -110,7 +110,7 @@ def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
         seen: list[tuple[float, float, int]] = []
         while process.poll() is None:
             time.sleep(0.5)
-            curves = [record.curve for record in read_records(RunFolder.at(run))]
+            curves = [record.curve for record in read_records(RunFolder.at(run), print)]
             if sum(map(bool, curves)) < count or len(curves) == trials:
                 continue
             spent = psutil.Process(process.pid).cpu_times()

@@ -155,7 +155,8 @@ def regret(job: tuple[str, str, int, int]) -> float:
     """Return how far the true accuracy of the winner is below the best possible one."""
     rule, name, budget, seed = job
     world = World(seed)
-    return best_of(seed) - winner(WAYS[name], world, budget * TRAIN, seed, rule)["truth"]
+    won = winner(WAYS[name], world, budget * TRAIN, seed, rule)
+    return best_of(seed) - float(won["truth"])
 
 
 def winner(way: Way, world: World, budget: int, seed: int, rule: str) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float
         "reduction": config.stopping.reduction,
         "max_pairs": 10**9,
     }
-    return json.loads(_child("stock_search.py", json.dumps(request)))
+    numbers: dict[str, float] = json.loads(_child("stock_search.py", json.dumps(request)))
+    return numbers
 
 
 def steps() -> dict[str, float]:

@@ -36,7 +36,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 from dpo_train import sample  # noqa: E402
 
 CLIENTS, MOST_TOKENS, PORT = 16, 64, 8123
-SETTINGS = {"greedy": {"temperature": 0}, "sampled": {"temperature": 0.8, "top_p": 0.9}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "sampled": {"temperature": 0.8, "top_p": 0.9},
+}
 PROMPTS = ("short", "long")
 
 FLASK = """
@@ -239,8 +242,9 @@ def compare(label: str, model: Path, options: argparse.Namespace) -> None:
     for (prompt, setting), columns in found.items():
         title = f"{label}, {prompt} prompts, {setting}"
         print(f"\n{title}".ljust(43) + "".join(f"{name:>14}" for name in columns))
-        for row in next(iter(columns.values())):
-            print(row.ljust(42) + "".join(f"{values[row]:14.3f}" for values in columns.values()))
+        for number in next(iter(columns.values())):
+            values = "".join(f"{column[number]:14.3f}" for column in columns.values())
+            print(number.ljust(42) + values)
 
 
 def main() -> None:

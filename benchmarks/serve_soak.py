@@ -137,7 +137,7 @@ def running() -> int:
     """Return the number of replicas that Ray Serve says are ready."""
     (application,) = ray_serve.status().applications.values()
     (deployment,) = application.deployments.values()
-    return deployment.replica_states.get("RUNNING", 0)
+    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 def resident(pid: int) -> int:

@@ -29,10 +29,10 @@ def intervals(draws: int) -> None:
         found = {}
         for count in PROMPTS:
             for share in SHARES:
-                of_beta = [each * (1 - alike) / alike for each in (share, 1 - share)]
+                a, b = (each * (1 - alike) / alike for each in (share, 1 - share))
                 hits = 0
                 for _ in range(draws):
-                    of_prompt = draw.beta(*of_beta, count)
+                    of_prompt = draw.beta(a, b, count)
                     rows = (draw.random((count, 3)) < of_prompt[:, None]).astype(float).reshape(-1)
                     low, high = share_interval(rows, np.repeat(np.arange(count), 3))
                     hits += low - 1e-12 <= share <= high + 1e-12

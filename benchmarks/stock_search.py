@@ -8,11 +8,12 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def train_trial(config: dict) -> None:
+def train_trial(config: dict[str, Any]) -> None:
     """Train one trial as a function trainable."""
     import tempfile
 
@@ -30,14 +31,14 @@ def train_trial(config: dict) -> None:
 
         steps = evaluations = 0.0
 
-        def on_step_begin(self, args, state, control, **_):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
-        def on_step_end(self, args, state, control, **_):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             Report.steps += time.perf_counter() - self.began
             self.evaluating = time.perf_counter()
 
-        def on_evaluate(self, args, state, control, metrics, **_):
+        def on_evaluate(self, args: Any, state: Any, *_: Any, metrics: Any, **__: Any) -> None:
             Report.evaluations += time.perf_counter() - self.evaluating
             tune.report(
                 {
@@ -80,7 +81,7 @@ def train_trial(config: dict) -> None:
     trainer.train()
 
 
-def search(request: dict) -> dict:
+def search(request: dict[str, Any]) -> dict[str, Any]:
     """Run the search and return its numbers."""
     began = time.perf_counter()
     import ray
@@ -117,7 +118,7 @@ def search(request: dict) -> dict:
     }
 
 
-def _with_rows(config: dict, shared: dict) -> None:
+def _with_rows(config: dict[str, Any], shared: dict[str, Any]) -> None:
     train_trial({**shared, **config["point"]})
 
 

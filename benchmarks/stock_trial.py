@@ -6,9 +6,10 @@ Reads {model, pairs, device, arguments, lora} as JSON from stdin.
 import json
 import sys
 import tempfile
+from typing import Any
 
 
-def train(request: dict) -> None:
+def train(request: dict[str, Any]) -> None:
     """Train one trial."""
     import peft
     import torch

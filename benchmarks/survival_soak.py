@@ -75,7 +75,9 @@ def run(content: dict[str, Any], kill_every: float | None) -> dict[str, Any]:
 def trial_processes(run: Path) -> list[int]:
     """Return the processes that have reported. Ray notices only after a minute that a process was
     killed before it had a trial (worker_register_timeout_seconds), so we kill none of those."""
-    running = {record.id for record in read_records(RunFolder.at(run)) if record.state == "running"}
+    running = {
+        record.id for record in read_records(RunFolder.at(run), print) if record.state == "running"
+    }
     file = run / "places.jsonl"
     notes = map(json.loads, file.read_text().splitlines() if file.exists() else [])
     last = {note["trial"]: int(note["pid"]) for note in notes}

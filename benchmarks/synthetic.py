@@ -6,6 +6,7 @@ Training on them learns nothing but takes as long as on real ones.
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -13,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dpo_train.sample import pretrain
 from dpo_train.sample.pairs import build_pairs
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     # 2 layers of width 64, 512 tokens: the shape of the CPU figures.
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192,
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -53,7 +54,7 @@ def write_pairs(path: Path, pairs: int, lengths: dict[str, tuple[int, int]], see
     return path
 
 
-def _tokenizer() -> pretrain.Qwen2Tokenizer:
+def _tokenizer() -> Any:
     return pretrain.build_tokenizer(build_pairs(seed=0), vocabulary=512)
 
 

@@ -57,10 +57,10 @@ class Split:
         self.drift = curves.drift
         self.truth = curves.right[:, :, hidden].mean(axis=-1)
         self.pairs_seen = curves.pairs_seen.astype(float)
-        has = curves.ranking is not None
-        self.true_ranking = curves.ranking[:, :, hidden].mean(axis=-1) if has else None
+        ranking = curves.ranking
+        self.true_ranking = None if ranking is None else ranking[:, :, hidden].mean(axis=-1)
         # The rule uses only the sign of these margins per token.
-        self.others = curves.ranking[:, :, seen] - 0.5 if has else None
+        self.others = None if ranking is None else ranking[:, :, seen] - 0.5
 
 
 def halves(curves: Curves, seed: int) -> Split:
