@@ -4,7 +4,7 @@ Prints a row of a Markdown table for each architecture as it goes; names of arch
 arguments run those alone. Both sides train for 20 steps on the same rows from the same seed.
 `equal` and `DIFFERENT` come with the largest difference of a step's loss, of a held-out
 completion's log-prob under the exported model, and of its rise above the reference as the session
-reports it (both in nats a token). Equal is what stays within 1e-4 in all three.
+reports it (both in nats a token). `equal` means that all three stay within 1e-4.
 """
 
 import os
@@ -48,6 +48,7 @@ WINDOW: dict[str, Any] = {"sliding_window": WINDOW_TOKENS}
 
 
 def rope(kind: str, **values: Any) -> dict[str, Any]:
+    """Return the parameters of a plain RoPE."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
 
 
@@ -242,9 +243,9 @@ MORE: dict[str, Callable[[], T.PretrainedConfig]] = {
 }  # fmt: skip
 
 
-def judge(name: str, folder: Path) -> tuple[float, list[Verdict]]:
-    """How far the stock trainer moved the held-out log-probs, in nats a token, in the run that
-    moved them least; and a verdict for each of our runs."""
+def compare_runs(name: str, folder: Path) -> tuple[float, list[Verdict]]:
+    """Return how far the stock trainer moved the held-out log-probs, in nats a token, in the run
+    that moved them least, and a verdict for each of our runs."""
     config = COMMON[name] if name in COMMON else MORE[name]()
     case = make(config, folder, PAIRS, EPOCHS)
     layers = list(dict.fromkeys(run.adapted for run in RUNS.values()))
@@ -259,6 +260,7 @@ def judge(name: str, folder: Path) -> tuple[float, list[Verdict]]:
 
 
 def row(name: str, moved: float, verdicts: list[Verdict]) -> str:
+    """Format a row of the table."""
     cells = [f"{each.kind}: {each.text}" for each in verdicts]
     return " | ".join((f"| {name}", f"{moved:.3f}", *cells)) + " |"
 
@@ -276,7 +278,7 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 with redirect_stdout(sys.stderr):  # transformers prints when a training ends
-                    moved, verdicts = judge(name, Path(folder, name))
+                    moved, verdicts = compare_runs(name, Path(folder, name))
             except Exception as error:  # the library lacks the class, or can't make a tiny one
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 moved, verdicts = 0.0, [Verdict("not made", reason)] * len(RUNS)

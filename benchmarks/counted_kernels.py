@@ -1,4 +1,4 @@
-"""Counts what operations on tensors that hold nothing would take of a GPU: torch's own, and each
+"""Counts what operations on fake tensors would cost on a GPU: torch's own operations, and each
 fused kernel as one read of its inputs and one write of its outputs. gpu_roofline.py runs them.
 """
 
@@ -17,23 +17,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _RATES = {torch.bfloat16: 620e12, torch.float32: 52e12}
-"""Operations a second of matrix products, as an H100 reaches them."""
+"""Operations per second that an H100 reaches in matrix products."""
 _BANDWIDTH = 2.7e12
 _START_SECONDS = 2e-6
 _MOVES_NOTHING = {"_unsafe_view", "detach", "lift_fresh", "_local_scalar_dense", "is_same_size"}
 
 
 class Counted(TorchDispatchMode):
-    """Counts what the operations within would ask of a GPU, by kind of operation."""
+    """Counts what the operations inside it would cost on a GPU, by kind of operation."""
 
     def __init__(self, words: int) -> None:
-        """`words`: those of the vocabulary, by which products of the head are known."""
+        """`words` is the size of the vocabulary, which identifies products of the head."""
         super().__init__()
         self._words = words
         self.launches: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: Any = Counter()  # of floats
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -59,7 +59,7 @@ class Counted(TorchDispatchMode):
     def add(
         self, kind: str, read: Sequence[Tensor], written: Sequence[Tensor], operations: float = 0
     ) -> None:
-        """One kernel."""
+        """Count one kernel."""
         moved = sum(map(size, read)) + sum(map(size, written))
         rate = _RATES.get(read[0].dtype if read else torch.float32, _RATES[torch.float32])
         self.launches[kind] += 1
@@ -73,12 +73,12 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def size(tensor: Tensor) -> int:
-    """Bytes that are there: an expanded tensor repeats what it has."""
+    """Return the bytes that a tensor stores. An expanded tensor repeats its bytes."""
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 class Kernel:
-    """In place of a compiled Triton kernel: counts its launches by which arguments it reads and
+    """Replaces a compiled Triton kernel and counts its launches, by the arguments that it reads and
     writes."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Kernel:
 
 
 def ours(counted: Counted) -> tuple[Kernel, Kernel]:
-    """The two of `packed/kernels.py`, in its order."""
+    """Return the two kernels of `packed/kernels.py`, in its order."""
 
     def scored(arguments: Sequence[Any]) -> Iterable[int]:
         wants_slopes = arguments[5]
@@ -110,7 +110,7 @@ def ours(counted: Counted) -> tuple[Kernel, Kernel]:
 
     def added(arguments: Sequence[Any]) -> float:
         total, low = arguments[:2]
-        return 2.0 * total.numel() * low.shape[1]
+        return float(2.0 * total.numel() * low.shape[1])
 
     return (
         Kernel(counted, "head", (0, 1), scored),
@@ -120,7 +120,7 @@ def ours(counted: Counted) -> tuple[Kernel, Kernel]:
 
 @contextmanager
 def ligers(counted: Counted) -> Iterator[None]:
-    """Liger's, for norms, gated MLPs and rotary embeddings."""
+    """Replace Liger's kernels for norms, gated MLPs and rotary embeddings."""
     from liger_kernel.ops import rms_norm, rope, swiglu
 
     kind = "Liger's kernels"
@@ -141,8 +141,8 @@ def ligers(counted: Counted) -> Iterator[None]:
 
 
 def flash_attention(counted: Counted) -> Callable[..., Tensor]:
-    """In place of torch's scaled_dot_product_attention: one kernel each way, causal, which reads
-    grouped keys as they are."""
+    """Return a replacement for torch's scaled_dot_product_attention: one causal kernel each way,
+    which reads grouped keys without copies."""
 
     def operations(q: Tensor, products: int) -> float:
         lanes, length = q.shape[0] * q.shape[1], q.shape[2]

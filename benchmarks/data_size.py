@@ -1,4 +1,4 @@
-"""What it takes to read, check and tokenise a large dataset of UltraFeedback's form.
+"""Measures reading, checking and tokenising a large dataset in UltraFeedback's form.
 
     python benchmarks/data_size.py [ROWS] [MODEL]
 
@@ -66,6 +66,7 @@ def main(rows: int, model: str) -> None:
 
 
 def write(path: Path, rows: int) -> None:
+    """Write made-up rows."""
     draw = random.Random(0)
     known = [json.loads(line) for line in sample.PAIRS.read_text().splitlines()]
     words = " ".join(f"{row['prompt']} {row['chosen']} {row['rejected']}" for row in known).split()
@@ -86,6 +87,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and its ended children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 

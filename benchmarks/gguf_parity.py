@@ -1,13 +1,13 @@
-"""How llama.cpp reads our GGUF files: tokens of 50 texts and greedy answers to 20 questions, beside
-transformers on the model folder that the file was written from.
+"""Compares llama.cpp on our GGUF files with transformers on the model folder: the tokens of 50
+texts and greedy answers to 20 questions.
 
     pip install -c constraints.txt -e .[gguf] cyllama    # llama.cpp with bindings; `dev` has both
     python -m benchmarks.gguf_parity FOLDER [--answers 20] [--tokens 64]
 
-FOLDER is a model with its tokenizer, as save_pretrained writes it. Answers may differ by rounding:
-where one does, its line says by how many nats transformers preferred its own token there, and how
-far the log-probs of its most probable tokens lie apart before that place, at most. Rounding
-explains a gap of up to twice that.
+FOLDER is a model with its tokenizer, as save_pretrained writes it. Answers may differ because of
+rounding. The line of such an answer says by how many nats transformers preferred its own token, and
+the largest difference of the log-probs of likely tokens before that token. Rounding explains a gap
+of up to twice this difference.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def main() -> None:
             with LlamaCpp(path, 2048) as llama:
                 _compare_tokens(llama, source.tokenizer)
                 ours = [llama.answer(chat, options.tokens) for chat in chats]
-                for asked, chat, one, two in zip(QUESTIONS, chats, theirs, ours, strict=False):
-                    _show(asked, _Difference.between(model, llama, chat, (one, two)))
+                for question, chat, one, two in zip(QUESTIONS, chats, theirs, ours, strict=False):
+                    _show(question, _Difference.between(model, llama, chat, (one, two)))
             print(f"equal answers: {sum(map(list.__eq__, theirs, ours))} of {len(chats)}")
 
 
@@ -84,7 +84,7 @@ def _chat(tokenizer: Any, question: str) -> list[int]:
 
 
 def _answer(model: Any, source: write.Source, prompt: list[int], most: int) -> list[int]:
-    """transformers' most probable tokens, until one ends the answer."""
+    """Return transformers' most probable tokens, until one ends the answer."""
     ends = {source.tokenizer.eos_token_id, *sampling.ends(source.generation)}
     found: list[int] = []
     fed, cache = prompt, None
@@ -101,19 +101,20 @@ def _answer(model: Any, source: write.Source, prompt: list[int], most: int) -> l
 
 @dataclass(frozen=True)
 class _Difference:
-    """Where two answers part."""
+    """Where two answers begin to differ."""
 
     at: int
-    """Tokens that are equal before."""
+    """Number of equal tokens before the difference."""
     gap: float
-    """Nats by which transformers prefers its own token to llama.cpp's there."""
+    """How many nats transformers prefers its own token to llama.cpp's."""
     rounding: float
-    """The largest difference, in nats, of what is most probable after the tokens before."""
+    """The largest difference, in nats, of likely tokens' log-probs after the equal tokens."""
 
     @classmethod
     def between(
         cls, model: Any, llama: LlamaCpp, chat: list[int], answers: tuple[list[int], list[int]]
     ) -> _Difference | None:
+        """Compare two answers."""
         theirs, ours = answers
         if theirs == ours:
             return None

@@ -1,12 +1,12 @@
-"""What one GPU makes of this project, within nine minutes: Qwen2-0.5B's shape with random weights.
+"""Measures this project on one GPU in nine minutes, with random weights in Qwen2-0.5B's shape.
 
     python benchmarks/gpu.py --out FOLDER            # `make gpu-check`
     python benchmarks/gpu.py --out FOLDER --tiny     # on a CPU: whether every stage runs
 
-Each stage has a time box and is a process forked from one that has imported everything and touched
-no CUDA: imports are paid once, and a crash, a hang or a broken CUDA context ends one stage. A row
-is written as it is measured, into FOLDER/rows.jsonl; FOLDER/table.txt is made of the rows, and
-what the libraries print is in FOLDER/log.txt. Needs no Ray.
+Each stage has a time limit and its own process, forked from one that has imported everything but
+has not used CUDA. So everything is imported once, and a crash, a hang or a broken CUDA context ends
+only one stage. Each row is written to FOLDER/rows.jsonl when it is measured. FOLDER/table.txt is
+made from the rows, and FOLDER/log.txt has the output of libraries. Needs no Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Asking the driver for GPUs would start CUDA, which a fork does not survive.
+# Asking the driver for GPUs would start CUDA, which does not survive a fork.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
@@ -43,7 +43,7 @@ SECONDS = {
     "full": 30,
     "serve": 60,
 }
-"""The stages in their order, and the most that each may take. `stage_card` and so on are in
+"""The stages in order, with the most seconds of each. The functions `stage_card` and so on are in
 gpu_stages.py and gpu_comparisons.py."""
 _GRACE_SECONDS = 10
 
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _run(bench: Bench, name: str, stage: Callable[[Bench, Box], None], seconds: float) -> None:
-    """The stage in a fork, which is killed where it does not end in time."""
+    """Run the stage in a fork, which is killed if it does not end in time."""
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)

@@ -1,4 +1,4 @@
-"""What the stages of `gpu.py` share: the model and rows, the clock, the rows of the table."""
+"""Code that the stages of `gpu.py` share: model and rows, the clock, the rows of the table."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from dpo_train.trainers.packed.pack_size import PackSize
 from dpo_train.trainers.packed.trial import PackedTrial
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16, by the vendor's datasheet. With another card no MFU is written."""
+"""Dense bfloat16 rates from the vendor's datasheets. Other cards get no MFU."""
 RANK = 16
 WORDS = {"prompt": (20, 100), "chosen": (40, 200), "rejected": (40, 200)}
-"""With the template some 70 + 120 + 120 tokens, a completion has up to 200."""
+"""About 70 + 120 + 120 tokens with the template; a completion has up to 200."""
 TINY_WORDS = {"prompt": (3, 8), "chosen": (4, 10), "rejected": (4, 10)}
 
 
 class Box:
-    """The time of a stage. It is open until what the last cell took would be too much."""
+    """The time limit of a stage. It is open while another cell like the last one would fit."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
         self._last = time.monotonic()
 
     def is_open(self) -> bool:
+        """Return whether another cell fits into the time."""
         now = time.monotonic()
         took, self._last = now - self._last, now
         return now + 0.7 * took < self._end
 
 
 class _AllAtOnce(PackSize):
-    """Does not try how many trials train best together: a cell names them."""
+    """Trains all trials of a cell together, without searching for the best pack size."""
 
     is_trying = False
 
@@ -52,7 +53,7 @@ class _AllAtOnce(PackSize):
 
 
 class Bench:
-    """Where a check writes, and the model and the data that it measures with."""
+    """The folder, the model and the data of a check."""
 
     def __init__(self, out: Path, work: Path, tiny: bool) -> None:
         self.out, self.work, self.tiny = out, work, tiny
@@ -60,16 +61,18 @@ class Bench:
         (out / "rows.jsonl").unlink(missing_ok=True)
 
     def row(self, stage: str, **values: Any) -> None:
-        """Writes a row; what is no number is written as text."""
+        """Write a row. Values that are no numbers are written as text."""
         made = {"stage": stage, "at": round(time.monotonic() - self._began, 1), **values}
         with (self.out / "rows.jsonl").open("a") as file:
             file.write(json.dumps(made, default=str) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return all rows that were written."""
         return [json.loads(line) for line in (self.out / "rows.jsonl").read_text().splitlines()]
 
     @property
     def model(self) -> Path:
+        """Return the model folder, written once."""
         folder = self.work / "model"
         if not (folder / "config.json").exists():
             dtype = "float32" if device() == "cpu" else "bfloat16"
@@ -78,13 +81,14 @@ class Bench:
 
     @property
     def pairs(self) -> Path:
+        """Return the file of pairs, written once."""
         file = self.work / "rows.jsonl"
         if not file.exists():
             write_pairs(file, 90 if self.tiny else 700, TINY_WORDS if self.tiny else WORDS)
         return file
 
     def config(self, **changes: Any) -> TrainConfig:
-        """LoRA over a frozen base, no evaluation before the last step; changes by dotted path."""
+        """Return a config: LoRA over a frozen base, evaluated only at the end; changes by path."""
         base = TrainConfig.model_validate(
             {
                 "model": {
@@ -101,9 +105,11 @@ class Bench:
         return override(base, changes)
 
     def prepared(self, config: TrainConfig) -> Path:
+        """Return prepared data of a config."""
         return reference.plan(config, data.load_pairs(config.data), self.work / "data", device())
 
     def engine(self, **changes: Any) -> PackedEngine:
+        """Open a packed engine."""
         config = self.config(**changes)
         engine = PackedEngine(config.model, self.prepared(config), device())
         engine.pack_size = _AllAtOnce()
@@ -112,8 +118,8 @@ class Bench:
     def packed_step(
         self, engine: PackedEngine, trials: int, batch: int, passes: int = 5
     ) -> dict[str, Any]:
-        """A cell: so many trials with so many pairs each, after two warm passes. A pass may have
-        place for a part of each batch; counted are the pairs that it computed."""
+        """Measure a cell: so many trials with so many pairs each, after two passes to warm up. A
+        pass may hold only a part of each batch; only pairs that it computed are counted."""
         peak_gb(reset=True)
         joined = self.join(engine, trials, batch)
         for _ in range(2):
@@ -133,16 +139,18 @@ class Bench:
         }
 
     def join(self, engine: PackedEngine, trials: int, batch: int) -> list[PackedTrial]:
+        """Let trials join an engine, each with its own seed."""
         configs = [self.config(**{"optim.batch_size": batch, "seed": n}) for n in range(trials)]
         return [engine.join(config) for config in configs]
 
 
 def device() -> str:
+    """Return the device of the check."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fork(act: Any) -> int:
-    """The process that calls a function and ends."""
+    """Return the id of a forked process that calls a function and ends."""
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
@@ -152,12 +160,13 @@ def fork(act: Any) -> int:
 
 
 def wait() -> None:
+    """Wait until the device is done."""
     if device() == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(act: Any, times: int, warm: int = 0, seconds: float = 5.0) -> list[float]:
-    """Seconds of each call, the device waited for; fewer calls if all of them take too long."""
+    """Return the seconds of each call, until the device is done; fewer calls if slow."""
     for _ in range(warm):
         act()
     wait()
@@ -171,6 +180,7 @@ def timed(act: Any, times: int, warm: int = 0, seconds: float = 5.0) -> list[flo
 
 
 def peak_gb(reset: bool = False) -> float:
+    """Return the largest GPU memory in GB."""
     if device() != "cuda":
         return 0.0
     if reset:
@@ -180,6 +190,7 @@ def peak_gb(reset: bool = False) -> float:
 
 
 def weights(model: Any) -> int:
+    """Return the number of weights of a model."""
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -188,8 +199,8 @@ def _computed_pairs(trials: Sequence[PackedTrial]) -> int:
 
 
 def mfu_percent(flops: float, seconds: float) -> float | None:
-    """Of the card's dense bfloat16 rate, by the tokens of pairs with their prompt once and without
-    padding. A frozen base takes 4 operations a weight and token."""
+    """Return the percentage of the card's dense bfloat16 rate that is used. Tokens count each
+    prompt once and no padding. A frozen base takes 4 operations per weight and token."""
     name = torch.cuda.get_device_name() if device() == "cuda" else ""
     for kind, most in PEAK_FLOPS.items():
         if kind in name:
@@ -198,12 +209,14 @@ def mfu_percent(flops: float, seconds: float) -> float | None:
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return the relative differences of two lists."""
     return [
         float(f"{abs(a - b) / max(1e-9, abs(b)):.2g}") for a, b in zip(ours, theirs, strict=True)
     ]
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
+    """Format the rows as a table."""
     lines = []
     for row in rows:
         rest = "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("stage", "at"))

@@ -22,7 +22,7 @@ from dpo_train.trainers.open import open_session
 
 
 def stage_stock(bench: Bench, box: Box) -> None:
-    """TRL by its documentation, LoRA, with batches of 4: one trainer, then four at once."""
+    """Measure TRL as documented, LoRA with batches of 4: one trainer, then four at once."""
     for count in (1, 4):
         children = [fork(lambda: _stock_trainer(bench, count)) for _ in range(count)]  # noqa: B023
         for child in children:
@@ -76,12 +76,12 @@ def _stock_trainer(bench: Bench, at_once: int) -> None:
 
 
 def stage_trl(bench: Bench, box: Box) -> None:
-    """Our `trl` session, LoRA, the reference prepared."""
+    """Measure our `trl` session with LoRA and a prepared reference."""
     _time_session(bench, box, "trl", (4, 8, 16))
 
 
 def stage_full(bench: Bench, box: Box) -> None:
-    """All weights: float32 in memory, computed in bfloat16."""
+    """Measure full fine-tuning: weights in float32, computed in bfloat16."""
     _time_session(bench, box, "full", (8, 16), **{"lora": None, "model.dtype": "float32"})
 
 
@@ -101,12 +101,12 @@ def _time_session(
 
 
 def stage_numerics(bench: Bench, box: Box) -> None:
-    """Packed against `trl`, beside `trl` against itself with another attention kernel."""
+    """Compare packed with `trl`, and `trl` with itself under another attention kernel."""
     changes = {"optim.batch_size": 8, "eval_every_pairs": 8, "optim.warmup_pairs": 8}
-    asked = bench.config(**changes)
+    base = bench.config(**changes)
     curves, halves = {}, {}
     for name in ("trl", "packed", "trl, eager attention"):
-        config = override(asked, {"trainer": name.split(",")[0]})
+        config = override(base, {"trainer": name.split(",")[0]})
         session: Any = open_session(config, bench.prepared(config), device())
         if "eager" in name:
             session._trainer.model.get_base_model().set_attn_implementation("eager")
@@ -139,7 +139,7 @@ def stage_numerics(bench: Bench, box: Box) -> None:
 
 
 def stage_serve(bench: Bench, box: Box) -> None:
-    """The server's engine without HTTP, greedy and sampled, beside `generate`."""
+    """Compare the server's engine, without HTTP, greedy and sampled, with `generate`."""
     from transformers import AutoTokenizer
 
     from serve.engine import GenerationRequest

@@ -1,17 +1,16 @@
-"""What one packed step would take of a GPU at best: counted on tensors that hold nothing.
+"""The least that one packed step can take on a GPU, counted on tensors without data.
 
-    python benchmarks/gpu_roofline.py [TRIALS] [PAIRS]     # 16 and 8; needs no GPU
+    python benchmarks/gpu_roofline.py [TRIALS] [PAIRS] [--layers N]     # 16, 8 and 24; needs no GPU
 
-The packed engine's own step over Qwen2-0.5B's shape runs under torch's FakeTensorMode: all shapes,
-types and saved tensors are those of a GPU in bfloat16, nothing is computed. The mode's tensors are
-of the CPU, because torch has no backward on fake ones of a GPU that it was not built for; so the
-project's tables by kind of device are given the GPU's entries, and what a GPU does by a kernel of
-another kind (attention, Triton's kernels, products summed in float32) is counted as one read of its
-inputs and one write of its outputs.
+The packed engine's own step over Qwen2-0.5B's shape runs under torch's FakeTensorMode. All shapes,
+types and saved tensors are those of a GPU in bfloat16, but nothing is computed. The fake tensors
+are on the CPU, because torch has no backward on fake tensors of a GPU that it was not built for. So
+the project's tables by kind of device get the GPU's entries, and operations for which a GPU has
+another kernel (attention, Triton's kernels, products summed in float32) count as one read of their
+inputs and one write of their outputs.
 
-An operation takes max(operations / rate, bytes / bandwidth, a kernel's start), which is a bound and
-no forecast.
-`--out FILE` writes the counts by kind of operation as JSON.
+An operation takes max(operations / rate, bytes / bandwidth, a kernel's start). This is a bound and
+no forecast. `--out FILE` writes the counts by kind of operation as JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dpo_train import fused_kernels
+from dpo_train import fused_kernels, model, reference
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.model import WarmBase
 from dpo_train.trainers.packed import engine, forward, kernels, linear, rows, stacked_layers
@@ -51,13 +50,13 @@ _MEDIAN_TOKENS = {"prompt_ids": 60, "chosen_ids": 120, "rejected_ids": 120}
 
 @contextmanager
 def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
-    """The project's own code as it would run on a GPU, with the fused kernels or without."""
+    """Run the project's own code as it would run on a GPU, with or without the fused kernels."""
 
     def product(total: Tensor, left: Tensor, right: Tensor) -> None:
         operations = 2.0 * left.numel() * right.shape[-1]
         counted.add("adapters' products", [left, right, total], [total], operations)
 
-    by_device = (
+    by_device: tuple[dict[str, Any], ...] = (
         forward.AUTOCAST,
         forward._LOGITS_PER_CHUNK,
         rows._TOKENS_MULTIPLE,
@@ -67,14 +66,14 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
     )
     before = [dict(table) for table in by_device]
     for table in by_device:
-        table["cpu"] = table["cuda"]  # type: ignore[index]
+        table["cpu"] = table["cuda"]
     try:
         with (
             patch.object(kernels, "can_run", lambda _: is_fused),
             patch.object(kernels, "_kernels", lambda: ours(counted)),
             patch.object(linear, "_add_product", product),
             patch.object(forward, "scaled_dot_product_attention", flash_attention(counted)),
-            # What looks at numbers.
+            # Functions that read numbers, which fake tensors do not have.
             patch.object(engine, "compare_with_reference", lambda *_: None),
             patch.object(stacked_layers, "check_once", lambda *_: None),
             patch.object(PackedEngine, "_measure", lambda *_: True),
@@ -87,11 +86,11 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
     finally:
         for table, own in zip(by_device, before, strict=True):
             table.clear()
-            table.update(own)  # type: ignore[arg-type]
+            table.update(own)
 
 
 def adapted_layers(base: Any, _: Any) -> tuple[Layer, ...]:
-    """Those that PEFT finds for `all-linear`; it can't wrap a base without weights."""
+    """Return the layers that PEFT finds for `all-linear`: it can't wrap a base without weights."""
     head = base.get_output_embeddings()
     return tuple(
         Layer(name, module.in_features, module.out_features)
@@ -101,7 +100,7 @@ def adapted_layers(base: Any, _: Any) -> tuple[Layer, ...]:
 
 
 def drawn_batches(trial: PackedTrial, *_: int) -> Iterator[list[int]]:
-    """In place of torch's permutation, which holds no numbers here."""
+    """Yield batches without torch's permutation, which holds no numbers here."""
     pairs, draw = trial.config.optim.batch_size, np.random.default_rng(trial.config.seed)
     while True:
         order = draw.permutation(_PAIRS).tolist()
@@ -109,7 +108,7 @@ def drawn_batches(trial: PackedTrial, *_: int) -> Iterator[list[int]]:
 
 
 def made_pairs() -> dict[str, list[Any]]:
-    """A prepared split whose tokens are nothing but of a certain number."""
+    """Return a prepared split in which only the number of tokens matters."""
     draw = np.random.default_rng(0)
     columns: dict[str, list[Any]] = {
         name: [
@@ -118,15 +117,15 @@ def made_pairs() -> dict[str, list[Any]]:
         ]
         for name, median in _MEDIAN_TOKENS.items()
     }
-    reference = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), [-50.0] * _PAIRS)
-    return {**columns, **reference}
+    logps = dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), [-50.0] * _PAIRS)
+    return {**columns, **logps}
 
 
-def opened(is_fused: bool) -> PackedEngine:
-    """An engine over a base without weights."""
+def opened(is_fused: bool, layers: int) -> PackedEngine:
+    """Return an engine over a base without weights."""
     torch.set_default_dtype(torch.bfloat16)
     try:
-        base = Qwen2ForCausalLM(Qwen2Config(**SHAPES[_SHAPE]))
+        base = Qwen2ForCausalLM(Qwen2Config(**{**SHAPES[_SHAPE], "num_hidden_layers": layers}))
     finally:
         torch.set_default_dtype(torch.float32)
     if is_fused:
@@ -134,14 +133,14 @@ def opened(is_fused: bool) -> PackedEngine:
     split = _Split(made_pairs())
     data = SimpleNamespace(computed_pairs=0, split=lambda _: split)
     with (
-        patch.object(engine.reference, "prepare", lambda _: data),
-        patch.object(engine.model, "load_base", lambda *_: WarmBase(base, None, None)),  # type: ignore[arg-type]
+        patch.object(reference, "prepare", lambda _: data),
+        patch.object(model, "load_base", lambda *_: WarmBase(base, None, None)),  # type: ignore[arg-type]
     ):
         return PackedEngine(ModelConfig(dtype="bfloat16"), Path(), "cpu")
 
 
 class _Split:
-    """As prepared data has it: `split[:]` are its columns."""
+    """A split like those of prepared data: `split[:]` returns its columns."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self._columns = columns
@@ -150,8 +149,9 @@ class _Split:
         return self._columns
 
 
-def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
-    """The second step of so many trials with so many pairs each; the first lays out the pack."""
+def measure(trials: int, pairs: int, layers: int, is_fused: bool) -> dict[str, Any]:
+    """Count the second step of so many trials with so many pairs each; the first builds the
+    pack."""
     counted, kept = Counted(SHAPES[_SHAPE]["vocab_size"]), Kept()
     content = {
         "trainer": "packed",
@@ -161,7 +161,7 @@ def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
         "eval_every_pairs": 10**9,
     }
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(counted, is_fused):
-        packed = opened(is_fused)
+        packed = opened(is_fused, layers)
         configs = [TrainConfig.model_validate({**content, "seed": n}) for n in range(trials)]
         joined = [packed.join(config) for config in configs]
         packed.step(joined)
@@ -185,7 +185,7 @@ def measure(trials: int, pairs: int, is_fused: bool) -> dict[str, Any]:
 
 
 class Kept:
-    """What a pass keeps for its backward beside its weights."""
+    """Collects the tensors that a pass keeps for its backward, except weights."""
 
     def __init__(self) -> None:
         self.storages: dict[int, int] = {}
@@ -201,9 +201,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trials", type=int, nargs="?", default=16)
     parser.add_argument("pairs", type=int, nargs="?", default=8)
+    parser.add_argument("--layers", type=int, default=SHAPES[_SHAPE]["num_hidden_layers"])
     parser.add_argument("--out", type=Path, help="file for all counts, as JSON")
     options = parser.parse_args()
-    found = [measure(options.trials, options.pairs, is_fused) for is_fused in (False, True)]
+    sizes = (options.trials, options.pairs, options.layers)
+    found = [measure(*sizes, is_fused) for is_fused in (False, True)]
     for each in found:
         print(
             "{kernels}: {milliseconds:.0f} ms, {launches:,} launches, {teraoperations:.1f} "

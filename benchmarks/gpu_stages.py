@@ -45,16 +45,16 @@ CELLS = [
 ]
 
 
-def stage_card(bench: Bench, _: Box) -> None:
-    """Which card, and its own ceilings."""
+def stage_card(bench: Bench, _box: Box) -> None:
+    """Write the name of the card and the rates that it reaches."""
     names = ("torch", "transformers", "trl", "peft")
     versions = {name: version(name) for name in names}
     bench.row("card", cores=os.cpu_count(), python=sys.version.split()[0], **versions)
     if device() == "cpu":
         return
-    asked = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    told = subprocess.run(["nvidia-smi", *asked], capture_output=True, text=True).stdout.strip()
-    bench.row("card", card=told, capability=torch.cuda.get_device_capability())
+    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    card = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True).stdout.strip()
+    bench.row("card", card=card, capability=torch.cuda.get_device_capability())
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = median(timed(lambda: a @ b, 10, warm=3))
@@ -72,8 +72,8 @@ def stage_card(bench: Bench, _: Box) -> None:
     bench.row("card", what="start of a tiny kernel", microseconds=round(microseconds, 1))
 
 
-def stage_reference(bench: Bench, _: Box) -> None:
-    """The reference pass, with everything that its first call does, and warm."""
+def stage_reference(bench: Bench, _box: Box) -> None:
+    """Measure the reference pass, at its first call and warm."""
     config = bench.config()
     folder = bench.prepared(config)
     began = time.monotonic()
@@ -97,7 +97,7 @@ def stage_reference(bench: Bench, _: Box) -> None:
 
 
 def stage_packed(bench: Bench, box: Box) -> None:
-    """Passes of so many trials with so many pairs each."""
+    """Measure passes for several numbers of trials and pairs."""
     engine = bench.engine()
     bench.packed_step(engine, 2, 4)
     for trials, batch in CELLS:
@@ -112,7 +112,7 @@ def stage_packed(bench: Bench, box: Box) -> None:
 
 
 def stage_parts(bench: Bench, box: Box) -> None:
-    """The pass of 16 trials with 8 pairs with one part after the other switched off."""
+    """Measure the pass of 16 trials with 8 pairs, with one part after the other switched off."""
     size = (4, 4) if bench.tiny else (16, 8)
 
     def measure(what: str) -> None:
@@ -124,21 +124,22 @@ def stage_parts(bench: Bench, box: Box) -> None:
 
     by_torch: Any = SimpleNamespace(can_run=lambda _: False)
     measure("all")
-    forward.kernels = by_torch
+    forward.kernels = by_torch  # type: ignore[attr-defined]
     measure("the head's softmax by torch")
-    linear.kernels = by_torch
+    linear.kernels = by_torch  # type: ignore[attr-defined]
     measure("and the adapters' wide products by cuBLAS")
     rows._TOKENS_MULTIPLE = dict.fromkeys(rows._TOKENS_MULTIPLE, 1)
     rows._LENGTH_MULTIPLE = dict.fromkeys(rows._LENGTH_MULTIPLE, 1)
     measure("and rows of any length")
-    forward.kernels, linear.kernels = kernels, kernels
+    forward.kernels = kernels  # type: ignore[attr-defined]
+    linear.kernels = kernels  # type: ignore[attr-defined]
     model.forget_base()
-    fused_kernels.find_spec = lambda _: None  # type: ignore[assignment]
+    fused_kernels.find_spec = lambda _: None  # type: ignore
     measure("without Liger, and rows of any length")
 
 
-def stage_profile(bench: Bench, _: Box) -> None:
-    """Where a pass spends the device's time."""
+def stage_profile(bench: Bench, _box: Box) -> None:
+    """Write where a pass spends the device's time."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
@@ -158,8 +159,8 @@ def stage_profile(bench: Bench, _: Box) -> None:
         bench.row("profile", kernel=name[:80], ms=round(spent[name], 1))
 
 
-def stage_memory(bench: Bench, _: Box) -> None:
-    """A quarter of the card's memory, 16 trials with 16 pairs: the passes get smaller."""
+def stage_memory(bench: Bench, _box: Box) -> None:
+    """Train 16 trials with 16 pairs in a quarter of the card's memory: the passes get smaller."""
     if device() == "cpu":
         return
     torch.cuda.set_per_process_memory_fraction(0.22)
@@ -181,8 +182,8 @@ def stage_memory(bench: Bench, _: Box) -> None:
     )
 
 
-def stage_broken(bench: Bench, _: Box) -> None:
-    """An assert on the device: known as a failure of the device, and over in the next process."""
+def stage_broken(bench: Bench, _box: Box) -> None:
+    """Cause an assert on the device: it is known as a failure, and the next process trains."""
     if device() == "cpu":
         return
     os.waitpid(fork(lambda: _break(bench)), 0)

@@ -1,10 +1,10 @@
-"""What a driver does between two reports, `dpo-tune show` and the report, where a search has many
-trials.
+"""Measures the driver's work between two reports, `dpo-tune show` and the report, for a search of
+many trials.
 
     PYTHONPATH=. python benchmarks/many_trials.py [TRIALS]
 
-Makes up a run folder of that many ended trials, each with four reports and what 100 held-out pairs
-had at them, and plays Ray Tune's part over it. Prints milliseconds: medians, and the worst of them.
+Makes a run folder with that many ended trials, each with four reports of 100 held-out pairs, and
+calls the search as Ray Tune does. Prints medians and the worst values in milliseconds.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def main(trials: int) -> None:
 
 
 def make_up(folder: Path, trials: int) -> None:
+    """Write the run folder."""
     draw = np.random.default_rng(0)
     for number in range(trials):
         reports, held_out = zip(*(measure(draw, number, pairs) for pairs in RUNGS), strict=True)
@@ -98,10 +99,10 @@ def make_up(folder: Path, trials: int) -> None:
 def measure(
     draw: np.random.Generator, number: int, pairs_seen: int
 ) -> tuple[dict[str, float], HeldOut]:
-    """A report of a trial whose margins get better with training; some trials are better."""
+    """Return a report whose margins get better with training; some trials are better."""
     better = 1.5 * np.random.default_rng(number).beta(2, 2) * (pairs_seen / RUNGS[-1]) ** 0.3
     margins = draw.normal(better, 1, PAIRS).astype(np.float32)
-    held_out = HeldOut(margins, 0 * margins, margins / 10)
+    held_out = HeldOut(margins, 0 * margins, (margins / 10).astype(np.float32))
     report = {"pairs_seen": pairs_seen, "eval/drift": 1.0, "eval/loss": 0.5, "eval/margin": better}
     report |= dict.fromkeys(("eval/accuracy", "eval/ranking"), float((margins > 0).mean()))
     report["eval/nll"] = float(np.log1p(np.exp(-margins)).mean())
@@ -109,7 +110,7 @@ def measure(
 
 
 def play(folder: Path, sampler: str) -> None:
-    """Asks for trials, and lets each report at every rung and end."""
+    """Request trials, and let each report at every rung and end."""
     took: dict[str, list[float]] = {"opening": [], "a proposal": [], "a report": [], "an end": []}
     took["… of it the wait for the disk"] = []
     draw = np.random.default_rng(1)
@@ -141,23 +142,26 @@ def play(folder: Path, sampler: str) -> None:
 
 
 def reported(driver: Driver, trial: Any, result: dict[str, Any]) -> Callable[[], object]:
+    """Return a function that reports a result for a trial."""
     return lambda: driver.scheduler.on_trial_result(None, trial, result)
 
 
 def ended(driver: Driver, trial: Any) -> Callable[[], object]:
-    """The end of a trial that was stopped, and the line of progress after it."""
-    return lambda: (
-        driver.end(trial, Outcome(Ending.STOPPED)),
-        driver.searcher.progress.line(),
-    )
+    """Return a function that ends a stopped trial and makes the view of progress after it."""
+
+    def end() -> None:
+        driver.end(trial, Outcome(Ending.STOPPED))
+        driver.searcher.progress.view()
+
+    return end
 
 
 @contextmanager
 def disk_waits() -> Iterator[list[float]]:
-    """How long each sync takes, in milliseconds."""
+    """Yield a list of the milliseconds that each sync takes."""
     waits: list[float] = []
     fsync = os.fsync
-    os.fsync = lambda descriptor: waits.append(timed(lambda: fsync(descriptor)))
+    os.fsync = lambda fd: waits.append(timed(lambda: fsync(fd)))
     try:
         yield waits
     finally:
@@ -165,13 +169,14 @@ def disk_waits() -> Iterator[list[float]]:
 
 
 def timed(act: Callable[[], object]) -> float:
-    """Milliseconds."""
+    """Return the milliseconds of a call."""
     began = time.perf_counter()
     act()
     return 1000 * (time.perf_counter() - began)
 
 
 def row(what: str, milliseconds: list[float]) -> None:
+    """Print a row of milliseconds."""
     print(f"{what:34} {median(milliseconds):8.1f} {max(milliseconds):8.1f}", flush=True)
 
 

@@ -1,9 +1,9 @@
-"""Compares what `dpo_train.footprint` says a training process holds with what it holds at most.
+"""Compares the memory that `dpo_train.footprint` estimates for a training process with its peak.
 
     python benchmarks/memory.py [FOLDER OF A MODEL ...] [--only WORD]
 
-For the sample, each folder given, and random weights in the shape of Qwen2-0.5B; packed and under
-TRL, LoRA and full. Each in a process of its own, on the CPU, with one thread.
+Measures the sample, each given folder, and random weights in the shape of Qwen2-0.5B; packed and
+with TRL, LoRA and full. Each case has a process of its own, on the CPU, with one thread.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ KNOBS: dict[str, dict[str, Any]] = {
         "optim.activation_checkpointing": True,
     },
 }
-"""What saves memory, of each LoRA case."""
+"""Settings that save memory, measured for each LoRA case."""
 CASES |= {
     f"{kind}, {knob}": {**CASES[kind], **values}
     for knob, values in KNOBS.items()
     for kind in ("packed", "trl, LoRA")
 }
 TRIALS = 2
-"""Of a packed engine."""
+"""Trials of a packed engine."""
 PAIRS = 2
-"""At once, of each trial."""
+"""Pairs of each trial in a pass."""
 ROWS = 6
-"""Four of them to train on: two steps, for the second one finds the optimizer's moments."""
+"""Four of them are trained in two steps: only the second has the optimizer's moments."""
 LENGTHS = {"prompt": (60, 60), "chosen": (50, 50), "rejected": (50, 50)}
 
 
 def measured(config: TrainConfig, prepared: Path) -> dict[str, float]:
-    """Trains for a report and returns the peaks: resident memory, and its private part."""
+    """Train for a report and return the peaks of resident memory and of its private part."""
     import threading
     import time
 
@@ -93,6 +93,7 @@ def _status() -> dict[str, int]:
 
 
 def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
+    """Return the estimate of resident and private memory."""
     from dpo_train.footprint import LIBRARIES_BYTES, footprint
     from dpo_train.row_lengths import row_lengths
 
@@ -109,7 +110,7 @@ def estimated(config: TrainConfig, rows: list[Any]) -> dict[str, float]:
 
 
 def case(model: str, kind: str, folder: Path) -> None:
-    """In a process of its own: prints what is estimated, then what is measured, as JSON."""
+    """Print the estimate and the measured values as JSON, from a process of its own."""
     from dpo_train import data, reference
 
     config = TrainConfig.model_validate(
@@ -122,7 +123,7 @@ def case(model: str, kind: str, folder: Path) -> None:
     )
     config = override(config, CASES[kind])
     pairs = data.load_pairs(config.data)
-    # Of its own: the reference pass is a part of what is measured.
+    # Its data are its own, because the measurement includes the reference pass.
     prepared = reference.plan(config, pairs, folder / kind / Path(model).name, "cpu")
     if os.environ.get("SIDE") == "estimated":
         rows = [row for split in pairs.splits.values() for row in split]
@@ -141,19 +142,19 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="folders of models")
     parser.add_argument("--only", default="", help="only the cases whose line holds this word")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.case:
-        model, kind, folder = asked.case
+    options = parser.parse_args()
+    if options.case:
+        model, kind, folder = options.case
         case(model, kind, Path(folder))
         return
     with tempfile.TemporaryDirectory() as scratch:
         random = write_model(Path(scratch) / "random-0.5b", "qwen2-0.5b")
         print("| model | trainer | tokens a pass | estimated | measured | ratio | private |")
         print("|---|---|---|---|---|---|---|")
-        for model in ("sample", *asked.models, str(random)):
+        for model in ("sample", *options.models, str(random)):
             for kind in CASES:
                 is_large = model == str(random) and kind == "trl, full"  # 13 GB: by name only
-                if asked.only in f"{model} {kind}" and (asked.only or not is_large):
+                if options.only in f"{model} {kind}" and (options.only or not is_large):
                     print(_line(model, kind, Path(scratch)), flush=True)
 
 
@@ -168,11 +169,12 @@ def _line(model: str, kind: str, folder: Path) -> str:
         if done.returncode:
             raise SystemExit(done.stderr)
         found[side] = json.loads(done.stdout.strip().splitlines()[-1])
-    told, seen = found["estimated"], found["measured"]
+    estimated, measured = found["estimated"], found["measured"]
     return (
-        f"| {Path(model).name} | {kind} | {told['tokens']} | {told['resident']:.2f} GB | "
-        f"{seen['resident']:.2f} GB | {told['resident'] / seen['resident']:.2f} | "
-        f"{told['private']:.2f} / {seen['private']:.2f} = {told['private'] / seen['private']:.2f} |"
+        f"| {Path(model).name} | {kind} | {estimated['tokens']} | {estimated['resident']:.2f} GB | "
+        f"{measured['resident']:.2f} GB | {estimated['resident'] / measured['resident']:.2f} | "
+        f"{estimated['private']:.2f} / {measured['private']:.2f} = "
+        f"{estimated['private'] / measured['private']:.2f} |"
     )
 
 

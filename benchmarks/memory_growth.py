@@ -1,9 +1,9 @@
-"""Whether a warm process grows: trials of changing shapes, one after the other, for some minutes.
+"""Measures whether a warm process grows: it trains trials of changing shapes for some minutes.
 
     python benchmarks/memory_growth.py packed|trl [MINUTES]
 
-Prints the private resident memory after each trial that was closed; the first ones are left out of
-the comparison, since what is allocated once comes with them.
+Prints the private resident memory after each closed trial. The comparison leaves out the first
+trials, because they include what is allocated only once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Prints the median seconds of one training step of 8 pairs: of our session, or of stock TRL.
+"""Prints the median seconds of one training step of 8 pairs, of our session or of stock TRL.
 
-Which side is read from stdin, as is `ours` or `stock`. Training steps alone, no evaluation.
+Reads `ours` or `stock` from stdin. Only training steps count, no evaluation.
 """
 
 import sys
@@ -18,7 +18,7 @@ STEPS, WARM_UP = 60, 10
 
 
 class Clock(TrainerCallback):
-    """Times from the beginning of a step, its batch already collated, to its end."""
+    """Measures a step from its beginning, after its batch was collated, to its end."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -32,6 +32,7 @@ class Clock(TrainerCallback):
 
 
 def ours(clock: Clock) -> None:
+    """Return the seconds of our steps."""
     from dpo_train import data, reference
     from dpo_train.config import TrainConfig
     from dpo_train.trainers.trl_session import TrlSession
@@ -45,6 +46,7 @@ def ours(clock: Clock) -> None:
 
 
 def stock(clock: Clock) -> None:
+    """Return the seconds of a stock trainer's steps."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer

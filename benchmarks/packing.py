@@ -1,10 +1,10 @@
-"""Many LoRA trials in one step against one after another: what packing gives, and where it stops.
+"""Compares many LoRA trials in one step with one trial after another, to find the gain of packing.
 
 B1: a fresh process and a stock DPOTrainer with PEFT per trial. B2: four of them at once. B3: our
-warm `trl` session. E: the packed engine. The same method, data, points and seeds on all sides, each
-trial the same pairs. Each part is a process of its own (`--only`) that ends within minutes and
-leaves its numbers in a folder; `--table` joins what is there. On a GPU the shape of Qwen2-0.5B, on
-a CPU a tiny one; one torch thread a process.
+warm `trl` session. E: the packed engine. All sides have the same method, data, points and seeds,
+and each trial the same pairs. Each part is a process of its own (`--only`) that ends within minutes
+and writes its numbers into a folder; `--table` joins the existing ones. Models have the shape of
+Qwen2-0.5B on a GPU and a tiny one on a CPU; each process has one torch thread.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from packing_parts import BATCHES, DEVICE, DEVICE_NAME, PACKS, PARTS, ROOT
 
 
 def table(found: dict[str, Any]) -> None:
+    """Print the table of all parts."""
+
     def row(name: str, left: float, right: float, unit: str = "") -> None:
         print(f"{name:52} {left:10.1f} {right:10.1f} {left / right:8.2f} {unit}")
 
@@ -76,8 +78,8 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, {DEVICE_NAME};",
           ", ".join(f"{name} {version(name)}" for name in libraries))  # fmt: skip
     if not options.table:
-        for part in PARTS:
-            command = [sys.executable, __file__, "--only", part, "--folder", str(options.folder)]
+        for name in PARTS:
+            command = [sys.executable, __file__, "--only", name, "--folder", str(options.folder)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json") if p.stem in PARTS}
     table(found)

@@ -1,4 +1,4 @@
-"""What `packing.py` measures, part by part; each returns its numbers."""
+"""The parts of `packing.py`; each returns its numbers."""
 
 import json
 import os
@@ -33,16 +33,16 @@ DEVICE_NAME = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU"
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained on a device."""
+    """The size of the training on one kind of device."""
 
     shape: str
     pairs: int
     trials: int
     train_pairs: int
-    """Of each trial."""
+    """Training pairs of each trial."""
     batches: list[int]
     lengths: dict[str, tuple[int, int]]
-    """Fewest and most words of prompt, chosen and rejected; the chat template adds its own."""
+    """Fewest and most words of prompt, chosen and rejected; the chat template adds more."""
 
 
 SIZE = {
@@ -61,7 +61,7 @@ BASELINE_TRIALS = 8
 def prepared(
     folder: Path, lengths: dict[str, tuple[int, int]], name: str
 ) -> tuple[TrainConfig, Path]:
-    """The config of a trial and the prepared data, made once in the folder."""
+    """Return the config of a trial and the prepared data, made once in the folder."""
     model, rows = folder / "model", folder / f"{name}.jsonl"
     dtype = "bfloat16" if DEVICE == "cuda" else "float32"
     if not model.exists():
@@ -84,6 +84,7 @@ def prepared(
 
 
 def points(trials: int) -> list[dict[str, Any]]:
+    """Draw points for trials."""
     draw = random.Random(0)
     return [
         {
@@ -97,12 +98,12 @@ def points(trials: int) -> list[dict[str, Any]]:
 
 
 def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
-    """B1 or B2: plain processes, their start counted."""
+    """Measure B1 or B2: plain processes, including their start."""
     prepared(folder, SIZE.lengths, "rows")
 
     def run(point: dict[str, Any]) -> None:
         size = point["optim.batch_size"]
-        asked = {
+        request = {
             "model": str(folder / "model"),
             "pairs": str(folder / "rows.jsonl"),
             "device": DEVICE,
@@ -118,7 +119,7 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
             },
         }
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / "stock_trial.py")], check=True,
-                       input=json.dumps(asked), stdout=subprocess.DEVNULL, text=True)  # fmt: skip
+                       input=json.dumps(request), stdout=subprocess.DEVNULL, text=True)  # fmt: skip
 
     if DEVICE == "cuda":
         run(points(1)[0])  # warm-up: files in the cache
@@ -129,7 +130,7 @@ def stock_trials(folder: Path, at_once: int) -> dict[str, float]:
 
 
 def warm_trials(folder: Path) -> dict[str, Any]:
-    """B3: one warm session after another; training alone, and with opening and closing."""
+    """Measure B3, one warm session after another: training alone, and with opening and closing."""
     config, planned = prepared(folder, SIZE.lengths, "rows")
 
     def run(point: dict[str, Any]) -> tuple[float, float]:
@@ -153,7 +154,7 @@ def warm_trials(folder: Path) -> dict[str, Any]:
 
 
 def warm_trial(trial: TrainConfig, planned: Path) -> tuple[float, float]:
-    """Its steps, and the seconds that they took."""
+    """Return the number of steps, and their seconds."""
     from dpo_train.trainers.open import open_session
 
     every = {"trainer": "trl", "eval_every_pairs": SIZE.train_pairs}
@@ -166,7 +167,7 @@ def warm_trial(trial: TrainConfig, planned: Path) -> tuple[float, float]:
 def train_packed(
     engine: Any, trials: list[TrainConfig], at_once: int, pairs: int
 ) -> tuple[int, float]:
-    """Trial-steps and seconds; trials join as others leave, after so many pairs each."""
+    """Return trial-steps and seconds. A trial leaves after `pairs` pairs, and another joins."""
     waiting, running = list(trials), list[Any]()
     steps, began = 0, time.perf_counter()
     while waiting or running:
@@ -181,7 +182,7 @@ def train_packed(
 
 
 def packed_trials(folder: Path) -> dict[str, Any]:
-    """E: up to 32 trials at once; and the table of batch and pack sizes."""
+    """Measure E: up to 32 trials at once, and the table of batch and pack sizes."""
     from dpo_train.trainers.packed.engine import PackedEngine
 
     config, planned = prepared(folder, SIZE.lengths, "rows")
@@ -189,8 +190,8 @@ def packed_trials(folder: Path) -> dict[str, Any]:
     found_by_trying, engine.pack_size = engine.pack_size, _All()
     opening = time.perf_counter() - BEGAN
 
-    def train(asked: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
-        return train_packed(engine, [override(config, p) for p in asked], at_once, pairs)
+    def train(points_of_pack: list[dict[str, Any]], at_once: int, pairs: int) -> tuple[int, float]:
+        return train_packed(engine, [override(config, p) for p in points_of_pack], at_once, pairs)
 
     pairs = SIZE.train_pairs
     train(points(4), 4, 16)
@@ -204,9 +205,9 @@ def packed_trials(folder: Path) -> dict[str, Any]:
     rates = {}
     for size in BATCHES:
         for pack in PACKS:
-            asked = [{**p, "optim.batch_size": size} for p in points(pack)]
+            pack_points = [{**p, "optim.batch_size": size} for p in points(pack)]
             each = max(size, min(64, 256 // pack) // size * size)
-            _, spent = train(asked, pack, each)
+            _, spent = train(pack_points, pack, each)
             rates[f"{size} {pack}"] = pack * each / spent
     return {
         "trials_per_hour": 3600 * SIZE.trials / (seconds + opening),
@@ -221,7 +222,7 @@ def packed_trials(folder: Path) -> dict[str, Any]:
 
 
 class _All(PackSize):
-    """All trials in one pass, whatever that takes: what the table is about."""
+    """Puts all trials into one pass, however slow, as the table requires."""
 
     is_trying = False
 
@@ -230,20 +231,20 @@ class _All(PackSize):
 
 
 def utilisation(engine: Any, pairs_per_second: float) -> float | None:
-    """Model FLOPs over useful tokens (each prompt once) by the GPU's peak in bfloat16; a frozen
-    base costs 4 a weight and token, forward and backward."""
+    """Return model FLOPs over useful tokens (each prompt once), divided by the GPU's peak in
+    bfloat16. A frozen base costs 4 per weight and token, forward and backward."""
     peaks = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
     peak = next((flops for kind, flops in peaks.items() if kind in DEVICE_NAME), None)
     if peak is None:
         return None
     pairs = engine.train.pairs
     tokens = sum(len(pair.ids) for pair in pairs) / len(pairs)
-    weights = sum(weight.numel() for weight in engine.base.parameters())
+    weights: int = sum(weight.numel() for weight in engine.base.parameters())
     return 4 * weights * tokens * pairs_per_second / peak
 
 
 def prefix(folder: Path) -> dict[str, float]:
-    """A step with each prompt once against one with it twice, in turn, three times."""
+    """Compare a step that has each prompt once with one that has it twice, three times in turn."""
     from dpo_train.trainers.packed.engine import PackedEngine
     from dpo_train.trainers.packed.rows import lay_out_all
 
@@ -268,8 +269,8 @@ def prefix(folder: Path) -> dict[str, float]:
 
 
 def embedded(folder: Path) -> dict[str, float]:
-    """Trial-steps per second of sixteen trials of the embedded model: eight at once, and one after
-    another in a warm `trl` session."""
+    """Measure trial-steps per second of sixteen trials of the embedded model: eight at once, and
+    one after another in a warm `trl` session."""
     from dpo_train.trainers.packed.engine import PackedEngine
 
     config = TrainConfig.model_validate(
@@ -287,8 +288,8 @@ def embedded(folder: Path) -> dict[str, float]:
 
 
 def quality(folder: Path) -> dict[str, Any]:
-    """Best eval/accuracy of six trials of the sample, E's minus the `trl` session's (which a test
-    holds to a stock trainer's numbers), the same points, for each of five seeds."""
+    """Return the best eval/accuracy of six trials of the sample, E's minus the `trl` session's,
+    with the same points, for five seeds. A test compares the `trl` session with a stock trainer."""
     from dpo_train.trainers.open import open_session
     from dpo_train.trainers.packed.engine import PackedEngine
 
@@ -300,20 +301,20 @@ def quality(folder: Path) -> dict[str, Any]:
     found: dict[str, list[float]] = {"E": [], "trl": []}
     for seed in range(5):
         draw = random.Random(seed)
-        asked = [
+        configs = [
             override(config, {"optim.learning_rate": 10 ** draw.uniform(-3.5, -2), "seed": seed,
                               "optim.batch_size": draw.choice([4, 8]),
                               "dpo.beta": 10 ** draw.uniform(-1.5, -0.3)})
             for _ in range(6)
         ]  # fmt: skip
         best = 0.0
-        for trial in asked:
+        for trial in configs:
             session = open_session(override(trial, {"trainer": "trl"}), planned, DEVICE)
             best = max(best, session.advance().report["eval/accuracy"])
             session.close()
         found["trl"].append(best)
         engine = PackedEngine(config.model, planned, DEVICE)
-        trials = [engine.join(trial) for trial in asked]
+        trials = [engine.join(trial) for trial in configs]
         while running := [trial for trial in trials if not trial.is_due]:
             engine.step(running)
         held_out = engine.evaluate(trials)

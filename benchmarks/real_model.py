@@ -1,13 +1,13 @@
-"""A real model, SmolLM2-135M-Instruct: our trainers and our search against stock TRL and Ray.
+"""Compares our trainers and our search with stock TRL and Ray on SmolLM2-135M-Instruct.
 
     python benchmarks/real_model.py [--pairs FILE] [--part trainers|search] [--out FILE.json]
 
-`trainers`: full fine-tuning and LoRA by `trl` and LoRA by `packed`, each over the same 64 pairs as
-a stock DPOTrainer with its own reference, one after the other, a process and one thread each:
-losses step by step, seconds, tokens, memory. `search`: eight trials of LoRA as `dpo-tune run` has
-them and as Ray's documentation would (stock_search.py), both over the same rows, points, rungs and
-cores. Prints Markdown for RESULTS.md. The pairs are the sample's unless a file is given; the model
-is that of `make real`, which smollm2.py makes.
+`trainers` runs full fine-tuning and LoRA with `trl` and LoRA with `packed`, and a stock DPOTrainer
+with its own reference, over the same 64 pairs. They run one after the other, in a process with one
+thread each. It compares losses step by step, seconds, tokens and memory. `search` runs eight LoRA
+trials with `dpo-tune run` and as Ray's documentation does (stock_search.py), over the same rows,
+points, rungs and cores. Prints Markdown for RESULTS.md. The pairs are the sample's unless a file is
+given. The model is that of `make real`, which smollm2.py makes.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from tune.config.load import load_search
 
 BATCH = 8
 TRAINERS_PAIRS = {"train": 64, "eval": 2, "test": 2}
-"""Held out are next to none: only steps are looked at, and ours is evaluated after each."""
+"""Hardly any pairs are held out: only steps matter, and ours is evaluated after each."""
 SEARCH_PAIRS = {"train": 128, "eval": 24, "test": 24}
 TRIALS, RUNG = 8, 64
-"""Of the search: one or two epochs, evaluated at each 64 pairs, compared at 64 and 192."""
+"""Size of the search: one or two epochs, evaluated every 64 pairs, rungs at 64 and 192."""
 LORA = {"r": 16, "alpha": 32}
 STOCK_LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 RATES = {"full": 1e-5, "LoRA": 4e-4}
-TRAINERS = {
+TRAINERS: dict[str, dict[str, Any]] = {
     "trl, full": {"trainer": "trl", "lora": None},
     "trl, LoRA": {"trainer": "trl", "lora": LORA},
     "packed, LoRA": {"trainer": "packed", "lora": LORA},
 }
 TOLERANCE = 1e-4
-"""By which a step's loss may differ."""
+"""The largest allowed difference of a step's loss."""
 
 
-# What both parts train on.
+# The data of both parts.
 
 
 def write_splits(pairs: str, sizes: dict[str, int], folder: Path) -> Path:
-    """So many of the first rows of each split as a dataset that has the splits itself."""
+    """Write the first rows of each split as a dataset that has these splits."""
     changes = parse_overrides(smollm2.changes(pairs, Path()))
     splits = load_pairs(load_search(smollm2.SEARCH, changes).data).splits
     folder.mkdir()
@@ -76,7 +76,7 @@ def write_splits(pairs: str, sizes: dict[str, int], folder: Path) -> Path:
 
 
 def trial(model: str, data: Path, kind: str) -> TrainConfig:
-    """One trial that is evaluated after every step, so that each step's loss and time are known."""
+    """Return a trial that is evaluated after every step, which gives each step's loss and time."""
     rate = RATES["LoRA" if TRAINERS[kind]["lora"] else "full"]
     base = TrainConfig(eval_every_pairs=BATCH)
     return override(base, {
@@ -87,7 +87,7 @@ def trial(model: str, data: Path, kind: str) -> TrainConfig:
 
 
 def our_side(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Trains by one of our trainers, over the reference pass that a search does once."""
+    """Train with one of our trainers, with the reference pass that a search does once."""
     from dpo_train import reference
     from dpo_train.trainers.open import open_session
 
@@ -108,7 +108,7 @@ def our_side(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def stock_side(config: TrainConfig) -> dict[str, Any]:
-    """Trains by a stock DPOTrainer, which computes the reference in every step."""
+    """Train with a stock DPOTrainer, which computes the reference in every step."""
     from one_step import Clock
 
     from tests.helpers.stock_dpo import train
@@ -139,19 +139,20 @@ def stock_side(config: TrainConfig) -> dict[str, Any]:
     return {"losses": result["losses"], "seconds": clock.seconds, "tokens": tokens}
 
 
-def side(asked: dict[str, Any]) -> dict[str, Any]:
-    """In a process of its own."""
+def side(request: dict[str, Any]) -> dict[str, Any]:
+    """Train one side in a process of its own."""
     import torch
 
     torch.set_num_threads(1)
-    config = TrainConfig.model_validate(asked["config"])
-    folder = Path(asked["folder"])
-    found = stock_side(config) if asked["stock"] else our_side(config, folder)
+    config = TrainConfig.model_validate(request["config"])
+    folder = Path(request["folder"])
+    found = stock_side(config) if request["stock"] else our_side(config, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux says kilobytes
     return {**found, "peak_bytes": peak}
 
 
 def trainers(model: str, data: Path, folder: Path) -> dict[str, Any]:
+    """Run all trainers."""
     found: dict[str, Any] = {}
     for kind in TRAINERS:
         config = trial(model, data, kind)
@@ -162,16 +163,17 @@ def trainers(model: str, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def stock_of(kind: str) -> str:
-    """The side with which one of ours is compared."""
+    """Return the stock side with which one of ours is compared."""
     return kind.replace(kind.split(", ")[0], "stock")
 
 
 def in_a_process(config: TrainConfig, folder: Path, stock: bool = False) -> dict[str, Any]:
-    asked = {"config": config.model_dump(mode="json"), "folder": str(folder), "stock": stock}
+    """Run one side in a process."""
+    request = {"config": config.model_dump(mode="json"), "folder": str(folder), "stock": stock}
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, __file__, "--side"],
-        input=json.dumps(asked), capture_output=True, text=True, check=False,
+        input=json.dumps(request), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         sys.exit(done.stderr[-4000:])
@@ -180,6 +182,7 @@ def in_a_process(config: TrainConfig, folder: Path, stock: bool = False) -> dict
 
 
 def trainers_table(found: dict[str, Any]) -> list[str]:
+    """Print the table of the trainers."""
     lines = [
         "| trainer | losses apart by at most | seconds a step of 8 pairs: ours, stock, ratio "
         "| tokens a second: ours, stock | memory at most: ours, stock |",
@@ -207,14 +210,16 @@ def trainers_table(found: dict[str, Any]) -> list[str]:
 
 
 def largest_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Return the largest difference of a step's loss."""
     pairs = list(zip(a["losses"], b["losses"], strict=True))
-    return max(abs(mine - theirs) for mine, theirs in pairs)
+    return max(abs(float(mine - theirs)) for mine, theirs in pairs)
 
 
 # The search.
 
 
 def search(model: str, data: Path) -> dict[str, Any]:
+    """Run both searches."""
     config = load_search(smollm2.SEARCH, {
         "model.id": model, "data": {"id": str(data), "eval_split": "eval", "test_split": "test"},
         "eval_every_pairs": RUNG, "stopping.grace_pairs": RUNG, "stopping.metric": "eval/margin",
@@ -223,7 +228,7 @@ def search(model: str, data: Path) -> dict[str, Any]:
     })  # fmt: skip
     points = draw_points(TRIALS, [BATCH])
     sides = {"ours": ours(config, points), "stock": stock(config, points)}
-    # Ours has no number of what takes a process that was warm: all its trials begin at once.
+    # Our side has no number for warm processes, because all its trials begin at once.
     return {
         name: {what: value for what, value in side.items() if value == value}
         for name, side in sides.items()
@@ -231,6 +236,7 @@ def search(model: str, data: Path) -> dict[str, Any]:
 
 
 def search_table(found: dict[str, Any]) -> list[str]:
+    """Print the table of the searches."""
     a, b = found["ours"], found["stock"]
     rows = {
         "trials an hour": [3600 * each["trials"] / each["seconds"] for each in (a, b)],

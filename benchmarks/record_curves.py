@@ -4,8 +4,8 @@
     python benchmarks/record_curves.py easy --pairs FILE
     python benchmarks/record_curves.py real --model FOLDER --pairs FILE
 
-Each training is kept as it ends, so that a recording which was ended goes on; the last step packs
-them into curves/<set>.npz. `real` takes hours of two cores, the others minutes.
+Each training is saved when it ends, so an interrupted recording can go on. The last step packs all
+into curves/<set>.npz. `real` takes hours on two cores, the others minutes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TRAIN, EVERY = 240, 60
 
 
 def grid(rates: Any, betas: Any, seeds: int) -> list[dict[str, Any]]:
-    """In an order in which a few tell most: seed by seed."""
+    """Return the points seed by seed, so that a few recordings cover the whole grid."""
     return [
         {"optim.learning_rate": float(rate), "dpo.beta": float(beta), "seed": seed}
         for seed in range(seeds)
@@ -41,9 +41,9 @@ def grid(rates: Any, betas: Any, seeds: int) -> list[dict[str, Any]]:
 
 
 def points_of(name: str) -> list[dict[str, Any]]:
-    """What is trained, one after the other."""
+    """Return the points of a set in the order of training."""
     if name == "sample":
-        # search_quality.py wants rate by rate.
+        # search_quality.py expects the order rate by rate.
         points = grid(RATES, BETAS, SEEDS)
         return sorted(points, key=lambda p: (p["optim.learning_rate"], p["dpo.beta"], p["seed"]))
     if name == "real":
@@ -64,6 +64,7 @@ def points_of(name: str) -> list[dict[str, Any]]:
 
 
 def config_of(name: str, model: str, pairs: str) -> Any:
+    """Return the configuration of a training."""
     from dpo_train.config import DataConfig, LoraConfig, ModelConfig, OptimConfig, TrainConfig
 
     packed = {"trainer": "packed", "lora": LoraConfig()}
@@ -95,6 +96,7 @@ def config_of(name: str, model: str, pairs: str) -> Any:
 
 
 def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -> str:
+    """Train one point and save its curve."""
     from dpo_train.config_base import override
     from dpo_train.trainers.open import open_session
 
@@ -108,21 +110,21 @@ def record_one(config: Any, prepared: Path, point: dict[str, Any], file: Path) -
             kept[column].append(evaluation.held_out[f"eval/{column}"])
         kept["drift"].append(evaluation.report["eval/drift"])
     session.close()
-    part = file.with_suffix(".part.npz")
+    unfinished = file.with_suffix(".part.npz")
     np.savez(
-        part,
+        unfinished,
         pairs_seen=np.array(seen),
         rates=point["optim.learning_rate"],
         betas=point["dpo.beta"],
-        **{column: np.array(values) for column, values in kept.items()},
+        **{column: np.array(values) for column, values in kept.items()},  # type: ignore[arg-type]
     )
-    part.replace(file)
+    unfinished.replace(file)
     accuracy = np.mean(np.array(kept["margin"]) > 0, axis=-1).round(3).tolist()
     return f"{file.stem} {point} accuracy {accuracy}"
 
 
 def record(name: str, model: str, pairs: str) -> None:
-    """Trains in as many processes as there are cores; what is there is kept."""
+    """Train in as many processes as there are cores; existing recordings are kept."""
     from dpo_train import data, model_source, reference
 
     folder = FOLDER / f".{name}"
@@ -147,9 +149,9 @@ def record(name: str, model: str, pairs: str) -> None:
 
 
 def pack(name: str, files: list[Path]) -> None:
-    """Those that are there in one file, small: half precision keeps the sign of a margin."""
-    there = [dict(np.load(file)) for file in files if file.exists()]
-    stacked = {column: np.stack([each[column] for each in there]) for column in there[0]}
+    """Write all existing recordings into one small file. Half precision keeps a margin's sign."""
+    recorded = [dict(np.load(file)) for file in files if file.exists()]
+    stacked = {column: np.stack([each[column] for each in recorded]) for column in recorded[0]}
     np.savez_compressed(
         FOLDER / f"{name}.npz",
         margin=stacked["margin"].astype(np.float16),

@@ -3,10 +3,10 @@
     python benchmarks/rungs_and_bounds.py rungs    do rungs by paired differences find better ones
     python benchmarks/rungs_and_bounds.py bounds   what does a bound on the drift cost
 
-At a rung all trials were measured on the same held-out pairs. ASHA stops whoever is behind the
-cutoff; the variant stops a trial only if it is behind the trial at the cutoff by more than k paired
-standard errors of nll. It stops fewer, so it begins fewer trials: as many as the pairs allow that
-ASHA trained on.
+At a rung all trials were measured on the same held-out pairs. ASHA stops every trial behind the
+cutoff. The variant stops a trial only if it is behind the trial at the cutoff by more than k paired
+standard errors of nll. It stops fewer trials, so it begins fewer: as many as the pairs allow on
+which ASHA trained.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from curves import SETS, Curves, load
-from winner_rules import REDUCTION, WORKERS, Split, best, crown, halves, search
+from winner_rules import REDUCTION, WORKERS, Split, best, halves, search, winner_of
 
 from dpo_train.scoring.metrics import nll
 
@@ -22,8 +22,9 @@ RUNGS = (0, 2)
 
 
 def replay(curves: Curves, split: Split, seed: int, trials: int, errors: float | None) -> Any:
-    """The trainings of one search with the reports of each, and the pairs trained on. `errors`: by
-    how many paired standard errors a trial must be behind to be stopped; None for ASHA's own."""
+    """Return the trainings of one search with their reports, and the number of trained pairs. A
+    trial is stopped if it is behind by more than `errors` paired standard errors; None means
+    ASHA."""
     left = list(np.random.default_rng(seed).permutation(len(curves.margin)))
     of_pairs, pairs = nll(split.margins), 0.0
     steps = np.diff(split.pairs_seen, prepend=0)
@@ -55,6 +56,7 @@ def replay(curves: Curves, split: Split, seed: int, trials: int, errors: float |
 
 
 def rungs(sets: list[str], seeds: int) -> None:
+    """Print the gain of the variant on each set."""
     for name in sets:
         curves = load(name)
         for trials in (12, 24):
@@ -70,7 +72,7 @@ def rungs(sets: list[str], seeds: int) -> None:
 
 
 def compared(curves: Curves, seed: int, trials: int, errors: float) -> tuple[float, float, float]:
-    """What the variant gains in points, and its trials and pairs as shares of ASHA's."""
+    """Return the variant's gain in points, and its trials and pairs as shares of ASHA's."""
     split = halves(curves, seed)
     before, most = replay(curves, split, seed, trials, None)
     fewer = trials
@@ -78,11 +80,12 @@ def compared(curves: Curves, seed: int, trials: int, errors: float) -> tuple[flo
     while pairs > most:
         fewer -= 1
         after, pairs = replay(curves, split, seed, fewer, errors)
-    truths = [split.truth[crown(split, each, "the rule")] for each in (after, before)]
+    truths = [split.truth[winner_of(split, each, "the rule")] for each in (after, before)]
     return 100 * (truths[0] - truths[1]), fewer / trials, pairs / most
 
 
 def bounds(sets: list[str], seeds: int) -> None:
+    """Print the cost of bounds on the drift."""
     for name in sets:
         curves = load(name)
         if name == "sample":  # its recording has no drift

@@ -1,8 +1,8 @@
-"""Milliseconds in which the server draws the next token of 16 answers, by their settings.
+"""Measures how long the server takes to draw the next token of 16 answers, by their settings.
 
-The logits are those of `--model` for 16 prompts, made longer until they are as many as
-`--vocabulary`: copies of all of them, lowered by five nats each time, so that the tail is longer
-and the peak stays. Each row is the smallest CPU time of `--rounds` on one core, and the rows take
+The logits are those of `--model` for 16 prompts. They are extended to `--vocabulary` values by
+copies of all of them, each lowered by five nats, so that the tail is longer and the peak is the
+same. Each row is the smallest CPU time of `--rounds` on one core, in milliseconds. The rows take
 turns, so that their ratios hold on a busy machine too.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -23,7 +24,7 @@ from serve.sampling_params import SamplingParams, SamplingState
 
 ANSWERS = 16
 BIAS = {token: -5.0 for token in range(100)}
-MIXES = {
+MIXES: dict[str, list[dict[str, Any]]] = {
     "greedy": [{"temperature": 0.0}],
     "temperature 0.8": [{"temperature": 0.8}],
     "top_p 0.9": [{"temperature": 0.8, "top_p": 0.9}],
@@ -49,7 +50,7 @@ MIXES = {
 
 
 def real_logits(model: Path, vocabulary: int) -> tuple[torch.Tensor, list[list[int]]]:
-    """(logits of shape (answers, vocabulary), the prompts' token ids)."""
+    """Return logits of shape (answers, vocabulary), and the prompts' token ids."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     weights = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     rows = [json.loads(line)["prompt"] for line in sample.PAIRS.read_text().splitlines()]

@@ -1,10 +1,10 @@
-"""How a search grows with its cluster.
+"""Measures how a search scales with its cluster.
 
-Trials per hour on 1, 2 and 4 logical nodes, where training is a fixed sleep so that this machine's
-cores do not bound it; and what the one driver spends on each report at 4, 16 and 64 trials at once,
-while no process starts. That is its own CPU time, which other processes here do not change. A line
-through it says at how many reports a second one driver is full; beyond 64 it is extrapolated.
-RESULTS.md keeps what was measured.
+The first table has trials per hour on 1, 2 and 4 logical nodes. Training is a fixed sleep there, so
+that this machine's cores are no limit. The second has the CPU time that the one driver spends on
+each report at 4, 16 and 64 trials at once, while no process starts; other processes do not change
+it. A line through these values gives the reports per second that one driver can take. Values beyond
+64 are extrapolated. RESULTS.md has the measurements.
 """
 
 import argparse
@@ -34,19 +34,19 @@ from tune.run_folder.records import read_records  # noqa: E402
 SLEEP = 2.0
 """Seconds of a report in the first table; a trial has four."""
 REPORTS = 12
-"""Of each trial in the second table; its beginning and end are counted with them."""
+"""Reports of each trial in the second table, its beginning and end included."""
 AT_ONCE = (4, 16, 64)
 
 
 @contextlib.contextmanager
 def searching(cluster: Cluster, **settings: Any) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A simulated search on the cluster: its driver, and its run folder, which goes in the end."""
-    asked = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none",
+    """Run a simulated search on the cluster. Yield its driver and its temporary run folder."""
+    fixed = {"trainer": "simulated", "optim.epochs": 1, "stopping.name": "none",
              "wandb.mode": "disabled", **settings}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         yaml = Path(folder) / "scaling.yaml"
         yaml.write_text("space: {dpo.beta: {uniform: [0.1, 0.2]}}")
-        changes = [word for path, value in {**asked, "runs_dir": folder}.items()
+        changes = [word for path, value in {**fixed, "runs_dir": folder}.items()
                    for word in ("--set", f"{path}={value}")]  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-m", "tune", "run", str(yaml), *changes],
@@ -57,6 +57,7 @@ def searching(cluster: Cluster, **settings: Any) -> Iterator[tuple[subprocess.Po
 
 
 def nodes(trials: int) -> None:
+    """Print trials per hour by the number of nodes."""
     print(
         f"{'nodes':>6} {'at once':>8} {'trials':>7} {'seconds':>8} {'trials/h':>9} {'of linear':>9}"
     )
@@ -66,13 +67,13 @@ def nodes(trials: int) -> None:
         try:
             for _ in range(count):
                 cluster.add_node(num_cpus=2)
-            asked = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
-            with searching(cluster, trials=trials, **asked) as (process, run):
+            settings = {"simulated.pairs": 256, "simulated.seconds_per_report": SLEEP}
+            with searching(cluster, trials=trials, **settings) as (process, run):
                 process.wait()
-                records = list(read_records(RunFolder.at(run)))
+                records = list(read_records(RunFolder.at(run), print))
         finally:
             cluster.shutdown()
-        # From the first trial's begin to the last one's end.
+        # The time from the first trial's beginning to the last one's end.
         seconds = max(r.ended or 0 for r in records) - min(r.began or 0 for r in records)
         per_hour = 3600 * len(records) / seconds
         one = one or per_hour
@@ -81,6 +82,7 @@ def nodes(trials: int) -> None:
 
 
 def driver(at_once: list[int]) -> None:
+    """Print the driver's CPU time per report."""
     print(f"{'at once':>8} {'reports':>8} {'a second':>9} {'ms a report':>12}")
     points = []
     for count in at_once:
@@ -97,18 +99,18 @@ def driver(at_once: list[int]) -> None:
 
 
 def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
-    """Reports, seconds and the driver's CPU seconds while all places are held and no process
-    starts: from every process's first report until no trial is left to propose."""
+    """Return reports, seconds and the driver's CPU seconds while all slots are in use and no
+    process starts: from every process's first report until no trial is left to propose."""
     trials = 3 * count
     with searching(cluster, **{
         "resources.cpus": 0.01, "resources.at_once": count, "trials": trials,
-        # As many reports a second whatever the number of trials: about twenty.
+        # The number of reports per second is the same for all numbers of trials: about twenty.
         "simulated.seconds_per_report": count / 20, "simulated.pairs": 64 * REPORTS,
     }) as (process, run):  # fmt: skip
         seen: list[tuple[float, float, int]] = []
         while process.poll() is None:
             time.sleep(0.5)
-            curves = [record.curve for record in read_records(RunFolder.at(run))]
+            curves = [record.curve for record in read_records(RunFolder.at(run), print)]
             if sum(map(bool, curves)) < count or len(curves) == trials:
                 continue
             spent = psutil.Process(process.pid).cpu_times()
@@ -118,7 +120,7 @@ def steady(cluster: Cluster, count: int) -> tuple[int, float, float]:
 
 
 def extrapolate(points: list[tuple[int, float]]) -> None:
-    """Least squares through (at once, seconds a report), and what the line says for 1,024."""
+    """Print a least-squares line through (at once, seconds a report), and its value for 1,024."""
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(

@@ -1,10 +1,10 @@
-"""How good the winner of a search is, at equal budgets of pairs, on recorded DPO learning curves.
+"""Measures how good the winner of a search is, at equal budgets of pairs, on recorded DPO curves.
 
-The curves of the sample (`record_curves.py sample`) are searched many times: between the points of
-the grid each pair follows one of its neighbours, so that accuracies lie between theirs and pairs
-stay as alike as they are. A search sees 120 of the pairs; the others say how good its winner truly
-is. `--crown` says which rule chooses the winner: ours, or the largest accuracy. Rules are compared
-on all recorded sets by winner_rules.py.
+The curves of the sample (`record_curves.py sample`) are searched many times. Between the points of
+the grid each pair follows one of the neighbouring points. So accuracies lie between theirs, and
+pairs stay as correlated as they are. A search sees 120 of the pairs; the others show how good its
+winner truly is. `--crown` sets the rule that chooses the winner: ours, or the largest accuracy.
+winner_rules.py compares rules on all recorded sets.
 """
 
 import argparse
@@ -39,16 +39,16 @@ class World:
     """The recorded curves, with the held-out pairs dealt out anew by each seed."""
 
     def __init__(self, seed: int) -> None:
-        there = load("sample")
-        shape = (len(RATES), len(BETAS), SEEDS, *there.margin.shape[1:])
-        self._margin = there.margin.reshape(shape)
-        self.pairs_seen = there.pairs_seen.tolist()
+        curves = load("sample")
+        shape = (len(RATES), len(BETAS), SEEDS, *curves.margin.shape[1:])
+        self._margin = curves.margin.reshape(shape)
+        self.pairs_seen = curves.pairs_seen.tolist()
         order = np.random.default_rng(seed).permutation(shape[-1])
         self._seen, self._hidden = order[:SEEN], order[SEEN:]
         self._share = np.random.default_rng(0).random(len(order))
 
     def curve(self, point: dict[str, float], seed: int) -> list[dict[str, Any]]:
-        """What a trial reports, its `margins`, and `truth`, which no search reads."""
+        """Return a trial's reports with `margins`, and with `truth`, which no search reads."""
         margins = self._at(self._margin, point, seed)
         seen, hidden = margins[:, self._seen], margins[:, self._hidden]
         return [
@@ -63,7 +63,7 @@ class World:
         ]
 
     def best(self) -> float:
-        """The best true accuracy, mean over the seeds, on a fine grid of points."""
+        """Return the best true accuracy on a fine grid of points, as a mean over the seeds."""
         means = []
         for rate in np.geomspace(RATES[0], RATES[-1], 29):
             for beta in BETAS:
@@ -76,7 +76,7 @@ class World:
     def _at(self, values: Any, point: dict[str, float], seed: int) -> Any:
         low, weight = _place(RATES, point["optim.learning_rate"])
         beta_low, beta_weight = _place(BETAS, point["dpo.beta"])
-        # Each pair goes by one neighbour, the share of them by the distance.
+        # Each pair follows one neighbour; the distance decides how many follow each.
         rate = low + (self._share < weight)
         beta = beta_low + ((self._share * 7919) % 1 < beta_weight)
         return values[rate, beta, seed, :, np.arange(len(self._share))].T
@@ -99,7 +99,7 @@ class Way:
     stopping: str = "eval/nll"
     stopped_as: str = "pruned"
     confirm: int = 0
-    """Finalists, each with as many seeds."""
+    """Number of finalists, and of seeds of each."""
     grace: int = EVERY
     """The first rung, in pairs."""
 
@@ -124,7 +124,7 @@ OURS = "ours: TPE told PRUNED, ASHA on nll"
 
 @dataclass
 class Played:
-    """A trial in a played search."""
+    """A trial in a simulated search."""
 
     trial: Any
     point: dict[str, float]
@@ -133,10 +133,10 @@ class Played:
     reported: list[dict[str, Any]] = field(default_factory=list)
 
 
-def chosen(reports: list[dict[str, Any]], crown: str) -> int:
-    """The index of the best of some reports."""
+def chosen(reports: list[dict[str, Any]], rule: str) -> int:
+    """Return the index of the best of some reports."""
     accuracies = np.array([report["eval/accuracy"] for report in reports])
-    if crown == "largest":
+    if rule == "largest":
         return int(np.argmax(accuracies))
     margins = np.stack([report["margins"] for report in reports])
     later = np.array([report["pairs_seen"] for report in reports])
@@ -146,36 +146,38 @@ def chosen(reports: list[dict[str, Any]], crown: str) -> int:
 
 @lru_cache
 def best_of(seed: int) -> float:
-    """Of a seed's world: the same for every way and budget."""
+    """Return the best true accuracy in a seed's world, which is the same for all ways and
+    budgets."""
     return World(seed).best()
 
 
 def regret(job: tuple[str, str, int, int]) -> float:
-    """How far the true accuracy of the winner is below the best that there is."""
-    crown, name, budget, seed = job
+    """Return how far the true accuracy of the winner is below the best possible one."""
+    rule, name, budget, seed = job
     world = World(seed)
-    return best_of(seed) - winner(WAYS[name], world, budget * TRAIN, seed, crown)["truth"]
+    won = winner(WAYS[name], world, budget * TRAIN, seed, rule)
+    return best_of(seed) - float(won["truth"])
 
 
-def winner(way: Way, world: World, budget: int, seed: int, crown: str) -> dict[str, Any]:
-    """The report that wins a search of so many pairs in all: of each trial its best, then of those
-    the best."""
+def winner(way: Way, world: World, budget: int, seed: int, rule: str) -> dict[str, Any]:
+    """Return the report that wins a search with a budget of pairs: the best of each trial's best
+    reports."""
     spare = way.confirm**2 * TRAIN
     played = search(way, world, budget - spare, seed)
-    best = {id(trial): trial.reported[chosen(trial.reported, crown)] for trial in played}
+    best = {id(trial): trial.reported[chosen(trial.reported, rule)] for trial in played}
     finalists: list[Played] = []
     for _ in range(max(1, way.confirm)):
         left = [trial for trial in played if trial not in finalists]
         if left:
-            finalists.append(left[chosen([best[id(trial)] for trial in left], crown)])
+            finalists.append(left[chosen([best[id(trial)] for trial in left], rule)])
     if not way.confirm:
         return best[id(finalists[0])]
     runs = []
     for finalist in finalists:
         others = [each for each in range(SEEDS) if each != finalist.seed][: way.confirm]
         curves = [world.curve(finalist.point, each) for each in others]
-        runs.append([curve[chosen(curve, crown)] for curve in curves])
-    # Runs of a finalist side by side: their pairs count as pairs of one report.
+        runs.append([curve[chosen(curve, rule)] for curve in curves])
+    # The runs of a finalist stand side by side: their pairs count as those of one report.
     together = [
         {
             "eval/accuracy": float(np.mean([run["eval/accuracy"] for run in own])),
@@ -184,13 +186,13 @@ def winner(way: Way, world: World, budget: int, seed: int, crown: str) -> dict[s
         }
         for own in runs
     ]
-    at = chosen(together, crown)
+    at = chosen(together, rule)
     own = [best[id(finalists[at])], *runs[at]]
-    return own[chosen(own, crown)]
+    return own[chosen(own, rule)]
 
 
 def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
-    """Trials on four workers of one speed, until the pairs are spent."""
+    """Run trials on four equally fast workers until the pairs are spent."""
     import optuna
 
     from tune.config.schema import SearchConfig
@@ -261,9 +263,10 @@ def search(way: Way, world: World, budget: int, seed: int) -> list[Played]:
 # --- comparing ------------------------------------------------------------------------------
 
 
-def compare(seeds: int, budgets: list[int], only: list[str], processes: int, crown: str) -> None:
-    names = [name for name in WAYS if not only or any(part in name for part in [*only, OURS])]
-    jobs = [(crown, name, b, seed) for name in names for b in budgets for seed in range(seeds)]
+def compare(seeds: int, budgets: list[int], only: list[str], processes: int, rule: str) -> None:
+    """Print the regret of each way at each budget."""
+    names = [name for name in WAYS if not only or any(word in name for word in [*only, OURS])]
+    jobs = [(rule, name, b, seed) for name in names for b in budgets for seed in range(seeds)]
     with ProcessPoolExecutor(processes, initializer=_quietly) as pool:
         regrets = dict(zip(jobs, pool.map(regret, jobs, chunksize=5), strict=True))
     print(f"regret in points of accuracy, mean of {seeds} seeds [95 % interval]; below: against "
@@ -272,8 +275,8 @@ def compare(seeds: int, budgets: list[int], only: list[str], processes: int, cro
     for name in names:
         cells, against = [], []
         for b in budgets:
-            values = 100 * np.array([regrets[crown, name, b, seed] for seed in range(seeds)])
-            ours = 100 * np.array([regrets[crown, OURS, b, seed] for seed in range(seeds)])
+            values = 100 * np.array([regrets[rule, name, b, seed] for seed in range(seeds)])
+            ours = 100 * np.array([regrets[rule, OURS, b, seed] for seed in range(seeds)])
             cells.append(_interval(values))
             against.append("" if name == OURS else _interval(values - ours))
         print(f"{name:44}" + "".join(f"{cell:>24}" for cell in cells))

@@ -1,9 +1,9 @@
-"""Trials per hour of our search against B1, the same search written the usual way.
+"""Compares the trials per hour of our search with B1, the same search written the usual way.
 
-Both sides run one after the other on this machine, over the same rows, points, seeds, rungs and
-thread limits; the cold start is counted. Two shapes of full fine-tuning: the quickstart's 24
-trials, and four trials of ten times the pairs; and `packed`: 64 LoRA trials of a tiny model, ours
-packed. `--only` runs a part; RESULTS.md keeps what was measured.
+Both sides run one after the other on this machine, with the same rows, points, seeds, rungs and
+thread limits. The cold start is counted. There are two shapes of full fine-tuning, the quickstart's
+24 trials and four trials of ten times the pairs, and `packed`: 64 LoRA trials of a tiny model, ours
+packed. `--only` runs a part. RESULTS.md has the measurements.
 """
 
 import argparse
@@ -32,19 +32,19 @@ from tune.config.load import load_search  # noqa: E402
 from tune.config.schema import SearchConfig  # noqa: E402
 
 SHAPES = {"short": (1, 24), "long": (10, 4)}
-"""Times the quickstart's pairs, and trials: twenty-four long ones would take hours on two cores."""
+"""How often the quickstart's pairs, and trials: 24 long ones would take hours on two cores."""
 WORKERS = os.cpu_count() or 1
 
 
 def shaped(factor: int, trials: int) -> tuple[SearchConfig, list[dict[str, Any]]]:
-    """The quickstart with so many times the pairs, and the points, drawn once for both sides."""
+    """Return the quickstart with `factor` times the pairs, and points drawn for both sides."""
     config = load_search(ROOT / "searches" / "quickstart.yaml", {"eval_every_pairs": 128 * factor,
         "stopping.grace_pairs": 128 * factor, "stopping.metric": "eval/margin"})  # fmt: skip
     return config, draw_points(trials, [4, 8, 16], factor)
 
 
 def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
-    """64 LoRA trials of 2 layers of width 64, rows of 31 tokens, batches of 2 to 8."""
+    """Return 64 LoRA trials of 2 layers of width 64, rows of 31 tokens, batches of 2 to 8."""
     from synthetic import write_model, write_pairs
 
     lengths = {"prompt": (6, 6), "chosen": (12, 12), "rejected": (12, 12)}
@@ -62,6 +62,7 @@ def packed_shape(folder: Path) -> tuple[SearchConfig, list[dict[str, Any]]]:
 
 
 def draw_points(trials: int, batch_sizes: list[int], factor: int = 1) -> list[dict[str, Any]]:
+    """Draw points for both sides."""
     draw = random.Random(0)
     return [
         {
@@ -78,10 +79,11 @@ BOUNDS = {
     "optim.learning_rate": {"log_uniform": [1e-5, 1e-3]},
     "dpo.beta": {"log_uniform": [0.03, 0.51]},
 }
-"""A point of both sides may lie anywhere here."""
+"""The ranges of points for both sides."""
 
 
 def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
+    """Run our search and return its numbers."""
     content = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     del content["points"]
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +98,7 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
                        stdout=subprocess.DEVNULL)  # fmt: skip
         seconds = time.perf_counter() - began
         results = json.loads((Path(folder) / "ours" / "results.json").read_text())
-        places = (Path(folder) / "ours" / "places.jsonl").read_text().splitlines()
+        lines = (Path(folder) / "ours" / "places.jsonl").read_text().splitlines()
     curves = [trial["curve"] for trial in results["trials"]]
     return {
         "seconds": seconds,
@@ -105,14 +107,14 @@ def ours(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]
         "step_seconds": sum(point["train_seconds"] for curve in curves for point in curve),
         "evaluation_seconds": sum(point["eval_seconds"] for curve in curves for point in curve),
         "outside": outside_of_ours(results["trials"]),
-        "handover": handover(results["trials"], [json.loads(line) for line in places]),
+        "handover": handover(results["trials"], [json.loads(line) for line in lines]),
     }
 
 
-def handover(trials: list[dict[str, Any]], places: list[dict[str, Any]]) -> float:
-    """Median seconds from a trial's end to the next one's begin in the same process; no number if
-    all began at once."""
-    process = {place["trial"]: place["pid"] for place in places}
+def handover(trials: list[dict[str, Any]], placements: list[dict[str, Any]]) -> float:
+    """Return the median seconds from a trial's end to the next one's beginning in the same process;
+    NaN if all began at once."""
+    process = {placement["trial"]: placement["pid"] for placement in placements}
     last: dict[int, float] = {}
     seconds = []
     for trial in sorted(trials, key=lambda trial: trial["began"]):
@@ -123,11 +125,11 @@ def handover(trials: list[dict[str, Any]], places: list[dict[str, Any]]) -> floa
 
 
 def outside_of_ours(trials: list[dict[str, Any]]) -> float:
-    """Seconds per trial in neither steps nor evaluations, of trials in a process that was warm.
+    """Return the seconds per trial outside of steps and evaluations, for trials in warm processes.
 
-    From the end of the trial before on the same worker to this one's end: Tune's part is counted.
-    The first trial of each worker, with its imports, is in the cold start; without another there is
-    no number.
+    The time is from the end of the worker's previous trial to the end of this one, so it includes
+    Tune's share. The first trial of each worker belongs to the cold start, since it imports.
+    Without a second one there is no number.
     """
     lanes: list[float] = []
     spent: list[float] = []
@@ -142,9 +144,10 @@ def outside_of_ours(trials: list[dict[str, Any]]) -> float:
 
 
 def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float]:
+    """Run the stock search and return its numbers."""
     pairs = data.load_pairs(config.data)
     lora = config.lora and {"r": config.lora.r, "lora_alpha": config.lora.alpha}
-    asked = {
+    request = {
         "shared": {
             "model": str(local_folder(config.model)),
             "lora": lora,
@@ -161,11 +164,12 @@ def stock(config: SearchConfig, points: list[dict[str, Any]]) -> dict[str, float
         "reduction": config.stopping.reduction,
         "max_pairs": 10**9,
     }
-    return json.loads(_child("stock_search.py", json.dumps(asked)))
+    numbers: dict[str, float] = json.loads(_child("stock_search.py", json.dumps(request)))
+    return numbers
 
 
 def steps() -> dict[str, float]:
-    """Median seconds of one step of 8 pairs, ours and stock in turn, three times."""
+    """Return the median seconds of one step of 8 pairs, ours and stock, three times in turn."""
     rounds: dict[str, list[float]] = {"ours": [], "stock": []}
     for _ in range(3):
         for side in rounds:
@@ -173,8 +177,8 @@ def steps() -> dict[str, float]:
     return {side: median(seconds) for side, seconds in rounds.items()}
 
 
-def _child(script: str, asked: str) -> str:
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], input=asked,
+def _child(script: str, request: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / script)], input=request,
                           capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         sys.exit(f"{script} failed:\n{done.stderr[-2000:]}")
@@ -206,6 +210,8 @@ def main() -> None:
 
 
 def show(shape: str, a: dict[str, float], b: dict[str, float]) -> None:
+    """Print the comparison."""
+
     def row(name: str, left: float, right: float) -> None:
         print(f"{name:44} {left:10.2f} {right:10.2f} {left / right:8.2f}", flush=True)
 

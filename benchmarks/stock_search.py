@@ -1,18 +1,20 @@
 """B1: the search as Ray's documentation would have it written, with nothing of this project.
 
 A function trainable builds a stock DPOTrainer with its own reference model in every trial and
-reports each evaluation; ASHA stops the weak ones. Reads what to do as JSON from stdin.
+reports each evaluation. ASHA stops weak trials. Reads its request as JSON from stdin.
 """
 
 import json
 import os
 import sys
 import time
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-def train_trial(config: dict) -> None:
+def train_trial(config: dict[str, Any]) -> None:
+    """Train one trial as a function trainable."""
     import tempfile
 
     import torch
@@ -25,16 +27,18 @@ def train_trial(config: dict) -> None:
     torch.set_num_threads(1)
 
     class Report(TrainerCallback):
+        """Reports each evaluation to Tune and times the steps."""
+
         steps = evaluations = 0.0
 
-        def on_step_begin(self, args, state, control, **_):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = time.perf_counter()
 
-        def on_step_end(self, args, state, control, **_):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             Report.steps += time.perf_counter() - self.began
             self.evaluating = time.perf_counter()
 
-        def on_evaluate(self, args, state, control, metrics, **_):
+        def on_evaluate(self, args: Any, state: Any, *_: Any, metrics: Any, **__: Any) -> None:
             Report.evaluations += time.perf_counter() - self.evaluating
             tune.report(
                 {
@@ -77,7 +81,8 @@ def train_trial(config: dict) -> None:
     trainer.train()
 
 
-def search(asked: dict) -> dict:
+def search(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the search and return its numbers."""
     began = time.perf_counter()
     import ray
     from ray import tune
@@ -85,16 +90,16 @@ def search(asked: dict) -> dict:
 
     ray.init("local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_with_rows, shared=asked["shared"]), {"cpu": 1}),
-        param_space={"point": tune.grid_search(asked["points"])},
+        tune.with_resources(tune.with_parameters(_with_rows, shared=request["shared"]), {"cpu": 1}),
+        param_space={"point": tune.grid_search(request["points"])},
         tune_config=tune.TuneConfig(
             metric="margin",
             mode="max",
             scheduler=ASHAScheduler(
                 time_attr="pairs_seen",
-                max_t=asked["max_pairs"],
-                grace_period=asked["grace_pairs"],
-                reduction_factor=asked["reduction"],
+                max_t=request["max_pairs"],
+                grace_period=request["grace_pairs"],
+                reduction_factor=request["reduction"],
             ),
         ),
         run_config=tune.RunConfig(verbose=0),
@@ -113,7 +118,7 @@ def search(asked: dict) -> dict:
     }
 
 
-def _with_rows(config: dict, shared: dict) -> None:
+def _with_rows(config: dict[str, Any], shared: dict[str, Any]) -> None:
     train_trial({**shared, **config["point"]})
 
 

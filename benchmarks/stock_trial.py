@@ -1,4 +1,4 @@
-"""One trial as TRL's documentation has it: a process of its own, DPOTrainer with PEFT, no Ray.
+"""Trains one trial as in TRL's documentation: DPOTrainer with PEFT, in its own process, no Ray.
 
 Reads {model, pairs, device, arguments, lora} as JSON from stdin.
 """
@@ -6,9 +6,11 @@ Reads {model, pairs, device, arguments, lora} as JSON from stdin.
 import json
 import sys
 import tempfile
+from typing import Any
 
 
-def train(asked: dict) -> None:
+def train(request: dict[str, Any]) -> None:
+    """Train one trial."""
     import peft
     import torch
     from datasets import load_dataset
@@ -16,10 +18,10 @@ def train(asked: dict) -> None:
     from trl import DPOConfig, DPOTrainer
 
     torch.set_num_threads(1)
-    on_gpu = asked["device"] == "cuda"
+    on_gpu = request["device"] == "cuda"
     dtype = "bfloat16" if on_gpu else "float32"
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(asked["model"], dtype=dtype),
+        model=AutoModelForCausalLM.from_pretrained(request["model"], dtype=dtype),
         args=DPOConfig(
             output_dir=tempfile.mkdtemp(),
             activation_checkpointing=False,
@@ -29,12 +31,12 @@ def train(asked: dict) -> None:
             save_strategy="no",
             disable_tqdm=True,
             report_to=[],
-            **asked["arguments"],
+            **request["arguments"],
         ),
-        train_dataset=load_dataset("json", data_files=asked["pairs"], split="train"),
-        processing_class=AutoTokenizer.from_pretrained(asked["model"]),
+        train_dataset=load_dataset("json", data_files=request["pairs"], split="train"),
+        processing_class=AutoTokenizer.from_pretrained(request["model"]),
         peft_config=peft.LoraConfig(
-            task_type="CAUSAL_LM", target_modules="all-linear", **asked["lora"]
+            task_type="CAUSAL_LM", target_modules="all-linear", **request["lora"]
         ),
     )
     trainer.train()

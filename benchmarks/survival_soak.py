@@ -1,8 +1,8 @@
-"""A search under fire: a trial's process killed with -9 every few seconds, against one left alone.
+"""Kills a process of a search's trials every few seconds, and compares it with an undisturbed
+search.
 
-Prints what became of the trials and what the kills cost. `--trainer packed` trains the embedded
-model; so does `trl`, whose processes take ten seconds to import what they need: kill them less
-often.
+Prints the states of the trials and the cost of the kills. `--trainer packed` and `trl` train the
+embedded model. Processes of `trl` import for ten seconds, so kill them less often.
 """
 
 import argparse
@@ -37,12 +37,13 @@ TRAINED = {"data": {"limit": 200}, "lora": {"r": 4, "alpha": 8}, "eval_every_pai
 
 
 def search(trainer: str, trials: int) -> dict[str, Any]:
+    """Return the search's configuration."""
     return {
         **(SIMULATED if trainer == "simulated" else {"trainer": trainer, **TRAINED}),
         "name": "soak",
         "trials": trials,
         "space": {"optim.learning_rate": {"log_uniform": [1e-5, 1e-3]}},
-        # Every trial trains to its end, so that one sees what was lost.
+        # Every trial trains to its end, which shows what was lost.
         "stopping": {"name": "none"},
         "save_every_minutes": 0,
         "wandb": {"mode": "disabled"},
@@ -50,7 +51,7 @@ def search(trainer: str, trials: int) -> dict[str, Any]:
 
 
 def run(content: dict[str, Any], kill_every: float | None) -> dict[str, Any]:
-    """Seconds from the command to the end, how many processes were killed, and the trials."""
+    """Return the seconds from the command to the end, the number of kills, and the trials."""
     with tempfile.TemporaryDirectory() as folder:
         yaml = Path(folder) / "soak.yaml"
         yaml.write_text(json.dumps(content))  # JSON is YAML
@@ -72,11 +73,13 @@ def run(content: dict[str, Any], kill_every: float | None) -> dict[str, Any]:
 
 
 def trial_processes(run: Path) -> list[int]:
-    """Those that have reported. One that is killed as it starts, before it has a trial, is missed
-    by Ray only after a minute (worker_register_timeout_seconds)."""
-    running = {record.id for record in read_records(RunFolder.at(run)) if record.state == "running"}
-    places = run / "places.jsonl"
-    notes = map(json.loads, places.read_text().splitlines() if places.exists() else [])
+    """Return the processes that have reported. Ray notices only after a minute that a process was
+    killed before it had a trial (worker_register_timeout_seconds), so we kill none of those."""
+    running = {
+        record.id for record in read_records(RunFolder.at(run), print) if record.state == "running"
+    }
+    file = run / "places.jsonl"
+    notes = map(json.loads, file.read_text().splitlines() if file.exists() else [])
     last = {note["trial"]: int(note["pid"]) for note in notes}
     return [
         pid for trial, pid in last.items() if trial in running and Path(f"/proc/{pid}").exists()

@@ -1,11 +1,12 @@
-"""A model of random weights and preference pairs of a given shape, as folder and file.
+"""Writes a model with random weights, and preference pairs of a given shape.
 
-What trains on them learns nothing; how long it takes is the same.
+Training on them learns nothing but takes as long as on real ones.
 """
 
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -13,8 +14,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dpo_train.sample import pretrain
 from dpo_train.sample.pairs import build_pairs
 
-SHAPES = {
-    # 2 layers of width 64, 512 tokens: what the CPU figures are about.
+SHAPES: dict[str, dict[str, Any]] = {
+    # 2 layers of width 64, 512 tokens: the shape of the CPU figures.
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 192,
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "tie_word_embeddings": True},
@@ -26,7 +27,7 @@ SHAPES = {
 
 
 def write_model(folder: Path, shape: str, dtype: str = "float32", device: str = "cpu") -> Path:
-    """Random weights, drawn on that device, and the sample's own kind of tokenizer: 512 tokens."""
+    """Write random weights, drawn on a device, and a tokenizer of 512 tokens like the sample's."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
@@ -39,7 +40,7 @@ def write_model(folder: Path, shape: str, dtype: str = "float32", device: str = 
 
 
 def write_pairs(path: Path, pairs: int, lengths: dict[str, tuple[int, int]], seed: int = 0) -> Path:
-    """Pairs whose prompt, chosen and rejected are so many words of one token: (fewest, most)."""
+    """Write pairs whose texts have so many words of one token each: (fewest, most)."""
     words, draw = _words(), random.Random(seed)
     lines = []
     for number in range(pairs):
@@ -53,7 +54,7 @@ def write_pairs(path: Path, pairs: int, lengths: dict[str, tuple[int, int]], see
     return path
 
 
-def _tokenizer() -> pretrain.Qwen2Tokenizer:
+def _tokenizer() -> Any:
     return pretrain.build_tokenizer(build_pairs(seed=0), vocabulary=512)
 
 

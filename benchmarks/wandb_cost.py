@@ -1,8 +1,8 @@
-"""What telling W&B costs a search: simulated trials with wandb disabled and offline, in turn.
+"""Measures what W&B costs a search: simulated trials with wandb disabled and offline, in turn.
 
-The trials wait more than they compute, so the two searches differ in what stands beside the trials:
-the child that reads the records, and the client. Wall-clock time is from the command to the prompt;
-CPU time, of all processes that the search waited for, says more on a machine with other work.
+The trials wait more than they compute, so the searches differ only in the child process that reads
+the records, and the client. Wall-clock time is from the command to the prompt. The CPU time of all
+processes that the search waited for is more reliable on a machine with other work.
 """
 
 import argparse
@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = str(ROOT)
 
 
 def seconds(mode: str, trials: int, at_once: int) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one search, cold start and end counted."""
+    """Return wall-clock and CPU seconds of one search, including its start and end."""
     content = {
         "trainer": "simulated",
         "trials": trials,
@@ -61,7 +61,7 @@ def main() -> None:
             spent[mode].append(seconds(mode, options.trials, options.at_once))
             print("{:9} {:7.1f} s, {:6.1f} s of CPU".format(mode, *spent[mode][-1]), flush=True)
     wall, cpu = (
-        {mode: median(pair[part] for pair in spent[mode]) for mode in spent} for part in (0, 1)
+        {mode: median(pair[index] for pair in spent[mode]) for mode in spent} for index in (0, 1)
     )
     each = (cpu["offline"] - cpu["disabled"]) / options.trials
     ratio = wall["offline"] / wall["disabled"]

@@ -1,12 +1,12 @@
-"""How good the winner of a search is by each rule that might choose it, on four sets of recorded
-trainings, and how true the number is that is printed of it.
+"""Measures how good the winner of a search is under each rule that might choose it, on four sets of
+recorded trainings, and how true the printed number is.
 
     python benchmarks/winner_rules.py gains       each rule against the largest number
     python benchmarks/winner_rules.py luck        the expectation and its interval
     python benchmarks/winner_rules.py saturated   the winner where every trial has all pairs right
 
-A search draws trainings by random or TPE under ASHA, on a part of the held-out pairs; the other
-pairs say how good its winner truly is. `±` over splits says nothing of other trainings, so a
+A search draws trainings at random or by TPE under ASHA, on some of the held-out pairs. The other
+pairs show how good its winner truly is. A `±` over splits says nothing about other trainings, so a
 jackknife leaves out a tenth of the trainings at a time.
 """
 
@@ -48,7 +48,7 @@ RULES = (
 
 
 class Split:
-    """Some held-out pairs that a search sees, and what the others say."""
+    """The held-out pairs that a search sees, and the true values on the other pairs."""
 
     def __init__(self, curves: Curves, seen: Any, hidden: Any) -> None:
         self.margins = curves.margin[:, :, seen]
@@ -57,13 +57,14 @@ class Split:
         self.drift = curves.drift
         self.truth = curves.right[:, :, hidden].mean(axis=-1)
         self.pairs_seen = curves.pairs_seen.astype(float)
-        has = curves.ranking is not None
-        self.true_ranking = curves.ranking[:, :, hidden].mean(axis=-1) if has else None
-        # What the rule takes for margins per token: their sign is all that it asks of them.
-        self.others = curves.ranking[:, :, seen] - 0.5 if has else None
+        ranking = curves.ranking
+        self.true_ranking = None if ranking is None else ranking[:, :, hidden].mean(axis=-1)
+        # The rule uses only the sign of these margins per token.
+        self.others = None if ranking is None else ranking[:, :, seen] - 0.5
 
 
 def halves(curves: Curves, seed: int) -> Split:
+    """Deal out the held-out pairs to a search and to the truth."""
     order = np.random.default_rng(seed).permutation(curves.margin.shape[-1])
     size = 120 if len(order) >= 240 else len(order) // 2
     return Split(curves, order[:size], order[size:])
@@ -72,8 +73,8 @@ def halves(curves: Curves, seed: int) -> Split:
 def search(
     curves: Curves, split: Split, sampler: str, seed: int, trials: int, runs: Any
 ) -> list[tuple[int, int]]:
-    """The trainings that a search of so many trials drew, with the number of reports of each. None
-    is drawn twice. Empty where there are fewer."""
+    """Return the trainings that a search drew, each with its number of reports. None is drawn
+    twice. The list is empty if there are fewer trainings than `trials`."""
     if trials > len(runs):
         return []
     draw = np.random.default_rng(seed)
@@ -85,19 +86,19 @@ def search(
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         chooser = optuna.samplers.TPESampler(seed=seed, multivariate=True)
         study = optuna.create_study(direction="maximize", sampler=chooser)
-    place = np.stack([np.log(curves.rates), np.log(curves.betas)], axis=1)
-    place = (place - place.min(axis=0)) / np.maximum(np.ptp(place, axis=0), 1e-9)
+    points = np.stack([np.log(curves.rates), np.log(curves.betas)], axis=1)
+    points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     rungs: dict[int, list[float]] = {0: [], 2: []}
     running: list[list[Any]] = []
     begun: list[list[Any]] = []
 
     def start() -> None:
-        asked = study.ask() if study else None
+        proposal = study.ask() if study else None
         at = 0
-        if asked is not None:
-            point = np.array([asked.suggest_float(axis, 0, 1) for axis in ("rate", "beta")])
-            at = int(np.argmin(((place[left] - point) ** 2).sum(axis=1)))
-        begun.append([left.pop(at), 0, asked])
+        if proposal is not None:
+            point = np.array([proposal.suggest_float(axis, 0, 1) for axis in ("rate", "beta")])
+            at = int(np.argmin(((points[left] - point) ** 2).sum(axis=1)))
+        begun.append([left.pop(at), 0, proposal])
         running.append(begun[-1])
 
     def end(trial: list[Any], is_whole: bool) -> None:
@@ -113,10 +114,10 @@ def search(
         while len(running) < WORKERS and len(begun) < trials:
             start()
         for trial in list(running):
-            run, report, asked = trial
+            run, report, proposal = trial
             trial[1] += 1
-            if asked is not None:
-                asked.report(split.right[run, report], int(split.pairs_seen[report]))
+            if proposal is not None:
+                proposal.report(split.right[run, report], int(split.pairs_seen[report]))
             if trial[1] == len(split.pairs_seen):
                 end(trial, True)
             elif report in rungs:
@@ -126,8 +127,8 @@ def search(
     return [(run, reports) for run, reports, _ in begun]
 
 
-def crown(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[int, int]:
-    """Which report of which training wins."""
+def winner_of(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[int, int]:
+    """Return the training and the report that win."""
     rows = [(run, report) for run, reports in trials for report in range(reports)]
     at = tuple(np.array(rows).T)
     right, later = split.right[at], split.pairs_seen[at[1]]
@@ -151,6 +152,7 @@ def crown(split: Split, trials: list[tuple[int, int]], rule: str) -> tuple[int, 
 
 
 def best(split: Split, rows: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the best of some reports by the rule."""
     at = tuple(np.array(rows).T)
     clusters = np.arange(split.margins.shape[-1])
     others = split.others[at] if split.others is not None else None
@@ -165,11 +167,12 @@ def best(split: Split, rows: list[tuple[int, int]]) -> tuple[int, int]:
 
 @lru_cache
 def curves_of(name: str) -> Curves:
+    """Return a recorded set, loaded once."""
     return load(name)
 
 
 def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
-    """By budget and rule the true accuracy and ranking of the winner of one search."""
+    """Return the true accuracy and ranking of one search's winner, by budget and rule."""
     name, sampler, seed, budgets, without = job
     curves = curves_of(name)
     group = np.random.default_rng(0).permutation(len(curves.margin)) % GROUPS
@@ -179,13 +182,14 @@ def gains_of(job: tuple[str, str, int, tuple[int, ...], int]) -> dict[Any, Any]:
     for budget in budgets:
         trials = search(curves, split, sampler, seed, budget, runs)
         for rule in RULES if trials else ():
-            run, report = crown(split, trials, rule)
+            run, report = winner_of(split, trials, rule)
             ranking = split.true_ranking[run, report] if split.true_ranking is not None else np.nan
             found[budget, rule] = (100 * split.truth[run, report], 100 * ranking)
     return found
 
 
 def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
+    """Print each rule's gain over the largest number."""
     for name in sets:
         for sampler in samplers:
             jobs = [
@@ -197,15 +201,15 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
             print(f"\n{name}, {sampler} with ASHA: gain in points against {BASE!r}; ± over "
                   f"{seeds} splits, ± over trainings; ranking")  # fmt: skip
             for budget in budgets:
-                there = [one for one in found if (budget, BASE) in one]
-                if not there:
+                with_base = [one for one in found if (budget, BASE) in one]
+                if not with_base:
                     continue
                 for rule in RULES[1:]:
                     gain = np.array([np.subtract(one[budget, rule], one[budget, BASE])
-                                     for one in there]).reshape(-1, seeds, 2)  # fmt: skip
+                                     for one in with_base]).reshape(-1, seeds, 2)  # fmt: skip
                     means = gain.mean(axis=1)
                     spread = means[1:, 0] - means[1:, 0].mean()
-                    # A search of all trainings leaves none out.
+                    # A search of all trainings can leave none out.
                     jackknife = np.nan
                     if len(means) == GROUPS + 1:
                         jackknife = 1.96 * np.sqrt((GROUPS - 1) / GROUPS * (spread**2).sum())
@@ -219,9 +223,9 @@ def gains(sets: list[str], samplers: list[str], budgets: list[int], seeds: int, 
 
 
 def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, float, float, bool]]:
-    """By budget: errors of the largest, of the winner's and of the expected value, and whether the
-    interval covers. The pairs that a search sees are drawn with replacement from all, whose mean is
-    the truth."""
+    """Return for each budget the errors of the largest, the winner's and the expected value, and
+    whether the interval covers. A search sees pairs drawn with replacement from all pairs, whose
+    mean is the truth."""
     name, seed, budgets = job
     curves = curves_of(name)
     draw, pairs = np.random.default_rng(1000 + seed), curves.margin.shape[-1]
@@ -242,7 +246,7 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
             clusters=np.arange(120),
         )
         seen = luck.expected(reports)
-        truth = split.truth[crown(split, trials, "the rule")]
+        truth = split.truth[winner_of(split, trials, "the rule")]
         low, high = seen.interval
         found.append((budget, seen.largest - truth, seen.chosen - truth, seen.expected - truth,
                      bool(low <= truth <= high)))  # fmt: skip
@@ -250,6 +254,7 @@ def luck_of(job: tuple[str, int, tuple[int, ...]]) -> list[tuple[int, float, flo
 
 
 def luck_table(sets: list[str], budgets: list[int], seeds: int, pool: Any) -> None:
+    """Print the errors of the expected value."""
     print(f"errors in points, mean over {seeds} searches (random with ASHA, 120 pairs)")
     for name in sets:
         jobs = [(name, seed, tuple(budgets)) for seed in range(seeds)]
@@ -267,7 +272,7 @@ def luck_table(sets: list[str], budgets: list[int], seeds: int, pool: Any) -> No
 
 
 def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
-    """Of one search: the winner's true ranking by each rule, less the median finished trial's."""
+    """Return the winner's true ranking under each rule, minus the median finished trial's."""
     sampler, seed, budget = job
     curves = curves_of("easy")
     split = halves(curves, seed)
@@ -275,12 +280,15 @@ def saturated_of(job: tuple[str, int, int]) -> tuple[float, ...]:
     runs = np.arange(len(curves.margin))
     trials = search(curves, split, sampler, seed, budget, runs)
     whole = [run for run, reports in trials if reports == len(split.pairs_seen)]
-    median = float(np.median([split.true_ranking[crown(split, [(run, len(split.pairs_seen))],
+    median = float(np.median([split.true_ranking[winner_of(split, [(run, len(split.pairs_seen))],
                                                        "the rule")] for run in whole]))  # fmt: skip
-    return tuple(100 * (split.true_ranking[crown(split, trials, rule)] - median) for rule in RULES)
+    return tuple(
+        100 * (split.true_ranking[winner_of(split, trials, rule)] - median) for rule in RULES
+    )
 
 
 def saturated(seeds: int, pool: Any) -> None:
+    """Print the winner's true ranking where all pairs are right."""
     for sampler in ("random", "tpe"):
         jobs = [(sampler, seed, 12) for seed in range(seeds)]
         found = np.array(list(pool.map(saturated_of, jobs, chunksize=5)))

@@ -1,4 +1,4 @@
 """Tests in folders that mirror the sources.
 
-What they share stands in `helpers/` and `conftest.py`.
+`helpers/` and `conftest.py` hold what they share.
 """

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share. One torch thread a process: two cores are all there is."""
+"""Fixtures that many tests share. Each process gets one torch thread, for machines of two cores."""
 
 import os
 
@@ -27,7 +27,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what `make soak` runs."""
+    """Leave out the tests that only `make soak` runs."""
     if "soak" in (config.getoption("-m") or ""):
         return
 
@@ -37,16 +37,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if "soak" not in (terminalreporter.config.getoption("-m") or ""):
         terminalreporter.write_line(
-            "left to longer targets: `make soak` kills a driver at ten moments in place of three, "
-            "and lets Ray's memory monitor end processes; "
-            "`make cluster-test` runs on nodes and object stores that die, and serves a winner; "
-            "benchmarks/ has speed, search quality and 200 trials under fire"
+            "not run here: `make soak` kills a driver at ten moments instead of three, and lets "
+            "Ray's memory monitor end processes; `make cluster-test` runs on nodes and object "
+            "stores that die, and serves a winner; benchmarks/ measures speed and search quality, "
+            "and kills the processes of 200 trials"
         )
 
 
 @pytest.fixture
 def dpo_tune(tmp_path: Path) -> Run:
-    """Runs the command line in an empty folder and captures what it prints."""
+    """Run the command line in an empty folder and capture what it prints."""
 
     def run(*arguments: object, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -64,7 +64,7 @@ def dpo_tune(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts the command line in an empty folder; what a failed test leaves running is ended."""
+    """Start the command line in an empty folder. What a failed test leaves running is ended."""
     started: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: object) -> subprocess.Popen[str]:
@@ -93,12 +93,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {
-        # Of runs on an object store its processes have their own login and mirror.
+        # For runs on an object store its processes have their own login and mirror.
         **LOGIN,
         "DPO_TUNE_CACHE": str(tmp_path_factory.mktemp("node")),
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "disabled",
-        # As a search starts its own.
+        # A search sets these two for its own Ray as well.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
     }
@@ -108,8 +108,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def shared_ray(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches run on a cluster of two CPUs that is there: half of a short one's time is to start
-    a Ray of its own and to end it."""
+    """Let searches run on an existing cluster of two CPUs. With a Ray of its own a short search
+    would spend half of its time on starting and ending it."""
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
@@ -123,7 +123,7 @@ def small_config() -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def small_prepared(small_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the prepared data of `small_config`."""
+    """The folder with the prepared data of `small_config`."""
     root = tmp_path_factory.mktemp("prepared")
     folder = reference.plan(small_config, data.load_pairs(small_config.data), root, "cpu")
     reference.prepare(folder)
@@ -136,12 +136,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
-    # What another command may have left behind: with it the client would drop our ids.
+    # Another command may have left this variable behind. With it the client would drop our ids.
     monkeypatch.setenv("WANDB_SWEEP_ID", "foreign")
-    with WandbServer() as there:
-        monkeypatch.setenv("WANDB_BASE_URL", there.url)
-        monkeypatch.setenv("WANDB_API_KEY", there.key)
-        yield there
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", server.key)
+        yield server
 
 
 @pytest.fixture

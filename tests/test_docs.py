@@ -1,4 +1,4 @@
-"""The documents name what is there."""
+"""The documents name files, commands and metrics that exist."""
 
 import itertools
 import re
@@ -31,7 +31,7 @@ def test_links_between_the_documents_lead_somewhere() -> None:
 
 
 def metric_table() -> list[str]:
-    """The table of docs/numbers.md as the catalogue of metrics has it."""
+    """Return the table of docs/numbers.md, made from the catalogue of metrics."""
     rows = [
         [f"`{metric.name}`", *(cell or "–" for cell in (metric.direction, metric.unit)),
          "–" if metric.base is None else f"{metric.base:.3g}", metric.meaning]
@@ -48,5 +48,5 @@ def documented_metrics() -> list[str]:
 
 
 def test_the_table_of_metrics_is_the_catalogue() -> None:
-    """If it fails: put what `metric_table()` returns in the page's place."""
+    """If this fails, replace the page's table with what `metric_table()` returns."""
     assert documented_metrics() == metric_table()

@@ -23,7 +23,7 @@ ARGUMENTS = {
     "Interrupted": (Path("runs/quickstart"), "the disk is full"),
     "TemplateRefusal": ("a model", "roles must alternate"),
 }
-"""What a class takes if it isn't a message alone."""
+"""Arguments of the classes that take more than a message."""
 
 
 def classes(module: ModuleType) -> list[type[Exception]]:
@@ -39,7 +39,7 @@ ERRORS = [error for module in TREES.values() for error in classes(module)]
 
 
 def drawn(text: str) -> dict[str, tuple[str, str]]:
-    """By class its parent and its built-in base, as the docstring draws them."""
+    """Map each class to its parent and its built-in base, as the docstring draws them."""
     found, path = {}, [("", -1)]
     for spaces, name, base in re.findall(r"^( *)([A-Z]\w+)(?: \((\w+)\))?$", text, re.MULTILINE):
         while path[-1][1] >= len(spaces):
@@ -61,10 +61,10 @@ def test_the_drawing_shows_every_class_in_its_place(module: ModuleType) -> None:
     tree = drawn(module.__doc__)
     built = {error.__name__: as_built(error) for error in classes(module)}
     assert built.items() <= tree.items()
-    above = {name: place for name, place in tree.items() if name not in built}
+    above = {name: parent for name, parent in tree.items() if name not in built}
     assert (
         above.items() <= drawn(dpo_train.errors.__doc__ or "").items()
-    )  # the root of another file
+    )  # the root is in another file
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: str(kind.__name__))
@@ -77,7 +77,7 @@ def test_an_error_arrives_as_it_was_sent(kind: type[Exception]) -> None:
 
 
 def test_no_error_is_defined_elsewhere_but_the_private_ones_of_a_file() -> None:
-    """And those are of the tree too."""
+    """The private ones belong to the tree too."""
     known = {error.__name__ for error in ERRORS}
     outside = {name for name in vars(builtins) if name.endswith(("Error", "Exception"))}
     found = [
@@ -88,5 +88,5 @@ def test_no_error_is_defined_elsewhere_but_the_private_ones_of_a_file() -> None:
         if isinstance(node, ast.ClassDef)
     ]
     errors = [(module, name, bases) for module, name, bases in found if bases & (known | outside)]
-    assert errors  # the walk finds some
+    assert errors  # the walk must find some
     assert [e for e in errors if not e[1].startswith("_") or not e[2] & known] == []

@@ -24,7 +24,7 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 
 def imports(source: str) -> Iterator[str]:
-    """The dotted names that a source imports: modules, and what it takes out of them."""
+    """Yield the dotted names that a source imports: modules, and names taken out of modules."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -34,7 +34,7 @@ def imports(source: str) -> Iterator[str]:
 
 
 def own_module(name: str) -> str | None:
-    """The project's module that an imported name is, or lies in."""
+    """Return the project's module that an imported name is or lies in."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
     return name or None
@@ -106,7 +106,7 @@ WALLS = {
         "tune.tracking",
     ),
 }
-"""What a package may import of the project beside itself."""
+"""The packages of the project that each package may import beside itself."""
 
 LIBRARIES = {
     "ray.tune": ("tune.search", "tune.workers", "tune.cluster"),
@@ -118,10 +118,10 @@ LIBRARIES = {
     "optuna": ("tune.search", "tune.config.space", "tune.run_folder.optuna_states", "tune.report"),
     "gguf": ("dpo_train.gguf",),
 }
-"""Where a library is known, and nowhere else."""
+"""The only places that may import each library."""
 
 TRACKING_DOORS = {"tune.tracking.trackers", "tune.tracking.child_process"}
-"""What other packages may import of `tune.tracking`: nothing that is of one tracker."""
+"""The modules of `tune.tracking` that other packages may import: none belongs to one tracker."""
 
 NAME_A_TRACKER = {
     "tune.config.outputs": "the fields of `wandb:`",
@@ -131,7 +131,7 @@ NAME_A_TRACKER = {
     "tune.workers.unused": "it is kept out of the trials' processes, where TRL would import it",
     "tune": "W&B's error reports are turned off before TRL imports it",
 }
-"""The modules outside `tune.tracking` that name one, and for what."""
+"""The modules outside `tune.tracking` that name a tracker, and for what."""
 
 
 @pytest.mark.parametrize("package", WALLS)
@@ -177,7 +177,7 @@ def test_no_import_circle() -> None:
 
 
 def late_imports_without_reason(source: str) -> list[int]:
-    """The lines of imports inside functions that have no comment beside them or above."""
+    """Return the lines of imports inside functions without a comment beside or above them."""
     tree, lines = ast.parse(source), source.splitlines()
     late = [
         node
@@ -199,7 +199,7 @@ def late_imports_without_reason(source: str) -> list[int]:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
 def test_a_late_import_has_its_reason_beside_it(module: str) -> None:
-    """In a command line's file, whose docstring says it, all are late: `--help` must be fast."""
+    """A command line's file imports everything late, as its docstring says, for a fast `--help`."""
     assert late_imports_without_reason(MODULES[module].read_text()) == []
 
 
@@ -209,7 +209,7 @@ def test_a_late_import_without_a_reason_is_found() -> None:
 
 
 def test_circles_and_breaches_are_found() -> None:
-    """The walk itself: late imports, imports for type checkers, circles of three."""
+    """The walk finds late imports, imports for type checkers and circles of three modules."""
     late = "def f():\n    from tune.search import driver\nif TYPE_CHECKING:\n    import serve.api\n"
     assert {own_module(name) for name in imports(late)} == {"tune.search.driver", "serve.api"}
     graph = {"a.x": {"b.y"}, "b.y": {"c.z"}, "c.z": {"a.x"}, "d": {"a.x"}}
@@ -219,7 +219,7 @@ def test_circles_and_breaches_are_found() -> None:
     assert breaches(graph, "a", ("b",)) == []
 
 
-def test_no_file_is_named_for_nothing() -> None:
+def test_no_file_has_a_meaningless_name() -> None:
     assert not {"utils.py", "common.py", "helpers.py"} & {path.name for path in SOURCES}
 
 
@@ -229,6 +229,6 @@ def test_tune_has_three_files_at_most_beside_its_folders() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_owns_one_thing(path: Path) -> None:
-    """A file that grows past this owns two things. Tables of data may be longer."""
+    """A longer file owns more than one thing. Tables of data may be longer."""
     if path != ROOT / "dpo_train" / "sample" / "facts.py":
         assert len(path.read_text().splitlines()) <= 320

@@ -1,4 +1,4 @@
-"""A new metric is a function of pairs and an entry of the catalogue: it then appears everywhere."""
+"""A new metric is a function of pairs and an entry in the catalogue. It then appears everywhere."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The wheel holds what it must: it is built, installed into an empty environment and used there.
+"""The wheel is built, installed into an empty environment and used there.
 
 The editable install that the other tests use would hide a package or a data file that was left out.
 """
@@ -49,7 +49,7 @@ for module in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel and nothing else; its python is `bin/python`."""
+    """Return an environment with the wheel and nothing else; its python is `bin/python`."""
     folder = tmp_path_factory.mktemp("packaging")
     source = folder / "source"
     for path in [*FILES, *(Path(name) for name in ("pyproject.toml", "README.md", "LICENSE"))]:
@@ -79,11 +79,11 @@ def test_every_module_is_found_by_its_name(installed: Path) -> None:
 
 
 def test_every_data_file_is_the_same_there(installed: Path) -> None:
-    there = site_packages(installed)
+    folder = site_packages(installed)
     data = [path for path in FILES if path.suffix != ".py"]
     assert len(data) >= 5
     for path in data:
-        assert (there / path).read_bytes() == (ROOT / path).read_bytes(), path
+        assert (folder / path).read_bytes() == (ROOT / path).read_bytes(), path
 
 
 def test_the_command_is_there(installed: Path) -> None:
@@ -96,11 +96,11 @@ BROUGHT = {
     "tokenizers": "transformers pins it",
     "triton": "torch for CUDA brings it, and pins it",
 }
-"""Libraries that are imported and declared nowhere, and why that is safe."""
+"""Libraries that are imported but not declared, and why that is safe."""
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
-    """What another library happens to bring is gone on the day when that library goes."""
+    """A library that only comes with another one disappears together with it."""
     imported = {
         name.partition(".")[0]
         for path in FILES
@@ -128,7 +128,7 @@ def imported_names(node: ast.AST) -> list[str]:
 
 
 def test_lower_bounds_are_the_tested_versions() -> None:
-    """An older release may lack what is used here, and nobody would know."""
+    """An older release may lack what is used here, and no test would notice."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
     tested = {one.name: Version(str(one.specifier).removeprefix("==")) for one in pinned}

@@ -1,4 +1,4 @@
-"""What crosses a function's wall has a type, and few things cross it at once."""
+"""Arguments and results of functions have types, and no function takes many arguments."""
 
 import ast
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 from tests.test_imports import ROOT, SOURCES
 
 LOOSE_DICTS_AT_MOST = 17
-"""Lines of the three packages with `dict[str, Any]`: what libraries ask for, and what is read out
-of JSON a line below."""
+"""Lines of the three packages with `dict[str, Any]`: values for libraries, and JSON that is parsed
+into a type one line below."""
 
 PARAMETERS_AT_MOST = 5
-"""Of a function, `self` and `cls` apart."""
+"""The most parameters that a function may have, not counting `self` and `cls`."""
 
 ATTENTION = "the interface of transformers' attention functions"
 TRITON = "a Triton kernel takes pointers and sizes one by one"
@@ -21,11 +21,11 @@ MANY_PARAMETERS = {
     "dpo_train/trainers/packed/kernels.py _kernels.score": TRITON,
     "serve/attention.py attend": ATTENTION,
 }
-"""The functions that may have more, and why."""
+"""The functions that may have more parameters, and why."""
 
 
 def functions(source: str) -> Iterator[tuple[str, int]]:
-    """Every function's name with those of what it lies in, and how many parameters it has."""
+    """Yield the qualified name of every function and how many parameters it has."""
 
     def visit(node: ast.AST, inside: tuple[str, ...]) -> Iterator[tuple[str, int]]:
         for child in ast.iter_child_nodes(node):
@@ -60,7 +60,7 @@ def test_dicts_of_anything_are_few() -> None:
 
 
 def test_no_function_has_more_than_five_parameters() -> None:
-    """An exception that is none any more is found too."""
+    """An exception that is no longer needed is found too."""
     assert many_parameters(SOURCES) == set(MANY_PARAMETERS)
 
 

@@ -1,4 +1,4 @@
-"""The file names of benchmarks."""
+"""No benchmark has the name of a library."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""`make real`, without its download and its twenty minutes."""
+"""`make real`, without the download and the search of twenty minutes."""
 
 import json
 import runpy
@@ -23,19 +23,19 @@ def smollm2() -> dict[str, Any]:
 
 
 def make_real(data: Path) -> subprocess.CompletedProcess[str]:
-    """`make` with a Python that has no packages, as before anything is installed."""
+    """Run `make real` with a Python that has no packages, as before anything is installed."""
     return subprocess.run(
         ["make", "real", f"DATA={data}", f"PYTHON={sys.executable} -S", f"VENV={data.parent}/venv"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def test_a_file_that_is_not_there_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
     done = make_real(tmp_path / "pairs.jsonl")
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
-    assert len(said) == 1
-    assert f"DATA={tmp_path}/pairs.jsonl: there is no such file" in said[0]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(lines) == 1
+    assert f"DATA={tmp_path}/pairs.jsonl: there is no such file" in lines[0]
     assert not (tmp_path / "venv").exists()
 
 
@@ -61,7 +61,7 @@ def test_its_search_is_a_whole_one(smollm2: dict[str, Any], data: str) -> None:
     assert config.data.columns.prompt == "prompt"
 
 
-def test_a_model_that_could_not_be_made_whole_is_not_there(
+def test_a_model_that_was_only_partly_made_does_not_count(
     smollm2: dict[str, Any], tmp_path: Path
 ) -> None:
     def broken(_: Path, folder: Path) -> None:

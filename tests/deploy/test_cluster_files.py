@@ -1,4 +1,4 @@
-"""cluster.yaml and deploy/, read by Ray's own readers."""
+"""Ray's own readers understand cluster.yaml and deploy/."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.helpers.ray_job_command import sent_by
 from tune.__main__ import _parser
 from tune.config.load import load_search
 
-# Of what KubeRay 1.6's custom resources know; its own reader passes over what it does not know.
+# Some of the fields of KubeRay 1.6's custom resources. Its own reader ignores unknown fields.
 KNOWN = {
     "RayJob": {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit",
                "rayClusterSpec", "submissionMode", "runtimeEnvYAML", "activeDeadlineSeconds"},
@@ -36,7 +36,7 @@ def validated(config: dict[str, Any]) -> dict[str, Any]:
     return prepared
 
 
-def test_the_cluster_on_aws_is_one_that_ray_takes() -> None:
+def test_ray_accepts_the_cluster_on_aws() -> None:
     prepared = validated(cluster_yaml.on_aws())
     worker = prepared["available_node_types"]["worker"]
     assert worker["resources"] == {"CPU": 4, "GPU": 1}
@@ -47,11 +47,11 @@ def test_the_cluster_on_aws_is_one_that_ray_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "provider"), [("Google Cloud", "gcp"), ("Your own machines by SSH", "local")]
+    ("name", "provider"), [("Google Cloud", "gcp"), ("Your own machines by SSH", "local")]
 )
-def test_each_commented_block_makes_a_cluster_that_ray_takes(place: str, provider: str) -> None:
+def test_ray_accepts_the_cluster_of_each_commented_block(name: str, provider: str) -> None:
     assert set(cluster_yaml.BLOCKS) == {"Google Cloud", "Your own machines by SSH"}
-    prepared = validated(cluster_yaml.on(place))
+    prepared = validated(cluster_yaml.on(name))
     assert prepared["provider"]["type"] == provider
     assert prepared["head_node_type"] in prepared["available_node_types"]
 
@@ -97,12 +97,12 @@ def read_by_kuberay(name: str, resource: dict[str, Any], cluster: dict[str, Any]
     assert cluster["headGroupSpec"].keys() <= KNOWN["head"]
     for group in cluster["workerGroupSpecs"]:
         assert group.keys() <= KNOWN["worker"]
-    asked = {"metadata": {"name": name, "namespace": "default"}, "spec": cluster}
-    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(asked)
+    raycluster = {"metadata": {"name": name, "namespace": "default"}, "spec": cluster}
+    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(raycluster)
     return config
 
 
-def test_the_search_on_kubernetes_is_one_that_kuberay_takes() -> None:
+def test_kuberay_accepts_the_search_on_kubernetes() -> None:
     job = kubernetes("rayjob.yaml")
     cluster = job["spec"]["rayClusterSpec"]
     config = read_by_kuberay("search", job, cluster)
@@ -118,13 +118,13 @@ def test_the_search_on_kubernetes_is_one_that_kuberay_takes() -> None:
     assert {"name": "DPO_TUNE_RUNS", "value": "/mnt/shared/runs"} in environment
 
 
-def test_the_server_on_kubernetes_is_one_that_kuberay_and_serve_take() -> None:
+def test_kuberay_and_ray_serve_accept_the_server_on_kubernetes() -> None:
     service = kubernetes("rayservice.yaml")
     config = read_by_kuberay("server", service, service["spec"]["rayClusterConfig"])
     assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
-    asked = yaml.safe_load(service["spec"]["serveConfigV2"])
-    # The schema takes unknown keys and drops them: what comes back must be what was given.
-    assert ServeDeploySchema.model_validate(asked).model_dump(exclude_unset=True) == asked
-    (application,) = asked["applications"]
+    given = yaml.safe_load(service["spec"]["serveConfigV2"])
+    # The schema drops unknown keys silently, so the result must equal the input.
+    assert ServeDeploySchema.model_validate(given).model_dump(exclude_unset=True) == given
+    (application,) = given["applications"]
     assert application["import_path"] == "serve.app:build"
     assert ReplicaOptions(**application["args"]).gpus == 1

@@ -1,4 +1,4 @@
-"""`ray up` itself: cluster.yaml with the block for one's own machines, by SSH, in namespaces."""
+"""`ray up` runs cluster.yaml with the block for your own machines: SSH to network namespaces."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ import yaml
 from tests.conftest import ROOT
 from tests.helpers import cluster_yaml
 from tests.helpers.network import Network
-from tests.helpers.placements import places
+from tests.helpers.placements import placements
 from tests.helpers.ports import free_port, wait_for_port
 from tests.helpers.ray_cluster import working_folder
 from tests.helpers.ssh_nodes import SshNodes, missing_tools
@@ -47,7 +47,7 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
         "worker_ips": [network.address(1), network.address(2)],
     }
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(nodes.key)}
-    # What is set up is on this machine already, and no network leads to a registry.
+    # Everything is installed on this machine already, and the namespaces reach no registry.
     config["setup_commands"] = config["initialization_commands"] = []
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -79,7 +79,7 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
             ray("job", "submit", "--address", url, "--working-dir", str(folder),
                 "--", "python", "-m", "tune", "run", "sim.yaml")  # fmt: skip
         assert load_results(shared / "runs" / "sim").winner is not None
-        used = {place["node"] for place in places(shared / "runs" / "sim")}
+        used = {each["node"] for each in placements(shared / "runs" / "sim")}
         assert used >= {network.address(1), network.address(2)}
         ray("down", "-y", str(tmp_path / "cluster.yaml"))
     finally:
@@ -88,13 +88,13 @@ def test_the_cluster_comes_up_runs_a_search_and_goes_down(
 
 @contextlib.contextmanager
 def _tunnel(folder: Path) -> Iterator[str]:
-    """`ray dashboard`, as long as it is needed, on a port of this machine."""
+    """Run `ray dashboard` while it is needed, on a port of this machine."""
     port, log = free_port(), folder / "tunnel.log"
-    with log.open("w") as told:
+    with log.open("w") as output:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "ray", "dashboard", "-p", str(port),
              str(folder / "cluster.yaml")],
-            cwd=ROOT, stdout=told, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
         wait_for_port("127.0.0.1", port, process, log, 60)

@@ -1,4 +1,4 @@
-"""deploy/serve_llm.yaml, read by Ray's own models of it, which are imported without vLLM."""
+"""Ray's own models read deploy/serve_llm.yaml. They are imported without vLLM."""
 
 import copy
 import importlib.util
@@ -19,13 +19,13 @@ from tests.conftest import ROOT
 CONFIG = ROOT / "deploy" / "serve_llm.yaml"
 CONTENT = YAML(typ="safe", pure=True).load(CONFIG.read_text())
 VLLM_ARGUMENTS = {"max_model_len"}
-"""Those of vLLM's engine that the file uses. Only vLLM itself knows all of them."""
+"""Arguments of vLLM's engine that the file uses. Only vLLM itself knows all of them."""
 OTHER_FOLDERS = ["/mnt/shared/adapter", "your-name/adapter", "file:///adapter", "hf://adapter"]
 
 
 @pytest.fixture(scope="module")
 def llm_config() -> type[BaseModel]:
-    """Ray's LLMConfig. Its import takes over the root logger, which is given back here."""
+    """Return Ray's LLMConfig. Its import changes the root logger, which is restored here."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
@@ -36,7 +36,7 @@ def llm_config() -> type[BaseModel]:
 
 
 def check(content: dict[str, Any], llm_config: type[BaseModel]) -> None:
-    """Raises ValidationError or AssertionError if Ray refuses the content or drops a part of it."""
+    """Raise ValidationError or AssertionError if Ray refuses the content or drops some of it."""
     assert ServeDeploySchema(**content).model_dump(mode="json", exclude_unset=True) == content
     (application,) = content["applications"]
     module, _, builder = application["import_path"].partition(":")
@@ -53,7 +53,7 @@ def check(content: dict[str, Any], llm_config: type[BaseModel]) -> None:
 
 
 def keys(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yields the path of every key in nested mappings and lists."""
+    """Yield the path of every key in nested mappings and lists."""
     if isinstance(content, dict):
         for key, value in content.items():
             yield (*path, key)
@@ -73,8 +73,8 @@ def test_a_misspelt_key_is_noticed_at_every_level(
 ) -> None:
     content = copy.deepcopy(CONTENT)
     parent = content
-    for part in path[:-1]:
-        parent = parent[part]
+    for key in path[:-1]:
+        parent = parent[key]
     parent[f"{path[-1]}x"] = parent.pop(path[-1])
     with pytest.raises((AssertionError, ValidationError)):
         check(content, llm_config)
@@ -87,8 +87,8 @@ def test_adapters_are_loaded_only_from_the_urls_that_the_file_names(
     assert schemes == ["s3://", "gs://", "abfss://", "azure://"]
     config = CONTENT["applications"][0]["args"]["llm_configs"][0]
     for scheme in schemes:
-        place = {"dynamic_lora_loading_path": f"{scheme}bucket/adapters"}
-        llm_config.model_validate({**config, "lora_config": place})
+        lora = {"dynamic_lora_loading_path": f"{scheme}bucket/adapters"}
+        llm_config.model_validate({**config, "lora_config": lora})
     for folder in OTHER_FOLDERS:
         with pytest.raises(ValidationError, match="Invalid lora_config"):
             llm_config.model_validate(

@@ -1,4 +1,4 @@
-"""Attention computed in another way gives the same numbers, or is refused."""
+"""Another implementation of attention gives the same numbers, or is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,15 @@ def test_the_estimate_knows_what_eager_attention_keeps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "said"),
+    ("device", "message"),
     [
         ("cpu", "flash_attention_2 needs a GPU; type `attention: sdpa`"),
         ("cuda", "needs the package flash_attn, which is not installed; install it"),
     ],
 )
-def test_what_can_t_be_had_here_is_refused(
-    device: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_flash_attention_is_refused_where_it_can_not_run(
+    device: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         model.load_base(ModelConfig(attention="flash_attention_2"), device)

@@ -1,4 +1,4 @@
-"""Commands that messages name can be pasted."""
+"""A command that a message names can be pasted into the same shell."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ print(dpo_tune("resume", "runs/my search", "--trials", "+8"))
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A folder with an environment in which `dpo-tune` says a command."""
+    """Return the folder of an environment in which `dpo-tune` prints a command."""
     folder = tmp_path / "env" / "bin"
     folder.mkdir(parents=True)
     program = folder / "dpo-tune"
@@ -29,7 +29,7 @@ def installed(tmp_path: Path) -> Path:
     return folder
 
 
-def said(command: list[str], cwd: Path, path: str = "") -> str:
+def printed(command: list[str], cwd: Path, path: str = "") -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment["PATH"] = os.pathsep.join(filter(None, [path, environment["PATH"]]))
     done = subprocess.run(
@@ -44,24 +44,24 @@ ARGUMENTS = "resume 'runs/my search' --trials +8"
 def test_a_program_called_by_its_path_is_named_by_that_path(
     installed: Path, tmp_path: Path
 ) -> None:
-    assert said(["env/bin/dpo-tune"], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
-    assert said([str(installed / "dpo-tune")], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
+    assert printed(["env/bin/dpo-tune"], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
+    assert printed([str(installed / "dpo-tune")], tmp_path) == f"env/bin/dpo-tune {ARGUMENTS}"
 
 
 def test_a_program_that_the_shell_finds_is_named_alone(installed: Path, tmp_path: Path) -> None:
-    assert said(["dpo-tune"], tmp_path, str(installed)) == f"dpo-tune {ARGUMENTS}"
+    assert printed(["dpo-tune"], tmp_path, str(installed)) == f"dpo-tune {ARGUMENTS}"
 
 
 def test_a_module_is_named_with_the_python_that_ran_it(tmp_path: Path) -> None:
     (tmp_path / "tune").mkdir()
     (tmp_path / "tune" / "__init__.py").touch()
     (tmp_path / "tune" / "__main__.py").write_text(SAYS)
-    by_path = said([sys.executable, "-m", "tune"], tmp_path)
+    by_path = printed([sys.executable, "-m", "tune"], tmp_path)
     assert by_path == f"{sys.executable} -m tune {ARGUMENTS}"
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "python-here").symlink_to(sys.executable)
-    assert said(["python-here", "-m", "tune"], tmp_path, str(folder)) == (
+    assert printed(["python-here", "-m", "tune"], tmp_path, str(folder)) == (
         f"python-here -m tune {ARGUMENTS}"
     )
 
@@ -72,7 +72,7 @@ def test_a_folder_with_a_space_is_quoted_in_the_program_too(
     folder = tmp_path / "my env"
     folder.mkdir()
     installed.rename(folder / "bin")
-    assert shlex.split(said([str(folder / "bin" / "dpo-tune")], tmp_path)) == [
+    assert shlex.split(printed([str(folder / "bin" / "dpo-tune")], tmp_path)) == [
         "my env/bin/dpo-tune", "resume", "runs/my search", "--trials", "+8",
     ]  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_a_script_of_this_environment_is_found_from_here(monkeypatch: pytest.Mon
     assert script("no-such-script", "x") == "no-such-script x"
 
 
-def test_a_caller_that_is_no_command_line_gets_a_program_that_exists(
+def test_outside_of_a_command_line_the_named_program_exists(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])

@@ -1,4 +1,4 @@
-"""What is said of a key or a value that a configuration does not have."""
+"""The messages for keys and values that a configuration does not allow."""
 
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ class Outer(Part):
     needed: float
 
 
-def said(content: dict[str, object]) -> str:
+def error(content: dict[str, object]) -> str:
     with pytest.raises(InputError) as caught:
         parse(Outer, content, {}, "x.yaml")
     return str(caught.value).removeprefix("x.yaml: ")
@@ -49,11 +49,11 @@ def said(content: dict[str, object]) -> str:
         ("optim.warmup_ratio", "did you mean 'optim.warmup_pairs'?"),
     ],
 )
-def test_a_path_of_another_program_is_answered_with_ours(path: str, meant: str) -> None:
+def test_a_path_from_another_program_is_answered_with_our_path(path: str, meant: str) -> None:
     assert unknown_path(path, PATHS) == f"unknown path {path!r}; {meant}"
 
 
-def test_every_name_of_another_program_leads_to_a_field_and_is_none_itself() -> None:
+def test_every_name_from_another_program_maps_to_a_field_and_is_no_field() -> None:
     known = field_paths(SearchConfig)
     assert set(OF_OTHERS) <= set(known)
     names = [name for others in OF_OTHERS.values() for name in others]
@@ -80,32 +80,32 @@ def test_few_values_are_listed_and_of_many_the_nearest() -> None:
 
 def test_a_value_is_answered_with_what_is_allowed_and_what_to_type() -> None:
     good = {"needed": 1}
-    assert said({}) == "needed is missing; it must be a number"
-    assert said({"needed": None}) == "needed is null; it must be a number"
-    assert said({**good, "inner": {"size": 9}}) == (
+    assert error({}) == "needed is missing; it must be a number"
+    assert error({"needed": None}) == "needed is null; it must be a number"
+    assert error({**good, "inner": {"size": 9}}) == (
         "inner.size: must be a whole number of at least 1 and below 9, not 9; type `size: 3`"
     )
-    assert said({**good, "inner": {"size": True}}).startswith("inner.size: must be a whole number")
-    assert said({**good, "inner": 3}) == (
+    assert error({**good, "inner": {"size": True}}).startswith("inner.size: must be a whole number")
+    assert error({**good, "inner": 3}) == (
         "inner: must be a mapping of size, names, not 3; type `inner: {size: 3}`"
     )
-    assert said({**good, "inner": {"names": ["a", 1]}}) == "inner.names.1: must be a text, not 1"
-    assert said({**good, "either": "c"}) == "either: must be one of a, b, not 'c'"
-    assert said({**good, "either": 3}) == "either: must be one of a, b or null, not 3"
-    assert said({**good, "named": "a b"}) == (
+    assert error({**good, "inner": {"names": ["a", 1]}}) == "inner.names.1: must be a text, not 1"
+    assert error({**good, "either": "c"}) == "either: must be one of a, b, not 'c'"
+    assert error({**good, "either": 3}) == "either: must be one of a, b or null, not 3"
+    assert error({**good, "named": "a b"}) == (
         "named: must be a name without spaces, not 'a b'; type `named: x`"
     )
 
 
-def test_what_stands_in_a_mapping_of_parts_is_found() -> None:
+def test_an_error_inside_a_mapping_of_sections_is_found() -> None:
     content = {"needed": 1, "several": {"a.b": {"size": 0}}}
-    assert said(content).startswith("several.a.b.size: must be a whole number of at least 1")
+    assert error(content).startswith("several.a.b.size: must be a whole number of at least 1")
     content = {"needed": 1, "several": {"a.b": {"sice": 3}}}
-    assert said(content) == "several.a.b: unknown key 'sice'; did you mean 'size'?"
+    assert error(content) == "several.a.b: unknown key 'sice'; did you mean 'size'?"
 
 
 def test_more_faults_are_counted_and_those_of_one_field_are_one() -> None:
-    assert said({"either": 3, "inner": {"size": 0}}).endswith(" (and 2 more)")
+    assert error({"either": 3, "inner": {"size": 0}}).endswith(" (and 2 more)")
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, {"dpo": {"loss": ["sigmoid", "sigmiod"]}}, {}, "x")
     assert str(caught.value) == "x: dpo.loss.1: there is no 'sigmiod'; did you mean 'sigmoid'?"

@@ -1,4 +1,4 @@
-"""Which fields of TRL's DPOConfig a trial may set, and that TRL still has them so."""
+"""The fields of TRL's DPOConfig that a trial may set. TRL still has them with these defaults."""
 
 import inspect
 import json
@@ -18,8 +18,8 @@ from dpo_train.trainers import trl_fields
 from tests.conftest import ROOT
 
 
-def refused(values: dict[str, Any], said: str, **others: Any) -> None:
-    with pytest.raises(InputError, match=said):
+def refused(values: dict[str, Any], message: str, **others: Any) -> None:
+    with pytest.raises(InputError, match=message):
         override(TrainConfig(), {"trl": values, **others})
 
 
@@ -43,7 +43,7 @@ def test_the_losses_that_trl_allows_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("beta", "trl: beta is not for a trial to set; type `dpo.beta`"),
         ("output_dir", "type `save_every_minutes` of a search"),
@@ -52,8 +52,8 @@ def test_the_losses_that_trl_allows_are_known() -> None:
         ("use_weightin", "unknown key 'trl.use_weightin'; did you mean 'trl.use_weighting'"),
     ],
 )
-def test_other_fields_are_answered(name: str, said: str) -> None:
-    refused({name: 1}, said)
+def test_other_fields_are_answered(name: str, message: str) -> None:
+    refused({name: 1}, message)
 
 
 def test_a_field_of_an_earlier_version_is_dropped_where_it_was_never_set() -> None:

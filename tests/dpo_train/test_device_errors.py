@@ -1,4 +1,4 @@
-"""Failures of a GPU, told from lack of memory and from errors of a program."""
+"""Failures of a GPU are distinguished from lack of memory and from errors of a program."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from dpo_train.device_errors import device_failures_named, is_device_failure
 from dpo_train.errors import DeviceFailed
 
 FAILURES = [
-    # As an H200 said them after an assert on the device.
+    # Messages of an H200 after an assert on the device.
     torch.AcceleratorError("CUDA error: device-side assert triggered\nSearch for `cuda"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle`"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),

@@ -1,4 +1,4 @@
-"""A folder of weights is the base's own in all that was not trained, and works from anywhere."""
+"""An exported folder equals the base's folder except for trained weights, and works anywhere."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def test_a_merged_export_of_tied_embeddings_has_the_adapters_numbers(
 
 
 def trained_with(out: Path, attention: str) -> Path:
-    """The same export as if its trial had computed attention so."""
+    """Change an export as if its trial had computed attention in this way."""
     manifest = json.loads((out / export.MANIFEST).read_text())
     manifest["config"]["model"]["attention"] = attention
     (out / export.MANIFEST).write_text(json.dumps(manifest))
@@ -117,7 +117,7 @@ def test_a_model_trained_with_flash_attention_on_a_gpu_is_converted_on_a_cpu(
     assert (tmp_path / "converted" / "model.safetensors").exists()
 
 
-def test_all_trained_weights_are_judged_with_the_attention_of_their_training(
+def test_fully_trained_weights_are_evaluated_with_their_training_attention(
     small_config: TrainConfig, tmp_path: Path
 ) -> None:
     base = save(transformers.LlamaConfig(**SMALL), tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Liger's kernels in a model, run on a CPU by Triton's interpreter."""
+"""Liger's kernels in a model. Triton's interpreter runs them on a CPU."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_layers_that_compute_something_else_are_refused(monkeypatch: pytest.Monk
 
 
 def test_a_refusal_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Liger changes the modules of transformers: a model that is loaded later has its layers."""
+    """Liger changes the modules of transformers, so a model that is loaded later has its layers."""
     monkeypatch.setattr(fused_kernels, "_refused", {"qwen2": "0.2"})
     monkeypatch.setattr(
         "liger_kernel.transformers._apply_liger_kernel_to_instance", lambda *_, **__: None

@@ -1,4 +1,4 @@
-"""What a person reads of the Hub's refusals: errors of the real client, by a server on loopback."""
+"""The messages for the Hub's refusals: errors of the real client against a server on loopback."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
     folders = {"models/acme/tiny": sample.MODEL, "models/acme/gated": sample.MODEL}
     with WritableHub(folders) as hub:
         hub.repositories["models/acme/gated"].gated = True
-        monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's waits between tries
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # skips the client's waits between tries
         yield hub
 
 
@@ -31,7 +31,7 @@ def explained(
     revision: str | None = None,
     token: str | bool = False,
 ) -> str:
-    """What is said of a file that can't be read."""
+    """Return the message for a file that can't be read."""
     try:
         hf_hub_download(
             repo, "config.json", revision=revision, token=token, endpoint=hub.url, cache_dir=folder
@@ -41,22 +41,20 @@ def explained(
     raise AssertionError("it was read")
 
 
-def test_a_login_that_is_not_taken_is_said_and_nothing_else(
-    tmp_path: Path, hub: WritableHub
-) -> None:
-    said = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
-    assert explained(hub, tmp_path, token="hf_wrong") == said
+def test_a_refused_login_is_the_only_message(tmp_path: Path, hub: WritableHub) -> None:
+    message = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
+    assert explained(hub, tmp_path, token="hf_wrong") == message
 
 
 def test_a_gated_model_is_said_with_its_page(tmp_path: Path, hub: WritableHub) -> None:
     page = f"{constants.ENDPOINT}/acme/gated"
-    said = f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
-    assert explained(hub, tmp_path, "acme/gated") == said
+    message = f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
+    assert explained(hub, tmp_path, "acme/gated") == message
 
 
 def test_what_is_missing_is_said_without_addresses(tmp_path: Path, hub: WritableHub) -> None:
     missing = f"the Hub has none of this name, or hides it from this login; {ADVICE}"
-    for token in (False, str(hub.token)):  # the Hub answers 401 to who is not logged in
+    for token in (False, str(hub.token)):  # without a login the Hub answers 401
         assert explained(hub, tmp_path, "acme/none", token=token) == missing
     revision = f"the Hub has it, but not this revision (404); {ADVICE}"
     assert explained(hub, tmp_path, revision="v9") == revision
@@ -77,7 +75,7 @@ def test_a_status_that_the_client_hides_is_said(
     assert explained(hub, tmp_path, token=str(hub.token)) == f"{reason}: Not now; {ADVICE}"
 
 
-def test_a_hub_that_does_not_answer_is_told_from_one_that_is_not_to_be_asked(
+def test_an_unreachable_hub_is_distinguished_from_an_offline_setting(
     tmp_path: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.append(Fault("HEAD", "config.json", 0, times=9))
@@ -87,6 +85,6 @@ def test_a_hub_that_does_not_answer_is_told_from_one_that_is_not_to_be_asked(
     assert explained(hub, tmp_path) == offline
 
 
-def test_another_error_keeps_its_own_words(tmp_path: Path, hub: WritableHub) -> None:
+def test_another_error_keeps_its_own_message(tmp_path: Path, hub: WritableHub) -> None:
     assert explain(ValueError("one\ntwo"), ADVICE) == f"one two; {ADVICE}"
     assert explained(hub, tmp_path, "a b").startswith("Repo id must use alphanumeric chars")

@@ -1,4 +1,4 @@
-"""A machine without a way to the Hub is told so at once, and uses what is cached."""
+"""Without a connection to the Hub a message says so at once, and cached files are used."""
 
 import os
 import socket
@@ -16,8 +16,8 @@ from tests.helpers.hub_server import HubServer
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that has not asked yet, and is not offline by its environment."""
+def _reset_hub_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reset this process as if it had not asked the Hub yet and were not set offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
@@ -100,18 +100,18 @@ def test_a_hub_that_is_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> No
 def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:3128")
-    asked: list[object] = []
+    addresses: list[object] = []
 
     def refuse(address: object, _: float) -> None:
-        asked.append(address)
+        addresses.append(address)
         raise ConnectionRefusedError(111, "Connection refused")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     assert look_for_hub() == "127.0.0.1: Connection refused"
-    assert asked == [("127.0.0.1", 3128)]
+    assert addresses == [("127.0.0.1", 3128)]
 
 
-def test_who_is_offline_on_purpose_is_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_warned_about_a_deliberate_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asked"))
     assert look_for_hub() == ""

@@ -1,4 +1,4 @@
-"""`python -m dpo_train` on a machine with several GPUs."""
+"""The command `python -m dpo_train` on a machine with several GPUs."""
 
 from __future__ import annotations
 

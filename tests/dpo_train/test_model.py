@@ -1,3 +1,5 @@
+"""Loading a base: processes share converted weights, and GPUs get pinned copies."""
+
 import multiprocessing
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from dpo_train.config import ModelConfig
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    """A random model whose file holds 26 MB of bfloat16."""
+    """Return a random model whose file holds 26 MB of bfloat16 weights."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -25,14 +27,14 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 def _load(config: ModelConfig, prepared: Path | None) -> tuple[int, list[float]]:
-    """The kilobytes of memory of its own that the weights took, and the log-probs of a text."""
+    """Return the kilobytes of private memory that the weights took, and the log-probs of a text."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(sample.MODEL)  # imports what any load imports
+    AutoModelForCausalLM.from_pretrained(sample.MODEL)  # imports everything that a load imports
     before = _own_kilobytes()
     base = model.load_base(config, "cpu", prepared).model.eval()
-    sum(weight.detach().sum() for weight in base.parameters())  # reads each page
+    sum(weight.detach().sum() for weight in base.parameters())  # reads each page of memory
     took = _own_kilobytes() - before
     assert base.config._name_or_path == config.id
     with torch.no_grad():
@@ -76,7 +78,7 @@ def test_a_conversion_that_was_killed_is_begun_anew(half: ModelConfig, tmp_path:
     assert not (tmp_path / ".weights.part").exists()
 
 
-def test_a_disk_without_place_for_a_copy_is_no_obstacle(
+def test_without_disk_space_for_a_converted_copy_loading_still_works(
     half: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dpo_train.storage.disk.free_bytes", lambda _: 1 << 20)
@@ -89,23 +91,23 @@ def test_the_host_copy_of_a_gpus_weight_is_pinned(
 ) -> None:
     import torch
 
-    asked: list[object] = []
+    requests: list[object] = []
 
     def empty_like(weight: torch.Tensor, device: str, pin_memory: bool) -> torch.Tensor:
-        asked.append((device, pin_memory))
+        requests.append((device, pin_memory))
         return torch.empty(weight.shape)  # no memory can be pinned without a GPU
 
     class Weight(torch.Tensor):
-        """A weight that says that it is on a GPU, or that it isn't."""
+        """A weight that reports that it is on a GPU, or that it isn't."""
 
     Weight.is_cuda = is_cuda  # type: ignore[assignment,misc]
     monkeypatch.setattr(torch, "empty_like", empty_like)
     copy = model._host_copy(torch.arange(3.0).as_subclass(Weight))
     assert copy.tolist() == [0, 1, 2]
-    assert asked == [("cpu", is_cuda)]
+    assert requests == [("cpu", is_cuda)]
 
 
-def test_a_full_fine_tuning_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_fine_tuning_restores_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(model.activation_checkpointing, "switch_off", lambda _: None)

@@ -1,4 +1,4 @@
-"""Dropout is off in every trainer, wherever a model keeps it."""
+"""Dropout is off in every trainer, whatever a model calls it."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.small_models import SMALL, save
 from tests.helpers.training import curve
 
 LARGE_WEIGHTS = {**SMALL, "initializer_range": 0.2}
-"""With which dropout shows in the loss."""
+"""Weights with which dropout would change the loss visibly."""
 MODELS: dict[str, transformers.PretrainedConfig] = {
     "granite": transformers.GraniteConfig(**LARGE_WEIGHTS, attention_multiplier=0.25),
     "starcoder2": transformers.Starcoder2Config(
@@ -36,7 +36,8 @@ MODELS: dict[str, transformers.PretrainedConfig] = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, of experts
+# PEFT warns about experts by itself.
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")
 @pytest.mark.parametrize("lora", [None, {"r": 2}])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_before_anything_is_learnt_is_the_logarithm_of_two(

@@ -1,4 +1,4 @@
-"""AdamW in 8 bits: what its moments take, that a saved trial goes on, and where it is refused."""
+"""AdamW in 8 bits: the memory of its moments, how a saved trial goes on, where it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,11 @@ def test_moments_take_what_is_said(
         for key, value in state.items()
         if isinstance(value, torch.Tensor) and value.numel() > 1 and "qmap" not in key
     )
-    told = moment_bytes(trial.optim.name, policy.modules())
+    estimated = moment_bytes(trial.optim.name, policy.modules())
     session.close()
-    assert told == pytest.approx(held, rel=0.01)
+    assert estimated == pytest.approx(held, rel=0.01)
     pair = PairLength(prompt=20, chosen=12, rejected=9)
-    assert pass_bytes(architecture(), trial, pair, 1, "cpu").moments == pytest.approx(told)
+    assert pass_bytes(architecture(), trial, pair, 1, "cpu").moments == pytest.approx(estimated)
 
 
 def test_moments_in_8_bits_take_a_quarter() -> None:

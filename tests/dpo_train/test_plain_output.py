@@ -1,4 +1,4 @@
-"""Control characters in what is printed."""
+"""Control characters of a dataset are printed as text."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits: all trainers compute the same with it, and exports don't know of it."""
+"""A base in 4 or 8 bits: all trainers compute the same with it, and exports don't depend on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By the kind of quantisation the folder of prepared data."""
+    """Map each kind of quantisation to its folder of prepared data."""
     root = tmp_path_factory.mktemp("prepared")
     return {kind: prepare(trial(llama, kind), root) for kind in KINDS}
 
@@ -84,7 +84,7 @@ def test_packed_is_compared_with_peft(
     calls = 0
 
     def wrong_at_times(layer: quantization.QuantizedLinear) -> torch.Tensor:
-        """As if forward and backward had other weights."""
+        """Return other weights at every second call, so forward and backward differ."""
         nonlocal calls
         calls += 1
         return whole(layer) * (1 if calls % 2 else 1.5)
@@ -150,15 +150,15 @@ def test_the_reference_of_a_quantised_base_is_another(llama: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_estimate_has_its_bytes(kind: str, llama: Path) -> None:
+def test_the_estimate_counts_the_bytes_of_quantised_weights(kind: str, llama: Path) -> None:
     config = trial(llama, kind)
     base = model.load_base(config.model, "cpu").model
     linear = [each for each in base.modules() if isinstance(each, quantization.QuantizedLinear)]
-    scales = [part for layer in linear for part in _scales(layer.weight)]
+    scales = [scale for layer in linear for scale in _scales(layer.weight)]
     held = sum(each.nbytes for each in (*base.parameters(), *scales))
     pair = PairLength(prompt=20, chosen=12, rejected=9)
-    told = pass_bytes(base.config, config, pair, 1, "cpu").weights
-    assert told == pytest.approx(held, rel=0.01)
+    estimated = pass_bytes(base.config, config, pair, 1, "cpu").weights
+    assert estimated == pytest.approx(held, rel=0.01)
     own = sum(each.nbytes for each in (*(layer.weight for layer in linear), *scales))
     assert memory.mapped_bytes(base) == held - own
     model.forget_base()

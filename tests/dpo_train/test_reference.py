@@ -1,3 +1,5 @@
+"""The prepared data of a search: what decides its key, and its content."""
+
 from pathlib import Path
 
 import pytest

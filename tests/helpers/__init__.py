@@ -1,4 +1,4 @@
-"""What tests share: servers on loopback, Ray clusters, drivers and runs that are played.
+"""Helpers that tests share: servers on loopback, Ray clusters, simulated drivers and runs.
 
 No test imports from another test.
 """

@@ -1,4 +1,4 @@
-"""An ASGI application on a port of this machine, in a thread of the test."""
+"""Serves an ASGI application on a port of this machine, in a thread of the test."""
 
 import socket
 import threading
@@ -9,7 +9,7 @@ import uvicorn
 
 
 class Server:
-    """Runs an application while it is entered."""
+    """Runs an application inside a `with` block."""
 
     def __init__(self, app: Any, host: str = "127.0.0.1") -> None:
         with socket.socket() as free:

@@ -1,7 +1,7 @@
-"""Tiny models of many architectures, trained by a stock DPOTrainer and by us, and compared.
+"""Trains tiny models of many architectures with a stock DPOTrainer and by us, and compares.
 
-The stock trainer runs in a process of its own (stock_architecture.py), which imports
-this module but never the project, so neither our patches nor our changes to a model can reach it.
+The stock trainer runs in a process of its own (stock_architecture.py), which imports this module
+but never the project, so neither our patches nor our changes to a model affect it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COMMON: dict[str, transformers.PretrainedConfig] = {
     ),
     "opt": transformers.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=16, dropout=0.1),
 }  # fmt: skip
-"""What the tests train; benchmarks/architectures.py has more."""
+"""The architectures that tests train; benchmarks/architectures.py has more."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
@@ -67,12 +67,12 @@ BETA = 0.1
 SEED = 3
 SIDES = ("chosen", "rejected")
 TOLERANCE = 1e-4
-"""How far apart a step's loss may be, and a held-out completion's log-prob in nats a token."""
+"""The largest allowed difference of a step's loss, and of held-out log-probs in nats a token."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One of our trainers, and the layers that get a LoRA: all, those of the attention or none."""
+    """One of our trainers and the layers that get a LoRA: all, those of the attention, or none."""
 
     trainer: str
     adapted: str | None
@@ -91,51 +91,52 @@ class Case:
     """A tiny model on disk, and the rows on which it is trained."""
 
     folder: str
-    """With the folders `model`, which has the tokenizer too, and `rows`, a file for each split."""
+    """Has the folders `model`, with the tokenizer, and `rows`, with a file for each split."""
     epochs: int
     attention_layers: list[str]
-    """The last names of the linear layers that only the attention has."""
+    """The last parts of the names of linear layers that only the attention has."""
 
     def lora(self, adapted: str | None) -> dict[str, Any] | None:
-        """The adapter's configuration, with the names that TrainConfig has for it."""
+        """Return the adapter's configuration, with the field names of TrainConfig."""
         targets = self.attention_layers if adapted == "attention" else adapted
         return None if adapted is None else {"r": 4, "alpha": 8, "target_modules": targets}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training led to; log-probs are in nats a token, for each pair chosen and rejected."""
+    """The result of a training. Log-probs are in nats a token, chosen and rejected of each pair."""
 
     losses: list[float]
     """The loss of each step."""
     logps: list[list[float]]
-    """Log-probs of the held-out completions under the trained model; ours is exported first."""
+    """Log-probs of the held-out completions under the trained model, for ours under its export."""
     shifts: list[list[float]]
-    """By how much they rose above the reference's; on our side, as the session reported it."""
+    """How much they rose above the reference's; for ours, as the session reported it."""
     matrices: list[str]
-    """The names of an adapter's matrices; none when all weights are trained."""
+    """The names of the adapter's matrices; empty if all weights are trained."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A training that ended with an error: the error's class and what it says."""
+    """A training that ended with an error: the error's class and message."""
 
     kind: str
     text: str
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
+        """Make the failure of an error."""
         return cls(type(error).__name__, " ".join(str(error).split())[:300])
 
 
 def make(config: transformers.PretrainedConfig, folder: Path, pairs: int, epochs: int) -> Case:
-    """Writes a model of this configuration and the rows; needs a vocabulary of 260."""
+    """Write a model of this configuration, with a vocabulary of 260, and the rows."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
-            # Fresh weights are so small, and norms and biases so plain, that a model that leaves
-            # a part of them out would give the same numbers.
+            # Fresh weights are small, and fresh norms and biases are ones and zeros. A model that
+            # left some of them out would give the same numbers, so we add noise.
             weight.add_(torch.randn_like(weight) * (0.15 if weight.ndim > 1 else 0.05))
     model.save_pretrained(folder / "model")
     _tokenizer().save_pretrained(folder / "model")
@@ -144,7 +145,7 @@ def make(config: transformers.PretrainedConfig, folder: Path, pairs: int, epochs
 
 
 def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Every byte is a token."""
+    """Return a tokenizer in which every byte is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*alphabet, "<|pad|>", "<|bos|>", "<|start|>", "<|end|>"]
     made = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
@@ -157,7 +158,7 @@ def _tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def _write_rows(folder: Path, pairs: int) -> None:
-    """Rows of 45 to 130 tokens, in the form that TRL's documentation recommends."""
+    """Write rows of 45 to 130 tokens, in the form that TRL's documentation recommends."""
     draw = random.Random(0)
     words = ["when", "does", "the", "small", "grey", "owl", "fly", "over", "a", "river", "dark"]
 
@@ -178,7 +179,7 @@ def _write_rows(folder: Path, pairs: int) -> None:
 
 
 def _attention_layers(model: Any) -> list[str]:
-    """A model without attention gives the layers that mix its tokens."""
+    """Return the last names of attention layers, or of other layers that mix tokens."""
     inside, outside = set(), {"lm_head", "embed_out"}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
@@ -188,20 +189,21 @@ def _attention_layers(model: Any) -> list[str]:
 
 
 def read_rows(case: Case, split: str) -> list[dict[str, Any]]:
+    """Return the rows of a split."""
     lines = Path(case.folder, "rows", f"{split}.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
 def held_out_logps(case: Case, model: Any) -> torch.Tensor:
-    """Log-probs of the held-out completions under a model, (pairs, 2), in nats a token.
+    """Return log-probs of the held-out completions under a model, (pairs, 2), in nats a token.
 
-    Each row goes through the model alone and without padding, so this is the plain definition.
+    Each row goes through the model alone and without padding, which is the plain definition.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(f"{case.folder}/model")
     model.eval()
     values = []
     for row in read_rows(case, "validation"):
-        asked = tokenizer.apply_chat_template(
+        prompt = tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_dict=False
         )
         for side in SIDES:
@@ -210,12 +212,12 @@ def held_out_logps(case: Case, model: Any) -> torch.Tensor:
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
             scores = torch.log_softmax(logits.float(), dim=-1)
             targets = torch.tensor(ids[1:])[:, None]
-            values.append(scores.gather(1, targets)[len(asked) - 1 :].mean())
+            values.append(scores.gather(1, targets)[len(prompt) - 1 :].mean())
     return torch.stack(values).view(-1, 2)
 
 
 def stock(cases: list[Case], adapted: list[str | None]) -> list[dict[str | None, Result | Failure]]:
-    """The results of a stock trainer for each case, by the layers that get a LoRA."""
+    """Return the results of a stock trainer for each case, by the layers that get a LoRA."""
     request = {"cases": [asdict(case) for case in cases], "adapted": adapted}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "helpers" / "stock_architecture.py")],
@@ -236,7 +238,7 @@ def stock(cases: list[Case], adapted: list[str | None]) -> list[dict[str | None,
 
 
 def ours(case: Case, run: Run, scratch: Path) -> Result | Failure:
-    """The result of our trainer. The runs of a case share their prepared data in `scratch`."""
+    """Return the result of our trainer. Runs of a case share their prepared data in `scratch`."""
     # The stock process imports this module, and must not import the project.
     from dpo_train import data, reference
     from dpo_train.config import TrainConfig
@@ -270,9 +272,9 @@ def ours(case: Case, run: Run, scratch: Path) -> Result | Failure:
         rows = reference.prepare(prepared).split("eval")[:]
         tokens = torch.tensor([[len(ids) for ids in rows[f"{side}_ids"]] for side in SIDES])
         shifts = torch.tensor([found[-1].held_out[f"eval/{side}_shift"].tolist() for side in SIDES])
-        # As somebody without this project loads it.
-        whole = f"{case.folder}/model" if lora else export
-        policy = transformers.AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+        # Load the export as somebody without this project would.
+        loaded_from = f"{case.folder}/model" if lora else export
+        policy = transformers.AutoModelForCausalLM.from_pretrained(loaded_from, dtype=torch.float32)
         if lora:
             policy = peft.PeftModel.from_pretrained(policy, export)
         return Result(
@@ -287,7 +289,7 @@ def ours(case: Case, run: Run, scratch: Path) -> Result | Failure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out of a comparison: equal, refused, DIFFERENT, ERROR or no oracle."""
+    """The result of a comparison: equal, refused, DIFFERENT, ERROR or no oracle."""
 
     kind: str
     text: str
@@ -295,6 +297,7 @@ class Verdict:
 
 
 def compare(ours: Result | Failure, stock: Result | Failure) -> Verdict:
+    """Compare our result with the stock trainer's."""
     if isinstance(ours, Failure):
         if ours.kind == "InputError":
             return Verdict("refused", ours.text)
@@ -315,5 +318,5 @@ def compare(ours: Result | Failure, stock: Result | Failure) -> Verdict:
 
 
 def _apart(left: list[Any], right: list[Any]) -> float:
-    """The largest difference of two lists of the same shape; NaN if one of them has a NaN."""
+    """Return the largest difference of two lists of the same shape; NaN if either has a NaN."""
     return float((torch.tensor(left) - torch.tensor(right)).abs().max())

@@ -1,4 +1,4 @@
-"""What tests of pages share: a browser, and windows in it. A conftest imports the fixtures."""
+"""Fixtures for tests of pages: a browser, and windows in it. A conftest imports them."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Start Chromium for a module, or skip its tests."""
     names = ("chromium", "chromium-browser", "google-chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
     if chromium is None:
@@ -23,7 +24,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens an address in a window of its own. An error in the page's scripts fails the test."""
+    """Open an address in a window of its own. An error in the page's scripts fails the test."""
     contexts: list[BrowserContext] = []
     wrong: list[str] = []
 

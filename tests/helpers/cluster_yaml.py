@@ -1,4 +1,4 @@
-"""cluster.yaml as a person would edit it: a commented block in the place of the keys it names."""
+"""cluster.yaml after an edit by hand: a commented block replaces the keys that it names."""
 
 import re
 from typing import Any
@@ -15,16 +15,17 @@ BLOCKS = {block["name"]: block for block in _BLOCK.finditer(TEXT)}
 
 
 def on_aws() -> dict[str, Any]:
+    """Return cluster.yaml as it is."""
     config: dict[str, Any] = yaml.safe_load(TEXT)
     return config
 
 
-def on(place: str) -> dict[str, Any]:
-    """The block is what follows its first empty comment line; above it are words."""
-    block = BLOCKS[place]
+def on(provider: str) -> dict[str, Any]:
+    """Return cluster.yaml with a block. A block begins after its first empty comment line."""
+    block = BLOCKS[provider]
     replaced = block["keys"].split(", ")
     assert set(replaced) <= on_aws().keys()
     _, _, content = block["lines"].partition("#\n")
     lines = (line.removeprefix("#").removeprefix(" ") for line in content.splitlines())
-    kept = {key: value for key, value in on_aws().items() if key not in replaced}
-    return kept | yaml.safe_load("\n".join(lines))
+    unchanged = {key: value for key, value in on_aws().items() if key not in replaced}
+    return unchanged | yaml.safe_load("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Ray Tune's part, played: what it calls of searcher and scheduler, in its order, no processes."""
+"""Calls searcher and scheduler as Ray Tune does, in the same order, without processes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ RATE = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
 
 
 class Driver:
-    """Plays Ray Tune's part: what it calls, in its order."""
+    """Plays the part of Ray Tune in a search."""
 
     def __init__(self, folder: Path, **content: Any) -> None:
         basics = {"name": "x", "trainer": "simulated", "trials": 4, "space": RATE}
@@ -52,14 +52,15 @@ class Driver:
         self.scheduler = SearchScheduler(
             self.config, self.records, self.searcher, rungs, self.stopper
         )
-        self.asked = 0
+        self.suggested = 0
 
     def start(self) -> Any:
-        self.asked += 1
-        config = self.searcher.suggest(f"tune{self.asked}")
+        """Request a trial as Tune does. Return it, or what the searcher returned in its place."""
+        self.suggested += 1
+        config = self.searcher.suggest(f"tune{self.suggested}")
         if not isinstance(config, dict):
             return config
-        trial = SimpleNamespace(trial_id=f"tune{self.asked}", config=config, status="RUNNING",
+        trial = SimpleNamespace(trial_id=f"tune{self.suggested}", config=config, status="RUNNING",
                                 run_metadata=SimpleNamespace(num_failures=0),
                                 error_file=None, pickled_error_file=None)  # fmt: skip
         self.scheduler.on_trial_add(None, trial)
@@ -68,6 +69,7 @@ class Driver:
     def report(
         self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
     ) -> str:
+        """Report for a trial and return the scheduler's decision."""
         result = self.result(pairs, accuracy, nll, drift)
         decision = self.scheduler.on_trial_result(None, trial, result)
         if decision == TrialScheduler.STOP:
@@ -77,16 +79,19 @@ class Driver:
     def finish(
         self, trial: Any, pairs: int, accuracy: float, nll: float = 0.5, drift: float = 1
     ) -> None:
+        """End a trial with a last report."""
         self.complete(trial, self.result(pairs, accuracy, nll, drift, Ending.FINISHED))
 
     def fail(self, trial: Any, error: str = "loss is nan") -> None:
+        """End a trial with an error."""
         self.end(trial, Outcome(Ending.FAILED, error))
 
     def end(self, trial: Any, outcome: Outcome) -> None:
-        """Ends a trial or a task with what its worker said."""
+        """End a trial or a task with the outcome from its worker."""
         self.complete(trial, to_tune(outcome))
 
     def complete(self, trial: Any, result: dict[str, Any]) -> None:
+        """Tell scheduler and searcher that a trial has ended."""
         self.scheduler.on_trial_complete(None, trial, result)
         self.searcher.on_trial_complete(trial.trial_id, result)
 
@@ -94,26 +99,29 @@ class Driver:
     def result(
         pairs: int, accuracy: float, nll: float, drift: float = 1, ending: Ending = Ending.GOES_ON
     ) -> dict[str, Any]:
+        """Make the result of a report."""
         report = {"pairs_seen": pairs, "eval/accuracy": accuracy, "eval/nll": nll}
         return result_of(Step({**report, "eval/drift": drift}, began=1.0, seconds=1.0), ending)
 
     @property
     def study(self) -> Any:
+        """The Optuna study of the search."""
         return self.searcher._study
 
     @property
     def rungs(self) -> Any:
+        """Values at each rung, by pairs."""
         (bracket,) = self.scheduler._rungs._brackets
         return {milestone: sorted(values) for milestone, values in bracket._rungs}
 
 
 def result_of(step: Step, ending: Ending = Ending.GOES_ON) -> dict[str, Any]:
-    """What Ray Tune gives of a step, with what it adds itself."""
+    """Return a step's result as Ray Tune passes it on, with the fields that Tune adds."""
     return {**to_tune(Outcome(ending, step=step)), "node_ip": "127.0.0.1", "pid": 1}
 
 
 def export(driver: Driver, trial: Any, accuracy: float) -> None:
-    """As the trial's session does, before the driver hears of the report."""
+    """Export as the trial's session does, before the driver gets the report."""
     report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/drift": 1.0}
     _offer(driver, trial, report, Rivals(driver.records.objective, 3))
 
@@ -131,12 +139,12 @@ TWO = ["eval/accuracy", "eval/drift"]
 
 
 PAIRS = 200
-"""Held-out pairs of the played search."""
+"""Number of held-out pairs of the simulated search."""
 
 
 def held_out(accuracy: float, scale: float = 1.0) -> HeldOut:
-    """The easy pairs right, the hard ones wrong, all by the same margin but for those that are
-    right, which have `scale` times as much: the larger, the larger the soft share."""
+    """Return held-out values in which the first pairs are right and the others wrong. All margins
+    are equal in size, but right ones are multiplied by `scale`, which raises the soft share."""
     margins = np.where(np.arange(PAIRS) < round(accuracy * PAIRS), scale, -1.0)
     return HeldOut(*(each.astype(np.float32) for each in (margins, 0 * margins, margins / 10)))
 
@@ -144,7 +152,7 @@ def held_out(accuracy: float, scale: float = 1.0) -> HeldOut:
 def finish(
     driver: Driver, trial: Any, accuracy: float, drift: float = 1.0, scale: float = 1.0
 ) -> None:
-    """Ends a trial with one report, whose weights it exports as a session would."""
+    """End a trial with one report, and export its weights as a session would."""
     report = {"pairs_seen": 512, "eval/accuracy": accuracy, "eval/nll": 0.5, "eval/drift": drift}
     _offer(driver, trial, report, Rivals(driver.records.objective, driver.config.exports_kept,
                                          PAIRS))  # fmt: skip

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, read back without TensorBoard."""
+"""Reads TensorBoard's event files without TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tensorboardX.record_writer import masked_crc32c
 
 
 def events(folder: Path) -> list[Any]:
-    """What the only event file of a folder holds. A record is its length, the length's checksum,
-    the event, and the event's checksum."""
+    """Return the events in the only event file of a folder. A record is its length, the length's
+    checksum, the event, and the event's checksum."""
     (file,) = folder.glob("events.out.tfevents.*")
     content, found = file.read_bytes(), []
     while content:
@@ -28,7 +28,7 @@ def events(folder: Path) -> list[Any]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of each scalar, in the order in which they were written."""
+    """Return the steps and values of each scalar, in the order of writing."""
     found = defaultdict(list)
     for event in events(folder):
         for value in event.summary.value:
@@ -38,7 +38,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def hparams(folder: Path) -> list[Any]:
-    """What the page HPARAMS is given: of the root the experiment, of a trial its begin and end."""
+    """Return the data for the page HPARAMS: a root's experiment, or a trial's begin and end."""
     return [
         HParamsPluginData.FromString(value.metadata.plugin_data.content)
         for event in events(folder)

@@ -1,6 +1,6 @@
-"""A run folder with a trained winner, made without Ray, for what is done with a winner.
+"""Makes a run folder with a trained winner, without Ray, for tests that use a winner.
 
-Imports nothing that reads HF_ENDPOINT until it is asked: its callers name a Hub of their own first.
+Imports nothing that reads HF_ENDPOINT before `make_run`: its callers set their own Hub first.
 """
 
 import time
@@ -13,7 +13,7 @@ POINTS = ({"dpo.beta": 0.1}, {"dpo.beta": 0.3})
 
 
 def make_run(root: Path, name: str, **content: Any) -> Path:
-    """A finished search of two trials on 60 of the sample's pairs, made without Ray."""
+    """Make a finished search of two trials on 60 of the sample's pairs, without Ray."""
     from dpo_train import data, model_source, reference
     from dpo_train.config_base import parse
     from dpo_train.evaluation import test_split

@@ -28,7 +28,7 @@ TokenizerJson = dict[str, Any]
 def tokenizer(
     change: Callable[[TokenizerJson], None] = lambda _: None, **settings: Any
 ) -> transformers.PreTrainedTokenizerFast:
-    """The sample's tokenizer after a change to its tokenizer.json."""
+    """Return the sample's tokenizer after a change to its tokenizer.json."""
     content = json.loads((sample.MODEL / "tokenizer.json").read_text())
     change(content)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML}
@@ -38,7 +38,7 @@ def tokenizer(
 
 
 def model(config: transformers.PretrainedConfig) -> Any:
-    """A model of this configuration, whose weights are as large as trained ones."""
+    """Return a model of this configuration, with weights as large as trained ones."""
     config.pad_token_id = config.bos_token_id = config.eos_token_id = None
     network = transformers.AutoModelForCausalLM.from_config(config)
     draw = torch.Generator().manual_seed(1)
@@ -50,19 +50,19 @@ def model(config: transformers.PretrainedConfig) -> Any:
 
 
 def source(network: Any, reader: Any = None, **generation: Any) -> Source:
-    """What a GGUF file is written from, without files."""
+    """Return the source for a GGUF file, made in memory."""
     stated = transformers.GenerationConfig(**generation)
     return Source(network.config, stated, reader or tokenizer(), network.state_dict())
 
 
 def small(reader: Any = None, rows: int | None = None, **generation: Any) -> Source:
-    """A Llama, for tests in which its numbers do not matter."""
+    """Return a Llama, for tests in which the numbers do not matter."""
     reader = reader or tokenizer()
     sizes = {**SIZES, "vocab_size": rows or len(reader), "tie_word_embeddings": True}
     return source(model(transformers.LlamaConfig(**sizes)), reader, **generation)
 
 
 def written(what: Source, folder: Path, quantization: Quantization = "f16") -> Path:
-    """The GGUF file, written into a folder."""
+    """Write the GGUF file into a folder and return its path."""
     write(what, folder, "tiny", quantization)
     return folder / file_name("tiny", quantization)

@@ -1,4 +1,4 @@
-"""Renders the Go templates of our Modelfiles, which use a small part of the language."""
+"""Renders the Go templates of our Modelfiles, which use only a small part of the language."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ _ACTION = re.compile(r"\{\{ (.*?) \}\}", re.DOTALL)
 
 
 def render(template: str, messages: Sequence[dict[str, str]]) -> str:
-    """The prompt as Ollama writes it: `.System` is the system prompt, `.Messages` are all."""
+    """Return the prompt as Ollama writes it, from `.System` and all `.Messages`."""
     system = "\n\n".join(each["content"] for each in messages if each["role"] == "system")
     text, ended = _block(_ACTION.split(template), 0, {".System": system, ".Messages": messages})
     assert ended == -1, "an `end` too many"
@@ -16,7 +16,7 @@ def render(template: str, messages: Sequence[dict[str, str]]) -> str:
 
 
 def _block(parts: list[str], at: int, values: dict[str, Any]) -> tuple[str, int]:
-    """The text up to an `end` or `else`, and where that is; -1 at the end of the template."""
+    """Return the text up to an `end` or `else`, and its index; -1 at the end of the template."""
     text = parts[at]
     while at + 1 < len(parts):
         action, at = parts[at + 1], at + 2
@@ -39,7 +39,7 @@ def _block(parts: list[str], at: int, values: dict[str, Any]) -> tuple[str, int]
 
 
 def _choice(parts: list[str], action: str, at: int, values: dict[str, Any]) -> tuple[str, int]:
-    """What the first branch writes that holds, and where the text after its `end` is."""
+    """Return the text of the first branch that holds, and the index of the text after `end`."""
     chosen = ""
     is_chosen = False
     while True:

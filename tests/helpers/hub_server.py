@@ -1,8 +1,8 @@
-"""A Hugging Face Hub on 127.0.0.1, made of folders, for the real clients under HF_ENDPOINT.
+"""A Hugging Face Hub on 127.0.0.1 that serves folders to the real clients under HF_ENDPOINT.
 
-It owns the routes, headers and refusals that huggingface_hub, transformers and datasets rely on
-for downloads; `hub_uploads.py` adds what is written. It refuses to know redirects and paging: what
-it lacks, it answers with 501.
+It owns the routes, headers and refusals that huggingface_hub, transformers and datasets need for
+downloads. `hub_uploads.py` adds uploads. It has no redirects and no paging, and answers 501 to
+requests that it does not know.
 
     with HubServer({"models/acme/tiny": folder, "datasets/acme/truthy": folder2}) as hub:
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 DATE = "2026-01-01T00:00:00.000Z"
-# What the Hub's default .gitattributes sends to LFS, as far as our tests hold such files.
+# Files that the Hub's default .gitattributes sends to LFS, as far as our tests have them.
 LFS_SUFFIXES = {".arrow", ".bin", ".gz", ".parquet", ".pt", ".safetensors", ".zip"}
 
 
 class Request(NamedTuple):
-    """One request as it came, its path still quoted and with the query, and the status it got."""
+    """One request, with its quoted path and query, and the status of its answer."""
 
     method: str
     path: str
@@ -57,7 +57,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.routes = ROUTES
         self.account: dict[str, Any] = {"role": "write"}
-        """What the token may do, as whoami tells it."""
+        """The rights of the token, as whoami returns them."""
         self.repositories: dict[str, Repository] = {}
         for key, folder in folders.items():
             self.repositories[key] = Repository(key in private, key in gated)
@@ -66,7 +66,7 @@ class HubServer:
         self.url = f"http://{host}:{self._server.server_port}"
 
     def __enter__(self) -> "HubServer":
-        # The default poll of 0.5 s would be paid by every test on leaving.
+        # With the default poll every test would wait up to 0.5 s at its end.
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -75,18 +75,18 @@ class HubServer:
         self._server.server_close()
 
     def fault(self, method: str, path: str) -> Any:
-        """What goes wrong in place of this request; nothing here."""
+        """Return the fault for this request; this class has none."""
 
     def sha(self, key: str) -> str:
-        """The commit that `main` of this repository stands on."""
+        """Return the commit of `main` of this repository."""
         return self.repositories[key].branches["main"]
 
 
-# What is stored: a commit is a whole snapshot, so an upload has only to add one.
+# Storage: each commit is a whole snapshot, so an upload only adds one.
 
 
 class File:
-    """A file's bytes, its ETag, and its entry in the tree: git's names for it, or LFS's too."""
+    """A file's bytes, its ETag and its entry in the tree, with git's id and perhaps LFS's."""
 
     def __init__(self, content: bytes, lfs: bool) -> None:
         self.content, size, in_git = content, len(content), content
@@ -111,6 +111,7 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
 
     def add_commit(self, files: dict[str, File], branch: str = "main", seed: str = "") -> str:
+        """Add a snapshot as the head of a branch and return its sha."""
         listing = "".join(f"{path}\0{file.entry['oid']}\n" for path, file in files.items())
         sha = sha1((seed + listing).encode()).hexdigest()
         self.commits[sha], self.branches[branch] = files, sha
@@ -118,7 +119,7 @@ class Repository:
 
 
 def read_folder(folder: Path) -> dict[str, File]:
-    """Every file under the folder, by its path in the repository."""
+    """Return every file under the folder, by its path in the repository."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder: give each repository one to serve")
     return {
@@ -128,18 +129,20 @@ def read_folder(folder: Path) -> dict[str, File]:
     }
 
 
-# What is asked and answered: routes are functions of a call, only the handler touches the socket.
+# Requests and answers: routes are functions of a call. Only the handler uses the socket.
 
 
 @dataclass(frozen=True)
 class Answer:
+    """The body, the status and the headers of an answer."""
+
     body: Any = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class Refusal(Exception):
-    """An error answer; `code` steers which of its exceptions the client raises."""
+    """An error answer. `code` decides which of its exceptions the client raises."""
 
     def __init__(self, status: int, message: str, code: str = "", commit: str = "") -> None:
         headers = {"X-Error-Message": message, "X-Error-Code": code, "X-Repo-Commit": commit}
@@ -148,7 +151,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A request taken apart: `where` is what its route names, `flags` what its query turns on."""
+    """A parsed request: `where` has the parts of its path, `flags` the options of its query."""
 
     hub: HubServer
     where: dict[str, str]
@@ -158,17 +161,18 @@ class Call:
     signed_in: bool
 
     def repository(self) -> Repository:
+        """Return the requested repository; raises Refusal."""
         repo = self.hub.repositories.get(f"{self.where.get('kind', 'models')}/{self.where['id']}")
         if repo is not None and (self.signed_in or not repo.private):
             return repo
         if self.signed_in:
             raise Refusal(404, "Repository not found", "RepoNotFound")
-        # A stranger isn't told missing from private. The code must stand here: without it a 401 is
-        # a RepositoryNotFoundError to the client only under https (its REPO_API_REGEX).
+        # Missing and private repositories look the same without a login. The answer needs the code,
+        # because without it the client reads a 401 as RepositoryNotFoundError only under https.
         raise Refusal(401, "Invalid username or password.", "RepoNotFound")
 
     def snapshot(self) -> tuple[str, dict[str, File]]:
-        """The sha and the files of the revision asked for."""
+        """Return the sha and the files of the requested revision."""
         repo, revision = self.repository(), self.where.get("revision", "main")
         sha = repo.branches.get(revision) or repo.tags.get(revision, revision)
         if sha not in repo.commits:
@@ -177,6 +181,7 @@ class Call:
 
 
 def whoami(call: Call) -> Answer:
+    """Answer who the caller is."""
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
     token = {"displayName": "test", **call.hub.account}
@@ -186,6 +191,7 @@ def whoami(call: Call) -> Answer:
 
 
 def info(call: Call) -> Answer:
+    """Answer the metadata of a repository."""
     repo, (sha, files) = call.repository(), call.snapshot()
     name = call.where["id"]
     about = {"_id": sha[:24], "id": name, "modelId": name, "author": name.split("/")[0]}
@@ -197,18 +203,19 @@ def info(call: Call) -> Answer:
 
 
 def refs(call: Call) -> Answer:
+    """Answer the branches and tags of a repository."""
     branches, tags = (
         [
             {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha}
-            for name, sha in there.items()
+            for name, sha in named.items()
         ]
-        for kind, there in (("heads", call.repository().branches), ("tags", call.repository().tags))
+        for kind, named in (("heads", call.repository().branches), ("tags", call.repository().tags))
     )
     return Answer({"branches": branches, "converts": [], "tags": tags, "pullRequests": []})
 
 
 def entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
-    """Files and the folders that hold them, by path."""
+    """Return files and the folders that hold them, by path."""
     found = {path: {"path": path, **file.entry} for path, file in sorted(files.items())}
     for folder in {str(above) for path in files for above in PurePosixPath(path).parents} - {"."}:
         inside = [f"{p}\0{f.entry['oid']}" for p, f in files.items() if p.startswith(f"{folder}/")]
@@ -218,6 +225,7 @@ def entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
 
 
 def tree(call: Call) -> Answer:
+    """Answer the entries of a folder."""
     (sha, files), folder = call.snapshot(), call.where.get("path", "")
     found, start = entries(files), f"{folder}/" if folder else ""
     inside = [path for path in found if path.startswith(start)]
@@ -229,12 +237,13 @@ def tree(call: Call) -> Answer:
 
 
 def resolve(call: Call) -> Answer:
+    """Answer the content of a file, or a range of it."""
     (sha, files), path = call.snapshot(), call.where["path"]
     if call.repository().gated and not call.signed_in:
         message = f"Access to {call.where['id']} is restricted. Please log in."
         raise Refusal(401, message, "GatedRepo", sha)
     if path not in files:
-        # With the commit, so that the client caches the absence for its offline loads.
+        # The commit lets the client cache that the file is absent, for offline loads.
         raise Refusal(404, "Entry not found", "EntryNotFound", sha)
     file, size = files[path], len(files[path].content)
     headers = {"X-Repo-Commit": sha, "ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
@@ -263,7 +272,7 @@ FLAGS = {"recursive", "include_prs"}  # "blobs" or "expand" would ask for more t
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # keep-alive, as the Hub
-    disable_nagle_algorithm = True  # else each answer's body waits 40 ms for the header's ACK
+    disable_nagle_algorithm = True  # otherwise each body waits 40 ms for the header's ACK
 
     def __init__(self, hub: HubServer, *args: Any) -> None:
         self.hub = hub
@@ -306,7 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         flags = {name for name, values in parse_qs(url.query).items() if values != ["false"]}
         for methods, pattern, route in self.hub.routes if flags <= FLAGS else ():
-            # Matched while still quoted: a revision may hold a slash ("refs%2Fconvert%2Fparquet").
+            # Match the quoted path, since a revision may hold a slash ("refs%2Fconvert%2Fparquet").
             found = re.fullmatch(pattern, url.path)
             if found and re.fullmatch(methods, self.command):
                 where = {k: unquote(v) for k, v in found.groupdict().items() if v is not None}

@@ -1,7 +1,7 @@
-"""The side of the loopback Hub that is written to: repositories made, files sent, commits, tags.
+"""Uploads to the Hub on loopback: new repositories, files, commits and tags.
 
-It refuses what the real one refuses: a commit that names an object it never got, a wrong checksum,
-a parent that is not the head, a stranger; and it fails where a test tells it to.
+It refuses what the real Hub refuses: a commit that names an object that was not uploaded, a wrong
+checksum, a parent that is not the head, a missing login. It fails where a test asks for it.
 """
 
 import base64
@@ -33,17 +33,17 @@ from tests.helpers.hub_server import (
 
 @dataclass
 class Fault:
-    """What happens in place of the next requests that match: a status, or a line that breaks."""
+    """A failure of the next matching requests: an error status, or a broken connection."""
 
     method: str
     path: str
-    """A regular expression that is found in the path."""
+    """A regular expression that must match somewhere in the path."""
     status: int = 0
-    """0: no answer, the connection breaks."""
+    """The status of the answer; with 0 the connection breaks without an answer."""
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1
     is_after: bool = False
-    """Whether the request is carried out before the line breaks."""
+    """Whether the request is carried out before the connection breaks."""
 
 
 class WritableHub(HubServer):
@@ -54,7 +54,7 @@ class WritableHub(HubServer):
         self.routes = [*ROUTES, *UPLOADS]
         self.objects: dict[str, bytes] = {}
         self.xet = xet
-        """Where hf_xet lays what it is given; without it the client is refused."""
+        """The folder where hf_xet stores files; without it xet is refused."""
         self.faults: deque[Fault] = deque()
         self.commits: list[dict[str, Any]] = []
         """The header of each commit that was made."""
@@ -69,38 +69,43 @@ class WritableHub(HubServer):
         return None
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        there = self.repositories[f"models/{repo}"]
-        sha = there.branches.get(revision, revision)
-        return {path: file.content for path, file in there.commits[sha].items()}
+        """Return the files of a revision."""
+        repository = self.repositories[f"models/{repo}"]
+        sha = repository.branches.get(revision, revision)
+        return {path: file.content for path, file in repository.commits[sha].items()}
 
 
 def hub_of(call: Call) -> WritableHub:
+    """Return the Hub of a call."""
     assert isinstance(call.hub, WritableHub)
     return call.hub
 
 
 def sent(call: Call) -> Any:
+    """Return the JSON body of a call with a login; raises Refusal."""
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
     return json.loads(call.body)
 
 
 def create(call: Call) -> Answer:
-    asked = sent(call)
-    owner = asked.get("organization") or "acme"
+    """Create a repository."""
+    body = sent(call)
+    owner = body.get("organization") or "acme"
     if owner not in ("acme", "team"):
         raise Refusal(403, f"You don't have the rights to create a model under {owner}")
-    key = f"models/{owner}/{asked['name']}"
-    url = {"url": f"{call.hub.url}/{owner}/{asked['name']}"}
+    key = f"models/{owner}/{body['name']}"
+    url = {"url": f"{call.hub.url}/{owner}/{body['name']}"}
     if key in call.hub.repositories:
         return Answer({"error": "You already created this model repo", **url}, 409)
-    repository = Repository(asked["visibility"] == "private", False)
+    repository = Repository(body["visibility"] == "private", False)
     repository.add_commit({".gitattributes": File(b"*.safetensors filter=lfs\n", False)})
     call.hub.repositories[key] = repository
     return Answer(url)
 
 
 def validate(call: Call) -> Answer:
+    """Check the front matter of a card."""
     content = json.loads(call.body)["content"]
     found = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     try:
@@ -115,27 +120,30 @@ def validate(call: Call) -> Answer:
 
 
 def preupload(call: Call) -> Answer:
-    (_, there), answered = call.snapshot(), []
+    """Answer which files go to LFS."""
+    (_, existing), answered = call.snapshot(), []
     for file in sent(call)["files"]:
         mode = "lfs" if Path(file["path"]).suffix in LFS_SUFFIXES else "regular"
-        known = there.get(file["path"])
+        known = existing.get(file["path"])
         oid = {"oid": known.etag} if known else {}
         answered.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, **oid})
     return Answer({"files": answered})
 
 
 def lfs_batch(call: Call) -> Answer:
+    """Answer where missing objects must be sent."""
     answered = []
-    for asked in sent(call)["objects"]:
-        oid = asked["oid"]
-        place = f"{call.hub.url}/lfs/{oid}"
-        actions = {"upload": {"href": place}, "verify": {"href": f"{place}/verify"}}
+    for requested in sent(call)["objects"]:
+        oid = requested["oid"]
+        url = f"{call.hub.url}/lfs/{oid}"
+        actions = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
         known = oid in hub_of(call).objects
-        answered.append({**asked, **({} if known else {"actions": actions})})
+        answered.append({**requested, **({} if known else {"actions": actions})})
     return Answer({"transfer": "basic", "objects": answered})
 
 
 def lfs_put(call: Call) -> Answer:
+    """Store an object."""
     if sha256(call.body).hexdigest() != call.where["oid"]:
         raise Refusal(400, "the checksum is not that of the content")
     hub_of(call).objects[call.where["oid"]] = call.body
@@ -143,14 +151,16 @@ def lfs_put(call: Call) -> Answer:
 
 
 def lfs_verify(call: Call) -> Answer:
-    asked = json.loads(call.body)
-    known = hub_of(call).objects.get(asked["oid"])
-    if known is None or len(known) != asked["size"]:
+    """Check that an object was stored."""
+    requested = json.loads(call.body)
+    known = hub_of(call).objects.get(requested["oid"])
+    if known is None or len(known) != requested["size"]:
         raise Refusal(404, "no such object")
     return Answer({})
 
 
 def commit(call: Call) -> Answer:
+    """Add a commit."""
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
     hub, (sha, files) = hub_of(call), call.snapshot()
@@ -164,7 +174,7 @@ def commit(call: Call) -> Answer:
         elif line["key"] == "lfsFile":
             if value["oid"] not in hub.objects and hub.xet is None:
                 raise Refusal(400, f"no object {value['oid']} was uploaded")
-            # What xet has taken is not read back: only its name is known here.
+            # Files that xet stored are not read back: only their names are known here.
             files[value["path"]] = File(hub.objects.get(value["oid"], b""), True)
         elif line["key"] == "deletedFile":
             files.pop(value["path"])
@@ -178,6 +188,7 @@ def commit(call: Call) -> Answer:
 
 
 def branch(call: Call) -> Answer:
+    """Create a branch."""
     sent(call)
     repository = call.repository()
     if call.where["name"] in repository.branches:
@@ -187,6 +198,7 @@ def branch(call: Call) -> Answer:
 
 
 def tag(call: Call) -> Answer:
+    """Create a tag."""
     name, (sha, _) = sent(call)["tag"], call.snapshot()
     tags = call.repository().tags
     if name in tags:
@@ -196,6 +208,7 @@ def tag(call: Call) -> Answer:
 
 
 def may_write(call: Call) -> Answer:
+    """Answer whether the caller may write."""
     call.repository()
     if not call.signed_in:
         raise Refusal(401, "Invalid username or password.")
@@ -203,16 +216,17 @@ def may_write(call: Call) -> Answer:
 
 
 def xet_token(call: Call) -> Answer:
-    place = hub_of(call).xet
-    if place is None:
+    """Answer access to xet's store."""
+    folder = hub_of(call).xet
+    if folder is None:
         raise Refusal(501, "this Hub has no xet")
-    told = {"casUrl": f"local://{place}", "accessToken": "x", "exp": 4102444800}
+    access = {"casUrl": f"local://{folder}", "accessToken": "x", "exp": 4102444800}
     headers = {
-        "X-Xet-Cas-Url": told["casUrl"],
+        "X-Xet-Cas-Url": access["casUrl"],
         "X-Xet-Access-Token": "x",
         "X-Xet-Token-Expiration": "4102444800",
     }
-    return Answer(told, 200, headers)
+    return Answer(access, 200, headers)
 
 
 UPLOADS = [

@@ -1,4 +1,4 @@
-"""llama.cpp itself, from the package cyllama: how it reads a GGUF file."""
+"""Reads a GGUF file with llama.cpp itself, from the package cyllama."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FLOAT32 = 0
 class _Model(llama_cpp.LlamaModel):  # type: ignore[misc]
     @property
     def n_vocab(self) -> int:
-        """What cyllama 0.2.18 asks its model for, which has no such attribute."""
+        """Return the size of the vocabulary. cyllama 0.2.18 reads this attribute but lacks it."""
         return int(self.get_vocab().n_vocab)
 
 
@@ -31,7 +31,7 @@ class LlamaCpp:
         params = llama_cpp.LlamaContextParams()
         params.n_ctx = params.n_batch = params.n_ubatch = context
         params.n_threads = params.n_threads_batch = 1
-        # Keys and values in float32, so that what differs is the file's.
+        # Keys and values are in float32, so that any difference comes from the file.
         params.type_k = params.type_v = _FLOAT32
         self._context: Any = llama_cpp.LlamaContext(self._model, params, verbose=False)
 
@@ -43,23 +43,23 @@ class LlamaCpp:
         self._model.close()
 
     def tokens(self, text: str, add_special: bool = False) -> list[int]:
-        """The tokens of a text, special ones among them by their names."""
+        """Return the tokens of a text, in which special tokens stand by their names."""
         return list(self._vocabulary.tokenize(text, add_special, True))
 
     def text(self, token: int) -> str:
-        """What a token shows in an answer: nothing if it is special."""
+        """Return the text of a token in an answer; empty if the token is special."""
         return str(self._vocabulary.token_to_piece(token, 0, False))
 
     def ends(self, token: int) -> bool:
-        """Whether a token ends an answer."""
+        """Return whether a token ends an answer."""
         return bool(self._vocabulary.is_eog(token))
 
     def metadata(self, key: str) -> str:
-        """A value of the file's metadata, as text."""
+        """Return a value of the file's metadata, as text."""
         return str(self._model.meta_val_str(key))
 
     def logits(self, tokens: Sequence[int], begin: int = 0) -> np.ndarray[Any, Any]:
-        """The logits after each token, [tokens, V]; those before `begin` were given earlier."""
+        """Return the logits after each token, [tokens, V]; `begin` tokens were given earlier."""
         if begin == 0:
             self._context.kv_cache_clear()
         batch = llama_cpp.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1, verbose=False)
@@ -71,7 +71,7 @@ class LlamaCpp:
         return np.stack(found)
 
     def answer(self, prompt: Sequence[int], most: int) -> list[int]:
-        """The most probable tokens after a prompt, until one ends the answer."""
+        """Return the most probable tokens after a prompt, until one ends the answer."""
         found: list[int] = []
         fed: Sequence[int] = prompt
         begin = 0

@@ -15,11 +15,11 @@ _built = count()
 
 
 class Network:
-    """So many nodes, numbered from 0, for the life of a `with` block."""
+    """A network of `nodes` nodes, numbered from 0, for the duration of a `with` block."""
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
-        # An interface's name has 15 characters, and the kernel takes its time to forget one.
+        # An interface's name has at most 15 characters, and the kernel frees names late.
         number = os.getpid() * 3 + next(_built)
         self._tag = f"dt{number % 10_000_000}"
         self._subnet = f"10.206.{number % 256}"
@@ -37,25 +37,26 @@ class Network:
         self._remove()
 
     def address(self, node: int) -> str:
+        """Return the address of a node."""
         return f"{self._subnet}.{11 + node}" if self.isolated else f"127.206.0.{11 + node}"
 
     @property
     def host(self) -> str:
-        """Where the nodes reach this process."""
+        """The address at which the nodes reach this process."""
         return f"{self._subnet}.1" if self.isolated else "127.0.0.1"
 
     def inside(self, node: int, command: list[str], disk: Path) -> list[str]:
-        """The command as it runs on a node, over its own disk."""
+        """Return the command that runs `command` on a node, with its own disk."""
         if not self.isolated:
             return command
-        # No name server is reached from here: without one, names fail at once, not after 10 s.
+        # No name server can be reached. Without an entry names fail at once, not after 10 s.
         apart = ["unshare", "-m", "sh", "-c", f"""
             mount -t tmpfs tmpfs "{disk}" && mount --bind /dev/null /etc/resolv.conf && exec "$@"
         """, "sh"]  # fmt: skip
         return self.on(node, [*apart, *command])
 
     def on(self, node: int, command: list[str]) -> list[str]:
-        """The command as it runs with a node's network; only where that is isolated."""
+        """Return the command that runs `command` in a node's network; only if it is isolated."""
         return ["ip", "netns", "exec", f"{self._tag}n{node}", *command]
 
     def _build(self) -> None:
@@ -71,7 +72,7 @@ class Network:
             _ip(f"-n {space} addr add {subnet}.{11 + node}/24 dev eth0")
             _ip(f"-n {space} link set eth0 up")
             _ip(f"-n {space} link set lo up")
-            # Ray finds its own address by the route that it would take to the world.
+            # Ray finds its own address by the default route, so there must be one.
             _ip(f"-n {space} route add default via {subnet}.1")
 
     def _remove(self) -> None:

@@ -1,4 +1,4 @@
-"""An S3 server on loopback: moto's own, as a process, with one bucket."""
+"""An S3 server on loopback: moto's server as a process, with one bucket."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ LOGIN = {
 
 
 class ObjectStore:
-    """For the life of a `with` block; `url` is that of a folder in its bucket."""
+    """Runs for the duration of a `with` block. `url` names a folder in its bucket."""
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         with socket.create_server((host, 0)) as free:
@@ -38,6 +38,7 @@ class ObjectStore:
         self.stop()
 
     def start(self) -> None:
+        """Start the server and create its bucket."""
         import boto3
 
         host, port = self._address
@@ -55,38 +56,41 @@ class ObjectStore:
         self._client.create_bucket(Bucket="bucket")
 
     def stop(self) -> None:
+        """Kill the server."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def run(self, name: str) -> str:
-        """The URL of a run."""
+        """Return the URL of a run."""
         return self.url.replace("/runs?", f"/runs/{name}?")
 
     def read(self, below: str = "") -> dict[str, bytes]:
-        """Every object of the bucket's `runs`, by its path there, as another client sees it."""
+        """Return every object of the bucket's `runs`, by its path, as another client sees it."""
         found = {}
         for path in self._paths(below):
-            with contextlib.suppress(self._client.exceptions.NoSuchKey):  # removed just now
+            with contextlib.suppress(self._client.exceptions.NoSuchKey):  # it was removed meanwhile
                 got = self._client.get_object(Bucket="bucket", Key=f"runs/{path}")
                 found[path] = got["Body"].read()
         return found
 
     def records(self, name: str) -> dict[str, dict[str, Any]]:
-        """The trial records of a run, by id."""
+        """Return the trial records of a run, by id."""
         found = self.read(f"{name}/trials/")
         records = [json.loads(text) for path, text in found.items() if path.endswith(".json")]
         return {record["id"]: record for record in records}
 
     def remove(self, path: str) -> None:
+        """Remove an object."""
         self._client.delete_object(Bucket="bucket", Key=f"runs/{path}")
 
     def empty(self) -> None:
+        """Remove all objects."""
         for path in self._paths():
             self.remove(path)
 
     def _paths(self, below: str = "") -> list[str]:
-        asked = {"Bucket": "bucket", "Prefix": f"runs/{below}"}
-        pages = self._client.get_paginator("list_objects_v2").paginate(**asked)
+        query = {"Bucket": "bucket", "Prefix": f"runs/{below}"}
+        pages = self._client.get_paginator("list_objects_v2").paginate(**query)
         keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
         return [key.removeprefix("runs/") for key in keys if not key.endswith("/")]

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine alone, which outlives the searches that run on it."""
+"""A Ray cluster on this machine alone, which outlives the searches that run on it."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ from tests.helpers.ports import free_port, wait_for_port
 
 @contextlib.contextmanager
 def one_node(cpus: int, *options: str, **environment: str) -> Iterator[str]:
-    """Its address; ended by the process ids it started."""
+    """Start the cluster and yield its address. At the end, kill only the processes it started."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # A short path: those of the sockets in there have a limit.
+    # The path is short, because the length of socket paths has a limit.
     with tempfile.TemporaryDirectory(prefix="dt-", ignore_cleanup_errors=True) as folder:
         log = Path(folder) / "head.log"
         with log.open("w") as output:

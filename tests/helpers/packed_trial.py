@@ -1,4 +1,4 @@
-"""The configuration of a packed trial in tests."""
+"""Makes the configuration of a packed trial for tests."""
 
 from __future__ import annotations
 
@@ -17,4 +17,5 @@ DEFAULTS: dict[str, Any] = {
 
 
 def config(base: TrainConfig, **changes: Any) -> TrainConfig:
+    """Return the configuration of a packed trial, with changes by path (`__` for a dot)."""
     return override(base, DEFAULTS | {k.replace("__", "."): v for k, v in changes.items()})

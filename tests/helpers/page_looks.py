@@ -1,4 +1,4 @@
-"""What is looked for on a page: text that can't be read, that is cut, or that lies on other text.
+"""Finds text on a page that can't be read, that is cut off, or that overlaps other text.
 
 Each is a JavaScript function for `page.evaluate`.
 """
@@ -44,7 +44,7 @@ LOW_CONTRAST = (
     return [found.length, found.filter(([, ratio]) => !(ratio >= 4.5))];
 }"""
 )
-"""How many texts there are, and those whose contrast is less than WCAG's 4.5."""
+"""Returns the number of texts, and those with less contrast than WCAG's 4.5."""
 CUT = (
     "() => { const texts = ("
     + TEXTS
@@ -64,7 +64,7 @@ CUT = (
     return [root.scrollWidth - root.clientWidth, cut];
 }"""
 )
-"""By how many pixels the page is wider than its window, and the texts that reach out of it."""
+"""Returns how many pixels the page is wider than its window, and the texts that reach out."""
 IN_FIGURES = """() => {
     const wrong = [];
     for (const figure of document.querySelectorAll(".figure")) {
@@ -85,4 +85,4 @@ IN_FIGURES = """() => {
     }
     return wrong;
 }"""
-"""The texts of Plotly's figures that are cut or lie on each other."""
+"""Returns the texts of Plotly's figures that are cut off or overlap."""

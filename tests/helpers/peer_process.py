@@ -1,7 +1,7 @@
 """One rank of a trial that several processes train: `python -m tests.helpers.peer_process JSON`.
 
-Writes what each `advance` returned, of two trials one after the other; the second is saved, closed
-and restored after two reports.
+Trains two trials, one after the other, and writes what each `advance` returned. The second trial is
+saved, closed and restored after two reports.
 """
 
 import json
@@ -15,12 +15,13 @@ from dpo_train.trainers.process_group import ProcessGroup
 from dpo_train.trainers.session import Session
 
 
-def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:
-    config, out = TrainConfig.model_validate(asked["config"]), Path(asked["out"])
-    peers = ProcessGroup(**asked["peers"])
+def train(request: dict[str, Any]) -> list[list[dict[str, float]]]:
+    """Train both trials and return their reports."""
+    config, out = TrainConfig.model_validate(request["config"]), Path(request["out"])
+    peers = ProcessGroup(**request["peers"])
 
     def begin() -> Session:
-        return open_session(config, Path(asked["prepared"]), "cpu", peers)
+        return open_session(config, Path(request["prepared"]), "cpu", peers)
 
     trials = []
     for trial in ("first", "second"):
@@ -39,8 +40,8 @@ def train(asked: dict[str, Any]) -> list[list[dict[str, float]]]:
 
 
 def _as_if_on_gpus() -> None:
-    """accelerate shards on accelerators alone, and takes its word from this one state; torch's
-    FSDP2 itself runs on a CPU all the same."""
+    """Let accelerate shard on CPUs. It shards on accelerators only, as this state says, but torch's
+    FSDP2 itself also runs on a CPU."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -55,8 +56,8 @@ def _as_if_on_gpus() -> None:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
-    if asked["peers"]["sharded"]:
+    request = json.loads(sys.argv[1])
+    if request["peers"]["sharded"]:
         _as_if_on_gpus()
-    rank = asked["peers"]["rank"]
-    (Path(asked["out"]) / f"reports{rank}.json").write_text(json.dumps(train(asked)))
+    rank = request["peers"]["rank"]
+    (Path(request["out"]) / f"reports{rank}.json").write_text(json.dumps(train(request)))

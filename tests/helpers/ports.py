@@ -1,4 +1,4 @@
-"""Ports of this machine and of a test's own hosts: a free one, and waiting until one answers."""
+"""Finds a free port of this machine, and waits until a port of a test's host answers."""
 
 import socket
 import subprocess
@@ -8,6 +8,7 @@ from typing import Any
 
 
 def free_port() -> int:
+    """Return a port of this machine that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
@@ -15,7 +16,7 @@ def free_port() -> int:
 def wait_for_port(
     address: str, port: int, process: subprocess.Popen[Any], log: Path, seconds: float = 90
 ) -> None:
-    """Until what `process` brings up answers there; shows its log if it ends before."""
+    """Wait until `process` answers at a port. If it ends before, fail with its log."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,7 +1,7 @@
-"""The same twelve pairs as files of every format and rows of every form.
+"""Twelve pairs, written as files of every format and rows of every form.
 
-Functions of a number make one row; functions of a folder write a dataset into it and return what
-`data.id` names.
+Functions of a number make one row. Functions of a folder write a dataset into it and return the
+path for `data.id`.
 """
 
 import csv
@@ -33,15 +33,15 @@ def bad(number: int) -> str:
     return f"It must be {number}, so sure."
 
 
-def said(role: str, content: str) -> Record:
+def message(role: str, content: str) -> Record:
     return {"role": role, "content": content}
 
 
 def user(number: int) -> Record:
-    return said("user", ask(number))
+    return message("user", ask(number))
 
 
-HISTORY = [said("user", "Do you know numbers?"), said("assistant", "The whole ones.")]
+HISTORY = [message("user", "Do you know numbers?"), message("assistant", "The whole ones.")]
 
 
 def texts(number: int) -> Record:
@@ -51,16 +51,16 @@ def texts(number: int) -> Record:
 def answers(number: int) -> Record:
     return {
         "prompt": [user(number)],
-        "chosen": [said("assistant", good(number))],
-        "rejected": [said("assistant", bad(number))],
+        "chosen": [message("assistant", good(number))],
+        "rejected": [message("assistant", bad(number))],
     }
 
 
 def conversations(number: int, history: bool = False) -> Record:
     before = [*(HISTORY if history else []), user(number)]
     return {
-        "chosen": [*before, said("assistant", good(number))],
-        "rejected": [*before, said("assistant", bad(number))],
+        "chosen": [*before, message("assistant", good(number))],
+        "rejected": [*before, message("assistant", bad(number))],
     }
 
 
@@ -146,18 +146,18 @@ def parquet(make: Callable[[int], Record], name: str = "rows.parquet") -> Callab
 
 
 def clone(folder: Path) -> Path:
-    """As a clone from the Hub has it: shards in data/."""
+    """Write shards in data/, as in a clone from the Hub."""
     (folder / "data").mkdir()
     rows = [texts(number) for number in range(COUNT)]
     for shard in range(2):
-        part = pyarrow.Table.from_pylist(rows[shard::2])
+        rows_of_shard = pyarrow.Table.from_pylist(rows[shard::2])
         name = f"train-0000{shard}-of-00002.parquet"
-        pyarrow.parquet.write_table(part, folder / "data" / name)
+        pyarrow.parquet.write_table(rows_of_shard, folder / "data" / name)
     return folder
 
 
 def card(folder: Path) -> Path:
-    """A clone whose card says which file is which split."""
+    """Write a clone whose card says which file is which split."""
     lines(texts, "pairs/first.jsonl")(folder)
     (folder / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
@@ -220,7 +220,7 @@ def in_markup(number: int) -> Record:
 
 
 def by_user(number: int) -> Record:
-    return {**answers(number), "chosen": [said("user", good(number))]}
+    return {**answers(number), "chosen": [message("user", good(number))]}
 
 
 def roles(number: int) -> Record:
@@ -229,19 +229,19 @@ def roles(number: int) -> Record:
 
 
 def image_part(number: int) -> Record:
-    parts = [{"type": "image", "image": "cat.png"}, {"type": "text", "text": ask(number)}]
-    return {**answers(number), "prompt": [{"role": "user", "content": parts}]}
+    content = [{"type": "image", "image": "cat.png"}, {"type": "text", "text": ask(number)}]
+    return {**answers(number), "prompt": [{"role": "user", "content": content}]}
 
 
 def text_parts(number: int) -> Record:
-    parts = [{"type": "text", "text": ask(number)}]
-    return {**answers(number), "prompt": [{"role": "user", "content": parts}]}
+    content = [{"type": "text", "text": ask(number)}]
+    return {**answers(number), "prompt": [{"role": "user", "content": content}]}
 
 
 def early(number: int) -> Record:
-    """The conversations differ before their last answers."""
+    """Return a row whose conversations differ before their last answers."""
     row = conversations(number)
-    more = [said("user", "And then?"), said("assistant", "No more.")]
+    more = [message("user", "And then?"), message("assistant", "No more.")]
     return {name: [*messages, *more] for name, messages in row.items()}
 
 
@@ -251,7 +251,7 @@ def nested(number: int) -> Record:
 
 
 def guessable(number: int) -> Record:
-    """Answers with a beginning in common, beside a prompt that can't be read."""
+    """Return answers with a common beginning, beside a prompt that can't be read."""
     return {"prompt": [ask(number)], "chosen": f"So: {good(number)}", "rejected": "So: no."}
 
 

@@ -1,7 +1,7 @@
-"""What is done with winners and a Hub on loopback, each in a process of its own.
+"""Scenarios with winners and a Hub on loopback, each in a process of its own.
 
-`in_child` starts it, since the client reads HF_ENDPOINT once, on import: nothing here may import
-the client, or the fixtures that set it offline, before `served` has named the Hub.
+`in_child` starts the process, because the client reads HF_ENDPOINT once, on import. Nothing here
+may import the client, or the fixtures that set it offline, before `served` has set the Hub.
 """
 
 import json
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from dpo_train import sample
 from tests.helpers.finished_runs import make_run
@@ -39,7 +40,7 @@ FAULTS: dict[str, list[Fault]] = {
 
 
 def served(root: Path, **options: Any) -> WritableHub:
-    """A Hub that has a base model with a card; this process's client will know no other."""
+    """Return a Hub with a base model and its card. This process's client uses no other Hub."""
     base = root / "base"
     shutil.copytree(sample.MODEL, base)
     (base / "README.md").write_text(CARD)
@@ -50,13 +51,13 @@ def served(root: Path, **options: Any) -> WritableHub:
 
 
 def round_trips(root: Path) -> dict[str, Any]:
-    """Push each form of winner, load it back as a stranger does, and ask both the same."""
-    told: dict[str, Any] = {}
+    """Push each form of winner, load it from the Hub, and compare the answers of both."""
+    outcomes: dict[str, Any] = {}
     with served(root) as hub:
         from tune import push
 
         adapter = make_run(root, "adapter", lora=LORA, model={"id": "acme/base"})
-        # From files of this machine, and with a trial whose error names them.
+        # This run has data on this machine, and a trial whose error names a path.
         full = make_run(root, "full", model={"id": str(root / "base")}, data=_own_rows(root))
         (record,) = (full / "trials").glob("*-001.json")
         wrong = json.loads(record.read_text()) | {"error": f"OSError: no {root}/x on host"}
@@ -71,9 +72,9 @@ def round_trips(root: Path) -> dict[str, Any]:
         ):
             before = len(hub.requests)
             pushed = push(run, repo=f"team/{name}", tag="v1", **changes)
-            asked = Counter(_route(request.path) for request in hub.requests[before:])
-            told[name] = {
-                "asked": asked,
+            routes = Counter(_route(request.path) for request in hub.requests[before:])
+            outcomes[name] = {
+                "requests": routes,
                 "files": {path: len(content) for path, content in hub.files(pushed.repo).items()},
                 "ours": _answers(run / "winner", "bfloat16" if name == "half" else "float32"),
                 "theirs": _answers(pushed.repo, None, pushed.commit),
@@ -82,20 +83,20 @@ def round_trips(root: Path) -> dict[str, Any]:
                 "commit": pushed.commit,
             }
         repository = hub.files("team/adapter")
-        told["adapter"]["base"] = json.loads(repository["adapter_config.json"])[
+        outcomes["adapter"]["base"] = json.loads(repository["adapter_config.json"])[
             "base_model_name_or_path"
         ]
-        told["commits"] = hub.commits
-        told["card"] = hub.files("team/full")["README.md"].decode()
+        outcomes["commits"] = hub.commits
+        outcomes["card"] = hub.files("team/full")["README.md"].decode()
         repositories = {name: hub.files(f"team/{name}") for name in ("full", "adapter")}
-        told["traces"] = _traces(
+        outcomes["traces"] = _traces(
             {f"{repo}/{path}": text for repo, files in repositories.items()
              for path, text in files.items()}, root,
         )  # fmt: skip
-        # A merged winner after an adapter: the adapter's files go.
+        # After an adapter a merged winner is pushed: the adapter's files are removed.
         push(adapter, repo="team/adapter", merged=True)
-        told["then"] = sorted(hub.files("team/adapter"))
-    return told
+        outcomes["files after merging"] = sorted(hub.files("team/adapter"))
+    return outcomes
 
 
 def _own_rows(root: Path) -> dict[str, Any]:
@@ -106,15 +107,15 @@ def _own_rows(root: Path) -> dict[str, Any]:
 
 
 def _traces(files: dict[str, bytes], root: Path) -> list[str]:
-    """What of this machine stands in files that anyone can read."""
+    """Return names of this machine that occur in public files."""
     names = [re.escape(str(root)), re.escape(f"{Path.home()}/"), rf"\b{os.uname().nodename}\b",
              os.environ["HF_TOKEN"], "127.0.0.1"]  # fmt: skip
-    told = {path: text.decode(errors="replace") for path, text in files.items()}
-    # Its vocabulary is the base's, and plotly.js in the report is not ours.
-    told = {path: re.sub("(?s)<script>.*?</script>", "", text) for path, text in told.items()}
-    told = {path: text for path, text in told.items() if path.endswith((".md", ".yaml", ".html"))
+    texts = {path: text.decode(errors="replace") for path, text in files.items()}
+    # The tokenizer's vocabulary is the base's, and plotly.js in the report is not ours.
+    texts = {path: re.sub("(?s)<script>.*?</script>", "", text) for path, text in texts.items()}
+    texts = {path: text for path, text in texts.items() if path.endswith((".md", ".yaml", ".html"))
             or (path.endswith(".json") and not path.endswith("tokenizer.json"))}  # fmt: skip
-    return [f"{path}: {name}" for path in told for name in names if re.search(name, told[path])]
+    return [f"{path}: {name}" for path in texts for name in names if re.search(name, texts[path])]
 
 
 def _route(path: str) -> str:
@@ -122,28 +123,28 @@ def _route(path: str) -> str:
     return path.replace("/resolve//", "/resolve/")
 
 
-def _served(place: str) -> list[list[int]]:
-    """The same greedy answers by our own server, as `python -m serve PLACE` loads it."""
+def _served(source: str) -> list[list[int]]:
+    """Return greedy answers of our own server, which loads `source` like `python -m serve`."""
     import queue
 
     from serve import model_source, models
     from serve.engine import Chunk, GenerationRequest
     from serve.sampling_params import SamplingParams
 
-    (needed,) = model_source.describe_memory([place], 2, 256)
+    (needed,) = model_source.describe_memory([source], 2, 256)
     assert "weights 0.00" in needed
-    served = next(iter(models.load([place], 2, 256, 9).values()))
+    served = next(iter(models.load([source], 2, 256, 9).values()))
     found = []
     for question in QUESTIONS:
         prompt = served.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
         )["input_ids"]
-        said: queue.Queue[Chunk] = queue.Queue()
+        chunks: queue.Queue[Chunk] = queue.Queue()
         answer = GenerationRequest(
-            prompt, SamplingParams(40, temperature=0.0), said.put, served.adapter
+            prompt, SamplingParams(40, temperature=0.0), chunks.put, served.adapter
         )
         served.engine.submit(answer)
-        while said.get().finish_reason is None:
+        while chunks.get().finish_reason is None:
             pass
         found.append([*prompt, *answer.output_ids])
     served.engine.close()
@@ -151,16 +152,16 @@ def _served(place: str) -> list[list[int]]:
 
 
 def _answers(model: Any, dtype: str | None, revision: str | None = None) -> list[list[int]]:
-    """Greedy answers by transformers alone."""
+    """Return greedy answers of transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     at = {"revision": revision} if revision else {}
     wanted = {"dtype": getattr(torch, dtype)} if dtype else {}
-    # Of an adapter's repository transformers takes `revision` for the base's.
+    # For an adapter's repository transformers uses `revision` for the base.
     is_adapter = str(model).endswith("/adapter")
-    place = {"adapter_kwargs": at} if is_adapter else at
-    policy: Any = AutoModelForCausalLM.from_pretrained(model, **place, **wanted)
+    where = {"adapter_kwargs": at} if is_adapter else at
+    policy: Any = AutoModelForCausalLM.from_pretrained(model, **where, **wanted)
     tokenizer: Any = AutoTokenizer.from_pretrained(model, **at)
     found = []
     for question in QUESTIONS:
@@ -174,7 +175,7 @@ def _answers(model: Any, dtype: str | None, revision: str | None = None) -> list
 
 
 def comparisons(root: Path) -> dict[str, Any]:
-    """What `when: improved` pushes: the first, then only what is better on the same pairs."""
+    """Push with `when: improved`: the first winner, then only better ones on the same pairs."""
     with served(root) as hub:
         from tune.config.load import load_search
         from tune.publish.push import push_if_asked
@@ -190,23 +191,23 @@ def comparisons(root: Path) -> dict[str, Any]:
             "weak again": make_run(root, "weaker", hub=wanted, data=ours, **weak),
             "of other pairs": make_run(root, "other", hub=wanted, data={**ours, "split_seed": 1}),
         }
-        told: dict[str, Any] = {}
+        outcomes: dict[str, Any] = {}
         for name, run in made.items():
             results = load_results(run)
             assert results.winner is not None
             before = len(hub.commits)
             after = push_if_asked(results, load_search(run / "search.yaml"))
-            told[name] = {
+            outcomes[name] = {
                 "accuracy": results.winner.test.metrics["accuracy"],
                 "commits": len(hub.commits) - before,
                 "noted": after.published is not None and not after.published.error,
             }
-        told["is private"] = hub.repositories["models/acme/best"].private
-    return told
+        outcomes["is private"] = hub.repositories["models/acme/best"].private
+    return outcomes
 
 
 def with_xet(root: Path) -> dict[str, Any]:
-    """The weights go to xet's store, which lies in a folder, all else into the commit."""
+    """Push the weights to xet's store, a folder, and the other files in the commit."""
     store = root / "cas"
     with served(root, xet=store) as hub:
         from tune import push
@@ -223,9 +224,12 @@ def with_xet(root: Path) -> dict[str, Any]:
 
 
 def failures(root: Path) -> dict[str, Any]:
-    """Push a winner while each thing goes wrong, then again while nothing does."""
-    told: dict[str, Any] = {}
-    with served(root) as hub:
+    """Push a winner while one thing goes wrong, then again without a fault, for each fault.
+
+    The waits between tries are left out.
+    """
+    outcomes: dict[str, Any] = {}
+    with served(root) as hub, patch("time.sleep"):
         from tune import push
         from tune.errors import PushFailed
 
@@ -245,19 +249,19 @@ def failures(root: Path) -> dict[str, Any]:
             before = len(hub.requests)
             push(run, repo=repo)
             puts = sum(request.method == "PUT" for request in hub.requests[before:])
-            told[name] = {
+            outcomes[name] = {
                 "error": error,
                 "stored": stored,
                 "put again": puts,
                 "commits": len(hub.commits) - commits,
                 "is whole": "README.md" in hub.files(repo),
             }
-        told["winner"] = (run / "winner" / "model.safetensors").read_bytes() == weights
-    return told
+        outcomes["winner"] = (run / "winner" / "model.safetensors").read_bytes() == weights
+    return outcomes
 
 
 def refusals(root: Path) -> dict[str, str]:
-    """What stops a search before it begins."""
+    """Return the refusals that stop a search before it begins."""
     with served(root) as hub:
         from dpo_train.config_base import parse
         from dpo_train.errors import InputError
@@ -287,7 +291,7 @@ def refusals(root: Path) -> dict[str, str]:
         other.mkdir()
         (other / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
         (other / "train.jsonl").write_text("{}\n")
-        told = {}
+        outcomes = {}
         right = os.environ["HF_TOKEN"]
         for name, case in cases.items():
             hub.account = case.get("account", {"role": "write"})
@@ -302,14 +306,14 @@ def refusals(root: Path) -> dict[str, str]:
                 (root / "rows.jsonl").write_text("{}\n")
                 content["data"] = {"id": str(root / "rows.jsonl")}
             try:
-                told[name] = check(parse(SearchConfig, content, {}, "x.yaml"))
+                outcomes[name] = check(parse(SearchConfig, content, {}, "x.yaml"))
             except InputError as error:
-                told[name] = f"refused: {error}"
-    return told
+                outcomes[name] = f"refused: {error}"
+    return outcomes
 
 
 def in_child(task: Callable[[Path], Any], root: Path, **changes: str) -> Any:
-    """Runs a function of this file in a process whose client asks no other Hub than ours."""
+    """Run a function of this file in a process whose client knows no Hub but ours."""
     mine = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*_proxy$", k, re.I)}
     ours = {"HF_HOME": str(root / "hf"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
     code = f"import json, sys, tests.helpers.publish_scenarios as t; from pathlib import Path; \

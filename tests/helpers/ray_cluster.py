@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine: each `ray start`ed at an address of its own."""
+"""A Ray cluster of several nodes on this machine. `ray start` starts each at its own address."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ _PORT, _DASHBOARD = 6379, 8265
 
 
 def working_folder(folder: Path) -> Path:
-    """Made there with the sources that a search needs; what a test lays beside them is sent too."""
+    """Copy the sources of a search into a working folder; a test may add files to send."""
     for package in ("dpo_train", "tune"):
         unwanted = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, folder / package, ignore=unwanted)
@@ -29,15 +29,16 @@ def working_folder(folder: Path) -> Path:
 
 
 class RayCluster:
-    """A head without GPUs and nodes with logical ones; ended by the process ids it started.
+    """A head without GPUs and nodes with logical GPUs. It ends only processes that it started.
 
-    A node's processes see nothing of this project but what a job brings: no PYTHONPATH.
+    The nodes have no PYTHONPATH, so they see only those sources of the project that a job sends.
     """
 
     def __init__(self, network: Network, folder: Path, environment: dict[str, str]) -> None:
         self._network = network
         self._folder = folder
-        self._disks = Path(tempfile.mkdtemp(prefix="dt-"))  # a socket's path has 107 characters
+        # A socket's path has at most 107 characters, so this one is short.
+        self._disks = Path(tempfile.mkdtemp(prefix="dt-"))
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         inherited = {
             name: value
@@ -56,6 +57,7 @@ class RayCluster:
         }
 
     def start_head(self, cpus: int = 2) -> None:
+        """Start the head and wait for its dashboard."""
         self._start(0, "--head", f"--port={_PORT}", "--include-dashboard=true",
                     f"--dashboard-host={self._network.address(0)}", f"--num-cpus={cpus}",
                     f"--dashboard-port={_DASHBOARD}", "--num-gpus=0")  # fmt: skip
@@ -63,11 +65,12 @@ class RayCluster:
         wait_for_port(self._network.address(0), _DASHBOARD, self._nodes[0], log)
 
     def start_node(self, number: int, cpus: int = 4, gpus: int = 4) -> None:
+        """Start a node with logical GPUs."""
         self._start(number, f"--address={self._network.address(0)}:{_PORT}",
                     f"--num-cpus={cpus}", f"--num-gpus={gpus}")  # fmt: skip
 
     def kill(self, number: int) -> None:
-        """As if the machine lost its power."""
+        """Kill a node, as if its machine lost power."""
         launcher = self._nodes.pop(number)
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(launcher.pid).children(recursive=True):
@@ -77,10 +80,11 @@ class RayCluster:
         launcher.wait()
 
     def address(self, number: int) -> str:
+        """Return the address of a node."""
         return self._network.address(number)
 
     def job(self, command: str, *arguments: object, seconds: float = 120) -> str:
-        """What `ray job …` prints, typed outside the cluster."""
+        """Run `ray job …` outside the cluster and return its output."""
         done = subprocess.run(
             [Path(sys.executable).parent / "ray", "job", command, *map(str, arguments)],
             env={**os.environ, "RAY_API_SERVER_ADDRESS": self._url},
@@ -90,13 +94,13 @@ class RayCluster:
         return done.stdout
 
     def submit(self, job: str, folder: Path, *run: object) -> None:
-        """Sends the folder, and a search that runs in it; waits for nothing."""
+        """Send the folder and start a search in it, without waiting for it."""
         stop = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}'
         self.job("submit", "--no-wait", "--submission-id", job, "--runtime-env-json", stop,
                  "--working-dir", folder, "--", "python", "-m", "tune", "run", *run)  # fmt: skip
 
     def wait_until(self, holds: Callable[[], object], job: str) -> None:
-        """Waits for what a job that goes on will bring about, however slow the machine."""
+        """Wait until `holds` is true while a job runs; the deadline suits slow machines."""
         deadline = time.monotonic() + 120
         while not holds():
             if time.monotonic() > deadline:
@@ -104,12 +108,13 @@ class RayCluster:
             time.sleep(0.2)
 
     def follow(self, job: str) -> str:
-        """All that a job says, from its beginning to its good end."""
-        said = self.job("logs", "--follow", job, seconds=300)
-        assert f"Job '{job}' succeeded" in said, said
-        return said
+        """Return the whole output of a job, which must succeed."""
+        output = self.job("logs", "--follow", job, seconds=300)
+        assert f"Job '{job}' succeeded" in output, output
+        return output
 
     def close(self) -> None:
+        """Kill all nodes and remove their disks."""
         for number in sorted(self._nodes, reverse=True):
             self.kill(number)
         shutil.rmtree(self._disks, ignore_errors=True)

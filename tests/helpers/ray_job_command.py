@@ -1,4 +1,4 @@
-"""`ray job submit` as Ray's own command line reads it."""
+"""Parses `ray job submit` with Ray's own command line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tune.__main__ import _parser
 
 
 def sent_by(command: str, *arguments: str) -> Path | None:
-    """The YAML of the search that `ray job COMMAND` sends; None if it sends none.
+    """Return the YAML of the search that `ray job COMMAND` sends; None if it sends none.
 
-    Ray and we understand every option of it.
+    Fails if Ray or we do not know one of its options.
     """
     given = job_cli_group.commands[command].make_context(command, list(arguments)).params
     if command != "submit":

@@ -1,4 +1,4 @@
-"""A search of which only the records exist: the test writes them, and no Ray runs."""
+"""A search that consists of its records alone: the test writes them, without Ray."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tune.tracking.child_process import TrackingProcess
 
 
 class Search:
-    """A run folder whose records the test writes, of one trial until another begins."""
+    """A run folder whose records the test writes. It begins with one trial."""
 
     def __init__(self, folder: Path, tensorboard: bool = False, **wandb: Any) -> None:
         space = {"optim.learning_rate": {"log_uniform": [1e-5, 1e-2]}}
@@ -38,11 +38,13 @@ class Search:
         self.begin(1e-3)
 
     def begin(self, rate: float) -> None:
+        """Begin a trial."""
         self.ids.append(self.records.next_id())
         self.records.add(self.ids[-1], {"optim.learning_rate": rate})
         self.records.begin(self.ids[-1])
 
     def report(self, times: int) -> None:
+        """Report for all trials, so many times."""
         for trial_id in self.ids:
             for _ in range(times):
                 pairs = self.records.trials[trial_id].pairs_seen + 64
@@ -50,11 +52,13 @@ class Search:
                 self.records.report(trial_id, Step(report, time.time(), 1.0))
 
     def end(self) -> None:
+        """End all trials and write the results."""
         for trial_id in self.ids:
             self.records.end(trial_id, "finished")
         self.write_results()
 
     def write_results(self) -> None:
+        """Write results without a winner."""
         trials = list(self.records.trials.values())
         objective = self.records.objective
         results = Results(
@@ -63,13 +67,14 @@ class Search:
         write_results(self.run.results_json, results)
 
     def close(self, tracking: TrackingProcess) -> float:
-        """Ends the child as a driver does; how many seconds that took."""
+        """End the child as a driver does, and return how many seconds that took."""
         began = time.monotonic()
         tracking.close()
         return time.monotonic() - began
 
 
 def wait_until(holds: Callable[[], object]) -> None:
+    """Wait up to 20 seconds until `holds` is true."""
     deadline = time.monotonic() + 20
     while not holds():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""A report as a browser reads it: parsed, its figures and its table loaded from their JSON."""
+"""Parses a report like a browser, and loads its figures and its table from their JSON."""
 
 import json
 from html.parser import HTMLParser
@@ -11,7 +11,7 @@ from tune.run_folder.results import Results
 
 
 class Page(HTMLParser):
-    """What stands in a page: ids, addresses, running text, the content of each script."""
+    """The content of a page: ids, addresses, text, and the content of each script."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -47,20 +47,22 @@ class Page(HTMLParser):
 
 
 def parsed(results: Results) -> Page:
+    """Render a report and parse it."""
     return Page(page.render(results))
 
 
 def drawn(results: Results) -> dict[str, Drawn]:
+    """Draw the figures of a report."""
     return draw(Scene(results))
 
 
 def names(figure: dict[str, Any]) -> set[str]:
-    """Of a figure's traces."""
+    """Return the names of a figure's traces."""
     return {trace["name"] for trace in figure["data"] if "name" in trace}
 
 
 def numbers(figure: dict[str, Any]) -> set[int]:
-    """The places in `results.trials` of all trials that a figure shows."""
+    """Return the indices in `results.trials` of all trials that a figure shows."""
     return {
         number
         for trace in figure["data"]

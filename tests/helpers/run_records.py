@@ -1,4 +1,4 @@
-"""What a run folder says of its trials, for a test that has only its path."""
+"""Reads the trials of a run folder, for tests that have only its path."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from tune.run_folder.trial_state import saved_pairs
 
 
 def records_of(run: Path) -> list[TrialRecord]:
+    """Return all trial records of a run; none may be damaged."""
     damaged: list[DamagedFile] = []
     records = list(read_records(RunFolder.at(run), damaged.append))
     assert damaged == []
@@ -16,5 +17,5 @@ def records_of(run: Path) -> list[TrialRecord]:
 
 
 def saved_pairs_of(run: Path, trial: str) -> list[int]:
-    """The pairs_seen of each saved state of a trial."""
+    """Return the pairs_seen of each saved state of a trial."""
     return saved_pairs(RunFolder.at(run), trial)

@@ -1,4 +1,4 @@
-"""The page of the server over a double of its API, which writes what a test has chosen.
+"""Serves the page over a double of the API, whose answers a test chooses.
 
 The sample model writes no Markdown, loses no connection and has no failures to show.
 """
@@ -16,31 +16,32 @@ from serve import ui
 
 @dataclass
 class Script:
-    """What the API answers, and the bodies that it was sent."""
+    """The answers of the API, and the bodies that it received."""
 
     answers: dict[str, str] = field(default_factory=dict)
-    """The text by the last prompt. Other prompts come back in capitals, with the model's name."""
+    """Answers by the last prompt. Other prompts come back in capitals, with the model's name."""
     refusal: tuple[int, dict[str, str], dict[str, str | None]] | None = None
-    """A status, headers and an error, for every request."""
+    """Status, headers and error that answer every request, if set."""
     is_cut: bool = False
-    """Streams break off in the middle."""
+    """Whether streams break off in the middle."""
     is_endless: bool = False
-    """Streams go on until the client has gone."""
-    asked: list[dict[str, object]] = field(default_factory=list)
+    """Whether streams go on until the client has gone."""
+    bodies: list[dict[str, object]] = field(default_factory=list)
     gone: int = 0
-    """So many clients have gone before the end."""
+    """Number of clients that left before the end."""
 
 
 def create_app(
     script: Script, models: list[str], author: str = "By Jo", examples: tuple[str, ...] = ()
 ) -> FastAPI:
+    """Make an application with the page and the double of the API."""
     app = FastAPI()
     ui.mount(app, models, author, list(examples))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         body = await request.json()
-        script.asked.append(body)
+        script.bodies.append(body)
         if script.refusal:
             status, headers, error = script.refusal
             return JSONResponse({"error": error}, status, headers)
@@ -53,10 +54,10 @@ def create_app(
 
 async def _events(script: Script, text: str) -> AsyncIterator[str]:
     size = max(7, len(text) // 100)
-    parts = [text[at : at + size] for at in range(0, len(text), size)]
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
     try:
-        for part in parts[: len(parts) // 2] if script.is_cut else parts:
-            yield _event({"content": part}, None)
+        for piece in pieces[: len(pieces) // 2] if script.is_cut else pieces:
+            yield _event({"content": piece}, None)
             await asyncio.sleep(0.001)
         while script.is_endless:
             yield _event({"content": "on and "}, None)

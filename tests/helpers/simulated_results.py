@@ -1,4 +1,4 @@
-"""The results of a search of any size, made of simulated sessions without Ray."""
+"""Makes the results of a search of any size from simulated sessions, without Ray."""
 
 import random
 from typing import Any
@@ -29,7 +29,7 @@ SEARCH: dict[str, Any] = {
 
 
 def simulated(count: int, **changes: Any) -> Results:
-    """The results of a search that random draws and a fixed share of stops stand in for."""
+    """Return the results of a search with random points, which stops a fixed share of trials."""
     config = check(SearchConfig.model_validate({**SEARCH, "trials": count, **changes}))
     objective = config.goal
     trials = [trial(config, objective, number) for number in range(count)]
@@ -67,7 +67,7 @@ def simulated(count: int, **changes: Any) -> Results:
 
 
 def many(count: int) -> Results:
-    """The results of a search of thousands of trials, made of a few hundred."""
+    """Return the results of a search of thousands of trials, made from a few hundred."""
     few = simulated(300)
     trials = [
         few.trials[number % 300].model_copy(update={
@@ -81,7 +81,7 @@ def many(count: int) -> Results:
 
 
 def trial(config: SearchConfig, objective: Objective, number: int) -> TrialRecord:
-    """One that trains to its end, is stopped at a third, or diverges."""
+    """Return a trial that trains to its end, is stopped after three reports, or diverges."""
     draw = random.Random(number)
     point: dict[str, Any] = {
         "optim.learning_rate": 10 ** draw.uniform(-5, 0.3),

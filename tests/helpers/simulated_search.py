@@ -1,4 +1,4 @@
-"""A search with simulated sessions on real Ray processes: its YAML, and what a test sees of it."""
+"""A search with simulated sessions on real Ray processes: its YAML, and how tests observe it."""
 
 import re
 import subprocess
@@ -26,6 +26,7 @@ wandb: {mode: disabled}
 
 
 def ended(run: Path) -> dict[str, Any]:
+    """Return the records of ended trials, by id."""
     return {
         record.id: record.model_dump()
         for record in records_of(run)
@@ -34,11 +35,12 @@ def ended(run: Path) -> dict[str, Any]:
 
 
 def wait_for_ended(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Wait until so many trials have ended."""
     wait_until(lambda: len(ended(run)) >= count, process)
 
 
 def wait_until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Waits for what a search that goes on will bring about, however slow the machine."""
+    """Wait until `holds` is true while a search runs; the deadline suits slow machines."""
     deadline = time.monotonic() + 120
     while not holds():
         assert process.poll() is None, process.communicate()[0]
@@ -47,9 +49,9 @@ def wait_until(holds: Callable[[], object], process: subprocess.Popen[str]) -> N
 
 
 def hurry(run: Path) -> None:
-    """Lets the processes that start from now on report without a pause.
+    """Let the processes that start from now on report without a pause.
 
-    A test that must see a search half done makes it so slow that the slowest machine sees it too.
+    A test that must see a search half done makes it slow enough for slow machines first.
     """
     yaml = run / "search.yaml"
     text = re.sub(r"seconds_per_report: .*", "seconds_per_report: 0.0", yaml.read_text())
@@ -57,9 +59,9 @@ def hurry(run: Path) -> None:
 
 
 def children(parent: int) -> list[tuple[int, str]]:
-    """The processes that a process started, and their commands."""
+    """Return the children of a process with their commands."""
     found = subprocess.run(
-        # -ww: else ps cuts lines to COLUMNS, which pytest has set, before a long path's end.
+        # Without -ww ps cuts lines to COLUMNS, which pytest sets, and with them long paths.
         ["ps", "-ww", "--ppid", str(parent), "-o", "pid=,args="],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -68,13 +70,13 @@ def children(parent: int) -> list[tuple[int, str]]:
 
 
 def trial_processes(driver: int) -> list[int]:
-    """Ray workers below a driver that started its own Ray: the raylet starts none in advance.
+    """Return the Ray workers below a driver with its own Ray, which starts none in advance.
 
-    Where titles aren't seen the search's coordinator is the first of them.
+    Where process titles can't be seen, the first one is the search's coordinator.
     """
 
     raylets = [pid for pid, command in children(driver) if "raylet/raylet" in command]
-    # The title that Ray gives a worker is not seen in every sandbox, only how it was started.
+    # Some sandboxes hide the title that Ray gives a worker and show only its command.
     return [
         pid
         for raylet in raylets

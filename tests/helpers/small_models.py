@@ -1,4 +1,4 @@
-"""Models of other architectures with a few random weights, and the sample's tokenizer."""
+"""Writes small models of other architectures with random weights and the sample's tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
 
 
 def save(config: transformers.PretrainedConfig, folder: Path) -> Path:
-    """Writes a model of this configuration, whose tokens become the tokenizer's."""
+    """Write a model of this configuration, after setting its vocabulary to the tokenizer's."""
     tokenizer = model.load_tokenizer(ModelConfig())
     torch.manual_seed(0)
     config.vocab_size = len(tokenizer)

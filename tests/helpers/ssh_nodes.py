@@ -1,5 +1,5 @@
-"""Machines that `ray up` can reach: sshd in network namespaces, each with its own processes, home,
-temporary folder of Ray's, and the one folder that all share.
+"""Machines that `ray up` can reach: sshd in network namespaces. Each has its own processes, home
+and temporary folder of Ray, and all share one folder.
 """
 
 import os
@@ -18,11 +18,12 @@ _SSHD_PATH = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 
 
 def missing_tools() -> list[str]:
+    """Return the programs that these tests need and that are missing."""
     return [name for name in TOOLS if shutil.which(name, path=_SSHD_PATH) is None]
 
 
 class SshNodes:
-    """sshd on each node of a network, for root with the key in `key`."""
+    """Runs sshd on nodes of a network, for root with the key in `key`."""
 
     def __init__(self, network: Network, folder: Path, shared: Path) -> None:
         self._network = network
@@ -36,6 +37,7 @@ class SshNodes:
                            check=True)  # fmt: skip
 
     def start(self, node: int) -> None:
+        """Start sshd on a node, in namespaces of its own."""
         home = self._folder / f"home{node}"
         home.mkdir()
         (home / ".bashrc").write_text(f"export PATH={self.path}:$PATH\n")
@@ -49,7 +51,7 @@ class SshNodes:
             UsePAM no
             SetEnv HOME={home} PATH={self.path}
         """)
-        # An account that sshd wants and that is not everywhere; a login starts in the home.
+        # sshd needs the account `sshd`, which some machines lack. A login starts in root's home.
         accounts = self._folder / f"passwd{node}"
         accounts.write_text(
             f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
@@ -74,8 +76,9 @@ class SshNodes:
         wait_for_port(self._network.address(node), 22, process, log_path, 20)
 
     def close(self) -> None:
+        """End all nodes."""
         for process in self._running:
-            # The first process of each namespace takes all others there with it.
+            # When the first process of a namespace dies, all others in it die as well.
             for child in psutil.Process(process.pid).children():
                 child.kill()
             process.wait(timeout=20)

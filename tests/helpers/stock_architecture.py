@@ -44,6 +44,7 @@ class KeepLosses(TrainerCallback):
 
 
 def train(case: Case, adapted: str | None) -> Result:
+    """Train a case and return the result."""
     lora = case.lora(adapted)
     adapter = None
     if lora is not None:
@@ -89,10 +90,10 @@ def train(case: Case, adapted: str | None) -> Result:
 
 
 def without_noise(folder: Path, copy: Path) -> Path:
-    """A copy of the model whose configuration has no dropout and no noise in its routers. TRL only
-    switches off layers of the class Dropout: what is a number would make the training random.
+    """Copy the model and remove dropout and router noise from its configuration. TRL only switches
+    off layers of the class Dropout; dropout given as a number would make the training random.
 
-    PhiMoE's jitter is no noise but a threshold, which its router needs without training too.
+    PhiMoE's jitter is a threshold and no noise: its router needs it outside of training too.
     """
     path = copy / "config.json"
     shutil.copytree(folder, copy)
@@ -113,14 +114,15 @@ def without_noise(folder: Path, copy: Path) -> Path:
 
 
 def attempt(case: Case, adapted: str | None) -> dict[str, Any]:
+    """Train a case and return the result or the failure, for JSON."""
     try:
         return asdict(train(case, adapted))
-    except Exception as error:  # of one architecture; the others go on
+    except Exception as error:  # one architecture failed; the others go on
         return asdict(Failure.of(error))
 
 
 if __name__ == "__main__":
-    gc.freeze()  # accelerate collects after each training, and the libraries need not be walked
+    gc.freeze()  # accelerate collects after each training; this skips the libraries
     request = json.load(sys.stdin)
     cases = [Case(**case) for case in request["cases"]]
     answers = [[attempt(case, each) for each in request["adapted"]] for case in cases]

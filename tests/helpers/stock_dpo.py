@@ -1,7 +1,7 @@
 """Trains with a stock DPOTrainer and its own reference model; knows nothing of this project.
 
-Reads [{rows, model, arguments, lora}] from stdin, writes [{losses, eval, ids}] to stdout. It is the
-judge of the TRL session's tests, in a process of its own because ours changes two names in TRL.
+Reads [{rows, model, arguments, lora}] from stdin and writes [{losses, eval, ids}] to stdout. Tests
+compare the TRL session with it. It has its own process, because ours patches two names in TRL.
 """
 
 import json
@@ -15,6 +15,8 @@ from trl import DPOConfig, DPOTrainer
 
 
 class Keep(TrainerCallback):
+    """Keeps the loss of each step."""
+
     def __init__(self) -> None:
         self.losses: list[float] = []
 
@@ -24,6 +26,7 @@ class Keep(TrainerCallback):
 
 
 def train(case: dict, callbacks: list[TrainerCallback] | None = None) -> dict:  # type: ignore[type-arg]
+    """Train a case and return the result."""
     keep = Keep()
     lora = case["lora"]
     trainer = DPOTrainer(

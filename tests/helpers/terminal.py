@@ -1,4 +1,4 @@
-"""A terminal of a given size: a program runs in it, and what it prints lands on a screen."""
+"""Runs a program in a terminal of a given size and shows its output on a simulated screen."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b[=>]|(.)", re.DOTALL)
 
 
 class Screen:
-    """As much of a terminal as rich's live display uses. Lines that scrolled away are kept."""
+    """The part of a terminal that rich's live display uses. Lines that scrolled away are kept."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self._columns, self._rows = columns, rows
@@ -25,9 +25,10 @@ class Screen:
         self.wrapped: list[str] = []
         """The beginnings of lines that were too long."""
         self.erased: list[str] = []
-        """Lines that were drawn anew."""
+        """Lines that were erased and drawn again."""
 
     def feed(self, text: str) -> None:
+        """Process output of a program."""
         for amount, command, character in _TOKEN.findall(text):
             if command == "A":
                 top = max(0, len(self.lines) - self._rows)
@@ -58,7 +59,7 @@ class Screen:
 
 
 def run_in(columns: int, rows: int, command: list[str], folder: Path) -> tuple[int, Screen]:
-    """Runs a command to its end; its exit code and the screen."""
+    """Run a command to its end, and return its exit code and the screen."""
     screen = Screen(columns, rows)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -73,7 +74,7 @@ def run_in(columns: int, rows: int, command: list[str], folder: Path) -> tuple[i
     with contextlib.suppress(OSError):  # the end of a terminal whose program has ended
         while read := os.read(ours, 65536):
             pending += read
-            # A character or a command may be cut by the end of what was read.
+            # A read may end inside a character or a command, so only whole lines are drawn.
             whole = pending.rpartition(b"\n")[0] or b""
             screen.feed(whole.decode())
             pending = pending[len(whole) :]

@@ -1,6 +1,6 @@
 """The real huggingface_hub, datasets and transformers, unpatched, against `hub_server.HubServer`.
 
-They run in child processes of this very file, because they read HF_ENDPOINT once, on import.
+They run in child processes of this file, because they read HF_ENDPOINT once, on import.
 """
 
 import json
@@ -25,9 +25,9 @@ MODEL, PARQUET, LINES = "models/acme/tiny", "datasets/acme/truthy", "datasets/ac
 
 
 def write_model(folder: Path) -> None:
-    """A random Qwen2 of a few kB and a byte-level BPE tokenizer with a ChatML template.
+    """Write a random Qwen2 of a few kB and a byte-level BPE tokenizer with a ChatML template.
 
-    Written without torch and transformers, whose import would double the time these tests take.
+    This uses no torch or transformers: importing them would double the time of these tests.
     """
     import numpy
     from safetensors.numpy import save_file
@@ -72,7 +72,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value))
 
 
-# What the children run: each returns what is printed as one line of JSON.
+# Functions that the children run. Each result is printed as one line of JSON.
 
 
 def load_all() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def load_all() -> dict[str, Any]:
 
 
 def load_missing() -> dict[str, Any]:
-    """Ask datasets and transformers for what is not there, or not for us."""
+    """Load missing and private repositories with datasets and transformers."""
     from datasets import load_dataset
     from transformers import AutoConfig, AutoTokenizer
 
@@ -119,12 +119,12 @@ def load_missing() -> dict[str, Any]:
 
 
 def load_all_and_missing() -> dict[str, Any]:
-    """Both in one process, whose imports take most of the time."""
+    """Do both in one process, because its imports take most of the time."""
     return {"found": load_all(), "missing": load_missing()}
 
 
 def ask_hub() -> dict[str, Any]:
-    """Ask huggingface_hub itself, with the token, without, and with a wrong one."""
+    """Call huggingface_hub itself with the token, without it, and with a wrong one."""
     from huggingface_hub import HfApi, snapshot_download
 
     none, right, wrong = HfApi(token=False), HfApi(token=TOKEN), HfApi(token="hf_wrong")
@@ -147,7 +147,7 @@ def ask_hub() -> dict[str, Any]:
 
 
 def _error_of(attempt: Callable[[], Any]) -> Any:
-    """The name of the exception raised, and that of its cause; without one, what was returned."""
+    """Return the name of the raised exception and of its cause, or the result if none is raised."""
     try:
         return attempt()
     except Exception as error:
@@ -186,8 +186,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 def run_child(
     task: Callable[[], dict[str, Any]], hub: HubServer, home: Path, **env: str
 ) -> dict[str, Any]:
-    """Run a function of this file in a process that knows no Hub but ours; its line of JSON."""
-    # A developer's own HF_TOKEN would be refused as a wrong one, a proxy would never find us.
+    """Run a function of this file in a process that knows only our Hub; return its JSON."""
+    # A developer's own HF_TOKEN would be refused, and a proxy would not reach the server.
     ours = {k: v for k, v in os.environ.items() if not re.match("HF_|HUGGING|.*_proxy$", k, re.I)}
     ours |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_DATASETS_CACHE": str(home / "data")}
     ours |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
@@ -207,7 +207,7 @@ def run_child(
 
 @pytest.fixture(scope="module")
 def online(hub: HubServer, home: Path) -> dict[str, Any]:
-    """What the first loads found, what they missed, and the requests that they made."""
+    """Return the results of the first loads, their errors, and the requests that they made."""
     return run_child(load_all_and_missing, hub, home) | {"requests": list(hub.requests)}
 
 
@@ -228,7 +228,7 @@ def test_from_pretrained_loads_tokenizer_and_model(online):
 
 
 def test_the_resolved_commit_is_the_servers(online, hub):
-    # transformers 5.23 leaves no `config._commit_hash`: the cached file's path tells the commit.
+    # transformers 5.23 sets no `config._commit_hash`, but the cached file's path has the commit.
     assert re.fullmatch("[0-9a-f]{40}", hub.sha(MODEL))
     assert online["found"]["resolved"] == online["found"]["config_from"] == hub.sha(MODEL)
 
@@ -285,10 +285,10 @@ def test_huggingface_hub_meets_the_hubs_refusals(hub, tmp_path):
 def test_resolve_answers_ranges_and_refuses_one_past_the_end(hub):
     url = f"{hub.url}/datasets/acme/lines/resolve/main/truthy.jsonl"
     content = urllib.request.urlopen(url).read()
-    for span, part in (("0-9", content[:10]), ("5-", content[5:]), ("0-999999", content)):
+    for span, expected in (("0-9", content[:10]), ("5-", content[5:]), ("0-999999", content)):
         request = urllib.request.Request(url, headers={"Range": f"bytes={span}"})
         with urllib.request.urlopen(request) as answer:
-            assert (answer.status, answer.read()) == (206, part)
+            assert (answer.status, answer.read()) == (206, expected)
             assert answer.headers["Content-Range"].endswith(f"/{len(content)}")
             assert answer.headers["X-Repo-Commit"] == hub.sha(LINES)
     request = urllib.request.Request(url, headers={"Range": f"bytes={len(content)}-"})

@@ -1,4 +1,4 @@
-"""Fifty texts on which tokenizers that are not quite the same differ."""
+"""Fifty texts that slightly different tokenizers split differently."""
 
 from typing import Any
 
@@ -58,6 +58,6 @@ TEXTS = (
 
 
 def with_special(text: str, tokenizer: Any) -> str:
-    """A text with two special tokens of the tokenizer where it has {a} and {b}."""
+    """Replace {a} and {b} in a text with two special tokens of the tokenizer."""
     special = tokenizer.all_special_tokens
     return text.replace("{a}", special[0]).replace("{b}", special[-1])

@@ -1,6 +1,6 @@
-"""The GraphQL operations that runs of a sweep need, and the runs and sweeps that they keep.
+"""The GraphQL operations for runs of a sweep, and the runs and sweeps that they store.
 
-They refuse to know agents and what lies in artifacts: what is lacking is answered with 400.
+There are no agents, and artifacts have no content. Unknown operations are answered with 400.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Variables = dict[str, Any]
 
 @dataclass
 class Run:
-    """One run as the server has it."""
+    """One run, as the server stores it."""
 
     id: str
     project: str
     entity: str
     sent: dict[str, Any] = field(default_factory=dict)
-    """The last value of each field that UpsertBucket carried: groupName, tags, sweep, …"""
+    """The last value of each field of UpsertBucket: groupName, tags, sweep, …"""
     history: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     state: str = "running"
@@ -36,22 +36,28 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
+        """The config of the run, without the client's own entries."""
         content = json.loads(self.sent.get("config") or "{}")
         return {key: entry["value"] for key, entry in content.items() if key != "_wandb"}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
+        """The rows of the history."""
         return [json.loads(line) for line in self.history]
 
 
 @dataclass
 class Sweep:
+    """One sweep, as the server stores it."""
+
     name: str
     config: str
     state: str = "RUNNING"
 
 
 class Refusal(Exception):
+    """An error answer."""
+
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -133,16 +139,16 @@ def upsert_sweep(server: WandbServer, given: Variables) -> Any:
         sweep = Sweep(secrets.token_hex(4), given["config"])
         server.sweeps[sweep.name] = sweep
     project = _project(given.get("entityName") or ENTITY, given["projectName"])
-    told = {"name": sweep.name, "state": sweep.state, "project": project}
-    return {"upsertSweep": {"sweep": told, "configValidationWarnings": []}}
+    described = {"name": sweep.name, "state": sweep.state, "project": project}
+    return {"upsertSweep": {"sweep": described, "configValidationWarnings": []}}
 
 
 def sweep_with_runs(server: WandbServer, given: Variables) -> Any:
     sweep = server.sweeps.get(given["sweep"])
     if sweep is None:
         return {"project": {"sweep": None}}
-    told = {"id": sweep.name, "name": sweep.name, "state": sweep.state, "config": sweep.config}
-    return {"project": {"sweep": {**told, "runs": {"edges": []}}}}
+    described = {"id": sweep.name, "name": sweep.name, "state": sweep.state, "config": sweep.config}
+    return {"project": {"sweep": {**described, "runs": {"edges": []}}}}
 
 
 def create_artifact(server: WandbServer, given: Variables) -> Any:
@@ -159,15 +165,15 @@ def create_artifact(server: WandbServer, given: Variables) -> Any:
 
 def create_manifest(server: WandbServer, given: Variables) -> Any:
     server.find(given["entityName"], given["projectName"], given["runName"])
-    place = f"{server.url}/upload/{given['runName']}/{given['artifactID']}.json"
-    file = {"id": "1", "uploadUrl": place, "uploadHeaders": []}
-    return {"createArtifactManifest": {"artifactManifest": {"id": place, "file": file}}}
+    url = f"{server.url}/upload/{given['runName']}/{given['artifactID']}.json"
+    file = {"id": "1", "uploadUrl": url, "uploadHeaders": []}
+    return {"createArtifactManifest": {"artifactManifest": {"id": url, "file": file}}}
 
 
 def update_manifest(_: WandbServer, given: Variables) -> Any:
     file = {"id": "1", "uploadUrl": given["artifactManifestID"], "uploadHeaders": []}
-    told = {"id": given["artifactManifestID"], "file": file}
-    return {"updateArtifactManifest": {"artifactManifest": told}}
+    manifest = {"id": given["artifactManifestID"], "file": file}
+    return {"updateArtifactManifest": {"artifactManifest": manifest}}
 
 
 def commit_artifact(server: WandbServer, given: Variables) -> Any:
@@ -180,8 +186,8 @@ def create_artifact_files(server: WandbServer, given: Variables) -> Any:
     edges = []
     for file in given["input"]["artifactFiles"]:
         artifact, name = file["artifactID"], file["name"]
-        place = f"{server.url}/upload/{server.artifacts[artifact]['runName']}/{artifact}/{name}"
-        node = {"storagePath": name, "uploadUrl": place, "uploadHeaders": []}
+        url = f"{server.url}/upload/{server.artifacts[artifact]['runName']}/{artifact}/{name}"
+        node = {"storagePath": name, "uploadUrl": url, "uploadHeaders": []}
         edges.append({"node": {**node, "uploadMultipartUrls": None, "artifact": {"id": artifact}}})
     return {"createArtifactFiles": {"files": {"edges": edges}}}
 

@@ -1,4 +1,4 @@
-"""Runs of a search as the real W&B client left them on disk, and their records."""
+"""Reads the runs of a search that the real W&B client left on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def wandb(run: Path, *arguments: object) -> str:
-    """What the client's command line prints; it leaves a log in the folder where it is typed."""
+    """Run the client's command line and return its output. It leaves a log in its folder."""
     done = subprocess.run(
         [sys.executable, "-m", "wandb", *map(str, arguments)],
         cwd=run.parent, capture_output=True, text=True, check=False,
@@ -19,6 +19,6 @@ def wandb(run: Path, *arguments: object) -> str:
 
 
 def reports(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Rows without what the client adds to each."""
+    """Return rows without the fields that the client adds."""
     assert [row["_step"] for row in rows] == list(range(len(rows)))
     return [{k: v for k, v in row.items() if not k.startswith("_")} for row in rows]

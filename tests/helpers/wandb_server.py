@@ -1,7 +1,7 @@
 """A W&B server on 127.0.0.1, for the real client under WANDB_BASE_URL.
 
 It owns the file stream and the uploads; `wandb_operations.py` has the GraphQL side. It refuses what
-the real one refuses: no key or a short one, a run that nobody made, rows past the end.
+the real server refuses: a missing or short key, an unknown run, rows past the end.
 
     with WandbServer() as server:
         env = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": server.key}
@@ -21,19 +21,19 @@ from tests.helpers.wandb_operations import ENTITY, OPERATIONS, Refusal, Run, Swe
 
 
 class WandbServer:
-    """Keeps runs and sweeps, and counts what was asked, operation by operation."""
+    """Stores runs and sweeps, and counts the calls of each operation."""
 
     def __init__(self) -> None:
         self.key = secrets.token_hex(20)
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}
-        """By collection: what was asked for, and its state."""
-        self.asked: Counter[str] = Counter()
+        """The request and the state of each artifact, by collection."""
+        self.calls: Counter[str] = Counter()
         self.bodies: list[str] = []
-        """All that was sent, for a test that looks for what must not be."""
+        """Everything that was sent, for tests that search for secrets in it."""
         self.ill = ""
-        """From now on `errors` answers 500, `hang` nothing, `forgets` refuses all rows."""
+        """How the server fails: `errors` answers 500, `hang` nothing, `forgets` refuses rows."""
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: _Handler(self, *args))
@@ -52,10 +52,10 @@ class WandbServer:
         self._server.server_close()
 
     def answer(self, method: str, path: str, key: str, body: bytes) -> Any:
-        """The answer to a request. Raises Refusal."""
+        """Return the answer to a request. Raises Refusal."""
         if self.ill == "hang":
-            # Never carried out, even if the server is well again by then: its client is gone, and
-            # what it says is older than what `wandb sync` has sent since.
+            # This request is never carried out, even after the server recovers: its client has
+            # gone, and its content is older than what `wandb sync` has sent since.
             self._closing.wait(60)
             raise Refusal(500, "the server was ill")
         if self.ill == "errors":
@@ -72,16 +72,16 @@ class WandbServer:
                 return self._file_stream(*stream.groups(), json.loads(body))
         raise Refusal(404, f"wandb_server.py has no route for {method} {path}")
 
-    def _graphql(self, asked: dict[str, Any]) -> Any:
-        found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
+    def _graphql(self, request: dict[str, Any]) -> Any:
+        found = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
         name = found[1] if found else ""
-        self.asked[name] += 1
+        self.calls[name] += 1
         if name not in OPERATIONS:
             raise Refusal(400, f"wandb_server.py does not know {name!r}")
-        return {"data": OPERATIONS[name](self, asked.get("variables") or {})}
+        return {"data": OPERATIONS[name](self, request.get("variables") or {})}
 
     def _file_stream(self, entity: str, project: str, run_id: str, sent: dict[str, Any]) -> Any:
-        self.asked["file_stream"] += 1
+        self.calls["file_stream"] += 1
         run = self.find(entity, project, "" if self.ill == "forgets" else run_id)
         files = sent.get("files") or {}
         if history := files.get("wandb-history.jsonl"):
@@ -104,6 +104,7 @@ class WandbServer:
         return {}
 
     def find(self, entity: str | None, project: str, run_id: str) -> Run:
+        """Return a run; raises Refusal."""
         run = self.runs.get(run_id)
         if run is None or (run.entity, run.project) != (entity or ENTITY, project):
             raise Refusal(404, f"run {entity}/{project}/{run_id} not found")
@@ -152,4 +153,4 @@ class _Handler(BaseHTTPRequestHandler):
         return base64.b64decode(value).decode().removeprefix("api:") if scheme == "Basic" else ""
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent: `WandbServer.asked` is the record."""
+        """Stay silent: `WandbServer.calls` is the record."""

@@ -1,4 +1,4 @@
-"""What the tests of the page share: a browser, and the page over a double of its API."""
+"""Fixtures for the tests of the page: a browser, and the page over a double of its API."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def script() -> Script:
 
 @pytest.fixture
 def scripted(script: Script) -> Iterator[Server]:
-    """The page over an API that answers as `script` says."""
+    """Serve the page over an API that answers as `script` says."""
     with Server(create_app(script, MODELS, examples=("Do bats see?",))) as server:
         yield server
-        script.is_endless = False  # the server waits for its streams, also after a failed test
+        script.is_endless = False  # lets the server end: it waits for its streams

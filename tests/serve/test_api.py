@@ -1,4 +1,4 @@
-"""The HTTP application over the sample model, by OpenAI's own client in its strict mode."""
+"""OpenAI's own client, in its strict mode, talks to the HTTP application over the sample model."""
 
 import base64
 import json
@@ -48,14 +48,14 @@ def post(server: Server, path: str, body: Any, **headers: str) -> httpx.Response
 
 
 def test_a_chat_is_answered_whole_and_in_parts_alike(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "winner", "messages": [ASK], "temperature": 0}
-    whole = client.chat.completions.create(**asked, max_tokens=30)
+    settings: dict[str, Any] = {"model": "winner", "messages": [ASK], "temperature": 0}
+    whole = client.chat.completions.create(**settings, max_tokens=30)
     text = whole.choices[0].message.content
     assert text
     assert whole.usage is not None
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     stream = client.chat.completions.create(
-        **asked, max_completion_tokens=30, stream=True, stream_options={"include_usage": True}
+        **settings, max_completion_tokens=30, stream=True, stream_options={"include_usage": True}
     )
     parts = list(stream)
     assert parts[0].choices[0].delta.role == "assistant"
@@ -63,18 +63,20 @@ def test_a_chat_is_answered_whole_and_in_parts_alike(client: openai.OpenAI) -> N
     assert [p.choices[0].finish_reason for p in parts if p.choices][-1] in ("stop", "length")
     assert parts[-1].choices == []
     assert parts[-1].usage == whole.usage
-    assert parts[1].choices[0].delta.content != text  # it came as it was written
+    assert parts[1].choices[0].delta.content != text  # the text came in pieces
 
 
 def test_completions_stops_choices_and_logprobs(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "winner", "temperature": 0, "max_tokens": 12}
-    plain = client.completions.create(prompt="Lisbon is", logprobs=2, **asked)
-    told = plain.choices[0].logprobs
-    assert told is not None
-    assert len(told.tokens or []) == len(told.token_logprobs or []) == 12
-    assert max((told.top_logprobs or [])[0].values()) == pytest.approx(told.token_logprobs[0])
+    settings: dict[str, Any] = {"model": "winner", "temperature": 0, "max_tokens": 12}
+    plain = client.completions.create(prompt="Lisbon is", logprobs=2, **settings)
+    logprobs = plain.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.tokens or []) == len(logprobs.token_logprobs or []) == 12
+    assert max((logprobs.top_logprobs or [])[0].values()) == pytest.approx(
+        logprobs.token_logprobs[0]
+    )
     word = plain.choices[0].text.split()[1]
-    stopped = client.completions.create(prompt="Lisbon is", stop=[word], **asked)
+    stopped = client.completions.create(prompt="Lisbon is", stop=[word], **settings)
     assert stopped.choices[0].finish_reason == "stop"
     assert word not in stopped.choices[0].text
     assert plain.choices[0].text.startswith(stopped.choices[0].text)
@@ -116,7 +118,7 @@ CHAT: dict[str, Any] = {"model": "winner", "messages": [ASK], "max_tokens": 3}
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said", "param"),
+    ("body", "status", "message", "param"),
     [
         ({**CHAT, "tools": [{"type": "function"}]}, 400, "tools is not supported by", "tools"),
         ({**CHAT, "temperature": 3}, 400, "less than or equal to 2", "temperature"),
@@ -133,13 +135,13 @@ CHAT: dict[str, Any] = {"model": "winner", "messages": [ASK], "max_tokens": 3}
     ],
 )
 def test_what_is_wrong_is_refused_by_name_in_openais_shape(
-    server: Server, body: dict[str, Any], status: int, said: str, param: str | None
+    server: Server, body: dict[str, Any], status: int, message: str, param: str | None
 ) -> None:
     answer = post(server, "/v1/chat/completions", body)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["param"] == param
 
 
@@ -167,7 +169,9 @@ def test_a_stream_is_read_though_it_is_cut_in_the_middle_of_a_character(server: 
         assert json.loads(event.removeprefix("data: "))["object"] == "chat.completion.chunk"
 
 
-def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, ServedModel]) -> None:
+def test_a_client_that_disconnects_frees_its_slot(
+    server: Server, loaded: dict[str, ServedModel]
+) -> None:
     engine = loaded["winner"].engine
     long = {**CHAT, "max_tokens": 200, "temperature": 2, "stop": ["\0"], "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long) as answer:
@@ -185,8 +189,8 @@ def test_a_client_that_goes_frees_its_place(server: Server, loaded: dict[str, Se
 def test_a_full_queue_answers_503_and_when_to_come_again(server: Server) -> None:
     many = {**CHAT, "n": 7, "max_tokens": 200, "temperature": 2}
     with ThreadPoolExecutor(4) as clients:
-        asked = [clients.submit(post, server, "/v1/chat/completions", many) for _ in range(4)]
-        answers = [answer.result() for answer in asked]
+        pending = [clients.submit(post, server, "/v1/chat/completions", many) for _ in range(4)]
+        answers = [answer.result() for answer in pending]
     refused = [answer for answer in answers if answer.status_code == 503]
     assert refused
     assert {answer.headers["retry-after"] for answer in refused} == {"1"}
@@ -205,7 +209,7 @@ def test_a_request_that_takes_too_long_ends(server: Server, loaded: dict[str, Se
         Server(api.create_app(loaded, None, seconds=0.01)) as late,
         ThreadPoolExecutor(2) as clients,
     ):
-        # One after the other, so that the engine is still taken when a slow machine asks.
+        # The requests come one after the other, so that the engine is still busy on a slow machine.
         taken = [clients.submit(post, server, "/v1/chat/completions", long) for _ in range(2)]
         while len(engine._decoding) < 3:
             time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""`serve run` as its users type it, with real replicas, and the config file."""
+"""`serve run` as users type it, with real replicas, and the config file."""
 
 import contextlib
 import importlib
@@ -31,14 +31,14 @@ Start = Callable[..., str]
 
 @pytest.fixture
 def ray_folder() -> Iterator[Path]:
-    """Ray's temporary files, under a path that is short enough for its sockets."""
+    """Return a folder for Ray's temporary files; its path is short enough for Ray's sockets."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def ray_serve(tmp_path: Path, ray_folder: Path) -> Iterator[Start]:
-    """`serve run` of a config file, on a Ray cluster of its own; gives the address."""
+    """Yield a function that starts `serve run` on a Ray of its own and returns the address."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(**given: object) -> str:
@@ -81,19 +81,19 @@ def test_two_replicas_share_the_work_and_prometheus_can_add_up_their_counts(
     with httpx.Client(base_url=ray_serve(min_replicas=2, max_replicas=2), timeout=60) as client:
         assert client.post("/generate", json={}).status_code == 400
         assert client.get("/nowhere").status_code == 404
-        assert client.get("/metrics").status_code == 404  # it would be a random replica's
+        assert client.get("/metrics").status_code == 404  # it would be that of a random replica
         assert client.head("/v1/models/").status_code == 200
         assert "Generate" in client.get("/").text
         deadline = time.monotonic() + 90
         found: dict[tuple[str, ...], dict[str, float]] = {}
         expected: dict[tuple[str, ...], int] = {}
         rounds = 0
-        # The proxy may hear of the second replica later than of the first.
+        # The proxy may learn of the second replica later than of the first.
         while len(found.get(("tokens_total", "sample", "answer"), {})) < 2:
             assert time.monotonic() < deadline, found
             for number in range(20):
-                asked = {"prompt": QUESTION, "temperature": 0, "max_tokens": 5 + number % 2}
-                assert client.post("/generate", json=asked).status_code == 200
+                body = {"prompt": QUESTION, "temperature": 0, "max_tokens": 5 + number % 2}
+                assert client.post("/generate", json=body).status_code == 200
             rounds += 1
             expected = {
                 ("requests_total", "/generate", "200"): 20 * rounds,
@@ -143,9 +143,9 @@ def is_counted(
 
 
 def counted(discovery: Path) -> dict[tuple[str, ...], dict[str, float]]:
-    """What Prometheus would scrape, by name and our labels, of each process.
+    """Return what Prometheus would scrape from each process, by name and our labels.
 
-    Ray writes the addresses for it into a file.
+    Ray writes the addresses of the processes into a file.
     """
     found: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
     for address in {one for group in json.loads(discovery.read_text()) for one in group["targets"]}:
@@ -169,7 +169,7 @@ def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
 def test_the_config_file_is_as_ray_serve_reads_it() -> None:
     content = YAML(typ="safe", pure=True).load(CONFIG.read_text())
     read = ServeDeploySchema(**content).model_dump(exclude_unset=True)
-    assert read == content | {"proxy_location": read["proxy_location"]}  # an unknown key is dropped
+    assert read == content | {"proxy_location": read["proxy_location"]}  # Ray drops unknown keys
     (application,) = content["applications"]
     module, _, name = application["import_path"].partition(":")
     assert getattr(importlib.import_module(module), name)(application["args"])

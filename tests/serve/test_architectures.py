@@ -1,4 +1,4 @@
-"""Tiny models of many architectures: answers are those of transformers, or refused by name."""
+"""Tiny models of many architectures answer as in transformers, or are refused by name."""
 
 import queue
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from serve.slot_engine import SlotEngine
 from tests.helpers.small_models import SMALL
 
 WIDE: dict[str, Any] = {"initializer_range": 0.3}
-"""With weights this large every part of the attention shows in the answers."""
+"""Weights so large that every part of the attention changes the answers."""
 LLAMA = {**SMALL, **WIDE, "num_attention_heads": 4}
 EXPERTS = {"num_experts_per_tok": 2, "sliding_window": None}
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **WIDE}
@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[Config, str]] = {
         ),
         WINDOWS,
     ),
-    # Its attention sees all tokens, but the cache of transformers keeps only the last ones.
+    # Its attention sees all tokens, but transformers' cache keeps only the last ones.
     "moshi": (lambda: hf.MoshiConfig(**LLAMA, ffn_dim=64, head_dim=8, **WINDOW), WINDOWS),
     "gpt_oss": (
         lambda: hf.GptOssConfig(
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Config, str]] = {
         ),
         WINDOWS,
     ),
-    # What these compute differently has no name here: the log-probs tell.
+    # The reason for the difference of these is unknown here; only the log-probs differ.
     "diffllama": (
         lambda: hf.DiffLlamaConfig(**{**LLAMA, "attention_dropout": 0}),
         "its answers differ from transformers' by",
@@ -170,11 +170,11 @@ def test_greedy_answers_are_those_of_transformers(name: str, tokenizer: Any) -> 
         engine.close()
     assert alone.output_ids == expected[0]
     assert [request.output_ids for request, _ in together] == expected
-    assert generated(model, prompts[0]) == expected[0]  # an engine gives its model back as it was
+    assert generated(model, prompts[0]) == expected[0]  # the engine restored its model
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_answered_so_is_refused_by_name(name: str, tokenizer: Any) -> None:
+def test_unsupported_architectures_are_refused_by_name(name: str, tokenizer: Any) -> None:
     config, reason = REFUSED[name]
     model = build(config(), tokenizer)
     with pytest.raises(ModelError) as refused:

@@ -1,4 +1,4 @@
-"""Requests as clients send them, and fields that they send without asking for anything.
+"""Requests as real clients send them, with fields that have no effect.
 
 `recorded_requests.jsonl` holds bodies and headers that openai 3.54.0, langchain-openai 1.7.4 and
 litellm 1.110.2 sent to a server that wrote them down, in November 2026.
@@ -37,7 +37,9 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("request_", RECORDED, ids=lambda r: f"{r['client']} {r['path']}")
-def test_what_clients_send_is_answered(client: TestClient, request_: dict[str, Any]) -> None:
+def test_requests_of_real_clients_are_answered(
+    client: TestClient, request_: dict[str, Any]
+) -> None:
     path, body, headers = (request_[name] for name in ("path", "body", "headers"))
     answer = client.post(path, content=json.dumps(body), headers=headers)
     assert answer.status_code == 200, answer.text
@@ -95,7 +97,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "said", "param"),
+    ("path", "body", "message", "param"),
     [
         (CHATS, {"tools": [{"type": "function"}]}, "tools is not supported by this", "tools"),
         (CHATS, {"tool_choice": "required"}, "tool_choice is not supported", "tool_choice"),
@@ -115,7 +117,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
         ),
         (CHATS, {"logit_bias": {"5000": 1}}, "no token 5000; the vocabulary has 1024", None),
         (CHATS, {"logit_bias": {"5": 101}}, "logit_bias.5: ", None),
-        (CHATS, {"repetition_penalty": 1e-300}, "repetition_penalty: ", None),  # infinite logits
+        (CHATS, {"repetition_penalty": 1e-300}, "repetition_penalty: ", None),  # infinite
         (CHATS, {"stop": 5}, "stop: Input should be a valid string", "stop"),
         (TEXTS, {"prompt": [5, 6]}, "prompt: token ids are not supported; send a text", "prompt"),
         (TEXTS, {"prompt": [[5, 6]]}, "prompt: token ids are not supported", "prompt"),
@@ -128,12 +130,12 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
     ],
 )  # fmt: skip
 def test_what_would_change_an_answer_is_refused_by_name(
-    client: TestClient, path: str, body: dict[str, Any], said: str, param: str | None
+    client: TestClient, path: str, body: dict[str, Any], message: str, param: str | None
 ) -> None:
     answer = client.post(path, json={**CHAT, **body} if path == CHATS else body)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert said in error["message"]
+    assert message in error["message"]
     assert "Value error" not in error["message"]
     assert param in (None, error["param"])
 
@@ -152,7 +154,7 @@ def test_settings_beside_openais_and_a_bias_are_taken(client: TestClient) -> Non
 
 
 def sample_token(client: TestClient, settings: dict[str, Any]) -> int:
-    """The first token of an answer; a token of the sample model is known by its text."""
+    """Return the first token of an answer. In the sample model a text identifies its token."""
     body = {**CHAT, "max_tokens": 1, "logprobs": True, **settings}
     (token,) = client.post(CHATS, json=body).json()["choices"][0]["logprobs"]["content"]
     loaded: Any = models.AutoTokenizer.from_pretrained(sample.MODEL)

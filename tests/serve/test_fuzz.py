@@ -1,5 +1,5 @@
-"""Requests made from the application's own schema: none is answered with a server's error other
-than that the queue is full."""
+"""Requests made from the application's own schema. None gets a server error, except that the queue
+is full."""
 
 import itertools
 from collections import Counter
@@ -18,7 +18,7 @@ from tests.helpers.app_server import Server
 @pytest.mark.slow
 def test_no_request_is_a_server_error() -> None:
     loaded = models.load([f"winner={sample.MODEL}"], slots=4, context=64, max_waiting=40)
-    asked: Counter[tuple[str, int]] = Counter()
+    counts: Counter[tuple[str, int]] = Counter()
     app = api.create_app(loaded, None)
     meters.mount(app, loaded, LocalInstruments())
     with Server(app) as server:
@@ -32,14 +32,14 @@ def test_no_request_is_a_server_error() -> None:
             @given(case=operation.as_strategy(generation_mode=mode))
             def check(case: Any) -> None:
                 answer = case.call(timeout=60)
-                asked[case.path, answer.status_code] += 1
+                counts[case.path, answer.status_code] += 1
                 assert answer.status_code < 500 or "retry-after" in answer.headers, answer.text
                 if answer.status_code >= 400:
                     assert answer.json()["error"]["message"]
 
             check()
     loaded["winner"].engine.close()
-    assert asked.total() > 200
+    assert counts.total() > 200
     for path in ("/v1/chat/completions", "/v1/completions", "/generate"):
-        assert asked[path, 200] > 5
-        assert asked[path, 400] > 5
+        assert counts[path, 200] > 5
+        assert counts[path, 400] > 5

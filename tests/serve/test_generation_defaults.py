@@ -1,4 +1,4 @@
-"""What holds where a request says nothing: the model's own generation_config.json."""
+"""The defaults of a request come from the model's own generation_config.json."""
 
 import json
 import shutil
@@ -40,17 +40,17 @@ def test_the_file_is_read_and_openais_defaults_hold_where_it_says_nothing(
 @pytest.mark.parametrize(
     "file", [{"repetition_penalty": 1e-40}, {"temperature": -1.0}, {"temperature": float("nan")}]
 )
-def test_a_file_that_tokens_can_not_be_drawn_by_is_refused(file: dict[str, Any]) -> None:
+def test_a_generation_config_that_sampling_can_not_use_is_refused(file: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=f"generation_config.json: {next(iter(file))} is .*none`"):
         read_defaults(GenerationConfig(do_sample=True, **file))
 
 
-def test_what_a_request_says_comes_before_the_defaults() -> None:
+def test_the_settings_of_a_request_override_the_defaults() -> None:
     defaults = GenerationDefaults(0.0, 0.8, 20, 0.1, 1.05)
-    asked = ChatRequest(
+    request = ChatRequest(
         messages=MESSAGES, temperature=1, top_p=1, top_k=0, min_p=0, repetition_penalty=1
     )
-    given = asked.sampling(9, 0, defaults)
+    given = request.sampling(9, 0, defaults)
     assert (given.temperature, given.top_p, given.top_k) == (1, 1, 0)
     assert (given.min_p, given.repetition_penalty) == (0, 1)
     left_out = ChatRequest(messages=MESSAGES).sampling(9, 0, defaults)

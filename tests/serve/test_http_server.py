@@ -1,4 +1,4 @@
-"""Clients that send slowly, are many, or wait when the server ends."""
+"""Clients that send slowly, that are many, or that wait when the server ends."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def loaded() -> Iterator[dict[str, ServedModel]]:
 
 
 class Served:
-    """A server in a thread of its own."""
+    """A server that runs in a thread of its own."""
 
     def __init__(self, app: Any) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -57,7 +57,7 @@ def served(loaded: dict[str, ServedModel]) -> Iterator[Served]:
 
 @pytest.fixture
 def slowly(loaded: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token takes a twentieth of a second."""
+    """Let each token take a twentieth of a second."""
     engine = loaded["winner"].engine
     step = engine._step
 
@@ -69,7 +69,7 @@ def slowly(loaded: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def is_closed(connection: socket.socket, seconds: float = 10) -> bool:
-    """Whether the server closes it within so many seconds."""
+    """Return whether the server closes the connection within so many seconds."""
     connection.settimeout(seconds)
     try:
         while connection.recv(1000):
@@ -86,7 +86,7 @@ def test_half_a_request_is_not_waited_for(served: Served, monkeypatch: pytest.Mo
     with socket.create_connection(served.address) as half:
         half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         assert is_closed(half)
-    with socket.create_connection(served.address) as second:  # after one that was whole
+    with socket.create_connection(served.address) as second:  # after a whole request
         second.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert b"200 OK" in second.recv(1000)
         second.sendall(b"GET /heal")
@@ -102,10 +102,10 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_given(
     began = time.monotonic()
     answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.status_code == 200
-    assert time.monotonic() - began > 1.2  # the connections were looked at meanwhile
+    assert time.monotonic() - began > 1.2  # meanwhile the server checked its connections
 
 
-def test_a_body_that_does_not_come_is_refused(
+def test_a_request_whose_body_never_arrives_is_refused(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "_BODY_SECONDS", 0.5)
@@ -138,7 +138,7 @@ def test_many_bodies_at_once_are_bounded_and_then_forgotten(
     assert answer.status_code == 200
 
 
-def test_of_too_many_connections_silent_ones_are_closed(
+def test_silent_connections_are_closed_if_there_are_too_many(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "_MOST_CONNECTIONS", 3)
@@ -166,7 +166,7 @@ def test_at_the_end_what_waits_gets_503_and_what_streams_is_told(
 ) -> None:
     monkeypatch.setattr(http_server, "_GRACE_SECONDS", 0.5)
     served = Served(api.create_app(loaded, None))
-    # The ends of an answer are forbidden, so that it goes on.
+    # The tokens that end an answer are forbidden, so that it goes on.
     endless = {**MESSAGE, "max_tokens": 150, "logit_bias": {str(n): -100 for n in (1021, 1023)}}
     waited: list[httpx.Response] = []
 

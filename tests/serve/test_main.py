@@ -1,4 +1,4 @@
-"""`python -m serve` as its users type it: the page, the end, and what is refused."""
+"""`python -m serve` as users type it: the page, how it ends, and what it refuses."""
 
 import os
 import re
@@ -25,7 +25,7 @@ Serve = Callable[..., tuple[subprocess.Popen[str], str]]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts the server and waits until it says where it is."""
+    """Start the server and wait until it prints its address."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object, **environment: str) -> tuple[subprocess.Popen[str], str]:
@@ -35,13 +35,13 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         started.append(process)
-        said = ""
+        output = ""
         assert process.stdout is not None
-        while not (found := re.search(r"ready: (\S+)", said)):
+        while not (found := re.search(r"ready: (\S+)", output)):
             line = process.stdout.readline()
-            assert line, said
-            said += line
-        assert "%|" not in said  # the bar of a library
+            assert line, output
+            output += line
+        assert "%|" not in output  # no progress bar of a library
         return process, found[1]
 
     yield start
@@ -58,8 +58,8 @@ def test_a_folder_is_served_with_its_page(serve: Serve) -> None:
     process, url = serve(
         f"winner={sample.MODEL}", f"base={sample.MODEL}", "--port", free_port(), "--author", "By Jo"
     )
-    asked = {"prompt": QUESTION, "temperature": 0, "max_tokens": 20}
-    answer = httpx.post(f"{url}/generate", json=asked, timeout=60).json()
+    body = {"prompt": QUESTION, "temperature": 0, "max_tokens": 20}
+    answer = httpx.post(f"{url}/generate", json=body, timeout=60).json()
     assert answer["text"]
     assert httpx.head(f"{url}/v1/models/").status_code == 200
     page = httpx.get(f"{url}/").text

@@ -1,4 +1,4 @@
-"""What is asked to be served is read and refused before anything is loaded."""
+"""A model that can't be served is refused before anything is loaded."""
 
 import json
 import shutil
@@ -16,16 +16,16 @@ HALF = [1.0] * 8
 
 
 @pytest.mark.parametrize(
-    ("place", "said"),
+    ("source", "message"),
     [
         ("./none", "./none: no such folder"),
         (str(Path(__file__).parent), "neither config.json nor adapter_config.json"),
         ("s3://bucket/runs/x/winner", "a URL; bring the folder here first"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_line(place: str, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
-        describe_memory([place], 1, 128)
+def test_a_model_that_can_not_be_served_is_refused_in_one_line(source: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        describe_memory([source], 1, 128)
 
 
 def test_two_models_of_one_name_are_refused() -> None:
@@ -40,7 +40,7 @@ def test_a_checkpoint_of_two_models_is_counted_once() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The sample model with the Python file that code of its own would stand in."""
+    """Return a copy of the sample model, with a Python file as for code of its own."""
     folder = tmp_path / "own"
     shutil.copytree(sample.MODEL, folder)
     (folder / "own.py").write_text("raise SystemExit('code of the model ran')\n")

@@ -1,4 +1,4 @@
-"""What is loaded: adapters of one base beside each other, by their names."""
+"""Several adapters of one base are loaded side by side and served by their names."""
 
 import queue
 import shutil
@@ -28,7 +28,7 @@ PROMPT = [5, 60, 7, 80, 9, 100, 11]
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two random adapters of the sample, whose names would be one name without a dot."""
+    """Return two random adapters of the sample. Without the dot their names would be the same."""
     folders = {}
     for seed, name in enumerate(("a.b", "a_dot_b")):
         torch.manual_seed(seed)
@@ -109,8 +109,8 @@ def test_each_name_of_a_checkpoint_is_counted_under_itself() -> None:
     meters.mount(app, loaded, LocalInstruments())
     with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
         for name, tokens in (("one", 3), ("two", 5)):
-            asked = {"prompt": "Hi", "model": name, "max_tokens": tokens, "temperature": 0}
-            assert client.post("/generate", json=asked).status_code == 200
+            body = {"prompt": "Hi", "model": name, "max_tokens": tokens, "temperature": 0}
+            assert client.post("/generate", json=body).status_code == 200
         text = client.get("/metrics").text
     loaded["one"].engine.close()
     assert 'tokens_total{kind="answer",model="one"} 3.0' in text
@@ -118,7 +118,7 @@ def test_each_name_of_a_checkpoint_is_counted_under_itself() -> None:
 
 
 def test_a_prompt_is_answered_alike_beside_one_near_the_ropes_length(tmp_path: Path) -> None:
-    """The long factors would change every answer of a batch that has a row of 65 tokens."""
+    """With the long factors a row of 65 tokens would change every answer of its batch."""
     config = Phi3Config(
         **{**SMALL, "initializer_range": 0.3}, original_max_position_embeddings=64, pad_token_id=2,
         rope_scaling={
@@ -132,8 +132,8 @@ def test_a_prompt_is_answered_alike_beside_one_near_the_ropes_length(tmp_path: P
     assert model.engine.context == 64
     app = api.create_app(loaded, None)
     with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 1)) as client:
-        asked = {"prompt": tokenizer.decode(PROMPT) * 8, "max_tokens": 60, "temperature": 0}
-        refused = client.post("/v1/completions", json=asked)
+        body = {"prompt": tokenizer.decode(PROMPT) * 8, "max_tokens": 60, "temperature": 0}
+        refused = client.post("/v1/completions", json=body)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     assert "more than the context of 64" in refused.json()["error"]["message"]
     sent: queue.Queue[Chunk] = queue.Queue()

@@ -1,4 +1,4 @@
-"""The page as a person uses it: a real Chromium, by mouse and by keyboard."""
+"""A person uses the page in a real Chromium, by mouse and by keyboard."""
 
 import time
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[dict[str, ServedModel]]:
-    places = [f"winner={sample.MODEL}", f"other={sample.MODEL}"]
-    loaded = models.load(places, slots=3, context=256, max_waiting=4)
+    sources = [f"winner={sample.MODEL}", f"other={sample.MODEL}"]
+    loaded = models.load(sources, slots=3, context=256, max_waiting=4)
     yield loaded
     loaded["winner"].engine.close()
 
@@ -43,7 +43,7 @@ def server(loaded: dict[str, ServedModel]) -> Iterator[Server]:
 
 
 def answered(server: Server, *prompts: str) -> list[str]:
-    """What the model answers to each prompt of a conversation, as the API says."""
+    """Return the model's answer to each prompt of a conversation, as the API gives it."""
     messages: list[dict[str, str]] = []
     for prompt in prompts:
         messages.append({"role": "user", "content": prompt})
@@ -116,7 +116,7 @@ def test_any_two_models_answer_side_by_side_each_with_its_own_conversation(
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] < right["x"]
     ask(page, "two")
-    histories = {body["model"]: body["messages"][1]["content"] for body in script.asked[2:]}
+    histories = {body["model"]: body["messages"][1]["content"] for body in script.bodies[2:]}
     assert histories == {"earlier  winner": "ONE (earlier  winner)", "winner": "ONE (winner)"}
 
 
@@ -138,11 +138,11 @@ def test_stop_keeps_what_was_written_and_the_server_notices(
     assert script.gone == 1
     press(page, "Regenerate")
     expect(answers(page)).to_contain_text("on and on")
-    expect(note(page)).to_be_hidden()  # it was said of the answer before
+    expect(note(page)).to_be_hidden()  # the note belonged to the answer before
     press(page, "Stop")
     script.is_endless = False
     ask(page, "next")
-    assert "on and on" in script.asked[-1]["messages"][1]["content"]
+    assert "on and on" in script.bodies[-1]["messages"][1]["content"]
 
 
 def test_regenerate_asks_the_last_prompt_again(
@@ -155,7 +155,7 @@ def test_regenerate_asks_the_last_prompt_again(
     expect(page.get_by_role("button", name="Regenerate")).to_have_count(1)
     press(page, "Regenerate")
     expect(answers(page)).to_have_text(["ONE (winner)", "better"])
-    assert script.asked[-1] == script.asked[-2]
+    assert script.bodies[-1] == script.bodies[-2]
 
 
 def test_an_answer_is_copied_as_it_was_written(
@@ -180,18 +180,18 @@ def test_only_settings_that_have_a_value_are_sent(
     page = open_page(scripted.url)
     ask(page, "one")
     plain = {"model": "winner", "messages": [{"role": "user", "content": "one"}], "stream": True}
-    assert script.asked == [plain]
+    assert script.bodies == [plain]
     given = {"temperature": 0.25, "top_p": 0.5, "top_k": 40, "max_tokens": 9, "seed": 0}
     set_settings(page, **given, system="Be short.")
     press(page, "New conversation")
     ask(page, "one")
     system = {"role": "system", "content": "Be short."}
-    assert script.asked[1] == {**plain, **given, "messages": [system, *plain["messages"]]}
+    assert script.bodies[1] == {**plain, **given, "messages": [system, *plain["messages"]]}
     set_settings(page, top_p=2)
     prompt_box(page).fill("two")
     press(page, "Generate")
     expect(page.locator("#settings [name=top_p]")).to_be_focused()
-    assert len(script.asked) == 2
+    assert len(script.bodies) == 2
 
 
 def test_an_empty_prompt_is_not_sent(open_page: Open, scripted: Server, script: Script) -> None:
@@ -200,7 +200,7 @@ def test_an_empty_prompt_is_not_sent(open_page: Open, scripted: Server, script: 
         prompt_box(page).fill(text)
         press(page, "Generate")
     expect(page.locator(".turn")).to_have_count(0)
-    assert script.asked == []
+    assert script.bodies == []
 
 
 def test_a_context_that_is_too_short_is_said_by_the_server_itself(
@@ -219,7 +219,7 @@ def test_the_keyboard_is_enough(open_page: Open, scripted: Server, script: Scrip
     page.keyboard.type("line")
     page.keyboard.press("Enter")
     expect(answers(page)).to_have_text("ONE LINE (winner)")
-    assert script.asked[0]["messages"][-1]["content"] == "one\nline"
+    assert script.bodies[0]["messages"][-1]["content"] == "one\nline"
     expect(prompt_box(page)).to_be_focused()
     page.keyboard.press("Shift+Tab")
     expect(page.get_by_role("button", name="Regenerate")).to_be_focused()
@@ -251,8 +251,8 @@ def test_a_conversation_stays_in_its_tab_when_the_page_is_reloaded(
     expect(note(page)).to_contain_text("Press Regenerate to ask again.")
     script.is_endless = False
     ask(page, "three")
-    assert script.asked[-1]["temperature"] == 0.5
-    assert sorted(str(body["model"]) for body in script.asked[-2:]) == ["base", "winner"]
+    assert script.bodies[-1]["temperature"] == 0.5
+    assert sorted(str(body["model"]) for body in script.bodies[-2:]) == ["base", "winner"]
     another = page.context.new_page()
     another.goto(scripted.url)
     expect(another.locator(".turn")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""What the page makes of a model's Markdown, and of texts that would like to be scripts."""
+"""The page shows a model's Markdown as elements, and texts that look like scripts as text."""
 
 import httpx
 import pytest
@@ -63,7 +63,7 @@ MUCH = (
 
 
 def html_of(page: Page) -> str:
-    """The elements of the last answer, without attributes, and its text."""
+    """Return the elements of the last answer, without attributes, and its text."""
     script = """(box) => [...box.children].map(function show(node) {
         const inside = [...node.childNodes].map((part) => part.tagName ? show(part) : part.data);
         return `<${node.tagName.toLowerCase()}>${inside.join("")}</>`;
@@ -161,7 +161,7 @@ def test_names_and_examples_and_the_author_are_texts(open_page: Open, script: Sc
         ask(page, hostile)
         expect(page.locator(".answer > h2")).to_have_text(hostile)
         expect(page.locator(".prompt")).to_have_text(hostile)
-        assert script.asked[0]["model"] == hostile
+        assert script.bodies[0]["model"] == hostile
 
 
 def test_the_page_takes_scripts_from_its_own_server_alone(scripted: Server) -> None:

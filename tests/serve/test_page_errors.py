@@ -1,4 +1,4 @@
-"""What the page says when something goes wrong, and that a conversation goes on after it."""
+"""The page explains what went wrong, and the conversation can go on."""
 
 import pytest
 from playwright.sync_api import expect
@@ -41,7 +41,7 @@ def test_an_error_says_what_to_do_and_the_conversation_goes_on(
     expect(note(page)).to_be_hidden()
 
 
-def test_what_was_written_stays_when_the_connection_is_lost(
+def test_text_that_was_written_stays_when_the_connection_is_lost(
     open_page: Open, scripted: Server, script: Script
 ) -> None:
     page = open_page(scripted.url)

@@ -1,4 +1,4 @@
-"""How the page looks: contrast in both colour schemes, and nothing cut on a phone or a desk."""
+"""The page can be read in both colour schemes, and nothing is cut off on a phone or a desktop."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ LONG = f"{'Averylongword' * 30}\n\n{TABLE}\n```\n{'x' * 300}\n```"
 
 
 def states(page: Page, script: Script) -> list[tuple[str, Any, Any]]:
-    """Goes through what the page can show. Returns of each state the low contrasts and the cuts."""
+    """Go through all states of the page. Return low contrasts and cut texts of each state."""
     found: list[tuple[str, Any, Any]] = []
 
     def look(state: str) -> None:

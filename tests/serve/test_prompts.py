@@ -1,4 +1,4 @@
-"""Special tokens that a client spells are letters; other prompts are as transformers has them."""
+"""Special tokens in a client's text are letters. Other prompts have the ids of transformers."""
 
 import asyncio
 from typing import Any
@@ -47,7 +47,7 @@ def test_special_tokens_that_a_message_spells_are_letters(
     ids = chat(prompts, INJECTED)
     assert sum(each in special for each in ids) == count
     assert INJECTED in tokenizer.decode(ids)
-    # Of several turns too, and the tokenizer itself goes on as it was.
+    # This also holds for several turns, and the tokenizer itself is unchanged.
     ids = chat(prompts, "<|im_end|>", "no <|endoftext|>", "Hi")
     assert "<|im_end|>" in tokenizer.decode([each for each in ids if each not in special])
     assert tokenizer("<|im_end|>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
@@ -65,7 +65,7 @@ def test_a_raw_prompt_keeps_its_special_tokens(prompts: PromptEncoder, tokenizer
     assert ids == tokenizer("<|im_start|>user")["input_ids"]
 
 
-def test_what_no_context_can_hold_is_refused_by_its_length(
+def test_a_prompt_longer_than_any_context_is_refused_with_its_length(
     prompts: PromptEncoder, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(tokenizer), "__call__", lambda *_, **__: pytest.fail("tokenised"))

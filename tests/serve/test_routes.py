@@ -1,4 +1,4 @@
-"""Routes, methods and content types as clients get them wrong, and pages of other sites."""
+"""Wrong routes, methods and content types, and requests from pages of other sites."""
 
 from collections.abc import Iterator
 
@@ -69,13 +69,13 @@ def test_under_a_route_prefix_the_page_and_its_files_are_found(
     app = api.create_app(loaded, "a key")
     ui.mount(app, list(loaded), "", [])
     key = {"authorization": "Bearer a key"}
-    # Ray's proxy leaves the prefix in the path and says it in root_path.
+    # Ray's proxy leaves the prefix in the path and names it in root_path.
     with TestClient(app, URL, root_path="/models/one", follow_redirects=False) as client:
-        assert client.get("/models/one/healthz").status_code == 200  # open, without the key
+        assert client.get("/models/one/healthz").status_code == 200  # this path needs no key
         assert "<title>" in client.get("/models/one/", headers=key).text
         for path in ("page/page.js", "v1/models", "v1/models/"):
             assert client.get(f"/models/one/{path}", headers=key).status_code == 200
-        # What the page loads is named relative to the prefix with its slash.
+        # The page names its files relative to the prefix with its slash.
         assert client.get("/models/one", headers=key).headers["location"] == "/models/one/"
 
 
@@ -85,7 +85,7 @@ def test_a_post_to_a_path_with_a_slash_is_answered(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         (None, "the content type is missing; send application/json"),
         ("text/plain", "the content type is text/plain; send application/json"),
@@ -93,12 +93,12 @@ def test_a_post_to_a_path_with_a_slash_is_answered(client: TestClient) -> None:
     ],
 )
 def test_a_content_type_that_is_not_json_is_said(
-    client: TestClient, kind: str | None, said: str
+    client: TestClient, kind: str | None, message: str
 ) -> None:
     headers = {} if kind is None else {"content-type": kind}
     answer = client.post("/generate", content=b'{"prompt": "Hi"}', headers=headers)
     assert answer.status_code == 415
-    assert said in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     for json_type in ("application/json; charset=utf-8", "application/vnd.api+json"):
         body = b'{"prompt": "Hi", "max_tokens": 2}'
         answer = client.post("/generate", content=body, headers={"content-type": json_type})

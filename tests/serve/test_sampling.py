@@ -1,4 +1,4 @@
-"""The next token by penalties, bias, truncation and log-probs."""
+"""Drawing the next token: penalties, bias, truncation and log-probs."""
 
 import math
 from dataclasses import replace
@@ -82,7 +82,7 @@ def test_equal_logits_stand_in_the_order_of_their_ids() -> None:
 
 
 def drawn(params: SamplingParams, logits: torch.Tensor, times: int) -> torch.Tensor:
-    """How often each token is drawn, by so many requests with seeds of their own at once."""
+    """Return how often each token is drawn by `times` requests at once, each with its own seed."""
     states = [state(replace(params, seed=seed)) for seed in range(times)]
     choices = sample_next_tokens(logits.expand(times, -1), states)
     return torch.bincount(torch.tensor([choice.id for choice in choices]), minlength=len(logits))
@@ -106,7 +106,7 @@ def test_tokens_are_drawn_by_the_probability_that_transformers_gives_them(
     truncation: dict[str, Any],
 ) -> None:
     torch.manual_seed(0)
-    logits = 3 * torch.randn(1000)  # of four blocks, the last one not full
+    logits = 3 * torch.randn(1000)  # four blocks, of which the last is not full
     warpers = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
     processors = LogitsProcessorList(
         [TemperatureLogitsWarper(0.8), *(warpers[name](n) for name, n in truncation.items())]
@@ -124,7 +124,7 @@ def test_tokens_are_drawn_by_the_probability_that_transformers_gives_them(
 
 
 def test_a_nucleus_of_half_the_vocabulary_is_exact() -> None:
-    """It has more tokens than the first guess looks among."""
+    """The nucleus has more tokens than the first guess considers."""
     counts = drawn(SamplingParams(1, 1.0, top_p=0.5), torch.linspace(0, -1e-4, 3000), 3000)
     assert (counts > 0).sum() == pytest.approx(1500 * (1 - math.exp(-2)), abs=80)
     assert counts[1500:].sum() == 0
@@ -155,7 +155,7 @@ MIXES: list[dict[str, Any]] = [
 ]
 
 
-def test_a_request_draws_the_same_whoever_is_beside_it() -> None:
+def test_a_request_draws_the_same_beside_any_other_requests() -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(16, 3001)).bfloat16()  # many are equal
     ids = [torch.randint(3000, (20,)).tolist() for _ in MIXES]
@@ -183,5 +183,5 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float, settings: dict[str,
     states = [state(SamplingParams(1, seed=n, **settings)) for n in range(2)]
     with pytest.raises(FloatingPointError, match="no numbers"):
         sample_next_tokens(logits, states)
-    logits[1, 3] = -math.inf  # a word that is ruled out
+    logits[1, 3] = -math.inf  # a token that can not be drawn
     sample_next_tokens(logits, states)

@@ -1,4 +1,4 @@
-"""The check that a server answers as transformers does: it notices what is wrong, and says it."""
+"""The server's self-check finds and reports answers that differ from those of transformers."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def take(model: Any, tokenizer: Any, **sizes: int) -> None:
 
 
 def wrong_attention(*given: Any, **options: Any) -> torch.Tensor:
-    """An answer sees what lies behind the end of its tokens in the cache."""
+    """Let an answer attend to cache entries behind the end of its tokens."""
     return RIGHT_ATTENTION(*given, **{**options, "attn_mask": None})
 
 
@@ -85,7 +85,7 @@ def test_an_error_from_inside_is_refused_without_its_words(
         take(model, tokenizer)
     assert "it does not run with the server's attention; vLLM" in str(refused.value)
     assert "tensor" not in str(refused.value)
-    assert "tensor" in str(refused.value.__cause__)  # for the log of a replica
+    assert "tensor" in str(refused.value.__cause__)  # the replica's log has the details
 
 
 def test_too_little_memory_is_said_as_such(

@@ -41,7 +41,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def other() -> Any:
-    """The same weights under transformers' own attention."""
+    """Return the sample model with transformers' own attention."""
     return AutoModelForCausalLM.from_pretrained(sample.MODEL, dtype=torch.float32).eval()
 
 
@@ -66,17 +66,17 @@ def tokens(tokenizer: Any, prompt: str) -> list[int]:
 def ask(
     engine: SlotEngine, prompt: list[int], **sampling: Any
 ) -> tuple[GenerationRequest, "queue.Queue[Chunk]"]:
-    said: queue.Queue[Chunk] = queue.Queue()
+    stream: queue.Queue[Chunk] = queue.Queue()
     given = {"max_tokens": 30, "temperature": 0.0, **sampling}
-    answer = GenerationRequest(prompt, SamplingParams(**given), said.put)
+    answer = GenerationRequest(prompt, SamplingParams(**given), stream.put)
     engine.submit(answer)
-    return answer, said
+    return answer, stream
 
 
-def rest(said: "queue.Queue[Chunk]") -> list[Chunk]:
+def rest(stream: "queue.Queue[Chunk]") -> list[Chunk]:
     chunks = []
     while not chunks or chunks[-1].finish_reason is None:
-        chunks.append(said.get(timeout=60))
+        chunks.append(stream.get(timeout=60))
     return chunks
 
 
@@ -99,21 +99,22 @@ class Batches(EngineMonitor):
         self.ended_answers += 1
 
 
-@pytest.mark.parametrize("part", [1024, 16])
+@pytest.mark.parametrize("at_once", [1024, 16])
 def test_answers_made_together_are_those_made_alone(
-    engine: SlotEngine, other: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
+    engine: SlotEngine, other: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(slot_engine, "_MAX_PREFILL_TOKENS", part)  # 16: prompts are read in parts
+    # With 16 each prompt is read in several parts.
+    monkeypatch.setattr(slot_engine, "_MAX_PREFILL_TOKENS", at_once)
     batches = Batches()
     engine.monitor = batches
     prompts = [tokens(tokenizer, prompt) for prompt in PROMPTS]
     most = [5, 30, 12, 30, 20, 7, 30, 1, 25, 30]
-    asked = [
+    requests = [
         ask(engine, prompts[number % len(prompts)], max_tokens=length)
         for number, length in enumerate(most)
     ]
-    for number, (answer, said) in enumerate(asked):
-        chunks = rest(said)
+    for number, (answer, stream) in enumerate(requests):
+        chunks = rest(stream)
         expected = alone(other, prompts[number % len(prompts)], most[number])
         assert answer.output_ids == expected
         text = "".join(chunk.text for chunk in chunks)
@@ -121,14 +122,14 @@ def test_answers_made_together_are_those_made_alone(
         is_ended = expected[-1] == tokenizer.eos_token_id
         assert chunks[-1].finish_reason == ("stop" if is_ended else "length")
     assert sum(batches.sizes) > 1.5 * len(batches.sizes)
-    assert batches.ended_answers == len(asked)
+    assert batches.ended_answers == len(requests)
 
 
-@pytest.mark.parametrize("part", [1024, 16])
+@pytest.mark.parametrize("at_once", [1024, 16])
 def test_heads_that_share_keys_answer_as_they_do_alone(
-    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: int
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(slot_engine, "_MAX_PREFILL_TOKENS", part)
+    monkeypatch.setattr(slot_engine, "_MAX_PREFILL_TOKENS", at_once)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -137,9 +138,9 @@ def test_heads_that_share_keys_answer_as_they_do_alone(
     other = LlamaForCausalLM(config).eval()
     other.save_pretrained(tmp_path)
     engine = SlotEngine(load_weights(Checkpoint(str(tmp_path), None), {}), tokenizer, 3, 256, 9)
-    asked = [ask(engine, tokens(tokenizer, prompt), max_tokens=20) for prompt in PROMPTS]
-    for answer, said in asked:
-        rest(said)
+    requests = [ask(engine, tokens(tokenizer, prompt), max_tokens=20) for prompt in PROMPTS]
+    for answer, stream in requests:
+        rest(stream)
         assert answer.output_ids == alone(other, answer.prompt_ids, 20)
     engine.close()
 
@@ -153,11 +154,11 @@ def test_a_short_answer_does_not_wait_for_a_long_one(engine: SlotEngine, tokeniz
     assert long.qsize() < 150
 
 
-def test_one_that_nobody_reads_any_more_leaves_at_the_next_token(
+def test_an_answer_that_nobody_reads_ends_at_the_next_token(
     engine: SlotEngine, tokenizer: Any
 ) -> None:
-    answer, said = ask(engine, tokens(tokenizer, PROMPTS[2]), max_tokens=150, temperature=1.0)
-    said.get(timeout=60)
+    answer, stream = ask(engine, tokens(tokenizer, PROMPTS[2]), max_tokens=150, temperature=1.0)
+    stream.get(timeout=60)
     answer.is_cancelled = True
     _, other = ask(engine, tokens(tokenizer, "Hi"), max_tokens=5)
     rest(other)
@@ -173,7 +174,7 @@ def test_a_queue_that_is_full_says_so(model: Any, tokenizer: Any) -> None:
     second, _ = ask(engine, prompt, max_tokens=1)
     with pytest.raises(QueueFull):
         ask(engine, prompt)
-    second.is_cancelled = True  # nobody listens: its place is free
+    second.is_cancelled = True  # its client has gone, so its slot is free
     _, third = ask(engine, prompt, max_tokens=1)
     rest(first)
     rest(third)
@@ -183,14 +184,14 @@ def test_a_queue_that_is_full_says_so(model: Any, tokenizer: Any) -> None:
 
 def test_limits_end_an_answer_with_length(engine: SlotEngine, tokenizer: Any) -> None:
     prompt = (tokens(tokenizer, PROMPTS[2]) * 9)[:250]
-    answer, said = ask(engine, prompt, max_tokens=100, temperature=1.0, seed=0)
-    assert rest(said)[-1].finish_reason in ("length", "stop")
+    answer, stream = ask(engine, prompt, max_tokens=100, temperature=1.0, seed=0)
+    assert rest(stream)[-1].finish_reason in ("length", "stop")
     assert len(prompt) + len(answer.output_ids) <= 256
     late = GenerationRequest(
-        tokens(tokenizer, "Hi"), SamplingParams(100, 0.0), said.put, deadline=time.monotonic()
+        tokens(tokenizer, "Hi"), SamplingParams(100, 0.0), stream.put, deadline=time.monotonic()
     )
     engine.submit(late)
-    assert rest(said)[-1].finish_reason == "length"
+    assert rest(stream)[-1].finish_reason == "length"
     assert len(late.output_ids) == 1
 
 
@@ -199,23 +200,23 @@ def test_a_failing_step_fails_its_answers_and_no_later_ones(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_forward", lambda *_: 1 / 0)
-        _, said = ask(engine, tokens(tokenizer, "Hi"))
-        assert rest(said)[-1].finish_reason == "error"
-    _, said = ask(engine, tokens(tokenizer, "Hi"), max_tokens=3)
-    assert rest(said)[-1].finish_reason == "length"
+        _, stream = ask(engine, tokens(tokenizer, "Hi"))
+        assert rest(stream)[-1].finish_reason == "error"
+    _, stream = ask(engine, tokens(tokenizer, "Hi"), max_tokens=3)
+    assert rest(stream)[-1].finish_reason == "length"
 
 
-def test_the_same_seed_draws_the_same_whoever_else_is_there(
+def test_the_same_seed_draws_the_same_beside_any_other_requests(
     engine: SlotEngine, tokenizer: Any
 ) -> None:
     prompt = tokens(tokenizer, PROMPTS[0])
-    alone, said = ask(engine, prompt, temperature=1.0, top_p=0.9, seed=7)
-    rest(said)
-    asked = [ask(engine, prompt, temperature=1.0, top_p=0.9, seed=seed) for seed in (5, 7, 9)]
-    for _, said in asked:
-        rest(said)
-    assert asked[1][0].output_ids == alone.output_ids
-    assert asked[0][0].output_ids != alone.output_ids
+    alone, stream = ask(engine, prompt, temperature=1.0, top_p=0.9, seed=7)
+    rest(stream)
+    requests = [ask(engine, prompt, temperature=1.0, top_p=0.9, seed=seed) for seed in (5, 7, 9)]
+    for _, stream in requests:
+        rest(stream)
+    assert requests[1][0].output_ids == alone.output_ids
+    assert requests[0][0].output_ids != alone.output_ids
 
 
 def test_a_request_that_can_not_be_admitted_fails_alone(

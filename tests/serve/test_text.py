@@ -1,4 +1,4 @@
-"""Text is given out in whole characters, and a stop text never."""
+"""The server sends whole characters only, and never a stop text."""
 
 from typing import Any
 
@@ -27,10 +27,10 @@ def test_pieces_are_whole_characters_and_make_up_the_text(tokenizer: Any, text: 
 def test_a_stop_text_is_cut_off_though_it_comes_in_parts(tokenizer: Any) -> None:
     stream = TextStream(tokenizer, ("END of it", "never"))
     ids = tokenizer("All is well. EN and then END of it, not told")["input_ids"]
-    told = ""
+    shown = ""
     for token in ids:
-        told += stream.add([token])
+        shown += stream.add([token])
         if stream.is_stopped:
             break
-    assert told == "All is well. EN and then "
+    assert shown == "All is well. EN and then "
     assert stream.is_stopped

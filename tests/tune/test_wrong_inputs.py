@@ -1,4 +1,4 @@
-"""What people get wrong: each is answered in one or two lines that name the place, what is allowed
+"""Common mistakes. Each gets an error of one or two lines that says where it is, what is allowed
 and what to type, and the exit code is 2."""
 
 import json
@@ -20,33 +20,33 @@ ROW = {"prompt": "Which number follows 3?", "chosen": "It is 4.", "rejected": "N
 
 @dataclass(frozen=True)
 class Wrong:
-    """One input, as typed in a folder that holds `x.yaml`, and what must be said of it."""
+    """One mistake, typed in a folder with `x.yaml`, and texts that its error must contain."""
 
-    said: tuple[str, ...]
+    messages: tuple[str, ...]
     yaml: str = GOOD
     typed: str = "run x.yaml"
     make: Callable[[Path], object] = lambda _: None
-    """Writes what else lies in the folder."""
+    """Writes the other files of the folder."""
 
 
-def axis(text: str, *said: str) -> Wrong:
-    return Wrong(said, f"trials: 2\nspace: {{optim.learning_rate: {text}}}\n")
+def axis(text: str, *messages: str) -> Wrong:
+    return Wrong(messages, f"trials: 2\nspace: {{optim.learning_rate: {text}}}\n")
 
 
-def more(text: str, *said: str) -> Wrong:
-    return Wrong(said, f"{GOOD}{text}\n")
+def more(text: str, *messages: str) -> Wrong:
+    return Wrong(messages, f"{GOOD}{text}\n")
 
 
-def override(text: str, *said: str) -> Wrong:
-    return Wrong(said, typed=f"run x.yaml --set {shlex.quote(text)}")
+def override(text: str, *messages: str) -> Wrong:
+    return Wrong(messages, typed=f"run x.yaml --set {shlex.quote(text)}")
 
 
 def rows(*texts: str, name: str = "rows.jsonl") -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text("".join(f"{text}\n" for text in texts))
 
 
-def data(make: Callable[[Path], object], *said: str, name: str = "rows.jsonl") -> Wrong:
-    return Wrong(said, f"{GOOD}data: {{id: {name}}}\n", "doctor x.yaml", make)
+def data(make: Callable[[Path], object], *messages: str, name: str = "rows.jsonl") -> Wrong:
+    return Wrong(messages, f"{GOOD}data: {{id: {name}}}\n", "doctor x.yaml", make)
 
 
 def model_without(name: str) -> Callable[[Path], object]:
@@ -217,11 +217,11 @@ def test_a_wrong_input_is_answered_with_the_place_and_what_to_type(
     assert error.startswith("error: ")
     assert error.count("\n") <= 2
     assert not PYDANTICS.search(error), error
-    for said in wrong.said:
-        assert said in error
+    for message in wrong.messages:
+        assert message in error
     suggestions = re.findall(r"did you mean (.*)\?", error)
     assert all(len(names.split(",")) <= 5 for names in suggestions)
 
 
-def test_there_are_forty_of_them() -> None:
+def test_there_are_at_least_forty_wrong_inputs() -> None:
     assert len(WRONG) >= 40

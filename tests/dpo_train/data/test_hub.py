@@ -1,4 +1,4 @@
-"""TruthfulQA as the Hub has it, read by the search to copy from a server on loopback."""
+"""The example search reads TruthfulQA, in the form that the Hub has, from a server on loopback."""
 
 import json
 import os
@@ -29,7 +29,7 @@ QUESTIONS = 12
 
 
 def write_dataset(folder: Path) -> None:
-    """Rows, parquet files and card in the form of truthfulqa/truthful_qa."""
+    """Write rows, parquet files and card in the form of truthfulqa/truthful_qa."""
     rows = [
         {
             "type": "Adversarial",
@@ -73,12 +73,12 @@ def test_truthful_qa_is_read_as_the_search_to_copy_says(tmp_path: Path) -> None:
 
         done = read(data)
         assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout.splitlines()[-1])
-        assert said["read_as"] == (
+        result = json.loads(done.stdout.splitlines()[-1])
+        assert result["read_as"] == (
             f"prompt + answers, {QUESTIONS} rows; not read: category, correct_answers, source, type"
         )
-        assert len(said["rows"]) == QUESTIONS
-        (row,) = (row for row in said["rows"] if " 7 times?" in row["prompt"][0]["content"])
+        assert len(result["rows"]) == QUESTIONS
+        (row,) = (row for row in result["rows"] if " 7 times?" in row["prompt"][0]["content"])
         assert row == {
             "prompt": [{"role": "user", "content": "What happens 7 times?"}],
             "chosen": [{"role": "assistant", "content": "It happens 7 times."}],

@@ -1,3 +1,5 @@
+"""Loading pairs: columns, splits, filters and bad rows."""
+
 import csv
 import json
 from pathlib import Path
@@ -81,7 +83,7 @@ def test_seven_rows_are_enough_for_three_splits() -> None:
     }
 
 
-def test_a_prompt_never_stands_on_two_sides(tmp_path: Path) -> None:
+def test_a_prompt_is_never_in_two_splits(tmp_path: Path) -> None:
     rows = [{**row, "system": system} for row in records(40) for system in ("", "A", "B")]
     splits = load_pairs(DataConfig(id=str(write(tmp_path / "a.jsonl", rows)))).splits
     prompts = [{row.prompt_key for row in split} for split in splits.values()]
@@ -180,7 +182,7 @@ def test_a_line_separator_inside_a_text_ends_no_row(tmp_path: Path) -> None:
     assert reference.prepare(folder).computed_pairs == 30
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file"):
         load_pairs(DataConfig(id=str(tmp_path / "none.jsonl")))
 

@@ -1,7 +1,7 @@
-"""Files and forms of preference data, each read as it is meant or refused; docs/data.md lists them.
+"""Every file format and row form of docs/data.md is read as it is meant, or refused.
 
-Every form holds the same pairs. What is read is compared as the text that the chat template makes
-of it, which is what a model is trained on.
+All forms hold the same pairs. The tests compare the text that the chat template makes of the pairs
+that are read, because a model is trained on that text.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,7 @@ from tests.helpers.preference_data import (
     json_texts,
     latin,
     lines,
+    message,
     nested,
     one_is_not_whole,
     one_null,
@@ -44,7 +45,6 @@ from tests.helpers.preference_data import (
     python_texts,
     renamed,
     roles,
-    said,
     saved,
     several,
     sharegpt,
@@ -63,19 +63,19 @@ DOCS = Path(__file__).parents[3] / "docs" / "data.md"
 
 
 class Case(NamedTuple):
-    """A dataset and what becomes of it."""
+    """A dataset and the result of reading it."""
 
     name: str
-    """As the table of the documentation has it."""
+    """The name in the table of the documentation."""
     write: Callable[[Path], Path]
     """Writes the dataset into an empty folder and returns what `data.id` names."""
     refused: str = ""
-    """What the error says; empty if the dataset is read."""
+    """Text of the error; empty if the dataset can be read."""
     options: dict[str, Any] = {}  # noqa: RUF012: only read
     system: str = ""
     """The system prompt of every row."""
     history: bool = False
-    """Whether an earlier turn stands before the question."""
+    """Whether there is an earlier turn before the question."""
 
 
 TAB, MARK = "\t", "utf-8-sig"
@@ -192,7 +192,7 @@ CASES = (
     Case("a system column of numbers", lines(changed(system=3)), "system is 3, not a text"),
     Case("two system prompts",
          lines(lambda n: {**answers(n), "system": "Be kind.",
-                          "prompt": [said("system", "Be rude."), user(n)]}),
+                          "prompt": [message("system", "Be rude."), user(n)]}),
          "the system column has 'Be kind.', the messages 'Be rude.'"),
     Case("images in a column", lines(changed(images=["cat.png"])), "a column 'images'"),
     Case("images in a message", lines(image_part), "a part of type 'image'"),
@@ -202,14 +202,14 @@ CASES = (
 def expected(case: Case, number: int) -> tuple[str, str, str]:
     system = f"<|im_start|>system\n{case.system}<|im_end|>\n" if case.system else ""
     before = "".join(
-        f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
-        for message in (HISTORY if case.history else [])
+        f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n"
+        for turn in (HISTORY if case.history else [])
     )
-    asked = f"{system}{before}<|im_start|>user\n{ask(number)}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = f"{system}{before}<|im_start|>user\n{ask(number)}<|im_end|>\n<|im_start|>assistant\n"
     return (
-        asked,
-        f"{asked}{good(number)}<|im_end|>\n",
-        f"{asked}{bad(number)}<|im_end|>\n",
+        prompt,
+        f"{prompt}{good(number)}<|im_end|>\n",
+        f"{prompt}{bad(number)}<|im_end|>\n",
     )
 
 

@@ -1,4 +1,4 @@
-"""KL on sampled answers, against what can be known of it."""
+"""The KL on sampled answers, compared with values that can be computed exactly."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,9 @@ def test_the_base_has_none_from_itself(
 ) -> None:
     tokenizer = model.load_base(small_config.model, "cpu").tokenizer
     export.write(base(small_config), tokenizer, small_config, tmp_path / "base")
-    told = sampled_kl.estimate(tmp_path / "base", small_config.model, small_prepared, "cpu")
-    assert told.mean == pytest.approx(0, abs=1e-6)
-    assert told.interval == pytest.approx([0, 0], abs=1e-6)
+    estimate = sampled_kl.estimate(tmp_path / "base", small_config.model, small_prepared, "cpu")
+    assert estimate.mean == pytest.approx(0, abs=1e-6)
+    assert estimate.interval == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_it_is_the_kl_that_enumerating_all_answers_gives(
@@ -41,15 +41,15 @@ def test_it_is_the_kl_that_enumerating_all_answers_gives(
         torch.manual_seed(1)
         for weight in policy.parameters():
             weight += 0.1 * weight.std() * torch.randn_like(weight)
-    # What a model says of sampling must not matter: it is the policy that is measured.
+    # The model's own sampling settings must not matter: the policy itself is measured.
     policy.generation_config.update(do_sample=True, top_k=2, repetition_penalty=3.0)
     export.write(policy, tokenizer, small_config, tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["top_k"] == 2
 
-    # Longer than two tokens there are too many to enumerate.
+    # There are too many answers of more than two tokens to enumerate them.
     for name, value in (("MOST_TOKENS", 2), ("PROMPTS", 2), ("SAMPLES", 1024), ("_AT_ONCE", 512)):
         monkeypatch.setattr(sampled_kl, name, value)
-    told = sampled_kl.estimate(tmp_path, small_config.model, small_prepared, "cpu")
+    estimate = sampled_kl.estimate(tmp_path, small_config.model, small_prepared, "cpu")
     rows = reference.prepare(small_prepared).split("eval")[:]
     assert len(set(rows["prompt_key"][:2])) == 2
     exact = [
@@ -57,25 +57,25 @@ def test_it_is_the_kl_that_enumerating_all_answers_gives(
         for prompt in rows["prompt_ids"][:2]
     ]
     assert exact[0] > 0.05
-    # A log-ratio whose mean is small spreads by about the root of twice its mean; the interval of
-    # two prompts is from the one to the other.
+    # A log-ratio with a small mean has a standard deviation of about the root of twice its mean.
+    # The interval of two prompts reaches from one prompt's value to the other's.
     mean = sum(exact) / 2
-    assert told.mean == pytest.approx(mean, abs=4 * (2 * mean / 2048) ** 0.5)
-    for bound, wanted in zip(told.interval, sorted(exact), strict=True):
+    assert estimate.mean == pytest.approx(mean, abs=4 * (2 * mean / 2048) ** 0.5)
+    for bound, wanted in zip(estimate.interval, sorted(exact), strict=True):
         assert bound == pytest.approx(wanted, abs=4 * (2 * wanted / 1024) ** 0.5)
 
 
 def enumerated(policy: Any, other: Any, prompt: list[int], end: int) -> float:
-    """KL of answers of up to two tokens: the first's, and after each that is no end the second's,
-    weighed by how likely it is."""
+    """Return the KL of answers of up to two tokens: the first token's KL, plus the second token's
+    KL after each first token that does not end the answer, weighted by its probability."""
     with torch.no_grad():
         first = [each(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
                  for each in (policy, other)]  # fmt: skip
         kl = (first[0].exp() * (first[0] - first[1])).sum()
         after = torch.tensor([[*prompt, token] for token in range(len(first[0]))])
-        for part in after.split(256):
-            second = [each(part).logits[:, -1].double().log_softmax(-1) for each in (policy, other)]
-            weights = first[0].exp()[part[:, -1]].masked_fill(part[:, -1] == end, 0)
+        for rows in after.split(256):
+            second = [each(rows).logits[:, -1].double().log_softmax(-1) for each in (policy, other)]
+            weights = first[0].exp()[rows[:, -1]].masked_fill(rows[:, -1] == end, 0)
             kl += weights @ (second[0].exp() * (second[0] - second[1])).sum(-1)
     return float(kl)
 

@@ -17,7 +17,7 @@ from dpo_train.evaluation.test_report import Numbers, TestFolders
 from dpo_train.trainers.open import open_session
 
 
-def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
+def test_base_and_two_winners_are_compared_pair_by_pair_on_test(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path
 ) -> None:
     for name, rate in (("winner", 2e-3), ("searched", 1e-12)):
@@ -35,7 +35,7 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     test, searched = found_on_test.test, found_on_test.searched
     assert searched is not None
     base = reference.prepare(small_prepared).base["test"]
-    # A model that was hardly trained is the base.
+    # A model that was hardly trained is almost the base.
     assert searched.metrics["ranking"] == base.ranking
     assert searched.interval == list(base.interval)
     assert searched.over_base["ranking"].difference == 0
@@ -45,7 +45,7 @@ def test_base_and_two_winners_are_judged_pair_by_pair_on_test(
     assert over.difference == pytest.approx(test.metrics["ranking"] - base.ranking)
     assert over.interval[0] <= over.difference <= over.interval[1]
     assert set(test.over_searched) == {"ranking", "accuracy"}
-    # In JSON the metrics stand beside the rest, as `results.json` has them.
+    # In JSON the metrics are on the same level as the other fields, as in `results.json`.
     written = test.model_dump(mode="json")
     assert written["ranking"] == test.metrics["ranking"]
     assert Numbers.model_validate(written) == test
@@ -80,7 +80,7 @@ def test_a_prompt_with_several_pairs_is_answered_once(
     ]
 
 
-def test_an_answer_that_did_not_come_to_its_end_is_cut(
+def test_an_answer_that_reached_the_limit_is_marked_as_cut(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = open_session(small_config, small_prepared, "cpu")
@@ -96,7 +96,7 @@ def test_an_answer_that_did_not_come_to_its_end_is_cut(
         assert other.base.startswith(one.base)
 
 
-def test_of_prompts_that_end_alike_a_person_reads_one() -> None:
+def test_only_one_of_prompts_with_the_same_end_is_shown() -> None:
     def row(system: str, text: str) -> Row:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
         return Row.from_json({"prompt": messages, "chosen": [], "rejected": []})  # type: ignore[typeddict-item]

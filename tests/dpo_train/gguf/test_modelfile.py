@@ -1,4 +1,4 @@
-"""The Modelfile writes a prompt as the model's own chat template does, or says that it can't."""
+"""A Modelfile writes a prompt as the model's own chat template does, or says that it can't."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_a_template_with_a_date_is_written_with_the_date_of_the_training(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (NO_SYSTEM, "takes no system prompt"),
         (CHATML.replace("message['content']", "message['content'].split('</think>')[-1]"),
@@ -74,15 +74,15 @@ def test_a_template_with_a_date_is_written_with_the_date_of_the_training(tmp_pat
     ],
 )  # fmt: skip
 def test_what_the_modelfile_does_not_do_is_said_in_it(
-    tmp_path: Path, template: str, said: str
+    tmp_path: Path, template: str, message: str
 ) -> None:
     text = modelfile(tmp_path, template)
-    assert said in text
+    assert message in text
     assert template_of(text)
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (CHATML.replace("message['content']", "message['content'] | upper"), "be taken apart"),
         (CHATML.replace("message['content']", "message['content'][:20]"), "more than a text"),
@@ -91,12 +91,12 @@ def test_what_the_modelfile_does_not_do_is_said_in_it(
     ],
 )
 def test_a_chat_template_that_ollama_can_not_have_is_left_out_with_a_line(
-    tmp_path: Path, template: str, said: str
+    tmp_path: Path, template: str, message: str
 ) -> None:
     text = modelfile(tmp_path, template)
     assert 'TEMPLATE """' not in text
     (line,) = [line for line in text.splitlines() if line.startswith("# TEMPLATE: ")]
-    assert said in line
+    assert message in line
     assert "docs.ollama.com/modelfile" in line
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp makes the tokens of a text that the tokenizer makes, or the tokenizer is refused."""
+"""llama.cpp splits a text into the same tokens as the tokenizer, or the tokenizer is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ QWEN = (
 )
 BOS = "<|im_start|>"
 UNUSED = "[PAD1025]"
-"""The text of row 1025 where the tokenizer has no such token."""
+"""The text for row 1025 of the embedding, for which the tokenizer has no token."""
 
 
 def split_by(*parts: dict[str, Any], ignore_merges: bool = False) -> Callable[..., None]:
@@ -27,7 +27,7 @@ def split_by(*parts: dict[str, Any], ignore_merges: bool = False) -> Callable[..
         content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": list(parts)}
         content["model"]["ignore_merges"] = ignore_merges
         content["normalizer"] = None
-        # Tokens across the places at which only some of the known pre-tokenizers cut a text.
+        # Tokens that span positions at which only some of the known pre-tokenizers split a text.
         vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
         for left, right in (("1", "2"), ("12", "3"), ("123", "4"), ("[", "i"), ("Ċ", "Ċ")):
             vocabulary[left + right] = len(vocabulary)
@@ -77,7 +77,7 @@ def test_llama_cpp_makes_the_same_tokens_of_texts_of_all_kinds(tmp_path: Path, n
             assert llama.tokens(text) == reader(text)["input_ids"], text
 
 
-def test_pre_tokenizers_that_are_told_apart_make_different_tokens() -> None:
+def test_pre_tokenizers_that_are_distinguished_make_different_tokens() -> None:
     made = {
         name: [tokenizer(change)(text)["input_ids"] for text in TEXTS]
         for name, change in KNOWN.items()
@@ -176,7 +176,7 @@ def fallback(content: TokenizerJson) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (split_by(regex(r"\s+"), byte_level(False)), r'has the pre-tokenizer .*"\\\\s\+"'),
         (split_by(DIGITS, byte_level(False)), "has the pre-tokenizer"),
@@ -190,14 +190,14 @@ def fallback(content: TokenizerJson) -> None:
     ],
 )
 def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
-    change: Callable[..., None], said: str
+    change: Callable[..., None], message: str
 ) -> None:
-    with pytest.raises(InputError, match=f"gguf: the tokenizer .*{said.replace('|', '.')}"):
+    with pytest.raises(InputError, match=f"gguf: the tokenizer .*{message.replace('|', '.')}"):
         describe(tokenizer(change), 1030, [])
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "ends", "said"),
+    ("rows", "settings", "ends", "message"),
     [
         (1000, {}, [], "has tokens up to 1023, and the model's embedding 1000 rows"),
         (1024, {"chat_template": "{{ bos_token }}"}, [], "has no beginning-of-text token"),
@@ -206,7 +206,7 @@ def test_a_tokenizer_that_llama_cpp_would_read_otherwise_is_refused(
     ],
 )
 def test_a_tokenizer_that_does_not_fit_its_model_is_refused(
-    rows: int, settings: dict[str, Any], ends: list[int], said: str
+    rows: int, settings: dict[str, Any], ends: list[int], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         describe(tokenizer(**settings), rows, ends)

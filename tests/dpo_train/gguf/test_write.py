@@ -1,4 +1,4 @@
-"""llama.cpp computes from our files what transformers computes, or the model is refused."""
+"""llama.cpp computes the same from our files as transformers, or the model is refused."""
 
 import math
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_log_probs_of_llama_cpp_are_those_of_transformers(
 
 
 def stored(path: Path) -> dict[str, tuple[str, bytes]]:
-    """Kind and bytes of each tensor of a file."""
+    """Return the type and the bytes of each tensor of a file."""
     return {
         tensor.name: (tensor.tensor_type.name, tensor.data.tobytes())
         for tensor in GGUFReader(path).tensors
@@ -94,7 +94,7 @@ def test_the_chat_template_is_in_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         (transformers.GPT2Config(), "the model is gpt2, and what can be written are Llama, Qwen2"),
         (
@@ -120,14 +120,14 @@ def test_the_chat_template_is_in_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused_by_name(
-    config: transformers.PretrainedConfig, said: str
+    config: transformers.PretrainedConfig, message: str
 ) -> None:
-    with pytest.raises(InputError, match=f"gguf: .*{said}"):
+    with pytest.raises(InputError, match=f"gguf: .*{message}"):
         write.refuse_unwritable(config, transformers.GenerationConfig(), tokenizer())
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("model.layers.0.mlp.up_proj.weight", None, "lacks the weights blk.0.ffn_up.weight"),
         ("model.layers.0.mlp.up_proj.bias", torch.ones(96), "has the weights blk.0.ffn_up.bias"),
@@ -137,14 +137,14 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused_by_name(
     ],
 )
 def test_weights_that_are_not_those_of_the_model_are_refused(
-    tmp_path: Path, name: str, value: torch.Tensor | None, said: str
+    tmp_path: Path, name: str, value: torch.Tensor | None, message: str
 ) -> None:
     what = small()
     weights = {**what.weights, name: value} if value is not None else dict(what.weights)
     if value is None:
         del weights[name]
     spoilt = write.Source(what.config, what.generation, what.tokenizer, weights)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         write.write(spoilt, tmp_path, "x", "f16")
 
 

@@ -1,4 +1,4 @@
-"""What a chat template can't write is said before anything is trained."""
+"""Rows that a chat template can't write are reported before anything is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,15 +46,15 @@ CALL = {"type": "function", "function": {"name": "add", "arguments": {"to": 1, "
 Make = Callable[[str], ChatTemplate]
 
 
-def said(role: str, content: str | None, **more: Any) -> Message:
+def message(role: str, content: str | None, **more: Any) -> Message:
     return {"role": role, "content": content, **more}
 
 
 def row(**more: Any) -> Row:
     parts: dict[str, Any] = {
-        "prompt": [said("user", "Why?")],
-        "chosen": [said("assistant", "So.")],
-        "rejected": [said("assistant", "No.")],
+        "prompt": [message("user", "Why?")],
+        "chosen": [message("assistant", "So.")],
+        "rejected": [message("assistant", "No.")],
     }
     return Row(**parts | more)
 
@@ -70,19 +70,19 @@ def make() -> Make:
 
 
 def test_a_template_that_refuses_system_prompts(make: Make) -> None:
-    with_system = row(prompt=[said("system", "Be kind."), said("user", "Why?")])
+    with_system = row(prompt=[message("system", "Be kind."), message("user", "Why?")])
     with pytest.raises(InputError) as caught:
         make(NO_SYSTEM).check([row(), with_system])
-    message = str(caught.value)
-    assert "'a/model' refuses system prompts (System role not supported)" in message
-    assert "1 of 2 rows" in message
-    assert "--set data.columns.system=null" in message
+    error = str(caught.value)
+    assert "'a/model' refuses system prompts (System role not supported)" in error
+    assert "1 of 2 rows" in error
+    assert "--set data.columns.system=null" in error
     assert make(NO_SYSTEM).check([row()]) == []
     assert make(CHATML).check([row(), with_system]) == []
 
 
 def test_a_row_that_the_template_refuses_is_bad(make: Make) -> None:
-    twice = row(prompt=[said("user", "Why?"), said("user", "Why not?")])
+    twice = row(prompt=[message("user", "Why?"), message("user", "Why not?")])
     template = make(ALTERNATE)
     assert template.check([row(), twice]) == []
     with pytest.raises(BadRow) as caught:
@@ -95,7 +95,7 @@ def test_a_row_that_the_template_refuses_is_bad(make: Make) -> None:
 def test_a_template_that_opens_thoughts_which_no_answer_has(make: Make) -> None:
     with pytest.raises(InputError, match="opens <think> before an answer, and the answers have no"):
         make(THINK).check([row()])
-    thought = [said("assistant", "<think>\nHm.</think>So.")]
+    thought = [message("assistant", "<think>\nHm.</think>So.")]
     assert make(THINK).check([row(chosen=thought, rejected=thought)]) == []
 
 
@@ -116,8 +116,8 @@ def test_a_date_is_fixed_and_said(make: Make) -> None:
     ("name", "special"),
     [
         ("tools", row(tools=[TOOL])),
-        ("tool_calls", row(chosen=[said("assistant", "", tool_calls=[CALL])])),
-        ("reasoning_content", row(chosen=[said("assistant", "So.", reasoning_content="Hm.")])),
+        ("tool_calls", row(chosen=[message("assistant", "", tool_calls=[CALL])])),
+        ("reasoning_content", row(chosen=[message("assistant", "So.", reasoning_content="Hm.")])),
     ],
 )
 def test_what_the_template_leaves_out_is_refused(make: Make, name: str, special: Row) -> None:
@@ -132,7 +132,7 @@ def test_a_role_that_the_template_leaves_out_is_refused(make: Make, role: str) -
         "{% for message in messages %}",
         "{% for message in messages if message['role'] in ('user', 'assistant') %}",
     )
-    special = row(prompt=[said(role, "Listen."), said("user", "Why?")])
+    special = row(prompt=[message(role, "Listen."), message("user", "Why?")])
     with pytest.raises(InputError, match=f"writes nothing of messages by the role '{role}'"):
         make(silent).check([row(), special])
     assert make(CHATML).check([row(), special]) == []
@@ -149,13 +149,13 @@ def test_tools_calls_and_reasoning_are_tokenised_as_by_trl(make: Make) -> None:
     from trl import DPOConfig, DPOTrainer
 
     answer = [
-        said("assistant", None, tool_calls=[CALL], reasoning_content="One more."),
-        said("tool", "2", name="add"),
-        said("assistant", "It is 2."),
+        message("assistant", None, tool_calls=[CALL], reasoning_content="One more."),
+        message("tool", "2", name="add"),
+        message("assistant", "It is 2."),
     ]
     rows = [
         row(chosen=answer, tools=[TOOL]),
-        row(prompt=[said("system", "Be brief."), said("user", "Why?")], tools=[TOOL]),
+        row(prompt=[message("system", "Be brief."), message("user", "Why?")], tools=[TOOL]),
     ]
     variables = row(chat_template_kwargs={"enable_thinking": False})
     template = make(TOOLS)
@@ -167,7 +167,7 @@ def test_tools_calls_and_reasoning_are_tokenised_as_by_trl(make: Make) -> None:
         activation_checkpointing=False,
     )  # fmt: skip
     for same in (rows, [variables]):
-        # Rows of one kind at a time: Arrow would fill the others' columns with nulls.
+        # Each dataset has one kind of rows: Arrow would fill the columns of other kinds with nulls.
         dataset = Dataset.from_list([each.as_json() for each in same])
         theirs = DPOTrainer._prepare_dataset(stub, dataset, tokenizer, config, "train")
         ours = Tokeniser(tokenizer, 10_000).encode([template.render(each) for each in same])

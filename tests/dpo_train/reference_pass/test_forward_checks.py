@@ -1,4 +1,4 @@
-"""A base that computes something else than the pass and the trainers take it to is refused."""
+"""A base whose forward differs from what the reference pass and the trainers assume is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.helpers.preference_data import lines, texts
 from tests.helpers.small_models import SMALL, save
 
 WIDE: dict[str, Any] = {**SMALL, "vocab_size": 260, "initializer_range": 0.3, "pad_token_id": 0}
-"""Weights so large that the logits are of some size, as a trained model's."""
+"""Weights that are large enough for logits as large as a trained model's."""
 IDS = torch.randint(1, 260, (70,), generator=torch.Generator().manual_seed(0)).tolist()
 
 HEAD = "^model.id: TRL's own head does not compute this model's logits .* nats a token.; give"
@@ -96,7 +96,7 @@ def test_logits_that_are_slightly_others_are_refused(dtype: torch.dtype, factor:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01])
-def test_a_draw_in_training_is_refused_where_it_changes_a_result(share: float) -> None:
+def test_random_draws_in_training_are_refused_if_they_change_a_result(share: float) -> None:
     base = made(transformers.LlamaConfig(**WIDE))
 
     def noise(layer: Any, _: Any, output: Any) -> Any:

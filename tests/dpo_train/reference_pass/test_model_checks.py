@@ -39,7 +39,7 @@ def planned(base: Path, folder: Path) -> Path:
 
 
 def changed(base: Path, folder: Path, **values: Any) -> Path:
-    """A copy of a model with other values in its config.json."""
+    """Return a copy of a model with other values in its config.json."""
     shutil.copytree(base, folder)
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**content, **values}))
@@ -159,7 +159,7 @@ def test_positions_that_are_computed_have_no_end(tmp_path: Path) -> None:
 
 
 def test_an_added_token_without_an_embedding_is_refused_where_a_row_has_it(tmp_path: Path) -> None:
-    """Gemma 3's tokenizer has one for images, which the model of texts has not."""
+    """Gemma 3's tokenizer has such a token for images; its model for text has no embedding."""
     base = save(transformers.LlamaConfig(**SMALL), tmp_path / "base")
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(["<image>"])
@@ -188,7 +188,7 @@ def test_a_generation_config_that_can_not_be_saved_is_mended_and_said(
 
 
 def test_weights_that_are_not_all_there_are_refused(llama: Path, tmp_path: Path) -> None:
-    """transformers would draw the missing ones at random."""
+    """transformers would initialise the missing weights at random."""
     base = tmp_path / "base"
     shutil.copytree(llama, base)
     weights = load_file(base / "model.safetensors")

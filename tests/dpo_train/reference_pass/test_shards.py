@@ -1,4 +1,4 @@
-"""The reference pass in shards: who computes which, and what a death or damage costs."""
+"""The reference pass in shards: which process computes which shard, and what a death costs."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ def plan(config: TrainConfig, root: Path) -> Path:
 
 
 class Recorded:
-    """Takes the shards that it is allowed, and remembers what it was told."""
+    """Takes the shards that it is allowed to take and records all calls."""
 
     def __init__(self, allowed: Collection[int] = range(1000)) -> None:
         self.allowed = allowed
@@ -53,7 +53,7 @@ class Stopped(Exception):
 
 
 class Stopping(Recorded):
-    """Ends the pass as it is given its fourth shard."""
+    """Ends the pass when it gets its fourth shard."""
 
     def take(self, shard: int) -> bool:
         if len(self.taken) == 3:
@@ -62,7 +62,7 @@ class Stopping(Recorded):
 
 
 class Dying(Recorded):
-    """Dies as it is given its third shard, as a process does that is killed."""
+    """Dies when it gets its third shard, like a process that is killed."""
 
     def take(self, shard: int) -> bool:
         if len(self.taken) == 2:
@@ -77,7 +77,7 @@ def _prepare_in_a_process(folder: Path, turns: Recorded) -> tuple[int, Recorded]
 
 @pytest.fixture
 def shards_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The 60 rows are cut into six shards."""
+    """Cut the 60 rows into six shards."""
     monkeypatch.setattr(tokens, "_FEWEST_PAIRS", 10)
 
 
@@ -93,7 +93,7 @@ def test_a_pass_is_cut_into_shards_that_depend_on_the_rows(
     summary = tokens.tokenised(folder)
     file = tokens.TokenFile(folder, summary.pad_token_id)
     assert [len(shard) for shard in file.shards] == [10] * 6
-    assert sorted(place for shard in file.shards for place in shard) == list(range(60))
+    assert sorted(index for shard in file.shards for index in shard) == list(range(60))
     lengths = [
         [
             len(prompt) + max(len(chosen), len(rejected))
@@ -122,7 +122,7 @@ def test_two_processes_share_the_shards(
 ) -> None:
     folder = plan(small_config, tmp_path)
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
-        # Both may take 3 and 4; the locks see to it that one of them does.
+        # Both processes may take shards 3 and 4. The locks make sure that only one of them does.
         work = [(folder, Recorded({0, 1, 3, 4})), (folder, Recorded({2, 5, 3, 4}))]
         (first, one), (second, two) = pool.starmap(_prepare_in_a_process, work, chunksize=1)
     assert first + second == 60
@@ -240,10 +240,10 @@ def test_a_pass_without_memory_is_made_in_smaller_batches(
 
 
 @pytest.mark.usefixtures("shards_of_ten")
-def test_a_shard_that_could_not_be_computed_is_given_up(
+def test_a_shard_that_could_not_be_computed_is_released(
     small_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search would wait for it for ever: the process that took it may live on."""
+    """A search would otherwise wait for ever, because the process that took it may go on."""
 
     def full(*_: object) -> None:
         raise OutOfMemory("out of memory with one pair at once")

@@ -1,3 +1,5 @@
+"""Rows become the tokens that TRL trains on."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def test_tokens_are_trls_own(small_prepared: Path) -> None:
 
 
 def test_the_tokenizer_gives_back_what_it_was_given() -> None:
-    # A word-level tokenizer loaded as Qwen2Tokenizer turns every text into nothing, silently.
+    # A word-level tokenizer that is loaded as Qwen2Tokenizer turns every text into no tokens.
     tokenizer = model.load_tokenizer(ModelConfig())
     text = "Are you in Paris? No: I'm software, 100 % – naïve Zürich."
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -53,7 +55,7 @@ def _whole(row: Rendered, tokenizer: Any) -> TokenIds:
     return TokenIds(prompt[:start], chosen[start:], rejected[start:])
 
 
-def test_a_beginning_that_is_encoded_once_gives_the_same_tokens() -> None:
+def test_a_common_prefix_that_is_encoded_once_gives_the_same_tokens() -> None:
     tokenizer = model.load_tokenizer(ModelConfig())
     template = ChatTemplate(tokenizer, "sample")
     rows = data.load_pairs(DataConfig(limit=200)).splits["train"]

@@ -1,4 +1,4 @@
-"""All rows of a folder are tokenised once; bad rows are listed, or left out and counted."""
+"""All rows of a folder are tokenised once. Bad rows are listed, or left out and counted."""
 
 import json
 from dataclasses import replace
@@ -25,8 +25,8 @@ def planned(tmp_path: Path, on_bad_row: str = "refuse", **changes: Any) -> Path:
     rows[20]["prompt"] = ATTACK
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    asked = {"data.id": str(path), "data.on_bad_row": on_bad_row, **changes}
-    config = override(TrainConfig(), asked)
+    settings = {"data.id": str(path), "data.on_bad_row": on_bad_row, **changes}
+    config = override(TrainConfig(), settings)
     return reference.plan(config, data.load_pairs(config.data), tmp_path / "prepared", "cpu")
 
 
@@ -43,7 +43,7 @@ def test_it_is_left_out_and_counted_if_asked(tmp_path: Path) -> None:
     prepared = reference.prepare(planned(tmp_path, "skip"))
     assert prepared.dropped == {"a special token in the text": 1}
     assert prepared.computed_pairs == 29
-    # The data of one search may be asked for by another, which does not skip.
+    # Another search, which does not skip bad rows, may use the same data.
     with pytest.raises(InputError, match="line 21"):
         tokens.tokenised(planned(tmp_path))
 
@@ -59,8 +59,8 @@ def test_a_special_token_in_a_tool_makes_a_bad_row(tmp_path: Path) -> None:
 
 def test_rows_without_a_place_are_all_tokenised(tmp_path: Path) -> None:
     folder = planned(tmp_path, "skip")
-    places = (folder / "places.txt").read_text().split("\n")
-    (folder / "places.txt").write_text("\n".join(places[:7]))
+    lines = (folder / "places.txt").read_text().split("\n")
+    (folder / "places.txt").write_text("\n".join(lines[:7]))
     assert len(tokens.TokenFile(folder, tokens.tokenised(folder).pad_token_id).rows) == 29
 
 

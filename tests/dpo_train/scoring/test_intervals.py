@@ -1,4 +1,4 @@
-"""Intervals of shares and of differences."""
+"""Confidence intervals of shares and of differences."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from dpo_train.scoring.intervals import (
 
 @pytest.mark.parametrize("count", [20, 40, 160])
 def test_the_interval_of_a_share_covers_it_near_one_too(count: int) -> None:
-    """The exact coverage, summed over all that may be seen."""
+    """The coverage is computed exactly, summed over all possible outcomes."""
     ends = np.array([jeffreys(right / count, count) for right in range(count + 1)])
     covers = [
         binom.pmf(np.arange(count + 1), count, share)[(ends[:, 0] <= share) & (share <= ends[:, 1])]
@@ -25,7 +25,7 @@ def test_the_interval_of_a_share_covers_it_near_one_too(count: int) -> None:
     assert 0.94 <= np.mean(covers) <= 0.97
 
 
-def test_all_right_is_no_certainty() -> None:
+def test_all_pairs_right_still_has_an_interval() -> None:
     low, high = share_interval(np.ones(20), [str(pair) for pair in range(20)])
     assert (round(low, 2), high) == (0.88, 1.0)
     assert share_interval(np.zeros(20), range(20))[0] == 0.0

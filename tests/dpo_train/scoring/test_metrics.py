@@ -1,3 +1,5 @@
+"""Metrics of held-out pairs, from their log-probs."""
+
 import math
 
 import numpy as np
@@ -15,7 +17,7 @@ def measure(scores: PairLogps) -> dict[str, float]:
 
 
 def pairs(chosen: list[float], rejected: list[float]) -> PairLogps:
-    """References of -10 for two-token chosen and four-token rejected completions."""
+    """Return pairs with reference log-probs of -10; chosen has two tokens, rejected four."""
     count = len(chosen)
     return PairLogps(
         chosen=np.array(chosen),
@@ -66,11 +68,11 @@ def test_the_base_has_what_the_catalogue_says() -> None:
     measured = measure(pairs([-10, -10], [-10, -10]))
     known = {each.short_name: each.base for each in METRICS if each.base is not None}
     assert known == {name: pytest.approx(measured[name], abs=1e-6) for name in known}
-    assert set(measured) - set(known) == {"ranking"}  # the one that needs no reference
+    assert set(measured) - set(known) == {"ranking"}  # this one needs no reference
 
 
 def test_what_is_kept_of_each_pair_gives_the_metrics_that_pairs_are_compared_in() -> None:
-    """Every share among them: the rule that chooses a winner goes by their margins."""
+    """Shares need their margins too, because the winner rule compares trials by them."""
     scores = pairs([-8, -13, -9.5], [-14, -11, -12])
     values = pair_values(scores)
     kept = HeldOut(*(values[name].astype(np.float32) for name in

@@ -13,15 +13,15 @@ from dpo_train.storage.files import write_atomically, write_durably, write_here
 
 
 @pytest.mark.parametrize("write", [write_atomically, write_durably, write_here])
-def test_what_can_not_be_written_leaves_nothing_behind(
+def test_a_failed_write_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object
 ) -> None:
     path = tmp_path / "report.html"
     path.write_text("before")
-    whole = Path.write_bytes
+    write_bytes = Path.write_bytes
 
-    def full(part: Path, content: bytes) -> int:
-        whole(part, content[:3])
+    def full(path: Path, content: bytes) -> int:
+        write_bytes(path, content[:3])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)

@@ -1,4 +1,4 @@
-"""Run folders on an object store: moto's S3 server on loopback, several machines' mirrors."""
+"""Run folders on an object store (moto's S3 server on loopback) and mirrors on several machines."""
 
 import json
 import os
@@ -56,11 +56,11 @@ def store(
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """From now on this process and those that it starts have another machine's disk."""
+    """Give this process and those that it starts the disk of another machine."""
     monkeypatch.setenv("DPO_TUNE_CACHE", str(tmp_path / "disk of" / name))
 
 
-def sealed(folder: Path, **files: str) -> Path:
+def complete(folder: Path, **files: str) -> Path:
     folder.mkdir(parents=True)
     for name, text in {**files, CHECKSUMS: json.dumps(files)}.items():
         (folder / name).write_text(text)
@@ -72,8 +72,8 @@ def settings(**values: object) -> list[str]:
 
 
 def half_done(store: ObjectStore, yaml: Path) -> dict[str, Any]:
-    """A search on the URL whose driver died: a trial that ended, two saved states, one of them
-    ahead of its record, and the state of the one that ended. Returns that one's record."""
+    """Make a search on the URL whose driver died, and return the record of the trial that ended.
+    It still has its saved state. Two open trials have one too, one of them ahead of its record."""
     config = {**read_yaml(yaml), "trials": 4, "stopping": {"name": "none"},
               "runs_dir": store.url, "simulated": {"pairs": 256}}  # fmt: skip
     folder = mirror.local(store.run("sim"))
@@ -128,10 +128,10 @@ def test_a_search_goes_on_from_the_url_alone(
     assert {key: after[key] for key in before} == before
     for record in after.values():
         assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
-    there = store.read()
+    objects = store.read()
     passing = ("sim/state/", "sim/requests/", "sim/.driver")
-    assert not [path for path in there if path.startswith(passing)]
-    assert {"sim/winner/simulated.json", "sim/report.html", "sim/places.jsonl"} <= there.keys()
+    assert not [path for path in objects if path.startswith(passing)]
+    assert {"sim/winner/simulated.json", "sim/report.html", "sim/places.jsonl"} <= objects.keys()
     left = (path.parts for path in (tmp_path / "disk of").rglob("*") if path.is_file())
     assert not [parts for parts in left if {"state", "best"} & set(parts)]
 
@@ -159,15 +159,15 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
     store: ObjectStore, tmp_path: Path, yaml: Path, dpo_tune: Run, start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """And nothing of its disk is needed."""
+    """Nothing of the dead machine's disk is needed."""
 
     def ended() -> dict[str, Any]:
         records = store.records("sim").items()
         return {key: record for key, record in records if record["state"] in ENDED}
 
-    asked = settings(**{"runs_dir": store.url, "trials": 4, "stopping.name": "none",
+    options = settings(**{"runs_dir": store.url, "trials": 4, "stopping.name": "none",
                         "simulated.pairs": 256, "simulated.seconds_per_report": 0.3})  # fmt: skip
-    process = start("run", yaml, *asked)
+    process = start("run", yaml, *options)
     wait_until(lambda: len(ended()) >= 1, process)
     process.kill()
     process.communicate()
@@ -189,14 +189,14 @@ def test_a_killed_driver_costs_nothing_that_was_saved_on_the_url(
     assert {key: after[key] for key in before} == before
     for key, record in after.items():
         assert [report["pairs_seen"] for report in record["curve"]] == [64, 128, 192, 256]
-        # What was saved when the first driver died was not trained again.
+        # The trials did not repeat what was saved when the first driver died.
         if key not in before:
             first = [r["pairs_seen"] for r in record["curve"] if r["train_seconds"] == 0.3]
             assert first == list(range(64, went.get(key, 0) + 1, 64))
 
 
 @pytest.mark.cluster
-def test_a_store_that_fails_ends_the_sitting_with_a_line(
+def test_a_store_that_fails_ends_the_driver_session_with_a_line(
     store: ObjectStore, yaml: Path, start: Start
 ) -> None:
     slow = {"runs_dir": store.url, "simulated.seconds_per_report": 1}
@@ -214,38 +214,39 @@ def test_a_store_that_fails_ends_the_sitting_with_a_line(
     assert "Traceback" not in output
 
 
-def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
+def test_a_second_driver_of_a_url_is_refused_but_a_dead_one_is_replaced(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(driver_lease, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(driver_lease, "DEAD_SECONDS", 0.6)
-    here, there = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
+    here, other = (mirror.local(url) / "x" for url in (store.url, f"{store.url}&region=us-east-1"))
     with only_driver(RunFolder.at(here)):
         with (
             pytest.raises(InputError, match=rf"process {os.getpid()} on .* runs this search now"),
-            only_driver(RunFolder.at(there)),
+            only_driver(RunFolder.at(other)),
         ):
             pass
-        # Silent ones of another machine have died; one that was is told by what stands there.
-        foreign = {"id": "f", "where": ["elsewhere", "", ""], "pid": 1, "beat": 0}
+        # A driver of another machine counts as dead when its heartbeat stops. If it goes on after
+        # all, it finds the new driver's entry.
+        foreign = {"id": "f", "where": ["other", "", ""], "pid": 1, "beat": 0}
         mirror.put(here / ".driver.json", json.dumps(foreign))
-        with pytest.raises(StoreError, match="process 1 on elsewhere drives"):
+        with pytest.raises(StoreError, match="process 1 on other drives"):
             write_until_refused(here / "run.json")
-    with only_driver(RunFolder.at(there)):
+    with only_driver(RunFolder.at(other)):
         assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
         assert json.loads(store.read()["x/.driver.json"])["pid"] == os.getpid()
     assert "x/.driver.json" not in store.read()
 
 
 def write_until_refused(file: Path) -> None:
-    """The next heartbeat finds the other driver, and that of a busy machine is late."""
+    """Write until the next heartbeat finds the other driver; on a busy machine it comes late."""
     for _ in range(100):
         mirror.put(file, "{}")
         time.sleep(0.1)
 
 
-def test_what_is_not_whole_is_not_there(store: ObjectStore) -> None:
-    folder = sealed(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
+def test_an_incomplete_folder_does_not_exist_on_the_store(store: ObjectStore) -> None:
+    folder = complete(mirror.local(store.url) / "x" / "best" / "a" / "64", weights="1", config="2")
     mirror.hand_over(folder)
     assert not folder.exists()
     assert mirror.find(folder.parents[1], f"*/[0-9]*/{CHECKSUMS}") == [folder / CHECKSUMS]
@@ -285,15 +286,15 @@ def test_prepared_data_is_computed_once_for_all_machines(
 ) -> None:
     root = mirror.local(store.url) / ".prepared"
     folder = reference.plan(small_config, data.load_pairs(small_config.data), root, "cpu")
-    place = mirror.name(folder)
+    url = mirror.name(folder)
     first = reference.prepare(folder)
     assert first.computed_pairs == 60
     rows = first.split("test")[:]
     machine(monkeypatch, tmp_path, "another")
-    there = reference.prepare(mirror.local(place))
-    assert there.folder != folder
-    assert there.computed_pairs == 0
-    assert there.split("test")[:] == rows
+    prepared = reference.prepare(mirror.local(url))
+    assert prepared.folder != folder
+    assert prepared.computed_pairs == 0
+    assert prepared.split("test")[:] == rows
 
 
 def test_a_store_that_does_not_know_the_bucket_is_named_in_a_line(
@@ -320,7 +321,7 @@ def test_a_path_and_a_url_are_told_apart_and_found_again(
     assert mirror.shown(mirror.local("s3://b/x?a=1&b=2")) == "'s3://b/x?a=1&b=2'"
 
 
-def test_what_needs_a_path_says_so() -> None:
+def test_a_command_that_needs_a_path_says_so() -> None:
     config = SearchConfig.model_validate(
         {"name": "x", "trials": 1, "runs_dir": "s3://bucket/runs", "serve": {"after": True}}
     )

@@ -1,4 +1,4 @@
-"""URLs of `runs_dir` and `storage` that are refused, and what is said of them."""
+"""URLs of `runs_dir` and `storage` that are refused, and the messages."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tune.config.schema import SearchConfig
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("s3://key:secret@bucket/runs", "holds a secret"),
         ("s3://key@bucket/runs", "holds a secret"),
@@ -23,8 +23,8 @@ from tune.config.schema import SearchConfig
         ("s3://[hidden/runs", "is none"),
     ],
 )
-def test_a_url_that_can_be_seen_to_be_wrong_is_refused(url: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"^runs_dir: .*{said}") as raised:
+def test_a_url_that_can_be_seen_to_be_wrong_is_refused(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^runs_dir: .*{message}") as raised:
         check(SearchConfig(name="x", trials=1, runs_dir=url))
     assert "secret@" not in str(raised.value)
     assert "hidden" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward change no number, and keep less."""
+"""Recomputing layers in the backward changes no number and keeps less memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def trained(
     config: TrainConfig, prepared: Path, folder: Path, again: bool
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses of two reports, and the exported weights."""
+    """Return the losses of two reports, and the exported weights."""
     changes = {"optim.activation_checkpointing": again, "optim.learning_rate": 1e-3}
     session = open_session(override(config, changes), prepared, "cpu")
     try:
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_without_it(
     computed.clear()
     after, _ = trained(config, small_prepared, tmp_path / "after", again=False)
     assert after == plain
-    assert not computed  # the base is the next trial's as it was loaded
+    assert not computed  # the next trial gets the base as it was loaded
 
 
 def test_a_pass_keeps_less(small_config: TrainConfig, small_prepared: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_pass_keeps_less(small_config: TrainConfig, small_prepared: Path) -> N
         engine.join(override(config, {"optim.activation_checkpointing": again}))
         bytes_a_token.append(engine._token_bound._bytes_a_token)
     session.close()
-    assert bytes_a_token[1] < 0.8 * bytes_a_token[0]  # of two layers one is counted as computed
+    assert bytes_a_token[1] < 0.8 * bytes_a_token[0]  # one of two layers counts as recomputed
 
 
 def test_what_is_counted_has_the_layer_that_is_computed_again(small_config: TrainConfig) -> None:
@@ -99,10 +99,10 @@ def test_what_is_counted_has_the_layer_that_is_computed_again(small_config: Trai
 
     whole = memory.kept_bytes(forward, base.parameters())[1]
     layers = activation_checkpointing.checkpointed_layers(base)
-    told = activation_checkpointing.kept_bytes(forward, layers, base.parameters())
+    estimated = activation_checkpointing.kept_bytes(forward, layers, base.parameters())
     kept = memory.kept_bytes(forward, base.parameters())[1]
     assert kept < whole
-    assert told - kept == pytest.approx((whole - kept) / len(layers), rel=0.02)
+    assert estimated - kept == pytest.approx((whole - kept) / len(layers), rel=0.02)
     activation_checkpointing.switch_off(base)
     assert memory.kept_bytes(forward, base.parameters())[1] == whole
 
@@ -160,7 +160,7 @@ def test_a_member_of_a_group_that_runs_out_of_memory_answers_the_others(
 def losses_and_config(
     trial: TrainConfig, prepared: Path, memory: MemoryBounds
 ) -> tuple[float, TrainConfig]:
-    """The loss of the first report, and the configuration that the session trains by."""
+    """Return the loss of the first report, and the configuration that the session uses."""
     session = open_session(trial, prepared, "cpu", memory=memory)
     assert isinstance(session, TrlSession)
     try:
@@ -213,7 +213,7 @@ def test_a_packed_engine_switches_it_on_when_a_pass_over_one_pair_runs_out_of_me
 
 
 def first_losses(engine: PackedEngine, config: TrainConfig) -> list[float]:
-    """What is evaluated after four steps."""
+    """Return the held-out losses after four steps."""
     trial = engine.join(config)
     while trial.step < 4:
         engine.step([trial])

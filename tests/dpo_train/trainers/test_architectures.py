@@ -1,4 +1,4 @@
-"""Whatever its architecture, a model is trained as a stock DPOTrainer trains it, or refused.
+"""A model of any architecture is trained as a stock DPOTrainer trains it, or refused.
 
 benchmarks/architectures.py has seven times as many architectures and 20 steps.
 """
@@ -23,22 +23,22 @@ from tests.helpers.architectures import (
 
 pytestmark = [
     pytest.mark.slow,
-    # PEFT says of GPT-2's transposed layers and of experts that it adapts them by itself.
+    # PEFT warns that it handles GPT-2's transposed layers and experts by itself.
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not:RuntimeWarning"),
 ]
 
 PAIRS = 12
-"""Three steps."""
+"""Enough pairs for three steps."""
 TESTED = {name: run for name, run in RUNS.items() if run.adapted != "attention"}
 PACKED = {"llama", "qwen3", "phi3", "granite", "cohere"}
-"""What `packed` must train and not refuse."""
+"""Architectures that `packed` must train and not refuse."""
 
 
 @pytest.fixture(scope="module")
 def trained_by_stock(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Any]:
-    """The case of each architecture, and what one stock process for all of them made of it. The
-    workers of a test run share it."""
+    """Return the case of each architecture and the results of one stock process for all of them.
+    The workers of a test run share them."""
     own = tmp_path_factory.getbasetemp()
     folder = (own if worker_id == "master" else own.parent) / "architectures"
     folder.mkdir(exist_ok=True)

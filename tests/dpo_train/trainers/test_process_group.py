@@ -1,4 +1,4 @@
-"""Two processes that train one trial, against one: gloo on a CPU, at equal global batch."""
+"""Two processes give the numbers of one at the same global batch: gloo on a CPU."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
-"""Absolute and relative: sums go in another order. Measured: 4e-6 nats of a margin of 4."""
+"""Absolute and relative. Sums have another order; measured: 4e-6 nats of a margin of 4."""
 
 
 def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: bool) -> Any:
-    """Every rank's reports of both trials."""
+    """Return the reports of both trials from every rank."""
     out.mkdir()
     port = free_port()
-    asked = {"config": config.model_dump(mode="json"), "prepared": str(prepared), "out": str(out)}
+    request = {"config": config.model_dump(mode="json"), "prepared": str(prepared), "out": str(out)}
     ranks = []
     for rank in range(count):
         peers = {"rank": rank, "count": count, "host": "127.0.0.1", "port": port,
@@ -36,14 +36,14 @@ def train(config: TrainConfig, prepared: Path, out: Path, count: int, sharded: b
                     sys.executable,
                     "-m",
                     "tests.helpers.peer_process",
-                    json.dumps({**asked, "peers": peers}),
+                    json.dumps({**request, "peers": peers}),
                 ],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
-    said = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(said)
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * count, "\n".join(outputs)
     return [json.loads((out / f"reports{rank}.json").read_text()) for rank in range(count)]
 
 
@@ -83,7 +83,7 @@ def compare(config: TrainConfig, prepared: Path, sharded: bool, tmp_path: Path) 
     both = train(config, prepared, tmp_path / "two", 2, sharded)
     assert [report["pairs_seen"] for report in alone] == [16, 32, 48, 64, 80]
     names = [name for name in alone[0] if name.startswith(("eval/", "train/loss", "pairs_seen"))]
-    for trials in both:  # of each rank: one, and one that went on from its saved state
+    for trials in both:  # each rank has two: the second went on from a saved state
         for reports in trials:
             for then, now in zip(alone, reports, strict=True):
                 expected = pytest.approx(
@@ -92,7 +92,7 @@ def compare(config: TrainConfig, prepared: Path, sharded: bool, tmp_path: Path) 
                 assert {name: now[name] for name in names} == expected
     file = "adapter_model.safetensors" if config.lora else "model.safetensors"
     for trial in ("first", "second"):
-        here, there = (load_file(tmp_path / side / trial / file) for side in ("one", "two"))
-        assert here.keys() == there.keys()
-        for name, weight in here.items():
-            assert there[name].sub(weight).abs().max() < 1e-4
+        one, other = (load_file(tmp_path / side / trial / file) for side in ("one", "two"))
+        assert one.keys() == other.keys()
+        for name, weight in one.items():
+            assert other[name].sub(weight).abs().max() < 1e-4

@@ -21,7 +21,7 @@ HISTORY = [
 
 
 def right_messages(number: int) -> dict[str, list[dict[str, str]]]:
-    """The pair, written by hand in the form that TRL's documentation recommends."""
+    """Return a pair, written by hand in the form that TRL's documentation recommends."""
     texts = {"chosen": f"The answer is {number + 1}.", "rejected": f"It must be {number}, sure."}
     answers = {side: [{"role": "assistant", "content": text}] for side, text in texts.items()}
     question = {"role": "user", "content": f"Which number follows {number}?"}
@@ -92,5 +92,5 @@ def test_public_forms_are_trained_as_by_a_stock_trainer(
         losses = [report["train/loss"] for report in mine]
         assert losses == pytest.approx(theirs["losses"], rel=1e-5)
         assert losses[0] == pytest.approx(0.693147, rel=1e-5)
-        assert losses[1] < 0.69  # the first step has learnt something
+        assert losses[1] < 0.69  # the first step has trained the model
         assert mine[-1]["eval/loss"] == pytest.approx(theirs["eval"]["eval_loss"], rel=1e-5)

@@ -1,3 +1,5 @@
+"""The TRL session gives the numbers of a stock DPOTrainer, saves, and goes on."""
+
 import inspect
 import json
 import weakref
@@ -142,7 +144,7 @@ def test_a_trial_saved_between_two_reports_goes_on_to_the_last_bit(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, lora: Any
 ) -> None:
     trial = config(
-        small_config, lora=lora, optim__batch_size=1, optim__epochs=3, eval_every_pairs=40
+        small_config, lora=lora, optim__batch_size=2, optim__epochs=3, eval_every_pairs=40
     )
     goes_on_from_between_two_reports(trial, small_prepared, tmp_path)
 
@@ -216,8 +218,10 @@ def test_a_trial_leaves_the_base_as_it_was(small_config: TrainConfig, small_prep
     assert all(weight.requires_grad for weight in after.values())
 
 
-def test_a_base_that_is_forgotten_is_freed(small_config: TrainConfig, small_prepared: Path) -> None:
-    _Shared._now = None  # an engine of an earlier test in this process has the base too
+def test_a_base_that_is_no_longer_used_is_freed(
+    small_config: TrainConfig, small_prepared: Path
+) -> None:
+    _Shared._now = None  # an engine of an earlier test may share the base
     session = open_session(config(small_config, lora=LORA), small_prepared, "cpu")
     session.advance()
     policy = weakref.ref(model.load_base(small_config.model, "cpu").model)
@@ -283,7 +287,7 @@ def test_trl_still_has_the_hooks_that_we_rely_on() -> None:
 def test_a_model_whose_own_code_fails_in_training_is_refused(
     small_config: TrainConfig, tmp_path: Path, lora: Any
 ) -> None:
-    """transformers 5.23 reads a field of Granite's mixture that its configuration has not."""
+    """transformers 5.23 reads a field of Granite's mixture that its configuration does not have."""
     experts = transformers.GraniteMoeConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
     folder = save(experts, tmp_path / "model")
     trial = override(small_config, {"model.id": str(folder), "data.limit": 12, "lora": lora})

@@ -1,4 +1,4 @@
-"""What a search asks of a cluster, without one."""
+"""The resources that a search requests from a cluster, tested without one."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,9 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
         find_run_here(str(tmp_path))
 
 
-def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cluster_that_can_grow_all_of_at_once_is_requested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config = SearchConfig.model_validate({"name": "x", "resources": {"at_once": 64}})
     assert capacity.trial_capacity(config) == 64
@@ -62,22 +64,22 @@ def test_a_cluster_that_may_grow_is_asked_for_all_at_once(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(1, 2), (0.001, 3), (0.7, 8), (4, 0.5), (0.5, 0)])
 def test_a_trial_takes_no_more_than_its_members_do(cpus: float, gpus: float) -> None:
-    asked = {"name": "x", "resources": {"cpus": cpus, "gpus": gpus}}
-    config = SearchConfig.model_validate(asked)
+    content = {"name": "x", "resources": {"cpus": cpus, "gpus": gpus}}
+    config = SearchConfig.model_validate(content)
     wanted = {"CPU": round(cpus * config.resources.members, 4), "GPU": gpus}
     assert capacity._wanted(config) == {name: amount for name, amount in wanted.items() if amount}
 
 
 def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Path) -> None:
-    def said(gpus: float, took: float) -> str:
+    def message(gpus: float, took: float) -> str:
         config = SearchConfig.model_validate({"name": "x", "resources": {"gpus": gpus}})
         report = {"peak_memory_gb": took, "device_memory_gb": 24.0}
         return gpu_share.overfull(config, report)
 
-    assert said(0.25, 5.9) == said(1, 23.0) == ""
-    assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in said(0.25, 7.5)
-    assert "3 would fit: type `--set resources.gpus=0.333" in said(0.25, 7.5)
-    assert "1 would fit: type `--set resources.gpus=1 " in said(0.5, 23.0)
+    assert message(0.25, 5.9) == message(1, 23.0) == ""
+    assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in message(0.25, 7.5)
+    assert "3 would fit: type `--set resources.gpus=0.333" in message(0.25, 7.5)
+    assert "1 would fit: type `--set resources.gpus=1 " in message(0.5, 23.0)
 
     driver = Driver(tmp_path, trainer="trl", resources={"gpus": 0.25})
     trial = driver.start()
@@ -85,8 +87,8 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
     full = {"peak_memory_gb": 7.5, "device_memory_gb": 24.0}
     result = result_of(Step({**report, **full}, began=1.0, seconds=1.0))
     assert driver.scheduler.on_trial_result(None, trial, result) == "STOP"
-    assert driver.scheduler.input_error == said(0.25, 7.5)
-    driver.complete(trial, result)  # once that is mended, it goes on
+    assert driver.scheduler.input_error == message(0.25, 7.5)
+    driver.complete(trial, result)  # it can go on after the user has changed the fraction
     assert [record.state for record in driver.records.open_trials()] == ["running"]
 
 

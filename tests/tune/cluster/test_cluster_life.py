@@ -1,4 +1,4 @@
-"""What takes minutes: the death of a head, and a search that trains what each node fetches."""
+"""Tests of minutes: a head that dies, and a search whose nodes each fetch the model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from dpo_train import sample
 from tests.helpers.hub_server import HubServer
 from tests.helpers.network import Network
-from tests.helpers.placements import most_at_once, places
+from tests.helpers.placements import most_at_once, placements
 from tests.helpers.ray_cluster import RayCluster, working_folder
 from tests.helpers.simulated_search import ended, hurry
 from tune.run_folder.results import load_results
@@ -83,14 +83,14 @@ def test_each_node_fetches_the_model_once_and_a_late_one_gets_what_it_needs(
             cluster.start_head(cpus=0)
             cluster.start_node(1, cpus=2)
             cluster.submit("real", folder, "real.yaml")
-            cluster.wait_until(lambda: places(run), "real")
+            cluster.wait_until(lambda: placements(run), "real")
             cluster.start_node(2, cpus=1)
             cluster.follow("real")
         finally:
             cluster.close()
         fetched = [r for r in hub.requests if r.method == "GET" and "safetensors" in r.path]
     results = load_results(run)
-    assert {place["node"] for place in places(run)} == {network.address(1), network.address(2)}
+    assert {each["node"] for each in placements(run)} == {network.address(1), network.address(2)}
     assert len(fetched) == 2
     assert results.cost.reference_pairs == sum(results.data["pairs"].values())
     assert results.winner is not None
@@ -115,7 +115,7 @@ def test_a_trial_of_two_gpus_gets_two_of_one_node(tmp_path: Path, network: Netwo
     finally:
         cluster.close()
     run = tmp_path / "shared" / "pairs"
-    taken = places(run)
-    assert {place["node"] for place in taken} == {network.address(1), network.address(2)}
-    assert {len(set(place["gpus"].split(","))) for place in taken} == {2}
+    taken = placements(run)
+    assert {each["node"] for each in taken} == {network.address(1), network.address(2)}
+    assert {len(set(each["gpus"].split(","))) for each in taken} == {2}
     assert set(most_at_once(run).values()) == {1}

@@ -1,4 +1,4 @@
-"""A cluster without a shared folder: each node has a disk of its own, and all a bucket."""
+"""A cluster without a shared folder: each node has its own disk, and all share a bucket."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ wandb: {mode: disabled}
 
 @pytest.fixture(autouse=True)
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's login and mirror; the nodes have their own."""
+    """Set the login and the mirror of this process; the nodes have their own."""
     for name, value in LOGIN.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DPO_TUNE_CACHE", str(tmp_path / "disk"))
@@ -87,7 +87,7 @@ def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they
             output = nodes.follow("real")
         finally:
             nodes.close()
-        after, there = ended(), store.read()
+        after, stored = ended(), store.read()
         results = load_results(store.run("real"))
         taken = places()
         test = mirror.pull(results.folder.winner)
@@ -95,7 +95,7 @@ def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they
     assert len(before) < 8
     assert {key: after[key] for key in before} == before
     assert "its process died; it goes on in another" in output
-    assert {place["node"] for place in taken} >= {nodes.address(node) for node in (1, 2)}
+    assert {each["node"] for each in taken} >= {nodes.address(node) for node in (1, 2)}
     for record in after.values():
         assert record["state"] == "finished"
         pairs = [report["pairs_seen"] for report in record["curve"]]
@@ -105,8 +105,8 @@ def test_the_head_and_a_worker_die_with_their_disks_and_late_nodes_get_what_they
     assert results.cost.reference_pairs == sum(results.data["pairs"].values())
     assert results.winner is not None
     assert results.winner.test.metrics["accuracy"] > 0.5
-    assert (test / "model.safetensors").read_bytes() == there["real/winner/model.safetensors"]
-    assert not [path for path in there if path.startswith("real/state/")]
+    assert (test / "model.safetensors").read_bytes() == stored["real/winner/model.safetensors"]
+    assert not [path for path in stored if path.startswith("real/state/")]
 
 
 @pytest.mark.parametrize("trainer", ["trl", "packed"])
@@ -116,12 +116,12 @@ def test_a_real_search_runs_from_start_to_winner_on_a_url(
     yaml = tmp_path / "real.yaml"
     yaml.write_text(f"trainer: {trainer}\nlora: {{r: 4, alpha: 8}}\nconfirm: {{}}\n{YAML}")
     with ObjectStore(tmp_path) as store:
-        asked = ("--set", f"runs_dir={store.url}", "--set", "trials=3")
-        done = dpo_tune("run", yaml, *asked)
+        options = ("--set", f"runs_dir={store.url}", "--set", "trials=3")
+        done = dpo_tune("run", yaml, *options)
         assert done.returncode == 0, done.stdout + done.stderr
         again = dpo_tune("resume", store.run("real"), "--trials", "+1")
         assert again.returncode == 0, again.stdout + again.stderr
-        there = store.read()
+        stored = store.read()
         results = load_results(store.run("real"))
         written = dpo_tune("push", store.run("real"), "--to", tmp_path / "hub", "--merged",
                            "--license", "apache-2.0")  # fmt: skip
@@ -130,6 +130,6 @@ def test_a_real_search_runs_from_start_to_winner_on_a_url(
     assert results.confirmation is not None
     assert results.winner is not None
     assert results.cost.reference_pairs == sum(results.data["pairs"].values())
-    assert "real/winner/adapter_model.safetensors" in there
+    assert "real/winner/adapter_model.safetensors" in stored
     assert {record.state for record in results.runs} == {"finished"}
     assert len(results.trials) == 4

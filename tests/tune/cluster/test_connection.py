@@ -13,7 +13,7 @@ from tune.cluster import connection
 def test_a_ray_that_does_not_come_up_in_time_is_started_once_more(
     monkeypatch: pytest.MonkeyPatch, slow_starts: int
 ) -> None:
-    """The machine is played here: its start is slow only under loads that no test can make."""
+    """The slow machine is simulated: no test can produce the load that makes a start slow."""
     starts: list[str] = []
 
     def init(address: str, **_: Any) -> None:

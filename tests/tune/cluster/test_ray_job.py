@@ -1,4 +1,4 @@
-"""A search as a Ray job on three nodes: sent, struck by the death of a node, stopped, finished.
+"""A search as a Ray job on three nodes: it is sent, loses a node, is stopped and finishes.
 
 The nodes have addresses and disks of their own, logical GPUs, and one shared folder.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.helpers.network import Network
-from tests.helpers.placements import most_at_once, places
+from tests.helpers.placements import most_at_once, placements
 from tests.helpers.ray_cluster import RayCluster, working_folder
 from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import hurry
@@ -27,12 +27,12 @@ SIMULATED = (
     "wandb.mode=disabled", "resources.gpus=1", "trials=12",
 )  # fmt: skip
 SECONDS = 3.0
-"""Of one report: so slow that the slowest machine sees the search half done."""
+"""Seconds of one report: so slow that even a slow machine sees the search half done."""
 
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """The one folder that all nodes see."""
+    """Return the one folder that all nodes see."""
     folder = tmp_path / "shared"
     folder.mkdir()
     return folder
@@ -40,7 +40,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
-    """A head that answers, behind a token."""
+    """Start a cluster with a head that answers and asks for a token."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
@@ -56,7 +56,7 @@ def cluster(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def submit(cluster: RayCluster, job: str, *values: str) -> None:
-    """What the README says to type, in this repository as it is."""
+    """Submit a job as the README says, from this repository as it is."""
     settings = [word for value in values for word in ("--set", value)]
     cluster.submit(job, ROOT, "searches/quickstart.yaml", *settings)
 
@@ -68,18 +68,18 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
     cluster.start_node(1, gpus=2)
     cluster.start_node(2, gpus=2)
     submit(cluster, "first", *SIMULATED, f"simulated.seconds_per_report={SECONDS}")
-    cluster.wait_until(lambda: len({place["node"] for place in places(run)}) == 2, "first")
+    cluster.wait_until(lambda: len({each["node"] for each in placements(run)}) == 2, "first")
     cluster.wait_until(lambda: _reports(run) >= 5, "first")
     cluster.kill(2)
     cluster.start_node(3, gpus=2)
     cluster.wait_until(
-        lambda: cluster.address(3) in {place["node"] for place in places(run)}, "first"
+        lambda: cluster.address(3) in {each["node"] for each in placements(run)}, "first"
     )
     cluster.job("stop", "first")
-    said = cluster.job("logs", "first")
-    assert re.search(r"interrupted; to go on: .* resume ", said)
-    assert "its process died; it goes on in another" in said
-    assert "Traceback" not in said
+    output = cluster.job("logs", "first")
+    assert re.search(r"interrupted; to go on: .* resume ", output)
+    assert "its process died; it goes on in another" in output
+    assert "Traceback" not in output
     assert any(record.state in ("running", "pending") for record in records_of(run))
 
     hurry(run)
@@ -96,7 +96,7 @@ def test_a_job_survives_a_node_and_a_stop_and_holds_each_gpu_once(
     moved = [record for record in records if cluster.address(2) in nodes[record.id][:-1]]
     assert moved
     for record in moved:
-        # Each stroke costs at most the report that was not yet saved.
+        # Each interruption costs a trial at most the report that was not yet saved.
         again = record.seconds - sum(report["train_seconds"] for report in record.curve)
         assert again < SECONDS * (len(nodes[record.id]) - 0.5)
 
@@ -115,12 +115,12 @@ def test_a_job_is_followed_runs_what_it_brought_and_has_the_variables_it_was_giv
         "wandb: {mode: disabled}\n"
     )
     variables = {"env_vars": {"DPO_TUNE_RUNS": str(shared / "elsewhere")}}
-    said = cluster.job("submit", "--runtime-env-json", json.dumps(variables), "--working-dir",
+    output = cluster.job("submit", "--runtime-env-json", json.dumps(variables), "--working-dir",
                        folder, "--", "python", "-m", "tune", "run", "halves.yaml")  # fmt: skip
     run = shared / "elsewhere" / "halves"
     winner = load_results(run).winner
     assert winner is not None
-    assert f"winner {winner.trial}" in said
+    assert f"winner {winner.trial}" in output
     assert set(most_at_once(run).values()) == {2}
 
 
@@ -129,4 +129,4 @@ def _reports(run: Path) -> int:
 
 
 def _nodes(run: Path, record: TrialRecord) -> list[str]:
-    return [place["node"] for place in places(run) if place["trial"] == record.id]
+    return [each["node"] for each in placements(run) if each["trial"] == record.id]

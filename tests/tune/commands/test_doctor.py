@@ -1,4 +1,4 @@
-"""What doctor reads before a search: model, data, tokens, one pair; and what it refuses."""
+"""`dpo-tune doctor` checks model, data, tokens and one pair before a search."""
 
 import json
 import subprocess
@@ -37,12 +37,12 @@ def looked_at(config: SearchConfig) -> str:
 
 
 def test_it_says_what_the_tokenizer_makes_of_the_data(tmp_path: Path) -> None:
-    said = looked_at(search(tmp_path, ROWS))
-    assert "data         " in said
-    assert "read as prompt + answers, 60 rows; 40 train, 10 eval, 10 test pairs" in said
-    assert "tokens, with a chat template" in said
-    assert "left out as longer than data.max_length_tokens, 1,024: none" in said
-    assert said.endswith("ready        yes")
+    output = looked_at(search(tmp_path, ROWS))
+    assert "data         " in output
+    assert "read as prompt + answers, 60 rows; 40 train, 10 eval, 10 test pairs" in output
+    assert "tokens, with a chat template" in output
+    assert "left out as longer than data.max_length_tokens, 1,024: none" in output
+    assert output.endswith("ready        yes")
 
 
 def test_one_pair_is_shown_as_it_is_trained(tmp_path: Path) -> None:
@@ -50,31 +50,31 @@ def test_one_pair_is_shown_as_it_is_trained(tmp_path: Path) -> None:
     pair = preview(config.model, config.data, load_pairs(config.data)).example
     assert pair.prompt.endswith("assistant\n")
     assert pair.chosen.startswith("It is ")
-    said = looked_at(config)
+    output = looked_at(config)
     chosen = pair.chosen.partition("\n")[0]
-    assert f"one pair     {pair.place}, as it is trained" in said
-    assert f"    | ▶{chosen}\n" in said
-    assert "    | ▶None." in said
-    assert f"  chosen, {pair.tokens[1]} tokens:" in said
+    assert f"one pair     {pair.place}, as it is trained" in output
+    assert f"    | ▶{chosen}\n" in output
+    assert "    | ▶None." in output
+    assert f"  chosen, {pair.tokens[1]} tokens:" in output
 
 
 def test_control_characters_of_a_dataset_reach_no_terminal(tmp_path: Path) -> None:
     rows = [{**row, "chosen": f"It is \x1b[2J{row['chosen']}"} for row in ROWS]
-    said = looked_at(search(tmp_path, rows))
-    assert "\x1b" not in said
-    assert r"▶It is \x1b[2J" in said
+    output = looked_at(search(tmp_path, rows))
+    assert "\x1b" not in output
+    assert r"▶It is \x1b[2J" in output
 
 
 def test_it_counts_what_is_left_out_and_shows_the_first_bad_rows(tmp_path: Path) -> None:
     long = {"prompt": "Why?", "chosen": "Because. " * 200, "rejected": "So."}
     rows = [*ROWS, long, ROWS[0], {"prompt": "Why?", "chosen": None, "rejected": "So."}]
-    said = looked_at(search(tmp_path, rows, data={"on_bad_row": "skip", "max_length_tokens": 64}))
-    assert "left out: no chosen (1), duplicates (1)" in said
-    assert f"             left out: {tmp_path}/rows.jsonl line 63: chosen is null" in said
-    assert "left out as longer than data.max_length_tokens, 64: 1 (1.6%)" in said
+    output = looked_at(search(tmp_path, rows, data={"on_bad_row": "skip", "max_length_tokens": 64}))
+    assert "left out: no chosen (1), duplicates (1)" in output
+    assert f"             left out: {tmp_path}/rows.jsonl line 63: chosen is null" in output
+    assert "left out as longer than data.max_length_tokens, 64: 1 (1.6%)" in output
 
 
-def test_of_many_rows_a_sample_is_tokenised_and_that_is_said(
+def test_only_a_sample_of_many_rows_is_tokenised_and_reported_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(previews, "_MOST_ROWS", 20)
@@ -86,8 +86,10 @@ def test_a_split_whose_pairs_are_all_too_long_is_refused(tmp_path: Path) -> None
         looked_at(search(tmp_path, ROWS, data={"max_length_tokens": 8}))
 
 
-def test_what_is_most_wrong_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """512 GPUs can't share out a batch of 8 either, and the data are not there."""
+def test_the_worst_mistake_is_reported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 8 can't be shared out among 512 GPUs either, and the data don't exist."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = search(tmp_path, ROWS, resources={"gpus": 512}, data={"id": "nowhere.jsonl"})
     lines = examine(config)
@@ -96,7 +98,7 @@ def test_what_is_most_wrong_is_said_first(tmp_path: Path, monkeypatch: pytest.Mo
         list(lines)
 
 
-def test_a_folder_in_which_run_would_not_begin_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_which_run_would_fail_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs" / "x").mkdir(parents=True)
     (tmp_path / "runs" / "x" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other files"):

@@ -1,7 +1,6 @@
-"""`dpo-tune export RUN --gguf`: the winner answers in llama.cpp as it does here, or nothing is
+"""After `dpo-tune export RUN --gguf` the winner answers in llama.cpp as it does here, or nothing is
 written."""
 
-import json
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from dpo_train.errors import InputError
 from tests.conftest import Run
 from tests.helpers.finished_runs import make_run
 from tests.helpers.llama_cpp import LlamaCpp
+from tests.helpers.recorded_search import Search
 from tune.commands.export import export_gguf
 from tune.publish import push
 
@@ -118,14 +118,11 @@ def test_a_search_that_can_not_push_its_gguf_file_is_refused_before_it_begins(
         refuse_unpublishable_search(config, hub)
 
 
-@pytest.mark.slow
-def test_a_run_without_a_winner_has_nothing_to_export(tmp_path: Path, dpo_tune: Run) -> None:
-    (tmp_path / "x.yaml").write_text(json.dumps({
-        "trainer": "simulated", "space": {"dpo.beta": {"uniform": [0.1, 0.2]}}, "trials": 2,
-        "name": "x", "wandb": {"mode": "disabled"},
-    }))  # fmt: skip
-    assert dpo_tune("run", "x.yaml").returncode == 0
-    done = dpo_tune("export", "x", "--gguf")
+def test_a_simulated_search_has_nothing_to_export(tmp_path: Path, dpo_tune: Run) -> None:
+    search = Search(tmp_path)
+    search.report(1)
+    search.end()
+    done = dpo_tune("export", search.folder, "--gguf")
     assert done.returncode == 2
     assert re.search("simulated search has no model", done.stderr)
     assert not (tmp_path / "x-gguf").exists()

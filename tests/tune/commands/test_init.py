@@ -23,7 +23,7 @@ ROWS = [
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a person's model and pairs."""
+    """Return a folder with a user's model and pairs."""
     shutil.copytree(sample.MODEL, tmp_path / "my model")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.chdir(tmp_path)
@@ -45,7 +45,7 @@ def test_two_commands_lead_from_a_folder_and_a_file_to_a_winner(
 
 
 def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
-    said = write_search(Wanted("my model", "pairs.jsonl", Path("x.yaml")), {})
+    printed = write_search(Wanted("my model", "pairs.jsonl", Path("x.yaml")), {})
     text = (here / "x.yaml").read_text()
     assert text.startswith("# yaml-language-server: $schema=/")
     assert 'model: {id: "my model"}' in text
@@ -55,10 +55,10 @@ def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
     assert (config.name, config.model.id, config.data.id) == ("x", "my model", "pairs.jsonl")
     assert len(config.space) == 3
     assert config.lora is not None
-    assert "`dpo-tune run x.yaml`" in said
+    assert "`dpo-tune run x.yaml`" in printed
 
 
-def test_what_the_data_need_is_taken_over(here: Path) -> None:
+def test_init_writes_the_columns_that_the_data_need(here: Path) -> None:
     renamed = [{"question": r["prompt"], "good": r["chosen"], "bad": [r["rejected"]]} for r in ROWS]
     (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
     wanted = Wanted("sample", "odd.jsonl", Path("odd.yaml"))
@@ -87,17 +87,17 @@ class Terminal(StringIO):
 
 def test_at_a_terminal_three_questions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["my model", "pairs.jsonl", ""])
-    asked: list[str] = []
+    questions: list[str] = []
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or next(answers))
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or next(answers))
     found = ask_for_missing(None, None, None)
     assert found == Wanted("my model", "pairs.jsonl", Path("pairs.yaml"))
-    assert [text.split(":")[0] for text in asked] == [
+    assert [text.split(":")[0] for text in questions] == [
         "base model", "preference pairs", "file to write [pairs.yaml]",
     ]  # fmt: skip
 
 
-def test_what_flags_say_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_does_not_ask_for_values_given_as_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda text: pytest.fail(text))
     assert ask_for_missing("m", "acme/truthy", None).file == Path("truthy.yaml")

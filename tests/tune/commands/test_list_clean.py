@@ -1,4 +1,4 @@
-"""What `dpo-tune list` says of each run."""
+"""`dpo-tune list` describes each run."""
 
 from pathlib import Path
 

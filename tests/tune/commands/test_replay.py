@@ -15,7 +15,7 @@ from tune.run_folder.yaml_file import write_yaml
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Driver:
-    """A search whose first trial trained for two reports."""
+    """Return a search whose first trial trained for two reports."""
     driver = Driver(tmp_path)
     write_yaml(tmp_path / "search.yaml", driver.config)
     task = driver.start().config["task"]
@@ -49,7 +49,7 @@ def test_the_largest_difference_is_named_with_its_place(tmp_path: Path, driver: 
     assert str(done) == "2 reports; the largest difference is 0.25, of eval/drift at 192 pairs"
 
 
-def test_what_cannot_be_trained_again_is_refused(tmp_path: Path, driver: Driver) -> None:
+def test_a_trial_that_can_not_be_trained_again_is_refused(tmp_path: Path, driver: Driver) -> None:
     with pytest.raises(InputError, match="has no trial 'x-009'; trials: "):
         replay(tmp_path, "x-009")
     waiting = driver.start().config["task"].name

@@ -1,4 +1,4 @@
-"""A person's hand in a running search: stop and clone, from another process."""
+"""A user steers a running search from another process: `stop` and `clone`."""
 
 import sys
 from collections.abc import Callable
@@ -74,23 +74,23 @@ def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_searc
 
 
 @pytest.mark.parametrize(
-    ("ask", "told"),
+    ("ask", "message"),
     [
         (lambda run, _: stop(run, "x-000"), "has no trial 'x-000'; trials: "),
         (lambda run, trial: clone(run, trial, {"optim.learning_rate": 1.0}), "lies outside"),
         (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is no axis"),
     ],
 )
-def test_what_cannot_be_is_refused_and_leaves_nothing(
-    tmp_path: Path, driver: Driver, ask: Callable[[Path, str], None], told: str
+def test_an_impossible_stop_or_clone_is_refused_and_leaves_no_request(
+    tmp_path: Path, driver: Driver, ask: Callable[[Path, str], None], message: str
 ) -> None:
     trial = driver.start().config["task"].name
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         ask(tmp_path, trial)
     assert not (tmp_path / "requests").exists()
 
 
-def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path: Path) -> None:
+def test_changes_of_a_clone_may_activate_or_deactivate_axes(tmp_path: Path) -> None:
     space = {"lora": {"choice": [None, {"alpha": 32}]},
              "lora.r": {"int": [4, 64], "when": {"lora": "not null"}}}  # fmt: skip
     points = [{"lora": None}, {"lora": {"alpha": 32}, "lora.r": 8}]
@@ -104,8 +104,8 @@ def test_changes_may_call_axes_to_life_or_leave_them_without_a_meaning(tmp_path:
     assert 4 <= drawn.config["task"].point["lora.r"] <= 64
     record = driver.records.trials[drawn.config["task"].name]
     driver.finish(drawn, 512, 0.9)
-    (told,) = [t for t in driver.study.trials if t.user_attrs["trial"] == record.id]
-    assert told.params["lora.r"] == record.config["lora.r"]
+    (trial,) = [t for t in driver.study.trials if t.user_attrs["trial"] == record.id]
+    assert trial.params["lora.r"] == record.config["lora.r"]
 
 
 def test_a_clone_that_a_killed_driver_recorded_is_not_made_twice(
@@ -114,17 +114,17 @@ def test_a_clone_that_a_killed_driver_recorded_is_not_made_twice(
     trial = driver.start().config["task"].name
     clone(tmp_path, trial, {})
     (request,) = (tmp_path / "requests").iterdir()
-    kept = (request / "request.json").read_text()
+    content = (request / "request.json").read_text()
     driver.start()
     request.mkdir()
-    (request / "request.json").write_text(kept)
+    (request / "request.json").write_text(content)
     again = Driver(tmp_path)
     for _ in range(3):
         again.start()
     assert sum(record.cloned_from is not None for record in again.records.trials.values()) == 1
 
 
-def test_a_request_that_is_not_understood_is_laid_aside(
+def test_an_invalid_request_is_set_aside(
     tmp_path: Path, driver: Driver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = driver.start()
@@ -180,8 +180,8 @@ def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
     )
     assert not is_finished(open_run(RunFolder.at(tmp_path)))
     assert (tmp_path / "evaluations.json").exists()
-    asked = ConfirmConfig(evaluate="another:judge")
-    adopt(open_run(RunFolder.at(tmp_path)), driver.config.model_copy(update={"confirm": asked}))
+    changed = ConfirmConfig(evaluate="another:judge")
+    adopt(open_run(RunFolder.at(tmp_path)), driver.config.model_copy(update={"confirm": changed}))
     assert not (tmp_path / "evaluations.json").exists()
 
 
@@ -203,8 +203,8 @@ def test_a_running_search_is_steered_from_another_process(
     run = tmp_path / "runs" / "sim"
     wait_until(lambda: any(len(record.curve) >= 2 for record in records_of(run)), process)
     (first,) = records_of(run)
-    asked = dpo_tune("clone", "sim", first.id, "--set", "dpo.beta=0.2")
-    assert asked.stdout.startswith("asked: learning_rate=")
+    requested = dpo_tune("clone", "sim", first.id, "--set", "dpo.beta=0.2")
+    assert requested.stdout.startswith("asked: learning_rate=")
     assert dpo_tune("stop", "sim", first.id).returncode == 0
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

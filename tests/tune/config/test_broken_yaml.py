@@ -1,4 +1,4 @@
-"""A corpus of broken YAML files: each is answered in one line, and nothing is written."""
+"""Each of many broken YAML files gets an error of one line, and nothing is written."""
 
 import json
 import re
@@ -33,18 +33,18 @@ TEXTS = {
 
 
 def broken() -> dict[str, str]:
-    """A corpus of files that are wrong, each in one way."""
+    """Return YAML files that are wrong, each in one way, by what is wrong."""
     cases = {f"file of {name}": text for name, text in TEXTS.items()}
-    for place in PLACES:
+    for path in PLACES:
         for name, value in VALUES.items():
             content = json.loads(json.dumps(GOOD))
-            part, _, field = place.rpartition(".")
-            (content.setdefault(part, {}) if part else content)[field] = value
-            cases[f"{place} is {name}"] = json.dumps(content)
+            section, _, field = path.rpartition(".")
+            (content.setdefault(section, {}) if section else content)[field] = value
+            cases[f"{path} is {name}"] = json.dumps(content)
     for unknown in ("trails", "model.ids", "optim.lr", "stopping.rungs", "hub.token"):
         content = json.loads(json.dumps(GOOD))
-        part, _, field = unknown.rpartition(".")
-        (content.setdefault(part, {}) if part else content)[field] = 1
+        section, _, field = unknown.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[field] = 1
         cases[f"unknown {unknown}"] = json.dumps(content)
     for axis in ({}, {"uniform": [1]}, {"uniform": [2, 1]}, {"log_uniform": [0, 1]}, 3, None,
                  {"choice": []}, {"int": [1.5, 2]}, {"uniform": [0, 1], "choice": [1]},
@@ -73,10 +73,10 @@ def test_a_hundred_broken_yamls_are_each_answered_in_one_line(
         except BaseException as error:
             code = f"{type(error).__name__}: {error}"
         shown = capsys.readouterr()
-        # Those that the YAML alone does not show are found after the first sign of life.
+        # Mistakes that the YAML alone does not show are found after the first line of progress.
         signs = ".*: (looking at model, data and outputs|reading the data)\n"
-        said = re.sub(signs, "", shown.out)
-        if (code, shown.err.count("\n"), said) != (2, 1, "") or "Traceback" in shown.err:
+        printed = re.sub(signs, "", shown.out)
+        if (code, shown.err.count("\n"), printed) != (2, 1, "") or "Traceback" in shown.err:
             wrong[name] = (code, shown.err, shown.out)
         left = sorted(path.name for path in tmp_path.iterdir())
         if left != ["x.yaml"]:

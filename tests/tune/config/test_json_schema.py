@@ -1,4 +1,4 @@
-"""The JSON schema that editors read: made from the configuration, and as strict."""
+"""The JSON schema for editors is made from the configuration and is as strict."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def accepts(**changes: Any) -> bool:
 
 
 def test_the_file_is_what_the_configuration_says() -> None:
-    """If it fails: `dpo-tune schema > tune/config/search.schema.json`."""
+    """If this fails, type `dpo-tune schema > tune/config/search.schema.json`."""
     assert json_schema.FILE.read_text() == json_schema.as_text()
     Draft202012Validator.check_schema(SCHEMA)
 

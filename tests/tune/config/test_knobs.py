@@ -1,4 +1,4 @@
-"""What only some ways to train a trial can do is refused in the others."""
+"""Options that only some trainers support are refused with the others."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which pairs of values no other beats, and which of them cover all."""
+"""The Pareto front of pairs of values, and a few of them that cover it."""
 
 import math
 import random
@@ -36,13 +36,13 @@ def test_the_first_front_of_many_is_that_of_all_fronts() -> None:
 
 
 def test_a_front_is_covered_from_its_best_to_its_far_end_to_its_middle() -> None:
-    # The second value has a hundred times the range: that must not decide.
+    # The second value has a range a hundred times as wide, which must not decide.
     pairs = [(0.6, -10.0), (0.9, -40.0), (0.5, 0.0), (0.75, -20.0), (0.88, -39.0)]
     assert spread(pairs) == [1, 2, 3, 0, 4]
     assert sorted(spread([(0.5, 0.1)] * 3)) == [0, 1, 2]
 
 
-def test_what_is_no_number_lies_on_no_front() -> None:
+def test_nan_is_on_no_front() -> None:
     nothing = {"eval/accuracy": float("nan"), "eval/drift": 0.0}
     some = {"eval/accuracy": 0.6, "eval/drift": 0.3}
     goal = Objective.of(("eval/accuracy", "eval/drift"))

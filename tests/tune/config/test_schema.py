@@ -1,3 +1,5 @@
+"""The configuration of a search: what it refuses, and its defaults."""
+
 from pathlib import Path
 
 import pytest
@@ -44,14 +46,14 @@ def test_an_override_reaches_its_field_and_an_unknown_path_is_refused(tmp_path: 
         load_train(path, {"optim.epoch": 4})
 
 
-def test_a_path_below_null_makes_the_part() -> None:
+def test_a_path_below_null_creates_the_section() -> None:
     config = override(TrainConfig(), {"lora.r": 4})
     assert config.lora is not None
     assert config.lora.r == 4
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"model": {"dtype": "bfloat16"}}, "bfloat16 weights can't be trained in full"),
         ({"optim": {"batch_size": 128}, "eval_every_pairs": 64}, "larger than eval_every_pairs 64"),
@@ -65,10 +67,12 @@ def test_a_path_below_null_makes_the_part() -> None:
         ({"optim": {"learning_rate": "fast"}}, "not 'fast'"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(content: dict[str, object], said: str) -> None:
+def test_a_configuration_that_can_not_work_is_refused_in_one_line(
+    content: dict[str, object], message: str
+) -> None:
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, content, {}, "trial.yaml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -77,11 +81,11 @@ def test_a_frozen_base_of_a_lora_may_be_bfloat16() -> None:
 
 
 def test_every_field_has_a_docstring() -> None:
-    parts = [TrainConfig, *{part for part in field_paths(TrainConfig).values() if part}]
+    models = [TrainConfig, *{model for model in field_paths(TrainConfig).values() if model}]
     bare = [
-        f"{part.__name__}.{name}"
-        for part in parts
-        for name, field in part.model_fields.items()
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
         if not field.description
     ]
     assert bare == []

@@ -1,3 +1,5 @@
+"""The search space: axes, conditions and points."""
+
 import random
 
 import optuna
@@ -66,7 +68,7 @@ def keys(points: list[dict[str, object]]) -> set[PointKey]:
     return {point_key(point) for point in points}
 
 
-def test_untried_points_are_found_until_there_are_none() -> None:
+def test_untried_points_are_found_until_none_is_left() -> None:
     tried: list[dict[str, object]] = []
     while (point := untried_point(WITH_LORA, keys(tried), random.Random(len(tried)))) is not None:
         assert point not in tried
@@ -102,7 +104,7 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "axis", "said"),
+    ("path", "axis", "message"),
     [
         ("optim.lr", {"uniform": [0, 1]}, "unknown path 'optim.lr'"),
         ("model.id", {"choice": ["a"]}, "changes the reference"),
@@ -128,11 +130,11 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
     ],
 )
 def test_an_axis_that_cannot_be_searched_is_refused(
-    path: str, axis: dict[str, object], said: str
+    path: str, axis: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         search(space={path: axis})
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert path in str(caught.value)
 
 
@@ -152,7 +154,7 @@ def test_true_is_not_the_number_one() -> None:
     assert not Axis(int=(0, 1)).contains(True)
 
 
-def test_a_loss_that_trials_do_not_share_is_no_objective() -> None:
+def test_a_loss_that_differs_between_trials_is_no_objective() -> None:
     beta = {"dpo.beta": {"uniform": [0.1, 0.2]}}
     with pytest.raises(InputError, match="objective: eval/loss can't be compared"):
         search(space=beta, objective="eval/loss")

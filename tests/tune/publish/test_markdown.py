@@ -1,4 +1,4 @@
-"""Values in Markdown make no markup, whatever they hold."""
+"""Values in Markdown never become markup."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The model card, made of results alone."""
+"""The model card is made from the results alone."""
 
 from typing import Any
 
@@ -35,9 +35,11 @@ def publishing(**changes: Any) -> Publishing:
 
 
 def sections(text: str) -> dict[str, str]:
-    """By heading the lines below it."""
+    """Map each heading to the lines below it."""
     body = text.split("\n---\n", 1)[1]
-    return dict(part.split("\n", 1) for part in body.strip().removeprefix("# ").split("\n## "))
+    return dict(
+        section.split("\n", 1) for section in body.strip().removeprefix("# ").split("\n## ")
+    )
 
 
 def test_the_card_has_its_sections_and_tables(results: Results) -> None:
@@ -61,15 +63,15 @@ def test_the_card_has_its_sections_and_tables(results: Results) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "phrase"),
     [
         ("full", "All weights were tuned."),
         ("adapter", "With transformers and peft:"),
         ("merged", "A LoRA adapter was tuned and added"),
     ],
 )
-def test_what_the_weights_are_is_said(results: Results, kind: str, said: str) -> None:
-    assert said in str(model_card.render(results, publishing(kind=kind)))
+def test_what_the_weights_are_is_said(results: Results, kind: str, phrase: str) -> None:
+    assert phrase in str(model_card.render(results, publishing(kind=kind)))
 
 
 def test_base_and_dataset_are_linked(results: Results) -> None:
@@ -85,12 +87,12 @@ def test_what_comes_from_the_search_makes_no_markup(results: Results) -> None:
         "data": {"pairs": {"eval": 1}, "dropped": {HOSTILE: 1}},
     })  # fmt: skip
     card = sections(str(model_card.render(hostile, publishing(pages={"W&B": "https://x.y/z_1"}))))
-    text = "".join(part for name, part in card.items() if name != "To train it again")
-    for place in range(len(text)):
-        if text.startswith("<script", place):
-            # Only as text, or inside code.
-            line = text[text.rfind("\n", 0, place) + 1 : text.find("\n", place)]
-            assert text[place - 1] == "\\" or line.count("````") == 2
+    text = "".join(section for name, section in card.items() if name != "To train it again")
+    for at in range(len(text)):
+        if text.startswith("<script", at):
+            # It may stand there escaped, or inside code.
+            line = text[text.rfind("\n", 0, at) + 1 : text.find("\n", at)]
+            assert text[at - 1] == "\\" or line.count("````") == 2
     assert "- **W&B**: https://x.y/z_1" in text
     recipe = card["To train it again"]
     assert "\n````yaml\n" in recipe

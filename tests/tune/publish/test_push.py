@@ -1,4 +1,4 @@
-"""The winner on the Hub: the real client, unpatched, against `hub_uploads.WritableHub`."""
+"""Pushing the winner with the real client, unpatched, to `hub_uploads.WritableHub`."""
 
 import re
 from pathlib import Path
@@ -18,34 +18,35 @@ from tests.helpers.publish_scenarios import (
 )
 from tests.helpers.simulated_search import wait_until
 from tune import load_results
+from tune.__main__ import main
 
 
 @pytest.mark.slow
 def test_what_is_loaded_back_answers_as_the_winner_does(tmp_path: Path) -> None:
-    told = in_child(round_trips, tmp_path)
+    outcomes = in_child(round_trips, tmp_path)
     for name in ("full", "half", "adapter", "merged"):
-        assert told[name]["theirs"] == told[name]["ours"], name
-        if name != "half":  # a server on a CPU computes float32, whatever lies there
-            assert told[name]["served"] == told[name]["ours"], name
-        assert told[name]["tags"] == {"v1": told[name]["commit"]}
-        files = set(told[name]["files"])
+        assert outcomes[name]["theirs"] == outcomes[name]["ours"], name
+        if name != "half":  # a server on a CPU always computes in float32
+            assert outcomes[name]["served"] == outcomes[name]["ours"], name
+        assert outcomes[name]["tags"] == {"v1": outcomes[name]["commit"]}
+        files = set(outcomes[name]["files"])
         assert {"README.md", "search.yaml", "results.json", "report.html"} <= files
         assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= files
         assert not [path for path in files if path.endswith((".bin", ".pt", ".pkl"))]
-        assert told[name]["asked"]["/api/models/commit/main"] == 1
-    assert {"model.safetensors", "generation_config.json"} <= set(told["full"]["files"])
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(told["adapter"]["files"])
-    assert "model.safetensors" not in told["adapter"]["files"]
-    assert told["adapter"]["base"] == "acme/base"
-    half, full = (told[name]["files"]["model.safetensors"] for name in ("half", "full"))
+        assert outcomes[name]["requests"]["/api/models/commit/main"] == 1
+    assert {"model.safetensors", "generation_config.json"} <= set(outcomes["full"]["files"])
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(outcomes["adapter"]["files"])
+    assert "model.safetensors" not in outcomes["adapter"]["files"]
+    assert outcomes["adapter"]["base"] == "acme/base"
+    half, full = (outcomes[name]["files"]["model.safetensors"] for name in ("half", "full"))
     assert half < 0.6 * full
-    (first, *_) = told["commits"]
+    (first, *_) = outcomes["commits"]
     assert re.fullmatch(r"Winner of full, trial \w{6}-00[01]", first["summary"])
     assert re.match(r"eval/accuracy [01]\.\d+ on held-out pairs, ", first["description"])
-    assert told["traces"] == []
-    assert_true_card(told["card"])
-    assert "adapter_model.safetensors" not in told["then"]
-    assert "model.safetensors" in told["then"]
+    assert outcomes["traces"] == []
+    assert_true_card(outcomes["card"])
+    assert "adapter_model.safetensors" not in outcomes["files after merging"]
+    assert "model.safetensors" in outcomes["files after merging"]
 
 
 def assert_true_card(text: str) -> None:
@@ -59,7 +60,7 @@ def assert_true_card(text: str) -> None:
     numbers = {result.metric_type: result for result in card.data.eval_results}
     assert {"ranking", "accuracy", "drift"} <= numbers.keys()
     assert numbers["accuracy"].dataset_args.keys() == {"key", "pairs"}
-    for part in (
+    for phrase in (
         "# full\n",
         "On 10 test pairs that decided nothing",
         "| `dpo.beta` | uniform 0.05 to 0.5 |",
@@ -70,26 +71,26 @@ def assert_true_card(text: str) -> None:
         'pipeline("text-generation", "team/full")',
         "## Limits",
     ):
-        assert part in text, part
+        assert phrase in text, phrase
 
 
 @pytest.mark.slow
-def test_only_an_improvement_is_pushed_if_that_is_what_was_asked(tmp_path: Path) -> None:
-    told = in_child(comparisons, tmp_path)
-    assert told.pop("is private") is False
-    assert told["strong"]["accuracy"] > told["weak"]["accuracy"]
-    pushed = {name for name, what in told.items() if what["commits"] == 1 and what["noted"]}
+def test_with_when_improved_only_an_improvement_is_pushed(tmp_path: Path) -> None:
+    outcomes = in_child(comparisons, tmp_path)
+    assert outcomes.pop("is private") is False
+    assert outcomes["strong"]["accuracy"] > outcomes["weak"]["accuracy"]
+    pushed = {name for name, what in outcomes.items() if what["commits"] == 1 and what["noted"]}
     assert pushed == {"weak", "strong"}
-    assert {what["commits"] for name, what in told.items() if name not in pushed} == {0}
+    assert {what["commits"] for name, what in outcomes.items() if name not in pushed} == {0}
 
 
 @pytest.mark.slow
 def test_weights_go_through_xet_where_the_hub_has_it(tmp_path: Path) -> None:
-    told = in_child(with_xet, tmp_path, HF_HUB_DISABLE_XET="0")
-    assert told["stored"] > 0.5 * told["weights"]  # it compresses
-    assert told["puts"] == 0
-    assert told["commits"] == 1
-    assert {"model.safetensors", "README.md"} <= set(told["files"])
+    outcome = in_child(with_xet, tmp_path, HF_HUB_DISABLE_XET="0")
+    assert outcome["stored"] > 0.5 * outcome["weights"]  # it compresses
+    assert outcome["puts"] == 0
+    assert outcome["commits"] == 1
+    assert {"model.safetensors", "README.md"} <= set(outcome["files"])
 
 
 YAML = """
@@ -108,8 +109,9 @@ hub: {when: improved, repo: acme/won}
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dpo_tune: Run, start: Start
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dpo_tune: Run, start: Start,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     (tmp_path / "x.yaml").write_text(YAML)
     with WritableHub({}) as hub:
         for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": str(hub.token),
@@ -144,23 +146,24 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
     assert written.returncode == 0, written.stderr
     seen = {path.name: path.read_bytes() for path in (tmp_path / "seen").iterdir()}
     assert seen == {k: v for k, v in hub.files("acme/won").items() if k != ".gitattributes"}
-    for arguments, said in (
+    monkeypatch.chdir(tmp_path)
+    for arguments, message in (
         (("--to", tmp_path / "seen"), "holds something; name a new folder"),
         (("--repo", "won"), "push: hub.repo: 'won' is no owner/name; type `your-name/its-name`"),
         (("--repo", "acme/won", "--dtype", "float16"), "push: hub.dtype: must be one of bfloat16,"),
         (("--to", tmp_path / "new", "--license", "No!"), "push: hub.license: 'No!' is no id"),
     ):
-        wrong = dpo_tune("push", "x", *arguments)
-        assert wrong.returncode == 2
-        assert said in wrong.stderr
-        assert wrong.stderr.count("\n") == 1
+        assert main(["push", "x", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> None:
-    told = in_child(failures, tmp_path)
-    assert told.pop("winner")
-    for name, what in told.items():
+def test_a_failed_push_loses_nothing_and_sends_nothing_twice(tmp_path: Path) -> None:
+    outcomes = in_child(failures, tmp_path)
+    assert outcomes.pop("winner")
+    for name, what in outcomes.items():
         assert what["is whole"], name
         assert what["commits"] == 1, name
         assert what["put again"] == (0 if what["stored"] else 1), name
@@ -169,9 +172,9 @@ def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> 
                 r"to try again type: .*dpo-tune push \S+/full --repo acme/", what["error"]
             )
             assert "\n" not in what["error"]
-    passed = {name for name, what in told.items() if not what["error"]}
+    passed = {name for name, what in outcomes.items() if not what["error"]}
     assert passed == {name for name in FAULTS if "once" in name or "lost" in name}
-    for status, said in (
+    for status, message in (
         ("401 at", "does not take the login (401); type `"),
         ("403 at", "may not write there (403)"),
         ("409 at", "in the way of what is there already (409)"),
@@ -179,8 +182,8 @@ def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> 
         ("503 at the commit, always", "the Hub failed (503)"),
         ("no network at the commit, always", "can't be reached or broke off"),
     ):
-        (name,) = (name for name in told if name.startswith(status) and told[name]["error"])
-        assert said in told[name]["error"]
+        (name,) = (name for name in outcomes if name.startswith(status) and outcomes[name]["error"])
+        assert message in outcomes[name]["error"]
 
 
 @pytest.mark.slow
@@ -188,10 +191,10 @@ def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> 
 def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
     tmp_path: Path,
 ) -> None:
-    told = in_child(refusals, tmp_path)
-    assert told.pop("right") == "acme/new: acme may write, to be made private"
-    assert told.pop("fine-grained") == "acme/new: acme may write, to be made private"
-    said = {
+    outcomes = in_child(refusals, tmp_path)
+    assert outcomes.pop("right") == "acme/new: acme may write, to be made private"
+    assert outcomes.pop("fine-grained") == "acme/new: acme may write, to be made private"
+    messages = {
         "token may read": "the token 'test' may only read",
         "fine-grained may read": "may not write to acme/new; give it `repo.write` for acme",
         "another's": "acme can't write to 'someone'; yours: acme, team",
@@ -202,10 +205,10 @@ def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
         "no licence": "the dataset 'rows.jsonl' states none; say under which licence",
         "two licences": "'acme/base' states apache-2.0, the dataset 'other' states cc-by-4.0",
     }
-    assert told.keys() == said.keys()
-    for name, part in said.items():
-        assert told[name].startswith("refused: hub."), told[name]
-        assert part in told[name]
-        assert "\n" not in told[name]
-        assert "http" not in told[name]  # the client's own texts are full of addresses
-        assert str(tmp_path) not in told[name]
+    assert outcomes.keys() == messages.keys()
+    for name, message in messages.items():
+        assert outcomes[name].startswith("refused: hub."), outcomes[name]
+        assert message in outcomes[name]
+        assert "\n" not in outcomes[name]
+        assert "http" not in outcomes[name]  # the client's own texts are full of addresses
+        assert str(tmp_path) not in outcomes[name]

@@ -1,4 +1,4 @@
-"""Where keys lie on a machine."""
+"""The places on a machine where keys lie are known."""
 
 from pathlib import Path
 

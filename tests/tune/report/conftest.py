@@ -1,4 +1,4 @@
-"""What the tests of the report share: a browser."""
+"""A browser for the tests of the report."""
 
 from tests.helpers.browser import Open, browser, open_page
 

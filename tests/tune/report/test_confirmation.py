@@ -1,4 +1,4 @@
-"""What terminal, report and model card say of finalists that were trained again."""
+"""Terminal, report and model card describe finalists that were trained again."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def test_terminal_report_and_card_say_how_much_was_luck() -> None:
     })  # fmt: skip
     assert results.confirmation is not None
     shown = terminal.render(results)
-    for said in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
+    for phrase in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
                  "the best of the search alone was abc123-001", "20.0", "30.0",
                  "that is +35.0 points (95 % interval +25.0 to +45.0): the winner is "
                  "better"):  # fmt: skip
-        assert said in shown
+        assert phrase in shown
     html = page.render(results)
-    for said in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
+    for phrase in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
                  "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
-        assert said in html
+        assert phrase in html
     publishing = model_card.Publishing(
         "me/x", None, None, model_card.License("mit"), "full", "float32", {}
     )

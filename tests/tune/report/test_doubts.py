@@ -1,4 +1,4 @@
-"""What is said to be doubted of a search and its winner."""
+"""The doubts that a report raises about a search and its winner."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tune.run_folder.luck import Luck
 from tune.run_folder.results import Results
 
 
-def told(results: Results) -> str:
+def joined(results: Results) -> str:
     return " | ".join(doubts(results))
 
 
@@ -41,43 +41,43 @@ def test_an_objective_that_cannot_tell_trials_apart_is_said() -> None:
         for trial in results.trials
     ]
     reports = sum(len(trial.curve) for trial in full)
-    said = saturated(results.objective, full)
-    assert said == (
+    message = saturated(results.objective, full)
+    assert message == (
         f"12 of 12 trials are within 0.01 of 1.000 in eval/accuracy ({reports} of {reports} "
         "reports): it cannot tell them apart; try `--set objective=eval/nll`"
     )
     assert saturated(results.objective, full[:3]) == ""
     assert saturated(simulated(12, objective="eval/nll").objective, full) == ""
     shown = results.model_copy(update={"trials": full})
-    assert f"warning: {said}" in terminal.render(shown)
+    assert f"warning: {message}" in terminal.render(shown)
     assert "it cannot tell them apart" in page.render(shown)
 
 
-def test_a_winner_far_from_the_base_is_said_with_the_best_that_is_near() -> None:
+def test_a_winner_far_from_the_base_is_reported_with_the_best_near_one() -> None:
     results = simulated(12)
     assert results.winner is not None
     near = LessDrift(trial="abc123-004", pairs_seen=128, value=0.81, drift=1.2)
     far = changed(results, eval={**results.winner.eval, "drift": 4.6})
     far = far.model_copy(update={"less_drift": near})
-    assert "drift is 4.6 nats a token" in told(far)
-    assert "abc123-004 at 128 pairs, eval/accuracy 0.810, drift 1.2" in told(far)
-    assert "constraints={eval/drift: {at_most: 1.5}}" in told(far)
+    assert "drift is 4.6 nats a token" in joined(far)
+    assert "abc123-004 at 128 pairs, eval/accuracy 0.810, drift 1.2" in joined(far)
+    assert "constraints={eval/drift: {at_most: 1.5}}" in joined(far)
     bounded = simulated(12, constraints={"eval/drift": {"at_most": 9}})
-    assert "drift is" not in told(far.model_copy(update={"objective": bounded.objective}))
+    assert "drift is" not in joined(far.model_copy(update={"objective": bounded.objective}))
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "doubt"),
     [
         ({"failed": "loss is nan"}, "failed after the report that won, at"),
         ({"test": {"answer_tokens": 90.0}}, "have 90 tokens on average and the base's 30"),
         ({"test": {"repeating": 0.5}}, "50% of the winner's answers repeat themselves"),
     ],
 )
-def test_what_else_speaks_against_a_winner(numbers: dict[str, Any], said: str) -> None:
+def test_other_doubts_about_a_winner(numbers: dict[str, Any], doubt: str) -> None:
     results = changed(simulated(12), **numbers)
     base = results.base["test"].model_copy(update={"answer_tokens": 30.0, "repeating": 0.0})
-    assert said in told(results.model_copy(update={"base": {"test": base}}))
+    assert doubt in joined(results.model_copy(update={"base": {"test": base}}))
 
 
 def test_reports_beyond_a_bound_are_counted_and_none_of_them_wins() -> None:
@@ -85,7 +85,7 @@ def test_reports_beyond_a_bound_are_counted_and_none_of_them_wins() -> None:
     allowed = [t for t in results.trials if t.metrics["eval/drift"] <= 0.02]
     beyond = len(results.trials) - len(allowed)
     assert beyond
-    assert f"{beyond} of 24 trials have no report with eval/drift at most 0.02" in told(results)
+    assert f"{beyond} of 24 trials have no report with eval/drift at most 0.02" in joined(results)
     assert results.winner is not None
     assert results.winner.trial in [trial.id for trial in allowed]
     assert "beyond the bound: eval/drift at most 0.02" in terminal.render(results, rows=24)
@@ -111,5 +111,5 @@ def test_an_answer_that_repeats_itself_is_seen(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no no no", "It is had had had, he said.", "ha haha hahaha"])
-def test_an_answer_that_does_not_is_none(text: str) -> None:
+def test_an_answer_that_does_not_repeat_itself_is_none(text: str) -> None:
     assert not repeats_itself(text)

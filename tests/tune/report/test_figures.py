@@ -1,4 +1,4 @@
-"""The figures: what each shows of which trials, and how far its axes reach."""
+"""The trials that each figure shows, and the ranges of its axes."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def results() -> Results:
 
 @pytest.fixture(scope="module")
 def figures(results: Results) -> dict[str, Any]:
-    """As the page has them."""
+    """Return the figures as the page has them."""
     return parsed(results).figures
 
 
@@ -65,9 +65,9 @@ def test_slices_show_all_trials_that_have_the_axis(
     results: Results, figures: dict[str, Any]
 ) -> None:
     paths = list(SEARCH["space"])
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         having = {number for number, trial in enumerate(results.trials) if path in trial.config}
-        assert numbers(figures[f"slices-{place}"]) == having
+        assert numbers(figures[f"slices-{index}"]) == having
 
 
 def test_importance_counts_the_stopped_trials(results: Results) -> None:
@@ -87,7 +87,7 @@ def test_importance_is_left_out_where_nothing_can_be_compared(results: Results) 
     assert "too alike" in str(of_alike["importance"])
 
 
-def test_axes_reach_as_far_as_they_were_searched(results: Results) -> None:
+def test_axes_cover_the_searched_range(results: Results) -> None:
     narrow = [
         trial.model_copy(update={"config": {**trial.config, "dpo.beta": 0.3}})
         for trial in results.trials
@@ -134,7 +134,7 @@ def test_a_contour_needs_two_ranges() -> None:
     )
 
 
-def test_a_contour_is_blank_where_no_trial_is_near(figures: dict[str, Any]) -> None:
+def test_a_contour_is_blank_far_from_all_trials(figures: dict[str, Any]) -> None:
     surface = figures["contour-0"]["data"][0]["z"]
     flat = [value for row in surface for value in row]
     assert None in flat
@@ -187,7 +187,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("look", LOOKS)
-def test_marks_can_be_told_from_the_page(look: str, scheme: str) -> None:
+def test_marks_can_be_distinguished_from_the_page(look: str, scheme: str) -> None:
     ground = themes()[scheme]["template"]["layout"]["hoverlabel"]["bgcolor"]
     one, other = luminance(LOOKS[look][0]), luminance(ground)
     assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 3

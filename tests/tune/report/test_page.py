@@ -1,4 +1,4 @@
-"""The report of a search, read as a browser would: parsed, its figures loaded from their JSON."""
+"""The report of a search, parsed like in a browser, with its figures loaded from their JSON."""
 
 import base64
 import gzip
@@ -66,7 +66,7 @@ def test_the_answer_comes_first_with_test_numbers_and_intervals(results: Results
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "phrase"),
     [
         (
             -0.01,
@@ -78,13 +78,13 @@ def test_the_answer_comes_first_with_test_numbers_and_intervals(results: Results
     ],
 )
 def test_the_difference_pair_by_pair_is_the_verdict(
-    results: Results, low: float, high: float, said: str
+    results: Results, low: float, high: float, phrase: str
 ) -> None:
     assert results.winner is not None
     over = {"ranking": Difference(difference=0.05, interval=[low, high])}
     test = results.winner.test.model_copy(update={"over_base": over})
     winner = results.winner.model_copy(update={"test": test})
-    assert said in parsed(results.model_copy(update={"winner": winner})).text
+    assert phrase in parsed(results.model_copy(update={"winner": winner})).text
 
 
 def test_the_yaml_on_the_page_is_the_winners_configuration(results: Results) -> None:
@@ -115,16 +115,16 @@ def test_failures_stand_with_their_errors(results: Results) -> None:
 
 
 def hostile(results: Results) -> Results:
-    """With markup wherever text comes from outside."""
+    """Put markup wherever text comes from outside."""
     failed = results.trials[0].model_copy(update={"state": "failed", "error": HOSTILE})
     lora = {"choice": [None, {"alpha": 32}, HOSTILE]}
     search = {**results.search, "space": {**results.search["space"], "lora": lora}}
-    asked = results.trials[1].model_copy(update={"config": {**results.trials[1].config,
+    extreme = results.trials[1].model_copy(update={"config": {**results.trials[1].config,
                                                             "lora": HOSTILE}})  # fmt: skip
     return results.model_copy(
         update={
             "name": HOSTILE,
-            "trials": [failed, asked, *results.trials[2:]],
+            "trials": [failed, extreme, *results.trials[2:]],
             "answers": [Answer(prompt=HOSTILE, base=HOSTILE, winner=HOSTILE, chosen=HOSTILE)],
             "ended": f"budget {HOSTILE}",
             "search": search,
@@ -191,7 +191,7 @@ def test_what_was_searched_on_what_data_and_with_what_stands_at_the_end(results:
     text = " ".join(
         parsed(results.model_copy(update={"environment": about, "data": data})).text.split()
     )
-    for said in (
+    for phrase in (
         "optim.learning_rate log_uniform 1e-05 to 2",
         "lora one of null, alpha=32",
         "lora.r int 4 to 64 lora: not null",
@@ -200,7 +200,7 @@ def test_what_was_searched_on_what_data_and_with_what_stands_at_the_end(results:
         "pairs, train 1,200 pairs, eval 90 left out: longer than 512 tokens 3",
         "hardware 2 CPU cores, 1 GPU H100 Python 3.11.9 trl 1.16.0",
     ):
-        assert said in text
+        assert phrase in text
 
 
 def test_answers_that_were_cut_say_so(results: Results) -> None:
@@ -271,19 +271,19 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
     content = searched.read_text()
     searched.write_text("name: [")
     monkeypatch.setattr(page, "_SHARE", 0)
-    said, deadline = "", time.monotonic() + 120
+    output, deadline = "", time.monotonic() + 120
     with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
         while not (tmp_path / "report.html").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-            said += capfd.readouterr().out
-            if "warning: the report could not be written (InputError: " in said:
+            output += capfd.readouterr().out
+            if "warning: the report could not be written (InputError: " in output:
                 searched.write_text(content)
     assert searched.read_text() == content
     assert trial.config["task"].name in (tmp_path / "report.html").read_text()
 
 
-def test_a_page_leaves_the_last_bytes_of_a_disk_to_records(
+def test_a_report_leaves_the_last_bytes_of_a_disk_to_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder.at(tmp_path)
@@ -293,10 +293,10 @@ def test_a_page_leaves_the_last_bytes_of_a_disk_to_records(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_in_the_making_does_not_hold_up_the_end_of_a_search(tmp_path: Path) -> None:
+def test_a_report_being_written_does_not_delay_the_end_of_a_search(tmp_path: Path) -> None:
     began = time.monotonic()
     with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
-        time.sleep(0.3)  # its process imports for longer
+        time.sleep(0.3)  # importing takes its process longer
     assert time.monotonic() - began < 5
     assert not any("tune.report.page" in command for _, command in children(os.getpid()))
 

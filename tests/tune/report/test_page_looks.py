@@ -1,6 +1,7 @@
-"""How the report looks: every text can be read, and none is cut or lies on another, on a phone and
-on a desk, on a light page and on a dark one."""
+"""Every text of the report can be read, and none is cut off or overlaps another, on a phone and on
+a desktop, on a light page and on a dark one."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ IS_DRAWN_IN = """ink => [...document.querySelectorAll(".figure .xtitle")]
 
 
 def finished() -> Results:
-    """As of the quickstart."""
+    """Return results like those of the quickstart."""
     results = simulated(24)
     assert results.winner is not None
     over = {"ranking": Difference(difference=0.35, interval=[0.25, 0.45])}
@@ -84,10 +85,15 @@ SEARCHES = [finished, with_two_objectives, with_failures, running, of_a_thousand
 
 
 def draw_all(page: Page) -> None:
-    """Scrolls through the page, so that every figure is drawn."""
+    """Scroll through the page, so that every figure is drawn."""
     for figure in page.locator(".figure").all():
         figure.scroll_into_view_if_needed()
         expect(figure.locator(".main-svg").first).to_be_visible()
+
+
+@functools.cache
+def rendered(search: Callable[[], Results]) -> str:
+    return report.render(search())
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -95,7 +101,7 @@ def draw_all(page: Page) -> None:
 def test_every_text_can_be_read(
     open_page: Open, tmp_path: Path, search: Callable[[], Results], width: int
 ) -> None:
-    (tmp_path / "report.html").write_text(report.render(search()))
+    (tmp_path / "report.html").write_text(rendered(search))
     page = open_page((tmp_path / "report.html").as_uri(), width)
     draw_all(page)
     wrong = page.evaluate(IN_FIGURES)

@@ -1,4 +1,4 @@
-"""What the report does in a browser: the table, the figures, and what joins them."""
+"""The report in a browser: the table, the figures, and how they are linked."""
 
 from pathlib import Path
 
@@ -35,12 +35,12 @@ def rows(page: Page) -> Locator:
 
 def column(page: Page, name: str) -> list[str]:
     heads = page.locator("#trials thead th").all_inner_texts()
-    place = [head.split()[0] for head in heads].index(name)
-    return [row.locator("td").nth(place).inner_text() for row in rows(page).all()]
+    index = [head.split()[0] for head in heads].index(name)
+    return [row.locator("td").nth(index).inner_text() for row in rows(page).all()]
 
 
 def drawn(page: Page, name: str) -> Locator:
-    """A figure, once it is there."""
+    """Return a figure after it has been drawn."""
     figure = page.locator(f"#{name}")
     figure.scroll_into_view_if_needed()
     expect(figure.locator(".main-svg").first).to_be_visible()
@@ -54,7 +54,7 @@ def test_the_best_trial_stands_first_and_a_click_sorts(page: Page, results: Resu
     assert ascending == sorted(ascending)
     page.get_by_role("button", name="beta", exact=True).click()
     assert [float(text) for text in column(page, "beta")] == ascending[::-1]
-    # Trials without an axis stand last, whichever way.
+    # Trials without the axis come last in both directions.
     for _ in range(2):
         page.get_by_role("button", name="r", exact=True).click()
         texts = column(page, "r")
@@ -107,7 +107,7 @@ def test_a_point_in_a_figure_lights_its_row_and_names_its_trial(page: Page) -> N
     expect(page.locator("#trials .pinned button")).to_have_text(lit)
 
 
-def test_what_stands_beside_the_pointer_is_as_people_read_it(page: Page, results: Results) -> None:
+def test_the_tooltip_has_readable_values(page: Page, results: Results) -> None:
     number = next(n for n, trial in enumerate(results.trials) if trial.config["lora"])
     trial = results.trials[number]
     lines = page.evaluate(f"told({number})").split("<br>")
@@ -141,16 +141,16 @@ def test_the_keyboard_is_enough_for_the_table(page: Page) -> None:
 def test_hostile_texts_are_text_beside_the_pointer_too(
     open_page: Open, results: Results, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    dialogs: list[str] = []
     page = opened(open_page, hostile(results), tmp_path)
-    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     rows(page).filter(has_text="onerror").first.hover()
     for name in ("curves-0", "slices-3", "parallel-0"):
         drawn(page, name)
     assert "<script>alert(1)" in page.evaluate("told(0)").replace("&lt;", "<")
     assert "<" not in page.evaluate("told(0)").replace("<br>", "")
     assert page.locator("img").count() == 0
-    assert said == []
+    assert dialogs == []
 
 
 def test_figures_change_with_the_colour_scheme(page: Page) -> None:

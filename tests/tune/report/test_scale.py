@@ -1,4 +1,4 @@
-"""An axis of the search as figures draw it."""
+"""How figures draw an axis of the search."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def scale_of(tried: list[Any] | None = None, **axis: Any) -> Scale:
     return scale
 
 
-def test_a_logarithm_lies_evenly_and_has_ticks_at_powers_of_ten() -> None:
+def test_a_logarithmic_axis_is_even_and_has_ticks_at_powers_of_ten() -> None:
     scale = scale_of(log_uniform=[1e-5, 1e-1])
     assert scale.unit(1e-3) == pytest.approx(0.5)
     assert scale.value(0.25) == pytest.approx(1e-4)
@@ -58,6 +58,6 @@ def test_choices_stand_side_by_side_as_people_read_them() -> None:
     assert scale.settings()["range"] == [-0.5, 3.5]
 
 
-def test_a_value_outside_that_a_person_asked_for_widens_the_axis() -> None:
+def test_a_requested_value_outside_the_space_widens_the_axis() -> None:
     assert scale_of([0.9], uniform=[0.1, 0.5]).high == 0.9
     assert scale_of([16], choice=[4, 8]).texts == ("4", "8", "16")

@@ -1,4 +1,4 @@
-"""When trials ran, and on which device."""
+"""The timeline shows when trials ran, and on which device."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from tune.run_folder.placements import Place, Placements
 from tune.run_folder.results import Results
 
 
-def told(stay: Stay) -> tuple[str, str, float, float, int]:
+def summary(stay: Stay) -> tuple[str, str, float, float, int]:
     return stay.run.id[-3:], stay.device, stay.began, stay.ended, stay.lane
 
 
 def search(folder: Path, *times: tuple[float, float | None], **changes: Any) -> Results:
-    """A search whose trials began and ended at these times."""
+    """Return a search whose trials began and ended at these times."""
     results = simulated(len(times))
     trials = [
         trial.model_copy(update={"began": began, "ended": ended})
@@ -36,11 +36,11 @@ def run_json(folder: Path, *sessions: tuple[float, float]) -> None:
 def test_trials_that_share_a_device_lie_in_lanes_of_their_own(tmp_path: Path) -> None:
     results = search(tmp_path, (0, 10), (5, 20), (10, 30), (0, 30))
     run_json(tmp_path, (0, 100))
-    places = Placements(results.folder)
+    placements = Placements(results.folder)
     for number, at in ((0, 0), (1, 5), (2, 10)):
-        places.note(results.trials[number].id, Place("10.0.0.1", "0", 7), at)
-    places.note(results.trials[3].id, Place("10.0.0.2", "0", 7), 0)
-    assert sorted(map(told, stays(results))) == [
+        placements.note(results.trials[number].id, Place("10.0.0.1", "0", 7), at)
+    placements.note(results.trials[3].id, Place("10.0.0.2", "0", 7), 0)
+    assert sorted(map(summary, stays(results))) == [
         ("000", "node 1, GPU 0", 0, 10, 0),
         ("001", "node 1, GPU 0", 5, 20, 1),
         ("002", "node 1, GPU 0", 10, 30, 0),
@@ -58,7 +58,7 @@ def test_a_trial_that_went_on_elsewhere_has_two_bars_and_a_gap_between_sessions(
     run_json(tmp_path, (0, 20), (50, 100))
     Placements(results.folder).note(results.trials[0].id, Place("n", "0", 1), 0)
     Placements(results.folder).note(results.trials[0].id, Place("n", "1", 2), 60)
-    assert list(map(told, stays(results))) == [
+    assert list(map(summary, stays(results))) == [
         ("000", "GPU 0", 0, 20, 0),
         ("000", "GPU 1", 60, 90, 1),
     ]
@@ -75,7 +75,7 @@ def test_half_a_line_of_a_killed_driver_is_passed_over(tmp_path: Path) -> None:
     Placements(results.folder).note(results.trials[0].id, Place("n", "", 1), 0)
     with results.folder.placements.open("a") as file:
         file.write('{"at": 3, "tri')
-    assert list(map(told, stays(results))) == [("000", "CPU", 0, 9, 0)]
+    assert list(map(summary, stays(results))) == [("000", "CPU", 0, 9, 0)]
 
 
 @pytest.mark.parametrize("times", [[], [(0.0, 9.0)]])
@@ -85,6 +85,6 @@ def test_without_a_run_folder_trials_stand_by_their_own_times(
     results = simulated(3).model_copy(update={"trials": []}) if not times else search(
         tmp_path / "none", *times
     )  # fmt: skip
-    assert [told(stay)[1:] for stay in stays(results)] == [("", *span, 0) for span in times]
+    assert [summary(stay)[1:] for stay in stays(results)] == [("", *span, 0) for span in times]
     if not times:
         assert drawn(results)["timeline"] == "When the trials ran is not known."

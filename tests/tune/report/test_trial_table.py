@@ -5,9 +5,9 @@ from tune.report.trial_table import Cell, TrialTable, trial_table
 
 
 def values(table: TrialTable, kind: str) -> list[list[Cell]]:
-    """The cells of each column of a kind."""
-    places = [n for n, column in enumerate(table["columns"]) if column["kind"] == kind]
-    return [[row[place] for row in table["rows"]] for place in places]
+    """Return the cells of each column of a kind."""
+    indices = [n for n, column in enumerate(table["columns"]) if column["kind"] == kind]
+    return [[row[index] for row in table["rows"]] for index in indices]
 
 
 def test_each_trial_has_a_row_in_the_order_of_the_records() -> None:

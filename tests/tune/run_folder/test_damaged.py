@@ -1,4 +1,4 @@
-"""A run folder of which a file was cut short, emptied or written by another program."""
+"""Run folders in which a file was cut short, emptied or written by another program."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ COMMANDS = ("show", "list", "report", "resume")
 
 @pytest.fixture
 def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """A finished search of two trials, in `runs/`; what would train writes its results."""
+    """Make a finished search of two trials in `runs/`, by a stub in place of training."""
 
     def without_ray(run: Run, *_: Any) -> Results:
         results = assemble(run.config, run.records)
@@ -58,13 +58,13 @@ def test_a_damaged_file_is_a_line_that_names_it(
     path = search.folder / file.format(search.ids[1])
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     code = main([command] if command == "list" else [command, "x"])
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    naming = [line for line in said.splitlines() if path.name in line]
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    naming = [line for line in printed.splitlines() if path.name in line]
     if command == "list" and path.name != f"{search.ids[1]}.json":
         assert code == 0
         return
-    assert len(naming) == 1, said
+    assert len(naming) == 1, printed
     is_whole_run = file in ("run.json", "search.yaml")
     if is_whole_run or (file == "results.json" and command in ("show", "report")):
         assert code == 2
@@ -76,14 +76,14 @@ def test_a_damaged_file_is_a_line_that_names_it(
         assert load_results(search.folder).search["name"] == "x"
 
 
-def test_a_lost_trial_is_open_again_under_another_number(search: Search) -> None:
+def test_a_lost_trial_is_replaced_under_a_new_number(search: Search) -> None:
     record = search.run.record(search.ids[0])
     record.write_text("{")
     run = open_run(search.run, sets_aside=True)
     assert list(run.records.trials) == [search.ids[1]]
     assert run.records.proposed == 1
     prefix = search.ids[0].split("-")[0]
-    assert run.records.next_id() == f"{prefix}-002"  # what else is kept of 000 is not another's
+    assert run.records.next_id() == f"{prefix}-002"  # files of 000 must not become another trial's
     again = Records(search.run, Objective.of("eval/accuracy"))
     assert again.damaged == []
     taken = [again.add(again.next_id(), {"optim.learning_rate": 1e-4}).id for _ in range(3)]
@@ -101,14 +101,14 @@ def test_names_in_a_record_lead_nowhere_else(search: Search, field: str, value: 
         TrialRecord.model_validate_json(path.read_bytes())
 
 
-def test_a_record_is_that_of_its_file(search: Search) -> None:
+def test_a_record_belongs_to_its_file(search: Search) -> None:
     path = search.run.record(search.ids[0])
     path.write_text(search.run.record(search.ids[1]).read_text())
     (damaged,) = Records(search.run, Objective.of("eval/accuracy")).damaged
     assert f"it says that it is {search.ids[1]!r}" in str(damaged)
 
 
-def test_what_is_said_of_a_file_is_one_line(tmp_path: Path) -> None:
+def test_a_message_about_a_file_is_one_line(tmp_path: Path) -> None:
     damaged = DamagedFile(tmp_path / "run.json", ValueError("one\ntwo"))
     assert str(damaged.refusal("type this")).endswith("run.json is damaged (one two); type this")
 
@@ -137,7 +137,7 @@ def test_a_link_that_leads_back_is_no_loop(
     assert "x " in capsys.readouterr().out
 
 
-def test_a_folder_that_no_search_made_is_not_removed(
+def test_a_folder_that_is_no_run_is_not_removed(
     search: Search, capsys: pytest.CaptureFixture[str]
 ) -> None:
     foreign = search.folder.parent / "foreign"
@@ -161,7 +161,7 @@ def test_prepared_data_of_a_running_search_are_not_removed(search: Search) -> No
     assert not prepared.exists()
 
 
-def test_a_clock_that_is_set_does_not_change_a_budget(
+def test_setting_the_clock_does_not_change_a_budget(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = Records(search.run, Objective.of("eval/accuracy"))

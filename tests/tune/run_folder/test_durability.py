@@ -1,4 +1,4 @@
-"""What a power cut leaves of the records: the disk was asked for what must not be lost."""
+"""Records survive a power cut, because the disk is told to write them before they count."""
 
 import os
 import threading
@@ -15,14 +15,14 @@ from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
 
 
-def part(name: str) -> str:
-    """The file that this thread writes before it takes the name."""
+def unfinished(name: str) -> str:
+    """Return the temporary name under which this thread writes a file before it renames it."""
     return f".{name}.{os.getpid()}.{threading.get_native_id()}.part"
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files and folders for which the disk was waited, by name, and what was renamed."""
+    """Record the names of synced files and folders, and of renamed files, in their order."""
     found: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -44,28 +44,28 @@ def test_a_durable_file_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     files.write_durably(tmp_path / "a.json", "{}")
     assert (tmp_path / "a.json").read_text() == "{}"
-    assert synced == [part("a.json"), "-> a.json", tmp_path.name]
+    assert synced == [unfinished("a.json"), "-> a.json", tmp_path.name]
 
 
 def test_the_record_of_a_trial_is_durable_when_it_begins_and_when_it_ends(
     tmp_path: Path, synced: list[str]
 ) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
-    assert synced == [part("run.json"), "-> run.json", tmp_path.name]
+    assert synced == [unfinished("run.json"), "-> run.json", tmp_path.name]
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
     records.add("a", {})
     synced.clear()
     records.begin("a")
-    assert synced == [part("a.json"), "-> a.json", "trials"]
+    assert synced == [unfinished("a.json"), "-> a.json", "trials"]
     synced.clear()
     report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/drift": 1.0}
     records.report("a", Step(report, 1.0, 1.0, held_out(0.9)))
-    # A disk takes some milliseconds each time, and a trial may report often.
+    # A sync takes some milliseconds, and a trial may report often.
     assert synced == ["-> a.npz", "-> a.json", "-> run.json"]
     synced.clear()
     records.end("a", "finished")
-    assert synced == ["a.npz", part("a.json"), "-> a.json", "trials"]
+    assert synced == ["a.npz", unfinished("a.json"), "-> a.json", "trials"]
 
 
 def test_a_trials_state_is_removed_after_its_end_is_on_the_disk(
@@ -80,7 +80,7 @@ def test_a_trials_state_is_removed_after_its_end_is_on_the_disk(
     assert synced[: dropped[0]][-2:] == [f"-> {trial.config['task'].name}.json", "trials"]
 
 
-def test_a_disk_that_does_not_take_an_end_stops_the_search(
+def test_a_search_ends_if_the_end_of_a_trial_can_not_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")

@@ -1,4 +1,4 @@
-"""Run folders that version 0.1.0 wrote: what this version still does with them, and what not.
+"""What this version can do with run folders that version 0.1.0 wrote, and what it can't.
 
 `run_of_0_1_0` is such a folder without its weights: a finished search on the sample, whose
 winner is a warm clone, a kind of trial that this version does not train.
@@ -49,12 +49,14 @@ def test_it_is_shown_reported_and_published(
     assert "(from the weights of ow7ao1-000)" in shown
     assert main(["report", str(run)]) == 0
     assert WARM in (run / "report.html").read_text()
-    told = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
-    assert main(["push", str(run), *told]) == 0
+    options = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
+    assert main(["push", str(run), *options]) == 0
     assert "the weights of trial ow7ao1-000" in (tmp_path / "pushed" / "README.md").read_text()
 
 
-def test_a_finished_one_is_still_finished(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_search_of_0_1_0_is_still_finished(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["resume", str(run)]) == 0
     assert f"winner {WARM}" in capsys.readouterr().out
 
@@ -74,7 +76,9 @@ def test_a_search_with_a_warm_clone_does_not_go_on(
     assert {path: path.read_text() for path in before} == before
 
 
-def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(run: Path) -> None:
+def test_a_finished_search_of_0_1_0_whose_winner_would_change_is_refused_and_kept(
+    run: Path,
+) -> None:
     config = load_search(run / "search.yaml")
     (run / "evaluations.json").write_text("{}")
     before = (run / "search.yaml").read_text()
@@ -87,7 +91,7 @@ def test_a_finished_one_whose_winner_would_be_chosen_anew_is_refused_and_stays(r
 
 
 def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
-    """Its configuration alone does not give its numbers."""
+    """The configuration alone does not give the numbers of a warm clone."""
     driver = Driver(tmp_path, trials=2, confirm={"finalists": 1, "seeds": 1})
     for accuracy in (0.7, 0.9):
         driver.finish(driver.start(), 512, accuracy)
@@ -99,12 +103,12 @@ def test_a_warm_clone_is_no_finalist(tmp_path: Path) -> None:
     assert [record.id for record in finalists(driver.config, records)] == [worse]
 
 
-def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
-    """By `resume`, and by `run` with the YAML that it began with."""
+def test_a_search_of_0_1_0_whose_trials_were_continued_goes_on(tmp_path: Path) -> None:
+    """It goes on with `resume`, and with `run` and the YAML that it began with."""
     longer = Driver(tmp_path, trials=1, optim={"epochs": 4})
     write_yaml(tmp_path / "search.yaml", longer.config)
-    told = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps({**told, "times": 2}))
+    run_info = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**run_info, "times": 2}))
     (tmp_path / "ends" / "x" / "512").mkdir(parents=True)
     epochs = load_search(tmp_path / "search.yaml").optim.epochs
     again = Driver(tmp_path, trials=2, optim={"epochs": epochs})
@@ -119,7 +123,7 @@ def test_one_whose_trials_were_let_train_on_goes_on(tmp_path: Path) -> None:
         )
 
 
-def test_a_warm_clone_that_was_asked_for_is_laid_aside(
+def test_a_request_for_a_warm_clone_is_set_aside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = Driver(tmp_path)
@@ -131,8 +135,8 @@ def test_a_warm_clone_that_was_asked_for_is_laid_aside(
     ))  # fmt: skip
     (request.parent / "weights").mkdir()
     driver.start()
-    said = capsys.readouterr().out
-    assert "was not understood: there are no warm clones any more" in said
+    printed = capsys.readouterr().out
+    assert "was not understood: there are no warm clones any more" in printed
     assert not (request.parent / "weights").exists()
     assert not any(record.cloned_from for record in records_of(tmp_path))
     assert request.with_suffix(".refused").exists()

@@ -1,3 +1,5 @@
+"""Exports and saved states in a run folder: which are kept, and which damage is noticed."""
+
 import json
 import shutil
 import threading
@@ -42,7 +44,7 @@ def offer(
     keep: int = 2,
     finalists: tuple[str, ...] = (),
 ) -> bool:
-    """A trial's report: its worker offers the weights, then the driver hears of it."""
+    """Play a report of a trial: its worker offers the weights, then the driver gets the report."""
     exported: list[Path] = []
 
     def export(folder: Path) -> None:
@@ -84,8 +86,8 @@ def test_an_ended_trial_keeps_its_best_report_alone(records: Records) -> None:
 
 
 def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records) -> None:
-    """The worker exports what lies within what luck explains; the driver, which knows each pair,
-    leaves what lies within one paired standard error, and of an ended trial the later of equals."""
+    """The worker exports every report within the range of luck. The driver, which knows each pair,
+    keeps those within one paired standard error, and the later of equals once a trial has ended."""
     for pairs, accuracy in ((64, 0.70), (128, 0.695), (192, 0.705), (256, 0.69)):
         stamp = exports.ExportStamp(trial="a", config={}, report=report(accuracy, pairs))
         exports.offer_export(records.folder, stamp, exports.Rivals(ACCURACY, 1, 200), Path.mkdir)
@@ -93,15 +95,15 @@ def test_a_trial_that_goes_on_keeps_what_may_still_be_its_best(records: Records)
             records.add("a", {})
         records.report("a", Step(report(accuracy, pairs), 1.0, 1.0, held_out(accuracy)))
         exports.prune_own_exports(records, "a")
-    there = records.folder.exports_of("a")
-    assert sorted(int(path.name) for path in there.iterdir()) == [64, 192]
+    exports_folder = records.folder.exports_of("a")
+    assert sorted(int(path.name) for path in exports_folder.iterdir()) == [64, 192]
     assert records.trials["a"].metrics["pairs_seen"] == 192
     records.end("a", "failed", "loss is nan")
     exports.prune_exports(records, 1)
-    assert [path.name for path in there.iterdir()] == ["192"]
+    assert [path.name for path in exports_folder.iterdir()] == ["192"]
 
 
-def test_what_a_trial_adds_while_the_driver_prunes_survives(
+def test_an_export_added_while_the_driver_removes_others_survives(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = records.folder
@@ -117,7 +119,7 @@ def test_what_a_trial_adds_while_the_driver_prunes_survives(
     def add_then_remove(folder: Path, **options: bool) -> None:
         monkeypatch.setattr(shutil, "rmtree", remove)
         stamp = exports.ExportStamp(trial="c", config={}, report=report(0.95, pairs=128))
-        exports.offer_export(run, stamp, exports.Rivals(ACCURACY, 2), lambda part: part.mkdir())
+        exports.offer_export(run, stamp, exports.Rivals(ACCURACY, 2), lambda path: path.mkdir())
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", add_then_remove)
@@ -153,7 +155,7 @@ def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> 
     again("a-again", 0.6, "a")
     assert kept(records) == ["lucky", "a"]
     again("a-third", 0.8, "a")
-    assert exports.export_of(records, "a")  # with which the winner is compared
+    assert exports.export_of(records, "a")  # the winner is compared with it
     shutil.rmtree(records.folder.exports_of("a"))
     shutil.rmtree(records.folder.exports_of("a-third"))
     again("a-fourth", 0.5, "a")
@@ -162,12 +164,12 @@ def test_a_finalists_exports_outlast_better_ones_of_others(records: Records) -> 
     assert stamp.trial == "a-fourth"
 
 
-def test_nothing_exported_crowns_nothing(records: Records) -> None:
+def test_without_an_export_there_is_no_winner(records: Records) -> None:
     assert exports.promote_to_winner(records) is None
 
 
 def saving(pairs: int) -> Callable[[Path], int]:
-    """A session that saves some weights after so many pairs."""
+    """Return a function that saves some weights, like a session after so many pairs."""
 
     def save(folder: Path) -> int:
         (folder / "deep").mkdir(parents=True)
@@ -182,7 +184,7 @@ def test_a_state_between_two_reports_names_the_one_before(tmp_path: Path) -> Non
     assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100)) == 100
     assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (100, "")
     assert trial_state.reported_pairs(RunFolder.at(tmp_path), "a", 100) == 64
-    # Nothing new is no state, and neither is what a session did not write.
+    # Without new pairs there is no new state, nor if the session wrote nothing.
     assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100)) == 0
     assert trial_state.save_state(RunFolder.at(tmp_path), "a", 64, lambda _: 0) == 0
     assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64, 100]
@@ -201,7 +203,7 @@ def test_the_last_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
 
 
 def test_a_state_ahead_of_the_record_is_not_used(tmp_path: Path) -> None:
-    """As a power cut leaves it: the record's last report was not on the disk yet."""
+    """A power cut can leave this: the record's last report was not on the disk yet."""
     trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(100))
     trial_state.save_state(RunFolder.at(tmp_path), "a", 128, saving(150))
     assert trial_state.last_state(RunFolder.at(tmp_path), "a", 128) == (150, "")
@@ -225,15 +227,15 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
             weights.unlink()
         case "seal":
             (newest / ".seal.json").write_text("{")
-    pairs, told = trial_state.last_whole_state(RunFolder.at(tmp_path), "a")
+    pairs, message = trial_state.last_whole_state(RunFolder.at(tmp_path), "a")
     assert pairs == 64
-    assert "its state at 128 pairs is damaged; it goes on from the one before" in told
+    assert "its state at 128 pairs is damaged; it goes on from the one before" in message
     assert trial_state.saved_pairs(RunFolder.at(tmp_path), "a") == [64]
     (tmp_path / "state" / "a" / "64" / "session" / "deep" / "weights").unlink()
     assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a")[0] == 0
 
 
-def test_a_damaged_export_is_not_crowned(
+def test_a_damaged_export_is_not_promoted_to_winner(
     records: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offer(records, "a", 0.7)
@@ -253,8 +255,8 @@ def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(records:
     assert kept(records) == []
 
 
-def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> None:
-    """The driver removes exports while trials look for the best of all."""
+def test_an_export_that_is_removed_meanwhile_is_skipped(records: Records) -> None:
+    """The driver removes exports while trials look for the best export."""
     run, looked = records.folder, threading.Event()
 
     def come_and_go() -> None:
@@ -269,14 +271,14 @@ def test_what_is_removed_while_one_looks_is_passed_over(records: Records) -> Non
         going = pool.submit(come_and_go)
         try:
             for _ in range(300):
-                assert exports.exports(records) == []  # none has its seal
+                assert exports.exports(records) == []  # none has its file of checksums
                 mirror.sizes(run.path)
         finally:
             looked.set()
         going.result()
 
 
-def test_what_a_death_left_of_a_state_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_partly_written_state_of_a_dead_process_does_no_harm(tmp_path: Path) -> None:
     trial_state.save_state(RunFolder.at(tmp_path), "a", 64, saving(64))
     left = tmp_path / "state" / "a" / "128" / "session" / "deep"
     left.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The best of many trials, found without comparing all: the answer is that of the whole ranking."""
+"""Finding the best of many trials without comparing all gives the same as the whole ranking."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ OBJECTIVES = [
 
 
 def whole_ranking(records: Records, trials: list[TrialRecord]) -> list[str]:
-    """By comparing every trial's best report with the largest value, pair by pair."""
+    """Rank by comparing every trial's best report with the largest value, pair by pair."""
     reports = [(trial.id, trial.metrics) for trial in trials]
     order = winner_rule.best_first(records.judge.candidates(reports)).tolist()
     fronts = records.objective.front_numbers([report for _, report in reports])
@@ -35,7 +35,7 @@ def whole_ranking(records: Records, trials: list[TrialRecord]) -> list[str]:
 
 
 def measured(draw: np.random.Generator, pairs_seen: int) -> tuple[Report, HeldOut]:
-    """A report at random: margins of one trial's own mean and scale, many trials much alike."""
+    """Draw a report whose margins have the trial's own mean and scale; many trials are similar."""
     scale = draw.choice([0.3, 1.0, 5.0])
     margins = draw.normal(draw.choice([0.3, 1.0, 1.2, 3.5]), 1, PAIRS) * scale
     per_token = margins * draw.uniform(0.5, 1.5, PAIRS) + draw.normal(0, 0.3, PAIRS)
@@ -65,7 +65,7 @@ def test_the_best_of_random_trials_is_that_of_the_whole_ranking(
         going.append(records.add(f"a-{number:03d}", {"seed": number}).id)
         records.begin(going[-1])
         for trial in draw.choice(going, 2):
-            # Some report again what they had reported: their process died.
+            # Some trials repeat earlier reports, because their process died.
             pairs_seen = int(draw.choice([64, 128, 192]))
             report, held_out = measured(draw, pairs_seen)
             records.report(trial, Step(report, 1.0, 1.0, held_out))
@@ -86,7 +86,7 @@ def test_the_best_of_random_trials_is_that_of_the_whole_ranking(
     assert again.standings.leaders.first(80) == records.standings.leaders.first(80)
 
 
-def test_a_saturated_share_is_helped_by_the_other_one_among_all_trials(tmp_path: Path) -> None:
+def test_with_a_saturated_share_the_other_share_decides_among_all_trials(tmp_path: Path) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
@@ -103,7 +103,7 @@ def test_a_saturated_share_is_helped_by_the_other_one_among_all_trials(tmp_path:
 
 
 def test_without_held_out_pairs_of_those_in_front_their_values_decide(tmp_path: Path) -> None:
-    """As earlier versions kept none; of who is far behind it does not matter."""
+    """Earlier versions kept no held-out pairs. Those of trials far behind are not needed."""
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()
@@ -123,7 +123,9 @@ def test_without_held_out_pairs_of_those_in_front_their_values_decide(tmp_path: 
     assert [record.id for record in again.ranked(again.searched)] == ["a", "b", "far"]
 
 
-def test_what_is_far_behind_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_values_of_trials_far_behind_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()

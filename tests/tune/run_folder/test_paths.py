@@ -1,4 +1,4 @@
-"""The type of a run folder: where the run stands, and the paths in it."""
+"""RunFolder knows where a run is and the paths in it."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,8 @@ def test_a_run_on_a_disk_has_no_url_and_is_shown_as_its_path(
     folder = RunFolder.at("runs/x")
     assert folder.url is None
     assert (str(folder), folder.name, Path(folder)) == ("runs/x", "x", Path("runs/x"))
-    assert folder.place == str(tmp_path / "runs" / "x")  # another process may work elsewhere
+    # Another process may have another working directory.
+    assert folder.place == str(tmp_path / "runs" / "x")
 
 
 def test_a_run_at_a_url_is_known_by_the_url(
@@ -27,14 +28,14 @@ def test_a_run_at_a_url_is_known_by_the_url(
     folder = RunFolder.at("s3://bucket/runs/x?region=eu")
     assert folder.path.is_relative_to(tmp_path)
     assert folder.url == folder.place == "s3://bucket/runs/x?region=eu"
-    assert str(folder) == "'s3://bucket/runs/x?region=eu'"  # as a shell takes it
+    assert str(folder) == "'s3://bucket/runs/x?region=eu'"  # quoted for a shell
     assert RunFolder.at(folder.path) == folder
 
 
 def test_an_export_is_found_again_by_another_node() -> None:
-    here, there = RunFolder.at("here/x"), RunFolder.at("/there/x")
-    exported = here.relative(here.export("x-abc-001", 64))
-    assert there.absolute(exported) == there.export("x-abc-001", 64)
+    relative, absolute = RunFolder.at("here/x"), RunFolder.at("/there/x")
+    exported = relative.relative(relative.export("x-abc-001", 64))
+    assert absolute.absolute(exported) == absolute.export("x-abc-001", 64)
 
 
 def test_a_folder_is_a_run_once_it_has_run_json(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_only_the_run_folder_asks_whether_a_run_is_at_a_url() -> None:
     may_ask = {
         "run_folder",
         "config",
-    }  # the configuration checks `runs_dir`, which is no run folder
+    }  # the configuration checks `runs_dir`, which is not a run folder
     asking = re.compile(r"\bis_url\(|\bmirror\.url\(")
     callers = [
         str(path.relative_to(ROOT))

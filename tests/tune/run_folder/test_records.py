@@ -1,4 +1,4 @@
-"""The results of a search as rows, and the records that they come from."""
+"""The results of a search as rows, and the records from which they come."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def test_what_each_pair_had_is_kept_for_every_report(tmp_path: Path) -> None:
         assert values is not None
         assert values.mean() == pytest.approx(accuracy)
         assert kept[pairs].margins("eval/ranking").max() == pytest.approx(0.1)
-    # Trained again from the first, it loses what came after.
+    # A trial that goes on from its first report loses the later ones.
     assert list(reported(128, 0.5)) == [64, 128]
     (tmp_path / "trials" / "a.npz").write_bytes(b"PK damaged")
     damaged = Records(RunFolder.at(tmp_path), objective)
@@ -69,14 +69,14 @@ def test_what_is_published_says_nothing_of_where_it_was_served() -> None:
     config = check(SearchConfig.model_validate({**SEARCH, "serve": {"after": True, "port": 81}}))
     served = Deployment(url="http://127.0.0.1:81", error="to try again: serve deploy /home/jo/x")
     results = simulated(3).model_copy(update={"served": served})
-    told = redact.results(results, config).to_json()
-    assert "127.0.0.1" not in told
-    assert "/home/jo" not in told
+    published = redact.results(results, config).to_json()
+    assert "127.0.0.1" not in published
+    assert "/home/jo" not in published
     assert redact.search(config).serve == SearchConfig(name="x").serve
 
 
 @pytest.mark.parametrize("text", ['{"id": "a", "config": {}, "state": "banana"}', '{"id": "a"', ""])
-def test_a_record_that_is_none_is_named_in_a_line(tmp_path: Path, text: str) -> None:
+def test_an_invalid_record_is_named_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "trials").mkdir()
     (tmp_path / "trials" / "a.json").write_text(text)
     damaged: list[DamagedFile] = []

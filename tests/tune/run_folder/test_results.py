@@ -1,4 +1,4 @@
-"""Results as a notebook and an interpreter show them."""
+"""How a notebook and an interpreter show results."""
 
 import html
 
@@ -8,12 +8,12 @@ from tests.helpers.simulated_results import simulated
 def test_results_are_a_line_in_an_interpreter() -> None:
     results = simulated(24)
     assert results.winner is not None
-    said = repr(results)
-    assert said == str(results)
-    assert said.startswith("<Results of sim in ")
-    assert f"winner {results.winner.trial}: " in said
-    assert len(said.splitlines()) == 1
-    assert len(said) < 300
+    text = repr(results)
+    assert text == str(results)
+    assert text.startswith("<Results of sim in ")
+    assert f"winner {results.winner.trial}: " in text
+    assert len(text.splitlines()) == 1
+    assert len(text) < 300
 
 
 def test_a_notebook_shows_the_best_trials_as_a_table_and_escapes_them() -> None:

@@ -1,4 +1,4 @@
-"""What a driver knows of all trials at every event, beside a look at all records."""
+"""The running counts of a driver equal a count over all records, at every event."""
 
 import random
 from pathlib import Path
@@ -22,7 +22,7 @@ def records_in(folder: Path) -> Records:
 
 
 def assert_as_counted(records: Records) -> None:
-    """Against a look at every record."""
+    """Compare the running counts with a count over every record."""
     trials, counted = list(records.trials.values()), records.standings
     searched = [record for record in trials if record.confirms is None]
     assert records.count(*STATES) == len(trials)
@@ -90,15 +90,15 @@ def test_more_than_a_thousand_trials_come_back_in_the_order_of_their_numbers(
     assert list(Records(RunFolder.at(tmp_path), records.objective).trials) == ids
 
 
-def test_saturation_is_said_once_as_soon_as_half_of_the_trials_that_ended_are(
+def test_saturation_is_reported_once_when_half_of_the_ended_trials_are_saturated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = Driver(tmp_path, trials=9, stopping={"name": "none"})
-    said = []
+    counts = []
     for accuracy in (0.5, 0.5, 0.995, 0.5, 0.995, 0.995, 0.995):
         driver.finish(driver.start(), 512, accuracy)
-        said.append(capsys.readouterr().out.count("cannot tell them apart"))
-    assert said == [0, 0, 0, 0, 0, 1, 0]
+        counts.append(capsys.readouterr().out.count("cannot tell them apart"))
+    assert counts == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_a_grid_is_tried_point_by_point_and_none_twice(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The rule by which a best is chosen, and what is said of its luck."""
+"""The rule that chooses the best trial, and the estimate of how much of it is luck."""
 
 from pathlib import Path
 
@@ -30,17 +30,17 @@ def candidates(*rows: np.ndarray, pairs_seen: list[float] | None = None) -> Cand
     )
 
 
-def test_the_softest_of_those_that_luck_explains_is_the_best() -> None:
-    # One pair behind, and its wrong pairs are nearly right; the third is far behind.
+def test_the_largest_soft_share_within_the_range_of_luck_is_best() -> None:
+    # The second is one pair behind, and its wrong pairs are nearly right. The third is far behind.
     three = candidates(margins(180), margins(179, 5.0), margins(150, 9.0))
     assert is_near(three).tolist() == [True, True, False]
     assert best_first(three).tolist() == [1, 0, 2]
-    # What is not near is ordered by its value, however soft.
+    # Reports that are not near the best are ordered by value, whatever their soft share is.
     far = candidates(margins(180), margins(150, 9.0), margins(160))
     assert best_first(far).tolist() == [0, 2, 1]
 
 
-def test_the_step_is_rounded_off_by_the_reports_own_scale() -> None:
+def test_soft_shares_use_the_reports_own_scale() -> None:
     values = soft_shares(np.stack([margins(180), 40 * margins(180), margins(180, 5.0)]))
     assert values[0] == pytest.approx(values[1])
     # 180 pairs at Φ(2), 20 at Φ(-2), by hand.
@@ -49,7 +49,7 @@ def test_the_step_is_rounded_off_by_the_reports_own_scale() -> None:
     assert soft_shares(np.zeros((1, PAIRS))).tolist() == [0.5]
 
 
-def test_equals_go_to_the_later_report() -> None:
+def test_of_equal_reports_the_later_one_wins() -> None:
     same = candidates(margins(180), margins(180), pairs_seen=[64, 128])
     assert best_first(same).tolist() == [1, 0]
     plain = Candidates(np.array([0.5, 0.7, 0.7]), np.array([9.0, 1.0, 2.0]))
@@ -57,7 +57,7 @@ def test_equals_go_to_the_later_report() -> None:
 
 
 def test_pairs_of_one_prompt_count_as_one() -> None:
-    """Ten rows a prompt: one prompt that differs is ten pairs that do."""
+    """Each prompt has ten rows, so one prompt that differs makes ten pairs that differ."""
     rows = np.stack([margins(180), margins(170)])
     values, later = (rows > 0).mean(axis=1), np.zeros(2)
     alone = Candidates.of_margins(values, later, rows, np.arange(PAIRS))
@@ -66,7 +66,7 @@ def test_pairs_of_one_prompt_count_as_one() -> None:
     assert is_near(together).tolist() == [True, True]
 
 
-def test_what_is_farther_behind_than_any_luck_explains_is_never_near() -> None:
+def test_a_trial_beyond_the_range_of_luck_is_never_near() -> None:
     draw = np.random.default_rng(0)
     for _ in range(300):
         pairs = int(draw.integers(1, 30))
@@ -77,7 +77,7 @@ def test_what_is_farther_behind_than_any_luck_explains_is_never_near() -> None:
         values = share_right(rows).mean(axis=1)
         near = is_near(Candidates.of_margins(values, np.zeros(20), rows, clusters))
         assert (values.max() - values[near] <= most_behind(clusters)).all()
-    # The bound is reached: two pairs, of which each has another one right.
+    # The bound is reached with two pairs of which each report has a different one right.
     two = np.array([[1.0, -1.0], [-1.0, 1.0]])
     apart = is_near(Candidates.of_margins(np.array([1.0, 0.0]), np.zeros(2), two, np.arange(2)))
     assert apart.tolist() == [True, True]
@@ -85,7 +85,7 @@ def test_what_is_farther_behind_than_any_luck_explains_is_never_near() -> None:
 
 
 def test_where_all_pairs_are_right_the_other_share_tells_them_apart() -> None:
-    """The least trained has the most even margins, and so the largest soft share."""
+    """The least trained report has the most even margins, and so the largest soft share."""
     untrained = margins(PAIRS, 0.1)
     trained = np.linspace(1.0, 30.0, PAIRS)
     values, later = np.array([1.0, 1.0]), np.array([64.0, 64.0])
@@ -103,7 +103,7 @@ def test_nothing_that_may_not_win_comes_first() -> None:
 
 
 def test_the_expectation_of_the_best_of_equals_lies_below_the_largest_number() -> None:
-    """Forty trials that are all right in 80 of 100: the best of them seems better."""
+    """All of forty trials are truly right in 80 of 100 pairs, and the best of them seems better."""
     draw = np.random.default_rng(0)
     errors, covered = [], 0
     for _ in range(40):
@@ -118,7 +118,7 @@ def test_the_expectation_of_the_best_of_equals_lies_below_the_largest_number() -
     assert covered >= 36
 
 
-def test_of_very_many_trials_the_luck_is_estimated_from_the_best(tmp_path: Path) -> None:
+def test_with_very_many_trials_luck_is_estimated_from_the_best(tmp_path: Path) -> None:
     create_run(RunFolder.at(tmp_path), Path(), "cpu")
     records = Records(RunFolder.at(tmp_path), Objective.of("eval/accuracy"))
     records.begin_driver_session()

@@ -1,4 +1,4 @@
-"""`search.yaml` holds what was set, and is read again as it was."""
+"""`search.yaml` holds the settings of a search and can be read again without a difference."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_nulls_that_mean_something_stay(tmp_path: Path) -> None:
         assert kept in text
 
 
-def test_what_was_not_set_and_is_not_used_is_left_out(tmp_path: Path) -> None:
+def test_unset_and_unused_fields_are_left_out(tmp_path: Path) -> None:
     config = load_search(ROOT / "searches" / "quickstart.yaml")
     text = written(tmp_path, config)
     for noise in ("null", "simulated", "trl:", "hub:", "serve:", "0.16666", "when", "{}", "[]"):

@@ -1,4 +1,4 @@
-"""GPUs that fail again and again: how they are told from trials that fail, and what is done."""
+"""GPUs that fail repeatedly are distinguished from trials that fail, and are held back."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ SAID = "CUDA error: device-side assert triggered"
 
 
 class Played:
-    """Counts failures on a node with some GPUs, and holds none of them."""
+    """Counts failures on a node with some GPUs, without holding any of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, gpus: int = 2, **trial: float) -> None:
         node = {"NodeID": "n", "Alive": True, "Resources": {"GPU": float(gpus)}}
@@ -33,13 +33,13 @@ class Played:
         self._process = 0
 
     def fail(self, *trials: str, gpu: str = "0") -> list[bool]:
-        """The trials of one process fail together; whether the GPU is to blame for each."""
+        """Let the trials of one process fail. Return for each whether the GPU is to blame."""
         self._process += 1
         failure = GpuFailed("n", "10.0.0.5", gpu, SAID, self._process)
         blamed = []
         for trial in trials:
             metadata = self.failures.setdefault(trial, SimpleNamespace(num_failures=0))
-            metadata.num_failures += 1  # as Tune does before it tells anybody
+            metadata.num_failures += 1  # Tune counts before it reports the failure
             blamed.append(self.gpus.take(trial, metadata, failure))
         return blamed
 
@@ -57,16 +57,16 @@ def test_three_failures_in_a_row_under_two_trials_are_the_gpus(
     (line,) = capsys.readouterr().out.splitlines()
     assert f" warning: GPU 0 of 10.0.0.5 failed 3 times in a row ({SAID}); it is" in line
     assert (played.gpus.count, played.gpus.none_left) == (1, "")
-    assert played.fail("c") == [True]  # it was placed there before the GPU was held
+    assert played.fail("c") == [True]  # this trial was placed before the GPU was held
     assert played.counted["c"] == 0
     assert capsys.readouterr().out == ""
 
 
-def test_a_report_from_a_gpu_sets_its_count_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_from_a_gpu_resets_its_failure_count(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch)
     played.fail("a")
     played.fail("b")
-    played.gpus.works((Device("n", "10.0.0.5", "1"),))  # another one
+    played.gpus.works((Device("n", "10.0.0.5", "1"),))  # another GPU
     played.gpus.works((Device("n", "10.0.0.5", "0"),))
     played.fail("a")
     played.fail("b")
@@ -95,7 +95,9 @@ def test_the_trials_of_one_process_fail_once(monkeypatch: pytest.MonkeyPatch) ->
     assert played.counted == {"a": 0, "b": 0, "c": 0}
 
 
-def test_a_failure_without_a_gpu_is_counted_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_without_a_gpu_counts_as_the_trials_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     played, metadata = Played(monkeypatch), SimpleNamespace(num_failures=1)
     for process, trial in enumerate("abcd"):
         assert not played.gpus.take(trial, metadata, DeviceFailed(SAID, process))
@@ -113,7 +115,7 @@ def test_a_search_without_a_gpu_left_ends_and_names_them(monkeypatch: pytest.Mon
     assert played.gpus.none_left.startswith(named)
 
 
-def test_a_trial_of_two_gpus_has_no_place_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_of_two_gpus_can_not_go_on_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, GPU=2.0)
     for trial in "abc":
         played.fail(trial, gpu="1")
@@ -127,7 +129,7 @@ def test_the_driver_session_ends_when_no_gpu_is_left(tmp_path: Path) -> None:
         driver.stopper.stop_all()
 
 
-def test_the_scheduler_tells_of_each_report_where_it_was_made(
+def test_the_scheduler_resets_the_failure_count_of_the_gpu_of_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, played = Driver(tmp_path), Played(monkeypatch)
@@ -142,7 +144,7 @@ def test_the_scheduler_tells_of_each_report_where_it_was_made(
 
 
 def failed(folder: Path, trial: Any, process: int) -> Any:
-    """A Tune trial that Tune gives up after a failure of GPU 0, with Tune's files about it."""
+    """Return a trial that Tune abandons after a failure of GPU 0, with Tune's files about it."""
     cause = GpuFailed("n", "10.0.0.5", "0", SAID, process)
     error = RayTaskError("step", f"Traceback:\ntune.errors.GpuFailed: {cause}", cause)
     trial.error_file, trial.pickled_error_file = folder / "error.txt", folder / "error.pkl"
@@ -156,7 +158,7 @@ def failed(folder: Path, trial: Any, process: int) -> Any:
 def test_a_trial_that_a_broken_gpu_failed_is_proposed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tune asks after its own count, which other deaths had filled."""
+    """Tune asks only after its own failure count is full, here because of other deaths."""
     driver = Driver(tmp_path, budget={"failures_in_a_row": 2})
     driver.stopper.broken_gpus = driver.scheduler._broken_gpus = Played(monkeypatch).gpus
     trials = [driver.start() for _ in range(3)]
@@ -166,4 +168,5 @@ def test_a_trial_that_a_broken_gpu_failed_is_proposed_again(
         driver.searcher.on_trial_complete(trial.trial_id, error=True)
     assert f"{names[0]}: GPU 0 of 10.0.0.5 failed: {SAID}" in capsys.readouterr().out
     states = [driver.records.trials[name].state for name in names]
-    assert states == ["failed", "failed", "running"]  # the first two before it was known
+    # The first two failed before the GPU was known as broken.
+    assert states == ["failed", "failed", "running"]

@@ -1,4 +1,4 @@
-"""Bounds that a winner must keep: what Optuna is told, what wins, what a finished search takes."""
+"""Constraints on the winner: what Optuna receives, what wins, what a finished search accepts."""
 
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ from tune.search.resume import adopt
 BOUND = {"eval/drift": {"at_most": 0.5}}
 
 
-def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: Path) -> None:
+def test_reports_beyond_a_bound_do_not_win_and_optuna_gets_the_violation(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=3, constraints=BOUND)
     far, near, early = driver.start(), driver.start(), driver.start()
-    driver.report(early, 64, 0.7, 0.1, 0.3)  # within, and later no more
+    driver.report(early, 64, 0.7, 0.1, 0.3)  # within the bound, and later outside
     finish(driver, far, 0.95, drift=2.0)
     finish(driver, near, 0.80, drift=0.4)
     finish(driver, early, 0.90, drift=0.9)
-    told = {trial.user_attrs["trial"]: trial.constraints for trial in driver.study.trials}
-    assert told[far.config["task"].name]["eval/drift"] == pytest.approx(1.5)
-    assert told[near.config["task"].name]["eval/drift"] == pytest.approx(-0.1)
+    constraints = {trial.user_attrs["trial"]: trial.constraints for trial in driver.study.trials}
+    assert constraints[far.config["task"].name]["eval/drift"] == pytest.approx(1.5)
+    assert constraints[near.config["task"].name]["eval/drift"] == pytest.approx(-0.1)
     assert driver.records.trials[early.config["task"].name].metrics["pairs_seen"] == 64
     driver.start()
     assert driver.final_tasks.end.stamp is not None
@@ -37,28 +37,30 @@ def test_reports_beyond_a_bound_do_not_win_and_optuna_is_told_how_far(tmp_path: 
     results = assemble(driver.config, driver.records, driver.final_tasks.end)
     assert results.ranking[0] == near.config["task"].name
     assert results.objective.bounds == {"eval/drift": Bound(at_most=0.5)}
-    # A study that is made anew from the records knows the same.
+    # A study that is rebuilt from the records has the same constraints.
     again = Driver(tmp_path, trials=3, constraints=BOUND)
-    assert {t.user_attrs["trial"]: t.constraints for t in again.study.trials} == told
+    assert {t.user_attrs["trial"]: t.constraints for t in again.study.trials} == constraints
 
 
-def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path: Path) -> None:
+def test_a_finished_search_refuses_a_constraint_that_none_of_its_exports_meets(
+    tmp_path: Path,
+) -> None:
     driver = Driver(tmp_path, trials=1)
     finish(driver, driver.start(), 0.9, drift=2.0)
     write_yaml(tmp_path / "search.yaml", driver.config)
     before = (tmp_path / "search.yaml").read_text()
-    asked = driver.config.model_copy(update={"constraints": {"eval/drift": Bound(at_most=0.5)}})
+    stricter = driver.config.model_copy(update={"constraints": {"eval/drift": Bound(at_most=0.5)}})
     with pytest.raises(InputError, match=r"no weights with eval/drift at most 0.5 are left"):
-        adopt(open_run(RunFolder.at(tmp_path)), asked)
+        adopt(open_run(RunFolder.at(tmp_path)), stricter)
     assert (tmp_path / "search.yaml").read_text() == before
     adopt(
         open_run(RunFolder.at(tmp_path)),
-        asked.model_copy(update={"constraints": {"eval/drift": Bound(at_most=3)}}),
+        stricter.model_copy(update={"constraints": {"eval/drift": Bound(at_most=3)}}),
     )
 
 
 @pytest.mark.parametrize(
-    ("bounds", "said"),
+    ("bounds", "message"),
     [
         ({"eval/drift": {}}, "a bound has an end"),
         ({"eval/drift": {"at_most": 1, "at_least": 2}}, "so nothing may win"),
@@ -66,14 +68,14 @@ def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path
         ({"drift": {"at_most": 1}}, "constraints.drift"),
     ],
 )
-def test_a_bound_that_is_none_is_refused(bounds: dict[str, Any], said: str) -> None:
+def test_an_invalid_constraint_is_refused(bounds: dict[str, Any], message: str) -> None:
     content = {"name": "x", "trainer": "simulated", "trials": 2, "constraints": bounds}
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         parse(SearchConfig, content, {}, "x.yaml")
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("select: one_standard_error", "select: one_standard_error was removed"),
         ("confirm: {evaluate: 'a:b', decide_by: wins}", "confirm.decide_by: wins was removed"),
@@ -81,15 +83,15 @@ def test_a_bound_that_is_none_is_refused(bounds: dict[str, Any], said: str) -> N
         ("confirm: {decide_by: null}", ""),
     ],
 )
-def test_what_was_removed_is_refused_unless_it_asks_for_nothing(
-    tmp_path: Path, line: str, said: str
+def test_removed_fields_are_refused_unless_they_had_no_effect(
+    tmp_path: Path, line: str, message: str
 ) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f"trainer: simulated\ntrials: 1\n{line}\n")
-    if not said:
+    if not message:
         assert load_search(path).trials == 1
         return
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         load_search(path)
 
 

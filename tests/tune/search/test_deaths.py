@@ -1,4 +1,4 @@
-"""Trials whose process died, as Tune tells the scheduler of them, without Ray's processes."""
+"""Trials whose process died, as Tune reports them to the scheduler, without Ray's processes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ ENGINE_LOST = "tune.errors.EngineOutOfMemory"
 
 
 def with_tokens(tokens: int) -> dict[str, Any]:
-    """The result of a step whose largest pass had so many tokens."""
+    """Return the result of a step whose largest pass had so many tokens."""
     report = {"pairs_seen": 64, "eval/accuracy": 0.9, "eval/nll": 0.5, "eval/drift": 1.0}
     return result_of(Step(report, began=1.0, seconds=1.0, tokens_at_once=tokens))
 
@@ -43,9 +43,9 @@ def test_a_death_for_lack_of_memory_halves_the_passes_and_is_no_failure(
         "its engine ran out of memory and was ended; it goes on in another; passes have at most 500"
         in (capsys.readouterr().out)
     )
-    assert driver.start().config["task"].most_tokens == 500  # the next trial too
-    assert Driver(tmp_path).records.run.most_tokens == 500  # and the next driver session
-    # Where the passes can't be made smaller it counts, so that no trial is tried for ever.
+    assert driver.start().config["task"].most_tokens == 500  # the next trial gets this bound too
+    assert Driver(tmp_path).records.run.most_tokens == 500  # and so does the next driver session
+    # If the passes can't be made smaller, the death counts, so that no trial is tried for ever.
     counted = []
     for _ in range(4):
         again = Died(tmp_path, trial, 1, "ray.exceptions.OutOfMemoryError: Task was killed")
@@ -66,10 +66,10 @@ def test_the_trials_of_one_engine_halve_the_passes_once(tmp_path: Path) -> None:
         assert (died.config["task"].most_tokens, died.run_metadata.num_failures) == (500, 0)
 
 
-def test_another_death_is_counted_and_the_second_in_a_row_halves_the_passes_too(
+def test_another_death_counts_and_the_second_in_a_row_halves_the_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On another node the kernel may have ended the process, and nobody is left who saw it."""
+    """On another node the kernel may have ended the process, and nothing is left that saw it."""
     driver = Driver(tmp_path)
     trial = driver.start()
     driver.scheduler.on_trial_result(None, trial, with_tokens(1000))

@@ -1,4 +1,4 @@
-"""A search whose last step is to serve its winner: a real Ray cluster that outlives it."""
+"""A search serves its winner as its last step, on a real Ray cluster that outlives it."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from tests.helpers.ports import free_port
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One node, and the environment in which the commands find it."""
+    """Start one node, and set the environment in which the commands find it."""
     port = free_port()
     environment = {
         "PYTHONPATH": str(ROOT),
@@ -43,7 +43,7 @@ def is_there(url: str) -> bool:
 
 
 def search(dpo_tune: Run, port: int) -> str:
-    """What it prints."""
+    """Run the search and return what it prints."""
     settings = ("trials=1", "space={}", "points=[]", "data.limit=60", "wandb.mode=disabled",
                 "serve.after=true", f"serve.port={port}")  # fmt: skip
     changes = [word for setting in settings for word in ("--set", setting)]
@@ -87,14 +87,14 @@ def application(run: Path) -> dict[str, Any]:
 def test_no_cluster_to_serve_on_is_said_before_the_search(
     dpo_tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ("run", ROOT / "searches" / "quickstart.yaml", "--set", "serve.after=true")
+    command = ("run", ROOT / "searches" / "quickstart.yaml", "--set", "serve.after=true")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    done = dpo_tune(*asked)
+    done = dpo_tune(*command)
     assert done.returncode == 2
     assert "`ray start --head` and set RAY_ADDRESS" in done.stderr
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", f"http://127.0.0.1:{free_port()}")
-    done = dpo_tune(*asked)
+    done = dpo_tune(*command)
     assert done.returncode == 2
     assert "no Ray dashboard answers at http://127.0.0.1" in done.stderr
     assert not (tmp_path / "runs" / "quickstart" / "trials").exists()

@@ -1,4 +1,4 @@
-"""Disks that are full, files that were cut short or altered: noticed, and nothing is lost."""
+"""Full disks and files that were cut short or altered are noticed, and nothing is lost."""
 
 import json
 import os
@@ -76,7 +76,7 @@ filler.unlink()
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_sitting_and_leaves_what_was_saved(
+def test_a_full_disk_ends_the_driver_session_and_keeps_what_was_saved(
     tmp_path: Path, yaml: Path, small_config: TrainConfig, small_prepared: Path
 ) -> None:
     (tmp_path / "full.py").write_text(FULL)

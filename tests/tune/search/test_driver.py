@@ -1,4 +1,4 @@
-"""Whole searches on real Ray processes, with simulated sessions: a driver's life and death."""
+"""Whole searches with simulated sessions on real Ray processes: how drivers start, end and die."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dpo_train import sample
 from tests.conftest import Run, Start
-from tests.helpers.placements import places
+from tests.helpers.placements import placements
 from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import (
     hurry,
@@ -51,8 +51,8 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     before = {path.name: path.stat().st_mtime_ns for path in (run / "trials").iterdir()}
     finished = dpo_tune("run", yaml)
     assert finished.returncode == 0
-    said = f"; nothing was run now; for more trials: {again}\n"
-    assert re.search(f"sim ended on .*{re.escape(said)}", finished.stdout)
+    line = f"; nothing was run now; for more trials: {again}\n"
+    assert re.search(f"sim ended on .*{re.escape(line)}", finished.stdout)
     assert results["winner"]["trial"] in finished.stdout
     assert {p.name: p.stat().st_mtime_ns for p in (run / "trials").iterdir()} == before
 
@@ -106,9 +106,9 @@ def test_trials_that_diverge_are_rows_with_their_error(
     assert len(failed) >= 3
     assert "loss is nan at step 16, learning rate" in (failed[0].error or "")
     assert results.ended == "budget.failures_in_a_row: 3 trials failed"
-    # Each reported once before it diverged, so something was won.
+    # Each trial reported once before it diverged, so there is a winner.
     assert done.returncode == 0
-    # Only when nothing was ever measured is there no winner.
+    # There is no winner only if nothing was ever measured.
     assert results.winner is not None
 
 
@@ -142,22 +142,22 @@ def test_a_killed_trial_process_goes_on_from_its_saved_state(
         "--set", "stopping.name=none",
     )  # fmt: skip
 
-    # One that is half done: on a busy machine the first may end before the second begins.
+    # Take a trial that is half done: on a busy machine the first may end before the second begins.
     def half_done() -> list[str]:
         return [record.id for record in records_of(run) if 3 <= len(record.curve) <= 5]
 
     wait_until(half_done, process)
     hurry(run)
     killed = half_done()[0]
-    (place,) = (place for place in places(run) if place["trial"] == killed)
-    os.kill(place["pid"], signal.SIGKILL)
+    (placement,) = (placement for placement in placements(run) if placement["trial"] == killed)
+    os.kill(placement["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     records = records_of(run)
     assert [record.state for record in records] == ["finished"] * 2
     for record in records:
         assert [point["pairs_seen"] for point in record.curve] == list(range(64, 513, 64))
-    # The process that took its place did not sleep, and did not begin anew.
+    # The process that replaced it did not sleep, and did not start from the beginning.
     (again,) = (record for record in records if record.id == killed)
     assert {report["train_seconds"] for report in again.curve[:2]} == {1.5}
     assert again.curve[-1]["train_seconds"] == 0

@@ -1,4 +1,4 @@
-"""GPUs as nvidia-smi lists them; a script stands for it."""
+"""GPUs as nvidia-smi lists them. A script stands in for nvidia-smi."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = "2, GPU-11111111, NVIDIA GB10, 580.159.04, 12.1, [N/A], [N/A]"
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of all programs that a process finds; it has these three GPUs and a compiler."""
+    """Return the only folder with programs: an nvidia-smi with three GPUs, and a compiler."""
     for name, text in (("nvidia-smi", "\n".join((H200, T4, UNKNOWN))), ("gcc", "")):
         script = tmp_path / name
         script.write_text(f"#!/bin/sh\n/bin/cat <<END\n{text}\nEND\n")
@@ -31,7 +31,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("machine")
-def test_what_a_gpu_has_is_said() -> None:
+def test_memory_capability_and_driver_of_a_gpu_are_shown() -> None:
     first, _, last = map(str, gpus.visible_gpus())
     assert first == (
         "NVIDIA H200: 149.9 of 150.8 GB free, compute capability 9.0, driver 580.159.04"
@@ -58,7 +58,9 @@ def test_only_visible_gpus_count(
     assert [gpu.name for gpu in gpus.visible_gpus()] == names
 
 
-def test_what_a_trial_can_t_have_is_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_a_trial_can_t_have_are_refused(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"^resources.gpus: a trial wants 4, this machine has 3; "):
         gpus.refuse_unfit(4)
     with pytest.raises(InputError, match=r"^resources.gpus: Tesla T4 has compute capability 7.5, "):

@@ -1,4 +1,4 @@
-"""A broken GPU is held, by actors of a real Ray whose GPUs are numbers alone."""
+"""Actors of a real Ray, whose GPUs are only numbers, hold a broken GPU back."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import ray
 
 from tests.conftest import ROOT
 from tests.helpers.one_node import one_node
-from tests.helpers.placements import places
+from tests.helpers.placements import placements
 from tests.helpers.run_records import records_of
 from tune.run_folder.step import Device
 from tune.search import broken_gpus
@@ -24,7 +24,7 @@ SAID = "CUDA error: device-side assert triggered"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[str]:
-    """A Ray of this module's own with two GPUs that don't exist."""
+    """Start a Ray for this module with two GPUs that don't exist."""
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["PYTHONPATH"] = str(ROOT)
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
@@ -126,7 +126,7 @@ model: {dtype: float32}
 
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cluster with two GPUs that don't exist; the doubles in `tmp_path` break them."""
+    """Start a cluster with two GPUs that don't exist; the doubles in `tmp_path` break them."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     environment = {
         "PYTHONPATH": f"{tmp_path}:{ROOT}",
@@ -170,7 +170,7 @@ def run_search(folder: Path) -> subprocess.CompletedProcess[str]:
     ids=["whole", "halves", "packed-halves"],
 )
 @pytest.mark.usefixtures("two_gpus")
-def test_a_search_is_finished_on_the_gpu_that_is_well(
+def test_a_search_finishes_on_the_gpu_that_works(
     tmp_path: Path, content: str, gpus: float, double: str
 ) -> None:
     write_double(tmp_path, double, ["0"])
@@ -182,7 +182,7 @@ def test_a_search_is_finished_on_the_gpu_that_is_well(
     assert "GPU 1" not in done.stdout
     run = tmp_path / "runs" / "x"
     assert [record.state for record in records_of(run)] == ["finished"] * 6
-    assert {place["gpus"] for place in places(run)} == {"1"}
+    assert {each["gpus"] for each in placements(run)} == {"1"}
 
 
 @pytest.mark.slow

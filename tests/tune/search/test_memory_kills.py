@@ -1,4 +1,4 @@
-"""Processes that Ray's memory monitor ends cost a search nothing but the way back."""
+"""Processes that Ray's memory monitor ends cost a search only the work since the last save."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from tests.conftest import Start
 from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import wait_until
 
-# It fills some gigabytes of the memory that tests beside it need.
+# This test fills some gigabytes of memory, which tests beside it would need.
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(400)]
 
 YAML = """
@@ -27,11 +27,11 @@ save_every_minutes: 0
 wandb: {mode: disabled}
 """
 _FREE_BYTES = 4_000_000_000
-"""What the search may take: a tenth below the threshold of Ray's monitor it takes no more."""
+"""Bytes that the search may take; it stops a tenth below the threshold of Ray's monitor."""
 
 
 def ray_workers(driver: int) -> dict[int, str]:
-    """By process the name that Ray gives to it."""
+    """Map each process to the name that Ray gives it."""
     found = {}
     for process in psutil.Process(driver).children(recursive=True):
         try:
@@ -44,7 +44,7 @@ def ray_workers(driver: int) -> dict[int, str]:
 
 
 def fill_memory_until_one_dies(threshold_bytes: float, driver: int) -> Counter[str]:
-    """The names of the workers that Ray's monitor ended meanwhile."""
+    """Return the names of the workers that Ray's monitor ended meanwhile."""
     before = ray_workers(driver)
     memory = psutil.virtual_memory()
     ballast = bytearray(int(threshold_bytes - (memory.total - memory.available)) + 300_000_000)
@@ -73,17 +73,17 @@ def test_a_search_goes_on_when_the_memory_monitor_ends_its_processes(
     yaml, run = tmp_path / "search.yaml", tmp_path / "runs" / "search"
     yaml.write_text(YAML + f"trainer: {trainer}\ntrials: {4 if trainer == 'packed' else 2}\n")
     process = start("run", yaml)
-    said: list[str] = []
+    lines: list[str] = []
     assert process.stdout is not None
-    reader = threading.Thread(target=lambda: said.extend(process.stdout or []), daemon=True)
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or []), daemon=True)
     reader.start()
     wait_until(lambda: [bool(r.curve) for r in records_of(run)].count(True) >= 2, process)
     ended = fill_memory_until_one_dies(threshold * memory.total, process.pid)
     assert ended.keys() & victims, ended
-    assert process.wait(timeout=240) == 0, "".join(said)
+    assert process.wait(timeout=240) == 0, "".join(lines)
     reader.join(timeout=10)
     process.stdout.close()
-    assert "memory" in "".join(said)
+    assert "memory" in "".join(lines)
     for record in records_of(run):
         assert record.state == "finished", record.error
         assert [report["pairs_seen"] for report in record.curve] == list(range(80, 961, 80))

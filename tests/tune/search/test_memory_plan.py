@@ -1,4 +1,4 @@
-"""How many trials run at once where memory is short, and what is refused."""
+"""How many trials run at once if memory is short, and what is refused."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def rows() -> list[Row]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets what may be taken, on a machine of four CPUs."""
+    """Return a function that sets the free memory, on a machine of four CPUs."""
     monkeypatch.setattr(memory_plan, "_cpus", lambda: 4)
 
     def may_take(gigabytes: float) -> None:
@@ -70,7 +70,7 @@ def test_packed_trials_share_engines(machine: Any, rows: list[Row]) -> None:
     eight = estimate.need(8, 100 * GIGABYTE)
     assert (eight.processes, eight.trials_each) == (4, 2)
     assert estimate.need(2, 100 * GIGABYTE).processes == 2
-    # With less memory the passes are smaller, down to the longest pair.
+    # With less memory the passes get smaller, down to the longest pair.
     less = estimate.need(8, estimate.need(8, 0).total + 4 * 10**7)
     assert estimate.least_tokens <= less.tokens < eight.tokens
     assert less.total < eight.total
@@ -98,7 +98,7 @@ def test_checkpointing_is_switched_on_where_nothing_fits_without_it(
     def of_a_large_model(
         config: SearchConfig, trial: TrainConfig, lengths: RowLengths
     ) -> Footprint:
-        """The sample's passes are small beside all else."""
+        """Return an estimate with larger passes: the sample's are small beside the rest."""
         bytes_a_token = 1e5 if trial.optim.activation_checkpointing else 1e7
         return replace(counted(config, trial, lengths), pass_a_token=bytes_a_token)
 
@@ -153,7 +153,7 @@ def test_the_largest_values_of_the_space_count() -> None:
     assert (largest.optim.name, largest.optim.activation_checkpointing) == ("adamw", False)
 
 
-def test_the_driver_says_what_it_lowers(
+def test_the_driver_reports_what_it_reduces(
     machine: Any, rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -174,8 +174,8 @@ def test_doctor_says_what_one_and_all_take(
     machine(100)
     one, together = memory_plan.lines(search(), rows)
     assert one.startswith("one trial    about 0.")
-    for part in ("process", "weights of its own", "optimizer of a trial", "for a pass of"):
-        assert part in one
+    for phrase in ("process", "weights of its own", "optimizer of a trial", "for a pass of"):
+        assert phrase in one
     assert together.startswith("all at once  about ")
     assert "4 trials and Ray; 100.0 GB may be taken" in together
     machine(1.0)

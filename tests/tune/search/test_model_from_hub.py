@@ -1,4 +1,4 @@
-"""A search on a model and a dataset that come from the Hub: a server on loopback, no patching."""
+"""A search on a model and a dataset from the Hub: a server on loopback, nothing patched."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_a_search_fetches_once_and_then_asks_the_hub_nothing(
         assert adapter["base_model_name_or_path"] == "acme/tiny"
         assert adapter["revision"] == sha
         assert str(tmp_path) not in (tmp_path / "runs/x/winner/manifest.json").read_text()
-    # The server is gone: what was fetched is enough for a second search, which computes nothing.
+    # The server is gone. A second search needs nothing from it and computes no reference.
     shutil.rmtree(tmp_path / "runs" / "x")
     second = search(tmp_path, hub.url, HF_HUB_OFFLINE="1")
     assert second.returncode == 0, second.stderr
@@ -86,14 +86,14 @@ def test_a_search_fetches_once_and_then_asks_the_hub_nothing(
 
 def test_what_the_hub_does_not_have_is_said_in_one_line(tmp_path: Path, hub: HubServer) -> None:
     with hub:
-        for text, said in (
+        for text, message in (
             (yaml(model="acme/none"), "model.id: 'acme/none' can't be read from the Hub"),
             (yaml(data="acme/none"), "data.id: 'acme/none' (split 'train') can't be loaded"),
         ):
             (tmp_path / "x.yaml").write_text(text)
             done = search(tmp_path, hub.url)
             assert done.returncode == 2
-            assert said in done.stderr
+            assert message in done.stderr
             assert done.stderr.count("\n") == 1
             assert not (tmp_path / "runs" / "x").exists()
 
@@ -106,19 +106,19 @@ def test_a_login_that_the_hub_does_not_take_is_said_in_one_line(
         done = search(tmp_path, hub.url, HF_TOKEN="hf_wrong")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    said = (
+    message = (
         "model.id: 'acme/tiny' can't be read from the Hub: the Hub does not take the login (401); "
         r"type `\S*hf auth login`\n$"
     )
-    assert re.search(said.replace("(401)", r"\(401\)"), done.stderr)
+    assert re.search(message.replace("(401)", r"\(401\)"), done.stderr)
 
 
 def test_processes_that_load_a_model_at_once_fetch_it_once(tmp_path: Path, hub: HubServer) -> None:
     with hub:
-        asked = f"id='acme/tiny', revision='{hub.sha('models/acme/tiny')}'"
+        resolved = f"id='acme/tiny', revision='{hub.sha('models/acme/tiny')}'"
         load = f"""
 from dpo_train import config, model
-model.load_base(config.ModelConfig({asked}), "cpu")
+model.load_base(config.ModelConfig({resolved}), "cpu")
 """
         command = [sys.executable, "-c", load]
         environment = _environment(tmp_path, hub.url)

@@ -1,4 +1,4 @@
-"""How long a search will still take, by the pairs that its trials have trained on."""
+"""The estimate of how long a search still takes, from the pairs that its trials trained on."""
 
 import pytest
 
@@ -60,10 +60,10 @@ def test_trials_are_taken_to_end_where_others_were_stopped() -> None:
         pace.saw(trial, 100, 1000)
     pace.ended("0", 200)
     pace.ended("1", 200)
-    # 500 pairs in 10 s; two trials with 100 pairs to go, and two to come with 200 each.
+    # 500 pairs took 10 s. Two trials have 100 pairs left, and two will come with 200 each.
     assert pace.seconds_left(4) == pytest.approx(600 / 60)
-    pace.saw("2", 300, 1000)  # further than any that was stopped: it goes to its end
-    assert pace.seconds_left(2) == pytest.approx(700 / 30)  # the other ends long before
+    pace.saw("2", 300, 1000)  # further than any stopped trial, so it will finish
+    assert pace.seconds_left(2) == pytest.approx(700 / 30)  # the other trial ends long before
     assert pace.share_done("2") == pytest.approx(0.3)
 
 

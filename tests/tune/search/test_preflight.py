@@ -1,4 +1,4 @@
-"""Packages that a search needs, and that are not here, are said before it begins."""
+"""A search is refused before it begins if packages that it needs are not installed."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def search(**changes: Any) -> SearchConfig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"sampler": {"name": "cmaes"}},
@@ -32,12 +32,12 @@ def search(**changes: Any) -> SearchConfig:
     ],
 )
 def test_a_missing_package_is_said(
-    changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     preflight.refuse_impossible(search(**changes))
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         preflight.refuse_impossible(search(**changes))
 
 
@@ -52,7 +52,7 @@ def test_a_batch_must_be_shared_out_among_the_gpus_of_a_cluster(
     preflight.refuse_impossible(search(resources={"gpus": 3}, optim={"batch_size": 6}))
 
 
-def test_gpus_that_are_not_there_are_said_before_batches_that_do_not_fit_them(
+def test_missing_gpus_are_reported_before_batches_that_do_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

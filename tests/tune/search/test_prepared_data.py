@@ -1,4 +1,4 @@
-"""The base of a search has a name that all its workers understand."""
+"""All workers of a search can find its base by its name."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from tune.search.resume import refuse_other_search
 def test_a_folder_named_from_here_is_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers of a cluster that was there before have a working directory of their own."""
+    """Workers of an existing cluster have another working directory than the driver."""
     shutil.copytree(sample.MODEL, tmp_path / "my model")
     monkeypatch.chdir(tmp_path)
     typed = SearchConfig.model_validate(
@@ -26,7 +26,7 @@ def test_a_folder_named_from_here_is_found_from_anywhere(
     planned, prepared = plan_prepared_data(typed, print)
     assert planned.model.id == str(tmp_path / "my model")
     assert f'"id": "{tmp_path}/my model"' in (prepared / "plan.json").read_text()
-    # The same YAML goes on where the search stands.
+    # With the same YAML the search goes on.
     folder = RunFolder.at(tmp_path / "runs" / "x")
     folder.path.mkdir()
     write_yaml(folder.search_yaml, planned)

@@ -1,4 +1,4 @@
-"""What is said of a running search, from its records and what its workers do."""
+"""The line of progress, made from the records of a search and what its workers do."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.helpers.driver import Driver
 from tune.workers.live_state import Doing, Snapshot
 
 
-def test_a_trial_that_waits_for_a_place_does_not_run(tmp_path: Path) -> None:
+def test_a_trial_that_waits_for_a_worker_does_not_count_as_running(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     first, second = driver.start(), driver.start()
     progress = driver.searcher.progress

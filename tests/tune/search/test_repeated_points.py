@@ -1,4 +1,4 @@
-"""A point that a trial of the search has is not trained again, unless someone asks for that."""
+"""A point is trained once in a search, unless the configuration asks for repetitions."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ THREE = {"optim.epochs": {"int": [1, 3]}}
 
 
 def play(driver: Driver) -> list[dict[str, Any]]:
-    """Trains one trial after the other until there is no more; returns their points."""
+    """Train one trial after the other until there are no more, and return their points."""
     points = []
     while hasattr(trial := driver.start(), "config"):
         points.append(trial.config["task"].point)
@@ -50,7 +50,7 @@ def distinct(points: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
 
 
 def propose_only(driver: Driver, point: dict[str, Any]) -> None:
-    """From now on the sampler is sure of one point."""
+    """Make the sampler propose only this point from now on."""
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
         fixed = optuna.samplers.PartialFixedSampler(point, optuna.samplers.RandomSampler(seed=0))
     driver.study._study.sampler = fixed
@@ -64,9 +64,9 @@ def test_every_sampler_tries_each_point_once_and_the_search_ends_with_fewer_tria
     points = play(driver)
     assert (len(points), len(distinct(points))) == (12, 12)
     assert driver.searcher.stop_reason == "every point of the space tried: 12 of 16 trials"
-    said = [line for line in capsys.readouterr().out.splitlines() if "every point" in line]
-    assert len(said) == 1
-    assert said[0].endswith(f" the search ends with 12 of 16 trials: {EXHAUSTED}")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "every point" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f" the search ends with 12 of 16 trials: {EXHAUSTED}")
 
 
 def test_points_of_running_trials_are_not_proposed(
@@ -91,7 +91,7 @@ def test_points_of_running_trials_are_not_proposed(
         ("running", TrialState.FAIL, None),
     ],
 )
-def test_the_sampler_is_told_what_is_known_of_the_point_that_it_repeats(
+def test_the_sampler_gets_the_known_result_of_a_repeated_point(
     tmp_path: Path, ending: str, state: TrialState, value: float | None
 ) -> None:
     driver = Driver(tmp_path, space=THREE)
@@ -108,10 +108,10 @@ def test_the_sampler_is_told_what_is_known_of_the_point_that_it_repeats(
     assert second.config["task"].point != first.config["task"].point
     repeated = driver.study.trials[1:-1]
     assert len(repeated) == 5
-    for told in repeated:
-        assert (told.state, told.params) == (state, first.config["task"].point)
-        assert told.user_attrs["trial"] == first.config["task"].name
-        assert (told.value if told.state != TrialState.FAIL else None) == value
+    for trial in repeated:
+        assert (trial.state, trial.params) == (state, first.config["task"].point)
+        assert trial.user_attrs["trial"] == first.config["task"].name
+        assert (trial.value if trial.state != TrialState.FAIL else None) == value
     last = driver.study.trials[-1]
     assert last.user_attrs["trial"] == second.config["task"].name
     assert last.params == second.config["task"].point
@@ -123,17 +123,17 @@ def test_with_two_objectives_the_sampler_is_told_both_values(tmp_path: Path) -> 
     driver.finish(first, 512, 0.9, drift=0.5)
     propose_only(driver, first.config["task"].point)
     driver.start()
-    assert [told.values for told in driver.study.trials[:-1]] == [[0.9, 0.5]] * 6
+    assert [trial.values for trial in driver.study.trials[:-1]] == [[0.9, 0.5]] * 6
 
 
-def test_of_several_trials_with_a_point_the_finished_one_is_told(tmp_path: Path) -> None:
+def test_of_several_trials_with_a_point_the_finished_one_is_used(tmp_path: Path) -> None:
     driver = Driver(tmp_path, space=THREE, points=[{"optim.epochs": 2}] * 2)
     failed, finished = driver.start(), driver.start()
     driver.fail(failed)
     driver.finish(finished, 512, 0.9)
     propose_only(driver, finished.config["task"].point)
     driver.start()
-    assert [told.value for told in driver.study.trials[2:-1]] == [0.9] * 5
+    assert [trial.value for trial in driver.study.trials[2:-1]] == [0.9] * 5
 
 
 def test_points_that_are_listed_twice_are_trained_twice(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_finalists_are_trained_with_other_seeds_after_every_point_was_tried(tmp_
     assert [point.get("seed") for point in points] == [None, None, None, 1, 2]
 
 
-def test_a_combination_that_cannot_be_is_recorded_once(tmp_path: Path) -> None:
+def test_an_invalid_combination_is_recorded_once(tmp_path: Path) -> None:
     space = {"dpo.loss": {"choice": ["sigmoid", "exo_pair"]},
              "dpo.label_smoothing": {"choice": [0.0, 0.1]}}  # fmt: skip
     driver = Driver(tmp_path, trials=9, space=space, dpo={"label_smoothing": 0.1})
@@ -240,7 +240,7 @@ def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_rep
     )
     run = open_run(RunFolder.at(tmp_path))
     assert is_finished(run)
-    # Neither a clone nor the same run again offers more trials, of which there are none.
+    # Neither a clone nor the same command again suggests more trials, because no points are left.
     assert what_ended(run).endswith(f"nothing was run now; {EXHAUSTED}")
     with pytest.raises(InputError, match="has ended; every point of the space has been tried"):
         clone(tmp_path, next(iter(driver.records.trials)), {})

@@ -1,4 +1,4 @@
-"""Searcher and scheduler as Tune calls them, over records on disk, without Ray's processes."""
+"""Searcher and scheduler, called as Tune calls them, with records on disk and without Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tests.helpers.driver import Driver, export
 from tune.workers.outcome import Ending, Outcome
 
 
-def test_optuna_is_told_the_truth_about_each_ending(tmp_path: Path) -> None:
+def test_optuna_gets_the_true_state_of_each_ended_trial(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     first, second, third = driver.start(), driver.start(), driver.start()
     driver.report(first, 64, 0.9, nll=0.1)
@@ -22,15 +22,15 @@ def test_optuna_is_told_the_truth_about_each_ending(tmp_path: Path) -> None:
     driver.finish(first, 512, 0.92, nll=0.1)
     assert driver.report(second, 64, 0.5, nll=0.7) == TrialScheduler.STOP
     driver.fail(third)
-    told = driver.study.trials
-    assert [trial.state for trial in told] == [
+    trials = driver.study.trials
+    assert [trial.state for trial in trials] == [
         TrialState.COMPLETE,
         TrialState.PRUNED,
         TrialState.FAIL,
     ]
-    assert told[0].value == 0.95
-    assert told[0].intermediate_values == {64: 0.9, 128: 0.95, 512: 0.92}
-    assert told[1].intermediate_values == {64: 0.5}
+    assert trials[0].value == 0.95
+    assert trials[0].intermediate_values == {64: 0.9, 128: 0.95, 512: 0.92}
+    assert trials[1].intermediate_values == {64: 0.5}
     states = [record.state for record in driver.records.trials.values()]
     assert states == ["finished", "stopped", "failed"]
 
@@ -39,7 +39,7 @@ def test_early_stopping_looks_at_its_own_metric(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     first, second = driver.start(), driver.start()
     driver.report(first, 64, 0.9, nll=0.6)
-    # Less accurate but of lower nll: goes on.
+    # This one is less accurate but has a lower nll, so it goes on.
     assert driver.report(second, 64, 0.5, nll=0.5) == TrialScheduler.CONTINUE
 
 
@@ -64,7 +64,7 @@ def test_a_rebuilt_search_has_the_same_rungs_study_and_open_trials(tmp_path: Pat
     assert [again.start().config for _ in open_before] == open_before
 
 
-def test_a_report_that_comes_twice_is_told_once(tmp_path: Path) -> None:
+def test_a_report_that_arrives_twice_is_recorded_once(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     trial = driver.start()
     driver.report(trial, 64, 0.6)
@@ -105,7 +105,7 @@ def test_the_same_seed_proposes_the_same_trials(tmp_path: Path, name: str) -> No
     assert points(tmp_path / "c", 1) != first
 
 
-def test_a_combination_that_cannot_be_is_a_failed_row_and_the_next_is_asked(
+def test_an_invalid_combination_fails_its_trial_and_the_next_is_proposed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = {
@@ -130,7 +130,7 @@ def test_a_combination_that_cannot_be_is_a_failed_row_and_the_next_is_asked(
     assert line.endswith(f"  {first.error}")
 
 
-def test_at_most_so_many_run_at_once(tmp_path: Path) -> None:
+def test_at_once_limits_the_running_trials(tmp_path: Path) -> None:
     driver = Driver(tmp_path, resources={"at_once": 2})
     first = driver.start()
     driver.start()
@@ -149,7 +149,7 @@ def test_failures_in_a_row_end_the_search_and_stop_what_runs(tmp_path: Path) -> 
     assert "failures_in_a_row" in driver.searcher.stop_reason
 
 
-def test_spent_hours_end_the_search_whoever_sat(tmp_path: Path) -> None:
+def test_hours_of_all_driver_sessions_count_towards_the_budget(tmp_path: Path) -> None:
     driver = Driver(tmp_path, budget={"hours": 1})
     trial = driver.start()
     assert driver.report(trial, 64, 0.9) == TrialScheduler.CONTINUE
@@ -171,7 +171,7 @@ def test_the_last_trials_go_on_when_all_are_proposed(tmp_path: Path) -> None:
     assert driver.searcher.stop_reason == "all 2 trials"
 
 
-def test_the_winner_is_judged_once_when_the_last_trial_has_ended(tmp_path: Path) -> None:
+def test_the_winner_is_evaluated_on_test_once_after_the_last_trial(tmp_path: Path) -> None:
     driver = Driver(tmp_path, trials=2, trainer="trl")
     first, second = driver.start(), driver.start()
     driver.finish(first, 512, 0.9)
@@ -195,7 +195,7 @@ def test_a_process_that_dies_and_is_tried_again_ends_no_trial(tmp_path: Path) ->
     driver.report(trial, 64, 0.9)
     saved = tmp_path / "state" / trial.config["task"].name / "64"
     saved.mkdir(parents=True)
-    trial.status = "ERROR"  # as Tune sets it before it puts the trial into its queue again
+    trial.status = "ERROR"  # Tune sets this before it queues the trial again
     driver.scheduler.on_trial_error(None, trial)
     assert driver.records.trials[trial.config["task"].name].state == "running"
     assert saved.exists()
@@ -218,7 +218,7 @@ def test_no_more_are_proposed_than_there_are_places_and_one(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("way", ["step", "process"])
-def test_a_judging_that_fails_costs_its_numbers_alone(
+def test_a_failed_test_evaluation_costs_only_its_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
     driver = Driver(tmp_path, trials=1, trainer="trl")
@@ -248,7 +248,7 @@ def test_open_trials_of_a_search_whose_budget_is_spent_end_with_it(tmp_path: Pat
     assert [record.state for record in again.records.trials.values()] == ["stopped", "failed"]
 
 
-def test_failures_of_an_earlier_sitting_do_not_end_the_next(tmp_path: Path) -> None:
+def test_failures_of_an_earlier_driver_session_do_not_end_the_next(tmp_path: Path) -> None:
     driver = Driver(tmp_path, budget={"failures_in_a_row": 1})
     driver.fail(driver.start())
     assert driver.start() == Searcher.FINISHED

@@ -1,4 +1,4 @@
-"""What a person reads while a search runs, and that a stop does not wait for an evaluation."""
+"""What a user reads while a search runs; a stop does not wait for an evaluation."""
 
 import re
 import sys
@@ -44,13 +44,13 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
         return [line for line in describe_live(RunFolder.at(run)) if "pairs" in line]
 
     wait_until(lambda: len(shown()) == 2, process)
-    said = dpo_tune("show", "sim").stdout
-    assert "no trial has reported yet" in said
-    assert "at work now:" in said
+    printed = dpo_tune("show", "sim").stdout
+    assert "no trial has reported yet" in printed
+    assert "at work now:" in printed
     first, second = records_of(run)
     for record in (first, second):
-        assert f"  {record.id}: training, at " in said
-        assert " of 64 pairs; since " in said
+        assert f"  {record.id}: training, at " in printed
+        assert " of 64 pairs; since " in printed
     assert dpo_tune("stop", "sim", first.id).returncode == 0
     wait_until(lambda: _state(run, first.id) == "stopped", process)
     assert _state(run, second.id) == "running"
@@ -97,24 +97,20 @@ def test_a_driver_that_is_busy_says_so(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (120, 40)])
-def test_the_live_lines_of_a_running_search_never_wrap(
-    tmp_path: Path, yaml: Path, columns: int, rows: int
-) -> None:
+def test_the_live_lines_of_a_running_search_never_wrap(tmp_path: Path, yaml: Path) -> None:
     quick = ["--set", "trials=6", "--set", "simulated.seconds_per_report=0.4"]
     command = [sys.executable, "-m", "tune", "run", str(yaml), *quick]
-    code, screen = run_in(columns, rows, command, tmp_path)
+    code, screen = run_in(80, 24, command, tmp_path)
     text = "\n".join(screen.lines)
     assert code == 0, text
     assert any("─" in line and " of 6 trials" in line for line in screen.erased)
     assert any(re.match(r"\w{6}-00\d +\d+ of \d+ pairs", line) for line in screen.erased)
-    # Only what stays may be longer than the window: lines of trials that ended, the results.
+    # Only permanent lines may be wider than the window: trials that ended, and the results.
     prefix = records_of(tmp_path / "runs" / "sim")[0].id[:6]
     of_ended = rf"{prefix}-00\d (finished|stopped|failed) "
-    live = [line for line in screen.wrapped if "──" in line or " pairs/s" in line]
-    assert live == []
+    assert _live_lines(screen.wrapped) == []
     assert re.search(of_ended, text)
-    # One that wrapped would have left a part of itself behind.
+    # A live line that wrapped would have left a part of itself behind.
     assert "──" not in text
     assert "pairs/s" not in text
 
@@ -134,9 +130,14 @@ def test_in_a_terminal_the_states_before_the_first_trial_are_shown(
                   "starting the trials' processes", "reference log-probs "):  # fmt: skip
         assert state in drawn
     assert "sim: read as: " in "\n".join(screen.lines)
+    assert _live_lines(screen.wrapped) == []
 
 
-def test_what_an_earlier_driver_wrote_is_not_at_work(
+def _live_lines(lines: list[str]) -> list[str]:
+    return [line for line in lines if "──" in line or " pairs/s" in line]
+
+
+def test_stale_live_state_is_not_shown_as_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = LiveTrial(what="training", pairs_done=8, next_report=64, since=time.time())

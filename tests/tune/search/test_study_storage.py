@@ -1,4 +1,4 @@
-"""Optuna's own tools read what a search keeps in a storage."""
+"""Optuna's own tools can read the study that a search keeps in a storage."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from tune.search.study_storage import open_storage
 
 
 def play(driver: Driver) -> None:
-    """One trial of each ending, and one that is open."""
+    """Play one trial of each ending, and one that stays open."""
     best, weak, bad, _ = (driver.start() for _ in range(4))
     driver.report(best, 64, 0.9, nll=0.3)
     assert driver.report(weak, 64, 0.6, nll=0.6) == "STOP"
@@ -84,13 +84,13 @@ def test_a_storage_that_is_lost_costs_the_search_nothing(
     assert len(driver.study.trials) == len(driver.records.trials)
 
 
-def test_a_storage_that_is_broken_when_the_search_goes_on_costs_one_warning(
+def test_a_broken_storage_costs_a_resumed_search_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "journal"
     play(Driver(tmp_path / "x", storage=str(file)))
     with file.open("a") as journal:
-        journal.write('{"op_code": 5, "work')  # as a kill leaves it
+        journal.write('{"op_code": 5, "work')  # a kill can leave a line like this
     again = Driver(tmp_path / "x", storage=str(file))
     assert isinstance(again.start().config, dict)
     assert capsys.readouterr().out.count("the search goes on without it") == 1
@@ -110,8 +110,8 @@ def test_the_lock_of_a_killed_driver_does_not_hold_up_the_next(
 
 def test_two_searches_of_one_name_stay_two_studies(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/studies.db"
-    for place in ("here", "there"):
-        play(Driver(tmp_path / place / "x", storage=url))
+    for folder in ("here", "there"):
+        play(Driver(tmp_path / folder / "x", storage=url))
     names = optuna.get_all_study_names(optuna.storages.RDBStorage(url))
     assert len(set(names)) == 2
 

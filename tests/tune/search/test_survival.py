@@ -1,6 +1,6 @@
-"""What a search survives when processes are killed under it, each for real.
+"""A search survives the death of its processes, which are really killed.
 
-Sessions are simulated where training is not the point. More of the same at length: `make soak`.
+Sessions are simulated where training is not the point. `make soak` runs longer versions.
 """
 
 import errno
@@ -56,15 +56,15 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     trials: int,
     objective: str,
 ) -> None:
-    """The reports of each driver session last another time, which tells who trained them. After the
-    first kill a saved state is damaged too: its trial goes on from the one before."""
+    """The reports of each driver session take another time, which shows who trained them. After the
+    first kill a saved state is damaged too, and its trial goes on from the state before."""
     run = tmp_path / "runs" / "sim"
     draw = random.Random(moments)
     command: tuple[object, ...] = ("run", yaml, "--set", f"trials={trials}", "--set",
                                    f"objective={objective}", "--set",
                                    "simulated.seconds_per_report=0.15")  # fmt: skip
     before: dict[str, Any] = {}
-    said, damaged = "", ""
+    output, damaged = "", ""
     for moment in range(moments):
         process = start(*command)
         wait_for_ended(run, len(before) + 1, process)
@@ -72,7 +72,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
             wait_until(lambda: twice_saved(run), process)
         time.sleep(draw.uniform(0, 0.4) if moment else 0)
         process.kill()
-        said += process.communicate()[0]
+        output += process.communicate()[0]
         now = ended(run)
         assert {trial: now[trial] for trial in before} == before
         before = now
@@ -94,7 +94,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     hurry(run)
     done = dpo_tune("resume", run)
     assert done.returncode == 0, done.stderr
-    assert re.search(f"{damaged}: its state at .* is damaged; it goes on from the one", said)
+    assert re.search(f"{damaged}: its state at .* is damaged; it goes on from the one", output)
     after = ended(run)
     records = records_of(run)
     assert [record.id.split("-")[1] for record in records] == [f"{n:03d}" for n in range(trials)]
@@ -102,7 +102,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
     assert len(after) == trials
     assert {trial: after[trial] for trial in before} == before
     for record in records:
-        # What was saved when the last driver died was not trained again.
+        # The trials did not repeat what was saved when the last driver died.
         assert record.curve[: len(kept.get(record.id, []))] == kept.get(record.id, [])
         pairs = [point["pairs_seen"] for point in record.curve]
         assert pairs == sorted(set(pairs))
@@ -114,7 +114,7 @@ def test_a_driver_killed_at_any_moment_loses_and_repeats_nothing(
 
 
 def twice_saved(run: Path) -> str:
-    """A trial of which two saved states lie on disk; empty if there is none."""
+    """Return a trial with two saved states on disk; an empty text if there is none."""
     return next(
         (r.id for r in records_of(run) if len(saved_pairs_of(run, r.id)) == 2),
         "",
@@ -144,7 +144,7 @@ def test_a_signal_is_answered_within_20_seconds_whatever_a_trial_is_at(
 def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
     tmp_path: Path, yaml: Path, start: Start
 ) -> None:
-    """The raylet shares the fate of the dashboard's agent, and a driver would wait for ever."""
+    """The raylet ends when the dashboard's agent dies, and a driver would then wait for ever."""
     run = tmp_path / "runs" / "sim"
     process = start("run", yaml, "--set", "simulated.seconds_per_report=0.5", "--set", "trials=3")
     wait_until(lambda: any(record.curve for record in records_of(run)), process)
@@ -166,11 +166,11 @@ def test_when_rays_own_processes_end_the_search_ends_and_can_go_on(
 def test_only_ray_address_names_a_cluster_to_search_on(
     monkeypatch: pytest.MonkeyPatch, named: str | None
 ) -> None:
-    """With no address Ray would look for one that `ray start` left behind, and wait for it."""
-    asked = []
+    """Without an address Ray would look for one that `ray start` left behind, and wait for it."""
+    addresses = []
 
     def init(address: str, **_: Any) -> None:
-        asked.append(address)
+        addresses.append(address)
         raise ConnectionError
 
     monkeypatch.setattr("ray.init", init)
@@ -181,7 +181,7 @@ def test_only_ray_address_names_a_cluster_to_search_on(
     with pytest.raises((ConnectionError, InputError)) as raised, connected(config, "json"):
         pass
     assert ("RAY_ADDRESS: no Ray cluster answers" in str(raised.value)) == bool(named)
-    assert asked == [named or "local"]
+    assert addresses == [named or "local"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ESTALE, errno.EACCES])
@@ -192,9 +192,9 @@ def test_only_a_disk_that_failed_is_an_interruption(number: int) -> None:
 
 
 @pytest.mark.slow
-# Ray's own test cluster leaves the handles of what it killed.
+# Ray's own test cluster keeps open handles of the processes that it killed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_node_that_dies_costs_its_trials_nothing_but_the_way_to_another(
+def test_trials_of_a_node_that_dies_go_on_elsewhere_without_loss(
     tmp_path: Path, yaml: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray.cluster_utils import Cluster
@@ -224,5 +224,5 @@ def test_a_node_that_dies_costs_its_trials_nothing_but_the_way_to_another(
     assert [record.state for record in records] == ["finished"] * 2
     for record in records:
         assert [point["pairs_seen"] for point in record.curve] == list(range(64, 513, 64))
-        # Eight reports of a second each, and one that was not saved yet: none began anew.
+        # A trial has eight reports of a second, and one may not be saved yet: none started again.
         assert record.seconds < 11

@@ -1,4 +1,4 @@
-"""TPE in a search of thousands of trials: what a proposal is made from."""
+"""TPE in a search of thousands of trials: which trials a proposal is made from."""
 
 import random
 import warnings
@@ -35,7 +35,7 @@ def ended(value: float, second: float | None = None) -> FrozenTrial:
 
 
 def seen(study: optuna.Study) -> list[int]:
-    """The numbers of the trials from which the next proposal is made, without its own."""
+    """Return the numbers of the trials from which the next proposal is made, without its own."""
     trial = study.ask()
     trial.suggest_float("x", 0, 1)
     sampler = study.sampler
@@ -50,7 +50,7 @@ def make(values: Sequence[tuple[float, ...]], *directions: str) -> optuna.Study:
     return study
 
 
-def test_as_long_as_it_keeps_all_it_proposes_what_optunas_own_does() -> None:
+def test_while_all_trials_are_kept_proposals_are_those_of_optunas_tpe() -> None:
     proposed = []
     for sampler in (WindowedTPE(0), TPESampler(multivariate=True, group=True, seed=0)):
         study = optuna.create_study(direction="minimize", sampler=sampler)
@@ -65,7 +65,7 @@ def test_the_best_and_the_latest_and_those_that_run_are_kept() -> None:
     running.suggest_float("x", 0, 1)
     study.add_trials([ended(-100.0 - number) for number in range(40)])
     assert seen(study) == [*range(10), running.number, *range(61, 91)]
-    # What ends later is learnt from too, and makes place for the best.
+    # Trials that end later count too, and worse ones leave the window for better ones.
     study.tell(running, 1.0)
     study.add_trials([ended(2.0) for _ in range(30)])
     assert seen(study) == [91, *range(92, 122)]

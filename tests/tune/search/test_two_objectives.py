@@ -1,4 +1,4 @@
-"""A search with two objectives: its front, what stops its trials, which of the front is taken."""
+"""A search with two objectives: its front, how trials are stopped, which of the front wins."""
 
 import random
 from pathlib import Path
@@ -38,7 +38,7 @@ def config(**content: Any) -> SearchConfig:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"sampler": {"name": "cmaes"}}, "type `sampler: {name: tpe}`, or gp, random or grid"),
         ({"stopping": {"name": "median"}}, "type `stopping: {name: asha}`, or none"),
@@ -46,8 +46,10 @@ def config(**content: Any) -> SearchConfig:
         ({"objective": ["eval/accuracy", "eval/nll"]}, "--set stopping.metric=eval/accuracy"),
     ],
 )
-def test_what_two_objectives_do_not_go_with_is_refused(content: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_two_objectives_do_not_go_with_is_refused(
+    content: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
         config(**content)
 
 
@@ -80,15 +82,17 @@ def test_a_rebuilt_search_has_the_same_rungs_and_study(tmp_path: Path) -> None:
     assert again.scheduler._rungs.rungs == driver.scheduler._rungs.rungs
     assert {bracket for bracket, _ in again.scheduler._rungs.rungs} == {0, 1}
 
-    def told(driver: Driver) -> list[Any]:
+    def history(driver: Driver) -> list[Any]:
         ended = [trial for trial in driver.study.trials if trial.state.is_finished()]
         return [(t.params, t.state, t.values, t.intermediate_values) for t in ended]
 
-    assert told(again) == told(driver)
-    assert {state for _, state, _, _ in told(driver)} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert history(again) == history(driver)
+    assert {state for _, state, _, _ in history(driver)} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_optuna_hears_both_values_of_the_finished_and_none_of_the_stopped(tmp_path: Path) -> None:
+def test_optuna_gets_both_values_of_finished_trials_and_none_of_stopped_ones(
+    tmp_path: Path,
+) -> None:
     storage = f"sqlite:///{tmp_path}/studies.db"
     driver = Driver(tmp_path / "x", objective=TWO, storage=storage)
     first, second, third = driver.start(), driver.start(), driver.start()
@@ -101,9 +105,9 @@ def test_optuna_hears_both_values_of_the_finished_and_none_of_the_stopped(tmp_pa
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.metric_names == TWO
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
-    # The report of the best accuracy, with the drift that it had there.
+    # This is the report with the best accuracy, with the drift of the same report.
     assert [trial.values for trial in study.trials] == [[0.9, 0.5], None, None]
-    # One that went on after a kill has its reports in the record, and none in the study.
+    # A trial that went on after a kill has its reports in the record, and none in the study.
     driver.report(driver.start(), 64, 0.9, 0.05, 0.1)
     again = Driver(tmp_path / "x", objective=TWO, storage=storage)
     assert isinstance(again.start().config, dict)
@@ -128,23 +132,23 @@ def test_each_sampler_goes_on_past_finished_and_stopped_trials(tmp_path: Path, n
 
 
 def test_tpe_counts_the_stopped_and_puts_them_behind_all_finished_ones(tmp_path: Path) -> None:
-    """A contract with Optuna: what tune/search/study.py relies on."""
+    """tune/search/study.py relies on this behaviour of Optuna."""
     driver = Driver(tmp_path, objective=TWO, trials=12)
     for number in range(12):
         trial = driver.start()
         worse = 0.1 * (number % 3 > 0)
         if driver.report(trial, 64, 0.7, worse, worse) == TrialScheduler.CONTINUE:
             driver.finish(trial, 512, 0.7 - number / 100, 0.5, worse)
-    told = driver.study.trials
-    complete = [trial.number for trial in told if trial.state == TrialState.COMPLETE]
+    trials = driver.study.trials
+    complete = [trial.number for trial in trials if trial.state == TrialState.COMPLETE]
     assert 1 < len(complete) < 12
     for count in (1, len(complete), 12):
-        good, bad = _split_trials(driver.searcher._study._study, told, count)
+        good, bad = _split_trials(driver.searcher._study._study, trials, count)
         assert (len(good), len(good) + len(bad)) == (count, 12)
         assert count == 12 or {trial.number for trial in good} <= set(complete)
 
 
-# The second is dominated by the first; the front is 0, 2, 3, 4.
+# The second is dominated by the first. The front is 0, 2, 3, 4.
 PLAYED = [(0.90, 0.50), (0.89, 0.60), (0.88, 0.20), (0.70, 0.10), (0.60, 0.05)]
 
 
@@ -160,12 +164,12 @@ def numbers(ids: list[str]) -> list[int]:
     return [int(trial.rpartition("-")[2]) for trial in ids]
 
 
-def test_the_exports_that_stay_are_those_of_the_front(tmp_path: Path) -> None:
+def test_the_exports_of_the_front_are_kept(tmp_path: Path) -> None:
     driver = played(tmp_path, keep_best=3)
     kept = [each.stamp.trial for each in exports(driver.records)]
     assert numbers(kept) == [0, 2, 3]
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == sorted(kept)
-    # One of the second front is there as long as the first is smaller.
+    # A trial of the second front is kept as long as the first front is too small.
     other = Driver(tmp_path / "few", objective=TWO, keep_best=3)
     for accuracy, drift in PLAYED[:3]:
         finish(other, other.start(), accuracy, drift)
@@ -191,7 +195,8 @@ def test_the_best_of_the_front_wins_by_the_same_rule_as_with_one_objective(tmp_p
 def test_a_trial_that_failed_is_never_on_the_front_and_does_not_win(tmp_path: Path) -> None:
     driver = Driver(tmp_path, objective=TWO, trials=3, confirm={"finalists": 2, "seeds": 1})
     trials = [driver.start() for _ in range(3)]
-    driver.report(trials[0], 64, 0.99, 0.1, 0.01)  # the best of all, but for its end
+    # This report would be the best, but its trial fails later.
+    driver.report(trials[0], 64, 0.99, 0.1, 0.01)
     export(driver, trials[0], 0.99)
     driver.fail(trials[0])
     finish(driver, trials[1], 0.9, 0.5)
@@ -216,16 +221,16 @@ def test_finalists_come_from_the_front_and_then_the_next(tmp_path: Path) -> None
 
 def test_finalists_are_compared_by_the_same_rule(tmp_path: Path) -> None:
     driver = played(tmp_path, confirm={"finalists": 3, "seeds": 1})
-    # With the new seed the first was lucky, and the third is almost as accurate as the second.
+    # The first was lucky: with the new seed it is worse. The third is almost as good as the second.
     for accuracy, drift in [(0.80, 0.50), (0.88, 0.30), (0.87, 0.12)]:
         finish(driver, driver.start(), accuracy, drift)
     driver.start()
-    told = driver.final_tasks.end.confirmation
-    assert told is not None
-    assert numbers([told.winner]) == [2]
-    assert told.finalists[0].second == told.finalists[0].drift
-    assert numbers(told.tied) == [3]
-    assert "it is tied with" in told.decided_by
+    confirmation = driver.final_tasks.end.confirmation
+    assert confirmation is not None
+    assert numbers([confirmation.winner]) == [2]
+    assert confirmation.finalists[0].second == confirmation.finalists[0].drift
+    assert numbers(confirmation.tied) == [3]
+    assert "it is tied with" in confirmation.decided_by
 
 
 def test_points_of_an_earlier_search_come_from_its_front(tmp_path: Path) -> None:
@@ -247,13 +252,13 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert results.winner.trial == results.front[0]
 
     results.winner.sampled_kl = SampledKl(mean=12.34, interval=[10.0, 15.0])
-    told = terminal.render(results, rows=1)
-    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in told
-    rows = [line for line in told.splitlines() if line.startswith("abc123-")]
+    text = terminal.render(results, rows=1)
+    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in text
+    rows = [line for line in text.splitlines() if line.startswith("abc123-")]
     assert [row.split()[0] for row in rows] == results.front
     assert all(" * " in row for row in rows)
     count = f"* the Pareto front of eval/accuracy and eval/drift: {len(front)} of 24 trials"
-    assert f"{count}; the winner is the best of it in eval/accuracy" in told
+    assert f"{count}; the winner is the best of it in eval/accuracy" in text
     assert simulated(24).about_front() == ""
 
     html = page.render(results)
@@ -288,12 +293,12 @@ def test_no_point_lies_on_the_better_side_of_the_line(
     from tune.report.scene import Scene
 
     line, *points = draw(Scene(results))["pareto"][0].data  # type: ignore[union-attr]
-    signs = [1 if part.mode == "max" else -1 for part in results.objective.parts]
+    signs = [1 if term.mode == "max" else -1 for term in results.objective.parts]
     corners = [(signs[0] * y, signs[1] * x) for x, y in zip(line.x, line.y, strict=True)]
     assert list(line.x) == sorted(line.x)
     for trace in points:
         for x, y in zip(trace.x, trace.y, strict=True):
-            assert not any(beats((signs[0] * y, signs[1] * x), there) for there in corners)
+            assert not any(beats((signs[0] * y, signs[1] * x), other) for other in corners)
     assert corner in [(x, y) for trace in points for x, y in zip(trace.x, trace.y, strict=True)]
 
 
@@ -307,16 +312,16 @@ def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: 
     driver, sampled = judged("alone")
     assert list(sampled) == [driver.final_tasks.end.stamp.trial]  # type: ignore[index]
     driver, sampled = judged("confirmed", confirm={"finalists": 2, "seeds": 1})
-    told = driver.final_tasks.end.confirmation
-    assert told is not None
+    confirmation = driver.final_tasks.end.confirmation
+    assert confirmation is not None
     assert numbers(sorted(sampled)) == [0, 2]
     assert all((tmp_path / "confirmed" / folder).is_dir() for folder in sampled.values())
     kl = {trial: SampledKl(mean=float(n), interval=[0, 9]) for n, trial in enumerate(sampled)}
     report = TestReport(test=Numbers(), base=Numbers(), sampled_kl=kl)
     driver.final_tasks.take(TestTask(run="x"), Outcome(Ending.FINISHED, test=report))
-    assert {each.trial: each.sampled_kl for each in told.finalists} == kl
+    assert {each.trial: each.sampled_kl for each in confirmation.finalists} == kl
     assert "sampled KL" in page.render(simulated(9).model_copy(
-        update={"confirmation": told}))  # fmt: skip
+        update={"confirmation": confirmation}))  # fmt: skip
 
     other = Driver(tmp_path / "one", trainer="trl", trials=1)
     finish(other, other.start(), 0.8, 0.3)

@@ -1,4 +1,4 @@
-"""What is shown of a running search has place in the window."""
+"""The live display of a running search fits into the window."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_before_the_first_trial_it_says_what_is_done() -> None:
     assert before.picture(80, 24).plain == before.line() == "starting Ray (3 s)"
 
 
-def test_a_line_of_a_log_has_all_in_short() -> None:
+def test_a_log_line_has_all_values_in_short_form() -> None:
     assert view(5).line() == (
         f"about 12 min left · 7 of 24 trials · 5 running · 7 stopped · {BEST} · 91qjec-000 at 384 "
         "of 1364 pairs, 91qjec-001 at 384 of 1364 pairs, 91qjec-002 at 384 of 1364 pairs, 2 more"

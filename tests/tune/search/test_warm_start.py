@@ -19,7 +19,7 @@ points: %s
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> list[float]:
-    """The learning rates of a finished search, the best first."""
+    """Make a finished search and return its learning rates, the best first."""
     driver = Driver(tmp_path / "old")
     trials = [driver.start() for _ in range(4)]
     for number, trial in enumerate(trials):
@@ -60,7 +60,7 @@ def test_a_search_that_is_not_there_is_refused(tmp_path: Path) -> None:
         load(tmp_path, "{from: runs/none}")
 
 
-def test_a_point_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_point_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"points: point 1 is 3; type it like `{dpo.beta: 0.1}`"):
         load(tmp_path, "[{optim.learning_rate: 1e-3}, 3]")
 
@@ -77,7 +77,7 @@ def test_a_grid_may_have_points_of_an_earlier_search_on_top(
     assert load_search(yaml, {"trials": 2}).total_trials == 2
 
 
-def test_what_an_earlier_search_gives_is_no_path_of_its_own(tmp_path: Path) -> None:
+def test_points_from_is_no_path_of_its_own(tmp_path: Path) -> None:
     yaml = tmp_path / "new.yaml"
     yaml.write_text(YAML % (1e-2, "[]"))
     with pytest.raises(InputError, match="unknown path 'points.from'"):

@@ -1,4 +1,4 @@
-"""What trackers are told of the records, in which order, and that none disturbs another."""
+"""Trackers get each change of the records in order, and none disturbs another."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ from tune.tracking.trackers import how_to_send
 
 
 class Notebook:
-    """A tracker that notes what it is told."""
+    """A tracker that writes down its calls."""
 
     name = "notebook"
 
@@ -51,7 +51,7 @@ class Notebook:
 
 
 def follow(folder: Path, tracker: Notebook, *steps: Callable[[], object]) -> None:
-    """Follows a run folder through steps, each of which is seen before the next."""
+    """Follow a run folder through steps. Each step is seen before the next one."""
 
     class Closing(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
@@ -64,7 +64,7 @@ def follow(folder: Path, tracker: Notebook, *steps: Callable[[], object]) -> Non
     Follower(RunFolder.at(folder), tracker).follow(Closing())
 
 
-def test_a_tracker_is_told_of_each_change_once(tmp_path: Path) -> None:
+def test_a_tracker_gets_each_change_once(tmp_path: Path) -> None:
     search, tracker = Search(tmp_path), Notebook()
     follow(
         search.folder,
@@ -88,9 +88,9 @@ def test_a_tracker_is_told_of_each_change_once(tmp_path: Path) -> None:
 
 def test_an_interrupted_search_has_open_trials_and_no_results(tmp_path: Path) -> None:
     search, tracker = Search(tmp_path), Notebook()
-    search.end()  # of a driver session before, of which results.json is
+    search.end()  # an earlier driver session wrote results.json
     search.begin(1e-4)
-    search.records.add(search.records.next_id(), {})  # one that no worker has taken
+    search.records.add(search.records.next_id(), {})  # no worker has taken this trial
     follow(search.folder, tracker, lambda: search.records.end(search.ids[1], "running"))
     assert tracker.notes == [
         "begin search",
@@ -126,7 +126,7 @@ def test_a_tracker_that_failed_is_closed(tmp_path: Path, failing: str) -> None:
     assert tracker.notes[-1] == "close"
 
 
-def test_both_trackers_are_told_of_a_search(tmp_path: Path, server: WandbServer) -> None:
+def test_both_trackers_follow_a_search(tmp_path: Path, server: WandbServer) -> None:
     search = Search(tmp_path, tensorboard=True)
     tracking = TrackingProcess(search.run, search.config)
     search.report(2)
@@ -140,7 +140,7 @@ def test_both_trackers_are_told_of_a_search(tmp_path: Path, server: WandbServer)
     assert written == [(report["pairs_seen"], report["eval/accuracy"]) for report in curve]
 
 
-def test_one_that_cannot_write_does_not_stop_the_other(
+def test_a_tracker_that_cannot_write_does_not_stop_the_other(
     tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     search = Search(tmp_path, tensorboard=True)
@@ -156,7 +156,7 @@ def test_one_that_cannot_write_does_not_stop_the_other(
     assert json.loads((search.folder / "wandb.json").read_text())["told"]
 
 
-def test_one_that_waits_for_its_server_does_not_hold_up_the_other(
+def test_a_tracker_that_waits_for_its_server_does_not_delay_the_other(
     tmp_path: Path, server: WandbServer
 ) -> None:
     server.ill = "hang"
@@ -168,6 +168,6 @@ def test_one_that_waits_for_its_server_does_not_hold_up_the_other(
     wait_until(lambda: folder.exists() and "eval/accuracy" in curves(folder))
     assert time.monotonic() - began < 5
     search.end()
-    assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
+    assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill takes time, too
     assert "best/eval/accuracy" in curves(folder)
     assert how_to_send(search.run).startswith("W&B: ")

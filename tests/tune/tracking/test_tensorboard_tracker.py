@@ -77,8 +77,8 @@ def test_a_failed_trial_is_shown_as_failed_and_an_interrupted_one_as_open(tmp_pa
     assert len(hparams(tmp_path / "tensorboard" / "a-000")) == 1
 
 
-def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
-    """A trial whose process died goes on from its saved state, and its curve is shorter then."""
+def test_a_repeated_report_is_written_once(tmp_path: Path) -> None:
+    """When a trial's process died, the trial goes on from its saved state with a shorter curve."""
     tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     for pairs in ((64, 128, 192), (64,), (64, 128), (64, 128, 192, 256)):
@@ -88,8 +88,8 @@ def test_a_report_that_comes_again_is_written_once(tmp_path: Path) -> None:
     assert steps == [64, 128, 192, 256]
 
 
-def test_what_was_reported_can_be_read_at_once(tmp_path: Path) -> None:
-    """The process may be killed at any time, and a person looks on."""
+def test_a_report_can_be_read_immediately(tmp_path: Path) -> None:
+    """The process may be killed at any time while a user watches the curves."""
     tracker = TensorboardTracker(RunFolder.at(tmp_path), config())
     tracker.begin_search()
     tracker.report(record(64))
@@ -105,7 +105,7 @@ def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
     folder = search.folder / "tensorboard" / search.ids[0]
     assert len(curves(folder)["eval/accuracy"]) == 2
     (file,) = folder.iterdir()
-    file.write_bytes(file.read_bytes()[:-5])  # as a process leaves it that is killed
+    file.write_bytes(file.read_bytes()[:-5])  # a killed process can leave a cut file
 
     tracking = TrackingProcess(search.run, search.config)
     search.report(1)
@@ -113,7 +113,7 @@ def test_another_driver_session_writes_no_report_twice(tmp_path: Path) -> None:
     search.close(tracking)
     steps = [step for step, _ in curves(folder)["eval/accuracy"]]
     assert steps == [64, 128, 192]
-    # With this a TensorBoard that is open forgets what it read in the file of before.
+    # This event makes an open TensorBoard forget what it read in the earlier file.
     assert events(folder)[1].session_log.status == 1
     assert not (search.folder / "wandb").exists()
 

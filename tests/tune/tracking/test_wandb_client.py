@@ -1,4 +1,4 @@
-"""What W&B is told of a search: by the real client, on disk and to a server on loopback."""
+"""What the real client of W&B writes of a search, on disk and to a server on loopback."""
 
 import json
 import os
@@ -48,21 +48,21 @@ def yaml(tmp_path: Path) -> Path:
 
 
 def written(run: Path, run_id: str) -> dict[str, Any]:
-    """What the client's file of a run holds: its records by kind, of one kind the last or all."""
+    """Return the records in the client's file of a run, by type: all of `history`, or the last."""
     (file,) = (run / "wandb").glob(f"offline-run-*-{run_id}/*.wandb")
-    told: dict[str, Any] = {"history": [], "summary": {}}
+    found: dict[str, Any] = {"history": [], "summary": {}}
     for record in map(json.loads, wandb(run, "leet", "inspect", "--json", file).splitlines()):
         content = record.get(record["type"], {})
         if record["type"] == "history":
-            told["history"].append(content["item"])
+            found["history"].append(content["item"])
         elif record["type"] == "summary":
-            told["summary"] |= content["update"]
+            found["summary"] |= content["update"]
         elif record["type"] in ("run", "exit"):
-            told[record["type"]] = content
-    return told
+            found[record["type"]] = content
+    return found
 
 
-def assert_told(record: TrialRecord, config: dict[str, Any], summary: dict[str, Any]) -> None:
+def assert_sent(record: TrialRecord, config: dict[str, Any], summary: dict[str, Any]) -> None:
     assert record.config.items() <= config.items()
     assert config["simulated.noise"] == 0.1
     assert not config.keys() & {"runs_dir", "name", "wandb.mode"}
@@ -82,18 +82,18 @@ def test_on_disk_lies_what_the_records_say(
     assert done.returncode == 0, done.stderr
     command = f"{Path(sys.executable).parent / 'wandb'} sync --yes runs/sim/wandb"
     assert f"W&B: 4 runs wait on disk; to send: {command}\n" in done.stdout
-    assert server.asked.total() == 0
+    assert server.calls.total() == 0
     run = tmp_path / "runs" / "sim"
     results = load_results(run)
     assert {trial.state for trial in results.trials} == {"finished", "failed"}
     for trial in results.trials:
-        told = written(run, trial.id)
-        assert told["run"]["run_group"] == "sim"
-        assert told["run"]["tags"] == ["tried"]
-        assert "host" not in told["run"]
-        assert_told(trial, told["run"]["config"]["update"], told["summary"])
-        assert reports(told["history"]) == trial.curve
-        assert told["exit"].get("exit_code", 0) == (trial.state == "failed")
+        found = written(run, trial.id)
+        assert found["run"]["run_group"] == "sim"
+        assert found["run"]["tags"] == ["tried"]
+        assert "host" not in found["run"]
+        assert_sent(trial, found["run"]["config"]["update"], found["summary"])
+        assert reports(found["history"]) == trial.curve
+        assert found["exit"].get("exit_code", 0) == (trial.state == "failed")
     wandb(run, "sync", "--yes", run / "wandb")
     assert len(server.runs) == 4
     assert how_to_send(RunFolder.at(run)) == ""
@@ -112,7 +112,7 @@ def test_an_interrupted_search_goes_on_in_the_same_sweep_and_runs(
     process = start("run", yaml, *slowly)
 
     def is_followed() -> bool:
-        return any(told.state == "running" and told.history for told in [*server.runs.values()])
+        return any(run.state == "running" and run.history for run in [*server.runs.values()])
 
     wait_until(is_followed, process)
     wait_for_ended(run, 1, process)
@@ -134,26 +134,26 @@ def test_an_interrupted_search_goes_on_in_the_same_sweep_and_runs(
     assert made.state == "FINISHED"
     results = load_results(run)
     for trial in results.trials:
-        told = server.runs.pop(trial.id)
-        assert told.sent["sweep"] == made.name
-        assert (told.sent["groupName"], told.sent["tags"]) == ("sim", ["tried"])
-        assert (told.sent["project"], told.sent["jobType"]) == ("dpo-tune", "trial")
-        assert_told(trial, told.config, told.summary)
-        assert reports(told.rows) == trial.curve
-        assert len(told.rows) >= before.get(trial.id, 0)
-        assert told.state == trial.state
-        assert told.exit_code == (trial.state == "failed")
+        shown = server.runs.pop(trial.id)
+        assert shown.sent["sweep"] == made.name
+        assert (shown.sent["groupName"], shown.sent["tags"]) == ("sim", ["tried"])
+        assert (shown.sent["project"], shown.sent["jobType"]) == ("dpo-tune", "trial")
+        assert_sent(trial, shown.config, shown.summary)
+        assert reports(shown.rows) == trial.curve
+        assert len(shown.rows) >= before.get(trial.id, 0)
+        assert shown.state == trial.state
+        assert shown.exit_code == (trial.state == "failed")
     (search,) = server.runs.values()
     assert search.sent["jobType"] == "search"
     assert "sweep" not in search.sent
     assert search.summary["winner"] == results.winner.trial
-    assert server.asked["UpsertSweep"] == 2  # made once, ended once
-    said = "".join(server.bodies)
-    assert server.key not in said
-    # The client itself names the folder in which it stages an artifact's file.
+    assert server.calls["UpsertSweep"] == 2  # made once, ended once
+    sent = "".join(server.bodies)
+    assert server.key not in sent
+    # The client itself sends the folder in which it stages an artifact's file.
     staged = re.escape(str(tmp_path / "home" / "artifacts" / "staging"))
-    assert str(tmp_path) not in re.sub(rf'"local_path":"{staged}/\w+"', "", said)
-    assert f'"{os.uname().nodename}"' not in said
+    assert str(tmp_path) not in re.sub(rf'"local_path":"{staged}/\w+"', "", sent)
+    assert f'"{os.uname().nodename}"' not in sent
     assert not [p for p in run.rglob("*") if p.is_file() and server.key.encode() in p.read_bytes()]
 
 
@@ -165,12 +165,12 @@ def test_a_server_that_hangs_costs_seconds_at_the_end_and_the_rest_can_be_sent(
     run = tmp_path / "runs" / "sim"
     slowly = ("--set", "simulated.seconds_per_report=1", "--set", "wandb.mode=online")
     process = start("run", yaml, *slowly)
-    wait_until(lambda: any("state" in told.summary for told in [*server.runs.values()]), process)
+    wait_until(lambda: any("state" in shown.summary for shown in [*server.runs.values()]), process)
     server.ill = "hang"
     wait_for_ended(run, 4, process)
     began = time.monotonic()
     output, _ = process.communicate(timeout=60)
-    assert time.monotonic() - began < CLOSE_SECONDS + 25  # Ray's own end takes some
+    assert time.monotonic() - began < CLOSE_SECONDS + 25  # ending Ray takes some of it
     assert process.returncode == 0, output
     results = load_results(run)
     assert results.winner is not None
@@ -178,7 +178,7 @@ def test_a_server_that_hangs_costs_seconds_at_the_end_and_the_rest_can_be_sent(
     server.ill = ""
     wandb(run, "sync", "--yes", run / "wandb")
     for trial in results.trials:
-        told = server.runs[trial.id]
-        assert_told(trial, told.config, told.summary)
-        assert reports(told.rows) == trial.curve
-        assert told.state == trial.state
+        shown = server.runs[trial.id]
+        assert_sent(trial, shown.config, shown.summary)
+        assert reports(shown.rows) == trial.curve
+        assert shown.state == trial.state

@@ -1,4 +1,4 @@
-"""What W&B is told, as functions of a search's configuration and records."""
+"""The content for W&B, as functions of a search's configuration and records."""
 
 from pathlib import Path
 
@@ -39,12 +39,12 @@ def test_a_sweep_has_an_axis_as_the_service_spells_it() -> None:
         "lora": {"values": [None, '{"r": 8}']},
     }
     record = TrialRecord(id="a-000", config={"lora": {"r": 8}, "dpo.beta": 0.2})
-    told = wandb_payload.run_config(config, record)
-    assert (told["lora"], told["lora.r"], told["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
-    assert told["optim.learning_rate"] == config.optim.learning_rate
+    sent = wandb_payload.run_config(config, record)
+    assert (sent["lora"], sent["lora.r"], sent["dpo.beta"]) == ('{"r": 8}', 8, 0.2)
+    assert sent["optim.learning_rate"] == config.optim.learning_rate
 
 
-def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
+def test_no_folder_of_this_machine_is_published(tmp_path: Path) -> None:
     content = {
         "name": "x",
         "trainer": "simulated",

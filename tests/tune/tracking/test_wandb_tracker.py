@@ -1,4 +1,4 @@
-"""What W&B is told by the child process, over records that the test writes: no Ray."""
+"""What the child process sends to W&B, from records that the test writes, without Ray."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tune.tracking.trackers import how_to_send
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"WANDB_API_KEY": "0" * 40}, "user is not logged in"),
         ({"WANDB_API_KEY": "short"}, "API key must have 40+ characters, has 5"),
@@ -26,13 +26,13 @@ from tune.tracking.trackers import how_to_send
     ],
     ids=["wrong key", "short key", "no server"],
 )
-def test_a_server_out_of_reach_is_one_warning_and_files(
+def test_an_unreachable_server_gives_one_warning_and_files(
     tmp_path: Path,
     server: WandbServer,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     environment: dict[str, str],
-    said: str,
+    message: str,
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -42,7 +42,7 @@ def test_a_server_out_of_reach_is_one_warning_and_files(
     search.end()
     assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
     warned = capfd.readouterr().err
-    assert said in warned
+    assert message in warned
     assert warned.count("\n") == 1
     assert re.match(r"W&B: 2 runs wait on disk; to send: \S*wandb sync ", how_to_send(search.run))
     assert server.runs == {}
@@ -61,15 +61,15 @@ def test_where_nobody_is_logged_in_the_end_alone_says_so_with_what_to_type(
     search.end()
     search.close(tracking)
     assert capfd.readouterr().err == ""
-    said = how_to_send(search.run)
-    assert re.match(r"W&B: 2 runs wait on disk; to send: \S*wandb login && \S*wandb sync ", said)
+    message = how_to_send(search.run)
+    assert re.match(r"W&B: 2 runs wait on disk; to send: \S*wandb login && \S*wandb sync ", message)
     (tmp_path / "home").mkdir(exist_ok=True)
     (tmp_path / "home" / "netrc").write_text(f"machine {server.url[7:]} login user password x\n")
     assert "wandb login" not in how_to_send(search.run)
 
 
 @pytest.mark.slow
-def test_what_begins_after_the_server_was_lost_is_written_to_disk(
+def test_runs_that_begin_after_the_server_was_lost_are_written_to_disk(
     tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.sweeps["theirs"] = Sweep("theirs", "")
@@ -87,12 +87,12 @@ def test_what_begins_after_the_server_was_lost_is_written_to_disk(
     server.ill = ""
     wandb(search.folder, "sync", "--yes", search.folder / "wandb")
     for trial_id in search.ids:
-        told = server.runs[trial_id]
-        assert reports(told.rows) == search.records.trials[trial_id].curve
-        assert (told.state, told.sent["sweep"]) == ("finished", "theirs")
+        run = server.runs[trial_id]
+        assert reports(run.rows) == search.records.trials[trial_id].curve
+        assert (run.state, run.sent["sweep"]) == ("finished", "theirs")
     assert list(server.sweeps) == ["theirs"]
     assert server.sweeps["theirs"].state == "RUNNING"
-    assert server.asked["UpsertSweep"] == 0
+    assert server.calls["UpsertSweep"] == 0
 
 
 def test_what_the_server_refused_stays_on_disk(tmp_path: Path, server: WandbServer) -> None:
@@ -110,7 +110,7 @@ def test_what_the_server_refused_stays_on_disk(tmp_path: Path, server: WandbServ
     assert reports(server.runs[trial_id].rows) == search.records.trials[trial_id].curve
 
 
-def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
+def test_runs_on_disk_are_sent_when_a_later_driver_session_is_online(
     tmp_path: Path, server: WandbServer
 ) -> None:
     search = Search(tmp_path, mode="offline")
@@ -118,7 +118,7 @@ def test_what_lay_on_disk_is_sent_when_a_later_sitting_goes_online(
     search.report(2)
     search.close(tracking)
     assert how_to_send(search.run).startswith("W&B: 1 run waits on disk")
-    assert server.asked.total() == 0
+    assert server.calls.total() == 0
 
     wandb_online = search.config.wandb.model_copy(update={"mode": "online"})
     online = search.config.model_copy(update={"wandb": wandb_online})
@@ -149,8 +149,8 @@ def test_a_winner_that_was_pushed_is_an_artifact_by_its_address(
     assert {made["state"] for made in server.artifacts.values()} == {"COMMITTED"}
     made = server.artifacts["x-winner"]
     assert made["artifactTypeName"] == "model"
-    (told,) = (run for run in server.runs.values() if "x-winner.json" in run.files)
-    manifest = json.loads(told.files["x-winner.json"])
+    (search_run,) = (run for run in server.runs.values() if "x-winner.json" in run.files)
+    manifest = json.loads(search_run.files["x-winner.json"])
     assert manifest["contents"]["repository"]["ref"] == url
 
 

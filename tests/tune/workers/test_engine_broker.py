@@ -1,4 +1,4 @@
-"""Packed trials find one engine on their device; it ends when it should, its death costs none."""
+"""Packed trials share one engine on their device. It ends when it should; its death costs none."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
     )
     workers = trial_processes(process.pid)
     engines = [worker for worker in workers if has_torch(worker)]
-    assert len(engines) == 2  # one for each CPU, and no torch in a trial's own process
+    assert len(engines) == 2  # one engine per CPU; the trials' own processes have no torch
     assert len(workers) >= 2 + 4
     assert all(unique_megabytes(worker) < 130 for worker in workers if worker not in engines)
     for engine in engines:
@@ -78,7 +78,7 @@ def test_the_death_of_all_engines_costs_no_trial(tmp_path: Path, start: Start) -
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[str]:
-    """A Ray of this module's own with two CPUs and two GPUs that don't exist."""
+    """Start a Ray for this module with two CPUs and two GPUs that don't exist."""
     environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     os.environ.update(environment)
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False,
@@ -98,7 +98,7 @@ def is_alive(engine: object) -> bool:
 
 
 def await_death(engine: object) -> None:
-    """Ray kills an actor some time after it is told to."""
+    """Wait until Ray has killed an actor, which happens some time after the request."""
     deadline = time.monotonic() + 10
     while is_alive(engine):
         assert time.monotonic() < deadline
@@ -113,7 +113,7 @@ def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
     time.sleep(1.5)
     assert is_alive(engine)
     broker.leave("b")
-    assert broker.enter("c", node, "0") is engine  # one that comes in time finds it warm
+    assert broker.enter("c", node, "0") is engine  # a trial in time finds the engine warm
     time.sleep(1.5)
     assert is_alive(engine)
     broker.leave("c")
@@ -123,7 +123,7 @@ def test_an_engine_ends_soon_after_its_last_trial_left(node: str) -> None:
     assert is_alive(again)
     ray.kill(again)
     await_death(again)
-    assert is_alive(broker.enter("e", node, "0"))  # and one that died is not handed out
+    assert is_alive(broker.enter("e", node, "0"))  # a dead engine is not handed out
 
 
 def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
@@ -141,7 +141,7 @@ def test_trials_meet_by_their_gpu_and_share_out_the_cpus(node: str) -> None:
 
 
 class OfABrokenGpu:
-    """A session in an engine."""
+    """A session in an engine whose GPU is broken."""
 
     def advance(self) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
@@ -151,17 +151,17 @@ def test_an_engine_whose_gpu_failed_is_ended(node: str) -> None:
     broker = Broker(8, idle_seconds=60)
     engine = broker.enter("a", node, "0")
     ray.get(engine.__ray_call__.remote(lambda actor: actor._sessions.update(a=OfABrokenGpu())))
-    entered = object.__new__(engine_session._Entered)  # as a trial's process holds it
+    entered = object.__new__(engine_session._Entered)  # this is what a trial's process holds
     entered._trial, entered._actor, entered._kills_before = "a", engine, kernel_kills()
-    for _ in range(2):  # whoever asks: the GPU fails, and from then on the process
+    for _ in range(2):  # first the GPU fails, from then on its process
         with pytest.raises(DeviceFailed, match="^the GPU failed: CUDA error: device-side assert"):
             entered.ask("advance")
-    assert broker.enter("a", node, "0") is not engine  # the next one
+    assert broker.enter("a", node, "0") is not engine  # the next trial gets another engine
     await_death(engine)
 
 
 class Recorded:
-    """An engine's actor that keeps whom it was asked to close."""
+    """An engine's actor that records which trials it was asked to close."""
 
     def __init__(self, *_: object) -> None:
         self.closed: list[str] = []
@@ -183,7 +183,7 @@ def test_a_trial_that_comes_to_another_engine_is_closed_in_the_one_it_left(
 
 
 class Refusing:
-    """A place in an engine that opens nothing."""
+    """An entry into an engine in which nothing can be opened."""
 
     left: list[str] = []
 
@@ -206,7 +206,7 @@ def test_a_trial_that_could_not_be_opened_leaves_its_engine(
     assert Refusing.left == ["a"]
 
 
-def test_a_broker_that_is_gone_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_broker_lets_tune_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(get_accelerator_ids=dict, get_node_id=lambda: "node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     with pytest.raises(EngineLost, match="no engine was given to a: its coordinator isn't there"):

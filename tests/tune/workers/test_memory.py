@@ -65,16 +65,16 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
     assert with_less_at_once(four, members=3).optim.pairs_at_once == 3
     never = override(four, {"optim.activation_checkpointing": False})
     with pytest.raises(OutOfMemory, match="take optim.activation_checkpointing: false out"):
-        with_less_at_once(never, members=4)  # each has one of the six already
+        with_less_at_once(never, members=4)  # each member has only one pair already
     with pytest.raises(InputError, match="sft couples the rows of a batch"):
         override(TrainConfig(), {"dpo.loss": ["sigmoid", "sft"], "optim.micro_batch_size": 4})
 
 
 @pytest.mark.parametrize(("batch", "at_once"), [(16, 4), (12, 5)])
-def test_a_batch_in_parts_trains_as_the_whole_does(
+def test_a_batch_in_micro_batches_trains_as_the_whole_batch_does(
     small_config: TrainConfig, small_prepared: Path, tmp_path: Path, batch: int, at_once: int
 ) -> None:
-    """Of 40 pairs the last batch is smaller, and its parts are unequal."""
+    """With 40 pairs the last batch is smaller, and its micro-batches are unequal."""
     basics = {"optim.batch_size": batch, "optim.epochs": 2, "optim.learning_rate": 1e-3,
               "optim.warmup_pairs": 16}  # fmt: skip
     whole = override(small_config, basics)
@@ -85,7 +85,7 @@ def test_a_batch_in_parts_trains_as_the_whole_does(
         curve = [session.advance().report]
         while curve[-1]["pairs_seen"] < session.pairs_total:
             curve.append(session.advance().report)
-            if trial is parts and len(curve) == 2:  # and after a restart with parts
+            if trial is parts and len(curve) == 2:  # this one also restarts once
                 session.save(tmp_path / "state")
                 session.close()
                 session = open_session(trial, small_prepared, "cpu")
@@ -123,7 +123,7 @@ except OutOfMemory as error:
 """
 
 
-def test_an_allocator_that_gives_nothing_more_is_told_as_that(
+def test_an_exhausted_allocator_is_reported_as_lack_of_memory(
     small_config: TrainConfig, small_prepared: Path
 ) -> None:
     trial = override(small_config, {"optim.batch_size": 16})
@@ -132,6 +132,6 @@ def test_an_allocator_that_gives_nothing_more_is_told_as_that(
         capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    said, pairs = done.stdout.strip().splitlines()[-2:]
-    assert "allocate memory" in said or "MemoryError" in said, done.stdout
+    message, pairs = done.stdout.strip().splitlines()[-2:]
+    assert "allocate memory" in message or "MemoryError" in message, done.stdout
     assert float(pairs) == 16

@@ -1,4 +1,4 @@
-"""A trial's members on real Ray processes with logical GPUs; they train on the CPU."""
+"""The members of a trial are real Ray processes with logical GPUs that train on the CPU."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ RESOURCES = ResourcesConfig(cpus=1, gpus=2)
 
 @pytest.fixture
 def placed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Runs a function as a trial's own process would, on the trial's placement group."""
+    """Run a function as in a trial's own process, on the trial's placement group."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)

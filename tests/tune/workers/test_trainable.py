@@ -1,4 +1,4 @@
-"""What a trial's process gives back to Tune to try again, and what it reports as it is."""
+"""When a trial's process lets Tune try again, and when it reports a failure as it is."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ wandb: {mode: disabled}
 
 
 class Process(DpoTrial):
-    """A trial's process without Ray, whose GPU's owner died."""
+    """A trial's process without Ray; the process that owned its GPU died."""
 
     def __init__(self, run: Path, task: Task) -> None:
         self._run = RunFolder.at(run)
@@ -55,13 +55,15 @@ class Process(DpoTrial):
 
 
 @pytest.mark.parametrize("task", [TestTask("x"), EvaluateTask("a", "x", "", ".")])
-def test_a_member_that_dies_while_it_judges_costs_no_number(tmp_path: Path, task: Task) -> None:
+def test_a_member_that_dies_during_the_test_evaluation_costs_no_number(
+    tmp_path: Path, task: Task
+) -> None:
     with pytest.raises(RayActorError):
         Process(tmp_path, task).step()
 
 
 class Full:
-    """A session for which there is no memory."""
+    """A session that runs out of memory."""
 
     def advance_for(self, seconds: float) -> Any:
         raise OutOfMemory("out of memory with one pair at once")
@@ -80,10 +82,10 @@ def test_a_packed_trial_without_memory_is_not_begun_again(
 
 
 class Broken:
-    """A session whose GPU has failed: whatever is asked of it fails."""
+    """A session whose GPU has failed, so that all its calls fail."""
 
-    def __init__(self, said: str) -> None:
-        self._said = said
+    def __init__(self, message: str) -> None:
+        self._said = message
 
     def advance_for(self, seconds: float) -> Any:
         raise RuntimeError(self._said)
@@ -92,15 +94,15 @@ class Broken:
         raise RuntimeError(self._said)
 
 
-def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> Process:
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> Process:
     process = Process(tmp_path, TrainTask("a", str(tmp_path), {}))
-    process._session = Broken(said)  # type: ignore[assignment]
+    process._session = Broken(message)  # type: ignore[assignment]
     process._trial = override(TrainConfig(), {"trainer": "trl"})
     monkeypatch.setattr(process, "_save_if_due", lambda: None)
     return process
 
 
-def test_a_trial_whose_gpu_failed_is_given_back_to_go_on_in_another_process(
+def test_a_trial_whose_gpu_failed_goes_on_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch  # noqa: F401  # a process that used a GPU has it
@@ -108,7 +110,7 @@ def test_a_trial_whose_gpu_failed_is_given_back_to_go_on_in_another_process(
     process = broken(tmp_path, monkeypatch, "CUDA error: device-side assert triggered\nSearch for")
     with pytest.raises(DeviceFailed, match=r"^the GPU failed: CUDA error: device-side assert"):
         process.step()
-    process.cleanup()  # does not touch the device
+    process.cleanup()  # must not use the device
 
 
 def test_another_error_ends_the_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +139,7 @@ if any("default_worker" in word for word in sys.orig_argv):
 
 @pytest.mark.slow
 def test_a_search_goes_on_after_a_gpu_failed(tmp_path: Path) -> None:
-    """A double stands for the GPU: from one moment on all calls of one process fail."""
+    """A double stands in for the GPU. From one moment on all calls of one process fail."""
     (tmp_path / "sitecustomize.py").write_text(BREAKS_ONCE.format(mark=tmp_path / "mark"))
     (tmp_path / "sim.yaml").write_text(SIMULATED)
     done = subprocess.run(
@@ -148,8 +150,10 @@ def test_a_search_goes_on_after_a_gpu_failed(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    said = "the GPU failed: CUDA error: device-side assert triggered; it goes on in another process"
-    assert done.stdout.count(said) == 1, done.stdout
+    message = (
+        "the GPU failed: CUDA error: device-side assert triggered; it goes on in another process"
+    )
+    assert done.stdout.count(message) == 1, done.stdout
     records = records_of(tmp_path / "runs" / "sim")
     assert [record.state for record in records] == ["finished"] * 3
     for record in records:

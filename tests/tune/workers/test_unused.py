@@ -1,4 +1,4 @@
-"""What trials don't need is not imported in their processes."""
+"""The processes of trials don't import libraries that they don't need."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ASKED = ("wandb", "pandas", "ray.tune", "torch")
 
 
 def loaded(code: str, folder: Path = ROOT) -> list[str]:
-    """Which of them a new process has after the code."""
+    """Return which of these libraries a new process has imported after the code."""
     says = f"\nimport sys\nprint(*[name for name in {ASKED} if sys.modules.get(name)])"
     done = subprocess.run(
         [sys.executable, "-c", code + says],

@@ -1,4 +1,4 @@
-"""Which code a YAML can name, and what is said before it runs."""
+"""The code that a YAML can name, and the message before it runs."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ from tune.workers.user_evaluation import evaluate_folder, file_of
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a judge of its own, whose module no other test has."""
+    """Make a working folder with an evaluation function in a module that no other test has."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv(ALLOWED_CODE, raising=False)
