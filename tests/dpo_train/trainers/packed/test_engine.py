@@ -232,9 +232,9 @@ def test_memory_that_runs_out_lowers_the_tokens_of_a_pass_and_changes_no_number(
     again = [pack.join(each) for each in configs]
     train(pack, again[0], 10, *again[1:])
     assert pack.tokens_per_pass(again) < 2 * fits
-    for one, other in zip(before, again, strict=True):
+    for one, other in zip(whole, again, strict=True):
         assert (one.own_weights - other.own_weights).abs().max() < 1e-5
-    for found, expected in zip(pack.evaluate(again), pack.evaluate(before), strict=True):
+    for found, expected in zip(pack.evaluate(again), pack.evaluate(whole), strict=True):
         assert found is not None
         assert expected is not None
         assert metrics.means(found) == pytest.approx(metrics.means(expected), rel=1e-3)

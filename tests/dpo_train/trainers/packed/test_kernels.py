@@ -1,4 +1,4 @@
-"""The GPU kernels of the packed pass. Triton's interpreter runs them on a CPU.
+"""The GPU kernels of the packed pass, run on a CPU by Triton's interpreter.
 
 The interpreter multiplies bfloat16 wrongly, so the product is tested with float16. Benchmarks run
 the compiled kernels on a GPU (benchmarks/gpu.py).
