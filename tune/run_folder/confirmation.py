@@ -50,7 +50,7 @@ class Finalist(Document):
     """What `confirm.evaluate` said of the best run's folder."""
 
     @property
-    def seeds_told(self) -> list[str]:
+    def seed_values(self) -> list[str]:
         """Each seed's value, as a person reads it."""
         return ["failed" if run.value is None else f"{run.value:.3f}" for run in self.runs]
 

@@ -87,4 +87,4 @@ def test_without_a_run_folder_trials_stand_by_their_own_times(
     )  # fmt: skip
     assert [told(stay)[1:] for stay in stays(results)] == [("", *span, 0) for span in times]
     if not times:
-        assert drawn(results)["timeline"] == "When the trials ran is not known."
+        assert drawn(results)["timeline"] == "It is not known when the trials ran."
