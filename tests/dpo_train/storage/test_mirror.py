@@ -232,7 +232,7 @@ def test_the_second_driver_of_a_url_is_refused_and_a_dead_ones_place_is_taken(
         with pytest.raises(StoreError, match="process 1 on elsewhere drives"):
             write_until_refused(here / "run.json")
     with only_driver(RunFolder.at(there)):
-        assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
+        assert "checking for up to 1 s whether it still runs" in capsys.readouterr().out
         assert json.loads(store.read()["x/.driver.json"])["pid"] == os.getpid()
     assert "x/.driver.json" not in store.read()
 

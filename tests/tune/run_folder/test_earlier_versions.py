@@ -132,7 +132,7 @@ def test_a_warm_clone_that_was_asked_for_is_laid_aside(
     (request.parent / "weights").mkdir()
     driver.start()
     said = capsys.readouterr().out
-    assert "was not understood: there are no warm clones any more" in said
+    assert "is ignored: warm clones no longer exist" in said
     assert not (request.parent / "weights").exists()
     assert not any(record.cloned_from for record in records_of(tmp_path))
     assert request.with_suffix(".refused").exists()
