@@ -118,9 +118,9 @@ class Guard:
         body = bytearray()
         try:
             async with asyncio.timeout(_BODY_SECONDS):
-                async for part in request.stream():
-                    body += part
-                    self._bytes_now += len(part)
+                async for chunk in request.stream():
+                    body += chunk
+                    self._bytes_now += len(chunk)
                     if len(body) > most:
                         raise too_large
                     if self._bytes_now > _MOST_BYTES_AT_ONCE:

@@ -42,6 +42,7 @@ class SlotEngine:
         answer; `max_waiting` more may wait. The model may limit the context further. Raises
         ModelError for a model whose answers here would differ from those of transformers.
         """
+        # The slots.
         context = served_context(model.config, context)
         self.model = model
         self._tokenizer = tokenizer
@@ -50,6 +51,7 @@ class SlotEngine:
         """The number of logits of a token."""
         self._cache = SlotCache(slots + 1, context)  # the last slot is for a long prompt
         self._end_token_ids: set[int | None] = set()  # the self-check's answers don't end early
+        # The requests.
         self.monitor = EngineMonitor()
         self._waiting = RequestQueue()
         self._prefilling: deque[_Running] = deque()
@@ -58,6 +60,7 @@ class SlotEngine:
         """Requests with a prefilled prompt, in the order of their slots, which start at slot 0."""
         self._logit_indices = torch.empty(0)
         """The rows of hidden states that the output head computes logits for."""
+        # The self-check, then the thread.
         self_check.check(model, self._generate_now, slots, context)
         ends = model.generation_config.eos_token_id  # one id, a list, or None, which matches no id
         ends = ends if isinstance(ends, list) else [ends]

@@ -71,6 +71,7 @@ def check(hub: HubConfig) -> str:
     Raises InputError if it may not: no login, no right to write, a wrong name, or a public
     repository where a private one is wanted. Raises Unreachable if the Hub doesn't answer.
     """
+    # What needs no server: the name, the connection's settings, a login.
     repo = hub.repo
     assert repo is not None
     try:
@@ -83,6 +84,7 @@ def check(hub: HubConfig) -> str:
         raise InputError(f"hub.repo: HF_HUB_OFFLINE is set; unset it, {elsewhere}")
     if get_token() is None:
         raise InputError(f"hub.repo: not logged in; type `{HF_LOGIN}`, {elsewhere}")
+    # What the Hub knows: the account's rights, and the repository.
     api = HfApi()
     try:
         account = cast(_Account, with_retries(api.whoami))

@@ -65,6 +65,7 @@ class Publishing:
 
 def render(results: Results, publishing: Publishing) -> ModelCard:
     """Returns the card of a search's winner."""
+    # The front matter.
     is_adapter = publishing.kind == "adapter"
     relation = "adapter" if is_adapter else "finetune"
     front = ModelCardData(
@@ -78,6 +79,7 @@ def render(results: Results, publishing: Publishing) -> ModelCard:
         model_name=publishing.name,
         eval_results=_eval_results(results),
     )
+    # The text.
     assert results.test_of_winner is not None
     environment = templates(Path(__file__).parent)
     environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."

@@ -52,6 +52,7 @@ def draw(scene: Scene) -> dict[str, Drawn]:
 
 def _history(scene: Scene, objective: Objective) -> go.Figure:
     """Draws each trial's best report in the order of the trials, and the best one so far."""
+    # The line of the best report so far.
     results = scene.results
     best, x, y = -math.inf, [], []
     for number, trial in enumerate(results.trials):
@@ -73,6 +74,7 @@ def _history(scene: Scene, objective: Objective) -> go.Figure:
         hoverinfo="skip",
         line={"color": LOOKS["winner"][0], "shape": "hv", "width": 1.5},
     )
+    # The points of the trials.
     for look, trials in scene.by_look.items():
         values = [trial.metrics[objective.metric] for trial in trials.values()]
         figure.add_trace(points(list(trials), values, trials, look))
@@ -90,6 +92,7 @@ def _curves(scene: Scene, names: list[str]) -> Drawn:
 
 def _curves_of(scene: Scene, metric: str) -> go.Figure:
     """Draws the metric against pairs_seen, with the rungs and a mark where each trial ended."""
+    # The curves of each look as one trace, and their ends as another.
     figure = go.Figure()
     for look, trials in scene.by_look.items():
         x: list[float | None] = []
@@ -112,6 +115,7 @@ def _curves_of(scene: Scene, metric: str) -> go.Figure:
         trace.update(name=look, legendgroup=look, line=line, opacity=line_opacity)
         figure.add_trace(trace)
         figure.add_trace(points([x for x, _ in ends], [y for _, y in ends], drawn, look))
+    # The rungs.
     for rung in _rungs(scene.results):
         figure.add_vline(
             rung,
@@ -135,6 +139,7 @@ def _pareto(scene: Scene) -> Drawn:
     """Draws each trial's best report in the plane of two objectives, or of accuracy and drift."""
     if not scene.measured:
         return UNMEASURED
+    # The front.
     results = scene.results
     plane = results.objective.plane
     x, y = plane.other.metric, plane.metric
@@ -154,6 +159,7 @@ def _pareto(scene: Scene) -> Drawn:
         name="Pareto front",
         hoverinfo="skip",
     )
+    # The trials, and the base if it was measured.
     for look, trials in scene.by_look.items():
         at = [trial.metrics[x] for trial in trials.values()]
         values = [trial.metrics[y] for trial in trials.values()]

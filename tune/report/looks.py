@@ -57,6 +57,7 @@ def themes() -> dict[str, Theme]:
 
 
 def _theme(ink: str, grid: str, ground: str, shades: tuple[str, str]) -> Theme:
+    # The layout of all figures.
     axis = {
         "gridcolor": grid,
         "zeroline": False,
@@ -91,6 +92,7 @@ def _theme(ink: str, grid: str, ground: str, shades: tuple[str, str]) -> Theme:
         "xaxis": axis,
         "yaxis": axis,
     }
+    # The colours of contours.
     contour = {
         "colorscale": [[step / (SHADES - 1), colour] for step, colour in enumerate(scale)],
         "colorbar": {"outlinewidth": 0, "thickness": 12},

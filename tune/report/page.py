@@ -108,6 +108,7 @@ def render(results: Results) -> str:
     from tune.report.figures import draw  # imports Plotly, slowly
     from tune.report.scene import Scene
 
+    # The figures and the table.
     templates = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined
     )
@@ -120,6 +121,7 @@ def render(results: Results) -> str:
         if not isinstance(made, str)
         for number, figure in enumerate(made)
     }
+    # The text around them.
     winner = results.winner
     # The page of an ended search is the same whenever it is made, so its date is the search's end.
     seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None

@@ -75,6 +75,7 @@ def _numbers(results: Results) -> list[str]:
 
     With a confirmation, a column between them has the winner of the search alone.
     """
+    # The columns.
     base, test = results.test_of_base, results.test_of_winner
     assert base is not None
     assert test is not None
@@ -82,6 +83,7 @@ def _numbers(results: Results) -> list[str]:
     if results.confirmation is not None and results.confirmation.searched_test.metrics:
         searched = results.confirmation.searched_test
         models = {"base": base, "search only": searched, "confirmed": test}
+    # The rows: ranking with its interval first, then the other metrics.
     rows = {
         "ranking": [f"{each.metrics['ranking']:.3f}" for each in models.values()],
         "  95 % interval": ["{:.2f}–{:.2f}".format(*each.interval) for each in models.values()],
@@ -96,6 +98,7 @@ def _numbers(results: Results) -> list[str]:
     lengths = [each.answer_tokens for each in models.values() if each.answer_tokens is not None]
     if len(lengths) == len(models):
         rows["tokens of an answer, mean"] = [f"{length:.1f}" for length in lengths]
+    # The text.
     lines = [f"  {name:28}" + "".join(f"{cell:>14}" for cell in row) for name, row in rows.items()]
     head = f"on {test.pairs} test pairs"
     differences = [

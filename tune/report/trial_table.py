@@ -34,6 +34,7 @@ class TrialTable(TypedDict):
 
 def trial_table(results: Results) -> TrialTable:
     """Returns the table of all trials at their best reports: objective, axes, then the rest."""
+    # The names of metrics and axes.
     names = _metrics(results)
     paths = list(results.search.get("space", {})) or _axes(results)
     last = [path.rpartition(".")[2] for path in paths]
@@ -51,6 +52,7 @@ def trial_table(results: Results) -> TrialTable:
     def axis(label: str, path: str) -> Column:
         return {"name": label, "kind": "axis", "meaning": path}
 
+    # The columns.
     columns: list[Column] = [
         {"name": "rank", "kind": "rank", "meaning": "1 is the best, by the rule of the winner"},
         {"name": "trial", "kind": "trial", "meaning": ""},
@@ -62,6 +64,7 @@ def trial_table(results: Results) -> TrialTable:
         {"name": "seconds", "kind": "seconds", "meaning": "for which it held its device"},
         {"name": "error", "kind": "error", "meaning": ""},
     ]  # fmt: skip
+    # The rows.
     ranks = {trial.id: rank for rank, trial in enumerate(results.ranked(), 1) if trial.metrics}
     rows = [
         [

@@ -42,6 +42,7 @@ def assemble(config: SearchConfig, records: Records, end: SearchEnd = RUNNING) -
     stamp, test = end.stamp, end.test
     trials = list(records.trials.values())
     seconds = sum(record.seconds for record in trials)
+    # The winner.
     winner = None
     if stamp:
         record = records.trials[stamp.trial]
@@ -60,6 +61,7 @@ def assemble(config: SearchConfig, records: Records, end: SearchEnd = RUNNING) -
             sampled_kl=test.sampled_kl.get(stamp.searched) if test else None,
             failed=record.error or "" if record.state == "failed" else "",
         )
+    # All results.
     return Results(
         name=config.name,
         objective=records.objective,

@@ -43,6 +43,7 @@ class _Heartbeat:
 
     @classmethod
     def mine(cls) -> _Heartbeat:
+        """Returns the first heartbeat of this process."""
         return cls(secrets.token_hex(8), _where(), os.getpid())
 
     @classmethod
@@ -55,6 +56,7 @@ class _Heartbeat:
         return cls(content["id"], tuple(content["where"]), content["pid"], content["beat"])
 
     def put(self, file: Path) -> None:
+        """Writes the heartbeat to a file at the run's URL."""
         mirror.put(file, json.dumps(asdict(self)))
 
     @property

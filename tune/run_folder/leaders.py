@@ -53,6 +53,7 @@ class _Table:
 
     @classmethod
     def empty(cls, rows: int) -> _Table:
+        """Returns a table of unused rows."""
         value, first, second = np.full((3, rows), -np.inf)
         later, soft, other = np.zeros((3, rows))
         version, computed, pairs = np.zeros((3, rows), np.intp)
@@ -60,6 +61,7 @@ class _Table:
         return cls(value, first, second, later, is_finalist, version, computed, pairs, soft, other)
 
     def twice_as_long(self) -> _Table:
+        """Returns a copy with twice as many rows."""
         new = _Table.empty(2 * len(self.value))
         for column in fields(self):
             getattr(new, column.name)[: len(self.value)] = getattr(self, column.name)

@@ -23,6 +23,7 @@ class _Representer(RoundTripRepresenter):
     """Writes null as `null`; ruamel would write nothing."""
 
     def represent_null(self, _: None) -> ScalarNode:
+        """Returns the node of a null value."""
         return self.represent_scalar("tag:yaml.org,2002:null", "null")
 
 

@@ -147,6 +147,7 @@ class OpenRun:
         """Whether the client stopped sending, after an error or a click on `stop`."""
         self.has_ended = False
         """Whether the trial has ended. An interrupted trial has not."""
+        # Open it.
         is_trial = settings is not None
         self._run = wandb.init(
             id=run_id,
@@ -163,6 +164,7 @@ class OpenRun:
             # The client copies it, which fails for a bound method, so we pass a function.
             settings=_settings(target, is_trial, lambda: self._cut_off()),
         )
+        # Show a trial's metrics over the pairs that it has seen.
         if is_trial:
             self._run.define_metric("pairs_seen")
             self._run.define_metric("*", step_metric="pairs_seen")
