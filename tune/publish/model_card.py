@@ -142,7 +142,7 @@ def _search_facts(results: Results, publishing: Publishing) -> dict[str, str]:
     """Returns the facts about the search, by their names."""
     assert results.winner is not None
     winner, ranked = results.winner, [trial.id for trial in results.ranked()]
-    removed = facts.removed_rows(results)
+    left_out = facts.left_out(results)
     found = {
         "proposed by": facts.proposed_by(results),
         "objective": facts.aim(results),
@@ -153,7 +153,7 @@ def _search_facts(results: Results, publishing: Publishing) -> dict[str, str]:
         f"{len(ranked)}, after {winner.pairs_seen} pairs: {describe(winner.config)}",
         "training seed": str(winner.config.get("seed", results.search["seed"])),
         "pairs": f"{facts.splits(results)}; no prompt is in two splits"
-        + (f"; removed: {removed}" if removed else ""),
+        + (f"; left out: {left_out}" if left_out else ""),
     }
     if front := results.describe_front():
         found["result"] = front

@@ -142,8 +142,8 @@ def splits(results: Results) -> str:
     return ", ".join(f"{count} {name}" for name, count in results.data.get("pairs", {}).items())
 
 
-def removed_rows(results: Results) -> str:
-    """Returns how many rows were removed and why, like `3 longer than 512 tokens`; may be empty."""
+def left_out(results: Results) -> str:
+    """Returns how many rows were left out and why, like `3 longer than 512 tokens`."""
     return ", ".join(f"{count} {why}" for why, count in results.data.get("dropped", {}).items())
 
 

@@ -170,13 +170,13 @@ def settings(results: Results) -> Rows:
 
 
 def data(results: Results) -> Rows:
-    """Returns the pairs of each split and the removed rows by reason; empty before the count."""
+    """Returns the pairs of each split and the rows left out by reason; empty before the count."""
     if not results.data:
         return []
     pairs = [[f"pairs, {name}", f"{count:,}"] for name, count in results.data["pairs"].items()]
     dropped = results.data["dropped"].items()
-    removed = [[f"rows removed: {reason}", f"{count:,}"] for reason, count in dropped]
-    return pairs + (removed or [["rows removed", "none"]])
+    left_out = [[f"rows left out: {reason}", f"{count:,}"] for reason, count in dropped]
+    return pairs + (left_out or [["rows left out", "none"]])
 
 
 def environment(results: Results) -> Rows:

@@ -124,7 +124,7 @@ class Results(Document):
     """The best report near the base, to compare with a winner whose drift is above `MOST_DRIFT`."""
     cost: Cost
     data: dict[str, Any] = {}
-    """Pairs in each split, how many rows were removed for each reason, and the key of the prepared
+    """Pairs in each split, how many rows were left out for each reason, and the key of the prepared
     data. Two searches with the same key have the same pairs and the same base."""
     answers: list[Answer] = []
     """Answers of base and winner to prompts of the test split."""
@@ -196,7 +196,7 @@ class Results(Document):
         if first.second is None:
             return ""
         size = f"{len(self.front)} of {len(self.trials)} trials"
-        front = f"the Pareto front of {first.told}: {size}"
+        front = f"the Pareto front of {first.text}: {size}"
         if self.confirmation is not None:
             count = len(self.confirmation.finalists)
             return f"{front}; the winner is one of {count} finalists, trained again"

@@ -53,7 +53,7 @@ def test_the_card_has_its_sections_and_tables(results: Results) -> None:
     assert "| 0.000 | -2.000 |" in reached
     found = card["How it was found"]
     assert (
-        "- **pairs**: 40 train, 10 eval, 99 test; no prompt is in two splits; removed: 3 " in found
+        "- **pairs**: 40 train, 10 eval, 99 test; no prompt is in two splits; left out: 3 " in found
     )
     assert "| `lora` | one of null, alpha=32 | " in found
     assert "\n\nAnd 4 more in `results.json`." in found

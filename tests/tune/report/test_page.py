@@ -197,7 +197,7 @@ def test_what_was_searched_on_what_data_and_with_what_stands_at_the_end(results:
         "lora.r int 4 to 64 lora: not null",
         "proposed by Optuna's tpe, seed 0",
         "early stopping ASHA on eval/nll, first rung at 64 pairs, one in 3 trials continues",
-        "pairs, train 1,200 pairs, eval 90 rows removed: longer than 512 tokens 3",
+        "pairs, train 1,200 pairs, eval 90 rows left out: longer than 512 tokens 3",
         "hardware 2 CPU cores, 1 GPU H100 Python 3.11.9 trl 1.16.0",
     ):
         assert said in text
