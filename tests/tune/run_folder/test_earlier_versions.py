@@ -46,7 +46,7 @@ def test_it_is_shown_reported_and_published(
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert f"winner {WARM} at 240 pairs" in shown
-    assert "(from the weights of ow7ao1-000)" in shown
+    assert "(started from the weights of ow7ao1-000)" in shown
     assert main(["report", str(run)]) == 0
     assert WARM in (run / "report.html").read_text()
     told = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
