@@ -1,17 +1,17 @@
-"""This package answers HTTP requests with a model: a folder, a Hub id, or adapters on one base.
+"""Answers HTTP requests with a model: a folder, a Hub id, or adapters on one base.
 
-It knows nothing of how the model came to be, and imports neither `tune` nor `dpo_train`.
+It does not know how the model was trained, and imports neither `tune` nor `dpo_train`.
 """
 
 import logging
 import os
 
-# The libraries read these when they are imported or start their processes: they must stand here.
+# Ray reads these variables when it is imported or starts processes, so they are set here.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-# The line before would turn this on, and every replica would listen on a port of its own.
+# The variable above turns this one on, and each replica would then listen on its own port.
 os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 
-# Transformers imports bitsandbytes where it is installed. On some CPUs it then says that it lacks a
-# kernel from the Hub, which nothing here uses.
+# Transformers imports bitsandbytes if it is installed. On some CPUs that warns of a missing kernel
+# from the Hub, which we don't use, so we silence it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

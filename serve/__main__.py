@@ -1,6 +1,6 @@
-"""`python -m serve MODEL`: one process of this machine answers HTTP requests until interrupted.
+"""Serve models over HTTP on this machine until interrupted: `python -m serve MODEL`.
 
-Replicas, GPUs apart and several nodes are Ray Serve's: `serve run serve.app:build model=…`.
+For replicas, several GPUs or several nodes use Ray Serve: `serve run serve.app:build model=…`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _WRONG_INPUT, _INTERRUPTED = 2, 130
 
 
 def main() -> int:
-    """Returns the exit code: 0 ended, 2 wrong input, 130 interrupted before it was ready."""
+    """Serves the models. Returns the exit code: 0 ended, 2 wrong input, 130 interrupted early."""
+    # The options and the key.
     parsed = _parser().parse_args()
     models = [_absolute(model) for model in parsed.model]
     if with_comma := [model for model in models if "," in model]:
-        return _refuse(f"{with_comma[0]}: a comma parts models; give a path without one")
+        return _refuse(f"{with_comma[0]}: commas separate models; give a path without a comma")
     names = [name for name in Options.model_fields if name != "model"]
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     try:
@@ -40,9 +41,10 @@ def main() -> int:
         return _refuse(f"{KEY_FILE}: {error}")
     except ValueError as error:
         return _refuse(str(error))
+    # The address.
     host, port = parsed.host, parsed.port
     if not 0 < port < 65536:
-        return _refuse(f"--port: {port} is none; 1 to 65535")
+        return _refuse(f"--port: {port} is no port; give 1 to 65535")
     try:
         family, address = _address(host)
     except OSError:
@@ -56,6 +58,7 @@ def main() -> int:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
         return _refuse(f"can't listen on {host}:{port}: {reason}; give another --port")
+    # The models, until interrupted.
     with listening:
         try:
             for line in describe_memory(models, options.slots, options.context):
@@ -71,39 +74,35 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serve", description=__doc__)
     parser.add_argument("model", nargs="+", help="a run's winner/, a folder, a Hub id or an "
-                        "adapter; NAME=PLACE gives it a name")  # fmt: skip
-    parser.add_argument("--host", default="127.0.0.1", help="by default this machine alone")
-    parser.add_argument("--port", type=int, default=8000, help="by default 8000")
-    parser.add_argument("--slots", type=int, help="answers made at once (16)")
-    parser.add_argument("--context", type=int, help="tokens of prompt and answer (2048)")
+                        "adapter; NAME=MODEL gives it a name")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (8000)")
+    parser.add_argument("--slots", type=int, help="answers that are generated at once (16)")
+    parser.add_argument("--context", type=int, help="most tokens of a prompt with answer (2048)")
     parser.add_argument("--queue", type=int, help="requests that may wait (128)")
-    parser.add_argument("--seconds", type=float, help="for one request (120)")
+    parser.add_argument("--seconds", type=float, help="time limit of a request (120)")
     parser.add_argument(
         "--generation-config",
         choices=["model", "none"],
-        help="whose settings "
-        "hold where a request says nothing: the model's own or OpenAI's (model)",
+        help="settings that a request leaves out: the model's own, or OpenAI's (model)",
     )
-    parser.add_argument("--allowed-origins", metavar="ORIGIN[,ORIGIN]", help="pages of these may "
-                        "ask from a browser; * allows all (none)")  # fmt: skip
-    parser.add_argument("--author", help="stands at the foot of the page")
-    parser.add_argument("--cpus", type=int, help="cores to compute with (1)")
+    parser.add_argument("--allowed-origins", metavar="ORIGIN[,ORIGIN]", help="web pages that may "
+                        "call the API from a browser; * allows all (none)")  # fmt: skip
+    parser.add_argument("--author", help="text at the bottom of the web page")
+    parser.add_argument("--cpus", type=int, help="CPU cores to compute with (1)")
     return parser
 
 
 def _absolute(model: str) -> str:
-    """Returns the model with the path of its folder made absolute: it may be read elsewhere."""
-    name, place = parse_model(model)
-    folder = Path(place).expanduser()
-    place = str(folder.resolve()) if folder.is_dir() else place
-    return f"{name}={place}" if name else place
+    """Returns the model with an absolute path, if it is a folder."""
+    name, location = parse_model(model)
+    folder = Path(location).expanduser()
+    location = str(folder.resolve()) if folder.is_dir() else location
+    return f"{name}={location}" if name else location
 
 
 def _address(host: str) -> tuple[socket.AddressFamily, str]:
-    """Returns the address that a name or another spelling stands for, of IPv4 if it has one.
-
-    Raises OSError.
-    """
+    """Returns the address of a host, preferably IPv4. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     return family, str(address[0])
@@ -115,21 +114,22 @@ def _refuse(message: str) -> int:
 
 
 def _serve(options: Options, listening: socket.socket) -> None:
-    # Importing torch takes seconds: what was typed wrong is reported before.
+    """Loads the models and serves them until interrupted. Raises ModelError."""
+    # Importing torch takes seconds, so mistakes in the options are reported before it.
     from transformers.utils import logging
 
     from serve.compose import compose
     from serve.http_server import HttpServer
 
-    logging.disable_progress_bar()  # one bar a model, over weights that are read in a blink
+    logging.disable_progress_bar()  # weights are read in a blink
     composed = compose(options, LocalInstruments())
     server = HttpServer(composed.app, composed.app.state.in_flight)
     for kind in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn has its own while it runs, and then sends the signal again.
+        # uvicorn handles the signal while it runs, then raises it again. We ignore the second one.
         signal.signal(kind, lambda *_: None)
     host, port = listening.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"ready: http://{host}:{port}  (the page; OpenAI's API under /v1; Ctrl-C ends it)",
+    print(f"ready: http://{host}:{port}  (web page; OpenAI's API under /v1; Ctrl-C stops it)",
           flush=True)  # fmt: skip
     server.run(sockets=[listening])
     composed.close()

@@ -1,6 +1,6 @@
-"""This is the HTTP application: OpenAI's API, `/generate` and health. It runs without Ray.
+"""Defines the HTTP application: OpenAI's API, `/generate` and health. It runs without Ray.
 
-Requests are validated here, and only here; the engine behind it trusts what it is given.
+Requests are validated only here; the engine trusts them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from serve.openai_responses import (
 
 _JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json *(;|$)", re.IGNORECASE)
 _STREAM_INTERVAL = 0.02
-"""Seconds between events of a stream: each costs Ray Serve's proxy and replica a millisecond."""
+"""Seconds between two events of a stream. Each event costs Ray Serve a millisecond, so they must
+not come too often."""
 
 
 def create_app(
@@ -50,11 +51,12 @@ def create_app(
     max_body_bytes: int = 1_000_000,
     allowed_origins: tuple[str, ...] = (),
 ) -> FastAPI:
-    """Returns the application over loaded models, the first of which is the default.
+    """Returns the application over loaded models, of which the first is the default.
 
-    Without a key only clients on this machine are answered. One request may take so many seconds.
-    Pages of `allowed_origins` may ask from a browser; `*` stands for all.
+    Without a key only clients on this machine are answered. `seconds` is the time limit of a
+    request. Pages of `allowed_origins` may call the API from a browser; `*` allows all.
     """
+    # What surrounds the routes.
     app = FastAPI(title="dpo-tune", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
         Guard, key=key, max_body_bytes=max_body_bytes, allowed_origins=allowed_origins
@@ -67,6 +69,7 @@ def create_app(
     _add_error_handlers(app)
     in_flight = app.state.in_flight = InFlight()
 
+    # The routes.
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         model = find_model(models, body.model)
@@ -110,7 +113,7 @@ def create_app(
     async def healthy() -> Response:
         if all(engine.is_alive for engine in engines(models)):
             return PlainTextResponse("ok")
-        raise ApiError(503, "an engine has ended", "server_error")
+        raise ApiError(503, "an engine has stopped; restart the server", "server_error")
 
     return app
 
@@ -132,9 +135,9 @@ def submit(
     seconds: float,
     in_flight: InFlight,
 ) -> InFlightAnswers:
-    """Queues every answer of a request, or none if there is no room for one.
+    """Queues all answers of a request, or none if one of them does not fit into the queue.
 
-    Raises ApiError 400, 503.
+    Raises ApiError 400 and 503.
     """
     answers_per_prompt = body.n or 1
     _refuse_too_many(len(prompts) * answers_per_prompt, model)
@@ -152,36 +155,39 @@ def submit(
 def _refuse_too_many(answers: int, model: ServedModel) -> None:
     most = model.engine.slots + model.engine.max_waiting
     if answers > most:
-        raise ApiError(400, f"{answers} answers in one request; at most {most}", param="n")
+        raise ApiError(
+            400, f"{answers} answers in one request; at most {most} are allowed", param="n"
+        )
 
 
 def _refuse_unknown_tokens(body: StreamableRequest, model: ServedModel) -> None:
     size = model.engine.vocabulary
     if unknown := [token for token in body.logit_bias or {} if token >= size]:
-        message = f"logit_bias: no token {unknown[0]}; the vocabulary has {size}"
+        message = f"logit_bias: no token {unknown[0]}; the vocabulary has {size} tokens"
         raise ApiError(400, message, param="logit_bias")
 
 
 def _max_new_tokens(body: StreamableRequest, prompt_ids: list[int], model: ServedModel) -> int:
+    """Returns the most tokens of an answer. Raises ApiError 400 if they exceed the context."""
     context = model.engine.context
-    room, wanted = context - len(prompt_ids), body.max_new_tokens()
+    free, requested = context - len(prompt_ids), body.max_new_tokens()
     if not prompt_ids:
         raise ApiError(400, "the prompt is empty", param="prompt")
-    if room < 1 or (wanted or 1) > room:
+    if free < 1 or (requested or 1) > free:
         raise ApiError(
             400,
-            f"{len(prompt_ids)} tokens of prompt and {wanted or 1} of answer are more than the "
+            f"{len(prompt_ids)} tokens of prompt and {requested or 1} of answer are more than the "
             f"context of {context}",
-            param="max_tokens" if room >= 1 else None,
+            param="max_tokens" if free >= 1 else None,
             code="context_length_exceeded",
         )
-    return wanted or min(room, model.defaults.max_new_tokens or room)
+    return requested or min(free, model.defaults.max_new_tokens or free)
 
 
 async def _respond(
     body: StreamableRequest, answers: InFlightAnswers, builder: ResponseBuilder, request: Request
 ) -> Response:
-    # The first chunk comes before the status is sent: what fails until then has one of its own.
+    # We wait for the first chunk before the status is sent, so that an early error has its status.
     async with answers.unless_disconnected(request):
         if not body.stream:
             return JSONResponse(builder.whole(await answers.whole(), _usage(answers)))
@@ -190,7 +196,8 @@ async def _respond(
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events. At its end it cancels its answers, also if it has never begun."""
+    """A stream of server-sent events. When it ends, its answers are cancelled, even if it never
+    began."""
 
     def __init__(self, events: AsyncIterator[str], answers: InFlightAnswers) -> None:
         super().__init__(events, media_type="text/event-stream")
@@ -204,10 +211,11 @@ class _EventStream(StreamingResponse):
 
 
 def _usage(answers: InFlightAnswers) -> Usage:
-    # The answers to one prompt share its list of ids, which counts once.
-    prompts = {id(one.prompt_ids): len(one.prompt_ids) for one in answers.requests}
+    # Several answers to one prompt share its list of ids, so the prompt counts once.
+    requests = answers.requests
+    prompts = {id(request.prompt_ids): len(request.prompt_ids) for request in requests}
     prompt = sum(prompts.values())
-    completion = sum(len(one.output_ids) for one in answers.requests)
+    completion = sum(len(request.output_ids) for request in requests)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -221,7 +229,7 @@ async def _events(
     builder: ResponseBuilder,
     ready: dict[int, Chunk],
 ) -> AsyncIterator[str]:
-    """Yields the chunks of all choices as they come."""
+    """Yields the events of a stream: the chunks of all choices as they come."""
     for content in builder.first_chunks(len(answers.requests)):
         yield _event(content)
     try:
@@ -252,8 +260,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def refuse_body(request: Request, error: RequestValidationError) -> Response:
         kind = request.headers.get("content-type", "")
         if not _JSON_TYPE.match(kind):
-            said = f"the content type is {kind}" if kind else "the content type is missing"
-            return error_response(ApiError(415, f"{said}; send application/json"))
+            problem = f"the content type is {kind}" if kind else "the content type is missing"
+            return error_response(ApiError(415, f"{problem}; send application/json"))
         message, param = explain_validation_error(error.errors()[0])
         return error_response(ApiError(400, message, param=param))
 

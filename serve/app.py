@@ -1,4 +1,4 @@
-"""This is the application on Ray Serve: `serve run serve.app:build model=…`, or a config file."""
+"""Defines the application on Ray Serve: `serve run serve.app:build model=…`, or a config file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
 class ReplicaOptions(Options):
-    """Each field is a `name=value` of `serve run`, or one of `args` in a config file."""
+    """The options of a deployment: `name=value` of `serve run`, or `args` in a config file."""
 
     gpus: float = Field(0, ge=0)
-    """Each replica gets so many. A fraction shares a GPU."""
+    """GPUs of each replica. With a fraction, replicas share a GPU."""
     min_replicas: int = Field(1, ge=0)
-    """0 gives everything back when nobody asks."""
+    """The fewest replicas. 0 frees all resources while there are no requests."""
     max_replicas: int = Field(1, ge=1)
-    """Ray Serve adds replicas as requests queue."""
+    """The most replicas. Ray Serve adds some while requests wait."""
 
     @model_validator(mode="after")
     def _check_replica_range(self) -> Self:
@@ -39,21 +39,22 @@ class ReplicaOptions(Options):
 
 
 @ray_serve.deployment(
-    max_ongoing_requests=1000,  # the engine's own queue is the bound, and says so with 503
-    max_queued_requests=1000,  # of those that come while there is no replica yet
-    max_surge_percent=100,  # a new model is loaded before the old one goes
-    logging_config={"log_level": "WARNING", "enable_access_log": False},  # a tenth of the time
+    max_ongoing_requests=1000,  # the engine's queue limits requests, with status 503
+    max_queued_requests=1000,  # for requests that come before the first replica is ready
+    max_surge_percent=100,  # a new model is loaded before the old one is removed
+    # The access log would take a tenth of the time.
+    logging_config={"log_level": "WARNING", "enable_access_log": False},
 )
 @ray_serve.ingress()
 class ModelServer:
-    """One replica: the models in memory, and the HTTP application over them."""
+    """A replica: the models in memory, and the HTTP application over them."""
 
     def __init__(self, options: Mapping[str, object]) -> None:
         """`options` are the fields of ReplicaOptions."""
         self._options = ReplicaOptions.model_validate(options)
 
     def __serve_build_asgi_app__(self) -> Any:
-        # Only a replica needs torch, not what builds and deploys the application.
+        # Only a replica needs torch, not the process that deploys the application.
         from serve.compose import compose
 
         _refuse_open_proxies()
@@ -64,16 +65,16 @@ class ModelServer:
         return self._composed.app
 
     def check_health(self) -> None:
-        """Ray Serve asks here, and replaces a replica that raises."""
+        """Raises if an engine has stopped. Ray Serve then replaces the replica."""
         if not self._composed.is_alive:
-            raise RuntimeError("an engine has ended")
+            raise RuntimeError("an engine has stopped")
 
 
 def _refuse_open_proxies() -> None:
-    """Raises ModelError where others than this machine could ask, and no key is set.
+    """Raises ModelError if other machines can connect and no key is set.
 
     Each proxy of the cluster listens on the host of the HTTP options. Behind Ray's HAProxy every
-    client has the address of this machine.
+    client seems to have this machine's address, so a key is always needed.
     """
     if read_key() is not None:
         return

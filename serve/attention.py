@@ -1,9 +1,9 @@
-"""This holds the keys and values of many requests in one cache of fixed size, and attends to them.
+"""Stores keys and values of many requests in one cache of fixed size, and computes the attention.
 
-The models of transformers take a function for their attention. With this one a forward pass takes
-tokens of any number of requests, each token as a row of its own. It decodes the next token of some
-requests and prefills chunks of the prompts of others, which then cost no pass over the weights of
-their own (chunked prefill, arXiv:2403.02310).
+Models of transformers accept a function for their attention. With this one, a forward pass takes
+tokens of any number of requests, each token as its own row. It decodes the next token of some
+requests and prefills prompt chunks of others, which then need no pass over the weights of their own
+(chunked prefill, arXiv:2403.02310).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from transformers.utils import logging
 from serve.errors import UnsupportedAttention
 
 NAME = "slots"
-"""The name of the attention, for `attn_implementation`."""
+"""The name of this attention, for `attn_implementation`."""
 _REFUSED = {
     "sliding_window": "a sliding window",
     "softcap": "soft-capped scores",
     "s_aux": "sinks",
     "position_bias": "a position bias",
 }
-"""What a model may ask of its attention that is not computed here."""
+"""Arguments of models for features that are not supported here."""
 
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """Tokens of a prompt that follow each other."""
+    """Consecutive tokens of a prompt, and their slot."""
 
     slot: int
     start: int
@@ -39,15 +39,16 @@ class PromptChunk:
 
 
 class BatchStep:
-    """Says where the tokens of one forward pass lie in the cache.
+    """Says where the tokens of one forward pass are in the cache.
 
-    First comes one token for each of the slots 0, 1, … that decode, then the prompt chunks.
+    The decoding requests come first, with one token each, in the slots 0, 1, …, then the prompt
+    chunks.
     """
 
     def __init__(
         self, decode_positions: list[int], chunks: list[PromptChunk], device: torch.device
     ) -> None:
-        """`decode_positions` has the position of the one token in each slot from the first."""
+        """`decode_positions` has the position of each decoding request's token, by slot."""
         slots = list(range(len(decode_positions)))
         positions = list(decode_positions)
         for chunk in chunks:
@@ -60,11 +61,11 @@ class BatchStep:
         self.positions = torch.tensor(positions, device=device)
         columns = torch.arange(self.decode_width, device=device)
         self.decode_mask = (columns <= self.positions[: self.decode_count, None])[:, None, None]
-        """It has the shape (decoding slots, 1, 1, width)."""
+        """Shape (decoding slots, 1, 1, width)."""
 
 
 class SlotCache:
-    """Has keys and values of shape (slots, heads, context, head size) for each layer."""
+    """The keys and values of each layer, of shape (slots, heads, context, head size)."""
 
     def __init__(self, slots: int, context: int) -> None:
         self._slots, self._context = slots, context
@@ -105,24 +106,25 @@ def attend(
     step: BatchStep | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Computes the attention of one layer; transformers calls it.
+    """Computes the attention of one layer. transformers calls it.
 
     The query has the shape (tokens, heads, 1, head size), the output (tokens, 1, heads, head
-    size). `cache` and `step` come from the call of the model. Raises UnsupportedAttention.
+    size). `cache` and `step` come from the engine's call of the model. Raises UnsupportedAttention.
     """
+    # 1. Refuse what is not supported.
     if refused := [what for name, what in _REFUSED.items() if other.get(name) is not None]:
         raise UnsupportedAttention(f"its attention has {', '.join(refused)}")
     if attention_mask is not None:
         raise UnsupportedAttention("its attention has a mask of its own")
     if cache is None or step is None:
-        raise UnsupportedAttention(
-            "its layers do not pass the server's cache on to their attention"
-        )
+        raise UnsupportedAttention("its layers do not pass the server's cache to their attention")
+    # 2. Store the new keys and values.
     keys, values = cache.write(module.layer_idx, step, key, value)
     heads, key_heads = query.shape[1], keys.shape[1]
     result = query.new_empty(len(query), heads, values.shape[3])
+    # 3. Decode: the first rows, all in one call.
     if rows := step.decode_count:
-        # All queries that share keys see the same of them: they lie where a length would.
+        # Query heads that share keys also share the mask, so we put them on the length's dimension.
         grouped = query[:rows].view(rows, key_heads, heads // key_heads, -1)
         width = step.decode_width
         output = scaled_dot_product_attention(
@@ -130,6 +132,7 @@ def attend(
             attn_mask=step.decode_mask, scale=scaling,
         )  # fmt: skip
         result[:rows] = output.reshape(rows, heads, -1)
+    # 4. Prefill: one call for each prompt chunk.
     first = rows
     for chunk in step.chunks:
         end = chunk.start + chunk.length
@@ -156,17 +159,17 @@ def base_of(model: Any) -> Any:
 
 
 def set_attention(model: Any, name: str) -> str:
-    """Gives a model the attention of that name, and returns the name of the one it had.
+    """Sets a model's attention, and returns the name of the previous one.
 
-    Raises UnsupportedAttention for a model that takes none but its own.
+    Raises UnsupportedAttention for a model that accepts no other attention than its own.
     """
     own: str = model.config._attn_implementation
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what transformers warns of here is said by the exception
+    logging.set_verbosity_error()  # the exception below replaces transformers' warning
     try:
         model.set_attn_implementation(name)
     finally:
         logging.set_verbosity(verbosity)
     if model.config._attn_implementation != name:
-        raise UnsupportedAttention("it takes no attention but its own")
+        raise UnsupportedAttention("it accepts no other attention than its own")
     return own

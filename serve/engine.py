@@ -1,6 +1,6 @@
-"""This is what the HTTP application and the engine that generates answers for it pass each other.
+"""Defines what the HTTP application and the engine exchange: requests, chunks of answers, a queue.
 
-It knows token ids, and it knows nothing of HTTP.
+It knows token ids, but nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Chunk:
     text: str = ""
     tokens: list[TokenChoice] = field(default_factory=list)
     finish_reason: str | None = None
-    """At the end it is `stop` or `length`, or `error` if the step failed."""
+    """At the end `stop` or `length`, or `error` if a step failed; None before the end."""
 
     def append(self, later: Chunk) -> None:
+        """Adds a later chunk of the same answer."""
         self.text += later.text
         self.tokens += later.tokens
         self.finish_reason = later.finish_reason
@@ -33,44 +34,44 @@ class Chunk:
 
 @dataclass(eq=False)
 class GenerationRequest:
-    """One answer that waits to be generated or is being generated.
+    """A request for one answer, which waits or is being generated.
 
-    The engine calls `send` from its own thread.
+    The engine calls `send` in its own thread.
     """
 
     prompt_ids: list[int]
     sampling: SamplingParams
     send: Callable[[Chunk], None]
     adapter: str | None = None
-    """The adapter that generates it. None stands for the base model."""
+    """The adapter that generates the answer. None is the base model."""
     model: str = ""
-    """The name by which it was asked for. Two names may stand for the same model."""
+    """The model's name in the request. A model may have two names."""
     end_token_id: int | None = None
-    """This token ends it, as do those of the engine. An adapter may be trained with another one."""
+    """A token that ends the answer, beside those of the engine. An adapter may have its own."""
     is_streamed: bool = True
-    """Whether each token is sent as it comes. To send all at the end is far less work."""
+    """Whether each token is sent at once. Sending all tokens at the end is far less work."""
     deadline: float = float("inf")
-    """At this time of the monotonic clock the answer ends with `length`."""
+    """The time of the monotonic clock at which the answer ends with `length`."""
     is_cancelled: bool = False
-    """Whoever listens no longer sets it. The engine then stops at the next token."""
+    """Set when nobody waits for the answer any more. The engine stops at the next token."""
     output_ids: list[int] = field(default_factory=list)
     created_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
-    """When the first token was generated, on the monotonic clock."""
+    """The time of the monotonic clock at which the first token was generated."""
 
 
 class EngineMonitor:
-    """An engine reports to it what it does, from the engine's thread. This one does nothing."""
+    """Receives an engine's reports, in the engine's thread. This base class ignores them."""
 
     def on_step(self, batch_size: int, waiting: int) -> None:
-        """One step has generated a token for each request of the batch, while others wait."""
+        """Called after a step generated one token for each of `batch_size` requests."""
 
     def on_end(self, request: GenerationRequest) -> None:
-        """A request has ended, for whatever reason."""
+        """Called when a request has ended for any reason."""
 
 
 class RequestQueue:
-    """A bounded queue of requests. Cancelled requests take no room in it."""
+    """A bounded queue of requests. Cancelled requests don't count."""
 
     def __init__(self) -> None:
         self._requests: deque[GenerationRequest] = deque()
@@ -81,19 +82,19 @@ class RequestQueue:
         return len(self._requests)
 
     def put(self, request: GenerationRequest, capacity: int) -> None:
-        """Raises QueueFull if the queue holds `capacity` requests or is closed."""
+        """Adds a request. Raises QueueFull if the queue has `capacity` requests or is closed."""
         with self._changed:
             if len(self._requests) >= capacity:
-                self._requests = deque(one for one in self._requests if not one.is_cancelled)
+                self._requests = deque(each for each in self._requests if not each.is_cancelled)
             if len(self._requests) >= capacity or self._is_closed:
                 raise QueueFull
             self._requests.append(request)
             self._changed.notify()
 
     def get(self, block: bool) -> GenerationRequest | None:
-        """Returns the next request, or None if there is none.
+        """Returns the next request, or None if the queue is empty.
 
-        With `block` it waits for one, and returns None only when the queue is closed and empty.
+        With `block` it waits for a request, and returns None only if the queue is closed and empty.
         """
         with self._changed:
             while True:
@@ -106,13 +107,13 @@ class RequestQueue:
                 self._changed.wait()
 
     def close(self) -> None:
-        """From now on the queue takes no more requests. Those that it holds stay."""
+        """Refuses further requests. Those in the queue stay."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
 
     def drain(self) -> list[GenerationRequest]:
-        """Closes the queue, and takes out and returns all that it held."""
+        """Closes the queue, removes all its requests and returns them."""
         self.close()
         with self._changed:
             requests, self._requests = list(self._requests), deque()

@@ -1,4 +1,4 @@
-"""Every error that the server raises of itself.
+"""Defines every error of the server.
 
     ServeError
       ModelError (ValueError)
@@ -6,8 +6,8 @@
       QueueFull
       ApiError
 
-In brackets is the built-in error that a class is as well. The server imports nothing of a search
-or of training, so its tree has a root of its own.
+In brackets is the built-in error from which a class also derives. The server imports nothing of a
+search or of training, so its tree has its own root.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ class ServeError(Exception):
 
 
 class ModelError(ServeError, ValueError):
-    """What was asked for can't be served. The message is one line: what was given, what to type."""
+    """A model can't be served. The message is one line: what was given, and what to type."""
 
 
 class UnsupportedAttention(ServeError):
-    """A model attends in a way that is not computed here. The message is a clause that says how."""
+    """A model's attention is not supported. The message is a clause that says why."""
 
 
 class QueueFull(ServeError):
-    """The queue has no room for another request."""
+    """The queue has no free place for another request."""
 
 
 class ApiError(ServeError):
-    """A response that is an error, in OpenAI's format."""
+    """An error response in OpenAI's format."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ApiError(ServeError):
         }
 
     def with_headers(self, headers: Mapping[str, str] | None) -> Self:
-        """Returns this error, which answers with these headers too."""
+        """Sets headers of the response, and returns this error."""
         self.headers = headers
         return self
 

@@ -1,4 +1,4 @@
-"""What holds where a request says nothing: the model's own `generation_config.json`, or nothing."""
+"""Reads the settings that a request leaves out from the model's `generation_config.json`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _ALLOWED = {
     "min_p": (0, 1),
     "repetition_penalty": (0.1, 10),
 }
-"""The least and the most. By a smaller penalty logits become infinite."""
+"""The smallest and the largest allowed values. With a smaller penalty logits become infinite."""
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Settings in place of those that a request leaves out. These are OpenAI's."""
+    """Values of settings that a request leaves out. The defaults here are OpenAI's."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -26,13 +26,13 @@ class GenerationDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
-    """None stands for all that the context has room for."""
+    """None means all tokens that fit into the context."""
 
 
 def read_defaults(config: Any) -> GenerationDefaults:
-    """Returns what a GenerationConfig of transformers says, and OpenAI's where it says nothing.
+    """Returns the settings of transformers' GenerationConfig, and OpenAI's for missing ones.
 
-    `do_sample: false` is a temperature of 0. Raises ModelError for a value that can't be drawn by.
+    `do_sample: false` becomes a temperature of 0. Raises ModelError for a value out of range.
     """
     known = GenerationDefaults()
     temperature = 0.0 if config.do_sample is False else config.temperature
@@ -48,7 +48,7 @@ def read_defaults(config: Any) -> GenerationDefaults:
         value = getattr(defaults, name)
         if not least <= value <= most:
             raise ModelError(
-                f"generation_config.json: {name} is {value}, and {least} to {most} is allowed; "
-                "mend it, or start the server with `--generation-config none`"
+                f"generation_config.json: {name} is {value}, but must be from {least} to {most}; "
+                "change it, or start the server with `--generation-config none`"
             )
     return defaults

@@ -1,7 +1,7 @@
-"""This decides who may ask, and how much a body may hold, before anything is parsed.
+"""Decides which clients are answered, and limits the size of bodies, before anything is parsed.
 
-Without a key only programs on this machine are answered. A key may come as a bearer token or, from
-a browser, as the password of its own dialog. Keys are compared in constant time and never logged.
+Without a key only programs on this machine are answered. A key is sent as a bearer token or, from a
+browser, as the password in its dialog. Keys are compared in constant time and never logged.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from serve.options import is_loopback
 
 _OPEN = ("/healthz", "/readyz")
 _BODY_SECONDS = 30.0
-"""A body that takes longer to come is refused with 408."""
+"""A body that takes longer to arrive gets status 408."""
 _MOST_BYTES_AT_ONCE = 64_000_000
-"""The bodies that are being read may have so many together."""
+"""The most bytes of all bodies that are being read at once."""
 
 
 class Guard:
-    """ASGI middleware, which refuses what the application must not see."""
+    """ASGI middleware that refuses requests which the application must not see."""
 
     def __init__(
         self, app: ASGIApp, key: str | None, max_body_bytes: int, allowed_origins: tuple[str, ...]
@@ -42,13 +42,13 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})  # nothing here speaks it
+            await send({"type": "websocket.close"})  # websockets are not used here
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if scope["path"].removeprefix(scope.get("root_path", "")) in _OPEN:
-            await self._app(scope, receive, send)  # reads no body
+            await self._app(scope, receive, send)  # these routes read no body
             return
         request = Request(scope, receive)
         try:
@@ -71,7 +71,7 @@ class Guard:
     def _refuse_strangers(self, request: Request) -> None:
         headers = request.headers
         if self._key is not None:
-            # Headers are read as latin-1; what was sent is likely UTF-8.
+            # Headers are decoded as latin-1, but clients likely send UTF-8, so we compare bytes.
             presented = _presented_key(headers).encode("latin-1", errors="replace")
             if not hmac.compare_digest(presented, self._key.encode()):
                 raise ApiError(
@@ -79,8 +79,9 @@ class Guard:
                     code="invalid_api_key",
                 ).with_headers({"WWW-Authenticate": 'Basic realm="key"'})  # fmt: skip
             return
-        # Behind a proxy on this machine everyone seems to be here, which most proxies say; and a
-        # page of the web could reach this port by a name of its own (DNS rebinding).
+        # Behind a proxy on this machine all clients seem to be local, so we refuse requests with a
+        # proxy's headers. A web page could reach this port under its own host name (DNS rebinding),
+        # so we also check the name.
         is_forwarded = any(
             name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-")
             for name in headers
@@ -94,20 +95,21 @@ class Guard:
             )  # fmt: skip
 
     def _refuse_other_sites(self, headers: Headers) -> None:
-        """Refuses pages of other sites, which could use a browser that has been let in."""
+        """Refuses web pages of other sites, which could use a browser that has the key."""
         origin, host = headers.get("origin"), headers.get("host", "")
         if origin is not None and {origin, "*"} & set(self._allowed_origins):
             return
         is_other = origin is not None and origin.partition("://")[2] != host
-        # A click on a link only opens the page; a frame would show it inside another.
+        # A link may open our page, but a frame of another site must not contain it.
         is_link = (
             headers.get("sec-fetch-mode") == "navigate"
             and headers.get("sec-fetch-dest", "document") == "document"
         )
         if is_other or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
-            raise ApiError(403, "pages of other sites are not answered", "permission_error")
+            raise ApiError(403, "web pages of other sites are not answered", "permission_error")
 
     async def _read_body(self, request: Request) -> bytes:
+        """Returns the body. Raises ApiError 408, 413 and 503."""
         most = self._max_body_bytes
         too_large = ApiError(413, f"the body may have at most {most} bytes")
         announced = request.headers.get("content-length", "0")
@@ -116,9 +118,9 @@ class Guard:
         body = bytearray()
         try:
             async with asyncio.timeout(_BODY_SECONDS):
-                async for part in request.stream():
-                    body += part
-                    self._bytes_now += len(part)
+                async for chunk in request.stream():
+                    body += chunk
+                    self._bytes_now += len(chunk)
                     if len(body) > most:
                         raise too_large
                     if self._bytes_now > _MOST_BYTES_AT_ONCE:
@@ -146,9 +148,9 @@ def _presented_key(headers: Headers) -> str:
 
 
 class PlainRoutes:
-    """ASGI middleware: HEAD is asked for as GET is, and a slash at the end of a path is no more.
+    """ASGI middleware that treats HEAD as GET, and removes a slash at the end of a path.
 
-    Under a route prefix the page is at `prefix/`, for what it loads is named relative to that.
+    Under a route prefix the web page is at `prefix/`, since its files are relative to that.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -158,9 +160,9 @@ class PlainRoutes:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # The server leaves out the body of an answer to HEAD, by its own scope.
+        # uvicorn keeps the original scope, so it still omits the body of an answer to HEAD.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        prefix = scope.get("root_path", "")  # which stands in the path too
+        prefix = scope.get("root_path", "")  # the path contains it too
         path = scope["path"].removeprefix(prefix)
         if prefix and not path:
             await RedirectResponse(f"{prefix}/")(scope, receive, send)
@@ -168,7 +170,7 @@ class PlainRoutes:
         plain = {**scope, "method": method, "path": prefix + (path.rstrip("/") or "/")}
 
         async def send_with_route(message: Message) -> None:
-            scope["route"] = plain.get("route")  # what counts requests outside reads it
+            scope["route"] = plain.get("route")  # the request counter outside reads it
             await send(message)
 
         await self._app(plain, receive, send_with_route)

@@ -1,5 +1,5 @@
-"""This is uvicorn with what it lacks: deadlines for what clients send, a bound on how many are
-connected, and an end that tells clients what becomes of their answers.
+"""Extends uvicorn: deadlines for clients that send slowly, a limit of connections, and a shutdown
+that answers all waiting requests.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import uvicorn
 from serve.in_flight import InFlight
 
 _HEAD_SECONDS = 10.0
-"""A connection that has sent no whole request head for so long is closed."""
+"""A connection without a complete request head is closed after this time."""
 _MOST_CONNECTIONS = 1000
-"""Of more, those are closed that ask for nothing, the oldest first."""
+"""If there are more connections, idle ones are closed, the oldest first."""
 _GRACE_SECONDS = 4.0
-"""Answers that are being given when it is interrupted have so long to end."""
+"""How long running answers may continue after an interrupt."""
 
 
 class HttpServer(uvicorn.Server):
@@ -28,27 +28,28 @@ class HttpServer(uvicorn.Server):
             app,
             log_level="warning",
             access_log=False,
-            proxy_headers=False,  # who asks is decided by the address that is connected
+            proxy_headers=False,  # the guard must see the address that is really connected
             server_header=False,
             timeout_graceful_shutdown=int(_GRACE_SECONDS) + 2,
         )
         super().__init__(config)
         self._in_flight = in_flight
         self._silent_since: dict[Any, float] = {}
-        """When a connection was first seen without a request, by the monotonic clock."""
+        """The time of the monotonic clock at which a connection was first seen idle."""
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn calls it ten times a second."""
+        """Closes idle connections once a second. uvicorn calls it ten times a second."""
         if counter % 10 == 0:
             self._close_silent()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers waiting requests with 503, and ends the server."""
         self._in_flight.begin_to_end(_GRACE_SECONDS)
         await super().shutdown(sockets)
 
     def _close_silent(self) -> None:
-        # A protocol of uvicorn has one cycle for each request, from the end of its head on.
+        # A connection in uvicorn has a cycle for each request, from the end of the request's head.
         silent = [
             each
             for each in self.server_state.connections

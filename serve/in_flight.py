@@ -1,4 +1,4 @@
-"""This brings the chunks of answers from the engine's thread to the event loop of their request."""
+"""Passes the chunks of answers from the engine's thread to the event loop of their request."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from serve.sampling_params import SamplingParams
 
 
 class InFlight:
-    """The answers to all requests that wait or are being generated, until the server ends."""
+    """All answers that wait or are being generated. It also ends them with the server."""
 
     def __init__(self) -> None:
         self._answers: weakref.WeakSet[InFlightAnswers] = weakref.WeakSet()
         self._is_ending = False
 
     def submit(self, answers: InFlightAnswers) -> None:
-        """Queues answers. Raises ApiError 503 if there is no room, or the server ends."""
+        """Queues answers. Raises ApiError 503 if the queue is full or the server ends."""
         if self._is_ending:
             raise _ending()
         self._answers.add(answers)
         answers.submit()
 
     def begin_to_end(self, grace_seconds: float) -> None:
-        """From now on nothing is taken. What still waits is answered with 503 at once, and what is
-        being generated after so many seconds, unless it ends by itself."""
+        """Refuses further requests, and ends waiting ones with 503.
+
+        Answers that are being generated get so many seconds to finish.
+        """
         self._is_ending = True
         for answers in list(self._answers):
             if not any(request.output_ids for request in answers.requests):
@@ -46,12 +48,12 @@ class InFlight:
 
 
 def _ending() -> ApiError:
-    refusal = ApiError(503, "the server is ending; try again", "overloaded_error")
+    refusal = ApiError(503, "the server is shutting down; try again", "overloaded_error")
     return refusal.with_headers({"Retry-After": "5"})
 
 
 class InFlightAnswers:
-    """The answers to one HTTP request. What the engine sends of them comes out here, mixed."""
+    """The answers to one HTTP request. Their chunks arrive in any order."""
 
     def __init__(
         self,
@@ -60,11 +62,11 @@ class InFlightAnswers:
         seconds: float,
         is_streamed: bool,
     ) -> None:
-        """Takes the token ids and the settings of each answer."""
+        """Makes a request of the engine for each prompt's token ids and settings."""
         self._loop = asyncio.get_running_loop()
         self._engine = model.engine
         self._arrived: asyncio.Queue[tuple[int, Chunk] | ApiError] = asyncio.Queue()
-        """Chunks with the index of their answer, or what ends them all."""
+        """Chunks with the index of their answer, or an error that ends all answers."""
         self._deadline = time.monotonic() + seconds
         self._unfinished = len(prompts)
         self.requests = [
@@ -82,21 +84,21 @@ class InFlightAnswers:
         ]
 
     def submit(self) -> None:
-        """Queues all answers, or none if there is no room for one. Raises ApiError 503."""
+        """Queues all answers, or none if one does not fit. Raises ApiError 503."""
         try:
             for request in self.requests:
                 self._engine.submit(request)
         except QueueFull:
             self.cancel()
-            message = "all places are taken; try again in a second"
+            message = "the server is busy and its queue is full; try again in a second"
             refusal = ApiError(503, message, "overloaded_error")
             raise refusal.with_headers({"Retry-After": "1"}) from None
 
     async def next(self) -> dict[int, Chunk]:
-        """Waits for a chunk and returns all that have come, by the index of their answer.
+        """Waits for a chunk, and returns all arrived chunks by the index of their answer.
 
-        At the end it returns nothing. Raises ApiError 504 if an answer does not begin in time, 500
-        if the model fails, 503 if the server ends, and 499 if the client has gone.
+        Returns nothing at the end. Raises ApiError 504 if an answer does not begin in time, 500 if
+        the model fails, 503 if the server ends, and 499 if the client disconnects.
         """
         ready: dict[int, Chunk] = {}
         while self._unfinished and (not ready or not self._arrived.empty()):
@@ -120,10 +122,7 @@ class InFlightAnswers:
 
     @contextlib.asynccontextmanager
     async def unless_disconnected(self, request: Request) -> AsyncIterator[None]:
-        """While it is entered, `next` raises if the client disconnects.
-
-        Whatever is raised inside cancels the answers.
-        """
+        """Makes `next` raise if the client disconnects. Errors in this context cancel answers."""
         watcher = asyncio.create_task(self._watch(request))
         try:
             yield
@@ -136,7 +135,7 @@ class InFlightAnswers:
                 await watcher
 
     def cancel(self) -> None:
-        """Tells the engine that nobody listens any more."""
+        """Tells the engine that nobody waits for the answers any more."""
         for request in self.requests:
             request.is_cancelled = True
 
@@ -146,7 +145,7 @@ class InFlightAnswers:
         self._arrived.put_nowait(_ending())
 
     def _send(self, index: int, chunk: Chunk) -> None:
-        """Runs in the engine's thread."""
+        """Passes a chunk to the event loop; the engine's thread calls it."""
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, chunk))
 
     async def _next_arrived(self) -> tuple[int, Chunk] | ApiError:
@@ -155,12 +154,12 @@ class InFlightAnswers:
                 return await self._arrived.get()
         except TimeoutError:
             if not all(request.output_ids for request in self.requests):
-                raise ApiError(504, "no answer in time", "timeout_error") from None
-            return await self._arrived.get()  # the engine ends them at the next token
+                raise ApiError(504, "no answer within the time limit", "timeout_error") from None
+            return await self._arrived.get()  # the engine ends the answers at the next token
 
     async def _watch(self, request: Request) -> None:
-        # A server whose `receive` fails has lost its client too.
+        # If `receive` fails, the client is lost too.
         with contextlib.suppress(Exception):
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-        self._arrived.put_nowait(ApiError(499, "the client has gone"))
+        self._arrived.put_nowait(ApiError(499, "the client has disconnected"))

@@ -1,6 +1,6 @@
-"""These are the counters and histograms of a server, as one process or a replica of Ray has them.
+"""Makes counters and histograms, for a single process or for a replica of Ray Serve.
 
-Nothing is added up here: Prometheus adds up what it scrapes of each process or node.
+Nothing is summed here: Prometheus sums the values that it scrapes from each process or node.
 """
 
 from __future__ import annotations
@@ -12,44 +12,46 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 PREFIX = "dpo_tune_serve_"
 
 Record = Callable[..., None]
-"""It is called with a value and a keyword for each label."""
+"""A function that records a value; each label is a keyword argument."""
 
 
 class LocalInstruments:
-    """The instruments of one process that answers alone.
+    """The instruments of a single server process.
 
-    Names are given without PREFIX, and every label is given at every record.
+    Names have no PREFIX, and each record must give all labels.
     """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
 
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
+        """Returns the function that adds to a new counter."""
         counter = Counter(PREFIX + name, description, labels, registry=self._registry)
         return lambda value, **given: counter.labels(**given).inc(value)
 
     def histogram(
         self, name: str, description: str, labels: tuple[str, ...], bounds: list[float]
     ) -> Record:
+        """Returns the function that records a value in a new histogram."""
         histogram = Histogram(
             PREFIX + name, description, labels, buckets=bounds, registry=self._registry
         )
         return lambda value, **given: histogram.labels(**given).observe(value)
 
     def read(self) -> bytes:
-        """Returns all values in Prometheus' text format."""
+        """Returns all values in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 
 class RayInstruments:
-    """The same for a replica of Ray Serve.
+    """The instruments of a replica of Ray Serve, with the methods of LocalInstruments.
 
-    Ray's agent on each node exports them, with `ray_` before each name and a label that tells the
-    replicas apart.
+    Ray's agent on each node exports them, with `ray_` before each name and a label for the replica.
     """
 
     def counter(self, name: str, description: str, labels: tuple[str, ...]) -> Record:
-        # A process that answers alone starts a second sooner without Ray.
+        """Returns the function that adds to a new counter."""
+        # A single process starts a second sooner without Ray, so Ray is imported late.
         from ray.util.metrics import Counter
 
         counter = Counter(PREFIX + name, description, labels)
@@ -58,6 +60,7 @@ class RayInstruments:
     def histogram(
         self, name: str, description: str, labels: tuple[str, ...], bounds: list[float]
     ) -> Record:
+        """Returns the function that records a value in a new histogram."""
         from ray.util.metrics import Histogram  # late, as in `counter`
 
         histogram = Histogram(PREFIX + name, description, bounds, labels)

@@ -1,4 +1,4 @@
-"""This counts requests, tokens, seconds to the first token, batches and what waits."""
+"""Counts requests and tokens, and measures time to the first token, batches and waiting answers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
 def mount(app: FastAPI, models: dict[str, ServedModel], instruments: Instruments) -> None:
-    """Counts what `app` and the engines of its models do.
+    """Adds the metrics of `app` and the engines of its models.
 
-    A process that answers alone has `/metrics` for it. Of several replicas of Ray Serve a request
-    would read a random one's, so there Ray's own endpoints export them.
+    A single process serves them at `/metrics`. With several replicas of Ray Serve that would give
+    the metrics of a random replica, so Ray's own endpoints export them.
     """
     requests = instruments.counter("requests", "Requests, by path and status", ("path", "status"))
     app.add_middleware(_RequestCounter, requests=requests)
@@ -50,7 +50,7 @@ class _Meters:
             "batch_size", "Answers in a step", ("model",), _SIZES
         )
         self.waiting = instruments.histogram(
-            "waiting", "Answers that wait for a place, at each step", ("model",), [0.5, *_SIZES]
+            "waiting", "Answers that wait for a slot, at each step", ("model",), [0.5, *_SIZES]
         )
 
 
@@ -60,13 +60,16 @@ class _MeteringMonitor(EngineMonitor):
     def __init__(self, meters: _Meters, first_name: str) -> None:
         self._meters = meters
         self._first_name = first_name
-        """Models that share weights share the batch. It is counted under the first one's name."""
+        """The name for the metrics of batches. Models that share weights share a batch, so this is
+        the name of the first one."""
 
     def on_step(self, batch_size: int, waiting: int) -> None:
+        """Records a step's batch and queue."""
         self._meters.batch_size(batch_size, model=self._first_name)
         self._meters.waiting(waiting, model=self._first_name)
 
     def on_end(self, request: GenerationRequest) -> None:
+        """Records a request's tokens and the time to its first token."""
         model = request.model
         self._meters.tokens(len(request.prompt_ids), model=model, kind="prompt")
         if request.first_token_at is not None:
@@ -75,7 +78,7 @@ class _MeteringMonitor(EngineMonitor):
 
 
 class _RequestCounter:
-    """ASGI middleware, which counts every request, also those that the guard refuses."""
+    """ASGI middleware that counts all requests, also those that the guard refuses."""
 
     def __init__(self, app: ASGIApp, requests: Record) -> None:
         self._app, self._requests = app, requests
@@ -87,7 +90,7 @@ class _RequestCounter:
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Anyone can invent paths: what has no route of ours is counted together.
+                # Clients can invent any number of paths, so those without a route count as one.
                 path = getattr(scope.get("route"), "path", "other")
                 self._requests(1, path=path, status=str(message["status"]))
             await send(message)

@@ -1,4 +1,4 @@
-"""This loads what is served. Adapters of one base share its weights and its engine."""
+"""Loads the models. Adapters of one base share its weights and its engine."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from serve.slot_engine import SlotEngine
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model under the name by which requests ask for it."""
+    """A model under its name in requests."""
 
     name: str
     engine: SlotEngine
     tokenizer: Any
-    """It has the model's chat template: adapters may have been trained with different ones."""
+    """The tokenizer with the model's chat template. Adapters may have different templates."""
     adapter: str | None
-    """The name of its adapter inside PEFT."""
+    """The adapter's name in PEFT; None for a whole model."""
     prompts: PromptEncoder
-    """Makes token ids with that tokenizer."""
+    """Tokenises prompts with this tokenizer."""
     defaults: GenerationDefaults
-    """What holds where a request says nothing."""
+    """The settings that a request leaves out."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 
 def engines(models: dict[str, ServedModel]) -> list[SlotEngine]:
-    """Returns each engine once; models that share weights share it."""
+    """Returns each engine once. Models that share weights share an engine."""
     return list({id(model.engine): model.engine for model in models.values()}.values())
 
 
@@ -51,19 +51,21 @@ def load(
     max_waiting: int,
     reads_generation_config: bool = True,
 ) -> dict[str, ServedModel]:
-    """Loads models, each given as serve.model_source reads it, and returns them by name.
+    """Loads models, each given as for serve.model_source, and returns them by name.
 
-    The first one comes first. The base of adapters is served too, as `base`. Adapters answer with
-    the defaults of their base. Raises ModelError.
+    The first model comes first. The base of adapters is also served, as `base`. Adapters use the
+    defaults of their base. Raises ModelError.
     """
+    # The models by their weights.
     sources = read_sources(models)
     groups: dict[Checkpoint, list[ModelSource]] = {}
     for source in sources:
         groups.setdefault(source.checkpoint, []).append(source)
     loaded: dict[str, ServedModel] = {}
     for checkpoint, group in groups.items():
+        # The weights and the engine of a group.
         tokenizer = _load_tokenizer(checkpoint)
-        # PEFT takes no dots in a name, so an adapter is known by its number there.
+        # PEFT accepts no dots in a name, so an adapter's name there is a number.
         peft_names = {
             source.name: f"adapter_{number}"
             for number, source in enumerate(group)
@@ -75,6 +77,7 @@ def load(
         defaults = GenerationDefaults()
         if reads_generation_config:
             defaults = read_defaults(weights.generation_config)
+        # The models of the group, with their tokenizers.
         for source in group:
             own_tokenizer = tokenizer
             if source.adapter and has_tokenizer(source.adapter):
@@ -100,34 +103,35 @@ def _served(
 
 
 def load_weights(checkpoint: Checkpoint, adapters: dict[str, Checkpoint]) -> Any:
-    """Returns a model that is ready to compute on this machine's device, with adapters by name.
+    """Returns a model on this machine's device, with adapters by name.
 
     Raises ModelError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with model_errors(f"{checkpoint.place!r} can't be loaded"):
+    with model_errors(f"{checkpoint.location!r} can't be loaded"):
         model: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.place,
+            checkpoint.location,
             revision=checkpoint.revision,
-            # A CPU computes in what the model was judged in, a GPU in half the time and memory.
+            # bfloat16 takes half the time and memory on a GPU. A CPU computes in float32, in which
+            # the model was evaluated.
             dtype=torch.bfloat16 if device == "cuda" else torch.float32,
             use_safetensors=True,  # no pickle
-            # Not a mapping of the file: who writes to it would change the answers, or end us.
+            # A write to a mapped file would change the answers or kill the process, so we read it.
             disable_mmap=True,
-            trust_remote_code=False,  # the default would ask on standard input
+            trust_remote_code=False,  # the default would prompt on standard input
         )
     for name, adapter in adapters.items():
         options = {"adapter_name": name, "revision": adapter.revision, "use_safetensors": True}
-        with model_errors(f"{adapter.place!r} can't be loaded"):
+        with model_errors(f"{adapter.location!r} can't be loaded"):
             if isinstance(model, PeftModel):
-                model.load_adapter(adapter.place, **options)
+                model.load_adapter(adapter.location, **options)
             else:
-                model = PeftModel.from_pretrained(model, adapter.place, **options)
+                model = PeftModel.from_pretrained(model, adapter.location, **options)
     return model.to(device).eval()
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Any:
-    with model_errors(f"{checkpoint.place!r} has no tokenizer to load"):
+    with model_errors(f"{checkpoint.location!r} has no tokenizer to load"):
         return AutoTokenizer.from_pretrained(
-            checkpoint.place, revision=checkpoint.revision, trust_remote_code=False
+            checkpoint.location, revision=checkpoint.revision, trust_remote_code=False
         )

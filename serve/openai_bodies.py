@@ -1,4 +1,4 @@
-"""The bodies of responses in OpenAI's format: which keys each has."""
+"""Defines the keys of response bodies in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TypedDict
 
 
 class Fault(TypedDict):
+    """The description of an error."""
+
     message: str
     type: str
     param: str | None
@@ -13,11 +15,13 @@ class Fault(TypedDict):
 
 
 class ErrorBody(TypedDict):
+    """The body of an error response."""
+
     error: Fault
 
 
 class Usage(TypedDict):
-    """These are numbers of tokens."""
+    """Numbers of tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -25,18 +29,22 @@ class Usage(TypedDict):
 
 
 class AnswerMessage(TypedDict):
+    """The message of a whole chat answer."""
+
     role: str
     content: str
     refusal: None
 
 
 class Delta(TypedDict, total=False):
+    """A piece of a chat answer in a stream."""
+
     role: str
     content: str
 
 
 class Content(TypedDict, total=False):
-    """A choice has one of these, as its endpoint and a stream want it."""
+    """The content of a choice. The endpoint and streaming decide which field it has."""
 
     message: AnswerMessage
     delta: Delta
@@ -44,21 +52,29 @@ class Content(TypedDict, total=False):
 
 
 class TokenLogprob(TypedDict):
+    """A token of a chat answer with its log-prob."""
+
     token: str
     logprob: float | None
     bytes: list[int] | None
 
 
 class ChosenTokenLogprob(TokenLogprob):
+    """The drawn token, with its alternatives."""
+
     top_logprobs: list[TokenLogprob]
 
 
 class ChatLogprobs(TypedDict):
+    """The log-probs of a chat answer."""
+
     content: list[ChosenTokenLogprob]
     refusal: None
 
 
 class CompletionLogprobs(TypedDict):
+    """The log-probs of a completion."""
+
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float]]
@@ -66,13 +82,15 @@ class CompletionLogprobs(TypedDict):
 
 
 class Choice(Content):
+    """One of the answers in a response."""
+
     index: int
     logprobs: ChatLogprobs | CompletionLogprobs | None
     finish_reason: str | None
 
 
 class Head(TypedDict):
-    """Every body of a response begins with it."""
+    """The fields that all response bodies share."""
 
     id: str
     object: str
@@ -93,6 +111,8 @@ class BodyWithUsage(Body):
 
 
 class ModelCard(TypedDict):
+    """A model in the list of models."""
+
     id: str
     object: str
     created: int

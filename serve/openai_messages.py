@@ -1,7 +1,7 @@
-"""The messages of a chat as requests bring them: text, whole or in parts.
+"""Defines the messages of a chat request, whose text may be whole or in parts.
 
-It holds too what all bodies of requests have in common: a field that says nothing is taken, and
-one that is not known is refused by its name.
+It also defines what all request bodies share: a field that changes nothing is accepted, and an
+unknown field is refused by its name.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 
 class RequestModel(BaseModel):
-    """A body of a request, or a part of one. Clients send fields that change nothing."""
+    """A request body, or an object in it. Clients also send fields that change nothing."""
 
     model_config = ConfigDict(extra="forbid")
     ignored: ClassVar[frozenset[str]] = frozenset()
-    """These fields are taken with any value, because none changes an answer."""
+    """Fields that are accepted with any value, because they never change an answer."""
     neutral: ClassVar[dict[str, list[object]]] = {}
-    """These fields are taken with values that ask for what is done anyway."""
+    """Fields that are accepted with values which request the usual behaviour."""
 
     @model_validator(mode="before")
     @classmethod
@@ -34,19 +34,21 @@ class RequestModel(BaseModel):
 
     @classmethod
     def _is_neutral(cls, name: str, value: object) -> bool:
-        # To Python 0 is equal to False, and 1 to True.
+        # In Python 0 equals False and 1 equals True, so the types are compared too.
         return any(type(value) is type(one) and value == one for one in cls.neutral.get(name, []))
 
 
 class TextPart(RequestModel):
+    """A part of a message's text."""
+
     type: Literal["text"]
     text: str
 
 
 class Message(RequestModel):
-    """A message. An answer may come back as OpenAI's client writes it out."""
+    """A message of a chat. Earlier answers may have the fields that OpenAI's client adds."""
 
-    # Chat templates know no names, and annotations are of web searches.
+    # Chat templates use no names, and annotations belong to web searches.
     ignored: ClassVar[frozenset[str]] = frozenset({"name", "annotations"})
     neutral: ClassVar[dict[str, list[object]]] = {"tool_calls": [[]]}
     role: Literal["system", "developer", "user", "assistant"]
@@ -62,6 +64,7 @@ class Message(RequestModel):
         return content
 
     def for_template(self) -> dict[str, str]:
+        """Returns the message for a chat template."""
         role = "system" if self.role == "developer" else self.role
         content = self.content
         if not isinstance(content, str):

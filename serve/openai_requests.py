@@ -1,6 +1,6 @@
-"""These are the bodies that requests may have: those of OpenAI's API, and a plain one for curl.
+"""Defines the bodies of requests: those of OpenAI's API, and a simple one for curl.
 
-What would change an answer and is not done here is refused by its name, never ignored.
+A field that would change an answer but is not supported is refused by its name, never ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Number = TypeVar("_Number", int, float)
 
 
 class CommonRequest(RequestModel):
-    """These fields are common to all requests."""
+    """The fields that all requests share."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {
@@ -43,11 +43,11 @@ class CommonRequest(RequestModel):
         "best_of": [1],
     }
     model: str | None = None
-    """One of /v1/models. By default it is the first."""
+    """A name from /v1/models. The default is the first one."""
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
-    """Not in OpenAI's API, but in vLLM's, as min_p and repetition_penalty. 0 and -1 mean all."""
+    """0 and -1 mean all tokens. Like min_p and repetition_penalty it is from vLLM's API."""
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.1, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -67,15 +67,20 @@ class CommonRequest(RequestModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """The stop texts."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class StreamOptions(RequestModel):
+    """Options of a stream."""
+
     ignored: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
     include_usage: bool | None = None
 
 
 class StreamableRequest(CommonRequest):
+    """The fields that requests of OpenAI's API share."""
+
     n: int | None = Field(None, ge=1, le=16)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -88,19 +93,21 @@ class StreamableRequest(CommonRequest):
 
     @property
     def includes_usage(self) -> bool:
+        """Whether the stream ends with the numbers of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def max_new_tokens(self) -> int | None:
+        """Returns the most tokens of the answer; None if the request does not limit them."""
         return self.max_tokens
 
     @abstractmethod
     def logprob_alternatives(self) -> int | None:
-        """Returns how many log-probs are given beside each token's own, or None for none at all."""
+        """Returns how many alternatives are returned for each token, or None for no log-probs."""
 
     def sampling(
         self, max_tokens: int, number: int, defaults: GenerationDefaults
     ) -> SamplingParams:
-        """Returns the settings of the `number`-th of several answers, which has its own seed."""
+        """Returns the settings of answer `number`. Several answers have different seeds."""
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=_given(self.temperature, defaults.temperature),
@@ -122,6 +129,8 @@ def _given(value: _Number | None, default: _Number) -> _Number:
 
 
 class ChatRequest(StreamableRequest):
+    """`POST /v1/chat/completions`."""
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -136,16 +145,21 @@ class ChatRequest(StreamableRequest):
         return self
 
     def for_template(self) -> list[dict[str, str]]:
+        """Returns the messages for a chat template."""
         return [message.for_template() for message in self.messages]
 
     def max_new_tokens(self) -> int | None:
+        """Returns the most tokens of the answer; None if the request does not limit them."""
         return self.max_completion_tokens or self.max_tokens
 
     def logprob_alternatives(self) -> int | None:
+        """Returns `top_logprobs`, or None for no log-probs."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(StreamableRequest):
+    """`POST /v1/completions`."""
+
     prompt: str | list[str] = Field(min_length=1)
     logprobs: int | None = Field(None, ge=0, le=5)
 
@@ -153,7 +167,7 @@ class CompletionRequest(StreamableRequest):
     @classmethod
     def _no_token_ids(cls, prompt: Any) -> Any:
         if isinstance(prompt, list) and any(isinstance(one, int | list) for one in prompt):
-            raise ValueError("token ids are not supported; send a text, or several")
+            raise ValueError("token ids are not supported; send a text, or a list of texts")
         return prompt
 
     @field_validator("logprobs", mode="before")
@@ -163,9 +177,11 @@ class CompletionRequest(StreamableRequest):
 
     @property
     def prompts(self) -> list[str]:
+        """The prompts as a list."""
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     def logprob_alternatives(self) -> int | None:
+        """Returns `logprobs`, or None for no log-probs."""
         return self.logprobs
 
 
@@ -176,6 +192,7 @@ class GenerateRequest(CommonRequest):
     system: str | None = None
 
     def as_chat(self) -> ChatRequest:
+        """Returns the same request as a chat."""
         messages = [Message(role="user", content=self.prompt)]
         if self.system:
             messages.insert(0, Message(role="system", content=self.system))
@@ -184,10 +201,10 @@ class GenerateRequest(CommonRequest):
 
 
 def explain_validation_error(error: ErrorDetails) -> tuple[str, str | None]:
-    """Returns a message and the name of the parameter for an error of Pydantic."""
-    # Pydantic names the members of a union too, which are no fields of a request.
-    parts = [str(part) for part in error["loc"] if part not in ("body", "str")]
-    path = ".".join(part for part in parts if "[" not in part) or None
+    """Returns the message and the parameter's name for an error from Pydantic."""
+    # Pydantic's location also names members of unions, which are no fields, so we remove them.
+    names = [str(name) for name in error["loc"] if name not in ("body", "str")]
+    path = ".".join(name for name in names if "[" not in name) or None
     if error["type"] == "extra_forbidden":
         return f"{path} is not supported by this server", path
     if error["type"] == "json_invalid":

@@ -1,4 +1,4 @@
-"""These are the bodies of OpenAI's responses: whole, in the chunks of a stream, and of errors."""
+"""Makes response bodies in OpenAI's format: whole ones, chunks of streams, and errors."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from serve.sampling import TokenChoice
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """Returns the response that an error is."""
+    """Returns the response for an error."""
     return JSONResponse(error.body, error.status, error.headers)
 
 
 class ResponseBuilder(ABC):
-    """Makes the bodies of one response. Each endpoint has a subclass for what differs."""
+    """Makes the bodies of one response. Each endpoint has a subclass."""
 
     def __init__(self, head: Head, tokenizer: Any) -> None:
         self._head, self._tokenizer = head, tokenizer
 
     def whole(self, chunks: list[Chunk], usage: Usage) -> BodyWithUsage:
-        """Returns the response to a request without `stream`. Each choice has a chunk.
+        """Returns a whole response, with one chunk for each choice.
 
-        Without chunks it is what gives the usage at the end of a stream.
+        Without chunks it is the event with the usage at the end of a stream.
         """
         choices = [self._choice(index, chunk) for index, chunk in enumerate(chunks)]
         return {**self._head, "choices": choices, "usage": usage}
 
     def first_chunks(self, choices: int) -> list[Body]:
-        """Returns what a stream begins with."""
+        """Returns the first events of a stream."""
         return []
 
     def chunk(self, index: int, chunk: Chunk) -> Body:
-        """Returns what a stream says of a chunk of the choice with that index."""
+        """Returns the event for a chunk of the choice with this index."""
         return {**self._head, "choices": [self._choice(index, chunk)]}
 
     def _choice(self, index: int, chunk: Chunk) -> Choice:
@@ -86,6 +86,7 @@ class ChatResponseBuilder(ResponseBuilder):
         self._is_streamed = is_streamed
 
     def first_chunks(self, choices: int) -> list[Body]:
+        """Returns one event for each choice, with the role."""
         delta: Delta = {"role": "assistant", "content": ""}
         firsts: list[Choice] = [
             {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -110,7 +111,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def _token(self, token: int, logprob: float | None) -> TokenLogprob:
         text = self._tokenizer.decode([token])
-        # A token that is a part of a character has no text to take its bytes from.
+        # A token that is only a part of a character has no text, and so no bytes.
         content = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
         return {"token": text, "logprob": logprob, "bytes": content}
 
@@ -127,7 +128,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         }
         super().__init__(head, tokenizer)
         self._lengths: Counter[int] = Counter()
-        """How many characters of each choice were sent, for `text_offset`."""
+        """The characters of each choice that were sent, for `text_offset`."""
 
     def _content(self, chunk: Chunk) -> Content:
         return {"text": chunk.text}
@@ -150,6 +151,7 @@ class CompletionResponseBuilder(ResponseBuilder):
 
 
 def model_card(name: str, created: int) -> ModelCard:
+    """Returns a model's entry in the list of models."""
     return {"id": name, "object": "model", "created": created, "owned_by": "dpo-tune"}
 
 

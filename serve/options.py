@@ -1,6 +1,6 @@
-"""These options say what is served and how, however it is started. The key is read here too.
+"""Defines the options of the server, for each way to start it, and reads the API key.
 
-Nothing heavy is imported, so that a mistake is reported at once.
+Nothing heavy is imported, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 KEY, KEY_FILE = "SERVE_API_KEY", "SERVE_API_KEY_FILE"
-"""Environment variables: the key, or a file whose first line it is."""
+"""The environment variables of the key, and of a file whose first line is the key."""
 _ORIGIN = re.compile(r"(?!http://[^/]*:80$|https://[^/]*:443$)https?://[^A-Z/\s?#@]+")
-"""As browsers send it: in small letters, without a path and without the port that goes unsaid."""
+"""An origin as browsers send it: in small letters, without a path and without the default port."""
 
 
 class Options(BaseModel):
-    """The options of one process that answers."""
+    """The options of one server process."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str
-    """A folder, a Hub id or an adapter. Several stand apart by commas, each perhaps NAME=PLACE."""
+    """A folder, a Hub id or an adapter, or several separated by commas; each may be NAME=MODEL."""
     slots: int = Field(16, ge=1)
-    """So many answers are generated at once."""
+    """How many answers are generated at once."""
     context: int = Field(2048, ge=16)
-    """A prompt and its answer may have so many tokens together."""
+    """The most tokens of a prompt and its answer together."""
     queue: int = Field(128, ge=1)
-    """So many requests may wait. More are answered with 503."""
+    """How many requests may wait. Further requests get status 503."""
     seconds: float = Field(120, gt=0)
-    """A request may take so long. Then it ends with what there is."""
+    """The time limit of a request. Then its answer ends as it is."""
     generation_config: Literal["model", "none"] = "model"
-    """Whose settings hold where a request says nothing: the model's own or OpenAI's."""
+    """The settings that a request leaves out: the model's own, or OpenAI's for `none`."""
     allowed_origins: str = ""
-    """Pages of these origins may ask from a browser. Commas stand between them; * allows all."""
+    """Origins whose pages may call the API from a browser, separated by commas; * allows all."""
     author: str = ""
-    """It stands at the foot of the page."""
+    """The text at the bottom of the web page."""
     cpus: float = Field(1, gt=0)
-    """The process computes with so many cores."""
+    """How many CPU cores the process computes with."""
 
     @field_validator("allowed_origins")
     @classmethod
@@ -49,20 +49,20 @@ class Options(BaseModel):
         for origin in split_at_commas(given):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"{origin} is no origin; give one like https://a.example:8443, or *"
+                    f"{origin} is no origin; give one like https://a.example:8443, or * for all"
                 )
         return given
 
 
 def split_at_commas(text: str) -> tuple[str, ...]:
-    """Returns what stands between commas, without what is empty."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """Returns the items between commas, without empty ones."""
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def read_key() -> str | None:
-    """Returns the key that requests must bring, or None if none is set.
+    """Returns the key that requests must have, or None if no key is set.
 
-    Raises OSError, and ValueError if the key is empty: that is no key, but a mistake.
+    Raises OSError, and ValueError if the key is empty, since that is a mistake.
     """
     if path := os.environ.get(KEY_FILE):
         key = Path(path).read_text().partition("\n")[0].strip()
@@ -72,12 +72,12 @@ def read_key() -> str | None:
             return None
         key = value.strip()
     if not key:
-        raise ValueError(f"{KEY_FILE if path else KEY} is set and holds no key")
+        raise ValueError(f"{KEY_FILE if path else KEY} is set but holds no key; set or unset it")
     return key
 
 
 def is_loopback(host: str) -> bool:
-    """Says whether an address is this machine's own, which no other can reach."""
+    """Returns whether an address is this machine's own, which other machines can't reach."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

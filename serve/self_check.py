@@ -1,8 +1,8 @@
-"""This checks, when a model is loaded, that the server answers with it as transformers does.
+"""Checks when a model is loaded that the server's answers are those of transformers.
 
-A few short random prompts are answered together in the slots of an engine. The log-probs must be
-those that the model computes with its own attention for each prompt alone, without a cache. So no
-list of architectures has to be right.
+A few short random prompts are answered together in the slots of an engine. Their log-probs must
+equal those that the model computes with its own attention, for each prompt alone and without a
+cache. So we need no list of supported architectures.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from serve.sampling_params import SamplingParams
 _PROMPT_TOKENS = (3, 13, 5)
 _ANSWER_TOKENS = 3
 _MAX_PREFILL_TOKENS = 8
-"""One step prefills the first prompt and a part of the second, the next one the rest of it."""
+"""The first step prefills the first prompt and a part of the second, the next step the rest."""
 _ALTERNATIVES = 50
-"""So many log-probs are compared for each token."""
+"""How many log-probs are compared for each token."""
 _TOLERANCE = 1e-3
-"""In nats. Under float32 the models that are right differ by 1e-5, the others by 0.1 and more."""
+"""In nats. Under float32 supported models differ by 1e-5, others by 0.1 and more."""
 
 Generate = Callable[[list[GenerationRequest], int], None]
-"""It generates answers together, with at most so many prompt tokens in a step."""
+"""Generates answers together, with at most so many prompt tokens in a step."""
 
 
 class _Sample:
-    """A random prompt, and what the server answers to it."""
+    """A random prompt and the server's answer."""
 
     def __init__(self, prompt_ids: list[int], adapter: str | None) -> None:
         self.answer = Chunk()
@@ -44,24 +44,25 @@ class _Sample:
         )
 
     def served(self) -> torch.Tensor:
-        """Returns the log-probs that the server gave, of shape (tokens, alternatives)."""
+        """Returns the server's log-probs, of shape (tokens, alternatives)."""
         tokens = self.answer.tokens
         return torch.tensor([[logprob for _, logprob in token.alternatives] for token in tokens])
 
     def expected(self, logits: torch.Tensor) -> torch.Tensor:
-        """Returns the log-probs of the same alternatives by logits of shape (tokens, vocabulary).
+        """Returns the log-probs of the same alternatives from other logits.
 
-        Their shape is (tokens, alternatives).
+        The logits have the shape (tokens, vocabulary), the result (tokens, alternatives).
         """
         ids = [[id for id, _ in token.alternatives] for token in self.answer.tokens]
         return logits.log_softmax(dim=-1).gather(1, torch.tensor(ids))
 
 
 def check(model: Any, generate: Generate, slots: int, context: int) -> None:
-    """Compares what `generate` answers with what the model computes alone.
+    """Compares the answers of `generate` with those that the model computes alone.
 
-    Raises ModelError, which names the model, if they differ or if something fails.
+    Raises ModelError, which names the model, if they differ or something fails.
     """
+    # The log-probs of both.
     with _errors_refused(model, slots, context):
         _refuse_other_layers(base_of(model))
         samples = _random_samples(model, context)
@@ -72,13 +73,14 @@ def check(model: Any, generate: Generate, slots: int, context: int) -> None:
             for sample, alone in zip(samples, logits, strict=True)
         ]
         tolerance = _tolerance(model, samples, logits)
+    # The comparison, first of the base's answers, then of the adapters'.
     for has_adapter in (False, True):
         group = [
             difference
             for sample, difference in zip(samples, differences, strict=True)
             if (sample.request.adapter is not None) == has_adapter
         ]
-        # Written so that a NaN is refused too.
+        # A NaN is not `<=` anything, so it is refused too.
         if group and not (nats := _size(group, model.dtype)) <= tolerance:
             reason = f"differ from transformers' by {nats:.2g} nats a token"
             if has_adapter:
@@ -87,14 +89,14 @@ def check(model: Any, generate: Generate, slots: int, context: int) -> None:
 
 
 def _random_samples(model: Any, context: int) -> list[_Sample]:
-    """Returns prompts of different lengths, at least one for the base and for each adapter."""
+    """Returns prompts of different lengths, at least one for the base and one for each adapter."""
     adapters = [None, *getattr(model, "peft_config", {})]
     vocabulary = model.config.get_text_config().vocab_size
     draw = torch.Generator().manual_seed(0)
     samples = []
     for number in range(max(len(_PROMPT_TOKENS), len(adapters))):
-        wanted = _PROMPT_TOKENS[number % len(_PROMPT_TOKENS)]
-        length = max(1, min(wanted, context - _ANSWER_TOKENS))
+        most = _PROMPT_TOKENS[number % len(_PROMPT_TOKENS)]
+        length = max(1, min(most, context - _ANSWER_TOKENS))
         ids = torch.randint(vocabulary, (length,), generator=draw).tolist()
         samples.append(_Sample(ids, adapters[number % len(adapters)]))
     return samples
@@ -102,6 +104,7 @@ def _random_samples(model: Any, context: int) -> list[_Sample]:
 
 @contextlib.contextmanager
 def _errors_refused(model: Any, slots: int, context: int) -> Iterator[None]:
+    """Turns all errors into ModelError."""
     try:
         yield
     except UnsupportedAttention as error:
@@ -131,9 +134,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _refuse_other_layers(base: Any) -> None:
-    """Raises UnsupportedAttention for what short prompts do not show.
+    """Raises UnsupportedAttention for kinds of layers that short prompts don't reveal.
 
-    transformers makes a cache for each layer of a model, so its cache says what kind it is of.
+    transformers has a kind of cache for each kind of layer, so we look at a model's cache.
     """
     cache = DynamicCache(config=base.config)
     if any(cache.is_sliding):
@@ -154,7 +157,7 @@ def _logits_alone(model: Any, request: GenerationRequest) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _adapter_alone(model: Any, adapter: str | None) -> Iterator[None]:
-    """While it is entered, the whole model computes with this adapter, or as the base."""
+    """In this context, the whole model computes with this adapter, or as the base."""
     if adapter is not None:
         model.set_adapter(adapter)
     base_alone = hasattr(model, "peft_config") and adapter is None
@@ -163,10 +166,10 @@ def _adapter_alone(model: Any, adapter: str | None) -> Iterator[None]:
 
 
 def _tolerance(model: Any, samples: list[_Sample], logits: list[torch.Tensor]) -> float:
-    """Returns by how much log-probs may differ from those of `logits`.
+    """Returns how much log-probs may differ from those of `logits`.
 
-    Under bfloat16 that is three times the difference between two attentions of transformers, and
-    at least two roundings of the largest logit.
+    Under bfloat16 this is three times the difference between two attentions of transformers, but at
+    least two roundings of the largest logit.
     """
     if model.dtype == torch.float32:
         return _TOLERANCE
@@ -184,10 +187,10 @@ def _tolerance(model: Any, samples: list[_Sample], logits: list[torch.Tensor]) -
 
 
 def _size(differences: list[torch.Tensor], dtype: torch.dtype) -> float:
-    """Returns how large differences of shape (tokens, alternatives) are.
+    """Returns the size of differences of shape (tokens, alternatives).
 
-    Under float32 it is the largest. Under bfloat16 rounding sends a token to another expert of a
-    mixture now and then, and no token is computed alike after it. So it is the median over tokens.
+    Under float32 this is the largest one. Under bfloat16 rounding sometimes sends a token to
+    another expert of a mixture, and all later tokens differ. So there it is the median over tokens.
     """
     tokens = torch.cat(differences).abs().amax(dim=1)
     return float(tokens.max() if dtype == torch.float32 else tokens.median())

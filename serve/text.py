@@ -1,6 +1,6 @@
-"""This makes text from tokens as they come.
+"""Decodes the tokens of an answer to text while they are generated.
 
-It gives out whole characters only, and nothing that may be the beginning of a stop text.
+It returns only whole characters, and no text that may be the beginning of a stop text.
 """
 
 from __future__ import annotations
@@ -11,31 +11,33 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """The text of one answer, in pieces that are final."""
+    """Decodes one answer, piece by piece. A returned piece is final."""
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
         self._start = self._decoded = 0
-        """The tokens from `_start` on are decoded together, because some make a character only with
-        others. Of their text the first `_decoded` characters are in `_held` or were given out."""
+        """Some tokens make a character only together, so the tokens from `_start` on are decoded
+        together. The first `_decoded` characters of their text are in `_held` or were returned."""
         self._held = ""
         self.is_stopped = False
-        """Whether a stop text has come. It and what follows is not given out."""
+        """Whether a stop text has come. It and the text after it are not returned."""
 
     def add(self, ids: list[int], is_last: bool = False) -> str:
-        """Returns the text that can be given out after these tokens."""
+        """Adds tokens and returns the text that has become final."""
+        # Decode, unless the last character is incomplete.
         self._ids += ids
         text = self._tokenizer.decode(self._ids[self._start :], skip_special_tokens=True)
         if not text.endswith(_BROKEN) or is_last:
             self._held += text[self._decoded :]
             self._decoded = len(text)
             if len(self._ids) - self._start > 16:
-                # The last few stay, as what the next are joined to.
+                # Keep the last few tokens, since the next ones may join them.
                 self._start = len(self._ids) - 4
                 rest = self._ids[self._start :]
                 self._decoded = len(self._tokenizer.decode(rest, skip_special_tokens=True))
+        # Return the text up to a stop text, or what can't be the beginning of one.
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
@@ -47,7 +49,7 @@ class TextStream:
         return final
 
     def _possible_stop_length(self) -> int:
-        """Counts the characters at the end that may be the beginning of a stop text."""
+        """Returns how many characters at the end may be the beginning of a stop text."""
         longest = max(map(len, self._stop), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):

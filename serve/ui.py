@@ -1,7 +1,7 @@
-"""This is the web page at `/`: a conversation with the models that stand behind the API beside it.
+"""Serves the web page at `/`, on which people chat with the models.
 
-The page is a few static files, and asks the API from the browser as any client does: any replica
-may answer each prompt, and the server keeps nothing of a conversation.
+The page consists of static files and calls the API from the browser like any client. So any replica
+can answer a prompt, and the server stores no conversation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 _FOLDER = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
-    # Scripts, styles and the API come from here, and nothing from anywhere else.
+    # Scripts, styles and API calls are allowed for this server only.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'self'",
@@ -27,10 +27,10 @@ _HEADERS = {
 
 
 def mount(app: FastAPI, models: list[str], author: str, examples: list[str]) -> None:
-    """Adds the page to an application that serves models of these names.
+    """Adds the page to an application that serves models with these names.
 
-    The first one is chosen when the page is opened. `author` stands at its foot, and an example
-    fills the prompt. The page's files are read once, here.
+    The first model is selected when the page is opened. `author` is shown at the bottom. A click on
+    one of the `examples` fills the prompt. The page's files are read once, here.
     """
     templates = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined

@@ -1,14 +1,14 @@
-// This asks the API beside the page for one answer, and says what went wrong in words for a reader.
+// Requests one answer from the API, and explains errors to the reader.
 
-const LOST = "The connection was lost. What was written stays. Press Regenerate to ask again.";
+const LOST = "The connection was lost. The text so far stays. Press Regenerate to try again.";
 const UNREACHABLE =
-  "The server can't be reached. See whether it still runs, then press Regenerate.";
+  "The server can't be reached. Check that it still runs, then press Regenerate.";
 
-/** What went wrong. The message is what the page shows. */
+/** An error whose message the page shows. */
 export class AnswerError extends Error {}
 
 /**
- * Sends a request and gives each part of the answer to `onText` as it is written.
+ * Sends a request and passes each piece of the answer to `onText`.
  * Returns why the answer ended: "stop" or "length".
  * Throws AnswerError, and the browser's AbortError if `signal` ends the request.
  */
@@ -23,7 +23,7 @@ export async function streamAnswer(body, signal, onText) {
     if (choice?.delta?.content) onText(choice.delta.content);
     reason = choice?.finish_reason ?? reason;
   }
-  // Each whole answer has a reason for its end, so one without was cut off.
+  // A complete answer has a reason for its end, so without one the connection was lost.
   if (!reason) throw new AnswerError(LOST);
   return reason;
 }
@@ -31,7 +31,7 @@ export async function streamAnswer(body, signal, onText) {
 async function send(body, signal) {
   let response;
   try {
-    // The address is relative, so that it holds under a route prefix too.
+    // The address is relative, so that it also works under a route prefix.
     response = await fetch("v1/chat/completions", {
       method: "POST",
       headers: { "content-type": "application/json" },
@@ -74,23 +74,23 @@ function parse(data) {
   }
 }
 
-/** Returns a sentence on what happened and one on what to do. */
+/** Returns what happened and what the reader can do. */
 function explain(status, { message = `status ${status}`, code, param }, retryAfter) {
   if (code === "context_length_exceeded") {
     const advice = param
       ? "Lower Max tokens in the settings, or empty it, and press Regenerate."
-      : "Begin a new conversation, or send a shorter prompt.";
+      : "Start a new conversation, or send a shorter prompt.";
     return `This is too long for the model: ${message}. ${advice}`;
   }
   const seconds = retryAfter === "1" ? "a second" : `${retryAfter} seconds`;
   const known = {
     400: `The server refuses this request: ${message}. Change the settings or send another prompt.`,
-    401: "The key is missing or wrong. Reload the page and give the key as the password.",
+    401: "The key is missing or wrong. Reload the page and enter the key as the password.",
     403: `The server does not answer this page: ${message}.`,
-    404: `The server answers: ${message}. Reload the page to choose among its models.`,
-    413: "This conversation is too long to send. Begin a new one.",
+    404: `The server answers: ${message}. Reload the page to see its models.`,
+    413: "This conversation is too long to send. Start a new one.",
     503: `The server is busy. Press Regenerate in ${retryAfter ? seconds : "a moment"}.`,
     504: "The server had no time for this answer. Press Regenerate in a moment.",
   };
-  return known[status] ?? `The server failed: ${message}. Press Regenerate to ask again.`;
+  return known[status] ?? `The server failed: ${message}. Press Regenerate to try again.`;
 }

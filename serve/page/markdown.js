@@ -1,7 +1,7 @@
-// This shows Markdown. It makes elements and text nodes and reads no HTML, so that whatever a model
-// writes stays text. A text that is not finished yet shows as far as it goes.
+// Shows Markdown. It makes elements and text nodes and reads no HTML, so whatever a model writes
+// stays text. An unfinished text is shown as far as it goes.
 
-const MAX_DEPTH = 6; // of lists, quotes and emphasis inside each other
+const MAX_DEPTH = 6; // the deepest nesting of lists, quotes and emphasis
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^\s`]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(\S.*)$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
@@ -9,7 +9,7 @@ const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^(\s*)(?:[-*+]|(\d{1,9})[.)])(?:\s+|$)/;
 const DELIMITERS = /^\|?:?-+:?(?:\|:?-+:?)*\|?$/;
 const READERS = [readFence, readHeading, readRule, readQuote, readTable, readList, readParagraph];
-// Each span has a bound, so that a text with many marks that never close stays fast.
+// A text may have many marks that never close, so each span has a limit to stay fast.
 const INLINE = new RegExp(
   [
     /\\(?<escaped>[!-\/:-@[-`{-~])/,
@@ -26,7 +26,7 @@ const INLINE = new RegExp(
   "g",
 );
 
-/** Shows `text` in `parent`. Blocks that have not changed since the last call stay as they are. */
+/** Shows `text` in `parent`. Blocks that did not change since the last call are kept. */
 export function showMarkdown(parent, text) {
   const blocks = readBlocks(text.split(/\r?\n/), 0);
   const isSame = (block, index) => parent.children[index]?.markdown === block.source;
@@ -89,7 +89,7 @@ function readFence(lines, at) {
 
 function readHeading(lines, at) {
   const [, marks, text] = HEADING.exec(lines[at]) ?? [];
-  // The page has headings of two levels itself.
+  // The page uses two levels of headings itself, so these start at the third.
   const tag = marks && `h${Math.min(marks.length + 2, 6)}`;
   return marks && { end: at + 1, build: () => make(tag, ...inline(text.replace(/ #+ *$/, ""), 0)) };
 }
@@ -165,7 +165,7 @@ function readList(lines, at, depth) {
   return { end, build };
 }
 
-/** Returns where the item that begins at a line ends: before what is neither indented nor its text. */
+/** Returns the end of the list item at a line: the first line that does not belong to the item. */
 function endOfItem(lines, at) {
   const inner = ITEM.exec(lines[at])[1].length + 2;
   let end = at + 1;

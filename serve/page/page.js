@@ -1,5 +1,5 @@
-// The page: a conversation with one model or with two side by side. It is kept in this tab's
-// sessionStorage and goes nowhere but to the API beside the page, whole with each prompt.
+// The page: a conversation with one model, or with two side by side. It is stored in this tab's
+// sessionStorage only. With each prompt the whole conversation is sent to this server's API.
 
 import { streamAnswer } from "./api.js";
 import { showMarkdown } from "./markdown.js";
@@ -8,14 +8,14 @@ const byId = (id) => document.getElementById(id);
 const [prompt, settings, turnList, stop] = ["prompt", "settings", "turns", "stop"].map(byId);
 const server = JSON.parse(byId("server").textContent);
 const STORE = `conversation of ${location.pathname}`;
-const CUT = "Cut here: at Max tokens, the model's context or the server's time limit.";
+const CUT = "The answer was cut: it reached Max tokens, the model's context or the time limit.";
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 
 // A turn is {prompt, answers}, and an answer {model, text, note, isError, isWriting}.
 const turns = [];
 const running = new Set(); // an AbortController for each answer that is being written
 const views = new WeakMap(); // the element of each answer
-const queued = new Set(); // answers that the next frame shows
+const queued = new Set(); // answers that will be shown with the next frame
 
 // The conversation.
 
@@ -37,7 +37,7 @@ async function regenerate(turn, pane) {
   announce(turn, [answer]);
 }
 
-/** Writes the answer of one pane and shows it as it comes. What was written stays if it fails. */
+/** Requests the answer of one pane and shows it as it comes. If it fails, the text so far stays. */
 async function write(turn, pane) {
   const answer = turn.answers[pane];
   const controller = new AbortController();
@@ -48,12 +48,12 @@ async function write(turn, pane) {
   showBusy();
   showAnswer(answer);
   try {
-    const reason = await streamAnswer(body, controller.signal, (part) => {
-      answer.text += part;
+    const reason = await streamAnswer(body, controller.signal, (text) => {
+      answer.text += text;
       showSoon(answer);
     });
-    const none = answer.text ? "" : "The model wrote nothing.";
-    answer.note = reason === "length" ? CUT : none;
+    const emptyNote = answer.text ? "" : "The model wrote nothing.";
+    answer.note = reason === "length" ? CUT : emptyNote;
   } catch (error) {
     answer.isError = error.name !== "AbortError";
     answer.note = answer.isError ? error.message : "Stopped.";
@@ -66,13 +66,13 @@ async function write(turn, pane) {
   }
 }
 
-/** Returns the messages up to a turn as the model of that pane has seen them. */
+/** Returns the messages up to a turn, as the model of this pane gets them. */
 function messages(last, pane) {
   const system = settings.elements.system.value;
   const sent = system.trim() ? [{ role: "system", content: system }] : [];
   for (const turn of turns.slice(0, turns.indexOf(last))) {
     const answer = turn.answers[pane] ?? turn.answers[0];
-    // A template wants an answer after each prompt, so a turn without one is left out.
+    // Chat templates require an answer after each prompt, so we skip turns without an answer.
     if (!answer.text) continue;
     sent.push({ role: "user", content: turn.prompt });
     sent.push({ role: "assistant", content: answer.text });
@@ -80,7 +80,7 @@ function messages(last, pane) {
   return [...sent, { role: "user", content: last.prompt }];
 }
 
-/** Returns the settings that have a value. The server decides the others. */
+/** Returns the settings that have a value. The server chooses the others. */
 function chosenNumbers() {
   const given = NUMBERS.filter((name) => settings.elements[name].value !== "");
   return Object.fromEntries(given.map((name) => [name, settings.elements[name].valueAsNumber]));
@@ -88,7 +88,7 @@ function chosenNumbers() {
 
 function showBusy() {
   const isBusy = running.size > 0;
-  // A button that is hidden loses the focus.
+  // A hidden button loses the focus, so we move it to the prompt.
   if (document.activeElement === stop) prompt.focus();
   document.body.classList.toggle("busy", isBusy);
   stop.hidden = !isBusy;
@@ -97,7 +97,7 @@ function showBusy() {
 
 const stopAll = () => running.forEach((controller) => controller.abort());
 
-// What is shown.
+// Showing the conversation.
 
 function fromTemplate(id) {
   return byId(id).content.cloneNode(true).firstElementChild;
@@ -118,18 +118,18 @@ function showTurn(turn) {
 
 function showAnswer(answer) {
   const view = views.get(answer);
-  const part = (selector) => view.querySelector(selector);
-  part("h2").textContent = answer.model;
-  part(".note").textContent = answer.note ?? "";
-  part(".note").classList.toggle("error", Boolean(answer.isError));
+  const find = (selector) => view.querySelector(selector);
+  find("h2").textContent = answer.model;
+  find(".note").textContent = answer.note ?? "";
+  find(".note").classList.toggle("error", Boolean(answer.isError));
   view.classList.toggle("writing", Boolean(answer.isWriting));
   view.setAttribute("aria-busy", Boolean(answer.isWriting));
   view.setAttribute("aria-label", `Answer of ${answer.model}`);
-  part("[data-action=copy]").hidden = !answer.text;
-  showMarkdown(part(".text"), answer.text);
+  find("[data-action=copy]").hidden = !answer.text;
+  showMarkdown(find(".text"), answer.text);
 }
 
-/** Shows an answer with the next frame, however many parts come until then. */
+/** Shows an answer with the next frame, however many pieces arrive until then. */
 function showSoon(answer) {
   if (queued.has(answer)) return;
   queued.add(answer);
@@ -139,7 +139,7 @@ function showSoon(answer) {
   });
 }
 
-/** Makes a change and follows it to the end of the page, unless the reader has scrolled away. */
+/** Changes the page and scrolls to its end, unless the reader has scrolled up. */
 function keepAtEnd(change) {
   const root = document.documentElement;
   const isAtEnd = root.scrollHeight - root.scrollTop - root.clientHeight < 80;
@@ -151,10 +151,10 @@ function scrollToEnd() {
   scrollTo(0, document.documentElement.scrollHeight);
 }
 
-/** A screen reader reads whole answers at their end, and not each token. */
+/** Gives whole answers to screen readers, which should not read each token. */
 function announce(turn, answers) {
-  const parts = answers.map(({ model, text, note }) => `${model}: ${text} ${note}`);
-  if (turns.includes(turn)) byId("status").textContent = parts.join("\n");
+  const lines = answers.map(({ model, text, note }) => `${model}: ${text} ${note}`);
+  if (turns.includes(turn)) byId("status").textContent = lines.join("\n");
 }
 
 function act(button, turn, pane) {
@@ -182,7 +182,7 @@ async function toClipboard(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Over plain HTTP a browser has no clipboard but that of a selection.
+    // Over plain HTTP browsers offer no clipboard API, so we copy a selection.
     const field = document.createElement("textarea");
     field.value = text;
     document.body.append(field);
@@ -193,7 +193,7 @@ async function toClipboard(text) {
   }
 }
 
-// What is typed and chosen.
+// Input.
 
 function submit() {
   const text = prompt.value;
@@ -214,21 +214,21 @@ function startAnew() {
   stopAll();
   turns.length = 0;
   turnList.replaceChildren();
-  byId("status").textContent = "A new conversation.";
+  byId("status").textContent = "A new conversation has begun.";
   save();
   prompt.focus();
 }
 
-// Without a value of its own an option's value is its text with fewer spaces.
+// The default value of an option is its text with fewer spaces, so we set the value.
 const optionFor = (name) => new Option(name, name);
 
-/** The second model is another one than the first. */
+/** Offers all models but the first one as the second one. */
 function offerSecondModels() {
   const [first, second] = [byId("model"), byId("second")];
   const others = server.models.filter((name) => name !== first.value);
   const chosen = others.includes(second.value) ? second.value : "";
-  const none = second.options[0];
-  second.replaceChildren(none, ...others.map(optionFor));
+  const noModel = second.options[0];
+  second.replaceChildren(noModel, ...others.map(optionFor));
   second.value = chosen;
 }
 
@@ -238,7 +238,7 @@ function save() {
   try {
     sessionStorage.setItem(STORE, JSON.stringify({ turns, values, chosen }));
   } catch {
-    byId("status").textContent = "The browser will not keep this conversation when the page is reloaded.";
+    byId("status").textContent = "The browser can't store this conversation. Reloading the page loses it.";
   }
 }
 
@@ -246,7 +246,7 @@ function readStore() {
   try {
     return JSON.parse(sessionStorage.getItem(STORE)) ?? {};
   } catch {
-    return {}; // a browser may refuse to keep anything
+    return {}; // a browser may refuse to store anything
   }
 }
 
@@ -259,7 +259,7 @@ function restore() {
   for (const [name, value] of Object.entries(values)) settings.elements[name].value = value;
   for (const turn of keptTurns) {
     for (const answer of turn.answers.filter(({ isWriting }) => isWriting)) {
-      answer.note = "The page was left while this was written. Press Regenerate to ask again.";
+      answer.note = "You left the page while this was written. Press Regenerate to try again.";
       answer.isWriting = false;
     }
     turns.push(turn);

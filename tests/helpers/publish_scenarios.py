@@ -178,7 +178,7 @@ def comparisons(root: Path) -> dict[str, Any]:
     """Push with `when: improved`: the first winner, then only better ones on the same pairs."""
     with served(root) as hub:
         from tune.config.load import load_search
-        from tune.publish.push import push_if_asked
+        from tune.publish.push import push_if_configured
         from tune.run_folder.results import load_results
 
         wanted = {"when": "improved", "repo": "acme/best", "private": False,
@@ -196,7 +196,7 @@ def comparisons(root: Path) -> dict[str, Any]:
             results = load_results(run)
             assert results.winner is not None
             before = len(hub.commits)
-            after = push_if_asked(results, load_search(run / "search.yaml"))
+            after = push_if_configured(results, load_search(run / "search.yaml"))
             outcomes[name] = {
                 "accuracy": results.winner.test.metrics["accuracy"],
                 "commits": len(hub.commits) - before,

@@ -58,8 +58,8 @@ SERVED: dict[str, Config] = {
     "cohere2_without_windows": lambda: hf.Cohere2Config(**LLAMA, **FULL),
 }  # fmt: skip
 
-NONE_BUT_ITS_OWN = "it takes no attention but its own"
-NOT_PASSED_ON = "its layers do not pass the server's cache on to their attention"
+NONE_BUT_ITS_OWN = "it accepts no other attention than its own"
+NOT_PASSED_ON = "its layers do not pass the server's cache to their attention"
 WINDOWS = "some of its layers see only a window of the tokens"
 REFUSED: dict[str, tuple[Config, str]] = {
     "mistral": (lambda: hf.MistralConfig(**LLAMA, **WINDOW), WINDOWS),

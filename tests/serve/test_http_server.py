@@ -185,7 +185,7 @@ def test_at_the_end_what_waits_gets_503_and_what_streams_is_told(
         served.end()
         events = [line.removeprefix("data: ") for line in lines if line]
     waiting.join(30)
-    assert json.loads(events[-1])["error"]["message"] == "the server is ending; try again"
+    assert json.loads(events[-1])["error"]["message"] == "the server is shutting down; try again"
     (refused,) = waited
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "5"

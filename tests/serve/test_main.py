@@ -116,7 +116,7 @@ def test_what_would_be_unsafe_or_cannot_be_is_refused_in_one_line(tmp_path: Path
     )
     assert "./none: no such folder" in refused("./none", "--port", free_port())
     bloom = small_models.save(BloomConfig(hidden_size=32, n_layer=2, n_head=2), tmp_path / "bloom")
-    assert "bloom: BloomForCausalLM can't be served here: it takes no attention but" in refused(
+    assert "bloom: BloomForCausalLM can't be served here: it accepts no other attention" in refused(
         bloom, "--port", free_port(), HF_HUB_DISABLE_PROGRESS_BARS="1"
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:

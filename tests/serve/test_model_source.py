@@ -20,7 +20,7 @@ HALF = [1.0] * 8
     [
         ("./none", "./none: no such folder"),
         (str(Path(__file__).parent), "neither config.json nor adapter_config.json"),
-        ("s3://bucket/runs/x/winner", "a URL; bring the folder here first"),
+        ("s3://bucket/runs/x/winner", "this is a URL; copy the folder to this machine first"),
     ],
 )
 def test_a_model_that_can_not_be_served_is_refused_in_one_line(source: str, message: str) -> None:
@@ -63,8 +63,8 @@ def test_a_model_with_code_of_its_own_is_refused_without_a_question(
     with pytest.raises(ModelError) as refused:
         describe_memory([str(copy)], 1, 128)
     assert str(refused.value) == (
-        f"{str(copy)!r} has no configuration to load: it needs Python code of its own, and this "
-        "server runs none; vLLM may serve it: deploy/serve_llm.yaml says how"
+        f"{str(copy)!r} has no configuration to load: it needs its own Python code, which "
+        "this server does not run; vLLM may serve it: deploy/serve_llm.yaml says how"
     )
 
 

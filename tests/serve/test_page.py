@@ -248,7 +248,7 @@ def test_a_conversation_stays_in_its_tab_when_the_page_is_reloaded(
     page.reload()
     expect(answers(page).first).to_have_text("ONE (winner)")
     expect(answers(page).last).to_contain_text("on and on")
-    expect(note(page)).to_contain_text("Press Regenerate to ask again.")
+    expect(note(page)).to_contain_text("Press Regenerate to try again.")
     script.is_endless = False
     ask(page, "three")
     assert script.bodies[-1]["temperature"] == 0.5

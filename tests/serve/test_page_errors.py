@@ -17,11 +17,11 @@ pytestmark = pytest.mark.slow
         (400, {}, {"message": "top_k is not supported"}, "top_k is not supported. Change the"),
         (
             400, {}, {"message": "9 tokens", "code": "context_length_exceeded"},
-            "too long for the model: 9 tokens. Begin a new conversation",
+            "too long for the model: 9 tokens. Start a new conversation",
         ),
-        (401, {}, {"message": "the key"}, "Reload the page and give the key as the password."),
-        (404, {}, {"message": "no model 'x'"}, "no model 'x'. Reload the page to choose"),
-        (413, {}, {"message": "bytes"}, "too long to send. Begin a new one."),
+        (401, {}, {"message": "the key"}, "Reload the page and enter the key as the password."),
+        (404, {}, {"message": "no model 'x'"}, "no model 'x'. Reload the page to see"),
+        (413, {}, {"message": "bytes"}, "too long to send. Start a new one."),
         (503, {"Retry-After": "3"}, {}, "The server is busy. Press Regenerate in 3 seconds."),
         (504, {}, {"message": "late"}, "The server had no time for this answer."),
         (500, {}, {"message": "it broke"}, "The server failed: it broke. Press Regenerate"),
@@ -48,7 +48,7 @@ def test_text_that_was_written_stays_when_the_connection_is_lost(
     script.is_cut = True
     ask(page, "a rather long prompt")
     expect(answers(page)).to_have_text("A RATHER LONG")
-    expect(note(page)).to_contain_text("The connection was lost. What was written stays.")
+    expect(note(page)).to_contain_text("The connection was lost. The text so far stays.")
     page.route("**/v1/chat/completions", lambda route: route.abort())
     press(page, "Regenerate")
     expect(note(page)).to_contain_text("The server can't be reached.")

@@ -11,7 +11,7 @@ from dpo_train.gguf.tensors import Quantization
 from dpo_train.gguf.write import file_name
 from dpo_train.storage.disk import discarding_partial
 from tune.config.load import load_search
-from tune.publish.repository import refuse_taken, refuse_without_winner
+from tune.publish.repository import refuse_existing, refuse_without_winner
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.paths import RunLike
 from tune.run_folder.results import load_results
@@ -26,7 +26,7 @@ def export_gguf(run: RunLike, quantization: Quantization, folder: Path | None = 
     """
     results = load_results(run)
     folder = (folder or Path(f"{results.name}-gguf")).expanduser()
-    refuse_taken(folder)
+    refuse_existing(folder)
     part = folder.with_name(f".{folder.name}.part")
     with only_driver(results.folder):
         refuse_without_winner(results, load_search(results.folder.search_yaml))

@@ -90,8 +90,8 @@ class Objective(BaseModel):
         return self if self.second else Objective.of(("eval/accuracy", "eval/drift"))
 
     @property
-    def told(self) -> str:
-        """As a person reads it."""
+    def text(self) -> str:
+        """The metrics in words, for example `eval/accuracy and eval/drift`."""
         return " and ".join(each.metric for each in self.parts)
 
     @property

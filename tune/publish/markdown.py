@@ -1,4 +1,4 @@
-"""Markdown by templates whose values are text: whatever a value holds, it makes no markup.
+"""Renders Markdown templates so that values stay plain text: no value can add markup.
 
 Knows nothing of searches.
 """
@@ -11,18 +11,18 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _MARKUP = re.compile(r"[\\`*\[\]<|~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
-"""An underscore inside a word makes none."""
+"""Characters that may be markup. An underscore inside a word is not."""
 _BEGINS_A_BLOCK = re.compile(r"^(?:[-+=>]|#+|\d+[.)])(?=\s)")
 
 
 class Markdown(str):
-    """Text that is Markdown already."""
+    """Text that is already Markdown, so it is not escaped."""
 
     __slots__ = ()
 
 
 def templates(folder: Path) -> Environment:
-    """The templates of a folder. Every value passes `escaped` when it is written."""
+    """Returns the templates of a folder. Each value passes `escaped` when it is rendered."""
     found = Environment(
         loader=FileSystemLoader(folder),
         autoescape=False,  # that is for HTML
@@ -37,7 +37,7 @@ def templates(folder: Path) -> Environment:
 
 
 def escaped(value: object) -> str:
-    """A value as text of one line."""
+    """Returns a value as one line of text without markup."""
     if isinstance(value, Markdown):
         return value
     line = " ".join(str(value).split())
@@ -46,7 +46,7 @@ def escaped(value: object) -> str:
 
 
 def code(value: object) -> Markdown:
-    """A value as code inside a line."""
+    """Returns a value as code within a line."""
     line = " ".join(str(value).split())
     ticks = _fence(line, 1)
     space = " " if line.startswith("`") or line.endswith("`") else ""
@@ -54,12 +54,12 @@ def code(value: object) -> Markdown:
 
 
 def fenced(value: str, language: str) -> Markdown:
-    """Lines as a block of code."""
+    """Returns lines as a fenced block of code."""
     ticks = _fence(value, 3)
     return Markdown(f"{ticks}{language}\n{value.rstrip()}\n{ticks}")
 
 
 def _fence(text: str, fewest: int) -> str:
-    """More backticks than stand in a row anywhere in the text."""
+    """Returns more backticks than the longest run of them in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     return "`" * max(fewest, longest + 1)

@@ -1,7 +1,7 @@
-"""The model card: what was won, how it was found, and where it ends, as Markdown for the Hub.
+"""Renders the model card: what the winner reached, how it was found, and its limits.
 
-Made from redacted results alone, so that the same search gives the same card. Asks no server.
-`card.md` is its text; huggingface_hub writes the front matter as YAML.
+The card is made from redacted results alone, without any server, so the same search gives the same
+card. `card.md` is its template; huggingface_hub writes the front matter as YAML.
 """
 
 from __future__ import annotations
@@ -31,39 +31,41 @@ speak([{{"role": "user", "content": "…"}}], max_new_tokens=100)
 
 @dataclass(frozen=True)
 class License:
-    """A licence by the names that a card of the Hub has for its parts."""
+    """A licence, with the fields that a model card of the Hub has for it."""
 
     license: str
     license_name: str | None = None
-    """Where the Hub has no name for it."""
+    """The licence's name if the Hub does not know it."""
     license_link: str | None = None
 
 
 @dataclass(frozen=True)
 class Publishing:
-    """What a card says beyond the results."""
+    """What a card needs to know beside the results."""
 
     repo: str
     base: str | None
-    """The base model's Hub id, if it lies there."""
+    """The base model's Hub id; None if it is not on the Hub."""
     dataset: str | None
-    """The dataset's Hub id, if it lies there."""
+    """The dataset's Hub id; None if it is not on the Hub."""
     license: License
     kind: str
     """`full`, `adapter` or `merged`."""
     dtype: str
     pages: Mapping[str, str]
-    """The addresses at which everyone may see the search, by what is seen there."""
+    """Public addresses that show the search, by what each shows."""
     gguf: str | None = None
     """The name of the GGUF file beside the weights, if there is one."""
 
     @property
     def name(self) -> str:
+        """The repository's name without its owner."""
         return self.repo.rpartition("/")[2]
 
 
 def render(results: Results, publishing: Publishing) -> ModelCard:
-    """The card of a search's winner, its front matter as huggingface_hub writes it."""
+    """Returns the card of a search's winner."""
+    # The front matter.
     is_adapter = publishing.kind == "adapter"
     relation = "adapter" if is_adapter else "finetune"
     front = ModelCardData(
@@ -77,6 +79,7 @@ def render(results: Results, publishing: Publishing) -> ModelCard:
         model_name=publishing.name,
         eval_results=_eval_results(results),
     )
+    # The text.
     assert results.test_of_winner is not None
     environment = templates(Path(__file__).parent)
     environment.filters["sentence"] = lambda text: f"{text[:1].upper()}{text[1:]}."
@@ -86,7 +89,7 @@ def render(results: Results, publishing: Publishing) -> ModelCard:
         facts=facts,
         measured=metrics.measured(results.test_of_winner.metrics),
         usage=_USAGE.format(publishing.repo),
-        found=_found(results, publishing),
+        search_facts=_search_facts(results, publishing),
         best=results.ranked()[:_MOST_TRIALS],
         describe=describe,
         luck=facts.luck(results),
@@ -97,7 +100,10 @@ def render(results: Results, publishing: Publishing) -> ModelCard:
 
 
 def _eval_results(results: Results) -> list[EvalResult]:
-    """The test split's numbers, for the Hub's own table and for comparing with a later winner."""
+    """Returns the winner's test results.
+
+    The Hub shows them in its own table, and a later winner is compared with them.
+    """
     assert results.winner is not None
     data = results.search["data"]
     key = {"key": results.data["key"]} if "key" in results.data else {}
@@ -119,9 +125,9 @@ def _eval_results(results: Results) -> list[EvalResult]:
 
 
 def compared(card: ModelCard, results: Results) -> tuple[float, float] | None:
-    """(there, here) of the objective on test; None if the card has no number to compare with.
+    """Returns the objective on the test split as (on the card, in the results).
 
-    Numbers are compared only if they are of the same pairs and the same base.
+    Returns None if the card has no such number for the same pairs and the same base.
     """
     name = results.objective.metric.removeprefix("eval/")
     for ours in _eval_results(results):
@@ -132,8 +138,8 @@ def compared(card: ModelCard, results: Results) -> tuple[float, float] | None:
     return None
 
 
-def _found(results: Results, publishing: Publishing) -> dict[str, str]:
-    """How the search went, by what is said."""
+def _search_facts(results: Results, publishing: Publishing) -> dict[str, str]:
+    """Returns the facts about the search, by their names."""
     assert results.winner is not None
     winner, ranked = results.winner, [trial.id for trial in results.ranked()]
     left_out = facts.left_out(results)
@@ -141,31 +147,31 @@ def _found(results: Results, publishing: Publishing) -> dict[str, str]:
         "proposed by": facts.proposed_by(results),
         "objective": facts.aim(results),
         "early stopping": facts.stopping_rule(results),
-        "trials": results.counted(),
+        "trials": results.state_counts(),
         "ended by": results.ended,
-        "this model": f"trial {winner.trial}, number {ranked.index(winner.trial) + 1} of "
+        "this model": f"trial {winner.trial}, rank {ranked.index(winner.trial) + 1} of "
         f"{len(ranked)}, after {winner.pairs_seen} pairs: {describe(winner.config)}",
-        "seed of its training": str(winner.config.get("seed", results.search["seed"])),
-        "pairs": f"{facts.splits(results)}; no prompt on two sides"
+        "training seed": str(winner.config.get("seed", results.search["seed"])),
+        "pairs": f"{facts.splits(results)}; no prompt is in two splits"
         + (f"; left out: {left_out}" if left_out else ""),
     }
-    if told := results.about_front():
-        found["result"] = told
+    if front := results.describe_front():
+        found["result"] = front
     if results.confirmation is not None:
-        found["confirmed by"] = _confirmed(results.confirmation)
+        found["confirmed by"] = _describe_confirmation(results.confirmation)
     if winner.warm_from:
-        found["began from"] = f"the weights of trial {winner.warm_from}, not the base's"
+        found["started from"] = f"the weights of trial {winner.warm_from}, not the base's"
     return {**found, **publishing.pages}
 
 
-def _confirmed(confirmation: Confirmation) -> str:
-    """How the finalists did with other seeds, one after the other."""
-    told = "; ".join(
-        f"{each.trial} {', '.join(each.seeds_told)} (searched: {each.searched:.3f})"
+def _describe_confirmation(confirmation: Confirmation) -> str:
+    """Returns what decided, and each finalist's values with other seeds."""
+    values = "; ".join(
+        f"{each.trial} {', '.join(each.seed_values)} (in the search: {each.searched:.3f})"
         for each in confirmation.finalists
     )
     count = len(confirmation.finalists)
-    return f"{confirmation.decided_by}, of {count} finalists trained again: {told}"
+    return f"{confirmation.decided_by}; {count} finalists were trained again: {values}"
 
 
 def _made_with(results: Results) -> list[str]:
@@ -173,7 +179,7 @@ def _made_with(results: Results) -> list[str]:
     spent = f"{cost.gpu_seconds / 3600:.2f} GPU-hours, " if cost.gpu_seconds else ""
     ran_on = f"{hardware}; " if (hardware := facts.hardware(results)) else ""
     lines = [
-        f"{ran_on}{spent}{duration(cost.wall_seconds)} from beginning to end, {cost.pairs_seen} "
+        f"{ran_on}{spent}{duration(cost.wall_seconds)} from start to end, {cost.pairs_seen} "
         "pairs trained on",
         f"reference log-probs of {cost.reference_pairs} pairs computed"
         + (f"; stopping trials early saved about {estimate.pairs} pairs" if estimate else ""),

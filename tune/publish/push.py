@@ -1,6 +1,6 @@
-"""The winner on the Hugging Face Hub: asked for before a search, compared, pushed in one commit.
+"""Pushes the winner to the Hugging Face Hub: checked before a search, compared, sent in one commit.
 
-A push that failed or was killed begins again where it stood: what the Hub has is not sent twice.
+A push that failed or was killed can be repeated: files that the Hub already has are not sent again.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.paths import RunLike
 from tune.run_folder.results import Publication, Results, load_results, write_results
 
-_HOLDS_A_MODEL = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")
-_OF_ANOTHER_KIND = ("model*.safetensors", "model.safetensors.index.json", "adapter_*.safetensors",
-                    "adapter_config.json", "config.json", "generation_config.json")  # fmt: skip
-"""What another winner may have left at the repository's root, and transformers would load."""
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack")
+_MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "adapter_*.safetensors",
+                "adapter_config.json", "config.json", "generation_config.json")  # fmt: skip
+"""Files at the repository's root that transformers loads. Those of an earlier winner must go."""
 
 
 def check(config: SearchConfig) -> str:
-    """Asks the Hub whether this search's winner may be pushed, and what is there; one line.
+    """Checks before a search whether its winner can be pushed, and returns the answer as one line.
 
-    Raises InputError if not: the login, its right to write, the name, the licence.
+    Raises InputError if the login, its right to write, the name or the licence is wrong.
     """
-    about_repository = hub_access.check(config.hub)  # first, since it names a refused login best
+    answer = hub_access.check(config.hub)  # first, since it explains a refused login best
     config = config.model_copy(update={"model": model_source.resolve(config.model)})
     repository.refuse_unpublishable_search(config, config.hub)
     repository.find_license(config, config.hub)
-    return about_repository
+    return answer
 
 
-def push_if_asked(results: Results, config: SearchConfig) -> Results:
-    """At the end of a search: pushes the winner as `hub.when` says, and notes what came of it.
+def push_if_configured(results: Results, config: SearchConfig) -> Results:
+    """Pushes the winner at the end of a search as `hub.when` says; returns results that record it.
 
-    What goes wrong is noted too: it costs the push, not the search that was paid.
+    An error is recorded too and not raised: a failed push must not cost the search.
     """
     hub, before = config.hub, results.published
     is_done = before is not None and not before.error and before.repo == hub.repo
@@ -69,23 +69,24 @@ def push_if_asked(results: Results, config: SearchConfig) -> Results:
         repository.refuse_unpublishable(results, config)
         parent = None
         if hub.when == "improved":
-            reason, parent = _not_better(job)
+            reason, parent = _compare_with_published(job)
             if reason:
                 print(f"not pushed: {reason}", flush=True)
-                return _noted(results, None)
+                return _record(results, None)
         return _push(job, parent)
     except Exception as error:
-        return _noted(results, Publication(repo=str(hub.repo), error=one_line(error, 1000)))
+        return _record(results, Publication(repo=str(hub.repo), error=one_line(error, 1000)))
 
 
 def push(run: RunLike, branch: str = "main", tag: str = "", **changes: Any) -> Publication:
-    """Pushes a run's winner in one commit; `changes` are to its `hub`: repo, private, and so on.
+    """Pushes a run's winner in one commit.
 
-    Raises InputError where the Hub would not have it, PushFailed where it could not be sent.
+    `changes` replace fields of the run's `hub` section, like repo or private. Raises InputError if
+    the Hub or the check refuses the push, and PushFailed if sending fails.
     """
-    job = _opened(run, branch, tag, changes)
+    job = _load_job(run, branch, tag, changes)
     if job.hub.repo is None:
-        raise InputError("hub.repo: say which repository, like `--repo your-name/its-name`")
+        raise InputError("hub.repo: name the repository, like `--repo your-name/its-name`")
     with only_driver(job.results.folder):
         pushed = _push(job).published
     assert pushed is not None
@@ -93,15 +94,15 @@ def push(run: RunLike, branch: str = "main", tag: str = "", **changes: Any) -> P
 
 
 def write(run: RunLike, folder: Path | None = None, **changes: Any) -> Path:
-    """Writes what `push` would push to a folder, by default `hub/` in the run folder.
+    """Writes what `push` would push to a folder and returns the folder.
 
-    Raises InputError.
+    The default is `hub/` in the run folder. Raises InputError.
     """
-    job = _opened(run, "main", "", changes)
+    job = _load_job(run, "main", "", changes)
     if folder is None:
         folder = job.results.folder.hub
     else:
-        repository.refuse_taken(folder)
+        repository.refuse_existing(folder)
     with only_driver(job.results.folder):
         repository.write(job.results, job.config, job.hub, folder)
     return folder
@@ -117,7 +118,7 @@ class _Push:
 
     @property
     def command(self) -> str:
-        """What pushes the same again."""
+        """The command that repeats this push."""
         hub, usual, folder = self.hub, HubConfig(), self.results.folder
         words = ["push", folder.argument, "--repo", str(hub.repo)]
         words += [] if hub.private else ["--public"]
@@ -130,19 +131,20 @@ class _Push:
         return dpo_tune(*words)
 
 
-def _opened(run: RunLike, branch: str, tag: str, changes: Overrides) -> _Push:
+def _load_job(run: RunLike, branch: str, tag: str, changes: Overrides) -> _Push:
     results = load_results(run)
     config = load_search(results.folder.search_yaml)
     given = {name: value for name, value in changes.items() if value is not None}
     if given.get("repo", config.hub.repo) != config.hub.repo:
-        given.setdefault("private", True)  # what was said of one repository is not said of another
+        # `private: false` in the YAML is meant for that repository, not for another one.
+        given.setdefault("private", True)
     content = config.model_dump(mode="json", by_alias=True)
-    asked = {f"hub.{name}": value for name, value in given.items()}
-    return _Push(results, config, parse(SearchConfig, content, asked, "push").hub, branch, tag)
+    overrides = {f"hub.{name}": value for name, value in given.items()}
+    return _Push(results, config, parse(SearchConfig, content, overrides, "push").hub, branch, tag)
 
 
 def _push(job: _Push, parent: str | None = None) -> Results:
-    """With `parent`, only onto that commit."""
+    """Writes the repository and uploads it; with `parent` only on top of that commit."""
     folder = job.results.folder.hub
     repo = str(job.hub.repo)
     try:
@@ -150,42 +152,44 @@ def _push(job: _Push, parent: str | None = None) -> Results:
         repository.write(job.results, job.config, job.hub, folder)
         commit = _upload(job, folder, parent)
         url = f"{constants.ENDPOINT}/{repo}/tree/{commit}"
-        noted = _noted(job.results, Publication(repo=repo, commit=commit, url=url))
+        recorded = _record(job.results, Publication(repo=repo, commit=commit, url=url))
         if job.tag:
-            hub_access.patiently(lambda: _tag(repo, job.tag, commit))
-        return noted
+            hub_access.with_retries(lambda: _tag(repo, job.tag, commit))
+        return recorded
     except Unreachable as error:
         reason = str(error)
     except InputError:
         raise
     except Exception as error:  # the library raises a dozen kinds, xet its own
         reason = f"{repo}: {hub_access.explain(error)}"
-    raise PushFailed(
-        f"{reason}; the winner lies in {mirror.shown(job.results.folder.winner)}, and to try "
-        f"again type: {job.command}"
-    )
+    winner = mirror.shown(job.results.folder.winner)
+    raise PushFailed(f"{reason}; the winner is in {winner}; to try again type: {job.command}")
 
 
-def _noted(results: Results, publication: Publication | None) -> Results:
-    there = load_results(results.folder).model_copy(update={"published": publication})
-    write_results(results.folder.results_json, there)
-    return there.at(results.folder)
+def _record(results: Results, publication: Publication | None) -> Results:
+    """Writes the publication into results.json and returns the new results."""
+    updated = load_results(results.folder).model_copy(update={"published": publication})
+    write_results(results.folder.results_json, updated)
+    return updated.at(results.folder)
 
 
-def _not_better(job: _Push) -> tuple[str, str | None]:
-    """Why a winner is no improvement on what the repository holds, empty if it is one; and the
-    commit with which it was compared."""
+def _compare_with_published(job: _Push) -> tuple[str, str | None]:
+    """Compares the winner with the model in the repository.
+
+    Returns the reason why the winner is no improvement, empty if it is one, and the commit with
+    which it was compared, None for a new repository. Raises PushFailed.
+    """
     repo, api = str(job.hub.repo), HfApi()
-    anyway = f"to push all the same: {job.command}"
+    anyway = f"to push it anyway type: {job.command}"
     try:
-        head = str(hub_access.patiently(lambda: api.model_info(repo)).sha)
-        files = hub_access.patiently(lambda: api.list_repo_files(repo, revision=head))
-        if not any(PurePosixPath(name).suffix in _HOLDS_A_MODEL for name in files):
+        head = str(hub_access.with_retries(lambda: api.model_info(repo)).sha)
+        files = hub_access.with_retries(lambda: api.list_repo_files(repo, revision=head))
+        if not any(PurePosixPath(name).suffix in _WEIGHT_SUFFIXES for name in files):
             return "", head
-        path = hub_access.patiently(lambda: hf_hub_download(repo, "README.md", revision=head))
+        path = hub_access.with_retries(lambda: hf_hub_download(repo, "README.md", revision=head))
         text = Path(path).read_text(encoding="utf-8")
-        there_card = ModelCard(text, ignore_metadata_errors=True)
-        numbers = model_card.compared(there_card, redact.results(job.results, job.config))
+        card = ModelCard(text, ignore_metadata_errors=True)
+        numbers = model_card.compared(card, redact.results(job.results, job.config))
     except RepositoryNotFoundError:
         return "", None
     except RemoteEntryNotFoundError:
@@ -193,17 +197,18 @@ def _not_better(job: _Push) -> tuple[str, str | None]:
     except Exception as error:  # the library raises a dozen kinds, and a card may be anything
         raise PushFailed(f"{repo}: {hub_access.explain(error)}; {anyway}") from None
     if numbers is None:
-        return f"{repo} has no number of the same test pairs to compare with; {anyway}", head
-    there, here = numbers
+        return f"{repo} has no result on the same test pairs to compare with; {anyway}", head
+    published, new = numbers
     name = job.results.objective.metric.removeprefix("eval/")
-    is_better = here > there if job.results.objective.mode == "max" else here < there
-    return ("" if is_better else f"{repo} has test {name} {there:g}, this {here:g}; {anyway}"), head
+    if new > published if job.results.objective.mode == "max" else new < published:
+        return "", head
+    return f"{repo} has test {name} {published:g}, this winner {new:g}; {anyway}", head
 
 
 def _upload(job: _Push, folder: Path, parent: str | None) -> str:
-    """One commit that holds the folder; tried again after what may pass.
+    """Uploads the folder as one commit, with retries, and returns the commit's id.
 
-    `HfApi.upload_folder` would make several where it has xet.
+    `HfApi.upload_folder` would make several commits where it uses xet, so we make it ourselves.
     """
     repo, results, winner, api = str(job.hub.repo), job.results, job.results.winner, HfApi()
     assert winner is not None
@@ -215,8 +220,8 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
     metric = results.objective.metric
     name = metric.removeprefix("eval/")
     test = winner.test.metrics.get(name)
-    replaced = [*_OF_ANOTHER_KIND, *_gguf_files(repo)]
-    on_test = "" if test is None else f", {test:.4f} on the untouched test pairs"
+    replaced = [*_MODEL_FILES, *_gguf_files(repo)]
+    on_test = "" if test is None else f", {test:.4f} on the test pairs"
 
     def commit() -> str:
         nonlocal parent
@@ -225,7 +230,8 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
         if job.branch != "main":
             api.create_branch(repo, branch=job.branch, exist_ok=True)
         head = api.model_info(repo, revision=job.branch).sha
-        # Someone else's commit in between is refused by the Hub, not written over.
+        # Another commit may arrive before ours: with a parent the Hub then refuses ours, so we
+        # don't overwrite it.
         parent = parent or head
         stale = [
             name
@@ -233,7 +239,7 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
             if name not in ours and any(fnmatch(name, kind) for kind in replaced)
             if "/" not in name
         ]
-        made = api.create_commit(
+        created = api.create_commit(
             repo,
             [
                 *(CommitOperationAdd(name, path) for name, path in ours.items()),
@@ -245,24 +251,24 @@ def _upload(job: _Push, folder: Path, parent: str | None) -> str:
             revision=job.branch,
             parent_commit=parent,
         )
-        return str(made.oid)
+        return str(created.oid)
 
-    return hub_access.patiently(commit)
+    return hub_access.with_retries(commit)
 
 
 def _gguf_files(repo: str) -> list[str]:
-    """What an earlier push with `gguf` may have left of another winner."""
+    """Returns the GGUF files that an earlier push may have left in the repository."""
     name = repo.rpartition("/")[2]
     return ["Modelfile", *(file_name(name, kind) for kind in get_args(Quantization))]
 
 
 def _tag(repo: str, tag: str, commit: str) -> None:
     api = HfApi()
-    there = {each.name: each.target_commit for each in api.list_repo_refs(repo).tags}
-    if tag not in there:
+    existing = {each.name: each.target_commit for each in api.list_repo_refs(repo).tags}
+    if tag not in existing:
         api.create_tag(repo, tag=tag, revision=commit)
-    elif there[tag] != commit:
+    elif existing[tag] != commit:
         raise InputError(
-            f"--tag: {tag} stands at another commit of {repo}; the winner was pushed, as "
-            f"commit {commit}: choose another name"
+            f"--tag: {repo} already has the tag {tag} at another commit; the winner was pushed as "
+            f"commit {commit}: choose another tag"
         )

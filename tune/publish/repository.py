@@ -1,6 +1,6 @@
-"""What a published repository holds, as a folder: weights, tokenizer, card, search, numbers.
+"""Writes the folder that is published: weights, tokenizer, model card, search, results, report.
 
-Made from a run folder alone, and the same each time. Nothing in it names this machine.
+It is made from the run folder alone and is the same each time. Nothing in it names this machine.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from tune.tracking import trackers
 
 
 def write(results: Results, config: SearchConfig, hub: HubConfig, folder: Path) -> None:
-    """Writes the repository of a search's winner; the folder appears when it is whole.
+    """Writes the repository of a search's winner. The folder appears only when it is complete.
 
     Raises InputError if the search has nothing to publish, or no licence to publish it under.
     """
     refuse_unpublishable(results, config)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        _fill(part, results, config, hub)
-        _refuse_traces(part, results.folder)
+        _fill(partial, results, config, hub)
+        _refuse_private_content(partial, results.folder)
         shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+        partial.replace(folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_taken(folder: Path) -> None:
-    """Raises InputError for a folder of the user's that can't be written whole in one move."""
+def refuse_existing(folder: Path) -> None:
+    """Raises InputError if the user's folder exists and is not empty, or can't be replaced."""
     if not folder.name:
-        raise InputError(f"--to: {folder} can't be replaced by what is written; name a new folder")
+        raise InputError(f"--to: {folder} can't be replaced; name a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--to: {folder} holds something; name a new folder")
+        raise InputError(f"--to: {folder} is not empty; name a new folder")
 
 
 def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
@@ -65,32 +65,36 @@ def refuse_unpublishable(results: Results, config: SearchConfig) -> None:
     refuse_without_winner(results, config)
     if results.test_of_winner is None:
         raise InputError(
-            f"{results.place}: its winner was not judged on test, so a card would have no number "
-            f"to quote; type `{dpo_tune('resume', results.folder.argument, '--trials', '+1')}`"
+            f"{results.folder}: the winner was not evaluated on the test split, so the model card "
+            "would have no number to quote; type "
+            f"`{dpo_tune('resume', results.folder.argument, '--trials', '+1')}`"
         )
 
 
 def refuse_without_winner(results: Results, config: SearchConfig) -> None:
-    """Raises InputError if the search has no winner with weights, which are brought here."""
+    """Raises InputError if the search has no winner with weights.
+
+    A winner at a URL is copied to this machine.
+    """
     if config.trainer == "simulated":
         raise InputError("a simulated search has no model to publish")
     if results.winner is None:
         command = dpo_tune("resume", results.folder.argument)
-        raise InputError(f"{results.place} has no winner; type `{command}`")
+        raise InputError(f"{results.folder} has no winner yet; type `{command}`")
     winner = mirror.pull(results.folder.winner)
     stamp = ExportStamp.read(winner)
     if stamp.trial != (results.winner.run or results.winner.trial):
         raise InputError(
-            f"{results.place}: winner/ is of {stamp.trial}, results.json of "
-            f"{results.winner.trial}; type `{dpo_tune('resume', results.folder.argument)}` to end "
-            "the search"
+            f"{results.folder}: winner/ holds trial {stamp.trial}, but results.json names "
+            f"{results.winner.trial}; type `{dpo_tune('resume', results.folder.argument)}` to "
+            "finish the search"
         )
 
 
 def refuse_unpublishable_search(config: SearchConfig, hub: HubConfig) -> None:
-    """What can be known of it before the search. Raises InputError."""
+    """Raises InputError if it is known before the search that its winner can't be published."""
     if config.trainer == "simulated":
-        raise InputError("hub.when: a simulated search has no model to publish; type never")
+        raise InputError("hub.when: a simulated search has no model to publish; give `never`")
     if config.lora is not None or "lora" in config.space:
         _refuse_adapter_without_base(config, hub)
     if hub.gguf:
@@ -98,45 +102,45 @@ def refuse_unpublishable_search(config: SearchConfig, hub: HubConfig) -> None:
 
 
 def _refuse_adapter_without_base(config: SearchConfig, hub: HubConfig) -> None:
-    if not hub.merged and _is_ours_alone(config.model):
+    if not hub.merged and _is_not_on_hub(config.model):
         raise InputError(
-            f"hub.merged: a LoRA alone needs its base, and {redact.model(config.model)!r} is not "
-            "on the Hub; type `--merged`, or `hub: {merged: true}` in the YAML"
+            f"hub.merged: a LoRA adapter needs its base model, and {redact.model(config.model)!r} "
+            "is not on the Hub; type `--merged`, or write `hub: {merged: true}` in the YAML"
         )
 
 
 def find_license(config: SearchConfig, hub: HubConfig) -> License:
-    """The card's licence: what `hub.license` says, or what base model and dataset both state.
+    """Returns the card's licence: `hub.license`, or the one that base model and dataset both state.
 
-    Raises InputError where that leaves none: a licence is not guessed.
+    Raises InputError if there is none. A licence is never guessed.
     """
     if hub.license:
         return License(hub.license)
     model, data = config.model, config.data
-    base = _stated(model.id, "model", model.revision, redact.is_local_model(model))
-    dataset = _stated(data.id, "dataset", data.revision, redact.is_local(data.id))
+    base = _stated_license(model.id, "model", model.revision, redact.is_local_model(model))
+    dataset = _stated_license(data.id, "dataset", data.revision, redact.is_local(data.id))
     if base and _is_same(base, dataset):
         return base
-    told = [
-        f"the {what} {name!r} states {stated.license if stated else 'none'}"
-        for what, name, stated in (
+    sentences = [
+        f"the {kind} {name!r} states {stated.license if stated else 'none'}"
+        for kind, name, stated in (
             ("base model", redact.model(model), base),
             ("dataset", redact.source(data.id), dataset),
         )
     ]
     raise InputError(
-        f"hub.license: {', '.join(told)}; say under which licence the winner is published, like "
+        f"hub.license: {', '.join(sentences)}; say under which licence to publish the winner, like "
         "`--license apache-2.0`, or `hub: {license: apache-2.0}` in the YAML"
     )
 
 
 def _is_same(one: License, other: License | None) -> bool:
-    """Whether two licences are the same, wherever their texts lie."""
+    """Returns whether two licences are the same, apart from the link to their text."""
     return other is not None and replace(other, license_link=one.license_link) == one
 
 
-def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> License | None:
-    """What the card of a model or dataset says of its licence; None if nothing of use."""
+def _stated_license(source: str, kind: str, revision: str | None, is_local: bool) -> License | None:
+    """Returns the licence in the card of a model or dataset; None if it names none."""
     if source == "sample":
         return License("apache-2.0")
     folder = Path(source).expanduser()
@@ -149,12 +153,12 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> Lic
         content = (ModelCard if kind == "model" else DatasetCard)(text, ignore_metadata_errors=True)
     except RemoteEntryNotFoundError:
         return None
-    except Exception as error:  # the library raises a dozen kinds; each is about what was named
+    except Exception as error:  # the library raises a dozen kinds, each about the named source
         if is_local and isinstance(error, FileNotFoundError | NotADirectoryError):
             return None
         raise InputError(
             f"hub.license: the card of the {kind} {redact.source(source)!r} can't be read "
-            f"({hub_errors.explain(error)}); say the licence, like `--license apache-2.0`"
+            f"({hub_errors.explain(error)}); give the licence, like `--license apache-2.0`"
         ) from None
     found = {}
     for name in ("license", "license_name", "license_link"):
@@ -162,9 +166,9 @@ def _stated(source: str, kind: str, revision: str | None, is_local: bool) -> Lic
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         if isinstance(value, str):
             found[name] = value
-    useless = found.get("license") == "other" and "license_name" not in found
+    is_nameless = found.get("license") == "other" and "license_name" not in found
     is_unknown = found.get("license", "unknown") == "unknown"
-    return None if useless or is_unknown else License(**found)
+    return None if is_nameless or is_unknown else License(**found)
 
 
 def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) -> None:
@@ -174,7 +178,7 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
     name = repo.rpartition("/")[2]
     publishing = model_card.Publishing(
         repo=repo,
-        base=None if _is_ours_alone(config.model) else config.model.id,
+        base=None if _is_not_on_hub(config.model) else config.model.id,
         dataset=None
         if config.data.id == "sample" or redact.is_local(config.data.id)
         else config.data.id,
@@ -194,8 +198,8 @@ def _fill(folder: Path, results: Results, config: SearchConfig, hub: HubConfig) 
     (folder / "report.html").write_text(page.render(shown), encoding="utf-8")
 
 
-def _is_ours_alone(model: ModelConfig) -> bool:
-    """Whether nobody else finds this base on the Hub."""
+def _is_not_on_hub(model: ModelConfig) -> bool:
+    """Returns whether this base is on this machine only, so that nobody else can load it."""
     return model.id == "sample" or redact.is_local_model(model)
 
 
@@ -204,12 +208,15 @@ def _trained_in_full(results: Results) -> bool:
     return bool(json.loads(manifest.read_text())["kind"] == "full")
 
 
-def _refuse_traces(folder: Path, run: RunFolder) -> None:
-    """The last look before anything leaves: paths of this machine, and what logs one in."""
-    places = {Path.home(), Path.cwd(), run.path.absolute()} - {Path("/")}
-    traces = {f"{place}/" for place in places}
+def _refuse_private_content(folder: Path, run: RunFolder) -> None:
+    """Raises InputError if a file contains a path of this machine or a secret.
+
+    This is the last check before anything leaves the machine.
+    """
+    folders = {Path.home(), Path.cwd(), run.path.absolute()} - {Path("/")}
+    private_paths = {f"{private}/" for private in folders}
     if run.url:
-        traces.add(run.url.partition("?")[0])
+        private_paths.add(run.url.partition("?")[0])
     secrets = known_secrets()
     for path in sorted(folder.rglob("*")):
         if (
@@ -217,13 +224,13 @@ def _refuse_traces(folder: Path, run: RunFolder) -> None:
             or path.suffix in (".safetensors", ".gguf")
             or path.name == "tokenizer.json"
         ):
-            continue  # numbers, and the base's vocabulary
+            continue  # these hold numbers, or the base's vocabulary
         text = path.read_text(encoding="utf-8")
         if any(secret in text for secret in secrets):
-            raise InputError(f"{path.name} would hold a secret of yours; nothing was written")
-        for trace in traces:
-            if trace in text:
+            raise InputError(f"{path.name} would contain a secret of yours; nothing was written")
+        for private in private_paths:
+            if private in text:
                 raise InputError(
-                    f"{path.name} would hold the path {trace!r} of this machine; nothing was "
-                    "written. If it comes from your data, filter that row"
+                    f"{path.name} would contain the path {private!r} of this machine; nothing was "
+                    "written. If it comes from your data, remove that row"
                 )

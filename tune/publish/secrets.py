@@ -1,5 +1,5 @@
-"""Every key that this machine's environment and its libraries' login files hold, so that the last
-look before a push finds it."""
+"""Collects the keys and passwords in this machine's environment and login files, so that the check
+before a push can refuse files that contain one."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from huggingface_hub import constants, get_token
 
 _NAMES = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH(?!OR)", re.IGNORECASE)
 _LEAST_CHARACTERS = 8
-"""A shorter value, like `true`, may stand in any text."""
+"""A shorter value, like `true`, may occur in any text."""
 
 
 def known_secrets() -> set[str]:
-    """The values, none of them empty. A login file that can't be read is left out."""
+    """Returns the secret values, none of them empty. A login file that can't be read is skipped."""
     found = {get_token() or ""}
     found |= {value for name, value in os.environ.items() if _NAMES.search(name)}
     for read in (_netrc, _ini_files, _json_files, _pgpass):
         with contextlib.suppress(OSError, ValueError, configparser.Error, netrc.NetrcParseError):
             found.update(read())
-    # A variable may name the file in which the key lies; the name itself is no secret.
+    # A variable may hold the path of a key file; the path itself is not secret.
     return {each for each in found if len(each) >= _LEAST_CHARACTERS and not os.path.exists(each)}
 
 
 def _netrc() -> Iterator[str]:
-    """Of whatever logs in by it, trackers among them."""
+    """Yields the passwords in `.netrc`, which W&B and other clients use."""
     file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     if file.is_file():
         for _, _, password in netrc.netrc(file).hosts.values():
@@ -39,7 +39,7 @@ def _netrc() -> Iterator[str]:
 
 
 def _ini_files() -> Iterator[str]:
-    """Of the Hub and of AWS."""
+    """Yields the keys of the Hub and of AWS."""
     aws = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
     for file in (Path(constants.HF_STORED_TOKENS_PATH), Path(aws)):
         content = configparser.ConfigParser(interpolation=None)
@@ -49,7 +49,7 @@ def _ini_files() -> Iterator[str]:
 
 
 def _json_files() -> Iterator[str]:
-    """Of Google Cloud."""
+    """Yields the keys of Google Cloud."""
     usual = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
     file = Path(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or usual)
     if file.is_file():
@@ -58,7 +58,7 @@ def _json_files() -> Iterator[str]:
 
 
 def _pgpass() -> Iterator[str]:
-    """Of PostgreSQL, in which Optuna's study may lie."""
+    """Yields the passwords of PostgreSQL, which may store Optuna's study."""
     yield os.environ.get("PGPASSWORD", "")
     file = Path(os.environ.get("PGPASSFILE") or Path.home() / ".pgpass")
     if file.is_file():

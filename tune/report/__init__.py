@@ -1,1 +1,1 @@
-"""What people read of a search: `report.html` and the terminal's tables, made from its results."""
+"""Shows a search to people: `report.html` and the terminal's tables, made from its results."""

@@ -1,4 +1,4 @@
-"""What a person should doubt of a search or its winner: one sentence each."""
+"""Warnings about a search or its winner: one sentence for each reason to doubt them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tune.run_folder.winner_rule import SATURATED
 
 _FEWEST_TRIALS = 4
 _LONGER, _SHORTER = 1.5, 0.5
-"""Answers of the winner, by those of the base, that are worth a sentence."""
+"""Length of the winner's answers relative to the base's, beyond which a warning is given."""
 _MORE_REPEATS = 0.1
-"""By so much larger a share of answers that repeat themselves."""
+"""A warning is given if the winner's share of repeating answers is larger than the base's by this
+much."""
 
 
 def doubts(results: Results) -> list[str]:
-    """The most important first; empty where there is nothing to doubt."""
+    """Returns the warnings, the most important first; empty if there is nothing to doubt."""
     found = [saturated(results.objective, results.trials), _beyond_bounds(results)]
     if results.winner is not None:
         found += [_failed(results), _far(results), _length(results), _repeats(results)]
@@ -27,7 +28,7 @@ def doubts(results: Results) -> list[str]:
 
 
 def saturated(objective: Objective, trials: Sequence[TrialRecord]) -> str:
-    """Says that most trials have all pairs right, so that the objective can't tell them apart."""
+    """Returns a warning if half of the trials have nearly all pairs right, else an empty string."""
     measured = [trial for trial in trials if trial.metrics]
     if not objective.is_share or len(measured) < _FEWEST_TRIALS:
         return ""
@@ -39,7 +40,7 @@ def saturated(objective: Objective, trials: Sequence[TrialRecord]) -> str:
     tied = sum(report.get(name, 0) >= SATURATED for report in reports)
     return (
         f"{len(full)} of {len(measured)} trials are within 0.01 of 1.000 in {name} ({tied} of "
-        f"{len(reports)} reports): it cannot tell them apart; try `--set objective=eval/nll`"
+        f"{len(reports)} reports), so it can't tell them apart; try `--set objective=eval/nll`"
     )
 
 
@@ -71,17 +72,17 @@ def _far(results: Results) -> str:
     if drift <= MOST_DRIFT or "eval/drift" in results.objective.bounds:
         return ""
     sentence = (
-        f"the winner's drift is {drift:.2g} nats a token: so far from the base its answers may no "
-        "longer fit their questions"
+        f"the winner's drift from the base is {drift:.2g} nats a token: with so much its answers "
+        "may no longer fit their questions"
     )
     if near := results.less_drift:
         sentence += (
-            f"; the best report with at most {MOST_DRIFT:g} is that of {near.trial} at "
+            f"; the best report with a drift of at most {MOST_DRIFT:g} is that of {near.trial} at "
             f"{near.pairs_seen} pairs, {results.objective.metric} {near.value:.3f}, drift "
             f"{near.drift:.2g}"
         )
     bound = f"{{eval/drift: {{at_most: {MOST_DRIFT:g}}}}}"
-    return f"{sentence}; to bound it: `--set 'constraints={bound}'`"
+    return f"{sentence}; to limit it: `--set 'constraints={bound}'`"
 
 
 def _length(results: Results) -> str:
@@ -89,28 +90,28 @@ def _length(results: Results) -> str:
     if not base or not winner or _SHORTER <= winner / base <= _LONGER:
         return ""
     return (
-        f"the winner's answers have {winner:.0f} tokens on average and the base's {base:.0f}: some "
-        "of what it gained may be length alone"
+        f"the winner's answers have {winner:.0f} tokens on average, the base's have {base:.0f}: "
+        "some of its gain may come from the length alone"
     )
 
 
 def _repeats(results: Results) -> str:
     assert results.winner is not None
-    here, base = results.winner.test.repeating, _of_base(results).repeating
-    if here is None or base is None or here - base <= _MORE_REPEATS:
+    winner, base = results.winner.test.repeating, _base_numbers(results).repeating
+    if winner is None or base is None or winner - base <= _MORE_REPEATS:
         return ""
     return (
-        f'{here:.0%} of the winner\'s answers repeat themselves, like "the the the the", and '
-        f"{base:.0%} of the base's: it was trained too far; lower the learning rate or bound the "
+        f'{winner:.0%} of the winner\'s answers repeat themselves, like "the the the the", and '
+        f"{base:.0%} of the base's: it was trained too far; lower the learning rate or limit the "
         "drift"
     )
 
 
 def _tokens(results: Results, whose: str) -> float | None:
     assert results.winner is not None
-    numbers = results.winner.test if whose == "winner" else _of_base(results)
+    numbers = results.winner.test if whose == "winner" else _base_numbers(results)
     return numbers.answer_tokens
 
 
-def _of_base(results: Results) -> Numbers:
+def _base_numbers(results: Results) -> Numbers:
     return results.base.get("test", Numbers())

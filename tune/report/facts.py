@@ -1,5 +1,5 @@
-"""What report and model card both say: the winner in one sentence, its configuration, what was
-searched and how, and what stopping trials early saved."""
+"""Facts that report and model card share: the winner in one sentence, its configuration, what was
+searched and how, and what early stopping saved."""
 
 from __future__ import annotations
 
@@ -20,39 +20,43 @@ TRAIN_LOSS_MEANING = "the trial's own loss on the pairs that it trained on since
 
 
 def verdict(results: Results) -> str:
-    """Whether the winner beats the base, in numbers of the test split; empty if the winner was not
-    judged there. What decides is their difference pair by pair."""
+    """Returns a sentence on whether the winner beats the base on the test split.
+
+    Their difference pair by pair decides. Empty if the winner was not evaluated there.
+    """
     base, test = results.test_of_base, results.test_of_winner
     if base is None or test is None:
         return ""
     sentence = (
-        f"On {test.pairs} test pairs that decided nothing, the winner finds the chosen answer "
-        f"likelier in {_percent(test)} and the base in {_percent(base)}."
+        f"On {test.pairs} test pairs that the search never used, the winner prefers the chosen "
+        f"answer in {_percent(test)} and the base in {_percent(base)}."
     )
     over = test.over_base.get("ranking")
     if over is None:  # earlier versions did not compare pair by pair
         return sentence
     low, high = over.interval
-    conclusion = "do not count on a difference"
+    conclusion = "the difference may be luck"
     if low > 0 or high < 0:
         conclusion = "the winner is better" if low > 0 else "the winner is worse"
     points = f"{100 * over.difference:+.1f} points"
     return (
-        f"{sentence} Pair by pair that is {points} (95 % interval {100 * low:+.1f} to "
+        f"{sentence} Pair by pair, that is {points} (95 % interval {100 * low:+.1f} to "
         f"{100 * high:+.1f}): {conclusion}."
     )
 
 
 def luck(results: Results) -> str:
-    """How much of the best number is luck, and how well that foretold the test split; empty where
-    it was not estimated."""
+    """Returns a clause on how much of the best value is luck, beside the value on the test split.
+
+    Empty if the luck was not estimated.
+    """
     found, metric = results.luck, results.objective.metric
     if found is None:
         return ""
     low, high = found.interval
-    most = "largest" if results.objective.mode == "max" else "smallest"
+    best = "largest" if results.objective.mode == "max" else "smallest"
     sentence = (
-        f"{metric}: {found.largest:.3f} was the {most} seen; expected on new prompts "
+        f"the {best} {metric} of the search was {found.largest:.3f}; on new prompts expect "
         f"{found.expected:.3f} (95 % interval {low:.2f} to {high:.2f})"
     )
     test, name = results.test_of_winner, metric.removeprefix("eval/")
@@ -67,17 +71,19 @@ def _percent(numbers: Numbers) -> str:
 
 
 class SearchedAxis(NamedTuple):
+    """An axis of the search space, as texts."""
+
     path: str
     range: str
     """For example `uniform 0.05 to 0.5`, or `one of null, alpha=32`."""
     condition: str
-    """On other axes; empty if it is always active."""
+    """The values of other axes that make it active; empty if it is always active."""
     winners: str
-    """The winner's value, `–` if it does not have the axis; empty without a winner."""
+    """The winner's value; `–` if the winner does not have the axis, empty without a winner."""
 
 
 def searched_axes(results: Results) -> list[SearchedAxis]:
-    """The search space, in the YAML's order."""
+    """Returns the axes of the search space, in the YAML's order."""
     won = results.winner.config if results.winner else None
     axes = {path: Axis.model_validate(axis) for path, axis in results.search["space"].items()}
     return [
@@ -103,19 +109,20 @@ def _wanted(wanted: object) -> str:
 
 
 def proposed_by(results: Results) -> str:
+    """Returns what proposed the trials, like `Optuna's tpe, seed 0`."""
     sampler = results.search["sampler"]
     if sampler["name"] == "grid":
-        return "a grid, point by point"
+        return "a grid, one point after another"
     return f"Optuna's {sampler['name']}, seed {sampler['seed']}"
 
 
 def stopping_rule(results: Results) -> str:
-    """How weak trials were found."""
+    """Returns the rule by which weak trials were stopped."""
     stopping, second = results.search["stopping"], results.objective.second
-    compared = stopping["metric"] + (f" and {second.metric}, by their fronts" if second else "")
+    compared = stopping["metric"] + (f" and {second.metric} (Pareto fronts)" if second else "")
     rules = {
         "asha": f"ASHA on {compared}, first rung at {stopping['grace_pairs']} pairs, one in "
-        f"{stopping['reduction']} goes on",
+        f"{stopping['reduction']} trials continues",
         "median": f"the median rule on {stopping['metric']}, from {stopping['grace_pairs']} pairs",
         "none": "none",
     }
@@ -123,7 +130,7 @@ def stopping_rule(results: Results) -> str:
 
 
 def aim(results: Results) -> str:
-    """For example `maximise eval/accuracy on held-out pairs`."""
+    """Returns the objective, like `maximise eval/accuracy on held-out pairs`."""
     objective = results.objective
     parts = " and ".join(f"{part.mode}imise {part.metric}" for part in objective.parts)
     bounds = f", with {objective.bounds_text}" if objective.bounds else ""
@@ -131,17 +138,17 @@ def aim(results: Results) -> str:
 
 
 def splits(results: Results) -> str:
-    """For example `40 train, 10 eval, 10 test`; empty where no data was prepared."""
+    """Returns the pairs of each split, like `40 train, 10 eval, 10 test`; empty without data."""
     return ", ".join(f"{count} {name}" for name, count in results.data.get("pairs", {}).items())
 
 
 def left_out(results: Results) -> str:
-    """Rows by the reason, like `3 longer than 512 tokens`; empty if none was."""
+    """Returns how many rows were left out and why, like `3 longer than 512 tokens`."""
     return ", ".join(f"{count} {why}" for why, count in results.data.get("dropped", {}).items())
 
 
 def hardware(results: Results) -> str:
-    """For example `2 CPU cores, no GPU`; empty where it is not known."""
+    """Returns the hardware, like `2 CPU cores, no GPU`; empty if it is not known."""
     about = results.environment.get("hardware", {})
     if not about:
         return ""
@@ -151,16 +158,16 @@ def hardware(results: Results) -> str:
 
 
 def versions(results: Results) -> str:
-    """Of Python and the libraries; empty where they are not known."""
+    """Returns the versions of Python and the libraries; empty if they are not known."""
     about = results.environment
     if not about:
         return ""
-    told = (f"{name} {number}" for name, number in about["versions"].items())
-    return ", ".join([f"Python {about['python']}", *told])
+    libraries = (f"{name} {number}" for name, number in about["versions"].items())
+    return ", ".join([f"Python {about['python']}", *libraries])
 
 
 def trial_yaml(results: Results) -> str:
-    """The winner's configuration, one line a part; what is null by default is left out."""
+    """Returns the winner's configuration as YAML, one line a section, without null values."""
     assert results.winner is not None
     fields = {name: results.search[name] for name in TrainConfig.model_fields
               if name in results.search}  # fmt: skip
@@ -177,16 +184,19 @@ def trial_yaml(results: Results) -> str:
 
 
 class Saved(NamedTuple):
-    """An estimate."""
+    """An estimate of what early stopping saved."""
 
     pairs: int
-    """That the stopped trials would have trained on."""
+    """Pairs that the stopped trials would have trained on."""
     seconds: float
-    """Those pairs, at each trial's own measured seconds per pair."""
+    """Time for those pairs, by each trial's measured seconds per pair."""
 
 
 def saved(results: Results) -> Saved | None:
-    """None where no trial was stopped, or results.json does not say how long one would be."""
+    """Returns what early stopping saved.
+
+    None if no trial was stopped, or if results.json does not give the length of a whole trial.
+    """
     pairs, seconds = 0, 0.0
     for trial in results.trials:
         whole = most_pairs(results, trial.config)
@@ -198,7 +208,7 @@ def saved(results: Results) -> Saved | None:
 
 
 def most_pairs(results: Results, config: Point) -> int | None:
-    """The pairs of a trial that is not stopped; None where results.json does not say."""
+    """Returns how many pairs a trial trains on if it is not stopped; None if that is unknown."""
     search = results.search
     if search.get("trainer") == "simulated":
         pairs = search["simulated"]["pairs"]

@@ -1,6 +1,7 @@
-"""The figures of a report, from the results alone. Knows no HTML and no Ray.
+"""Draws the figures of a report from the results alone. Knows no HTML and no Ray.
 
-Here stand those of metrics; `space_figures.py` has those of the axes, `timeline.py` the devices.
+This file has the figures of metrics; `space_figures.py` has those of the axes, `timeline.py` the
+devices.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ _PAIRS = {"title": "pairs trained on", "rangemode": "tozero", "tickformat": ",d"
 
 
 def draw(scene: Scene) -> dict[str, Drawn]:
-    """The figures of each section, by its name; or the sentence that stands in their place."""
+    """Returns the figures of each section by its name, or a sentence that says why it has none."""
     results = scene.results
-    names = [part.metric for part in results.objective.parts]
+    names = [objective.metric for objective in results.objective.parts]
     drawn: dict[str, Drawn] = {
         "curves": _curves(scene, names),
-        "history": [_history(scene, part) for part in results.objective.parts]
+        "history": [_history(scene, objective) for objective in results.objective.parts]
         if scene.measured
         else UNMEASURED,
         "pareto": _pareto(scene),
@@ -49,16 +50,18 @@ def draw(scene: Scene) -> dict[str, Drawn]:
     return drawn
 
 
-def _history(scene: Scene, part: Objective) -> go.Figure:
-    """Each trial's best report, in the order of the trials, and the best until then."""
+def _history(scene: Scene, objective: Objective) -> go.Figure:
+    """Draws each trial's best report in the order of the trials, and the best one so far."""
+    # The line of the best report so far.
     results = scene.results
     best, x, y = -math.inf, [], []
     for number, trial in enumerate(results.trials):
-        worth = part.worth(trial.metrics) if results.objective.allows(trial.metrics) else -math.inf
+        may_win = results.objective.allows(trial.metrics)
+        worth = objective.worth(trial.metrics) if may_win else -math.inf
         if worth > best:
             best = worth
             x.append(number)
-            y.append(trial.metrics[part.metric])
+            y.append(trial.metrics[objective.metric])
     if x:
         x.append(len(results.trials) - 1)
         y.append(y[-1])
@@ -71,13 +74,14 @@ def _history(scene: Scene, part: Objective) -> go.Figure:
         hoverinfo="skip",
         line={"color": LOOKS["winner"][0], "shape": "hv", "width": 1.5},
     )
+    # The points of the trials.
     for look, trials in scene.by_look.items():
-        values = [trial.metrics[part.metric] for trial in trials.values()]
+        values = [trial.metrics[objective.metric] for trial in trials.values()]
         figure.add_trace(points(list(trials), values, trials, look))
     count = len(results.trials)
     ends = [-0.5 - count / 50, count - 0.5 + count / 50]
     figure.update_layout(
-        xaxis={"title": "trial", "range": ends, **whole_ticks(count)}, yaxis_title=part.metric
+        xaxis={"title": "trial", "range": ends, **whole_ticks(count)}, yaxis_title=objective.metric
     )
     return figure
 
@@ -87,13 +91,14 @@ def _curves(scene: Scene, names: list[str]) -> Drawn:
 
 
 def _curves_of(scene: Scene, metric: str) -> go.Figure:
-    """The metric against pairs_seen, with the rungs, and a mark where each trial ended."""
+    """Draws the metric against pairs_seen, with the rungs and a mark where each trial ended."""
+    # The curves of each look as one trace, and their ends as another.
     figure = go.Figure()
     for look, trials in scene.by_look.items():
         x: list[float | None] = []
         y: list[float | None] = []
         numbers: list[int | None] = []
-        ends, there = [], {}
+        ends, drawn = [], {}
         for number, trial in trials.items():
             curve = scene.thin([report for report in trial.curve if metric in report])
             if not curve:
@@ -103,13 +108,14 @@ def _curves_of(scene: Scene, metric: str) -> go.Figure:
             numbers += [*[number] * len(curve), None]
             last = trial.metrics if look == "winner" else curve[-1]
             ends.append((last["pairs_seen"], last[metric]))
-            there[number] = trial
+            drawn[number] = trial
         line = {"color": LOOKS[look][0], "width": 3 if look == "winner" else 1}
         trace = lines(x, y, numbers)
-        shown = 1 if look == "winner" else opacity(len(there))
-        trace.update(name=look, legendgroup=look, line=line, opacity=shown)
+        line_opacity = 1 if look == "winner" else opacity(len(drawn))
+        trace.update(name=look, legendgroup=look, line=line, opacity=line_opacity)
         figure.add_trace(trace)
-        figure.add_trace(points([x for x, _ in ends], [y for _, y in ends], there, look))
+        figure.add_trace(points([x for x, _ in ends], [y for _, y in ends], drawn, look))
+    # The rungs.
     for rung in _rungs(scene.results):
         figure.add_vline(
             rung,
@@ -122,7 +128,7 @@ def _curves_of(scene: Scene, metric: str) -> go.Figure:
 
 
 def _rungs(results: Results) -> list[int]:
-    """As far as any trial came; none where results.json does not say what was searched."""
+    """Returns the rungs that any trial reached; none if results.json has no search."""
     if not results.search:
         return []
     reached = max((trial.pairs_seen for trial in results.trials), default=0)
@@ -130,9 +136,10 @@ def _rungs(results: Results) -> list[int]:
 
 
 def _pareto(scene: Scene) -> Drawn:
-    """Each trial's best report: the two objectives, or of one alone accuracy against drift."""
+    """Draws each trial's best report in the plane of two objectives, or of accuracy and drift."""
     if not scene.measured:
         return UNMEASURED
+    # The front.
     results = scene.results
     plane = results.objective.plane
     x, y = plane.other.metric, plane.metric
@@ -147,11 +154,12 @@ def _pareto(scene: Scene) -> Drawn:
         x=short([report[x] for report in front]),
         y=short([report[y] for report in front]),
         mode="lines",
-        # Steps: between two trials nothing was reached that one of them does not have.
+        # The line has steps, since no trial reached the values between two trials.
         line={"color": GREY, "shape": "hv" if plane.other.mode == "min" else "vh"},
         name="Pareto front",
         hoverinfo="skip",
     )
+    # The trials, and the base if it was measured.
     for look, trials in scene.by_look.items():
         at = [trial.metrics[x] for trial in trials.values()]
         values = [trial.metrics[y] for trial in trials.values()]
@@ -166,7 +174,7 @@ def _pareto(scene: Scene) -> Drawn:
 
 
 def _base(results: Results) -> dict[str, float]:
-    """What is known of the base on the held-out pairs."""
+    """Returns the base's metrics on the held-out pairs, measured or known by definition."""
     known = {metrics.PREFIX + name: value for name, value in UNTRAINED.items()}
     measured = results.base.get("eval", Numbers()).metrics
     return {**known, **{metrics.PREFIX + name: value for name, value in measured.items()}}
@@ -200,7 +208,7 @@ def _cost(results: Results) -> Drawn:
 
 
 def _add_bar(figure: go.Figure, words: Sequence[str], length: float, look: Marker) -> None:
-    """A part of a row; `words` are the part's name and the row's."""
+    """Adds a segment to a bar; `words` are the names of the segment and of the bar."""
     name, row = words
     hover = f"{name}: %{{x:.3g}}<extra></extra>"
     figure.add_bar(

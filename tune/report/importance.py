@@ -1,4 +1,7 @@
-"""How much each axis decides, by Optuna's PED-ANOVA over a study in memory. Knows no Plotly."""
+"""Computes how important each axis is, by Optuna's PED-ANOVA over a study in memory.
+
+Knows no Plotly.
+"""
 
 from __future__ import annotations
 
@@ -16,38 +19,44 @@ from tune.report.scene import Scene
 from tune.run_folder.records import TrialRecord
 
 _TOP_TRIALS = 5
-"""PED-ANOVA compares the best with all; Optuna advises at least so many best ones."""
+"""PED-ANOVA compares the best trials with all; Optuna advises at least so many best ones."""
 _FEWEST = 4
 
 
-def importances(scene: Scene, part: Objective) -> Mapping[str, float] | str:
-    """By path, the largest first; or the sentence why there are none.
+Scores = Mapping[str, float] | str
+"""The importance of each axis by its path, or a sentence that says why there is none."""
 
-    Each trial counts by its best report, the stopped ones too: with ASHA they are most, and what
-    is left of an axis after them no longer shows why the others were stopped.
+
+def importances(scene: Scene, objective: Objective) -> Scores:
+    """Returns the importance of the axes, the largest first.
+
+    Each trial counts by its best report, also if it was stopped. With ASHA most trials are stopped,
+    and the axes of the others alone would not show why.
     """
     trials = [
-        trial for trial in scene.measured.values() if math.isfinite(trial.metrics[part.metric])
+        trial for trial in scene.measured.values() if math.isfinite(trial.metrics[objective.metric])
     ]
     if len(trials) < _FEWEST:
         return f"This needs {_FEWEST} measured trials; there are {len(trials)}."
     having = Counter(path for trial in trials for path in trial.config)
-    # A single trial with a conditional axis, or without, says nothing, and Optuna warns of it.
+    # Optuna warns if only one trial has an axis or lacks it, so we skip such axes.
     telling = [path for path, count in having.items() if count > 1 and len(trials) - count != 1]
     if len(telling) < 2:
-        return "With fewer than two axes there is nothing to compare."
+        return "There are fewer than two axes, so there is nothing to compare."
     best = max(min(_TOP_TRIALS, len(trials) // 2), math.ceil(len(trials) / 10))
-    values = sorted((trial.metrics[part.metric] for trial in trials), reverse=part.mode == "max")
+    values = sorted(
+        (trial.metrics[objective.metric] for trial in trials), reverse=objective.mode == "max"
+    )
     if values[best - 1] == values[-1]:
-        return "The trials are too alike to tell what made the best ones so."
+        return "The trials are too similar to tell what made the best ones better."
     evaluator = PedAnovaImportanceEvaluator(target_quantile=(best - 0.5) / len(trials))
-    study = _study(scene, part, trials)
+    study = _study(scene, objective, trials)
     return get_param_importances(study, evaluator=evaluator, params=telling)
 
 
-def _study(scene: Scene, part: Objective, trials: list[TrialRecord]) -> optuna.Study:
+def _study(scene: Scene, objective: Objective, trials: list[TrialRecord]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    direction: Any = f"{part.mode}imize"
+    direction: Any = f"{objective.mode}imize"
     study = optuna.create_study(direction=direction)
     space = scene.results.search["space"]
     distributions = {
@@ -55,7 +64,7 @@ def _study(scene: Scene, part: Objective, trials: list[TrialRecord]) -> optuna.S
     }
     study.add_trials(
         optuna.trial.create_trial(
-            value=trial.metrics[part.metric],
+            value=trial.metrics[objective.metric],
             params={path: to_optuna(value) for path, value in trial.config.items()},
             distributions={path: distributions[path] for path in trial.config},
         )
@@ -67,7 +76,7 @@ def _study(scene: Scene, part: Objective, trials: list[TrialRecord]) -> optuna.S
 def _distribution(
     axis: Axis, trials: list[TrialRecord], path: str
 ) -> optuna.distributions.BaseDistribution:
-    """As searched; of a choice with what a person asked for beside it."""
+    """Returns the axis's distribution; choices also include values that a user requested."""
     if axis.choice is None:
         return axis.distribution()
     tried = [trial.config[path] for trial in trials if path in trial.config]

@@ -1,6 +1,6 @@
-"""How the figures look: a colour and a symbol for each state, and a theme for light and dark pages.
+"""Defines how figures look: a colour and a symbol for each state, and a light and a dark theme.
 
-Knows no trials. `page.js` applies the theme that the reader's system asks for.
+Knows no trials. `page.js` applies the theme that the reader's system prefers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ LOOKS = {
     "winner": ("#009E73", "star"),
     "base": ("#8C6D1F", "diamond"),
 }
-"""Near Okabe and Ito's palette, which the colour-blind can tell apart; the symbols differ as well.
-On a white page and on a dark one each has a contrast of at least 3, as WCAG asks of graphics."""
+"""Colours close to Okabe and Ito's palette, which colour-blind people can tell apart; the symbols
+differ too. On white and on dark pages each has a contrast of at least 3, as WCAG requires."""
 GREY = "#808890"
 _MANY = 200
 SHADES = 8
-"""Steps between the worst and the best line of parallel coordinates."""
+"""Colour steps between the worst and the best line of parallel coordinates."""
 
 Marker = Mapping[str, object]
 """How a point or a bar looks, as Plotly takes it."""
@@ -37,19 +37,19 @@ class Theme(TypedDict):
 
 
 def marker(look: str, count: int = 1) -> Marker:
-    """Of so many points, which are small where they are many."""
+    """Returns the marker of a look; many points are drawn small."""
     colour, symbol = LOOKS[look]
     size = 14 if look == "winner" else 7 if count < _MANY else 4
     return {"color": colour, "symbol": symbol, "size": size}
 
 
 def opacity(count: int) -> float:
-    """Of so many lines."""
+    """Returns the opacity of lines; many lines are drawn more transparent."""
     return 0.7 if count < _MANY else 0.3
 
 
 def themes() -> dict[str, Theme]:
-    """By the name that `prefers-color-scheme` has for it."""
+    """Returns the themes by the names of `prefers-color-scheme`."""
     return {
         "light": _theme("#1a1a1a", "#e5e5e5", "#ffffff", ("#c6d0d9", "#0b3d66")),
         "dark": _theme("#e8e8e8", "#363c43", "#15181c", ("#3d4852", "#c4e2ff")),
@@ -57,6 +57,7 @@ def themes() -> dict[str, Theme]:
 
 
 def _theme(ink: str, grid: str, ground: str, shades: tuple[str, str]) -> Theme:
+    # The layout of all figures.
     axis = {
         "gridcolor": grid,
         "zeroline": False,
@@ -91,6 +92,7 @@ def _theme(ink: str, grid: str, ground: str, shades: tuple[str, str]) -> Theme:
         "xaxis": axis,
         "yaxis": axis,
     }
+    # The colours of contours.
     contour = {
         "colorscale": [[step / (SHADES - 1), colour] for step, colour in enumerate(scale)],
         "colorbar": {"outlinewidth": 0, "thickness": 12},
@@ -99,7 +101,7 @@ def _theme(ink: str, grid: str, ground: str, shades: tuple[str, str]) -> Theme:
 
 
 def _mixed(low: str, high: str, share: float) -> str:
-    """The colour that lies so far from one to the other, each as `#rrggbb`."""
+    """Returns the colour at a share of the way from low to high, all as `#rrggbb`."""
     ends = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in (low, high)]
-    parts = [round(one + share * (other - one)) for one, other in zip(*ends, strict=True)]
-    return "#" + "".join(f"{part:02x}" for part in parts)
+    channels = [round(one + share * (other - one)) for one, other in zip(*ends, strict=True)]
+    return "#" + "".join(f"{channel:02x}" for channel in channels)

@@ -1,5 +1,5 @@
 "use strict";
-// The report's table, its figures, and what joins them: a trial is named by its row's number.
+// The report's table and figures, and how they are linked: a trial is identified by its row number.
 
 const { figures, themes, table } = JSON.parse(document.getElementById("data").textContent);
 const column = Object.fromEntries(table.columns.map(({ kind }, index) => [kind, index]));
@@ -7,18 +7,18 @@ const touched = matchMedia("(pointer: coarse)").matches;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const SHOWN_FIRST = 100;
 
-// --- What a reader chose, kept while the page renews itself ---
+// --- The reader's choices, kept while the page refreshes itself ---
 
-const place = `report ${location.pathname}`;
+const storageKey = `report ${location.pathname}`;
 const chosen = { sort: column.rank, down: false, words: "", rows: SHOWN_FIRST, pinned: null };
 try {
-  Object.assign(chosen, JSON.parse(sessionStorage.getItem(place)));
-} catch { /* a browser may keep nothing for files */ }
+  Object.assign(chosen, JSON.parse(sessionStorage.getItem(storageKey)));
+} catch { /* a browser may refuse to store anything for local files */ }
 if (!(chosen.sort in table.columns)) chosen.sort = column.rank;
 if (chosen.pinned >= table.rows.length) chosen.pinned = null;
 
 function keep() {
-  try { sessionStorage.setItem(place, JSON.stringify(chosen)); } catch { /* as above */ }
+  try { sessionStorage.setItem(storageKey, JSON.stringify(chosen)); } catch { /* as above */ }
 }
 
 // --- The table ---
@@ -31,7 +31,7 @@ function shown(value, kind) {
   return DIGITS[kind]?.(value) ?? String(Number(value.toPrecision(4)));
 }
 
-// What a filter's words are looked for in.
+// The texts in which the filter looks for its words, one for each row.
 const texts = table.rows.map((row) => row.flatMap((value, index) => {
   if (value === null) return [];
   const { name, kind } = table.columns[index];
@@ -46,8 +46,8 @@ function compare(one, other) {
   return sign * String(one).localeCompare(String(other), undefined, { numeric: true });
 }
 
-// The numbers of the rows that pass the filter, in the order of the table.
-function order() {
+// Returns the numbers of the rows that pass the filter, in the order of the table.
+function rowOrder() {
   const words = chosen.words.toLowerCase().split(/\s+/).filter(Boolean);
   const passing = [...table.rows.keys()].filter(
     (row) => words.every((word) => texts[row].includes(word)));
@@ -79,7 +79,7 @@ function rowOf(number) {
 
 function fill() {
   if (!body) return;
-  const numbers = order();
+  const numbers = rowOrder();
   body.replaceChildren(...numbers.slice(0, chosen.rows).map(rowOf));
   const left = numbers.length - chosen.rows;
   more.hidden = left <= 0;
@@ -100,10 +100,10 @@ function pin(number) {
   keep();
 }
 
-// Brings a trial's row into the table's window, past filter and fold.
-function bring(number) {
-  if (!order().includes(number)) chosen.words = filter.value = "";
-  chosen.rows = Math.max(chosen.rows, order().indexOf(number) + 1);
+// Scrolls the table to a trial's row. Clears the filter and shows more rows if that is needed.
+function scrollToRow(number) {
+  if (!rowOrder().includes(number)) chosen.words = filter.value = "";
+  chosen.rows = Math.max(chosen.rows, rowOrder().indexOf(number) + 1);
   fill();
   const row = body.querySelector(`[data-number="${number}"]`);
   box.scrollTop = row.offsetTop - box.clientHeight / 2;
@@ -132,13 +132,13 @@ if (body) {
 
 // --- The figures ---
 
-// What stands beside the pointer. Plotly reads tags in it, so they are made harmless.
-function told(number) {
+// Returns the text beside the pointer. Plotly reads tags in it, so we escape them.
+function hoverText(number) {
   if (number === null) return "";
   const row = table.rows[number];
   const values = table.columns.flatMap(({ name, kind }, index) => {
     if (kind !== "axis" || row[index] === null) return [];
-    // The value of a part names its own fields: alpha=32.
+    // The value of a group of fields contains their names already: alpha=32.
     return [String(row[index]).includes("=") ? row[index] : `${name}=${shown(row[index], kind)}`];
   });
   const error = row[column.error]?.match(/.{1,44}/gsu)?.slice(0, 6) ?? [];
@@ -149,7 +149,7 @@ function told(number) {
 for (const { data } of Object.values(figures)) {
   for (const trace of data.filter(({ customdata }) => customdata)) {
     trace.text = trace.customdata.map((number, index) =>
-      [told(number), trace.text?.[index]].filter(Boolean).join("<br>"));
+      [hoverText(number), trace.text?.[index]].filter(Boolean).join("<br>"));
   }
 }
 
@@ -157,7 +157,7 @@ const config = {
   responsive: true,
   displaylogo: false,
   displayModeBar: touched ? false : "hover",
-  // Named one by one: Plotly's own choice has a button that uploads the figure.
+  // Plotly's default buttons include one that uploads the figure, so we list ours.
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 };
 const waiting = new Set(Object.keys(figures));
@@ -168,7 +168,7 @@ function themed(name, isPaper = false) {
   const { data, layout } = figures[name];
   const { template, shades } = themes[dark.matches && !isPaper ? "dark" : "light"];
   for (const trace of data) if (trace.meta !== undefined) trace.line.color = shades[trace.meta];
-  // A finger that slides over a figure means to scroll the page.
+  // On a touch screen a finger that slides over a figure scrolls the page, so we turn dragging off.
   return [data, { ...layout, template, ...(touched && { dragmode: false }) }, config];
 }
 
@@ -182,7 +182,7 @@ function draw(name) {
   figure.on("plotly_click", (event) => {
     const number = numberOf(event);
     if (number === undefined || number === null) return;
-    if (chosen.pinned !== number) bring(number);
+    if (chosen.pinned !== number) scrollToRow(number);
     pin(number);
   });
   figure.on("plotly_afterplot", () => mark(name));
@@ -192,7 +192,7 @@ function isDrawn(name) {
   return !waiting.has(name);
 }
 
-// --- A trial that is lit: its row, and its points in the figures that are in sight ---
+// --- Highlighting a trial: its row, and its points in the visible figures ---
 
 function light(number) {
   lit = number;
@@ -209,7 +209,7 @@ function element(kind, attributes) {
   return made;
 }
 
-// Drawn over the figure: to let Plotly draw it would mean to draw all of the figure again.
+// Draws the highlight over the figure. With Plotly the whole figure would have to be drawn again.
 function mark(name) {
   const figure = document.getElementById(name);
   figure.querySelector(":scope > .mark")?.remove();
@@ -217,30 +217,30 @@ function mark(name) {
   if (lit === null || !xaxis || !yaxis) return;
   const across = (value) => xaxis.d2p(value);
   const up = (value) => yaxis.d2p(value);
-  const parts = [];
+  const shapes = [];
   for (const { customdata, type, mode, x, y, base } of figure.data) {
-    const places = [];
-    customdata?.forEach((number, index) => { if (number === lit) places.push(index); });
-    if (!places.length) continue;
+    const indices = [];
+    customdata?.forEach((number, index) => { if (number === lit) indices.push(index); });
+    if (!indices.length) continue;
     if (type === "bar") {
-      for (const at of places) {
+      for (const at of indices) {
         const [left, right] = [across(base[at]), across(base[at] + x[at])];
         const top = up(y[at] - 0.4);
-        parts.push(["rect", { x: left, y: Math.min(top, up(y[at] + 0.4)),
+        shapes.push(["rect", { x: left, y: Math.min(top, up(y[at] + 0.4)),
           width: Math.max(right - left, 1), height: Math.abs(up(y[at] + 0.4) - top) }]);
       }
     } else if (mode === "lines") {
-      const corners = places.map((at) => `${across(x[at])},${up(y[at])}`);
-      parts.push(["path", { d: `M${corners.join("L")}` }]);
+      const corners = indices.map((at) => `${across(x[at])},${up(y[at])}`);
+      shapes.push(["path", { d: `M${corners.join("L")}` }]);
     } else {
-      for (const at of places) parts.push(["circle", { cx: across(x[at]), cy: up(y[at]), r: 8 }]);
+      for (const at of indices) shapes.push(["circle", { cx: across(x[at]), cy: up(y[at]), r: 8 }]);
     }
   }
-  if (!parts.length) return;
+  if (!shapes.length) return;
   const window = element("svg", { x: xaxis._offset - 9, y: yaxis._offset - 9,
     width: xaxis._length + 18, height: yaxis._length + 18,
     viewBox: `-9 -9 ${xaxis._length + 18} ${yaxis._length + 18}` });
-  for (const [kind, attributes] of parts) {
+  for (const [kind, attributes] of shapes) {
     window.append(element(kind, { ...attributes, class: "halo" }), element(kind, attributes));
   }
   const layer = element("svg", { class: "mark", "aria-hidden": "true" });
@@ -250,7 +250,7 @@ function mark(name) {
 
 fill();
 
-// --- Plotly, which lies in the page as gzip in base64 ---
+// --- Plotly, which is in the page as gzip in base64 ---
 
 async function inflated(id) {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent),
@@ -263,7 +263,7 @@ function begin(source) {
   const script = document.createElement("script");
   script.textContent = source;
   document.head.append(script);
-  // Drawn when they come near the window: hundreds of trials take a second or more in all.
+  // All figures of hundreds of trials take a second or more, so we draw each when it comes near.
   const observer = new IntersectionObserver((seen) => {
     for (const { target: { id }, isIntersecting } of seen) {
       if (!isIntersecting) inSight.delete(id);
@@ -280,7 +280,7 @@ function begin(source) {
       if (isDrawn(name)) Plotly.react(name, ...themed(name));
     }
   });
-  // Paper is white, narrower than most screens, and a browser prints the figures as they stand.
+  // Paper is white and narrower than most screens, so we draw the figures again before printing.
   const redraw = (isPaper) => {
     for (const name of Object.keys(figures)) {
       const [data, layout] = themed(name, isPaper);
@@ -296,7 +296,7 @@ function begin(source) {
 inflated("plotly").then(begin, (error) => {
   for (const name of waiting) {
     document.getElementById(name).textContent =
-      `This browser can't unpack what draws the figures (${error.message}).`;
+      `This browser can't unpack the program that draws the figures (${error.message}).`;
   }
 });
 
@@ -306,22 +306,22 @@ for (const button of document.querySelectorAll("[data-copies]")) {
   button.addEventListener("click", () => {
     const text = document.getElementById(button.dataset.copies);
     getSelection().selectAllChildren(text);
-    // Where the browser does not allow it, the text is selected all the same.
+    // If the browser does not allow copying, the text is at least selected.
     navigator.clipboard?.writeText(text.textContent).then(
       () => { button.textContent = "Copied"; }, () => {});
   });
 }
 
-// --- Renewing, while the search runs and nobody is at work on the page ---
+// --- Refreshing, while the search runs and nobody uses the page ---
 
 if ("renews" in document.body.dataset) {
   const opened = Date.now();
-  let busy = 0;
+  let lastInput = 0;
   for (const kind of ["pointermove", "keydown", "wheel", "touchmove"]) {
-    addEventListener(kind, () => { busy = Date.now(); }, { passive: true });
+    addEventListener(kind, () => { lastInput = Date.now(); }, { passive: true });
   }
   setInterval(() => {
-    const isDue = Date.now() - opened >= 60_000 && Date.now() - busy >= 5_000;
+    const isDue = Date.now() - opened >= 60_000 && Date.now() - lastInput >= 5_000;
     const isRead = document.visibilityState === "visible" && !getSelection().toString();
     if (isDue && isRead) location.reload();
   }, 1_000);

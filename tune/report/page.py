@@ -1,9 +1,8 @@
-"""`report.html`: a search on one page that opens offline, made from its results, and from the run
-folder if there is one.
+"""Writes `report.html`: a search on one page that opens offline, made from its results, and from
+the run folder if there is one.
 
-Knows no Ray, and imports Plotly when a page is made. `page.html` is the frame, `page.css` its style
-and `page.js` the script that fills the table and draws the figures. `content.html` is what people
-read.
+Knows no Ray, and imports Plotly only to make a page. `page.html` is the frame and `content.html`
+the text, `page.css` the style and `page.js` the script that fills the table and draws the figures.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import DiskFull, one_line
 from dpo_train.storage.disk import free_bytes
 from dpo_train.storage.files import write_atomically
@@ -37,41 +37,40 @@ _HERE = Path(__file__).parent
 _PAUSE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 _SHARE = 50
-"""Between two refreshes lies at least so many times what one took: under 2 % of one core."""
+"""The pause after a refresh is at least this many times its duration: under 2 % of one core."""
 
 
 def write(results: Results) -> Path:
     """Writes `report.html` into the run folder of the results and returns its path.
 
-    Raises DiskFull if the page would take what records and weights need.
+    Raises DiskFull if the page would take space that records and weights need.
     """
     page = render(results)
     need, free = 2 * len(page), free_bytes(results.folder.path)
     if free < need:
-        raise DiskFull(f"{free / 1e6:.1f} MB are free, and the page has {len(page) / 1e6:.1f}")
+        raise DiskFull(f"{free / 1e6:.1f} MB are free, but the page needs {need / 1e6:.1f} MB")
     write_atomically(results.folder.report_html, page)
     return results.folder.report_html
 
 
 def write_or_warn(folder: RunFolder, current: Callable[[], Results]) -> None:
-    """A report that can't be written costs a line, not the search that was paid."""
+    """Writes the report, or prints a warning if that fails, so that the search is not lost."""
     try:
         write(current().at(folder))
     except Exception as error:
         print(
             f"warning: the report could not be written ({type(error).__name__}: "
-            f"{one_line(error)}); to try again: dpo-tune report {folder}",
+            f"{one_line(error)}); to try again: {dpo_tune('report', folder.argument)}",
             flush=True,
         )
 
 
 @contextlib.contextmanager
 def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[None]:
-    """Writes the report of a running search now and then, in a process beside it that reads the
-    records on the disk.
+    """Refreshes the report of a running search in a child process that reads the records on disk.
 
-    A page of 10,000 trials takes seconds. As long as a thread of the driver's made it, every
-    event of a trial waited for Python's lock (benchmarks/RESULTS.md).
+    A page of 10,000 trials takes seconds. In a thread of the driver it would hold Python's lock and
+    delay every event of a trial (benchmarks/RESULTS.md), so a process of its own makes it.
     """
     is_over = threading.Event()
 
@@ -79,16 +78,16 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
         rest = pause
         while not is_over.wait(rest):
             began = time.monotonic()
-            # In a session of its own: Ctrl-C is for the driver.
+            # In a new session, so that Ctrl-C reaches the driver only.
             child = subprocess.Popen(
                 [sys.executable, "-m", "tune.report.page", str(folder.path)], start_new_session=True
             )
             while child.poll() is None and not is_over.wait(_POLL_SECONDS):
                 pass
-            child.kill()  # so that it can't write over the last one
+            child.kill()  # so that it can't overwrite the final report
             child.wait()
-            for part in folder.path.glob(f".{folder.report_html.name}.*.part"):
-                part.unlink(missing_ok=True)
+            for partial in folder.path.glob(f".{folder.report_html.name}.*.part"):
+                partial.unlink(missing_ok=True)
             rest = max(pause, _SHARE * (time.monotonic() - began))
 
     thread = threading.Thread(target=work, daemon=True)
@@ -101,7 +100,7 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
 
 
 def render(results: Results) -> str:
-    """The page as HTML, with plotly.js in it."""
+    """Returns the page as HTML, with plotly.js in it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # slow to import
     from plotly.io.json import to_json_plotly
     from plotly.offline import get_plotlyjs
@@ -109,6 +108,7 @@ def render(results: Results) -> str:
     from tune.report.figures import draw  # imports Plotly, slowly
     from tune.report.scene import Scene
 
+    # The figures and the table.
     templates = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined
     )
@@ -121,8 +121,9 @@ def render(results: Results) -> str:
         if not isinstance(made, str)
         for number, figure in enumerate(made)
     }
+    # The text around them.
     winner = results.winner
-    # Of a search that has ended the same page comes out again, whenever it is made.
+    # The page of an ended search is the same whenever it is made, so its date is the search's end.
     seconds = max((t.ended or 0 for t in results.trials), default=0) if results.ended else None
     return templates.get_template("page.html").render(
         results=results,
@@ -138,18 +139,18 @@ def render(results: Results) -> str:
         estimate=saved(results),
         tables=tables,
         drawn=drawn,
-        thinned=scene.thinned,
+        omitted=scene.omitted,
         trials=trials,
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
-        # Plotly writes `<` as \u003c: nothing in there can end the script that it stands in.
+        # Plotly writes `<` as \u003c, so no value can close the script element around it.
         data=to_json_plotly({"figures": figures, "themes": themes(), "table": trials}),
         plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     )
 
 
 def _content(figure: Any) -> Mapping[str, object]:
-    """A figure as plotly.js takes it, without the template, which the page's theme brings."""
+    """Returns a figure for plotly.js, without the template, which the page's theme provides."""
     content: Mapping[str, object] = figure.to_plotly_json()
     layout = {name: value for name, value in figure.layout.to_plotly_json().items()
               if name != "template"}  # fmt: skip

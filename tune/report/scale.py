@@ -1,6 +1,6 @@
-"""An axis of the search as figures draw it: its whole range as it was searched, whatever was tried.
+"""Says how figures draw an axis of the search: over its whole searched range, whatever was tried.
 
-Knows no Plotly; an axis's settings are named as Plotly's.
+Does not import Plotly, but its settings have the names of Plotly's.
 """
 
 from __future__ import annotations
@@ -16,71 +16,75 @@ from tune.run_folder.results import Results
 from tune.run_folder.wording import value_text
 
 Settings = Mapping[str, object]
-"""Of an axis, as Plotly takes them."""
+"""Settings of an axis for Plotly."""
 
 _MARGIN = 0.04
-"""Of the range, at both ends, so that no point is cut."""
+"""Share of the range that is added at both ends, so that no point is cut."""
 _MOST_TICKS = 8
 _LONGEST = 14
-"""Letters of a choice beside an axis; the pointer and the table show all of it."""
+"""The most letters of a choice beside an axis. The pointer and the table show the whole text."""
 
 
 @dataclass(frozen=True)
 class Tick:
+    """A labelled position on an axis."""
+
     at: float
-    """From 0 to 1."""
+    """The position, from 0 to 1."""
     text: str
 
 
 @dataclass(frozen=True)
 class Scale:
+    """The range, or the choices, of one axis."""
+
     path: str
-    """As the YAML has it."""
+    """The axis's dotted path in the YAML."""
     label: str
-    """The last part of the path where that is enough; escaped, for Plotly reads tags in it."""
+    """The last part of the path if that is unique, else the path. Escaped, since Plotly reads
+    tags."""
     low: float
     high: float
     is_log: bool = False
     is_whole: bool = False
     choices: tuple[Any, ...] = ()
-    """As Optuna has them; empty for a range."""
+    """The choices as Optuna stores them; empty for a range."""
     texts: tuple[str, ...] = ()
-    """Of the choices, escaped."""
+    """The choices' texts, escaped."""
 
     def at(self, value: Any) -> float:
-        """Where it lies, in the axis's own numbers; a choice by its place in the list."""
+        """Returns the position of a value on the axis: its number, or the index of a choice."""
         return self.choices.index(to_optuna(value)) if self.choices else float(value)
 
     def unit(self, value: Any) -> float:
-        """Where it lies between 0 and 1."""
+        """Returns the position of a value, between 0 and 1."""
         if self.choices:
             return (self.at(value) + 0.5) / len(self.choices)
-        low, high, here = (self._straight(each) for each in (self.low, self.high, float(value)))
-        return (here - low) / (high - low)
+        low, high, position = (self._linear(each) for each in (self.low, self.high, float(value)))
+        return (position - low) / (high - low)
 
     def value(self, unit: float) -> float:
-        """The number that lies at a place between 0 and 1."""
-        low, high = self._straight(self.low), self._straight(self.high)
-        straight = low + unit * (high - low)
-        return 10**straight if self.is_log else straight
+        """Returns the number at a position between 0 and 1."""
+        low, high = self._linear(self.low), self._linear(self.high)
+        position = low + unit * (high - low)
+        return 10**position if self.is_log else position
 
-    def _straight(self, number: float) -> float:
+    def _linear(self, number: float) -> float:
         return math.log10(number) if self.is_log else number
 
     def ticks(self) -> list[Tick]:
-        """The ends and the middle, or the choices."""
+        """Returns ticks at both ends and the middle, or at the choices."""
         if self.choices:
             step = math.ceil(len(self.choices) / _MOST_TICKS)
-            places = range(0, len(self.choices), step)
-            return [Tick((n + 0.5) / len(self.choices), self.texts[n]) for n in places]
+            shown = range(0, len(self.choices), step)
+            return [Tick((n + 0.5) / len(self.choices), self.texts[n]) for n in shown]
         values = [self.low, self.value(0.5), self.high]
         if self.is_whole:
             values = sorted({round(value) for value in values})
         return [Tick(self.unit(value), value_text(value)) for value in values]
 
     def settings(self) -> Settings:
-        """Of a Plotly axis that shows all of the range, and whole numbers where only they may
-        be."""
+        """Returns settings for a Plotly axis over the whole range; integers get whole ticks."""
         if self.choices:
             count = len(self.choices)
             return {
@@ -88,11 +92,11 @@ class Scale:
                 "ticktext": list(self.texts),
                 "range": [-0.5, count - 0.5],
             }
-        low, high = self._straight(self.low), self._straight(self.high)
+        low, high = self._linear(self.low), self._linear(self.high)
         margin = _MARGIN * (high - low)
         ends = {"type": "log" if self.is_log else "linear", "range": [low - margin, high + margin]}
         if self.is_whole and self.is_log:
-            return {**ends, "tickvals": _whole_of_a_logarithm(self.low, self.high)}
+            return {**ends, "tickvals": _whole_log_ticks(self.low, self.high)}
         if self.is_whole:
             return {**ends, **whole_ticks(high - low)}
         decades = high - low
@@ -102,13 +106,14 @@ class Scale:
 
 
 def whole_ticks(span: float) -> Settings:
-    """Ticks at whole numbers, at most about six of them."""
+    """Returns settings for about six ticks at most, all at whole numbers."""
     power = 10 ** math.floor(math.log10(max(span / 5, 1)))
     step = next(each for each in (1, 2, 5, 10) if each * power >= span / 5 or each == 10)
     return {"tick0": 0, "dtick": max(1, step * power), "tickformat": ",d"}
 
 
-def _whole_of_a_logarithm(low: float, high: float) -> list[int]:
+def _whole_log_ticks(low: float, high: float) -> list[int]:
+    """Returns about six whole numbers at most, evenly spread on a logarithmic axis."""
     powers = [10**n for n in range(int(math.log10(high)) + 1)]
     spread = [step * power for power in powers for step in (1, 2, 5)]
     inside = [number for number in spread if low <= number <= high]
@@ -117,7 +122,10 @@ def _whole_of_a_logarithm(low: float, high: float) -> list[int]:
 
 
 def scales(results: Results) -> list[Scale]:
-    """Of all axes, in the YAML's order; a value outside, which a person asked for, widens one."""
+    """Returns the scales of all axes, in the YAML's order.
+
+    A user may have requested a value outside of an axis, which widens the scale.
+    """
     space = {path: Axis.model_validate(axis) for path, axis in results.search["space"].items()}
     last = [path.rpartition(".")[2] for path in space]
     return [

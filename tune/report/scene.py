@@ -1,7 +1,7 @@
-"""What the figures of one report share: the trials that they show, by how they look, and the axes.
+"""Holds what the figures of one report share: the trials that are drawn, their looks, and the axes.
 
-A point of a figure has its trial's number as `customdata`: `page.js` writes the trial beside the
-pointer, and finds the trial's row and its other points.
+Each point of a figure has its trial's number as `customdata`. With it `page.js` shows the trial
+beside the pointer, and finds the trial's row and its other points.
 """
 
 from __future__ import annotations
@@ -19,28 +19,33 @@ from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 
 MOST_TRIALS = 1000
-"""That are drawn."""
+"""The most trials that figures show."""
 MOST_POINTS = 20_000
-"""Of all curves of one figure."""
+"""The most points of all curves of one figure together."""
 _FEWEST_POINTS = 8
-"""Of one curve."""
+"""The fewest points to which a curve is reduced."""
 
 Drawn = list[go.Figure] | str
-"""The figures of a section, or the sentence that stands in their place."""
+"""The figures of a section, or a sentence that says why there are none."""
 Numbered = dict[int, TrialRecord]
-"""Trials by their place in `results.trials`."""
+"""Trials by their index in `results.trials`."""
 
 UNMEASURED = "No trial was measured so far."
 
 
 @dataclass(frozen=True)
 class Scene:
+    """The trials and axes of one report's figures."""
+
     results: Results
 
     @cached_property
     def shown(self) -> Numbered:
-        """All trials; of more than MOST_TRIALS the winner, the front, the running ones, the best,
-        and of the others evenly many."""
+        """The trials that figures show: all of them, or a choice of MOST_TRIALS.
+
+        The choice has the winner, the front, running trials, the best trials, and an even sample of
+        the others.
+        """
         trials = self.results.trials
         if len(trials) <= MOST_TRIALS:
             return dict(enumerate(trials))
@@ -52,17 +57,17 @@ class Scene:
         kept = dict.fromkeys(numbers[trial] for trial in first[: MOST_TRIALS // 2])
         others = [number for number in range(len(trials)) if number not in kept]
         rest = MOST_TRIALS - len(kept)
-        chosen = {*kept, *(others[place * len(others) // rest] for place in range(rest))}
+        chosen = {*kept, *(others[index * len(others) // rest] for index in range(rest))}
         return {number: trials[number] for number in sorted(chosen)}
 
     @cached_property
     def measured(self) -> Numbered:
-        """Of those that are shown."""
+        """The shown trials that have a report."""
         return {number: trial for number, trial in self.shown.items() if trial.metrics}
 
     @cached_property
     def by_look(self) -> dict[str, Numbered]:
-        """The measured trials by state, the winner apart and last, so that it lies on top."""
+        """The measured trials by look. The winner comes last, so that it is drawn on top."""
         won = self.results.winner.trial if self.results.winner else ""
         looks: dict[str, Numbered] = {}
         for look in ("stopped", "failed", "running", "finished", "winner"):
@@ -73,36 +78,41 @@ class Scene:
 
     @cached_property
     def scales(self) -> list[Scale]:
+        """The scales of all axes."""
         return scales(self.results)
 
     @property
     def reports_drawn(self) -> int:
-        """The most reports that a curve is drawn with."""
+        """The most reports with which a curve is drawn."""
         return max(_FEWEST_POINTS, MOST_POINTS // max(1, len(self.measured)))
 
     @property
-    def thinned(self) -> str:
-        """What of the search the figures leave out; empty if nothing."""
+    def omitted(self) -> str:
+        """A sentence on what the figures omit; empty if they show everything."""
         total, shown = len(self.results.trials), len(self.shown)
         longest = max((len(trial.curve) for trial in self.shown.values()), default=0)
-        told = []
+        sentences = []
         if shown < total:
-            told.append(f"the figures show {shown:,} of {total:,} trials: the best, and others "
-                        "evenly chosen")  # fmt: skip
+            sentences.append(
+                f"the figures show {shown:,} of {total:,} trials: the best ones and an even sample "
+                "of the others"
+            )
         if longest > self.reports_drawn:
-            told.append(f"curves are drawn with at most {self.reports_drawn} of their reports")
-        return "; ".join(told)
+            sentences.append(f"curves are drawn with at most {self.reports_drawn} of their reports")
+        return "; ".join(sentences)
 
     def thin(self, curve: list[Report]) -> list[Report]:
-        """A curve as it is drawn: its first and its last report, and evenly many between."""
+        """Returns the reports of a curve that are drawn: the first, the last, and an even sample
+        between them."""
         most = self.reports_drawn
         if len(curve) <= most:
             return curve
-        return [curve[place * (len(curve) - 1) // (most - 1)] for place in range(most)]
+        return [curve[index * (len(curve) - 1) // (most - 1)] for index in range(most)]
 
 
 def look_of(trial: TrialRecord, winner: str) -> str:
-    # A trial that waits to go on after a kill has a curve already.
+    """Returns the look of a trial, a key of `LOOKS`; `winner` is the id of the winner."""
+    # A trial that waits to continue after a kill has a curve, so it is drawn as a running one.
     return "winner" if trial.id == winner else _LOOKS_OF_STATES.get(trial.state, "running")
 
 
@@ -110,12 +120,12 @@ _LOOKS_OF_STATES = {"finished": "finished", "stopped": "stopped", "failed": "fai
 
 
 def short(values: Sequence[float | None]) -> list[float | None]:
-    """By five digits, which a figure shows and a page of thousands of trials can hold."""
+    """Returns values rounded to five digits: enough for a figure, and short for large pages."""
     return [None if value is None else float(f"{value:.5g}") for value in values]
 
 
 def points(x: Sequence[float], y: Sequence[float], trials: Numbered, look: str) -> go.Scatter:
-    """A point for each of the trials."""
+    """Returns a trace with one point for each trial."""
     return go.Scatter(
         x=short(x),
         y=short(y),
@@ -131,8 +141,10 @@ def points(x: Sequence[float], y: Sequence[float], trials: Numbered, look: str) 
 def lines(
     x: Sequence[float | None], y: Sequence[float | None], numbers: Sequence[int | None]
 ) -> go.Scatter:
-    """All lines of one look as a single trace, with None where one ends: hundreds of traces draw
-    slowly."""
+    """Returns all lines of one look as a single trace, with None between two lines.
+
+    Plotly draws hundreds of traces slowly, so we draw one.
+    """
     return go.Scatter(
         x=short(x),
         y=short(y),

@@ -1,4 +1,4 @@
-"""The tables of a report: rows of text, which `content.html` escapes."""
+"""Makes the tables of a report: rows of text, which `content.html` escapes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from tune.report.facts import Saved
 from tune.run_folder.results import Results
 from tune.run_folder.wording import describe, duration, value_text
 
-_ANSWER_TOKENS = "mean length of greedy answers, in tokens: longer ones often please judges"
+_ANSWER_TOKENS = "mean length of greedy answers, in tokens: judges often prefer longer ones"
 
 MOST_FAILURES = 20
-"""That stand with their errors; the table of all trials has the others."""
+"""Failures that are listed with their errors; the table of all trials has the others."""
 
 Rows = list[list[str]]
 Table = tuple[list[str], Rows]
-"""Its head and its rows."""
+"""The head and the rows."""
 
 
 def point(config: Point) -> Rows:
-    """A trial's values as YAML has them, a float by four digits."""
+    """Returns a trial's values as in the YAML, floats with four digits."""
     return [[path, value_text(value, 4)] for path, value in config.items()]
 
 
 def front(results: Results) -> Table:
-    """With two objectives the trials between which `select` decided."""
+    """Returns the trials on the Pareto front, among which the winner was chosen."""
     assert results.winner is not None
-    names = [part.metric for part in results.objective.parts]
+    names = [objective.metric for objective in results.objective.parts]
     trials = {trial.id: trial for trial in results.trials}
     rows = [
         [
@@ -44,13 +44,13 @@ def front(results: Results) -> Table:
 
 
 def numbers(results: Results) -> Table:
-    """Base and winner in each metric; numbers of the base that hold by definition included."""
+    """Returns base and winner in each metric, with the base's values that hold by definition."""
     assert results.winner is not None
     test, held_out = results.winner.test, Numbers(metrics=results.winner.eval)
     base = results.test_of_base if test.metrics else None
     columns = {"base, test": base or Numbers(), "winner, test": test}
     if results.confirmation is not None and results.confirmation.searched_test.metrics:
-        columns["winner as searched, test"] = results.confirmation.searched_test
+        columns["winner of the search only, test"] = results.confirmation.searched_test
     columns["winner, eval"] = held_out
     meanings = {each.short_name: each.explained for each in metrics.METRICS}
     meanings["answer_tokens"] = _ANSWER_TOKENS
@@ -60,14 +60,14 @@ def numbers(results: Results) -> Table:
         if name in held_out.shown or name in test.shown
     ]
     if (loss := _train_loss(results)) is not None:
-        of_training = ["train loss", *[""] * (len(columns) - 1), f"{loss:.3f}"]
-        beside = next((n for n, row in enumerate(rows, 1) if row[0] == "loss"), len(rows))
-        rows.insert(beside, [*of_training, facts.TRAIN_LOSS_MEANING])
+        train_row = ["train loss", *[""] * (len(columns) - 1), f"{loss:.3f}"]
+        after_loss = next((n for n, row in enumerate(rows, 1) if row[0] == "loss"), len(rows))
+        rows.insert(after_loss, [*train_row, facts.TRAIN_LOSS_MEANING])
     return ["", *columns, ""], rows
 
 
 def _train_loss(results: Results) -> float | None:
-    """Of the winner's run at the report whose weights won."""
+    """Returns the train loss of the winner's run at the report whose weights won, if known."""
     winner = results.winner
     assert winner is not None
     for run in results.runs:
@@ -89,7 +89,7 @@ def _value(name: str, numbers: Numbers) -> str:
 
 
 def confirmation(results: Results) -> Table:
-    """The finalists with other seeds, so that one sees how much was luck."""
+    """Returns the finalists with other seeds, which shows how much was luck."""
     assert results.confirmation is not None
     other = results.objective.other.metric.removeprefix("eval/")
     rows = []
@@ -102,17 +102,17 @@ def confirmation(results: Results) -> Table:
             low, high = finalist.behind.interval
             behind = f"{finalist.behind.difference:.3f} [{low:+.3f}, {high:+.3f}]"
         second = finalist.drift if finalist.second is None else finalist.second
-        told = (f"{name} {value:.4g}" for name, value in finalist.evaluation.items())
+        own_values = (f"{name} {value:.4g}" for name, value in finalist.evaluation.items())
         rows.append(
             {
                 "finalist": finalist.trial,
-                "as searched": f"{finalist.searched:.3f}",
-                "other seeds": ", ".join(finalist.seeds_told),
+                "in the search": f"{finalist.searched:.3f}",
+                "other seeds": ", ".join(finalist.seed_values),
                 "mean": "failed" if finalist.mean is None else f"{finalist.mean:.3f}",
                 other: "failed" if second is None else f"{second:.3f}",
                 "sampled KL": kl,
-                "behind": behind,
-                "own evaluation": ", ".join(told),
+                "behind the winner": behind,
+                "own evaluation": ", ".join(own_values),
                 "": describe(finalist.config),
             }
         )
@@ -122,25 +122,26 @@ def confirmation(results: Results) -> Table:
 
 
 def time(results: Results, estimate: Saved | None) -> Rows:
+    """Returns what the search cost, and what early stopping saved of it."""
     cost = results.cost
     seconds = sum(run.seconds for run in results.runs)
     rows = [
-        ["wall clock", duration(cost.wall_seconds)],
-        ["held by trials", duration(seconds)],
+        ["wall-clock time", duration(cost.wall_seconds)],
+        ["time of all trials together", duration(seconds)],
         ["pairs trained on", str(cost.pairs_seen)],
-        ["pairs of which the reference's log-probs were computed", str(cost.reference_pairs)],
+        ["pairs whose reference log-probs were computed", str(cost.reference_pairs)],
     ]
     if cost.gpu_seconds:
         rows.insert(2, ["GPU-hours", f"{cost.gpu_seconds / 3600:.2f}"])
     if estimate is not None:
         gpus = cost.gpu_seconds / seconds if seconds else 0
         length = f"{estimate.seconds * gpus / 3600:.2f} GPU-hours, " if gpus else ""
-        rows.append(["saved by stopping trials", f"about {length}{duration(estimate.seconds)}"])
+        rows.append(["saved by early stopping", f"about {length}{duration(estimate.seconds)}"])
     return rows
 
 
 def failures(results: Results) -> Rows:
-    """The first MOST_FAILURES."""
+    """Returns the first MOST_FAILURES failed trials with their errors."""
     failed = [trial for trial in results.trials if trial.state == "failed"]
     return [
         [trial.id, str(trial.pairs_seen), trial.error or "", describe(trial.config)]
@@ -149,7 +150,7 @@ def failures(results: Results) -> Rows:
 
 
 def space(results: Results) -> Table:
-    """The axes as they were searched."""
+    """Returns the axes of the search space."""
     axes = facts.searched_axes(results)
     head = ["axis", "range", "when", "winner"]
     rows = [list(axis) for axis in axes]
@@ -159,7 +160,7 @@ def space(results: Results) -> Table:
 
 
 def settings(results: Results) -> Rows:
-    """How trials were proposed and stopped."""
+    """Returns the objective, and how trials were proposed and stopped."""
     return [
         ["objective", facts.aim(results)],
         ["proposed by", facts.proposed_by(results)],
@@ -169,16 +170,17 @@ def settings(results: Results) -> Rows:
 
 
 def data(results: Results) -> Rows:
-    """Pairs by split, and rows that were left out by the reason; empty before they are counted."""
+    """Returns the pairs of each split and the rows left out by reason; empty before the count."""
     if not results.data:
         return []
     pairs = [[f"pairs, {name}", f"{count:,}"] for name, count in results.data["pairs"].items()]
-    dropped = [[f"left out: {why}", f"{count:,}"] for why, count in results.data["dropped"].items()]
-    return pairs + (dropped or [["left out", "none"]])
+    dropped = results.data["dropped"].items()
+    left_out = [[f"rows left out: {reason}", f"{count:,}"] for reason, count in dropped]
+    return pairs + (left_out or [["rows left out", "none"]])
 
 
 def environment(results: Results) -> Rows:
-    """Empty before a search has ended."""
+    """Returns hardware and versions; empty before the search has ended."""
     if not results.environment:
         return []
     versions = results.environment["versions"].items()

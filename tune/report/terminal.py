@@ -1,4 +1,4 @@
-"""The numbers of a search as text: for people, for scripts."""
+"""Renders the results of a search as text: tables for people, CSV for scripts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tune.run_folder.wording import describe, duration
 
 
 def render(results: Results, rows: int = 10) -> str:
-    """The end of a search for a terminal: winner against base, trials, answers, cost."""
-    parts = [
+    """Returns what a terminal shows at the end of a search: winner, trials, answers, cost."""
+    blocks = [
         _verdict(results),
         "\n".join(f"warning: {doubt}" for doubt in doubts(results)),
         _confirmation(results),
@@ -25,12 +25,12 @@ def render(results: Results, rows: int = 10) -> str:
         _answers(results),
         _cost(results),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(block for block in blocks if block)
 
 
 def to_csv(results: Results) -> str:
-    """One line a trial: id, state, pairs trained and at the best report, its config by dotted path,
-    its best metrics."""
+    """Returns one line a trial: id, state, pairs trained and at the best report, configuration by
+    dotted path, metrics of the best report."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, results.columns(), lineterminator="\n")
     writer.writeheader()
@@ -45,17 +45,17 @@ def _verdict(results: Results) -> str:
         if best is None and any(trial.state not in ENDED for trial in results.trials):
             return "no trial has reported yet"
         if best is None and not any(trial.metrics for trial in results.trials):
-            return "no trial was measured: nothing was won"
+            return "there is no winner: no trial was measured"
         if best is None:
-            return f"no report has {results.objective.bounds_text}: nothing was won"
+            return f"there is no winner: no report has {results.objective.bounds_text}"
         value = best.metrics[results.objective.metric]
         return f"no winner yet; best so far {best.id}: {results.objective.metric} {value:.3f}"
-    warm = f" (from the weights of {winner.warm_from})" if winner.warm_from else ""
+    warm = f" (started from the weights of {winner.warm_from})" if winner.warm_from else ""
     again = f", weights of {winner.run}" if winner.run not in ("", winner.trial) else ""
     point = describe(winner.config)
     lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
-    if told := luck(results):
-        lines.append(f"  {told}")
+    if expected := luck(results):
+        lines.append(f"  {expected}")
     if results.test_of_base is None or results.test_of_winner is None:
         metric = results.objective.metric
         return "\n".join([*lines, f"  {metric} {winner.eval[metric.removeprefix('eval/')]:.3f}"])
@@ -65,20 +65,25 @@ def _verdict(results: Results) -> str:
         low, high = kl.interval
         lines.append(
             f"  on held-out prompts, its sampled answers have a KL of {kl.mean:.3g} nats from "
-            f"the base, 95 % interval {low:.3g} to {high:.3g}"
+            f"the base (95 % interval {low:.3g} to {high:.3g})"
         )
     return "\n".join(lines)
 
 
 def _numbers(results: Results) -> list[str]:
-    """Base and winner on the test split; with a confirmation the winner as searched between."""
+    """Returns the table of base and winner on the test split.
+
+    With a confirmation, a column between them has the winner of the search alone.
+    """
+    # The columns.
     base, test = results.test_of_base, results.test_of_winner
     assert base is not None
     assert test is not None
     models = {"base": base, "winner": test}
     if results.confirmation is not None and results.confirmation.searched_test.metrics:
         searched = results.confirmation.searched_test
-        models = {"base": base, "as searched": searched, "as confirmed": test}
+        models = {"base": base, "search only": searched, "confirmed": test}
+    # The rows: ranking with its interval first, then the other metrics.
     rows = {
         "ranking": [f"{each.metrics['ranking']:.3f}" for each in models.values()],
         "  95 % interval": ["{:.2f}–{:.2f}".format(*each.interval) for each in models.values()],
@@ -93,14 +98,15 @@ def _numbers(results: Results) -> list[str]:
     lengths = [each.answer_tokens for each in models.values() if each.answer_tokens is not None]
     if len(lengths) == len(models):
         rows["tokens of an answer, mean"] = [f"{length:.1f}" for length in lengths]
+    # The text.
     lines = [f"  {name:28}" + "".join(f"{cell:>14}" for cell in row) for name, row in rows.items()]
-    head = f"on {test.pairs} untouched test pairs"
-    told = [
-        f"  pair by pair, its {name} is {over.difference:+.3f} from that as searched, 95 % "
-        f"interval {_signed(over.interval)}"
+    head = f"on {test.pairs} test pairs"
+    differences = [
+        f"  pair by pair, {name} of the confirmed winner is {over.difference:+.3f} against search "
+        f"only (95 % interval {_signed(over.interval)})"
         for name, over in test.over_searched.items()
     ]
-    return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *told]
+    return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *differences]
 
 
 def _signed(bounds: list[float]) -> str:
@@ -109,38 +115,38 @@ def _signed(bounds: list[float]) -> str:
 
 
 def _confirmation(results: Results) -> str:
-    """Each finalist's seeds: how much of the search's number was luck."""
+    """Returns the table of the finalists with other seeds, which shows how much was luck."""
     confirmation = results.confirmation
     if confirmation is None:
         return ""
     width = max(len("other seeds"), 6 * len(confirmation.finalists[0].runs))
     other = results.objective.other.metric.removeprefix("eval/")
-    head = f"{'finalist':12} {'searched':>8}  {'other seeds':{width}} {'mean':>6}"
-    lines = [f"{head} {other:>6}  behind"]
+    head = f"{'finalist':12} {'search':>8}  {'other seeds':{width}} {'mean':>6}"
+    lines = [f"{head} {other:>6}  behind the winner"]
     for finalist in confirmation.finalists:
-        values = " ".join(finalist.seeds_told)
+        values = " ".join(finalist.seed_values)
         mean = "-" if finalist.mean is None else f"{finalist.mean:.3f}"
         second = "-" if finalist.drift is None else f"{finalist.drift:.2f}"
         if finalist.second is not None:
             second = f"{finalist.second:.3f}"
-        told = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())
+        details = "".join(f"  {name} {value:.4g}" for name, value in finalist.evaluation.items())
         if finalist.sampled_kl:
-            told = f"  sampled KL {finalist.sampled_kl.mean:.3g}{told}"
+            details = f"  sampled KL {finalist.sampled_kl.mean:.3g}{details}"
         if finalist.behind:
             behind = finalist.behind
-            told = f"  {behind.difference:.3f}, 95 % {_signed(behind.interval)}{told}"
+            details = f"  {behind.difference:.3f}, 95 % {_signed(behind.interval)}{details}"
         lines.append(
             f"{finalist.trial:12} {finalist.searched:8.3f}  {values:{width}} {mean:>6} "
-            f"{second:>{max(6, len(other))}}{told}"
+            f"{second:>{max(6, len(other))}}{details}"
         )
     lines.append(f"{confirmation.winner} won by {confirmation.decided_by}")
     if confirmation.winner != confirmation.searched:
-        lines[-1] += f"; the best of the search alone was {confirmation.searched}"
+        lines[-1] += f"; without the confirmation it would be {confirmation.searched}"
     return "\n".join(lines)
 
 
 def _table(results: Results, rows: int) -> str:
-    """The best trials; with two objectives the whole front, whatever `rows` says."""
+    """Returns the table of the best trials; with two objectives at least the whole front."""
     ranked, objective, front = results.ranked(), results.objective, set(results.front)
     second = objective.second.metric if objective.second else "drift"
     shown = ranked[: max(rows, len(front))]
@@ -153,7 +159,7 @@ def _table(results: Results, rows: int) -> str:
         command = dpo_tune("show", results.folder.argument, "--csv")
         lines.append(f"… and {len(ranked) - len(shown)} more: {command}")
     if front:
-        lines.append(f"* {results.about_front()}")
+        lines.append(f"* {results.describe_front()}")
     return "\n".join(lines)
 
 
@@ -164,19 +170,19 @@ def _row(trial: TrialRecord, objective: Objective, on_front: bool, state_width: 
         value = f"{trial.metrics[objective.metric]:13.3f} {other:{width}.{digits}f}"
     else:
         value = f"{'-':>13} {'-':>{width}}"
-    told = f"  {trial.error}" if trial.error else ""
+    notes = f"  {trial.error}" if trial.error else ""
     if trial.metrics and objective.bounds and not objective.allows(trial.metrics):
-        told += f"  beyond the bound: {objective.bounds_text}"
+        notes += f"  no report has {objective.bounds_text}"
     if trial.cloned_from:
-        told += f"  {'warm ' if trial.warm else ''}clone of {trial.cloned_from}"
+        notes += f"  {'warm ' if trial.warm else ''}clone of {trial.cloned_from}"
     best = trial.pairs_at_best_report
     at_best = "-" if best is None else str(best)
-    stood = f"{trial.id:12} {trial.state:{state_width}} {trial.pairs_seen:13} {at_best:>7} {value}"
-    return f"{stood}{_mark(objective, on_front)}{describe(trial.config)}{told}"
+    cells = f"{trial.id:12} {trial.state:{state_width}} {trial.pairs_seen:13} {at_best:>7} {value}"
+    return f"{cells}{_mark(objective, on_front)}{describe(trial.config)}{notes}"
 
 
 def _mark(objective: Objective, on_front: bool) -> str:
-    """What stands before a trial's configuration."""
+    """Returns the mark before a trial's configuration: a star for trials on the front."""
     return "  " if objective.second is None else " * " if on_front else "   "
 
 
@@ -193,9 +199,9 @@ def _cost(results: Results) -> str:
     interrupted = ""
     if any(trial.state == "interrupted" for trial in results.runs):
         command = dpo_tune("resume", results.folder.argument)
-        interrupted = f"\nnobody drives this search now; to go on: {command}"
+        interrupted = f"\nno process runs this search now; to go on: {command}"
     return (
-        f"{results.counted()}; {cost.pairs_seen} pairs trained on, reference log-probs of "
+        f"{results.state_counts()}; {cost.pairs_seen} pairs trained on, reference log-probs of "
         f"{cost.reference_pairs} pairs computed; {duration(cost.wall_seconds)}{gpu}"
         f"{interrupted}"
     )

@@ -1,5 +1,7 @@
-"""The table of all trials, as `page.js` sorts, filters and shows it; its rows are also what stands
-beside the pointer in the figures."""
+"""Makes the table of all trials, which `page.js` sorts, filters and shows.
+
+The figures show the same rows beside the pointer.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,30 @@ Cell = str | float | None
 
 
 class Column(TypedDict):
+    """A column of the table."""
+
     name: str
     kind: Literal["rank", "trial", "state", "count", "metric", "axis", "seconds", "error"]
     meaning: str
 
 
 class TrialTable(TypedDict):
+    """The columns and rows of the table."""
+
     columns: list[Column]
     rows: list[list[Cell]]
-    """In the order of `results.trials`, by whose places figures name a trial."""
+    """One row a trial, in the order of `results.trials`. Figures refer to a trial by its index."""
 
 
 def trial_table(results: Results) -> TrialTable:
-    """Each trial at its best report: the objective first, the searched axes, then all else."""
+    """Returns the table of all trials at their best reports: objective, axes, then the rest."""
+    # The names of metrics and axes.
     names = _metrics(results)
     paths = list(results.search.get("space", {})) or _axes(results)
     last = [path.rpartition(".")[2] for path in paths]
     labels = [name if last.count(name) == 1 else path
               for path, name in zip(paths, last, strict=True)]  # fmt: skip
-    first = [part.metric for part in results.objective.parts]
+    first = [objective.metric for objective in results.objective.parts]
     meanings = {each.name: each.explained for each in metrics.METRICS}
     meanings[TRAIN_LOSS] = TRAIN_LOSS_MEANING
     rest = [name for name in names if name not in first]
@@ -45,17 +52,19 @@ def trial_table(results: Results) -> TrialTable:
     def axis(label: str, path: str) -> Column:
         return {"name": label, "kind": "axis", "meaning": path}
 
+    # The columns.
     columns: list[Column] = [
-        {"name": "rank", "kind": "rank", "meaning": "the best first, by the rule of the winner"},
+        {"name": "rank", "kind": "rank", "meaning": "1 is the best, by the rule of the winner"},
         {"name": "trial", "kind": "trial", "meaning": ""},
         {"name": "state", "kind": "state", "meaning": ""},
         {"name": "pairs", "kind": "count", "meaning": "trained on"},
         *map(metric, first),
         *map(axis, labels, paths),
         *map(metric, rest),
-        {"name": "seconds", "kind": "seconds", "meaning": "for which it held its place"},
+        {"name": "seconds", "kind": "seconds", "meaning": "for which it held its device"},
         {"name": "error", "kind": "error", "meaning": ""},
     ]  # fmt: skip
+    # The rows.
     ranks = {trial.id: rank for rank, trial in enumerate(results.ranked(), 1) if trial.metrics}
     rows = [
         [
@@ -75,10 +84,10 @@ def trial_table(results: Results) -> TrialTable:
 
 
 def _metrics(results: Results) -> list[str]:
-    """The names that any report has, in the catalogue's order, the training's own loss last."""
-    there = {name for trial in results.trials for name in trial.metrics}
+    """Returns the metrics that any trial has, in the catalogue's order, the train loss last."""
+    measured = {name for trial in results.trials for name in trial.metrics}
     return [name for name in [*(each.name for each in metrics.METRICS), TRAIN_LOSS]
-            if name in there]  # fmt: skip
+            if name in measured]  # fmt: skip
 
 
 def _axes(results: Results) -> list[str]:
@@ -94,7 +103,7 @@ def _cell(trial: TrialRecord, path: str) -> Cell:
 
 
 def _number(value: float | None) -> float | None:
-    """By five digits, as the figures have it."""
+    """Returns a value rounded to five digits, as in the figures."""
     if value is None or isinstance(value, int):
         return value
     return float(f"{value:.5g}")

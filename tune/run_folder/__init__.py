@@ -1,4 +1,4 @@
-"""The run folder: the trial records, which are the truth of a search, and what lies beside them.
+"""Reads and writes the run folder: the trial records, which are the truth of a search, and more.
 
-Knows the configuration, and no driver, no Ray and no tracker.
+Knows the configuration, but no driver, no Ray and no tracker.
 """

@@ -1,4 +1,4 @@
-"""Makes the results of a search from its records, when it ends and while it runs."""
+"""Makes the results of a search from its records, when it ends or while it runs."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from tune.run_folder.results import Cost, Results, Winner, load_results
 
 @dataclass(frozen=True)
 class SearchEnd:
-    """What the end of a search found, beside the records."""
+    """What the end of a search adds to the records."""
 
     stop_reason: str = ""
-    """Why no more trials started; empty while the search runs."""
+    """The reason why no more trials started; empty while the search runs."""
     stamp: ExportStamp | None = None
     """The winner's trial, point and report; None if nothing was exported."""
     test: TestReport | None = None
-    """Base and winner on the test split; None if that was not evaluated."""
+    """Base and winner on the test split; None if they were not evaluated there."""
     confirmation: Confirmation | None = None
-    """How the finalists compare, if they were trained again."""
+    """The comparison of the finalists; None if they were not trained again."""
 
 
 RUNNING = SearchEnd()
 
 
 def assemble(config: SearchConfig, records: Records, end: SearchEnd = RUNNING) -> Results:
-    """The results as the records stand."""
+    """Returns the results by the current records."""
     manifest = _manifest(records)
     stamp, test = end.stamp, end.test
     trials = list(records.trials.values())
     seconds = sum(record.seconds for record in trials)
+    # The winner.
     winner = None
     if stamp:
         record = records.trials[stamp.trial]
@@ -60,6 +61,7 @@ def assemble(config: SearchConfig, records: Records, end: SearchEnd = RUNNING) -
             sampled_kl=test.sampled_kl.get(stamp.searched) if test else None,
             failed=record.error or "" if record.state == "failed" else "",
         )
+    # All results.
     return Results(
         name=config.name,
         objective=records.objective,
@@ -101,13 +103,13 @@ def _base(manifest: Manifest | None, test: TestReport | None) -> dict[str, Numbe
 
 
 def _manifest(records: Records) -> Manifest | None:
-    """Of the prepared data; None where this machine has none, as in a simulated search."""
+    """Returns the manifest of the prepared data; None without it, as in a simulated search."""
     path = mirror.fetch_once(records.run.prepared_folder / "manifest.json")
     return Manifest.model_validate_json(path.read_text()) if path.is_file() else None
 
 
 def current_results(run_folder: RunLike) -> Results:
-    """The results of a run folder as it stands: of a running search, without a winner."""
+    """Returns the current results of a run folder. A running search has no winner yet."""
     folder = find_run(run_folder)
     run = open_run(folder)
     config, records = run.config, run.records
@@ -115,12 +117,15 @@ def current_results(run_folder: RunLike) -> Results:
         results = load_results(folder)
         if len(results.runs) == len(records.trials):
             return results
-    return _as_it_stands(assemble(config, records), folder).at(folder)
+    return _with_current_states(assemble(config, records), folder).at(folder)
 
 
-def _as_it_stands(results: Results, folder: RunFolder) -> Results:
-    """The trials that have not ended as what they are now: interrupted if nobody drives the search,
-    and waiting if no worker has begun with them, whatever the driver's last record says."""
+def _with_current_states(results: Results, folder: RunFolder) -> Results:
+    """Returns the results with the current states of open trials.
+
+    They are interrupted if no driver runs the search, and pending if no worker has started them,
+    whatever the driver's last record says.
+    """
     live, driven = read_live(folder), is_driven(folder)
 
     def state(trial: TrialRecord) -> State:
@@ -131,8 +136,8 @@ def _as_it_stands(results: Results, folder: RunFolder) -> Results:
         waits = live is not None and trial.id not in live.trials
         return "pending" if waits else trial.state
 
-    def seen(trials: list[TrialRecord]) -> list[TrialRecord]:
+    def updated(trials: list[TrialRecord]) -> list[TrialRecord]:
         return [trial.model_copy(update={"state": state(trial)}) for trial in trials]
 
-    trials, confirmations = seen(results.trials), seen(results.confirmations)
+    trials, confirmations = updated(results.trials), updated(results.confirmations)
     return results.model_copy(update={"trials": trials, "confirmations": confirmations})

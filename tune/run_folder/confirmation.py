@@ -1,4 +1,4 @@
-"""What confirming the finalists found: part of `results.json`, and the user's own evaluations."""
+"""Defines what confirming the finalists found, and stores the values of the user's evaluation."""
 
 from __future__ import annotations
 
@@ -19,59 +19,61 @@ _EVALUATIONS = TypeAdapter(dict[str, dict[str, float]])
 
 
 class Run(Document):
-    """One seed of a finalist."""
+    """One run of a finalist with another seed."""
 
     id: str
     seed: int
     value: float | None
-    """Of the objective at its best report; None if it failed."""
+    """The objective at its best report; None if it failed."""
     error: str | None = None
 
 
 class Finalist(Document):
+    """A configuration that was trained again with other seeds."""
+
     trial: str
-    """The trial of the search whose configuration this is."""
+    """The trial of the search that had this configuration."""
     config: Point
     searched: float
-    """Of the objective at the trial's best report in the search, by which it became a finalist."""
+    """The objective at the best report of that trial, by which it became a finalist."""
     runs: list[Run]
     mean: float | None
-    """Of the runs; None if one of them failed."""
+    """Mean objective of the runs; None if one of them failed."""
     drift: float | None
     """Mean `eval/drift` of the runs."""
     second: float | None = None
-    """With two objectives the second's mean of the runs."""
+    """With two objectives, the mean of the second one."""
     behind: OrNone[Difference] = None
-    """Of the winner's mean and this one's, over the held-out pairs; None for the winner and where a
-    run failed."""
+    """The winner's mean minus this one's, pair by pair; None for the winner and if a run failed."""
     sampled_kl: OrNone[SampledKl] = None
-    """As the winner's, of this one's best run."""
+    """The KL of the best run on sampled answers, like the winner's."""
     evaluation: dict[str, float] = {}
-    """What `confirm.evaluate` said of the best run's folder."""
+    """The values that `confirm.evaluate` returned for the best run."""
 
     @property
-    def seeds_told(self) -> list[str]:
-        """Each seed's value, as a person reads it."""
+    def seed_values(self) -> list[str]:
+        """The value of each run as text."""
         return ["failed" if run.value is None else f"{run.value:.3f}" for run in self.runs]
 
 
 class Confirmation(Document):
+    """How the finalists compare."""
+
     winner: str
     """The trial whose configuration won."""
     searched: str
-    """The best trial of the search, before its finalists' new seeds."""
+    """The best trial of the search before the confirmation."""
     decided_by: str
     tied: list[str] = []
-    """Finalists that lie no further behind the winner than luck over prompts explains: zero lies in
-    the 95 % interval of the difference."""
+    """Finalists whose distance to the winner may be luck: its 95 % interval contains zero."""
     finalists: list[Finalist]
-    """The best first."""
+    """The finalists, the best first."""
     searched_test: Numbers = Numbers()
-    """The test split's numbers of `searched`, before its seeds were tried."""
+    """The numbers of `searched` on the test split, from its run in the search."""
 
 
 def evaluations(run: RunFolder) -> dict[str, dict[str, float]]:
-    """What `confirm.evaluate` said, by the id of the run that it was given."""
+    """Returns the stored values of `confirm.evaluate`, by the id of the evaluated run."""
     if not run.evaluations.exists():
         return {}
     try:
@@ -81,13 +83,13 @@ def evaluations(run: RunFolder) -> dict[str, dict[str, float]]:
         return {}
 
 
-def keep_evaluation(run: RunFolder, run_id: str, said: Mapping[str, float]) -> None:
-    """Kept, for an evaluation may cost more than a trial."""
+def keep_evaluation(run: RunFolder, run_id: str, values: Mapping[str, float]) -> None:
+    """Stores the values of one run, since an evaluation may cost more than a trial."""
     write_atomically(
-        run.evaluations, json.dumps({**evaluations(run), run_id: dict(said)}, indent=1)
+        run.evaluations, json.dumps({**evaluations(run), run_id: dict(values)}, indent=1)
     )
 
 
 def forget_evaluations(run: RunFolder) -> None:
-    """For another function than the one that said them."""
+    """Removes the stored values, because the user's function has changed."""
     mirror.remove(run.evaluations)

@@ -1,4 +1,4 @@
-"""Files of a run folder that can't be read: what is said of them, and where they go."""
+"""Handles files of a run folder that can't be read: warns, renames them, or refuses the run."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class DamagedFile:
         return f"{mirror.shown(self.path)} is damaged ({_reason(self.error)})"
 
     def warn(self, sets_aside: bool) -> None:
-        """Says in a line that the file is left out; with `sets_aside` it is renamed, here and at
-        its URL."""
-        said = f"{self}; it is left out"
+        """Warns that the file is ignored; with `sets_aside` it is renamed, here and at its URL."""
+        message = f"{self}; it is ignored"
         if sets_aside:
             aside = self.path.with_name(f"{self.path.name}.damaged")
             self.path.replace(aside)
             mirror.put(aside)
             mirror.remove(self.path)
-            said = f"{self}; it is {aside.name} now"
-        print(f"warning: {said}", file=sys.stderr, flush=True)
+            message = f"{self}; it was renamed to {aside.name}"
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
     def refusal(self, remedy: str) -> InputError:
+        """Returns the error that says what is damaged and how to repair it."""
         return InputError(f"{self}; {remedy}")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return "it is no JSON"
+        return "it is not JSON"
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return ": ".join([*map(str, first["loc"]), one_line(first["msg"], 100)])

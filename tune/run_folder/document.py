@@ -1,4 +1,4 @@
-"""The base of all documents in a run folder."""
+"""Defines the base class and field types of all JSON documents in a run folder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Document(BaseModel):
-    """What is written to disk; later versions may add fields."""
+    """A JSON document. Unknown fields are ignored, since later versions may add some."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
-"""A name in the run folder, which leads nowhere else: paths are made of it."""
+"""A name of which paths in the run folder are made, so it can't lead out of the folder."""
 T = TypeVar("T")
 OrNone = Annotated[T | None, BeforeValidator(lambda value: value or None)]
-"""Where earlier versions wrote an empty object, later ones write null."""
+"""A value or null. Earlier versions wrote an empty object instead of null."""

@@ -1,6 +1,6 @@
-"""A run folder has one driver: by a lock on this machine, by a heartbeat on the folder's URL.
+"""Ensures that a run folder has one driver: by a lock on this machine, by a heartbeat at its URL.
 
-Under it, what is on the URL is brought here, for the driver goes on from that alone.
+The driver holds both while it copies the run's files from the URL, since it continues from these.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from tune.run_folder.live import read_live
 from tune.run_folder.paths import RunFolder
 
 BEAT_SECONDS = 10.0
-"""A driver says so often that it lives, and brings what could wait."""
+"""The interval at which a driver writes its heartbeat and uploads files that could wait."""
 DEAD_SECONDS = 35.0
-"""A driver of another machine that is silent for so long has died."""
+"""A driver on another machine whose heartbeat does not change for this long has died."""
 
 
 @dataclass(frozen=True)
 class _Heartbeat:
-    """What a driver says of itself, in the file `RunFolder.heartbeat`."""
+    """The content of the file `RunFolder.heartbeat`, which identifies a driver."""
 
     id: str
     where: tuple[str, ...]
-    """Of the process id `pid`: see `_where`."""
+    """The machine and container of the process `pid`; see `_where`."""
     pid: int
     beat: int = 0
+    """Counts up, so that others see that the driver is alive."""
 
     @classmethod
     def mine(cls) -> _Heartbeat:
+        """Returns the first heartbeat of this process."""
         return cls(secrets.token_hex(8), _where(), os.getpid())
 
     @classmethod
     def read(cls, file: Path) -> _Heartbeat | None:
-        """None if there is none."""
+        """Returns the heartbeat in a file; None if there is no file."""
         try:
             content = json.loads(mirror.read_text(file))
         except FileNotFoundError:
@@ -54,11 +56,12 @@ class _Heartbeat:
         return cls(content["id"], tuple(content["where"]), content["pid"], content["beat"])
 
     def put(self, file: Path) -> None:
+        """Writes the heartbeat to a file at the run's URL."""
         mirror.put(file, json.dumps(asdict(self)))
 
     @property
     def is_dead_here(self) -> bool:
-        """Whether it is known of a process of this machine that it has ended."""
+        """Whether the driver ran on this machine and has ended."""
         return self.where == _where() and not Path(f"/proc/{self.pid}").exists()
 
     def __str__(self) -> str:
@@ -67,8 +70,10 @@ class _Heartbeat:
 
 @contextlib.contextmanager
 def only_driver(folder: RunFolder) -> Iterator[None]:
-    """Holds the folder for this process; the lock dies with it. Raises InputError if held, and
-    StoreError."""
+    """Holds the run folder for this process. The lock ends with the process.
+
+    Raises InputError if another driver holds it, and StoreError.
+    """
     if folder.url is not None:
         folder.path.mkdir(parents=True, exist_ok=True)
     with folder.driver_lock.open("w") as file:
@@ -79,15 +84,15 @@ def only_driver(folder: RunFolder) -> Iterator[None]:
         if folder.url is None:
             yield
             return
-        with folder.refresh_lock.open("w") as bringing:
-            fcntl.flock(bringing, fcntl.LOCK_EX)
+        with folder.refresh_lock.open("w") as refreshing:
+            fcntl.flock(refreshing, fcntl.LOCK_EX)
             with _beating(folder):
-                _bring(folder)
+                _download(folder)
                 yield
 
 
 def is_driven(folder: RunFolder) -> bool:
-    """Whether a driver is at work, as far as it is known without waiting for a sign of it."""
+    """Returns whether a driver runs, as far as this is known without waiting for a heartbeat."""
     if folder.url is not None:
         heartbeat = _Heartbeat.read(folder.heartbeat)
         return heartbeat is not None and not heartbeat.is_dead_here and bool(read_live(folder))
@@ -102,26 +107,27 @@ def is_driven(folder: RunFolder) -> bool:
 
 
 def refresh(folder: RunFolder) -> None:
-    """Brings a run's documents from its URL, unless its driver is at work here, who has the newest.
+    """Downloads a run's documents from its URL.
 
+    If the driver runs on this machine, its files here are the newest, so nothing is downloaded.
     Raises StoreError.
     """
     if folder.url is None:
         return
     folder.path.mkdir(parents=True, exist_ok=True)
-    with folder.refresh_lock.open("w") as bringing:
+    with folder.refresh_lock.open("w") as refreshing:
         try:
-            fcntl.flock(bringing, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(refreshing, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        _bring(folder)
+        _download(folder)
 
 
-def _bring(folder: RunFolder) -> None:
+def _download(folder: RunFolder) -> None:
     mirror.bring_files(folder.path)
     mirror.bring_files(folder.trials)
     if not folder.exists:
-        # What lies here is of a run that is no more.
+        # The run was removed at its URL, so its remaining folders here are removed too.
         for path in folder.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -144,7 +150,7 @@ def _beating(folder: RunFolder) -> Iterator[None]:
         with contextlib.suppress(OSError):
             theirs = _Heartbeat.read(file)
             if theirs is not None and theirs.id == mine.id:
-                if mirror.exists(folder.run_json):  # not removed just now
+                if mirror.exists(folder.run_json):  # the run was not removed
                     mirror.flush()
                 mirror.remove(file)
 
@@ -153,10 +159,10 @@ def _beat(folder: RunFolder, file: Path, mine: _Heartbeat, is_over: threading.Ev
     beat = 0
     while not is_over.wait(BEAT_SECONDS):
         beat += 1
-        with contextlib.suppress(OSError):  # the records tell of it, if it lasts
+        with contextlib.suppress(OSError):  # if the error lasts, writing records fails too
             theirs = _Heartbeat.read(file)
             if theirs is not None and theirs.id != mine.id:
-                # Nothing of this process may be mixed into what the other writes.
+                # Another driver took over, and our files must not mix with its, so we stop.
                 mirror.close(folder.path, f"{theirs} drives {folder} now")
                 return
             replace(mine, beat=beat).put(file)
@@ -164,15 +170,15 @@ def _beat(folder: RunFolder, file: Path, mine: _Heartbeat, is_over: threading.Ev
 
 
 def _wait_for_another(folder: RunFolder, file: Path) -> None:
-    """Until it is known that no other driver lives. Raises InputError if one does.
+    """Waits until it is certain that no other driver is alive. Raises InputError if one is.
 
-    By whether its heartbeat changes: clocks of two machines are not compared.
+    The clocks of two machines may differ, so we watch whether the heartbeat changes.
     """
     if (first := _Heartbeat.read(file)) is None or first.is_dead_here:
         return
     print(
-        f"{folder} was driven by {first}; looking for at most "
-        f"{DEAD_SECONDS:.0f} s whether that lives",
+        f"{folder} was last driven by {first}; checking for up to {DEAD_SECONDS:.0f} s whether it "
+        "still runs",
         flush=True,
     )
     deadline = time.monotonic() + DEAD_SECONDS
@@ -185,11 +191,14 @@ def _wait_for_another(folder: RunFolder, file: Path) -> None:
 
 
 def _where() -> tuple[str, ...]:
-    """Where a process id means this process: the host, since its start, and its container."""
+    """Returns where a process id is unique: the host, its last boot, and the container."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname(), boot, os.readlink("/proc/self/ns/pid")
 
 
 def _held(folder: RunFolder, who: str) -> str:
     watch = dpo_tune("show", folder.argument)
-    return f"{folder}: {who} runs this search now; watch it with `{watch}`, or give `--name NEW`"
+    return (
+        f"{folder}: {who} runs this search now; watch it with `{watch}`, or start another search "
+        "with `--name NEW`"
+    )

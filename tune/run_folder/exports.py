@@ -1,7 +1,7 @@
-"""Exported weights in `best/` and `winner/`: which are kept, and which one becomes the winner.
+"""Manages exported weights in `best/` and `winner/`: which are kept, and which becomes the winner.
 
-Every folder appears under its name only when it is complete. Of a run on a URL the exports lie
-there alone, and are brought where they are read.
+A folder gets its name only when it is complete. For a run at a URL, exports are stored only there
+and are downloaded where they are read.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tune.run_folder.paths import RunFolder
 from tune.run_folder.records import Records
 
 STAMP = "trial.json"
-"""In an exported folder: which trial, its values, and the report at which it was written."""
+"""The file in an exported folder that has its ExportStamp."""
 
 
 class ExportStamp(BaseModel):
-    """Whose weights an exported folder holds, and what they had."""
+    """Says which trial's weights an exported folder holds, and at which report."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -38,59 +38,64 @@ class ExportStamp(BaseModel):
     """The run that was trained."""
     config: Point
     report: Report
-    """At which it was written."""
+    """The report at which the weights were exported."""
     configuration: str | None = None
-    """The trial of the search that the run confirms; None of a trial of the search itself."""
+    """The trial of the search that the run confirms; None for a trial of the search itself."""
 
     @property
     def searched(self) -> str:
-        """The trial of the search whose configuration the export has, whatever its seed."""
+        """The trial of the search that has this configuration, whatever the seed."""
         return self.configuration or self.trial
 
     @property
     def pairs_seen(self) -> int:
+        """The pairs that were trained on until the export."""
         return int(self.report["pairs_seen"])
 
     @classmethod
     def read(cls, folder: Path) -> ExportStamp:
-        """Of an exported folder. Raises OSError."""
+        """Reads the stamp of an exported folder. Raises OSError."""
         return cls.model_validate_json((folder / STAMP).read_text())
 
     def write(self, folder: Path) -> None:
+        """Writes the stamp into an exported folder."""
         (folder / STAMP).write_text(self.model_dump_json(indent=1, exclude_none=True))
 
 
 @dataclass(frozen=True)
 class Export:
-    """An exported folder that is whole."""
+    """A complete exported folder."""
 
     folder: Path
     stamp: ExportStamp
 
     @property
     def trial_report(self) -> TrialReport:
+        """The id of the run and the report at which it was exported."""
         return self.stamp.trial, self.stamp.report
 
 
 @dataclass(frozen=True)
 class Rivals:
-    """By what a worker decides whether a report may still win."""
+    """The settings by which a worker decides whether a report may still win."""
 
     objective: Objective
     keep: int
-    """The best configurations whose exports are kept."""
+    """How many of the best configurations keep their exports."""
     held_out: int = 0
-    """Pairs that were measured."""
+    """How many held-out pairs were measured."""
 
 
 def exports(records: Records) -> list[Export]:
-    """The best export of each configuration that has one, the best first; with two objectives front
-    by front."""
+    """Returns the best export of each configuration, the best first.
+
+    With two objectives they are sorted front by front.
+    """
     return _in_order(records, _best_of_each(records, _recorded(records)))
 
 
 def export_of(records: Records, trial_id: str) -> Path | None:
-    """The best export of one run."""
+    """Returns the folder of a run's best export; None if it has no export."""
     own = _all_exports(records.folder, trial_id)
     return next((each.folder for each in _in_order(records, own)), None)
 
@@ -98,75 +103,81 @@ def export_of(records: Records, trial_id: str) -> Path | None:
 def offer_export(
     run: RunFolder, stamp: ExportStamp, rivals: Rivals, export: Callable[[Path], None]
 ) -> None:
-    """Exports the trial's weights if this report may still win, or be one of the k best
-    configurations; a finalist's runs with other seeds vie with their own configuration alone, for
-    what wins must lie there. Raises DiskFull.
+    """Exports the trial's weights if its report may still win or be among the `keep` best
+    configurations. Raises DiskFull.
 
-    Trials only add, each to `best/<trial>/<pairs_seen>/`, and the driver alone removes: it knows
-    what each held-out pair had, and so which of them is the best.
+    A finalist's runs with other seeds compete only within their configuration, since its best run
+    must be exported if it wins. Workers only add folders, `best/<trial>/<pairs_seen>/`. The driver
+    alone removes them: it knows the values of each held-out pair, and so which export is the best.
     """
-    if not rivals.objective.allows(stamp.report) or _is_out(run, stamp, rivals):
+    if not rivals.objective.allows(stamp.report) or _is_far_behind(run, stamp, rivals):
         return
     folder = run.export(stamp.trial, stamp.pairs_seen)
-    part = folder.with_name(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    made = part / folder.name  # in a folder of its own, with whatever the export begins beside it
-    with discarding_partial(part):
-        export(made)
-        stamp.write(made)
-        write_checksums(made)
+    partial = folder.with_name(".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    exported = partial / folder.name  # the export may begin other folders beside this one
+    with discarding_partial(partial):
+        export(exported)
+        stamp.write(exported)
+        write_checksums(exported)
     shutil.rmtree(folder, ignore_errors=True)
-    made.replace(folder)
-    shutil.rmtree(part, ignore_errors=True)
+    exported.replace(folder)
+    shutil.rmtree(partial, ignore_errors=True)
     mirror.hand_over(folder)
 
 
-def _is_out(run: RunFolder, stamp: ExportStamp, rivals: Rivals) -> bool:
-    """Whether the report of a stamp is so far behind that the rule can't choose it, as far as a
-    worker sees: it knows the values of what was exported, and not those of each pair."""
+def _is_far_behind(run: RunFolder, stamp: ExportStamp, rivals: Rivals) -> bool:
+    """Returns whether a report is so far behind the exported ones that the rule can't choose it.
+
+    A worker knows the values of the exported reports, but not those of each pair.
+    """
     objective = rivals.objective
-    of_runs: dict[str, float] = {}
-    of_others: dict[str, float] = {}
+    best_of_runs: dict[str, float] = {}
+    best_of_others: dict[str, float] = {}
     for existing in (each.stamp for each in _all_exports(run)):
         worth = objective.worth(existing.report)
-        of_runs[existing.trial] = max(worth, of_runs.get(existing.trial, worth))
+        best_of_runs[existing.trial] = max(worth, best_of_runs.get(existing.trial, worth))
         if existing.searched != stamp.searched:
-            whose = existing.searched
-            of_others[whose] = max(worth, of_others.get(whose, worth))
-    ahead = [of_runs.get(stamp.trial, -math.inf)]
+            other = existing.searched
+            best_of_others[other] = max(worth, best_of_others.get(other, worth))
+    ahead = [best_of_runs.get(stamp.trial, -math.inf)]
     if stamp.configuration is None and objective.second is None:
-        ahead += sorted(of_others.values(), reverse=True)[rivals.keep - 1 : rivals.keep]
+        ahead += sorted(best_of_others.values(), reverse=True)[rivals.keep - 1 : rivals.keep]
     worth = objective.worth(stamp.report)
     return any(worth + _slack(objective, worth, best, rivals.held_out) < best for best in ahead)
 
 
 def _slack(objective: Objective, one: float, other: float, held_out: int) -> float:
-    """Two standard errors of the difference of two shares as if they were of different pairs: more
-    than the paired one, by which the driver goes."""
+    """Returns two standard errors of the difference of two shares, as if of different pairs.
+
+    This is more than the paired standard error, by which the driver decides.
+    """
     if not objective.is_share or held_out < 2 or not math.isfinite(other):
         return 0.0
     return 2 * math.sqrt((one * (1 - one) + other * (1 - other)) / (held_out - 1))
 
 
 def prune_exports(records: Records, keep: int, finalists: Sequence[str] = ()) -> None:
-    """For the driver, when a trial has ended: leaves the best export of each of the k best
-    configurations and of each finalist's, and that of the best finalist before its new seeds, with
-    which a winner is compared."""
-    there = _recorded(records)
-    best = _in_order(records, _best_of_each(records, there))
+    """Removes exports that are no longer needed; the driver calls it when a trial has ended.
+
+    It keeps the best export of each of the `keep` best configurations and of each finalist, and the
+    export of the best finalist before its new seeds, with which the winner is compared.
+    """
+    existing = _recorded(records)
+    best = _in_order(records, _best_of_each(records, existing))
     kept = {each.folder for each in best[:keep]}
     kept.update(each.folder for each in best if each.stamp.searched in finalists)
-    searched = [each for each in there if each.stamp.trial in finalists]
+    searched = [each for each in existing if each.stamp.trial in finalists]
     kept.update([each.folder for each in _in_order(records, searched)][:1])
     open_trials = {record.id for record in records.open_trials()}
-    for each in there:
+    for each in existing:
         if each.folder not in kept and each.stamp.trial not in open_trials:
             _remove_export(each.folder)
 
 
 def prune_own_exports(records: Records, trial_id: str) -> None:
-    """For the driver, at a report: leaves of a trial that goes on what may still be its best."""
+    """Removes a running trial's exports that can't be its best; the driver calls it at a report."""
     own = _all_exports(records.folder, trial_id)
     near = records.judge.near_best([each.trial_report for each in own])
     for each, may_win in zip(own, near, strict=True):
@@ -175,7 +186,7 @@ def prune_own_exports(records: Records, trial_id: str) -> None:
 
 
 def drop_later_exports(run: RunFolder, trial_id: str, saved: int) -> None:
-    """Removes what a trial exported past the state that it goes on from."""
+    """Removes what a trial exported after the saved state from which it continues."""
     for folder in run.exports_of(trial_id).glob("*"):
         if not folder.name.isdigit():
             shutil.rmtree(folder, ignore_errors=True)
@@ -186,33 +197,33 @@ def drop_later_exports(run: RunFolder, trial_id: str, saved: int) -> None:
 
 def _remove_export(folder: Path) -> None:
     mirror.remove(folder)
-    with contextlib.suppress(OSError):  # the trial is writing its next one there
+    with contextlib.suppress(OSError):  # the trial is writing its next export there
         folder.parent.rmdir()
 
 
 def _best_of_each(records: Records, found: list[Export]) -> list[Export]:
-    """Of each configuration the best of its exports."""
-    of_each: dict[str, list[Export]] = {}
+    """Returns the best export of each configuration."""
+    by_configuration: dict[str, list[Export]] = {}
     for each in found:
-        of_each.setdefault(each.stamp.searched, []).append(each)
-    return [_in_order(records, own)[0] for own in of_each.values()]
+        by_configuration.setdefault(each.stamp.searched, []).append(each)
+    return [_in_order(records, own)[0] for own in by_configuration.values()]
 
 
 def _in_order(records: Records, found: list[Export]) -> list[Export]:
-    """The best first, those of trials that can't win last."""
-    rivals = [each for each in found if not records.is_out(each.stamp.trial)]
+    """Returns the exports, the best first and those of excluded trials last."""
+    rivals = [each for each in found if not records.is_excluded(each.stamp.trial)]
     order = records.judge.best_first([each.trial_report for each in rivals])
-    out = [each for each in found if records.is_out(each.stamp.trial)]
-    return [rivals[index] for index in order] + out
+    excluded = [each for each in found if records.is_excluded(each.stamp.trial)]
+    return [rivals[index] for index in order] + excluded
 
 
 def _recorded(records: Records) -> list[Export]:
-    """Those of trials that have a record: a damaged one leaves its trial's weights behind."""
+    """Returns the exports of trials that have a record. A trial with a damaged record has none."""
     return [each for each in _all_exports(records.folder) if each.stamp.trial in records.trials]
 
 
 def _all_exports(run: RunFolder, trial: str = "*") -> list[Export]:
-    """Of all trials, or of one."""
+    """Returns the exports of all trials, or of one."""
     stamps = mirror.complete_texts(run.best, f"{trial}/[0-9]*/{STAMP}")
     found = [Export(path.parent, ExportStamp.model_validate_json(text)) for path, text in stamps]
     return sorted(found, key=lambda each: each.folder)
@@ -221,14 +232,15 @@ def _all_exports(run: RunFolder, trial: str = "*") -> list[Export]:
 def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStamp | None:
     """Copies the best export that may win to `winner/` and returns its stamp; None without one.
 
-    With `chosen`, the best export of that configuration. One that is damaged is passed over.
+    `chosen` limits the choice to one configuration. A damaged export is skipped with a warning.
     """
+    # The best export whose checksums match.
     run = records.folder
     found = [
         each
         for each in _recorded(records)
         if records.objective.allows(each.stamp.report)
-        and not records.is_out(each.stamp.trial)
+        and not records.is_excluded(each.stamp.trial)
         and (chosen is None or each.stamp.searched == chosen)
     ]
     while found:
@@ -237,20 +249,21 @@ def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStam
         if checksums_match(mirror.pull(folder)):
             break
         print(
-            f"warning: {mirror.shown(folder)} is damaged; the next best export is taken",
+            f"warning: {mirror.shown(folder)} is damaged; the next best export is used",
             flush=True,
         )
         found = [each for each in found if each.folder != folder]
     if not found:
         return None
-    part, old = run.path / ".winner.part", run.path / ".winner.old"
-    shutil.rmtree(part, ignore_errors=True)
-    with discarding_partial(part):
-        shutil.copytree(folder, part)
+    # Replace winner/ only with a complete copy.
+    partial, old = run.path / ".winner.part", run.path / ".winner.old"
+    shutil.rmtree(partial, ignore_errors=True)
+    with discarding_partial(partial):
+        shutil.copytree(folder, partial)
     shutil.rmtree(old, ignore_errors=True)
     if run.winner.exists():
         run.winner.replace(old)
-    part.replace(run.winner)
+    partial.replace(run.winner)
     shutil.rmtree(old, ignore_errors=True)
     mirror.push(run.winner)
     mirror.forget(folder)

@@ -1,6 +1,6 @@
-"""What each held-out pair had at each report of a trial: `trials/<id>.npz`, beside its record.
+"""Stores the values of each held-out pair at each report: `trials/<id>.npz`, beside the record.
 
-By it trials are compared pair by pair, and the luck of the best is estimated.
+They are used to compare trials pair by pair, and to estimate the luck of the best one.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _COLUMNS = {"chosen": "eval/chosen_shift", "rejected": "eval/rejected_shift",
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One report: float32 arrays of shape (N,), in the order of the held-out pairs."""
+    """The values at one report: float32 arrays of shape (N,), in the order of the pairs."""
 
     chosen: NDArray[np.float32]
     """Δ of the chosen completion, in nats."""
     rejected: NDArray[np.float32]
-    """Δ of the rejected one."""
+    """Δ of the rejected completion, in nats."""
     token_margin: NDArray[np.float32]
-    """Mean log-prob per token of the chosen completion less that of the rejected one."""
+    """Mean log-prob per token of the chosen completion minus that of the rejected one."""
 
     @classmethod
     def of(cls, held_out: Mapping[str, metrics.Floats]) -> HeldOut | None:
-        """What a session measured; None if it measured no pairs."""
+        """Returns the values that a session measured; None if it measured no pairs."""
         if not set(_COLUMNS.values()) <= held_out.keys():
             return None
         return cls(**{
@@ -47,50 +47,52 @@ class HeldOut:
         })  # fmt: skip
 
     def values(self, metric: str) -> metrics.Floats | None:
-        """Of a metric for each pair, of shape (N,); None for one that these don't give."""
+        """Returns a metric for each pair, of shape (N,); None for an unsupported metric."""
         margin = self.margins(metric)
         if metric in metrics.SHARES:
             return metrics.share_right(margin)
         return {"eval/margin": margin, "eval/nll": metrics.nll(margin)}.get(metric)
 
     def margins(self, metric: str) -> metrics.Floats:
-        """What the metric is made of, of shape (N,): per token for ranking, else in nats."""
+        """Returns the margins behind a metric, shape (N,): per token for ranking, else in nats."""
         if metric == "eval/ranking":
             return self.token_margin.astype(np.float64)
         return self.chosen.astype(np.float64) - self.rejected.astype(np.float64)
 
 
 class HeldOutFiles:
-    """Those of a run folder, kept in memory once they were read or written."""
+    """The files of a run folder, cached in memory."""
 
     def __init__(self, run: RunFolder, prepared: Path) -> None:
         self._run, self._prepared = run, prepared
-        self._there: dict[str, dict[int, HeldOut]] = {}
+        self._cached: dict[str, dict[int, HeldOut]] = {}
         self._clusters: NDArray[np.intp] = np.arange(0)
 
     def of(self, trial_id: str) -> dict[int, HeldOut]:
-        """By pairs_seen; empty where there is no file, or no whole one."""
-        if trial_id not in self._there:
-            self._there[trial_id] = _read(self._run.held_out(trial_id))
-        return self._there[trial_id]
+        """Returns a trial's values by pairs_seen; empty if its file is missing or damaged."""
+        if trial_id not in self._cached:
+            self._cached[trial_id] = _read(self._run.held_out(trial_id))
+        return self._cached[trial_id]
 
     def keep(self, trial_id: str, earlier: Set[int], pairs_seen: int, new: HeldOut | None) -> None:
-        """Adds a report to those at the earlier pairs_seen; what else was there is dropped."""
+        """Stores a new report's values, and drops all others but those at `earlier` pairs_seen."""
         kept = {pairs: each for pairs, each in self.of(trial_id).items() if pairs in earlier}
         if new is not None:
             kept[pairs_seen] = new
-        self._there[trial_id] = kept
+        self._cached[trial_id] = kept
         if kept:
             write_atomically(self._run.held_out(trial_id), _content(kept))
 
     def make_durable(self, trial_id: str) -> None:
-        """What was kept of a trial stays even where the power goes."""
+        """Syncs a trial's file to the disk, so that it survives a power cut."""
         if self._run.url is None and self._run.held_out(trial_id).is_file():
             sync(self._run.held_out(trial_id))
 
     def clusters(self, pairs: int) -> NDArray[np.intp]:
-        """Of each held-out pair the number of its prompt. Where this machine does not have the
-        prepared data (a simulated search has none) each pair is its own."""
+        """Returns the number of each pair's prompt, of shape (N,).
+
+        Without the prepared data, as in a simulated search, each pair counts as its own prompt.
+        """
         if len(self._clusters) != pairs:
             self._clusters = np.arange(pairs)
             if mirror.fetch_once(self._prepared / "eval.arrow").is_file():
@@ -103,9 +105,9 @@ class HeldOutFiles:
 
 def _read(file: Path) -> dict[int, HeldOut]:
     try:
-        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as there:
-            pairs_seen = _array(there, "pairs_seen", "<i8").tolist()
-            columns = [_array(there, name, "<f4").reshape(len(pairs_seen), -1) for name in _COLUMNS]
+        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as npz:
+            pairs_seen = _array(npz, "pairs_seen", "<i8").tolist()
+            columns = [_array(npz, name, "<f4").reshape(len(pairs_seen), -1) for name in _COLUMNS]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return {}
     return {
@@ -114,8 +116,11 @@ def _read(file: Path) -> dict[int, HeldOut]:
 
 
 def _array(file: zipfile.ZipFile, name: str, dtype: str) -> NDArray[Any]:
-    """All numbers of one array of an .npz file. np.load takes four times as long, for it parses
-    each array's header as Python, and a search may have thousands of files. Raises ValueError."""
+    """Returns the numbers of one array of an .npz file. Raises ValueError for another format.
+
+    np.load parses each header as Python and takes four times as long. A search may have thousands
+    of files, so we read them ourselves.
+    """
     content = file.read(f"{name}.npy")
     start = 10 + int.from_bytes(content[8:10], "little")
     if not content.startswith(_NPY_VERSION_1) or f"'{dtype}'".encode() not in content[:start]:

@@ -1,6 +1,6 @@
-"""What was asked of a running search, as its driver finds it in the run folder.
+"""Reads users' requests to a running search from its run folder, for the driver.
 
-`requests/<time>/request.json` is written last and whole, by `tune/commands/stop_clone.py`.
+`tune/commands/stop_clone.py` writes `requests/<time>/request.json` last and atomically.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from tune.run_folder.paths import RunFolder
 
 FILE = "request.json"
 _POLL_SECONDS = 5.0
-"""Between two looks at a URL, where each costs a request."""
+"""Pause between two polls of a URL, since each of them costs an HTTP request."""
 
 
 class Request(Document):
+    """A user's request to stop or to clone a trial."""
+
     kind: Literal["stop", "clone"]
     trial: str
-    """Whom to stop, or what to clone."""
+    """The trial to stop or to clone."""
     point: Point = {}
-    """Of the clone."""
+    """The point of the clone."""
     warm: bool = False
-    """Whether an earlier version asked for a clone that starts from exported weights."""
+    """Whether an earlier version requested a clone that starts from exported weights."""
 
     @field_validator("warm")
     @classmethod
     def _no_warm_clones(cls, warm: bool) -> bool:
         if warm:
-            raise ValueError("there are no warm clones any more; ask for a clone without --warm")
+            raise ValueError("warm clones no longer exist; request the clone without --warm")
         return warm
 
 
@@ -49,22 +51,23 @@ class Inbox:
         self._seen: list[tuple[Path, Request]] = []
 
     def stops(self, trial: str) -> bool:
-        """Whether someone asked to stop this trial."""
-        return any(asked.kind == "stop" and asked.trial == trial for _, asked in self._all())
+        """Returns whether a user requested to stop this trial."""
+        requests = (request for _, request in self._all())
+        return any(request.kind == "stop" and request.trial == trial for request in requests)
 
     def next_clone(self) -> tuple[Path, Request] | None:
-        """The oldest clone that is asked for, and its folder, which `taken` removes."""
+        """Returns the oldest request for a clone with its folder, which `taken` removes."""
         return next((item for item in self._all() if item[1].kind == "clone"), None)
 
     def taken(self, request: Path) -> None:
-        """Removes a request that is done."""
+        """Removes the folder of a completed request."""
         mirror.remove(request / FILE)
         self._looked = -_POLL_SECONDS
         with contextlib.suppress(OSError):
             request.rmdir()
 
     def drop(self, trial: str) -> None:
-        """Removes the requests to stop a trial that has ended."""
+        """Removes requests to stop a trial that has ended."""
         for path, request in self._all():
             if request.kind == "stop" and request.trial == trial:
                 mirror.remove(path)
@@ -74,24 +77,24 @@ class Inbox:
         is_recent = time.monotonic() - self._looked < _POLL_SECONDS
         if self._run.url is not None and is_recent:
             return self._seen
-        with contextlib.suppress(StoreError):  # the next look finds it
-            self._seen = self._look()
+        with contextlib.suppress(StoreError):  # the next poll will find the requests
+            self._seen = self._read_all()
         self._looked = time.monotonic()
         return self._seen
 
-    def _look(self) -> list[tuple[Path, Request]]:
+    def _read_all(self) -> list[tuple[Path, Request]]:
         found = []
         for path in mirror.find(self._run.requests, "[0-9]*/" + FILE):
             try:
                 found.append((path.parent, Request.model_validate_json(mirror.read_text(path))))
-            except OSError:  # taken just now
+            except OSError:  # it was just removed
                 continue
-            except ValidationError as error:  # of a later version, or a person's own hand
+            except ValidationError as error:  # a later version or a user wrote it
                 refused = path.with_suffix(".refused")
                 mirror.fetch(path).replace(refused)
                 mirror.put(refused)
                 mirror.remove(path)
-                mirror.remove(path.parent / "weights")  # an earlier version laid them there
+                mirror.remove(path.parent / "weights")  # an earlier version put them there
                 reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-                print(f"warning: {mirror.shown(path)} was not understood: {reason}")
+                print(f"warning: the request {mirror.shown(path)} is ignored: {reason}")
         return found

@@ -1,4 +1,4 @@
-"""Puts the reports of a search in order: the rule of `winner_rule.py` on what is kept of them."""
+"""Sorts the reports of a search by the rule of `winner_rule.py` and the stored values of pairs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ TrialReport = tuple[str, Report]
 
 
 class Judge:
+    """Sorts reports by an objective and the values of their held-out pairs."""
+
     def __init__(self, objective: Objective, held_out: HeldOutFiles) -> None:
         self._objective = objective
         self._held_out = held_out
 
     def best_report(self, trial_id: str, curve: Sequence[Report]) -> Report:
-        """Of one trial, by the first objective even where there are two; empty of none."""
+        """Returns a trial's best report by the first objective; empty for an empty curve."""
         if not curve:
             return {}
         order = winner_rule.best_first(self.candidates([(trial_id, report) for report in curve]))
         return curve[int(order[0])]
 
     def best_first(self, reports: Sequence[TrialReport]) -> list[int]:
-        """The indices of reports; with two objectives front by front.
+        """Returns the indices of reports, the best first; with two objectives front by front.
 
-        Read is what the held-out pairs had at those alone that may be within one standard error of
-        the largest value. The others follow by their values, which takes no pairs.
+        Only the pairs of reports that may be within one standard error of the largest value are
+        read. The others follow by their values, which needs no pairs.
         """
         if not reports:
             return []
@@ -49,21 +51,26 @@ class Judge:
         return sorted(order, key=fronts.__getitem__)
 
     def most_behind(self, largest: TrialReport) -> float:
-        """How far below the report with the largest value another may lie and still be within one
-        standard error of it; 0 where values alone decide."""
+        """Returns the largest distance within one standard error of the largest report.
+
+        0 if values alone decide.
+        """
         pairs = self.pairs(largest) if self._objective.is_share else 0
         return winner_rule.most_behind(self._held_out.clusters(pairs)) if pairs else 0.0
 
     def near_best(self, reports: Sequence[TrialReport]) -> list[bool]:
-        """Which of some reports may still be the best of them once there are more."""
+        """Returns which reports may still be the best once more reports are compared."""
         if not reports:
             return []
         near: list[bool] = winner_rule.is_near(self.candidates(reports)).tolist()
         return near
 
     def candidates(self, reports: Sequence[TrialReport]) -> Candidates:
-        """As the rule takes them. Where one has no held-out pairs, or others than the rest, the
-        values alone decide: earlier versions kept none."""
+        """Returns the reports as candidates for the rule.
+
+        If a report has no values of pairs, as in earlier versions, or another number of pairs than
+        the rest, the candidates have values only.
+        """
         values, pairs_seen = self._numbers(reports)
         is_share = self._objective.is_share
         margins = self.margins(reports, self._objective.metric) if is_share else None
@@ -74,14 +81,14 @@ class Judge:
         return Candidates.of_margins(values, pairs_seen, margins, clusters, others)
 
     def margins(self, reports: Sequence[TrialReport], metric: str) -> Floats | None:
-        """Shape (k, N): of the metric's kind; None where they can't be compared."""
+        """Returns the margins behind a metric, shape (k, N); None if they can't be compared."""
         kept = [self._kept(report) for report in reports]
-        there = [each.margins(metric) for each in kept if each is not None]
-        is_whole = len(there) == len(kept) and len({len(each) for each in there}) == 1
-        return np.stack(there) if is_whole else None
+        margins = [each.margins(metric) for each in kept if each is not None]
+        is_complete = len(margins) == len(kept) and len({len(each) for each in margins}) == 1
+        return np.stack(margins) if is_complete else None
 
     def pairs(self, report: TrialReport) -> int:
-        """How many held-out pairs were kept of a report."""
+        """Returns how many held-out pairs have stored values for a report."""
         kept = self._kept(report)
         return 0 if kept is None else len(kept.chosen)
 
@@ -89,6 +96,6 @@ class Judge:
         return self._held_out.of(report[0]).get(int(report[1]["pairs_seen"]))
 
     def _numbers(self, reports: Sequence[TrialReport]) -> tuple[Floats, Floats]:
-        """The values of the objective, the larger the better, and the pairs seen; shape (k,)."""
+        """Returns the objective, the larger the better, and the pairs seen, each of shape (k,)."""
         values = np.array([self._objective.worth(report) for _, report in reports])
         return values, np.array([report["pairs_seen"] for _, report in reports])

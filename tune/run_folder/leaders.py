@@ -1,7 +1,7 @@
-"""The best of very many trials, by the rule of `winner_rule.py`, without comparing them all.
+"""Finds the best of very many trials by the rule of `winner_rule.py`, without comparing them all.
 
-What the rule needs of a trial's best report is computed once. At each question only those trials
-are looked at that may lie within one standard error of the largest value, the softest first.
+What the rule needs from a trial's best report is computed once. A query then compares only trials
+that may be within one standard error of the largest value, those with the largest soft share first.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from tune.run_folder.judge import Judge, TrialReport
 from tune.run_folder.winner_rule import SATURATED, is_within_error, soft_shares
 
 _COMPARED = 16
-"""Trials that are compared pair by pair in one go: mostly the softest contenders are near."""
-_LOOKED_AT = 1024
-"""Trials whose held-out pairs are looked at in one go."""
+"""How many trials are compared pair by pair at once. The first contenders are mostly near."""
+_READ_AT_ONCE = 1024
+"""How many trials' held-out pairs are read at once."""
 
 Rows = NDArray[np.intp]
-"""Rows of the table, ascending where nothing else is said: the trials in the order of their ids."""
+"""Row numbers of the table, ascending unless stated otherwise."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """Columns with a row for each trial, and rows that are free; each of shape (k,)."""
+    """Columns of shape (k,), with a row for each trial and some unused rows."""
 
     value: Floats
-    """Of the objective, the larger the better; -inf where it may not win, and in a free row."""
+    """The objective, the larger the better; -inf if the trial may not win, and in unused rows."""
     first: Floats
-    """Of two objectives, as the fronts go by them."""
+    """The first of two objectives, as the fronts compare it."""
     second: Floats
     later: Floats
     """`pairs_seen`."""
     is_finalist: NDArray[np.bool_]
-    """Whether the trial has ended and may be one."""
+    """Whether the trial has ended and may become a finalist."""
     version: NDArray[np.intp]
-    """Counts the trial's best reports."""
-    judged: NDArray[np.intp]
-    """The version to which the next three belong."""
+    """Counts the changes of the trial's best report."""
+    computed: NDArray[np.intp]
+    """The version for which the next three columns were computed."""
     pairs: NDArray[np.intp]
-    """Held-out pairs."""
+    """The number of held-out pairs."""
     soft: Floats
     """The soft share."""
     other: Floats
@@ -53,13 +53,15 @@ class _Table:
 
     @classmethod
     def empty(cls, rows: int) -> _Table:
+        """Returns a table of unused rows."""
         value, first, second = np.full((3, rows), -np.inf)
         later, soft, other = np.zeros((3, rows))
-        version, judged, pairs = np.zeros((3, rows), np.intp)
+        version, computed, pairs = np.zeros((3, rows), np.intp)
         is_finalist = np.zeros(rows, bool)
-        return cls(value, first, second, later, is_finalist, version, judged, pairs, soft, other)
+        return cls(value, first, second, later, is_finalist, version, computed, pairs, soft, other)
 
     def twice_as_long(self) -> _Table:
+        """Returns a copy with twice as many rows."""
         new = _Table.empty(2 * len(self.value))
         for column in fields(self):
             getattr(new, column.name)[: len(self.value)] = getattr(self, column.name)
@@ -68,7 +70,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Largest:
-    """The report with the largest value, by which nearness is measured."""
+    """The report with the largest value, with which the others are compared."""
 
     value: float
     right: Floats
@@ -76,13 +78,13 @@ class _Largest:
     clusters: NDArray[np.intp]
     """Shape (N,): the number of each pair's prompt."""
     contenders: Rows
-    """All that may lie within one standard error of it."""
+    """The trials that may be within one standard error of it."""
     soft: Floats
-    """Their soft shares."""
+    """The soft shares of the contenders."""
 
 
 class Leaders:
-    """A row for each trial of a search that was measured, with its best report."""
+    """A table with the best report of each measured trial of a search."""
 
     def __init__(self, objective: Objective, held_out: HeldOutFiles, judge: Judge) -> None:
         self._objective = objective
@@ -93,9 +95,9 @@ class Leaders:
         self._table = _Table.empty(64)
 
     def put(
-        self, trial_id: str, report: Report, may_be_finalist: bool, is_out: bool = False
+        self, trial_id: str, report: Report, may_be_finalist: bool, is_excluded: bool = False
     ) -> None:
-        """Takes a trial's best report, or that it has ended; `is_out` if it may not win."""
+        """Stores a trial's best report and whether it may be a finalist, or may not win at all."""
         row = self._rows.setdefault(trial_id, len(self._rows))
         if row == len(self._table.value):
             self._table = self._table.twice_as_long()
@@ -103,18 +105,21 @@ class Leaders:
         table.is_finalist[row] = may_be_finalist
         if row == len(self._reports):
             self._reports.append((trial_id, report))
-        elif self._reports[row][1] is report and not is_out:
+        elif self._reports[row][1] is report and not is_excluded:
             return
         self._reports[row] = (trial_id, report)
-        table.value[row] = -np.inf if is_out else self._objective.worth(report)
+        table.value[row] = -np.inf if is_excluded else self._objective.worth(report)
         if self._objective.second is not None:
             table.first[row], table.second[row] = self._objective.key(report)
         table.later[row] = report.get("pairs_seen", 0)
         table.version[row] += 1
 
     def first(self, count: int, finalists: bool = False) -> list[str]:
-        """The ids of the best trials that may win, as many as asked for; with two objectives front
-        by front. `finalists`: of those alone that have ended and may be finalists."""
+        """Returns the ids of the best `count` trials that may win.
+
+        With two objectives they are sorted front by front. With `finalists` only trials that have
+        ended and may be finalists are chosen.
+        """
         table = self._table
         may_win = table.value > -np.inf
         rows = np.flatnonzero(may_win & table.is_finalist if finalists else may_win)
@@ -131,8 +136,10 @@ class Leaders:
     def _in_order(
         self, table: _Table, front: Rows, count: int, largest: _Largest | None
     ) -> list[int]:
-        """The first rows of one front: those near the largest value by their soft share, then the
-        others by their value."""
+        """Returns the first rows of one front.
+
+        Trials near the largest value come first, by their soft share; the others follow by value.
+        """
         near: list[int] = []
         if largest is not None:
             rows, soft = largest.contenders, largest.soft
@@ -141,8 +148,8 @@ class Leaders:
                 rows, soft = rows[chosen], soft[chosen]
             rows = rows[np.lexsort((-table.later[rows], -soft))]
             for start in range(0, len(rows), _COMPARED):
-                some = rows[start : start + _COMPARED]
-                near += some[self._is_near(table, some, largest)].tolist()
+                chunk = rows[start : start + _COMPARED]
+                near += chunk[self._is_near(table, chunk, largest)].tolist()
                 if len(near) >= count:
                     return near[:count]
         others = np.setdiff1d(front, near)
@@ -150,14 +157,14 @@ class Leaders:
         return [*near, *others[order].tolist()][:count]
 
     def _largest(self, table: _Table, rows: Rows) -> _Largest | None:
-        """None where values alone decide."""
+        """Returns the largest report and its contenders; None if values alone decide."""
         values = table.value[rows]
         value = float(values.max())
         most_behind = self._judge.most_behind(self._reports[rows[int(values.argmax())]])
         contenders = rows[values >= value - most_behind]
         if not most_behind:
             return None
-        self._look_at(table, contenders)
+        self._compute(table, contenders)
         pairs = table.pairs[contenders]
         if (pairs != pairs[0]).any():
             return None
@@ -179,28 +186,28 @@ class Leaders:
 
     def _margins(self, reports: list[TrialReport], metric: str) -> Floats:
         margins = self._judge.margins(reports, metric)
-        if margins is None:  # another thread's: the driver's own has just looked
+        if margins is None:  # this is another thread than the driver's, which has just put a report
             raise RuntimeError("a report changed while it was read")
         return margins
 
-    def _look_at(self, table: _Table, rows: Rows) -> None:
-        """Computes what isn't known yet of the held-out pairs.
+    def _compute(self, table: _Table, rows: Rows) -> None:
+        """Computes the columns of the held-out pairs for rows whose version is new.
 
-        The line of progress is made in a thread of its own, while the driver's may `put`. So what
-        is computed counts for the version that was there before the report was read.
+        Another thread, which prints the progress, runs this while the driver may `put` a report. So
+        we note the version before we read the report, and store the result under that version.
         """
-        rows = rows[table.judged[rows] != table.version[rows]]
+        rows = rows[table.computed[rows] != table.version[rows]]
         versions = table.version[rows]
         reports = [self._reports[row] for row in rows]
         pairs = np.array([self._judge.pairs(report) for report in reports], int)
         table.pairs[rows] = pairs
         for number in np.unique(pairs[pairs > 0]):
             chosen = np.flatnonzero(pairs == number)
-            for start in range(0, len(chosen), _LOOKED_AT):
-                some = chosen[start : start + _LOOKED_AT]
-                own = [reports[index] for index in some]
+            for start in range(0, len(chosen), _READ_AT_ONCE):
+                chunk = chosen[start : start + _READ_AT_ONCE]
+                own = [reports[index] for index in chunk]
                 margins = self._margins(own, self._objective.metric)
                 others = self._margins(own, self._objective.other_share)
-                table.soft[rows[some]] = soft_shares(margins)
-                table.other[rows[some]] = share_right(others).mean(axis=1)
-        table.judged[rows] = versions
+                table.soft[rows[chunk]] = soft_shares(margins)
+                table.other[rows[chunk]] = share_right(others).mean(axis=1)
+        table.computed[rows] = versions

@@ -1,4 +1,4 @@
-"""The best report that stays near the base, to stand beside a winner that does not."""
+"""Finds the best report that stays near the base, to compare with a winner that does not."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pydantic import BaseModel
 from tune.run_folder.records import Records
 
 MOST_DRIFT = 1.5
-"""Nats a token. A winner with more is warned of."""
+"""In nats a token. A winner with more gets a warning."""
 
 
 class LessDrift(BaseModel):
+    """A report with a drift of at most MOST_DRIFT."""
+
     trial: str
     pairs_seen: int
     value: float
-    """Of the objective."""
+    """The objective's value."""
     drift: float
 
 
 def find(records: Records) -> LessDrift | None:
-    """The best by the same rule as the winner; None where every report is beyond."""
+    """Returns the best report near the base, by the rule of the winner; None if there is none."""
     reports = [
         (trial.id, report)
         for trial in records.searched

@@ -1,9 +1,9 @@
-"""How much of the best trial's number is luck: the best of many is partly the luckiest on the pairs
-by which it was chosen.
+"""Estimates how much of the best trial's value is luck: the best of many trials is partly the one
+that was luckiest on the pairs by which it was chosen.
 
-A bootstrap over prompts repeats the choice itself: in each draw the best trial is chosen anew, by
-the rule of `winner_rule.py`, and what it has there above its own number is luck (the optimism of
-Efron 1983). The mean of that is taken off the number that is printed.
+A bootstrap over prompts repeats the choice: each draw chooses the best trial by the rule of
+`winner_rule.py`. How much larger its value is in the draw than on all pairs is luck (the optimism
+of Efron 1983). The mean luck is subtracted from the winner's value.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from tune.run_folder.winner_rule import Candidates, best_first
 
 _DRAWS = 200
 _CONTENDERS = 50
-"""Trials that are chosen among in each draw; those far behind are never the best."""
+"""How many of the best trials each draw chooses from; the others are never the best."""
 
 
 class Luck(BaseModel):
+    """The estimate, in the objective's own sign."""
+
     largest: float
-    """The largest value of the objective at any report of the search; of an objective that is
-    minimised the smallest."""
+    """The best value of the objective at any report: the largest, or the smallest if minimised."""
     chosen: float
     """The value of the best trial."""
     expected: float
-    """What the best trial is expected to have on new prompts."""
+    """The expected value of the best trial on new prompts."""
     interval: list[float]
-    """The 95 % interval of that."""
+    """The 95 % interval of the expected value."""
 
 
 @dataclass(frozen=True)
 class Reports:
-    """All reports of a search, k of them, on the same N held-out pairs."""
+    """k reports of a search on the same N held-out pairs."""
 
     values: Floats
-    """Shape (k, N): of the objective for each pair, the larger the better."""
+    """Shape (k, N): the objective for each pair, the larger the better."""
     margins: Floats | None
-    """Shape (k, N): what a share is the share of; None of another objective."""
+    """Shape (k, N): the margins whose positive share is the objective; None if it is no share."""
     others: Floats | None
-    """Shape (k, N): the same of the other share."""
+    """Shape (k, N): the margins of the other share."""
     trials: NDArray[np.intp]
     """Shape (k,): the number of each report's trial."""
     pairs_seen: Floats
@@ -56,8 +57,11 @@ class Reports:
 
 
 def estimate(records: Records) -> Luck | None:
-    """Of the trials of a search. None with two objectives, of which one number is not the best, of
-    an objective that isn't kept for each pair, and where fewer than two trials were measured."""
+    """Estimates the luck of a search's best trial.
+
+    Returns None with two objectives, for an objective without values for each pair, and if fewer
+    than two trials were measured.
+    """
     reports = _reports(records)
     if reports is None:
         return None
@@ -69,7 +73,8 @@ def estimate(records: Records) -> Luck | None:
 
 
 def expected(reports: Reports) -> Luck:
-    """The larger the better."""
+    """Returns the estimate for values of which the largest is the best."""
+    # The bootstrap.
     reports = _contenders(reports)
     all_pairs = np.arange(reports.values.shape[1])
     winner = _choose(reports, all_pairs, reports.clusters)
@@ -80,35 +85,42 @@ def expected(reports: Reports) -> Luck:
         for best in [_choose(reports, pairs, clusters)]
     ]
     optimism = float(np.mean(luck))
-    likely = float(own[winner]) - optimism
+    # The expected value and its interval: Jeffreys' for a share, else a normal one.
+    expectation = float(own[winner]) - optimism
     values = reports.values[winner]
     if reports.margins is None:
         error = math.hypot(float(standard_errors(values[None], reports.clusters)[0]), optimism / 2)
-        interval = [likely - 1.96 * error, likely + 1.96 * error]
+        interval = [expectation - 1.96 * error, expectation + 1.96 * error]
     else:
-        likely = min(1.0, max(0.0, likely))
-        interval = jeffreys(likely, effective_prompts(values, reports.clusters))
+        expectation = min(1.0, max(0.0, expectation))
+        interval = jeffreys(expectation, effective_prompts(values, reports.clusters))
     return Luck(
-        largest=float(own.max()), chosen=float(own[winner]), expected=likely, interval=interval
+        largest=float(own.max()),
+        chosen=float(own[winner]),
+        expected=expectation,
+        interval=interval,
     )
 
 
 def _choose(reports: Reports, pairs: NDArray[np.intp], clusters: NDArray[np.intp]) -> int:
-    """The index of the best trial's best report on some of the pairs."""
+    """Returns the index of the best trial's best report on some of the pairs."""
     values = reports.values[:, pairs].mean(axis=1)
     candidates = Candidates(values, reports.pairs_seen)
     if reports.margins is not None:
         margins = reports.margins[:, pairs]
         others = None if reports.others is None else reports.others[:, pairs]
         candidates = Candidates.of_margins(values, reports.pairs_seen, margins, clusters, others)
-    of_each = [np.flatnonzero(reports.trials == trial) for trial in np.unique(reports.trials)]
-    best = np.array([own[best_first(candidates.rows(own))[0]] for own in of_each])
+    by_trial = [np.flatnonzero(reports.trials == trial) for trial in np.unique(reports.trials)]
+    best = np.array([own[best_first(candidates.rows(own))[0]] for own in by_trial])
     return int(best[best_first(candidates.rows(best))[0]])
 
 
 def _draws(clusters: NDArray[np.intp]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Always the same: pairs of prompts drawn with replacement, and the numbers of those prompts.
-    One that is drawn twice counts as two."""
+    """Returns the draws, which are the same each time.
+
+    A draw has the pairs of prompts drawn with replacement, and the number of each pair's prompt. A
+    prompt that is drawn twice counts as two.
+    """
     rng, count = np.random.default_rng(0), int(clusters.max()) + 1
     members = [np.flatnonzero(clusters == number) for number in range(count)]
     draws = []
@@ -120,7 +132,7 @@ def _draws(clusters: NDArray[np.intp]) -> list[tuple[NDArray[np.intp], NDArray[n
 
 
 def _contenders(reports: Reports) -> Reports:
-    """The reports of the best trials, as many as are chosen among."""
+    """Returns the reports of the best _CONTENDERS trials."""
     kept = _of_best_trials(reports.values.mean(axis=1), reports.trials)
     return Reports(
         values=reports.values[kept],
@@ -133,15 +145,18 @@ def _contenders(reports: Reports) -> Reports:
 
 
 def _of_best_trials(values: Floats, trials: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Shape (k,): which of the reports with these values, by the number of their trial, are of a
-    trial that is chosen among."""
+    """Returns which reports belong to the best _CONTENDERS trials.
+
+    `values` and `trials`, the number of each report's trial, have shape (k,), as the result.
+    """
     best = np.full(int(trials.max()) + 1, -np.inf)
     np.maximum.at(best, trials, values)
     return np.isin(trials, np.argsort(-best, kind="stable")[:_CONTENDERS])
 
 
 def _reports(records: Records) -> Reports | None:
-    """The reports of the best trials: what is far behind is not read."""
+    """Returns the reports of the best trials; the pairs of the others are not read."""
+    # All reports that may win, then those of the best trials.
     objective = records.objective
     found = [
         (number, trial.id, report)
@@ -154,6 +169,7 @@ def _reports(records: Records) -> Reports | None:
     values = np.array([objective.worth(report) for _, _, report in found])
     kept = _of_best_trials(values, np.array([number for number, _, _ in found]))
     found = [item for item, is_kept in zip(found, kept, strict=True) if is_kept]
+    # Their values for each pair.
     reports = [(trial, report) for _, trial, report in found]
     margins = records.judge.margins(reports, objective.metric)
     if margins is None or objective.metric not in (*SHARES, "eval/nll", "eval/margin"):

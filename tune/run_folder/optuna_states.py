@@ -1,4 +1,4 @@
-"""A trial's state in Optuna's words."""
+"""Maps the states of trials to Optuna's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The type of a run folder: where it stands, and one property for each path in it.
+"""Defines RunFolder: the location of a run folder, and one property for each path in it.
 
-It knows names only. It reads nothing and writes nothing.
+It knows names only. It reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dpo_train.storage import mirror
 @final
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run, as this machine works on it. As text it is what a person types."""
+    """The folder of one run on this machine. Its text is what a user types for it."""
 
     path: Path
-    """On this machine. For a run at a URL it is the folder that mirrors the URL."""
+    """The folder on this machine. For a run at a URL it is the folder that mirrors the URL."""
     url: str | None = None
-    """The URL at which the run stands; None for a run on a disk."""
+    """The URL of the run; None for a run on a disk."""
 
     @classmethod
-    def at(cls, place: str | Path) -> RunFolder:
-        """The run folder at a path or a URL, whether it exists or not."""
-        path = mirror.local(place)
+    def at(cls, location: str | Path) -> RunFolder:
+        """Returns the run folder at a path or a URL, whether it exists or not."""
+        path = mirror.local(location)
         return cls(path, mirror.url(path))
 
     def __str__(self) -> str:
@@ -36,60 +36,64 @@ class RunFolder:
 
     @property
     def name(self) -> str:
+        """The name of the run."""
         return self.path.name
 
     @property
-    def place(self) -> str:
-        """What all nodes of a cluster know the folder by: its URL, or its absolute path."""
+    def location(self) -> str:
+        """The URL or the absolute path, which is the same on all nodes of a cluster."""
         return self.url or str(self.path.absolute())
 
     @property
     def argument(self) -> str:
-        """What a command is given to mean the folder, before it is quoted for the shell."""
+        """The argument that names this run in a command, before it is quoted for the shell."""
         return self.url or str(self.path)
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run: `run.json` is written last when a run begins."""
+        """Whether the run exists: `run.json` is written last when a run is created."""
         return self.run_json.is_file()
 
     # Documents of the whole run.
 
     @property
     def search_yaml(self) -> Path:
-        """The configuration, as resolved."""
+        """The resolved configuration."""
         return self.path / "search.yaml"
 
     @property
     def run_json(self) -> Path:
+        """The file of `RunInfo`."""
         return self.path / "run.json"
 
     @property
     def results_json(self) -> Path:
+        """The results."""
         return self.path / "results.json"
 
     @property
     def report_html(self) -> Path:
+        """The report."""
         return self.path / "report.html"
 
     @property
     def serve_yaml(self) -> Path:
-        """What Ray Serve is given to serve the winner."""
+        """The configuration with which Ray Serve serves the winner."""
         return self.path / "serve.yaml"
 
     @property
     def live_json(self) -> Path:
-        """What the trials of a running search do between two reports."""
+        """The progress of running trials between two reports."""
         return self.path / "live.json"
 
     @property
     def placements(self) -> Path:
-        """Which trial held which GPU, and when."""
+        """The record of which trial held which GPU, and when."""
         return self.path / "places.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """What the user's own evaluation said of the finalists."""
+        """The values that the user's own evaluation gave the finalists."""
         return self.path / "evaluations.json"
 
     # What belongs to one trial.
@@ -100,6 +104,7 @@ class RunFolder:
         return self.path / "trials"
 
     def record(self, trial: str) -> Path:
+        """The record of a trial."""
         return self.trials / f"{trial}.json"
 
     def held_out(self, trial: str) -> Path:
@@ -107,7 +112,7 @@ class RunFolder:
         return self.trials / f"{trial}.npz"
 
     def log(self, trial: str) -> Path:
-        """The traceback of a trial that failed."""
+        """The traceback of a failed trial."""
         return self.trials / f"{trial}.log"
 
     @property
@@ -116,64 +121,68 @@ class RunFolder:
         return self.path / "state"
 
     def states_of(self, trial: str) -> Path:
+        """The saved states of one trial."""
         return self.states / trial
 
     def state(self, trial: str, pairs_seen: int) -> Path:
-        """What a trial needs to go on from so many pairs."""
+        """The state from which a trial continues after so many pairs."""
         return self.states_of(trial) / str(pairs_seen)
 
     # Exported weights.
 
     @property
     def best(self) -> Path:
-        """The exported weights of all trials whose weights are kept."""
+        """The exported weights of all trials that keep theirs."""
         return self.path / "best"
 
     def exports_of(self, trial: str) -> Path:
+        """The exported weights of one trial."""
         return self.best / trial
 
     def export(self, trial: str, pairs_seen: int) -> Path:
-        """A trial's weights as they were at so many pairs."""
+        """The weights of a trial after so many pairs."""
         return self.exports_of(trial) / str(pairs_seen)
 
     @property
     def winner(self) -> Path:
+        """The winner's weights."""
         return self.path / "winner"
 
     @property
     def hub(self) -> Path:
-        """The repository as it is pushed to the Hub."""
+        """The repository that is pushed to the Hub."""
         return self.path / "hub"
 
     def relative(self, path: Path) -> str:
-        """A path in this folder as another node can use it, by `absolute`."""
+        """Returns a path relative to this folder, which `absolute` resolves on another node."""
         return str(path.relative_to(self.path))
 
     def absolute(self, relative: str) -> Path:
+        """Returns the path on this machine of a path from `relative`."""
         return self.path / relative
 
-    # What processes leave for each other.
+    # Files by which processes communicate.
 
     @property
     def requests(self) -> Path:
-        """What a person asks of a running search."""
+        """The users' requests to a running search."""
         return self.path / "requests"
 
     @property
     def driver_lock(self) -> Path:
-        """The driver locks it, so that a run on this machine has one driver only."""
+        """The lock of the driver, which ensures that a run has one driver on this machine."""
         return self.path / ".lock"
 
     @property
     def heartbeat(self) -> Path:
-        """At the run's URL: who drives the run, and that it is alive."""
+        """The file at the run's URL that says who drives the run, and that it is alive."""
         return self.path / ".driver.json"
 
     @property
     def refresh_lock(self) -> Path:
-        """Locked by the process that copies files from the URL to this machine."""
+        """The lock of the process that copies files from the URL to this machine."""
         return self.path / ".bringing"
 
 
 RunLike = str | Path | RunFolder
-"""A run as people name it: by its name under `runs/`, a path, a URL, or `results.folder`."""
+"""A run as users name it: by its name under `runs/`, a path, a URL, or `results.folder`."""

@@ -1,4 +1,4 @@
-"""`places.jsonl` in the run folder: which trial held which GPU of which node, and when."""
+"""Writes `places.jsonl`: which trial held which GPU of which node, and when."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from tune.run_folder.paths import RunFolder
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a trial trains."""
+class Placement:
+    """The process in which a trial trains, and its GPUs."""
 
     node: str
-    """Its address."""
+    """The node's address."""
     gpus: str
-    """As the process sees them."""
+    """The GPUs as CUDA_VISIBLE_DEVICES names them."""
     pid: int
 
 
 class Placements:
-    """`places.jsonl` in the run folder: which trial took which place, and when.
+    """The file `places.jsonl` in the run folder.
 
-    One line each time: `at` (Unix time), `trial`, and the fields of its Place. A trial holds its
-    place until its next line or its end.
+    It has one line for each new placement of a trial: `at` (Unix time), `trial`, and the fields of
+    Placement. The placement lasts until the trial's next line or its end.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self._file = run.placements
-        self._last: dict[str, Place] = {}
+        self._last: dict[str, Placement] = {}
 
-    def note(self, trial: str, place: Place, at: float) -> None:
-        if self._last.get(trial) != place:
-            self._last[trial] = place
+    def note(self, trial: str, placement: Placement, at: float) -> None:
+        """Appends a line if the trial's placement has changed."""
+        if self._last.get(trial) != placement:
+            self._last[trial] = placement
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"at": at, "trial": trial, **asdict(place)}) + "\n")
+                file.write(json.dumps({"at": at, "trial": trial, **asdict(placement)}) + "\n")
             mirror.put_later(self._file)

@@ -1,8 +1,8 @@
-"""The truth of a search: one record a trial.
+"""Keeps the trial records, which are the truth of a search: one file a trial.
 
-Knows no Ray and no Optuna. A record is rewritten whole and atomically at every report. When a trial
-begins and when it ends the disk is waited for, so a power cut takes at most the last reports of
-trials that were running.
+Knows no Ray and no Optuna. A record is rewritten atomically at every report. When a trial begins or
+ends, the record is also synced to the disk, so a power cut loses at most the last reports of
+running trials.
 """
 
 from __future__ import annotations
@@ -31,54 +31,58 @@ from tune.run_folder.step import Step
 State = Literal["finished", "stopped", "failed", "running", "pending", "interrupted"]
 STATES: tuple[State, ...] = get_args(State)
 ENDED = STATES[:3]
-"""The others may go on. No record is written as `interrupted`: whoever reads those of a search
-that nobody drives now says so of the ones that have not ended."""
+"""Trials in these states are over; the others may continue. `interrupted` is never written: a
+reader shows open trials so if no driver runs the search."""
 
 _LEAST_TOKENS = 64
-"""Less than a pair has."""
+"""The lower limit of a pass. It is shorter than a pair."""
 
 
 class TrialRecord(Document):
+    """The record of one trial: its point, its reports, its state."""
+
     id: Name
     state: State = "pending"
     config: Point
     """The values of the active axes, by dotted path."""
     metrics: Report = {}
-    """The best report by `winner_rule.py`; with two objectives by the first."""
+    """The best report by `winner_rule.py`; with two objectives by the first one."""
     curve: list[Report] = []
-    """Every report, in the order of pairs_seen."""
+    """All reports, in the order of pairs_seen."""
     error: str | None = None
     began: float | None = None
     """Unix time at which a worker first took the trial."""
     ended: float | None = None
     """Unix time of its end."""
     seconds: float = 0.0
-    """Time that it held its resources, over all driver sessions."""
+    """Time for which it held its resources, over all driver sessions."""
     cloned_from: Name | None = None
-    """The trial whose point a person had tried again, with changes."""
+    """The trial from whose point a user requested a changed copy."""
     request: Name | None = None
-    """The request that asked for this clone, in the run folder's `requests/`."""
+    """The folder in the run's `requests/` that requested this clone."""
     warm: bool = False
-    """Whether an earlier version started it from the exported weights of `cloned_from`, in place of
-    the base's. Its configuration alone does not give its numbers."""
+    """Whether an earlier version started it from the exported weights of `cloned_from`. If so,
+    training its configuration again does not give its numbers."""
     confirms: Name | None = None
-    """The trial whose configuration is trained here once more, with another seed."""
+    """The trial whose configuration this run trains again, with another seed."""
     micro_batch: int | None = None
-    """How many pairs went through the model at once, if not a whole batch."""
+    """How many pairs went through the model at once, if fewer than a batch."""
     reference_pairs: int = 0
     """Pairs whose reference log-probs this trial's process computed before it began."""
 
     @property
     def has_ended(self) -> bool:
+        """Whether the trial is over."""
         return self.state in ENDED
 
     @property
     def pairs_seen(self) -> int:
+        """The pairs_seen of the last report; 0 before the first one."""
         return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
 
     @property
     def pairs_at_best_report(self) -> int | None:
-        """None where nothing was measured."""
+        """The pairs_seen of the best report; None if nothing was measured."""
         return int(self.metrics["pairs_seen"]) if "pairs_seen" in self.metrics else None
 
 
@@ -90,29 +94,29 @@ class Records:
         self.objective = objective
         self.run = RunInfo.read(folder)
         self.held_out = HeldOutFiles(folder, self.run.prepared_folder)
-        """What each held-out pair had at each report."""
+        """The values of each held-out pair at each report."""
         self.judge = Judge(objective, self.held_out)
-        """Puts reports in order."""
+        """Sorts reports by the rule of the winner."""
         self.standings = Standings(objective, Leaders(objective, self.held_out, self.judge))
-        """Counts over all records, and the best of them."""
+        """Counts over all records, and the best trials."""
         self.trials: dict[str, TrialRecord] = {}
         self.damaged: list[DamagedFile] = []
-        """Records that can't be read. Their trials are as if they had never begun."""
+        """Records that can't be read. Their trials are treated as if they had never begun."""
         for record in read_records(folder, self.damaged.append):
             self._take(record)
         files = folder.trials.glob("*.json*")
-        self._lost_names = {path.name.partition(".json")[0] for path in files}
-        """Of records that were damaged too: what else is kept of such a trial isn't another's."""
+        self._used_names = {path.name.partition(".json")[0] for path in files}
+        """Ids of all record files. A new trial gets none, not even that of a damaged record."""
         self._session_began = time.monotonic()
         self.unwritten: OSError | None = None
-        """Why a record could not be written: what is on disk is the truth, not what is here."""
+        """The error with which a record could not be written. The disk then has the truth."""
         self.memory_kills = 0
-        """How often Ray's memory monitor has ended Ray Tune in this driver session, without a
-        report since."""
+        """How often Ray's memory monitor has killed Ray Tune in this session since a report."""
 
     def begin_driver_session(self) -> None:
-        for part in self.folder.trials.glob(".*.part"):
-            part.unlink(missing_ok=True)  # of a driver that was killed as it wrote
+        """Records the start of a driver session, and clears what an earlier one left."""
+        for partial in self.folder.trials.glob(".*.part"):
+            partial.unlink(missing_ok=True)  # left by a driver that was killed while writing
         now = time.time()
         self._session_began = time.monotonic()
         self.run.driver_sessions.append((now, now))
@@ -120,17 +124,17 @@ class Records:
         self._write_run()
 
     def touch(self) -> None:
-        """Notes that the driver is alive; what the budget of hours counts."""
+        """Records that the driver is alive. The budget of hours counts this time."""
         began = self.run.driver_sessions[-1][0]
-        # A clock that is set while the search runs changes nothing of its budget.
+        # The system's clock may be changed during a search, so we add monotonic time to the start.
         self.run.driver_sessions[-1] = (began, began + time.monotonic() - self._session_began)
         self._write_run()
 
     def halve_tokens(self, tokens: int) -> bool:
-        """Notes that memory ran out in passes of so many tokens, 0 if that isn't known: from now on
-        none has more than half. Returns False if there is no less.
+        """Limits passes to half of `tokens`, after memory ran out in passes of that size.
 
-        Several trials of one engine tell the same death, which halves once.
+        Returns False if the limit can't be smaller, or `tokens` is 0, unknown. Several trials of
+        one engine report the same death with the same `tokens`, so it halves the limit only once.
         """
         half = tokens // 2
         if half < _LEAST_TOKENS:
@@ -140,10 +144,11 @@ class Records:
         return True
 
     def next_id(self) -> str:
+        """Returns the id for a new trial."""
         number = len(self.trials)
         while True:
             name = f"{self.run.prefix}-{number:03d}"
-            if name not in self._lost_names and name not in self.trials:
+            if name not in self._used_names and name not in self.trials:
                 return name
             number += 1
 
@@ -155,17 +160,17 @@ class Records:
 
     @property
     def study_name(self) -> str:
-        """Under which Optuna's storage keeps this search; no other has it."""
+        """The unique name of this search in Optuna's storage."""
         return f"{self.folder.name}-{self.run.prefix}"
 
     @property
     def proposed(self) -> int:
-        """How many trials of the configuration have begun: all `searched` but `clones`."""
+        """How many trials the search itself proposed: all but clones and confirmations."""
         return self.standings.searched - self.standings.clones
 
     @property
     def searched(self) -> list[TrialRecord]:
-        """The trials of the search itself."""
+        """The trials of the search, without confirmations."""
         return [record for record in self.trials.values() if record.confirms is None]
 
     @property
@@ -174,16 +179,18 @@ class Records:
         return [self.trials[trial_id] for trial_id in self.standings.confirmations]
 
     def add(self, trial_id: str, point: Point, **origin: str | None) -> TrialRecord:
+        """Writes the record of a new trial. `origin` are its fields cloned_from, confirms, …"""
         return self._write(TrialRecord(id=trial_id, config=point, **origin))
 
     def begin(self, trial_id: str) -> None:
+        """Records that a trial runs."""
         self._write(self.trials[trial_id].model_copy(update={"state": "running"}), write_durably)
 
     def report(self, trial_id: str, step: Step) -> bool:
-        """Adds the report of a step; False if the trial had one at these pairs_seen before, which
-        it replaces.
+        """Adds the report of a step. Returns whether it is new.
 
-        A trial that went on from its saved state reports again what it lost.
+        A trial that continues from its saved state repeats the reports after that state. They
+        replace the earlier ones.
         """
         self.memory_kills = 0
         record, report = self.trials[trial_id], step.report
@@ -210,12 +217,13 @@ class Records:
         return is_new
 
     def end(self, trial_id: str, state: State, error: str | None = None) -> TrialRecord:
+        """Records the end of a trial."""
         ended = {"state": state, "error": error, "ended": time.time()}
         self._try(lambda: self.held_out.make_durable(trial_id))
         return self._write(self.trials[trial_id].model_copy(update=ended), write_durably)
 
     def reopen(self, trial_id: str, saved_pairs: int) -> TrialRecord:
-        """Cuts an unended trial's curve back to its saved state, from which it goes on."""
+        """Removes the reports after a trial's saved state, from which it continues."""
         record = self.trials[trial_id]
         curve = [point for point in record.curve if point["pairs_seen"] <= saved_pairs]
         best = self.judge.best_report(trial_id, curve)
@@ -223,48 +231,54 @@ class Records:
         return self._write(record.model_copy(update=cut))
 
     def find(self, trial_id: str) -> TrialRecord:
-        """The record that a person names. Raises InputError."""
+        """Returns the record of a trial that a user named. Raises InputError."""
         if trial_id not in self.trials:
             known = ", ".join(self.trials) or "none yet"
             raise InputError(f"{self.folder} has no trial {trial_id!r}; trials: {known}")
         return self.trials[trial_id]
 
     def open_trials(self) -> list[TrialRecord]:
+        """Returns the trials that have not ended."""
         return [self.trials[trial_id] for trial_id in self.standings.open]
 
     def count(self, *states: str) -> int:
+        """Returns how many trials are in these states."""
         return sum(self.standings.states[state] for state in states)
 
     def ranked(self, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-        """The best first, each by its best report; then those that can't win, then those that were
-        not measured."""
-        records = list(records)
-        rivals = [record for record in records if record.metrics and not self.is_out(record.id)]
-        order = self.judge.best_first([(record.id, record.metrics) for record in rivals])
-        out = [record for record in records if record.metrics and self.is_out(record.id)]
-        unmeasured = [record for record in records if not record.metrics]
-        return [rivals[index] for index in order] + out + unmeasured
+        """Returns records sorted by their best reports, the best first.
 
-    def is_out(self, trial_id: str) -> bool:
-        """Whether a trial can't win whatever it reported: with two objectives one that failed."""
+        Excluded trials come after the others, unmeasured ones last.
+        """
+        records = list(records)
+        measured = [record for record in records if record.metrics]
+        rivals = [record for record in measured if not self.is_excluded(record.id)]
+        order = self.judge.best_first([(record.id, record.metrics) for record in rivals])
+        excluded = [record for record in measured if self.is_excluded(record.id)]
+        unmeasured = [record for record in records if not record.metrics]
+        return [rivals[index] for index in order] + excluded + unmeasured
+
+    def is_excluded(self, trial_id: str) -> bool:
+        """Returns whether a trial can't win: with two objectives, a failed one can't."""
         return self.objective.second is not None and self.trials[trial_id].state == "failed"
 
     def front(self) -> list[TrialRecord]:
-        """With two objectives the trials of the search that no other beats in one without losing in
-        the other, each by its best report, the best first, those that failed left out; empty with
-        one objective."""
+        """Returns the trials on the Pareto front of two objectives, the best first.
+
+        Each trial counts by its best report. Empty with one objective.
+        """
         if self.objective.second is None:
             return []
         measured = [
             record
             for record in self.ranked(self.searched)
-            if record.metrics and not self.is_out(record.id)
+            if record.metrics and not self.is_excluded(record.id)
         ]
         numbers = self.objective.front_numbers([record.metrics for record in measured])
         return [record for record, number in zip(measured, numbers, strict=True) if number == 0]
 
     def best(self) -> TrialRecord | None:
-        """Of the search's own trials that were measured and may win, by `Standings.best`."""
+        """Returns the best trial of the search by `Standings.best`; None if none may win."""
         best = self.trials.get(self.standings.best())
         return best if best and self.objective.allows(best.metrics) else None
 
@@ -298,8 +312,10 @@ class Records:
 def read_records(
     folder: RunFolder, on_damaged: Callable[[DamagedFile], None]
 ) -> Iterator[TrialRecord]:
-    """The trial records of a run folder, in the order of their numbers. `on_damaged` is told of
-    those that can't be read."""
+    """Yields the trial records of a run folder, in the order of their numbers.
+
+    Calls `on_damaged` for each record that can't be read.
+    """
     paths = folder.trials.glob("*.json")
     for path in sorted(paths, key=lambda path: (len(path.stem), path.stem)):
         try:

@@ -1,6 +1,6 @@
-"""What may leave this machine: texts, settings and results without its folders.
+"""Removes this machine's folders from texts, settings and results that are sent or published.
 
-Used by all that is sent or published. Knows no service.
+Knows no service.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tune.run_folder.results import Results
 
 
 def text(content: str) -> str:
-    """The text with every path that has a folder cut to its last part."""
+    """Returns the text with each path cut to its last part."""
     return re.sub(r"(?<![\w:/.])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", content)
 
 
 def is_local(source: str) -> bool:
-    """Whether a model's or dataset's id names files, here or where the search began."""
+    """Returns whether a model's or dataset's id names files, here or where the search began."""
     if source == "sample":
         return False
     is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None
@@ -28,23 +28,25 @@ def is_local(source: str) -> bool:
 
 
 def model(config: ModelConfig) -> str:
-    """The base model's id; of one that lies in a folder its last part, of the sample `sample`."""
+    """Returns the base model's id; a path is cut to its last part."""
     return Path(config.id).name if is_local_model(config) else config.id
 
 
 def is_local_model(config: ModelConfig) -> bool:
-    """As `is_local`: a search pins the commit of what lies on the Hub."""
+    """Returns whether the model is local. One from the Hub has a commit, since searches pin it."""
     return is_local(config.id) or (config.id != "sample" and config.revision is None)
 
 
 def source(name: str) -> str:
-    """A dataset's id; a path is cut to its last part."""
+    """Returns a dataset's id; a path is cut to its last part."""
     return Path(name).name if is_local(name) else name
 
 
 def search(config: SearchConfig) -> SearchConfig:
-    """What was searched, without where: as another person would start from it, who does not have
-    the code of `confirm.evaluate`."""
+    """Returns the configuration without this machine's settings, for another person to run.
+
+    The code of `confirm.evaluate` is not published, so the field is removed.
+    """
     confirm = config.confirm and config.confirm.model_copy(update={"evaluate": None})
     return config.model_copy(
         update={
@@ -59,16 +61,16 @@ def search(config: SearchConfig) -> SearchConfig:
 
 
 def results(content: Results, config: SearchConfig) -> Results:
-    """The results of that search, without where it ran."""
+    """Returns the results of that search, without this machine's paths and names."""
     shown = content.model_copy(deep=True)
     shown.published = shown.served = None
     shown.search = search(config).model_dump(mode="json", by_alias=True)
     if is_local(config.data.id):
-        shown.answers = []  # rows of a dataset that others can't read are not told either
+        shown.answers = []  # the dataset is private, so its prompts are too
     for trial in shown.runs:
-        if trial.error:  # of an error its kind: what follows may name folders, hosts and people
+        if trial.error:  # only the error's kind: the rest may name folders, hosts and people
             trial.error = text(trial.error.partition(":")[0])
     for finalist in shown.confirmation.finalists if shown.confirmation else []:
         for run in finalist.runs:
-            run.error = None  # it is the trial's, and told with it
+            run.error = None  # the trial's record has it
     return shown

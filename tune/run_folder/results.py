@@ -1,4 +1,4 @@
-"""What a search found: `results.json`, made from the records when it ends, and while it runs.
+"""Defines `results.json`: what a search found, made from the records when it ends or while it runs.
 
 Knows no Ray and no Optuna.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas
 
 _IN_A_NOTEBOOK = 10
-"""Trials that a notebook shows of results."""
+"""How many trials a notebook shows."""
 _HTML = """
 <p><b>{{ results.name }}</b>: {{ results.in_short() }}</p>
 <table>
@@ -45,26 +45,31 @@ _HTML = """
 
 
 class Winner(Document):
+    """The winner of a search, and its numbers."""
+
     trial: str
     """The trial of the search whose configuration won."""
     run: str = ""
-    """The run whose weights lie in winner/: that trial, or one that confirms it."""
+    """The run whose weights are in winner/: this trial, or one that confirms it."""
     config: Point
     eval: Report
     """The metrics at the report whose weights were exported, without the prefix eval/."""
     pairs_seen: int
     failed: str = ""
-    """Why its run failed after the report that won; empty if it did not."""
+    """The error with which its run failed after the report that won; empty if it did not fail."""
     warm_from: str | None = None
-    """The trial from whose weights an earlier version started it, if not from the base's: its
-    configuration alone does not give its numbers."""
+    """The trial from whose weights an earlier version started it; None if it started from the base.
+    With a value, training its configuration again does not give its numbers."""
     test: Numbers = Numbers()
-    """On the test split; without metrics where it was not evaluated."""
+    """Its numbers on the test split; without metrics if it was not evaluated there."""
     sampled_kl: OrNone[SampledKl] = None
-    """Where eval/drift is an objective (dpo_train/evaluation/sampled_kl.py)."""
+    """Its KL on sampled answers, if eval/drift is an objective
+    (dpo_train/evaluation/sampled_kl.py)."""
 
 
 class Cost(Document):
+    """What all runs of a search took together."""
+
     wall_seconds: float = 0.0
     gpu_seconds: float = 0.0
     pairs_seen: int = 0
@@ -77,16 +82,16 @@ class Publication(Document):
     repo: str
     commit: str = ""
     url: str = ""
-    """Of the repository at that commit."""
+    """The address of the repository at that commit."""
     error: str = ""
 
 
 UNTRAINED = {each.short_name: each.base for each in METRICS if each.base is not None}
-"""What the base would report: it is its own reference, so all its log-ratios are 0."""
+"""The base's metrics that hold by definition: it is its own reference, so its log-ratios are 0."""
 
 
 class Deployment(Document):
-    """Where Ray Serve answers with the winner, or why it does not."""
+    """Where Ray Serve serves the winner, or why it does not."""
 
     url: str = ""
     error: str = ""
@@ -99,160 +104,160 @@ class Results(Document):
     name: str
     objective: Objective
     base: dict[str, Numbers]
-    """By split what the base has: `ranking` and its interval, and on `test`, once the winner was
-    evaluated, what its answers are like."""
+    """The base's numbers by split: `ranking` with its interval, and on `test`, once the winner was
+    evaluated, the length and repetitions of its answers."""
     winner: Winner | None
     trials: list[TrialRecord]
-    """Of the search itself."""
+    """The trials of the search itself."""
     confirmations: list[TrialRecord] = []
     """The finalists' runs with other seeds."""
     confirmation: Confirmation | None = None
-    """How the finalists compare by them."""
+    """The comparison of the finalists by these runs."""
     ranking: list[str] = []
-    """The trials that were measured, the best first by `winner_rule.py`."""
+    """The ids of the measured trials, the best first by `winner_rule.py`."""
     front: list[str] = []
-    """With two objectives the trials that no other beats in one without losing in the other, each
-    at its best report: by the first, of which the second is what it had there."""
+    """The ids of the trials on the Pareto front of two objectives. Each trial counts by its best
+    report in the first objective."""
     luck: Luck | None = None
-    """How much of the best number is luck, once the search has ended."""
+    """How much of the best value is luck; None before the search has ended."""
     less_drift: LessDrift | None = None
-    """Where the winner's drift is above `MOST_DRIFT` and no bound was asked for."""
+    """The best report near the base, to compare with a winner whose drift is above `MOST_DRIFT`."""
     cost: Cost
     data: dict[str, Any] = {}
-    """Pairs in each split, how many rows each reason left out, and the key of the prepared data:
-    numbers of two searches are of the same pairs and base if it is the same."""
+    """Pairs in each split, how many rows were left out for each reason, and the key of the prepared
+    data. Two searches with the same key have the same pairs and the same base."""
     answers: list[Answer] = []
-    """Of base and winner to prompts of the test split."""
+    """Answers of base and winner to prompts of the test split."""
     ended: str = ""
-    """Why no more trials started."""
+    """The reason why no more trials started; empty while the search runs."""
     search: dict[str, Any] = {}
-    """The configuration as resolved: space, stopping, model, data and all else of the YAML."""
+    """The resolved configuration: space, stopping, model, data and all other fields of the YAML."""
     environment: dict[str, Any] = {}
-    """`python`, `versions` of the libraries, and `hardware`: amounts by name, as Ray counts."""
+    """`python`, `versions` of the libraries, and `hardware`, in Ray's names and amounts."""
     published: Publication | None = None
-    """The last push of the winner, if one was tried."""
+    """The last push of the winner; None if there was none."""
     served: Deployment | None = None
-    """What Ray Serve was last asked to do with the winner."""
+    """The last deployment of the winner on Ray Serve; None if there was none."""
     _folder: RunFolder = PrivateAttr(default=RunFolder(Path()))
 
     @property
     def folder(self) -> RunFolder:
-        """Where these results were read or written."""
+        """The run folder where these results were read or written."""
         return self._folder
 
-    @property
-    def place(self) -> str:
-        """The same as a person types it: a URL, if the run stands there."""
-        return str(self._folder)
-
     def at(self, folder: RunFolder) -> Results:
+        """Sets the run folder of these results and returns them."""
         self._folder = folder
         return self
 
     @property
     def test_of_base(self) -> Numbers | None:
-        """The base on the test split, with what holds of it by definition; None if that was not
-        measured."""
+        """The base's numbers on the test split, also those by definition; None if not measured."""
         known = self.base.get("test")
         return known.with_others(UNTRAINED) if known else None
 
     @property
     def test_of_winner(self) -> Numbers | None:
-        """None if it was not evaluated, or there is none."""
+        """The winner's numbers on the test split; None without a winner or an evaluation."""
         return self.winner.test if self.winner and self.winner.test.metrics else None
 
     @property
     def runs(self) -> list[TrialRecord]:
-        """All that was trained."""
+        """All trained runs: the trials and the confirmations."""
         return [*self.trials, *self.confirmations]
 
     def to_json(self) -> str:
+        """Returns the content of results.json."""
         content = {"schema": self.schema_, **self.model_dump(exclude={"schema_"})}
         return json.dumps(content, indent=1)
 
     def ranked(self) -> list[TrialRecord]:
-        """The best trial first, those that were not measured last; with two objectives front by
-        front."""
-        place = {trial: number for number, trial in enumerate(self.ranking)}
-        if not place:  # earlier versions wrote no order
+        """Returns the trials, the best first and unmeasured ones last.
+
+        With two objectives they are sorted front by front.
+        """
+        ranks = {trial: rank for rank, trial in enumerate(self.ranking)}
+        if not ranks:  # earlier versions wrote no ranking
             order = self.objective.by_value([trial.metrics for trial in self.trials])
             return [self.trials[index] for index in order]
-        return sorted(self.trials, key=lambda trial: place.get(trial.id, len(place)))
+        return sorted(self.trials, key=lambda trial: ranks.get(trial.id, len(ranks)))
 
     def best(self) -> TrialRecord | None:
-        """The first of them, if one was measured and may win."""
+        """Returns the best trial; None if none was measured, or none may win."""
         best = next(iter(self.ranked()), None)
         return best if best and self.objective.allows(best.metrics) else None
 
-    def about_front(self) -> str:
-        """How many trials lie on the front, and how one of them is taken; empty with one
-        objective."""
+    def describe_front(self) -> str:
+        """Returns how many trials are on the front and how the winner was chosen among them.
+
+        Empty with one objective.
+        """
         first = self.objective
         if first.second is None:
             return ""
-        told = f"the Pareto front of {first.told}: {len(self.front)} of {len(self.trials)} trials"
+        size = f"{len(self.front)} of {len(self.trials)} trials"
+        front = f"the Pareto front of {first.text}: {size}"
         if self.confirmation is not None:
             count = len(self.confirmation.finalists)
-            return f"{told}; the winner is one of {count} finalists, trained again"
-        return f"{told}; the winner is the best of it in {first.metric}"
+            return f"{front}; the winner is one of {count} finalists, trained again"
+        return f"{front}; the winner is the one with the best {first.metric}"
 
-    def counted(self) -> str:
-        """For example `11 finished, 13 stopped`."""
+    def state_counts(self) -> str:
+        """Returns the number of trials in each state, like `11 finished, 13 stopped`."""
         counts = Counter(trial.state for trial in self.trials)
         return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
     def in_short(self) -> str:
-        """For example `11 finished, 13 stopped; winner a-018: learning_rate=1e-4, eval/accuracy
-        0.983`."""
+        """Returns one line, like `11 finished, 13 stopped; winner a-018: learning_rate=1e-4,
+        eval/accuracy 0.983`."""
         if self.winner is None:
-            return f"{self.counted()}; no winner"
+            return f"{self.state_counts()}; no winner"
         metric = self.objective.metric
         value = self.winner.eval[metric.removeprefix("eval/")]
         won = f"winner {self.winner.trial}: {describe(self.winner.config)}, {metric} {value:.3f}"
-        return f"{self.counted()}; {won}"
+        return f"{self.state_counts()}; {won}"
 
     def __repr__(self) -> str:
-        return f"<Results of {self.name} in {self.place}: {self.in_short()}>"
+        return f"<Results of {self.name} in {self.folder}: {self.in_short()}>"
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """In a notebook the best trials, not all that is known of them."""
+        """Returns the best trials as a table for a notebook."""
         from jinja2 import Environment  # only a notebook needs it
 
-        parts = self.objective.parts
+        names = [objective.metric for objective in self.objective.parts]
         rows = [
             [
                 trial.id,
                 trial.state,
                 trial.pairs_seen,
                 trial.pairs_at_best_report,
-                *(f"{trial.metrics[p.metric]:.3f}" if trial.metrics else "" for p in parts),
+                *(f"{trial.metrics[name]:.3f}" if trial.metrics else "" for name in names),
                 describe(trial.config),
             ]
             for trial in self.ranked()[:_IN_A_NOTEBOOK]
         ]
-        metrics = [part.metric for part in parts]
         return (
             Environment(autoescape=True)
             .from_string(_HTML)
             .render(
                 results=self,
-                head=["trial", "state", "pairs trained", "at best report", *metrics, "config"],
+                head=["trial", "state", "pairs trained", "at best report", *names, "config"],
                 rows=rows,
                 more=max(0, len(self.trials) - _IN_A_NOTEBOOK),
             )
         )
 
     def columns(self) -> list[str]:
-        """Names of a trial's values in one row: axes by dotted path, metrics at its best report."""
+        """Returns the names of `rows`: axes by dotted path, metrics of the best report."""
         axes = sorted({path for trial in self.trials for path in trial.config})
         metrics = {name for trial in self.trials for name in trial.metrics} - {"pairs_seen"}
         pairs = ["pairs_trained", "pairs_at_best_report"]
         return ["id", "state", *pairs, *axes, *sorted(metrics), "seconds", "error"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict a trial, by `columns`; inactive axes and what was not measured are left out."""
+        """Returns one dict a trial, by `columns`, without inactive axes and missing metrics."""
         return [
             {
                 "id": trial.id,
@@ -268,18 +273,19 @@ class Results(Document):
         ]
 
     def frame(self) -> pandas.DataFrame:
-        """The same as `dpo-tune show --csv`, for a notebook."""
+        """Returns the table of `dpo-tune show --csv` as a data frame."""
         import pandas  # slow to import
 
         return pandas.DataFrame(self.rows(), columns=self.columns())
 
 
 def write_results(path: Path, results: Results) -> None:
+    """Writes results.json."""
     write_atomically(path, results.to_json())
 
 
 def load_results(run: RunLike) -> Results:
-    """The results of a run folder, or of a name under `runs/`. Raises InputError."""
+    """Returns the results of a run folder, or of a name under `runs/`. Raises InputError."""
     folder = find_run(run)
     if not folder.results_json.is_file():
         command = dpo_tune("resume", folder.argument)
@@ -287,12 +293,12 @@ def load_results(run: RunLike) -> Results:
     found = read_results(folder)
     if isinstance(found, DamagedFile):
         command = dpo_tune("resume", folder.argument)
-        raise found.refusal(f"type `{command}` to make it anew")
+        raise found.refusal(f"type `{command}` to make it again")
     return found
 
 
 def read_results(folder: RunFolder) -> Results | DamagedFile:
-    """The results of a run folder that has some."""
+    """Returns the results of a run folder that has results.json, or the damaged file."""
     try:
         content = json.loads(folder.results_json.read_bytes())
         return Results.model_validate({**content, "schema_": content["schema"]}).at(folder)

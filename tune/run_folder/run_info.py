@@ -1,4 +1,4 @@
-"""`run.json`: what a run folder knows beside its trials. A folder without it is no run."""
+"""Reads and writes `run.json`, the facts of a run beside its trials. Without it there is no run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class RunInfo(Document):
 
     prefix: Name
     prepared: str
-    """The prepared data, as every node knows it: a path or a URL."""
+    """The path or URL of the prepared data, the same on every node."""
     device: str
     driver_sessions: list[tuple[float, float]] = Field([], alias="sittings")
-    """Unix times at which a driver began and was last seen."""
+    """Unix times at which each driver began and was last seen."""
     most_tokens: int | None = None
-    """The most tokens of a pass since a process ended for lack of memory; null before."""
+    """The most tokens of a pass, after a process ran out of memory; null before that."""
     evaluate_checksum: str | None = None
     """SHA-256 of the file of `confirm.evaluate` when it was last allowed to run."""
     times: int = 1
-    """By how much an earlier version multiplied the epochs of the YAML, when it let trials train
-    on after their end."""
+    """The factor by which an earlier version multiplied the YAML's epochs, when it let trials
+    continue after their end."""
 
     @classmethod
     def read(cls, folder: RunFolder) -> RunInfo:
-        """Raises InputError for a file that can't be read."""
+        """Reads the `run.json` of a run folder. Raises InputError for a damaged file."""
         try:
             return cls.model_validate_json(folder.run_json.read_bytes())
         except (OSError, ValueError) as error:
@@ -44,16 +44,17 @@ class RunInfo(Document):
 
     @property
     def prepared_folder(self) -> Path:
-        """Where this machine has it, or would."""
+        """The folder of the prepared data on this machine, whether it exists or not."""
         return mirror.local(self.prepared)
 
     @property
     def wall_seconds(self) -> float:
+        """The time of all driver sessions together."""
         return sum(seen - began for began, seen in self.driver_sessions)
 
 
 def create_run(folder: RunFolder, prepared: Path, device: str) -> None:
-    """Lays out a new run folder; run.json comes last, so a folder without it is no run."""
+    """Creates a new run folder. `run.json` is written last, since it marks the run as complete."""
     folder.trials.mkdir(parents=True, exist_ok=True)
     letters = string.ascii_lowercase + string.digits
     prefix = "".join(random.SystemRandom().choice(letters) for _ in range(6))

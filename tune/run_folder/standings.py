@@ -1,6 +1,6 @@
-"""What a driver must know of all trials at every event, kept up to date as records are written.
+"""Keeps counts and the best trials up to date as records are written.
 
-So no event of one trial looks at the records of all the others.
+With them the driver handles an event of one trial without reading the records of all others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tune.run_folder.winner_rule import SATURATED
 
 
 class _Record(Protocol):
-    """What counts of a trial's record."""
+    """The fields of a trial's record that are used here."""
 
     @property
     def id(self) -> str: ...
@@ -37,36 +37,38 @@ class _Record(Protocol):
 
 
 class Standings:
+    """Counts over all records of a search, and its best trials."""
+
     def __init__(self, objective: Objective, leaders: Leaders) -> None:
         self._objective = objective
         self.leaders = leaders
-        """The best trials of the search itself."""
+        """The best trials of the search."""
         self.states: Counter[str] = Counter()
         """How many trials are in each state."""
         self.open: dict[str, None] = {}
         """The ids of the trials that have not ended."""
         self.searched = 0
-        """How many trials are of the search itself, clones included."""
+        """How many trials belong to the search, with clones and without confirmations."""
         self.clones = 0
-        """How many trials a person asked for."""
+        """How many trials users requested."""
         self.confirmations: list[str] = []
         """The ids of the finalists' runs with other seeds."""
         self._points: dict[PointKey, list[str]] = {}
         self._without_key: list[tuple[str, Point]] = []
         self.measured = 0
-        """How many trials of the search itself have a report."""
+        """How many trials of the search have a report."""
         self.measured_and_ended = 0
-        """How many of these have ended."""
+        """How many of the measured trials have ended."""
         self._saturated = 0
-        """How many of those have a share that tells little."""
+        """How many of the measured and ended trials have a share near 1."""
         self._best = ""
         self._best_at = (-1, 0)
         self._order: dict[str, int] = {}
         self._endings: list[tuple[int, bool]] = []
-        """In the order of the trials: which ended in this driver session, and whether it failed."""
+        """Trials that ended in this driver session, by number, and whether each failed."""
 
     def put(self, before: _Record | None, record: _Record) -> None:
-        """Takes a record that is new, or that was `before` what it is now."""
+        """Takes a changed record; `before` is the record before the change, None for a new one."""
         if before is None:
             self._add(record)
         else:
@@ -81,26 +83,28 @@ class Standings:
         else:
             self.open[record.id] = None
         if record.confirms is None:
-            is_out = self._objective.second is not None and record.state == "failed"
+            is_excluded = self._objective.second is not None and record.state == "failed"
             may_be_finalist = record.has_ended and not record.warm
-            self.leaders.put(record.id, record.metrics, may_be_finalist, is_out)
+            self.leaders.put(record.id, record.metrics, may_be_finalist, is_excluded)
 
     def begin_driver_session(self) -> None:
-        """What failed before may have been mended since."""
+        """Forgets earlier failures, since their cause may have been fixed."""
         self._endings.clear()
 
     @property
     def points(self) -> dict[PointKey, list[str]]:
-        """The ids of the trials of the search itself by their point."""
+        """The ids of the search's trials, by their point."""
         for trial_id, point in self._without_key:
             self._points.setdefault(point_key(point), []).append(trial_id)
         self._without_key.clear()
         return self._points
 
     def best(self) -> str:
-        """The id of the best trial of the search itself; empty while none may win. Chosen anew when
-        a trial has ended, and not at every report; before the first end, when one more was
-        measured."""
+        """Returns the id of the best trial of the search; empty while none may win.
+
+        It is chosen again when a trial has ended, not at every report. Before the first trial has
+        ended, it is chosen again for each newly measured trial.
+        """
         ended = self.measured_and_ended
         now = (ended, self.measured if not ended else 0)
         if self._best_at != now:
@@ -110,19 +114,17 @@ class Standings:
 
     @property
     def failures_in_a_row(self) -> int:
-        """How many of the last trials that ended in this driver session failed, without one between
-        them that did not."""
-        row = 0
+        """How many of this session's last ended trials failed one after another."""
+        count = 0
         for _, is_failed in reversed(self._endings):
             if not is_failed:
                 break
-            row += 1
-        return row
+            count += 1
+        return count
 
     @property
     def saturated_share(self) -> float:
-        """The share of the trials that were measured and have ended of which the objective tells
-        little."""
+        """The share of measured and ended trials whose objective is near 1, so it tells little."""
         return self._saturated / max(1, self.measured_and_ended)
 
     def _add(self, record: _Record) -> None:

@@ -1,4 +1,4 @@
-"""What a trial did from one report to the next, and where, as its worker tells the driver."""
+"""Defines what a worker sends to the driver after a step: the trial's report, its cost and GPUs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Device:
     node: str
     """Ray's id of the node."""
     address: str
-    """Where the node is."""
+    """The node's network address."""
     gpu: str
-    """Ray's id of the GPU, which is how CUDA_VISIBLE_DEVICES names it."""
+    """Ray's id of the GPU, which CUDA_VISIBLE_DEVICES also uses."""
 
     def __str__(self) -> str:
         return f"GPU {self.gpu} of {self.address}"
@@ -25,27 +25,29 @@ class Device:
 
 @dataclass(frozen=True)
 class Step:
+    """What a trial did from one report to the next."""
+
     report: Report
     began: float
-    """Unix time."""
+    """Unix time of the step's start."""
     seconds: float
-    """How long it held its resources since the report before."""
+    """Time for which the trial held its resources since the previous report."""
     held_out: HeldOut | None = None
-    """What each held-out pair had; None where the session measured no pairs."""
+    """The values of each held-out pair; None if the session measured no pairs."""
     reference_pairs: int = 0
-    """Pairs whose reference log-probs its process computed since the report before."""
+    """Pairs whose reference log-probs its process computed since the previous report."""
     micro_batch: int | None = None
-    """Pairs that went through the model at once, if not a whole batch."""
+    """Pairs that went through the model at once; None for a whole batch."""
     tokens_at_once: int = 0
-    """The most tokens of a pass; 0 where they are not known."""
+    """The most tokens of a pass; 0 if that is not known."""
     note: str = ""
-    """What a person should read about it; empty if there is nothing."""
+    """A message for the user; may be empty."""
     pairs_total: int = 0
-    """Pairs until the trial's end; 0 where they are not known."""
+    """Pairs until the trial's end; 0 if that is not known."""
     devices: tuple[Device, ...] = ()
-    """The GPUs that it held; of several processes in the order of their ranks."""
+    """The GPUs that the trial held; those of several processes are in the order of their ranks."""
 
     @property
     def gpus(self) -> str:
-        """The GPUs as CUDA_VISIBLE_DEVICES names them."""
+        """The GPUs in the form of CUDA_VISIBLE_DEVICES."""
         return ",".join(device.gpu for device in self.devices)

@@ -1,16 +1,17 @@
-"""The one rule by which a best is chosen: among the reports of a trial, and among trials.
+"""Defines the rule that chooses the best report of a trial, and the best of several trials.
 
-The largest of many noisy shares is a lucky one, and often the least trained: on easy pairs every
-trial has 1.000 at its first report. So of the reports whose share is within one paired standard
-error of the largest (all saw the same pairs), the best is the one with the largest soft share, and
-of equals the later one. The soft share is the mean over pairs of Φ(m / (0.5 · median |m|)) of their
-margins m: the share with its step rounded off, free of the margins' scale. Of an objective that is
-no share the value itself decides. Where nearly all pairs are right, the other share (`ranking` for
-`accuracy`, and the other way round) is added to the soft one, which by itself tells little there.
-`benchmarks/RESULTS.md` says what this gained over the largest
-value, and which other rules were tried.
+Problem: the largest of many noisy shares is a lucky one, and often the least trained. On easy pairs
+every trial has 1.000 at its first report. So we look at all reports whose share is within one
+paired standard error of the largest (all saw the same pairs). The best of them has the largest soft
+share; of equal ones the later report is better.
 
-Each trial is judged by its own best report, and the trials are then compared by the same rule.
+The soft share is the mean of Φ(m / (0.5 · median |m|)) over the margins m of the pairs: a share
+with a smooth step, which does not depend on the margins' scale. Where nearly all pairs are right,
+it says little alone, so the other share is added (`ranking` for `accuracy` and vice versa).
+For an objective that is no share, the value itself decides.
+
+Trials are compared by their best reports, with the same rule. `benchmarks/RESULTS.md` says what the
+rule gained over the largest value, and which other rules were tried.
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ from dpo_train.scoring.intervals import standard_errors
 from dpo_train.scoring.metrics import Floats, share_right
 
 SOFTNESS = 0.5
-"""Of the median margin. 0.3 does as well; 1 gains nothing and 2 loses (benchmarks/RESULTS.md)."""
+"""Share of the median margin. 0.3 is as good, 1 gains nothing, 2 loses (benchmarks/RESULTS.md)."""
 
 SATURATED = 0.99
-"""A share from which on it tells little."""
+"""A share of this size or more says little."""
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """k reports, each of which might be the best."""
+    """k reports, of which one is chosen as the best."""
 
     values: Floats
-    """Shape (k,): of the objective, the larger the better; -inf where it can't be the best."""
+    """Shape (k,): the objective, the larger the better; -inf if the report can't be the best."""
     pairs_seen: Floats
-    """Shape (k,): of equals the later one is better."""
+    """Shape (k,): of equal reports the later one is better."""
     right: Floats | None = None
-    """Shape (k, N): what each held-out pair adds to the share, between 0 and 1; None where the
-    objective is no share, or a report has none."""
+    """Shape (k, N): what each held-out pair adds to the share, between 0 and 1; None if the
+    objective is no share, or a report has no values of pairs."""
     soft: Floats | None = None
-    """Shape (k,): by what near ones are compared."""
+    """Shape (k,): the soft shares, by which near reports are compared."""
     clusters: NDArray[np.intp] | None = None
     """Shape (N,): the number of each pair's prompt."""
 
@@ -58,21 +59,26 @@ class Candidates:
         clusters: NDArray[np.intp],
         others: Floats | None = None,
     ) -> Candidates:
-        """Of the margins of shape (k, N) whose share above 0 is the objective, and of those whose
-        share is the other one."""
+        """Makes candidates from margins of shape (k, N), whose share above 0 is the objective.
+
+        `others` are the margins of the other share.
+        """
         soft = softness(margins, others, float(values.max()))
         return cls(values, pairs_seen, share_right(margins), soft, clusters)
 
     def rows(self, chosen: NDArray[np.intp]) -> Candidates:
-        """Some of them, in the order asked for."""
+        """Returns the chosen candidates, in the order of `chosen`."""
         right = None if self.right is None else self.right[chosen]
         soft = None if self.soft is None else self.soft[chosen]
         return Candidates(self.values[chosen], self.pairs_seen[chosen], right, soft, self.clusters)
 
 
 def best_first(candidates: Candidates) -> NDArray[np.intp]:
-    """The indices: first those within one standard error of the largest value, by their soft share,
-    then the others by their value."""
+    """Returns the indices of the candidates, the best first.
+
+    Those within one standard error of the largest value come first, by their soft share. The others
+    follow by value.
+    """
     values, later = candidates.values, candidates.pairs_seen
     if candidates.soft is None:
         return np.lexsort((-later, -values))
@@ -81,8 +87,10 @@ def best_first(candidates: Candidates) -> NDArray[np.intp]:
 
 
 def is_near(candidates: Candidates) -> NDArray[np.bool_]:
-    """Shape (k,): which lie within one paired standard error of the largest value. Of an objective
-    that is no share those that equal it."""
+    """Returns which candidates are within one paired standard error of the largest value.
+
+    For an objective that is no share, these are the ones that equal it. Shape (k,).
+    """
     values, right, clusters = candidates.values, candidates.right, candidates.clusters
     largest = values.max()
     if right is None or candidates.soft is None or clusters is None or not np.isfinite(largest):
@@ -94,17 +102,19 @@ def is_near(candidates: Candidates) -> NDArray[np.bool_]:
 def is_within_error(
     behind: Floats, differences: Floats, clusters: NDArray[np.intp]
 ) -> NDArray[np.bool_]:
-    """Shape (k,): whether reports that lie `behind` the largest value, shape (k,), lie there by no
-    more than one standard error of their `differences` from it, shape (k, N)."""
+    """Returns which reports are at most one standard error behind the largest value, shape (k,).
+
+    `behind` are their distances, shape (k,), `differences` those of each pair, shape (k, N).
+    """
     return np.asarray(behind <= standard_errors(differences, clusters) + _ROUNDING)
 
 
 def most_behind(clusters: NDArray[np.intp]) -> float:
-    """How far below the largest share another may lie and still be within one standard error of it,
-    whatever their pairs are.
+    """Returns the largest distance at which a share can be within one standard error of another.
 
-    Of N differences between -1 and 1 the squares around their mean sum up to at most N, and those
-    of the sums over prompts to at most N times the pairs of the largest prompt.
+    It holds for any values of the pairs: for N differences between -1 and 1 the squares around
+    their mean sum to at most N, and those of sums over prompts to at most N times the pairs of the
+    largest prompt.
     """
     sizes = np.bincount(clusters)
     largest, count = int(sizes.max()), len(sizes)
@@ -112,7 +122,7 @@ def most_behind(clusters: NDArray[np.intp]) -> float:
 
 
 def softness(margins: Floats, others: Floats | None, largest: float) -> Floats:
-    """Shape (k,): by what near ones are compared, given the largest value of all."""
+    """Returns the soft shares, shape (k,), plus the other shares if `largest` is saturated."""
     soft = soft_shares(margins)
     if others is None or largest < SATURATED:
         return soft
@@ -121,11 +131,11 @@ def softness(margins: Floats, others: Floats | None, largest: float) -> Floats:
 
 
 def soft_shares(margins: Floats) -> Floats:
-    """Shape (k,), of margins of shape (k, N)."""
+    """Returns the soft shares, shape (k,), of margins of shape (k, N)."""
     from scipy.special import ndtr  # 9 MB, and a trial's own process never needs it
 
     scale = np.median(np.abs(margins), axis=1, keepdims=True)
-    # Where half of the margins are 0 there is no scale, and the step stays a step.
+    # If half of the margins are 0 the scale is 0. We replace it with a tiny one, so the step stays.
     soft = ndtr(margins / (SOFTNESS * np.where(scale > 0, scale, 1e-12)))
     shares: Floats = soft.mean(axis=1)
     return shares

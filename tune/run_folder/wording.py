@@ -1,4 +1,4 @@
-"""Points and durations as people read them."""
+"""Formats points and durations for people."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from tune.config.space import Point
 
 
 def describe(point: Point) -> str:
-    """A point on one line, by the last part of each path; a part with fields by those: of the value
-    `{alpha: 32}` of `lora` it is `alpha=32`."""
+    """Returns a point on one line, with the last part of each path.
+
+    A group of fields is shown by its fields: `lora` with the value `{alpha: 32}` is `alpha=32`.
+    """
     return " ".join(
         value_text(value)
         if isinstance(value, dict) and value
@@ -20,8 +22,7 @@ def describe(point: Point) -> str:
 
 
 def value_text(value: Any, digits: int = 3) -> str:
-    """A value as people read it: `null`, `true`, `0.000317`, `alpha=32`; floats by so many
-    digits."""
+    """Returns a value as text: `null`, `true`, `0.000317`, `alpha=32`; floats with `digits`."""
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     if isinstance(value, dict) and value:
@@ -30,7 +31,7 @@ def value_text(value: Any, digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
+    """Returns a duration as text: `45 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

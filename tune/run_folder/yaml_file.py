@@ -1,4 +1,4 @@
-"""`search.yaml` in the run folder, and other YAML files that are written."""
+"""Writes `search.yaml` in the run folder, and other YAML files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from dpo_train.storage.files import write_atomically
 from tune.config.schema import OUTPUTS, SearchConfig
 
 _LEFT_OUT_BY_DEFAULT = ("simulated", "trl", *OUTPUTS)
-"""Parts that say nothing of most searches."""
+"""Sections that most searches don't use."""
 
 
 class _Representer(RoundTripRepresenter):
     """Writes null as `null`; ruamel would write nothing."""
 
     def represent_null(self, _: None) -> ScalarNode:
+        """Returns the node of a null value."""
         return self.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
@@ -35,10 +36,10 @@ def write_yaml(path: Path, config: SearchConfig) -> None:
 
 
 def search_content(config: SearchConfig) -> YamlTree:
-    """The resolved configuration as a person would write it; read again it is the same.
+    """Returns the resolved configuration as a person would write it.
 
-    What is left out: values that are null or empty and would be so by default, and parts of which
-    a search uses nothing.
+    Values that are null or empty by default are omitted, and so are sections that the search does
+    not use. Reading it gives the same configuration.
     """
     content = _content(config)
     for name in _LEFT_OUT_BY_DEFAULT:
@@ -48,6 +49,7 @@ def search_content(config: SearchConfig) -> YamlTree:
 
 
 def dump_yaml(path: Path, content: YamlTree) -> None:
+    """Writes a YAML file atomically."""
     yaml, stream = YAML(typ="rt", pure=True), io.StringIO()
     yaml.Representer = _Representer
     yaml.dump(content, stream)
@@ -55,7 +57,7 @@ def dump_yaml(path: Path, content: YamlTree) -> None:
 
 
 def flat(tree: JsonValue, prefix: str = "") -> dict[str, JsonValue]:
-    """The leaves of a nested mapping by their dotted paths."""
+    """Returns the leaves of a nested mapping by their dotted paths."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     leaves: dict[str, JsonValue] = {}
@@ -64,10 +66,10 @@ def flat(tree: JsonValue, prefix: str = "") -> dict[str, JsonValue]:
     return leaves
 
 
-def _content(part: BaseModel) -> YamlTree:
-    dumped, content = part.model_dump(mode="json", by_alias=True), YamlTree()
-    for name, field in type(part).model_fields.items():
-        value, key = getattr(part, name), field.alias or name
+def _content(section: BaseModel) -> YamlTree:
+    dumped, content = section.model_dump(mode="json", by_alias=True), YamlTree()
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), field.alias or name
         if isinstance(value, BaseModel):
             content[key] = _content(value)
         elif isinstance(value, dict) and any(
@@ -80,7 +82,7 @@ def _content(part: BaseModel) -> YamlTree:
 
 
 def _on_one_line(value: object) -> object:
-    """A list of plain values stands on one line, like `[1e-05, 0.0001]`."""
+    """Returns a list of plain values in a form that is written on one line: `[1e-05, 0.0001]`."""
     if not isinstance(value, list) or any(isinstance(each, dict | list) for each in value):
         return value
     line = CommentedSeq(value)

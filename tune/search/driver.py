@@ -189,7 +189,7 @@ def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
 def _publish(results: Results, config: SearchConfig) -> Results:
     """Pushes the winner and serves it, if the configuration says so."""
     if config.hub.when != "never":
-        from tune.publish.push import push_if_asked  # the Hub's client takes half a second
+        from tune.publish.push import push_if_configured  # the Hub's client takes half a second
 
-        results = push_if_asked(results, config)
+        results = push_if_configured(results, config)
     return deploy_if_asked(results, config)

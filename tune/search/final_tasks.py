@@ -42,7 +42,7 @@ class FinalTasks:
         """What Tune gives to a process next; None while a trial is open, or with nothing to do."""
         if self.was_given or self._records.open_trials():
             return None
-        run = self._records.folder.place
+        run = self._records.folder.location
         if asked := choose_winner.next_evaluation(self._config, self._records, self._tried):
             run_id, folder = asked
             self._tried.add(run_id)

@@ -21,7 +21,7 @@ from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated
 from tune.run_folder import exports
-from tune.run_folder.placements import Place, Placements
+from tune.run_folder.placements import Placement, Placements
 from tune.run_folder.records import Records, State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
@@ -173,7 +173,7 @@ class SearchScheduler(FIFOScheduler):
         step = outcome_of(result).step
         assert step is not None
         report = step.report
-        place = Place(result["node_ip"], step.gpus, result["pid"])
+        place = Placement(result["node_ip"], step.gpus, result["pid"])
         self._places.note(trial_id, place, step.began)
         self._tokens[trial_id] = step.tokens_at_once
         self._broken_gpus.works(step.devices)

@@ -93,7 +93,7 @@ class StudySearcher(Searcher):
         return to_tune(
             TrainTask(
                 trial=record.id,
-                run=self._records.folder.place,
+                run=self._records.folder.location,
                 point=record.config,
                 confirms=record.confirms,
                 micro_batch=record.micro_batch,

@@ -1,1 +1,1 @@
-"""Trackers: a child process follows the trial records and shows them in services like W&B."""
+"""Shows a search in services like W&B, by a child process that follows the trial records."""

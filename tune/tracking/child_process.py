@@ -1,6 +1,6 @@
-"""The driver's side of the trackers: one child process, started, ended in time, left behind.
+"""Starts and ends the child process of the trackers, for the driver.
 
-The child, `tune/tracking/follower.py`, reads the trial records and tells the trackers.
+The child, `tune/tracking/follower.py`, reads the trial records and passes them to the trackers.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from tune.run_folder.paths import RunFolder
 from tune.tracking import trackers
 
 CLOSE_SECONDS = 10.0
-"""The most that a search waits for its trackers at its end; it never waits before."""
+"""How long a search waits for its trackers at its end, at most. It never waits before its end."""
 LOG = "tracking/child.log"
-"""In the run folder: what the trackers' libraries print, and errors in full. The child locks it. It
-has a folder of its own, because files beside `run.json` that a run's URL lacks are removed."""
+"""The log in the run folder: output of the trackers' libraries, and full errors. The child locks
+it. Files beside `run.json` that a run's URL lacks are removed, so the log has its own folder."""
 
 
 class TrackingProcess:
-    """Shows a search in its trackers while it runs, if its configuration wants any."""
+    """Shows a search in its trackers while it runs, if its configuration has any."""
 
     def __init__(self, folder: RunFolder, config: SearchConfig) -> None:
         self._folder = folder
         self._process = _start(folder) if trackers.wanted(folder, config, _warn) else None
         if self._process is not None:
-            # The child has something to say long before its end: that it can't reach a server.
+            # The child may warn long before its end, for example of an unreachable server.
             self._listening = threading.Thread(target=self._pass_on, daemon=True)
             self._listening.start()
 
     def close(self) -> None:
-        """Lets the child end, for at most CLOSE_SECONDS, then ends it."""
+        """Waits at most CLOSE_SECONDS for the child to end, then kills it."""
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -65,8 +65,7 @@ def _warn(line: str) -> None:
 
 
 def kill_children(pid: int) -> None:
-    """Kills the processes that a process itself started, like a client's, which has a session of
-    its own, and not those that these started."""
+    """Kills the direct children of a process, like a tracker's client in its own session."""
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
@@ -75,7 +74,7 @@ def kill_children(pid: int) -> None:
 def _start(folder: RunFolder) -> subprocess.Popen[str]:
     (folder.path / LOG).parent.mkdir(exist_ok=True)
     environment = trackers.environment()
-    # A notebook may have found this package by a path of its own.
+    # A notebook may have imported this package from a path that only it knows, so we pass the path.
     paths = [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
     with (folder.path / LOG).open("w") as log:
         return subprocess.Popen(
@@ -85,6 +84,6 @@ def _start(folder: RunFolder) -> subprocess.Popen[str]:
             stderr=log,
             text=True,
             env=environment | {"PYTHONPATH": os.pathsep.join(paths)},
-            # Ctrl-C is the search's.
+            # Ctrl-C must reach the search only.
             start_new_session=True,
         )

@@ -1,7 +1,7 @@
-"""The child process that tells the trackers of a search what it reads in the trial records.
+"""Runs the child process that reads the trial records and passes them to the trackers.
 
-`python -m tune.tracking.follower RUN` goes on until its stdin closes, then tells the rest and ends.
-It may be killed at any time. It knows the protocol of a tracker, and no tracker.
+`python -m tune.tracking.follower RUN` runs until its stdin closes, then passes the rest and ends.
+It may be killed at any time. It knows the protocol of a tracker, but no tracker.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from tune.tracking.tracker import Say, Tracker
 
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 8.5
-"""For all that is left at the end; the driver kills at child_process.CLOSE_SECONDS."""
+"""Time for the rest at the end. The driver kills the child after child_process.CLOSE_SECONDS."""
 
 OpenTrackers = Callable[[RunFolder, SearchConfig, Say], list[Tracker]]
 
 
 class Follower:
-    """Reads the trial records of a run folder for one tracker, and tells it what has changed."""
+    """Reads the trial records of a run folder and passes their changes to one tracker."""
 
     def __init__(self, folder: RunFolder, tracker: Tracker) -> None:
         self._folder = folder
         self._tracker = tracker
         self._seen: dict[str, int] = {}
-        """When each record that was read had been written, in nanoseconds."""
+        """The modification time of each record when it was last read, in nanoseconds."""
         self._running: dict[str, TrialRecord] = {}
         self._ended: set[str] = set()
 
     def follow(self, closing: threading.Event) -> None:
-        """Tells a driver session from its beginning until it closes."""
+        """Shows a driver session from its beginning until it closes."""
         try:
             self._tracker.begin_search()
             while not closing.wait(_POLL_SECONDS):
-                self.look()
-            self.look()
+                self.poll()
+            self.poll()
             for record in self._running.values():
                 self._tracker.end_trial(record)
             self._tracker.end_search(self._results())
         finally:
             self._tracker.close()
 
-    def look(self) -> None:
-        """Tells what has changed in the records since the last look.
+    def poll(self) -> None:
+        """Passes on what has changed in the records since the last poll.
 
-        It begins with the trials that were running: to end one is quick, and to show a new one may
-        take a tracker more time than is left at the end.
+        Showing a new trial may take longer than the time at the end, and ending one is quick. So we
+        start with the trials that were running.
         """
         paths = sorted(self._folder.trials.glob("*.json"))
         for path in sorted(paths, key=lambda path: path.stem not in self._running):
@@ -69,9 +69,9 @@ class Follower:
             changed = path.stat().st_mtime_ns
             if self._seen.get(path.stem) != changed:
                 self._seen[path.stem] = changed
-                self._tell(TrialRecord.model_validate_json(path.read_text()))
+                self._show(TrialRecord.model_validate_json(path.read_text()))
 
-    def _tell(self, record: TrialRecord) -> None:
+    def _show(self, record: TrialRecord) -> None:
         if record.state in ENDED:
             self._running.pop(record.id, None)
             self._ended.add(record.id)
@@ -85,12 +85,12 @@ class Follower:
             return None
         results = load_results(self._folder)
         if len(results.runs) < len(list(self._folder.trials.glob("*.json"))):
-            return None  # they are those of an earlier driver session, and this one was interrupted
+            return None  # this driver session was interrupted; the results are from an earlier one
         return results
 
 
 def main(folder: RunFolder, open_trackers: OpenTrackers, is_only_child: bool = True) -> None:
-    """Follows a run folder until stdin closes. What it prints is meant for a person."""
+    """Follows a run folder until stdin closes. What it prints is shown to the user."""
     say = _take_stdout()
     closing = threading.Event()
     threading.Thread(target=_watch_stdin, args=[closing, folder], daemon=True).start()
@@ -99,9 +99,9 @@ def main(folder: RunFolder, open_trackers: OpenTrackers, is_only_child: bool = T
             found = open_trackers(folder, load_search(folder.search_yaml), say)
         except Exception as error:
             traceback.print_exc()
-            say(f"tracking: {one_line(error)}; nothing is shown, see {folder.path / LOG}")
+            say(f"tracking: {one_line(error)}; no tracker runs, see {folder.path / LOG}")
             found = []
-        # In threads, so that one that fails or waits for its server does not stop the others.
+        # Each has its own thread, so that one that fails or waits does not stop the others.
         following = [
             threading.Thread(target=_follow, args=[folder, tracker, say, closing])
             for tracker in found
@@ -118,11 +118,11 @@ def _follow(folder: RunFolder, tracker: Tracker, say: Say, closing: threading.Ev
         Follower(folder, tracker).follow(closing)
     except Exception as error:
         traceback.print_exc()
-        say(f"{tracker.name}: {one_line(error)}; nothing more is told, see {folder.path / LOG}")
+        say(f"{tracker.name}: {one_line(error)}; it gets no more reports, see {folder.path / LOG}")
 
 
 def _take_stdout() -> Say:
-    """Keeps stdout for what we say; all that a tracker's library prints goes where stderr goes."""
+    """Reserves stdout for our messages, and sends the output of trackers' libraries to stderr."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -135,7 +135,7 @@ def _take_stdout() -> Say:
 
 
 def _watch_stdin(closing: threading.Event, folder: RunFolder) -> None:
-    """The driver closes stdin at the search's end, and its death closes it too."""
+    """Waits until stdin closes, by the driver at its end or by its death; then ends the process."""
     while os.read(0, 1024):
         pass
     closing.set()
@@ -146,14 +146,14 @@ def _watch_stdin(closing: threading.Event, folder: RunFolder) -> None:
 
 @contextlib.contextmanager
 def _only_child(folder: RunFolder) -> Iterator[None]:
-    """Waits for the child of a driver that was killed: it has seconds to end what it opened."""
+    """Waits until the child of an earlier, killed driver has ended, which takes seconds."""
     with (folder.path / LOG).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _leave() -> None:
-    """Ends this process and those that the trackers started, whatever they wait for."""
+    """Ends this process and those that the trackers started, even if they are waiting."""
     kill_children(os.getpid())
     os._exit(0)
 

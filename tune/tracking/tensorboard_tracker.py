@@ -1,7 +1,7 @@
-"""TensorBoard as a tracker: event files under `tensorboard/` in the run folder, one folder a trial.
+"""Writes event files for TensorBoard under `tensorboard/` in the run folder, one folder a trial.
 
-A driver session writes a trial's file anew from its record. So each report stands there once,
-whatever an earlier driver session wrote and whenever its process was killed.
+Problem: an earlier driver session may have been killed while it wrote. So each driver session
+writes a trial's file again from its record, and each report is in it once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
 
 _BEST = "best/"
-"""Stands before the names of the metrics of a trial's best report, by which trials are ranked."""
+"""Prefix of the metrics of a trial's best report, by which trials are ranked."""
 
 
 class TensorboardTracker:
-    """Scalars over `pairs_seen`, and for the page HPARAMS the axes and the metrics of the best."""
+    """Writes scalars over `pairs_seen`; for the HPARAMS page, the axes and the best metrics."""
 
     name = "TensorBoard"
 
@@ -36,7 +36,7 @@ class TensorboardTracker:
         self._open: dict[str, _TrialFile] = {}
 
     def begin_search(self) -> None:
-        """Names the axes and the metrics; a trial's own file has only the axes that it uses."""
+        """Writes the names of all axes and metrics. A trial's file names only the axes it uses."""
         _import_without_torch()
         axes = {path: _example(axis) for path, axis in self._config.space.items()}
         experiment, _, _ = _hparams(axes, [_BEST + name for name in objectives()])
@@ -45,18 +45,21 @@ class TensorboardTracker:
         file.close()
 
     def report(self, record: TrialRecord) -> None:
+        """Writes the new reports of a trial."""
         if record.id not in self._open:
             self._open[record.id] = _TrialFile(self._root / record.id, record)
         self._open[record.id].write_reports(record)
 
     def end_trial(self, record: TrialRecord) -> None:
+        """Writes the last reports of a trial and its end."""
         self.report(record)
         self._open.pop(record.id).end(record)
 
     def end_search(self, results: Results | None) -> None:
-        """Does nothing: each trial's file has all that is shown."""
+        """Does nothing: the trials' files already have everything."""
 
     def close(self) -> None:
+        """Closes all open files."""
         for trial in self._open.values():
             trial.file.close()
 
@@ -75,13 +78,13 @@ class _TrialFile:
         """Writes the reports that are not in the file yet."""
         for report in record.curve:
             pairs = int(report["pairs_seen"])
-            if pairs > self._last_pairs:  # else a trial reports again what it had lost
+            if pairs > self._last_pairs:  # a trial that lost work repeats earlier reports
                 self._last_pairs = pairs
                 self.file.write_scalars(report, pairs)
         self.file.flush()
 
     def end(self, record: TrialRecord) -> None:
-        """Writes the best report and how the trial ended; nothing of one that was interrupted."""
+        """Writes the best report and the trial's end, but nothing if it was interrupted."""
         if record.state in ENDED:
             if record.metrics:
                 best = {
@@ -106,7 +109,7 @@ class _EventFile:
             earlier.unlink()
         self._writer = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.tune"))
         self._write_event(file_version="brain.Event:2")
-        # A TensorBoard that is open has the earlier file's numbers: this makes it drop them.
+        # A running TensorBoard still has the earlier file's values, so this event removes them.
         self._write_event(session_log=SessionLog(status=SessionLog.START), step=0)
 
     def write(self, summary: Any, step: int) -> None:
@@ -132,8 +135,8 @@ class _EventFile:
 
 
 def _import_without_torch() -> None:
-    """Imports tensorboardX. It imports torch if there is one, which takes 190 MB and is of no use
-    here, so torch is hidden from it."""
+    """Imports tensorboardX. It would also import torch, which takes 190 MB and is not needed here,
+    so we hide torch from it."""
     is_hidden = "torch" not in sys.modules
     if is_hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]
@@ -145,20 +148,23 @@ def _import_without_torch() -> None:
 
 
 def _example(axis: Axis) -> JsonValue:
-    """A value by which TensorBoard knows the axis's type."""
+    """Returns a value from which TensorBoard learns the axis's type."""
     values = [to_optuna(value) for value in axis.corners]
     return next((value for value in values if value is not None), None)
 
 
 def _hparams(values: Mapping[str, JsonValue], metrics: Collection[str]) -> Any:
-    """The summaries of an experiment, of a trial's begin and of its end."""
+    """Returns three summaries: of the experiment, of a trial's start, and of its end."""
     from tensorboardX.summary import hparams  # slow to import
 
     return hparams(values, dict.fromkeys(metrics, 0.0))
 
 
 def _session_end(record: TrialRecord) -> Any:
-    """The summary of a trial's end. tensorboardX's own knows no failure and no time."""
+    """Returns the summary of a trial's end.
+
+    tensorboardX's own summary can't express a failure or a time, so we make it ourselves.
+    """
     from tensorboardX.proto.api_pb2 import Status  # slow to import
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo
 

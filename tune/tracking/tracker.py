@@ -1,4 +1,7 @@
-"""What a tracker is: it shows a search in another program while it runs. Knows no such program."""
+"""Defines the protocol of a tracker, which shows a running search in another program.
+
+Knows no such program.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,37 @@ from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 
 Say = Callable[[str], None]
-"""Shows a line to the person who runs the search, as a warning."""
+"""Shows a line to the user as a warning."""
 
 
 class Tracker(Protocol):
-    """Is told of one driver session of a search, in a thread of its own in the child process.
+    """Shows one driver session of a search. It runs in its own thread of the child process.
 
-    What it raises is shown in one line and ends it alone. The process may be killed between any two
-    lines of it, and has seconds once the driver session ends. A later driver session tells a new
-    tracker everything again, so it has to know, or to find out, what it has shown already.
+    An error that it raises is shown as one line and ends only this tracker. The process may be
+    killed at any time, and has only seconds once the driver session ends. A later driver session
+    calls a new tracker with everything again, so a tracker must find out what is already shown.
     """
 
     name: str
-    """What people call it."""
+    """The name that users see."""
 
     def begin_search(self) -> None:
-        """Connects, or makes its files. Called once, first."""
+        """Connects, or creates files. Called first, once."""
 
     def report(self, record: TrialRecord) -> None:
-        """Shows a running trial: when it begins, and when its curve has new reports. A trial that
-        lost work shortens its curve, then reports again what it lost."""
+        """Shows a running trial. Called when the trial begins and when its curve has new reports.
+
+        The curve of a trial that lost work becomes shorter, then the trial repeats these reports.
+        """
 
     def end_trial(self, record: TrialRecord) -> None:
-        """Shows the end of a trial; called once for each, also for what ended before this driver
-        session. A state that is not in `ENDED` means interrupted: a later one goes on with it."""
+        """Shows the end of a trial. Called once for each, also if it ended in an earlier session.
+
+        A state that is not in `ENDED` means interrupted: a later driver session continues it.
+        """
 
     def end_search(self, results: Results | None) -> None:
-        """Shows the results, and returns when all is sent; None if the search was interrupted."""
+        """Shows the results, None if the search was interrupted. Returns when all is sent."""
 
     def close(self) -> None:
-        """Ends what it started, files and processes. Called last, also after an error."""
+        """Closes files and ends processes. Called last, also after an error."""

@@ -1,6 +1,6 @@
-"""The trackers that there are, which of them a search wants, and what others ask of each.
+"""Lists the trackers, and answers questions about them for the driver, doctor and publisher.
 
-The driver, the doctor and the publisher know this file and no tracker.
+These know this file and no single tracker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tune.tracking.wandb_tracker import WandbTracker
 
 
 def wanted(folder: RunFolder, config: SearchConfig, say: Say) -> list[Tracker]:
-    """The trackers that a search wants. None does anything before it is told to begin."""
+    """Returns the trackers that a configuration has. They do nothing before `begin_search`."""
     trackers: list[Tracker] = []
     if config.tensorboard:
         trackers.append(TensorboardTracker(folder, config))
@@ -24,26 +24,26 @@ def wanted(folder: RunFolder, config: SearchConfig, say: Say) -> list[Tracker]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, without what would change what a tracker does; for the child."""
+    """Returns the environment for the child, without variables that change what a tracker does."""
     return wandb_client.environment()
 
 
 def mark_unsent(folder: RunFolder) -> None:
-    """Marks what a child that was ended left unsent in a run folder."""
+    """Marks the runs that a killed child did not send."""
     wandb_files.mark_unsent(folder)
 
 
 def how_to_send(folder: RunFolder) -> str:
-    """Says what waits on disk and the command that sends it; empty if nothing waits."""
+    """Returns a line on what waits on disk and the command that sends it; empty if nothing does."""
     return wandb_files.how_to_send(folder)
 
 
 def public_pages(folder: RunFolder) -> dict[str, str]:
-    """The addresses at which everyone may see a search, by what is seen there."""
+    """Returns the public addresses that show a search, by what each shows."""
     sweep = wandb_files.Memory.of(folder).public_page
     return {"W&B sweep": sweep} if sweep else {}
 
 
 def logins(config: SearchConfig | None) -> dict[str, str]:
-    """Whether one is logged in to each service, by its name, and what a search does with it."""
+    """Returns for each service whether the user is logged in, and what a search sends there."""
     return {WandbTracker.name: wandb_client.describe_login(config)}

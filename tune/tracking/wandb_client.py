@@ -1,6 +1,6 @@
-"""All that is known of Weights & Biases' client: its environment, the login, the sweep, a run.
+"""Calls the client of Weights & Biases: its environment, the login, the sweep, a run.
 
-It imports `wandb` inside its functions: a driver needs the environment alone, and must not wait.
+`wandb` is imported inside functions: a driver needs only the environment, and must not wait.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Mode = Literal["online", "offline"]
 LOGIN = script("wandb", "login")
 
 _INIT_SECONDS = 4.0
-"""For one run; the client's own default is 90."""
+"""Time to open one run. The client's default is 90."""
 
-# What the user's environment may say: where the server is, who one is. All else (a sweep, a run's
-# id, a mode that is left over from another command) is the search's own to say.
+# The variables that a user may set: the server and the login. The search itself sets the others, so
+# that a sweep, a run's id or a mode left over from another command has no effect.
 _ACCESS = (
     "WANDB_API_KEY",
     "WANDB_APP_URL",
@@ -44,7 +44,7 @@ _ACCESS = (
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, without what the client reads beyond who and where."""
+    """Returns this process's environment, with only the client's variables for server and login."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -58,45 +58,47 @@ def environment() -> dict[str, str]:
 
 
 def describe_login(config: SearchConfig | None) -> str:
-    """Whether one is logged in, and what the search will do with it, in one line."""
-    login = "logged in" if _is_logged_in() else f"not logged in (`{LOGIN}`)"
+    """Returns one line on whether the user is logged in, and what the search sends to W&B."""
+    login = "logged in" if _is_logged_in() else f"not logged in (type `{LOGIN}`)"
     if config is None:
         return login
     use = {
-        "online": f"the search is seen in {config.wandb.project} while it runs",
-        "offline": "the search writes files, `wandb sync` sends them",
-        "disabled": "the search tells it nothing",
+        "online": f"the search is shown in the project {config.wandb.project} while it runs",
+        "offline": "the search writes files, which `wandb sync` sends",
+        "disabled": "the search sends nothing",
     }
     return f"{login}; {config.wandb.mode}: {use[config.wandb.mode]}"
 
 
 def _is_logged_in() -> bool:
-    """Whether wandb finds an API key in the environment or its login file; asks no server."""
+    """Returns whether wandb finds an API key in the environment or its login file.
+
+    No server is contacted.
+    """
     import wandb  # slow to import, and it reads the environment then
 
     try:
         return bool(wandb.login(prompt=False, verify=False))
-    except wandb.Error:  # a key that can't be one
+    except wandb.Error:  # the key is malformed
         return False
 
 
 def log_in() -> bool:
-    """Asks the server whether it knows the key; False without a key. Raises what the client
-    raises."""
+    """Checks the key with the server. Returns False without a key. Raises the client's errors."""
     import wandb  # slow to import, and it reads the environment then
 
     return bool(wandb.login(prompt=False, verify=True))
 
 
 def make_sweep(config: SearchConfig) -> tuple[str, str]:
-    """Makes the sweep of a search; its path, entity/project/id, and where people see it."""
+    """Creates the sweep of a search. Returns its path, entity/project/id, and its web address."""
     import wandb  # slow to import, and it reads the environment then
 
-    wanted = config.wandb
+    settings = config.wandb
     definition = dict(wandb_payload.definition(config))
-    made = wandb.sweep(definition, entity=wanted.entity, project=wanted.project)
-    # Where it came to lie, the client leaves in this process's environment.
-    path = f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{made}"
+    sweep_id = wandb.sweep(definition, entity=settings.entity, project=settings.project)
+    # The client writes the sweep's entity and project into this process's environment.
+    path = f"{os.environ['WANDB_ENTITY']}/{os.environ['WANDB_PROJECT']}/{sweep_id}"
     return path, str(wandb.setup().settings.app_url)
 
 
@@ -108,7 +110,7 @@ def stop_sweep(path: str) -> None:
 
 
 def end() -> None:
-    """Ends the client's own process and waits for that."""
+    """Ends the client's process and waits for its end."""
     import wandb  # slow to import, and it reads the environment then
 
     wandb.teardown()
@@ -123,17 +125,18 @@ class Target:
     """The run folder, under which the client writes."""
     mode: Mode
     sweep_id: str | None
-    """Of the sweep that the trials join."""
+    """The id of the sweep that the trials join."""
 
 
 class OpenRun:
-    """A run that the client holds open, and how it ends."""
+    """A run that the client has open."""
 
     def __init__(self, target: Target, run_id: str, settings: wandb_payload.Values | None) -> None:
-        """Opens it; online for seconds at most. `settings` are a trial's, None for the search.
+        """Opens a run, which takes seconds at most online.
 
-        An online run goes on after the last row that the server has; one on disk begins anew.
-        Raises what the client raises, after which it takes this id no more.
+        `settings` are those of a trial, None for the run of the search. An online run continues
+        after the last row that the server has; a run on disk starts from the beginning. Raises the
+        client's errors; after an error the client refuses this id.
         """
         import wandb  # slow to import, and it reads the environment then
 
@@ -143,7 +146,8 @@ class OpenRun:
         self.was_cut_off = False
         """Whether the client stopped sending, after an error or a click on `stop`."""
         self.has_ended = False
-        """Whether the trial has; an interrupted one has not."""
+        """Whether the trial has ended. An interrupted trial has not."""
+        # Open it.
         is_trial = settings is not None
         self._run = wandb.init(
             id=run_id,
@@ -157,9 +161,10 @@ class OpenRun:
             mode=target.mode,
             resume="allow" if target.mode == "online" else None,
             reinit="create_new",
-            # A function, which the client can copy; a bound method it can't.
+            # The client copies it, which fails for a bound method, so we pass a function.
             settings=_settings(target, is_trial, lambda: self._cut_off()),
         )
+        # Show a trial's metrics over the pairs that it has seen.
         if is_trial:
             self._run.define_metric("pairs_seen")
             self._run.define_metric("*", step_metric="pairs_seen")
@@ -168,19 +173,19 @@ class OpenRun:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie; what was sent can be removed."""
+        """The folder of its files, which can be removed once they are sent."""
         return Path(self._run.settings.sync_dir)
 
     def log(self, record: TrialRecord) -> None:
-        """Logs the reports that W&B does not have yet, each as the row of its number."""
+        """Logs the reports that W&B does not have yet; report number n is row n."""
         for number, report in enumerate(record.curve[self._rows :], start=self._rows):
-            # Committed, else the last row waits for the end and overwrites the summary.
+            # Without a commit the last row would be sent at the end and overwrite the summary.
             self._run.log(report, step=number, commit=True)
         self._rows = max(self._rows, len(record.curve))
 
     def log_results(self, config: SearchConfig, results: Results, report: Path) -> None:
-        """Logs the table of all trials, the report if there is one, the verdict, and as an artifact
-        where the winner was pushed to."""
+        """Logs the table of all trials, the report if it exists, the verdict, and an artifact with
+        the address of the pushed winner."""
         import wandb  # slow to import, and it reads the environment then
 
         table = wandb_payload.table(config, results)
@@ -194,20 +199,21 @@ class OpenRun:
         self._run.summary.update(verdict)
         if results.published is not None and results.published.url:
             winner = wandb.Artifact(f"{config.name}-winner", "model", metadata=verdict)
-            # By its address alone, which names a commit: nothing is fetched.
+            # The artifact has only the address, which names a commit, so no weights are read.
             winner.add_reference(results.published.url, name="repository", checksum=False)
             self._run.log_artifact(winner)
 
     def summarize(self, summary: wandb_payload.Values) -> None:
+        """Adds values to the run's summary."""
         self._run.summary.update(summary)
 
     def interrupt(self) -> None:
-        """Ends it as one that goes on under the same id."""
+        """Ends the run as one that will continue under the same id."""
         self._run.mark_preempting()
         self._finish(1)
 
     def end(self, exit_code: int) -> None:
-        """Ends it for good. In the background, since the client waits for the last upload."""
+        """Ends the run for good, in the background, since the client waits for the last upload."""
         self.has_ended = True
         self._finish(exit_code)
 
@@ -225,13 +231,16 @@ class OpenRun:
 
     @property
     def is_finishing(self) -> bool:
+        """Whether the end has begun."""
         return self._finishing is not None
 
     @property
     def is_finished(self) -> bool:
+        """Whether the last upload is over."""
         return self._finishing is not None and not self._finishing.is_alive()
 
     def wait(self) -> None:
+        """Waits for the last upload."""
         if self._finishing is not None:
             self._finishing.join()
 
@@ -240,9 +249,10 @@ class OpenRun:
 
 
 def _gave_up(folder: Path) -> bool:
-    """Whether the client met an error after which it sends no more of a run.
+    """Returns whether the client had an error after which it stopped sending the run.
 
-    `finish` returns as ever then, so its log is asked: slog's level above ERROR is the fatal one.
+    `finish` returns normally even then, so we look in the client's log for a fatal error, which is
+    slog's level above ERROR.
     """
     log = folder / "logs" / "debug-internal.log"
     return log.exists() and '"level":"ERROR+4"' in log.read_text(errors="replace")
@@ -255,12 +265,12 @@ def _settings(target: Target, is_trial: bool, cut_off: Callable[[], None]) -> An
         root_dir=str(target.folder),
         sweep_id=target.sweep_id if is_trial else None,
         init_timeout=_INIT_SECONDS,
-        # Without it a click on `stop` would interrupt this process.
+        # Without this function, a click on `stop` would interrupt this process.
         stop_fn=cut_off,
         stop_on_fatal_error=True,
         silent=True,
         symlink=False,
-        # Nothing of this machine: no console, code, git state, host, packages, load.
+        # Send nothing about this machine: no console, code, git state, host, packages, load.
         console="off",
         disable_code=True,
         disable_git=True,
@@ -273,6 +283,6 @@ def _settings(target: Target, is_trial: bool, cut_off: Callable[[], None]) -> An
         x_disable_meta=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        # What a killed client has on disk is what can be sent later.
+        # If the client is killed, only what is on disk can be sent, so it writes every second.
         x_transaction_log_flush_interval=1.0,
     )

@@ -1,4 +1,4 @@
-"""What W&B has in a run folder: the client's files, and `wandb.json`. Imports no client."""
+"""Manages W&B's files in a run folder: the client's files, and `wandb.json`. Imports no client."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from pydantic import Field
 
 from dpo_train.command_line import script
 from dpo_train.errors import StoreError
@@ -21,47 +23,50 @@ _PUBLIC = "https://wandb.ai"
 
 
 class Memory(Document):
-    """`wandb.json`: what a later driver session must know of this one. Holds no secret."""
+    """The content of `wandb.json`: what a later driver session must know. It has no secrets."""
 
     sweep: str | None = None
-    """Path of the sweep that this search made: entity/project/id."""
+    """Path of the sweep that this search created: entity/project/id."""
     app: str | None = None
-    """Where people see it: https://wandb.ai, or a server of their own."""
-    told: dict[str, str] = {}
-    """By id of a run that ended: the mode in which W&B was told all of it."""
+    """The address of the web page: https://wandb.ai, or that of the user's own server."""
+    complete_runs: dict[str, str] = Field({}, alias="told")
+    """The mode, online or offline, in which W&B got all of an ended run, by the run's id."""
 
     @classmethod
     def of(cls, folder: RunFolder) -> Memory:
-        """The memory of a run folder; an empty one before the first driver session."""
+        """Returns the memory of a run folder; an empty one before the first driver session."""
         path = folder.path / "wandb.json"
         return cls.model_validate_json(path.read_text()) if path.exists() else cls()
 
     @property
     def public_page(self) -> str | None:
-        """The page of the search's own sweep; none for a server that is not everyone's."""
+        """The page of the search's own sweep; None if it is not on the public server."""
         if not self.sweep or self.app != _PUBLIC:
             return None
         entity, project, sweep = self.sweep.split("/")
         return f"{_PUBLIC}/{entity}/{project}/sweeps/{sweep}"
 
     def save(self, folder: RunFolder) -> None:
+        """Merges this memory into `wandb.json`, and uploads the file for a run at a URL."""
         path = folder.path / "wandb.json"
         with (folder.path / "wandb" / ".memory").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # an heir writes too
             existing = Memory.of(folder)
             self.sweep, self.app = self.sweep or existing.sweep, self.app or existing.app
-            self.told = existing.told | self.told
-            write_here(path, self.model_dump_json(indent=1))
-            # Files of runs that were told on disk lie on this machine alone.
-            sent = {run: mode for run, mode in self.told.items() if mode == "online"}
-            elsewhere = self.model_copy(update={"told": sent})
+            self.complete_runs = existing.complete_runs | self.complete_runs
+            write_here(path, self.model_dump_json(indent=1, by_alias=True))
+            # Runs that were written to disk are only on this machine, so the URL's copy omits them.
+            sent = {run: mode for run, mode in self.complete_runs.items() if mode == "online"}
+            uploaded = self.model_copy(update={"complete_runs": sent})
             with contextlib.suppress(StoreError):
-                mirror.put(path, elsewhere.model_dump_json(indent=1))
+                mirror.put(path, uploaded.model_dump_json(indent=1, by_alias=True))
 
 
 def how_to_send(folder: RunFolder) -> str:
-    """Says how many runs wait on disk and the command that sends them, after a login if there is
-    none; empty if no run waits."""
+    """Returns a line on how many runs wait on disk and the command that sends them.
+
+    The command includes a login if there is none. Empty if no run waits.
+    """
     waiting = [path for path in _folders(folder) if not list(path.glob("*.wandb.synced"))]
     if not waiting:
         return ""
@@ -73,7 +78,7 @@ def how_to_send(folder: RunFolder) -> str:
 
 
 def _has_login() -> bool:
-    """Whether the client would find a key, as far as it can be told without its library."""
+    """Returns whether the client would find a key, as far as we can check without its library."""
     if {"WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"} & os.environ.keys():
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
@@ -83,15 +88,16 @@ def _has_login() -> bool:
 
 
 def folders_of(folder: RunFolder, run_id: str) -> list[Path]:
-    """The folders that the client wrote for a run, in this driver session or another."""
+    """Returns the folders that the client wrote for a run, in any driver session."""
     name = re.compile(rf"(offline-)?run-\d+_\d+-{re.escape(run_id)}(-\d+)?")
     return [path for path in _folders(folder) if name.fullmatch(path.name)]
 
 
 def mark_unsent(folder: RunFolder) -> None:
-    """Names what an online run left on disk as the client names offline runs.
+    """Renames the folders of online runs that were not sent, so that `wandb sync` sends them.
 
-    What was sent has been removed. `wandb sync` passes over folders of online runs.
+    `wandb sync` skips folders of online runs, so they get the name of offline runs. Folders of runs
+    that were sent have been removed.
     """
     for path in _folders(folder):
         if path.name.startswith("run-"):

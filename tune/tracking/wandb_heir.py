@@ -1,7 +1,7 @@
-"""The process of a `WandbTracker` that took over, on disk, from one that lost its server.
+"""Runs a `WandbTracker` that writes to disk, after its parent process lost the server.
 
-`python -m tune.tracking.wandb_heir RUN ID …`: the ids are of the runs that its parent still has. It
-shares its parent's stdin, so it ends with it.
+`python -m tune.tracking.wandb_heir RUN ID …`: the ids are those of the runs that the parent keeps
+open. It shares its parent's stdin, so it ends with the parent.
 """
 
 from __future__ import annotations

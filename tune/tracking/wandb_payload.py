@@ -1,6 +1,6 @@
-"""What Weights & Biases is told of a search: functions of its configuration and its records.
+"""Makes what is sent to Weights & Biases from a search's configuration and records.
 
-Knows how W&B spells a sweep and a run, but no client. No local path is among them.
+Knows W&B's format of a sweep and a run, but no client. It sends no local path.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tune.run_folder.yaml_file import flat
 
 _NOT_SETTINGS = ("name", "runs_dir", "space", "points", "trials", "storage",
                  "wandb", "tensorboard", "hub")  # fmt: skip
-"""What is no setting of a trial: where and how long one searches, and in which ranges."""
+"""Fields that are no settings of a trial: the search space, its length, and its outputs."""
 _MAY_BE_PATHS = ("model.id", "data.id")
 _DISTRIBUTIONS = {
     "log_uniform": "log_uniform_values",
@@ -33,11 +33,11 @@ _DISTRIBUTIONS = {
 
 
 Values = dict[str, JsonValue]
-"""By name: a run's settings, or its summary."""
+"""A run's settings or summary, by name."""
 
 
 class Parameter(TypedDict):
-    """An axis as W&B spells it: `values`, or a distribution with its bounds."""
+    """An axis in W&B's format: `values`, or a distribution with its bounds."""
 
     values: NotRequired[list[JsonValue]]
     distribution: NotRequired[str]
@@ -47,37 +47,44 @@ class Parameter(TypedDict):
 
 
 class Metric(TypedDict):
+    """An objective in W&B's format."""
+
     name: str
     goal: str
 
 
 class Controller(TypedDict):
+    """The program that proposes a sweep's trials."""
+
     type: str
 
 
 class Sweep(TypedDict):
-    """What W&B takes as the definition of a sweep."""
+    """The definition of a sweep in W&B's format."""
 
     name: str
     method: str
     controller: Controller
     metric: NotRequired[Metric]
     metrics: NotRequired[list[Metric]]
-    """In place of `metric`, where there are two objectives."""
+    """Replaces `metric` if there are two objectives."""
     parameters: dict[str, Parameter]
 
 
 @dataclass(frozen=True)
 class Table:
+    """The table of all trials."""
+
     columns: list[str]
     rows: list[list[JsonValue]]
     """One row a trial, the best first."""
 
 
 def definition(config: SearchConfig) -> Sweep:
-    """The sweep: one whose trials are proposed outside, so no agent is asked for any."""
+    """Returns the definition of the sweep. The search proposes its trials, and no W&B agent."""
     metrics: list[Metric] = [
-        {"name": part.metric, "goal": f"{part.mode}imize"} for part in config.goal.parts
+        {"name": objective.metric, "goal": f"{objective.mode}imize"}
+        for objective in config.goal.parts
     ]
     sweep: Sweep = {
         "name": config.name,
@@ -107,10 +114,10 @@ def _parameter(axis: Axis) -> Parameter:
 
 
 def run_config(config: SearchConfig, record: TrialRecord) -> Values:
-    """Every setting of a trial by its dotted path; an axis as the sweep's parameter has it."""
+    """Returns the settings of a trial by dotted path, with axes in the format of the sweep."""
     try:
         trial = config.trial(record.config)
-    except InputError:  # the combination was impossible, the trial failed of it
+    except InputError:  # the trial failed because its combination of values is impossible
         trial = config.base_trial()
     settings = flat(config.model_dump(mode="json") | trial.model_dump(mode="json"))
     settings |= {path: to_optuna(value) for path, value in record.config.items()}
@@ -122,13 +129,13 @@ def run_config(config: SearchConfig, record: TrialRecord) -> Values:
 
 
 def summary(config: SearchConfig, record: TrialRecord) -> Values:
-    """Where a trial ended, and the metrics by which it is ranked: those of its best report."""
+    """Returns the summary of a trial: its end, and the metrics of its best report."""
     values: Values = {
         "state": record.state if record.state in ENDED else "interrupted",
         "pairs_seen": record.pairs_seen,
     }
     if config.stopping.name == "asha":
-        # 0 before the first.
+        # The last rung that it reached; 0 before the first one.
         values["rung"] = max(config.stopping.rungs(record.pairs_seen), default=0)
     if record.metrics:
         values["best_pairs_seen"] = int(record.metrics["pairs_seen"])
@@ -143,6 +150,7 @@ def _measured(report: Mapping[str, float]) -> dict[str, float]:
 
 
 def table(config: SearchConfig, results: Results) -> Table:
+    """Returns the table of all trials."""
     axes = list(config.space)
     metrics = sorted({name for trial in results.trials for name in _measured(trial.metrics)})
     rows: list[list[JsonValue]] = [
@@ -160,7 +168,7 @@ def table(config: SearchConfig, results: Results) -> Table:
 
 
 def verdict(results: Results) -> Values:
-    """The winner, and how it did on the test split, for the summary of the search."""
+    """Returns the winner and its numbers on the test split, for the summary of the search."""
     if results.winner is None:
         return {}
     winner = results.winner

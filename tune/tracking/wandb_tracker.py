@@ -1,6 +1,6 @@
-"""Weights & Biases as a tracker: one run a trial and one of the search, all attached to one sweep.
+"""Shows a search in Weights & Biases: one run a trial and one for the search, all in one sweep.
 
-It writes `wandb.json` and under `wandb/` in the run folder, and nowhere else.
+It writes only `wandb.json` and `wandb/` in the run folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tune.tracking.tracker import Say
 from tune.tracking.wandb_files import Memory, folders_of, mark_unsent
 
 _CONNECT_SECONDS = 6.0
-"""For the login and the sweep, together."""
+"""Time for the login and the sweep together."""
 
 
 class WandbTracker:
-    """Sends runs to a server while trials train, or writes each to disk once, at its trial's end.
+    """Sends runs to a server while trials train, or writes each run to disk when its trial ends.
 
-    An heir is the tracker that takes over, on disk, in a process of its own, when a server is lost:
-    the client can't open on disk what it failed to open online. The parent keeps the runs that it
-    has open; an heir is given their ids.
+    Problem: when the server is lost, the client can't open a run on disk that it failed to open
+    online. So another tracker, the heir, takes over in a new process and writes to disk. The parent
+    keeps the runs that it has open, and gives the heir their ids.
     """
 
     name = "W&B"
@@ -51,13 +51,13 @@ class WandbTracker:
         self._parents_runs = parents_runs or ()
         self._open: dict[str, wandb_client.OpenRun] = {}
         self._ending: dict[str, TrialRecord] = {}
-        """The records of runs that are open until the last upload."""
+        """Records of ended trials whose last upload is not over."""
         self._cut_off: list[TrialRecord] = []
-        """Trials whose end the server did not take."""
+        """Trials whose end the server did not receive."""
         self._heir: subprocess.Popen[bytes] | None = None
 
     def begin_search(self) -> None:
-        """Connects, if the configuration says online; without a server all goes to disk."""
+        """Connects if the configuration says online. Without a server everything goes to disk."""
         (self._folder.path / "wandb").mkdir(exist_ok=True)
         self._memory = Memory.of(self._folder)
         is_online = self._config.wandb.mode == "online" and not self._is_heir and self._connect()
@@ -70,7 +70,7 @@ class WandbTracker:
         )
 
     def report(self, record: TrialRecord) -> None:
-        """Logs new reports online. On disk nobody looks on, so a run is written at its end."""
+        """Logs new reports online. On disk a run is written at its end, since nobody watches it."""
         self._settle()
         if self._target.mode == "offline" or self._is_done(record.id):
             return
@@ -78,12 +78,13 @@ class WandbTracker:
             run.log(record)
 
     def end_trial(self, record: TrialRecord) -> None:
+        """Logs the last reports and the summary of a trial, and ends its run."""
         self._settle()
         if not self._is_done(record.id):
             self._end(record)
 
     def end_search(self, results: Results | None) -> None:
-        """Tells the rest, the results as a run of their own, and ends this search's own sweep."""
+        """Sends the rest, then the results as their own run, and ends the search's own sweep."""
         self._settle()
         for record in self._cut_off:
             if not self._is_done(record.id):
@@ -97,20 +98,21 @@ class WandbTracker:
             self._heir.wait()
 
     def close(self) -> None:
+        """Ends the client's process, and marks the runs that were not sent."""
         try:
             wandb_client.end()
         finally:
-            if not self._is_heir:  # its parent may still send what would be marked
+            if not self._is_heir:  # the heir's parent may still be sending
                 mark_unsent(self._folder)
 
     def _connect(self) -> bool:
-        """Logs in and makes the sweep; says why not if the server does not answer in time."""
+        """Logs in and creates the sweep. Returns whether this worked in time, and warns if not."""
         problem = [f"no answer within {_CONNECT_SECONDS:.0f} s"]
 
         def connect() -> None:
             try:
                 if not wandb_client.log_in():
-                    problem[0] = ""  # the end of the search says how to send what waits then
+                    problem[0] = ""  # the end of the search says how to log in and send the runs
                     return
                 if not self._config.wandb.sweep and not self._memory.sweep:
                     memory = self._memory
@@ -129,12 +131,15 @@ class WandbTracker:
         return not problem
 
     def _is_done(self, run_id: str) -> bool:
-        """Whether nothing is left to tell of a run; online, what lies on disk is told again."""
+        """Returns whether this tracker has nothing more to send of a run.
+
+        A run that was written to disk is sent again when the tracker is online.
+        """
         if run_id in self._open:
             return self._open[run_id].is_finishing
-        mode = self._memory.told.get(run_id)
-        is_told = mode == "online" or (mode == "offline" and self._target.mode == "offline")
-        return is_told or run_id in self._parents_runs or self._heir is not None
+        mode = self._memory.complete_runs.get(run_id)
+        is_complete = mode == "online" or (mode == "offline" and self._target.mode == "offline")
+        return is_complete or run_id in self._parents_runs or self._heir is not None
 
     def _end(self, record: TrialRecord) -> None:
         run = self._find_or_open(record)
@@ -156,26 +161,26 @@ class WandbTracker:
     def _open_run(
         self, run_id: str, settings: wandb_payload.Values | None
     ) -> wandb_client.OpenRun | None:
-        """Opens a run; None if the server is lost: then an heir does."""
+        """Opens a run. Returns None if the server is lost; then an heir takes over."""
         before = folders_of(self._folder, run_id)
         if self._target.mode == "offline":
-            _remove(before)  # written anew from the record
+            _remove(before)  # the run is written again from the record
         try:
             run = wandb_client.OpenRun(self._target, run_id, settings)
         except Exception as error:
             if self._target.mode == "offline":
                 raise
             traceback.print_exc()
-            self._say(f"{self.name}: {one_line(error)}; from here on runs are written to disk")
+            self._say(f"{self.name}: {one_line(error)}; from now on runs are written to disk")
             self._heir = _start_heir(self._folder, self._open)
             return None
         if self._target.mode == "online":
-            _remove(before)  # the server has it, or gets it again
+            _remove(before)  # the server has the run, or gets it again
         self._open[run_id] = run
         return run
 
     def _settle(self) -> None:
-        """Remembers the runs that were ended, and removes the files of those that were sent."""
+        """Records which runs are complete, and removes the files of those that were sent."""
         finished = [run for run in self._open.values() if run.is_finished]
         for run in finished:
             del self._open[run.id]
@@ -185,7 +190,7 @@ class WandbTracker:
                     self._cut_off.append(record)
                 continue
             if run.has_ended:
-                self._memory.told[run.id] = run.mode
+                self._memory.complete_runs[run.id] = run.mode
             if run.mode == "online":
                 _remove([run.folder])
         if finished:
@@ -201,13 +206,13 @@ class WandbTracker:
         if self._target.mode == "online" and self._memory.sweep:
             try:
                 wandb_client.stop_sweep(self._memory.sweep)
-            except Exception:  # it was ended before, or by someone else
+            except Exception:  # the sweep was already ended, by this search or someone else
                 traceback.print_exc()
 
 
 def _start_heir(folder: RunFolder, parents_runs: Collection[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tune.tracking.wandb_heir", str(folder.path), *parents_runs]
-    # Its stdin is ours: it ends with us.
+    # It shares our stdin, so it ends when we end.
     return subprocess.Popen(command, env=wandb_client.environment())
 
 

@@ -233,7 +233,7 @@ def test_a_second_driver_of_a_url_is_refused_but_a_dead_one_is_replaced(
         with pytest.raises(StoreError, match="process 1 on other drives"):
             write_until_refused(here / "run.json")
     with only_driver(RunFolder.at(other)):
-        assert "looking for at most 1 s whether that lives" in capsys.readouterr().out
+        assert "checking for up to 1 s whether it still runs" in capsys.readouterr().out
         assert json.loads(store.read()["x/.driver.json"])["pid"] == os.getpid()
     assert "x/.driver.json" not in store.read()
 

@@ -45,20 +45,22 @@ def sections(text: str) -> dict[str, str]:
 def test_the_card_has_its_sections_and_tables(results: Results) -> None:
     card = sections(str(model_card.render(results, publishing())))
     assert list(card) == [
-        "x", "What it reached", "How to use it", "How it was found", "To train it again", "Limits",
+        "x", "Results", "How to use it", "How it was found", "Train it again", "Limits",
         "Made with",
     ]  # fmt: skip
-    reached = card["What it reached"]
+    reached = card["Results"]
     assert "| 99 test pairs | base | this model |\n| --- | --- | --- |\n| ranking: " in reached
     assert "| 0.500 [0.40, 0.60] | 0.850 [0.80, 0.90] |" in reached
     assert "in nats, not multiplied" not in reached
     assert "| 0.000 | -2.000 |" in reached
     found = card["How it was found"]
-    assert "- **pairs**: 40 train, 10 eval, 99 test; no prompt on two sides; left out: 3 " in found
+    assert (
+        "- **pairs**: 40 train, 10 eval, 99 test; no prompt is in two splits; left out: 3 " in found
+    )
     assert "| `lora` | one of null, alpha=32 | " in found
-    assert "\n\nand 4 more in `results.json`." in found
+    assert "\n\nAnd 4 more in `results.json`." in found
     assert found.count("\n| abc123-") == 20
-    assert "\n- What the base does wrong it may still do wrong." in card["Limits"]
+    assert "\n- The base's faults may remain." in card["Limits"]
     assert "\n\n\n" not in "".join(card.values())
 
 
@@ -87,14 +89,14 @@ def test_what_comes_from_the_search_makes_no_markup(results: Results) -> None:
         "data": {"pairs": {"eval": 1}, "dropped": {HOSTILE: 1}},
     })  # fmt: skip
     card = sections(str(model_card.render(hostile, publishing(pages={"W&B": "https://x.y/z_1"}))))
-    text = "".join(section for name, section in card.items() if name != "To train it again")
+    text = "".join(section for name, section in card.items() if name != "Train it again")
     for at in range(len(text)):
         if text.startswith("<script", at):
             # It may stand there escaped, or inside code.
             line = text[text.rfind("\n", 0, at) + 1 : text.find("\n", at)]
             assert text[at - 1] == "\\" or line.count("````") == 2
     assert "- **W&B**: https://x.y/z_1" in text
-    recipe = card["To train it again"]
+    recipe = card["Train it again"]
     assert "\n````yaml\n" in recipe
     assert recipe.rstrip().endswith("````")
     assert list(card)[-1] == "Made with"

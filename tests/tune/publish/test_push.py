@@ -62,7 +62,7 @@ def assert_true_card(text: str) -> None:
     assert numbers["accuracy"].dataset_args.keys() == {"key", "pairs"}
     for phrase in (
         "# full\n",
-        "On 10 test pairs that decided nothing",
+        "On 10 test pairs that the search never used",
         "| `dpo.beta` | uniform 0.05 to 0.5 |",
         "number 1 of 2",
         "40 train, 10 eval, 10 test",
@@ -119,7 +119,7 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
                             "HF_HUB_DISABLE_XET": "1"}.items():  # fmt: skip
             monkeypatch.setenv(name, value)
         doctor = dpo_tune("doctor", "x.yaml")
-        assert "push         acme/won: acme may write, to be made private" in doctor.stdout
+        assert "push         acme/won: acme may write; the push will create it" in doctor.stdout
         hub.faults.append(Fault("POST", "/preupload/", 403))
         refused = dpo_tune("run", "x.yaml")
         assert refused.returncode == 3, refused.stderr
@@ -148,7 +148,7 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
     assert seen == {k: v for k, v in hub.files("acme/won").items() if k != ".gitattributes"}
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
-        (("--to", tmp_path / "seen"), "holds something; name a new folder"),
+        (("--to", tmp_path / "seen"), "is not empty; name a new folder"),
         (("--repo", "won"), "push: hub.repo: 'won' is no owner/name; type `your-name/its-name`"),
         (("--repo", "acme/won", "--dtype", "float16"), "push: hub.dtype: must be one of bfloat16,"),
         (("--to", tmp_path / "new", "--license", "No!"), "push: hub.license: 'No!' is no id"),
@@ -177,8 +177,8 @@ def test_a_failed_push_loses_nothing_and_sends_nothing_twice(tmp_path: Path) -> 
     for status, message in (
         ("401 at", "does not take the login (401); type `"),
         ("403 at", "may not write there (403)"),
-        ("409 at", "in the way of what is there already (409)"),
-        ("412 at", "someone else has changed it in between (412)"),
+        ("409 at", "something else there already has this name (409)"),
+        ("412 at", "someone else changed it in the meantime (412)"),
         ("503 at the commit, always", "the Hub failed (503)"),
         ("no network at the commit, always", "can't be reached or broke off"),
     ):
@@ -192,12 +192,13 @@ def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
     tmp_path: Path,
 ) -> None:
     outcomes = in_child(refusals, tmp_path)
-    assert outcomes.pop("right") == "acme/new: acme may write, to be made private"
-    assert outcomes.pop("fine-grained") == "acme/new: acme may write, to be made private"
+    will_create = "acme/new: acme may write; the push will create it as a private repository"
+    assert outcomes.pop("right") == will_create
+    assert outcomes.pop("fine-grained") == will_create
     messages = {
         "token may read": "the token 'test' may only read",
         "fine-grained may read": "may not write to acme/new; give it `repo.write` for acme",
-        "another's": "acme can't write to 'someone'; yours: acme, team",
+        "another's": "acme can't write to 'someone', only to acme, team; type `--repo acme/",
         "public": "acme/public is public; type `--public`",
         "name": "Cannot have -- or .. in repo_id",
         "wrong token": "does not take the login (401); type `",

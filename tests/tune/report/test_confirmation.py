@@ -32,18 +32,18 @@ def test_terminal_report_and_card_say_how_much_was_luck() -> None:
     })  # fmt: skip
     assert results.confirmation is not None
     shown = terminal.render(results)
-    for phrase in ("as searched", "as confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
-                 "the best of the search alone was abc123-001", "20.0", "30.0",
+    for phrase in ("search only", "confirmed", "0.710 0.770", "95 % -0.010 to +0.090",
+                 "without the confirmation it would be abc123-001", "20.0", "30.0",
                  "that is +35.0 points (95 % interval +25.0 to +45.0): the winner is "
                  "better"):  # fmt: skip
         assert phrase in shown
     html = page.render(results)
-    for phrase in ("winner as searched, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
-                 "The best of the search alone was abc123-001", "mean length"):  # fmt: skip
+    for phrase in ("winner of the search only, test", "0.710, 0.770", "0.040 [-0.010, +0.090]",
+                 "Without the confirmation it would be abc123-001", "mean length"):  # fmt: skip
         assert phrase in html
     publishing = model_card.Publishing(
         "me/x", None, None, model_card.License("mit"), "full", "float32", {}
     )
     shown = str(model_card.render(results, publishing))
-    assert "0.710, 0.770 (searched: 0.910)" in shown
-    assert "| mean tokens of a greedy answer | 20.0 | 30.0 |" in shown
+    assert "0.710, 0.770 (in the search: 0.910)" in shown
+    assert "| tokens of a greedy answer, mean | 20.0 | 30.0 |" in shown

@@ -84,7 +84,7 @@ def test_importance_is_left_out_where_nothing_can_be_compared(results: Results) 
     assert of_few["importance"] == "This needs 4 measured trials; there are 3."
     alike = [record.model_copy(update={"metrics": few[0].metrics}) for record in few * 3]
     of_alike = drawn(results.model_copy(update={"trials": alike, "winner": None}))
-    assert "too alike" in str(of_alike["importance"])
+    assert "too similar" in str(of_alike["importance"])
 
 
 def test_axes_cover_the_searched_range(results: Results) -> None:
@@ -161,8 +161,8 @@ def test_thousands_of_trials_are_thinned_to_the_best_and_others_evenly() -> None
     best = {trial.id for trial in results.ranked()[:250]}
     assert best <= {trial.id for trial in scene.shown.values()}
     assert all(results.trials[number] is trial for number, trial in scene.shown.items())
-    assert scene.thinned.startswith("the figures show 1,000 of 3,000 trials")
-    assert Scene(simulated(24)).thinned == ""
+    assert scene.omitted.startswith("the figures show 1,000 of 3,000 trials")
+    assert Scene(simulated(24)).omitted == ""
 
 
 def test_long_curves_keep_their_ends_and_say_that_they_are_thinned(
@@ -176,7 +176,7 @@ def test_long_curves_keep_their_ends_and_say_that_they_are_thinned(
     thin = scene.thin(longest)
     assert [thin[0], thin[-1]] == [longest[0], longest[-1]]
     assert len(thin) == 3
-    assert "curves are drawn with at most 3 of their reports" in scene.thinned
+    assert "curves are drawn with at most 3 of their reports" in scene.omitted
 
 
 def luminance(colour: str) -> float:

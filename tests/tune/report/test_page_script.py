@@ -148,7 +148,7 @@ def test_hostile_texts_are_text_beside_the_pointer_too(
     for name in ("curves-0", "slices-3", "parallel-0"):
         drawn(page, name)
     assert "<script>alert(1)" in page.evaluate("told(0)").replace("&lt;", "<")
-    assert "<" not in page.evaluate("told(0)").replace("<br>", "")
+    assert "<" not in page.evaluate("hoverText(0)").replace("<br>", "")
     assert page.locator("img").count() == 0
     assert dialogs == []
 

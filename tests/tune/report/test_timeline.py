@@ -10,7 +10,7 @@ from tests.helpers.report_page import drawn
 from tests.helpers.simulated_results import simulated
 from tune.report.timeline import Stay, stays
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.placements import Place, Placements
+from tune.run_folder.placements import Placement, Placements
 from tune.run_folder.results import Results
 
 
@@ -38,8 +38,8 @@ def test_trials_that_share_a_device_lie_in_lanes_of_their_own(tmp_path: Path) ->
     run_json(tmp_path, (0, 100))
     placements = Placements(results.folder)
     for number, at in ((0, 0), (1, 5), (2, 10)):
-        placements.note(results.trials[number].id, Place("10.0.0.1", "0", 7), at)
-    placements.note(results.trials[3].id, Place("10.0.0.2", "0", 7), 0)
+        placements.note(results.trials[number].id, Placement("10.0.0.1", "0", 7), at)
+    placements.note(results.trials[3].id, Placement("10.0.0.2", "0", 7), 0)
     assert sorted(map(summary, stays(results))) == [
         ("000", "node 1, GPU 0", 0, 10, 0),
         ("001", "node 1, GPU 0", 5, 20, 1),
@@ -56,8 +56,8 @@ def test_a_trial_that_went_on_elsewhere_has_two_bars_and_a_gap_between_sessions(
 ) -> None:
     results = search(tmp_path, (0, 90))
     run_json(tmp_path, (0, 20), (50, 100))
-    Placements(results.folder).note(results.trials[0].id, Place("n", "0", 1), 0)
-    Placements(results.folder).note(results.trials[0].id, Place("n", "1", 2), 60)
+    Placements(results.folder).note(results.trials[0].id, Placement("n", "0", 1), 0)
+    Placements(results.folder).note(results.trials[0].id, Placement("n", "1", 2), 60)
     assert list(map(summary, stays(results))) == [
         ("000", "GPU 0", 0, 20, 0),
         ("000", "GPU 1", 60, 90, 1),
@@ -72,7 +72,7 @@ def test_a_running_trial_reaches_to_when_its_driver_was_last_seen(tmp_path: Path
 
 def test_half_a_line_of_a_killed_driver_is_passed_over(tmp_path: Path) -> None:
     results = search(tmp_path, (0, 9))
-    Placements(results.folder).note(results.trials[0].id, Place("n", "", 1), 0)
+    Placements(results.folder).note(results.trials[0].id, Placement("n", "", 1), 0)
     with results.folder.placements.open("a") as file:
         file.write('{"at": 3, "tri')
     assert list(map(summary, stays(results))) == [("000", "CPU", 0, 9, 0)]
@@ -87,4 +87,4 @@ def test_without_a_run_folder_trials_stand_by_their_own_times(
     )  # fmt: skip
     assert [summary(stay)[1:] for stay in stays(results)] == [("", *span, 0) for span in times]
     if not times:
-        assert drawn(results)["timeline"] == "When the trials ran is not known."
+        assert drawn(results)["timeline"] == "It is not known when the trials ran."

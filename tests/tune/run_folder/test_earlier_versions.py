@@ -46,7 +46,7 @@ def test_it_is_shown_reported_and_published(
     assert main(["show", str(run)]) == 0
     shown = capsys.readouterr().out
     assert f"winner {WARM} at 240 pairs" in shown
-    assert "(from the weights of ow7ao1-000)" in shown
+    assert "(started from the weights of ow7ao1-000)" in shown
     assert main(["report", str(run)]) == 0
     assert WARM in (run / "report.html").read_text()
     options = ["--repo", "someone/old", "--license", "apache-2.0", "--to", str(tmp_path / "pushed")]
@@ -136,7 +136,7 @@ def test_a_request_for_a_warm_clone_is_set_aside(
     (request.parent / "weights").mkdir()
     driver.start()
     printed = capsys.readouterr().out
-    assert "was not understood: there are no warm clones any more" in printed
+    assert "is ignored: warm clones no longer exist" in printed
     assert not (request.parent / "weights").exists()
     assert not any(record.cloned_from for record in records_of(tmp_path))
     assert request.with_suffix(".refused").exists()

@@ -244,7 +244,7 @@ def test_a_damaged_export_is_not_promoted_to_winner(
     stamp = exports.promote_to_winner(records)
     assert stamp is not None
     assert stamp.trial == "a"
-    assert "best/b/64 is damaged; the next best export is taken" in capsys.readouterr().out
+    assert "best/b/64 is damaged; the next best export is used" in capsys.readouterr().out
 
 
 def test_an_export_past_the_state_is_dropped_with_what_is_trained_again(records: Records) -> None:

@@ -18,7 +18,7 @@ def test_a_run_on_a_disk_has_no_url_and_is_shown_as_its_path(
     assert folder.url is None
     assert (str(folder), folder.name, Path(folder)) == ("runs/x", "x", Path("runs/x"))
     # Another process may have another working directory.
-    assert folder.place == str(tmp_path / "runs" / "x")
+    assert folder.location == str(tmp_path / "runs" / "x")
 
 
 def test_a_run_at_a_url_is_known_by_the_url(
@@ -27,7 +27,7 @@ def test_a_run_at_a_url_is_known_by_the_url(
     monkeypatch.setenv(mirror.CACHE, str(tmp_path))
     folder = RunFolder.at("s3://bucket/runs/x?region=eu")
     assert folder.path.is_relative_to(tmp_path)
-    assert folder.url == folder.place == "s3://bucket/runs/x?region=eu"
+    assert folder.url == folder.location == "s3://bucket/runs/x?region=eu"
     assert str(folder) == "'s3://bucket/runs/x?region=eu'"  # quoted for a shell
     assert RunFolder.at(folder.path) == folder
 

@@ -97,7 +97,7 @@ def test_saturation_is_reported_once_when_half_of_the_ended_trials_are_saturated
     counts = []
     for accuracy in (0.5, 0.5, 0.995, 0.5, 0.995, 0.995, 0.995):
         driver.finish(driver.start(), 512, accuracy)
-        counts.append(capsys.readouterr().out.count("cannot tell them apart"))
+        counts.append(capsys.readouterr().out.count("can't tell them apart"))
     assert counts == [0, 0, 0, 0, 0, 1, 0]
 
 

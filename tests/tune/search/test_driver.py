@@ -126,7 +126,7 @@ def test_a_search_in_which_nothing_is_measured_exits_1(
         "--set", "resources.at_once=1",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "nothing was won" in done.stdout
+    assert "there is no winner" in done.stdout
     failed = [record for record in records_of(tmp_path / "runs" / "sim")]
     assert {record.state for record in failed} == {"failed"}
     assert "loss is nan at step" in (failed[0].error or "")

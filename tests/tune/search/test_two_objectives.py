@@ -258,15 +258,15 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     assert [row.split()[0] for row in rows] == results.front
     assert all(" * " in row for row in rows)
     count = f"* the Pareto front of eval/accuracy and eval/drift: {len(front)} of 24 trials"
-    assert f"{count}; the winner is the best of it in eval/accuracy" in text
-    assert simulated(24).about_front() == ""
+    assert f"{count}; the winner is the one with the best eval/accuracy" in text
+    assert simulated(24).describe_front() == ""
 
     html = page.render(results)
     assert f"{results.winner.trial} won" in html
-    assert "KL from the base is 12.3 nats an answer" in " ".join(html.split())
+    assert "KL from the base of 12.3 nats an answer" in " ".join(html.split())
     for figure in ("history-1", "importance-1", "curves-1", "slices-9", "pareto-0"):
         assert f'id="{figure}"' in html
-    assert "eval/nll of the same trials: what is compared at the rungs, together with eval" in html
+    assert "compared the trials at the rungs by eval/nll and eval/drift" in " ".join(html.split())
 
     publishing = model_card.Publishing(
         "me/x", None, None, model_card.License("mit"), "full", "float32", {}
@@ -275,9 +275,9 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
     results.winner.test.metrics.update(nll=0.6, margin=2.0)
     shown = str(model_card.render(results, publishing))
     assert "maximise eval/accuracy and minimise eval/drift on held-out pairs" in shown
-    assert "ASHA on eval/nll and eval/drift, by their fronts" in shown
+    assert "ASHA on eval/nll and eval/drift (Pareto fronts)" in shown
     assert count.removeprefix("* ") in shown
-    assert "so does a KL of 12.3 nats on answers that it samples" in shown
+    assert "its KL from the base on its own sampled answers is 12.3 nats" in shown
     assert [metric["name"] for metric in definition(config())["metrics"]] == TWO
 
 

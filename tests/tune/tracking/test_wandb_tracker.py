@@ -80,7 +80,7 @@ def test_runs_that_begin_after_the_server_was_lost_are_written_to_disk(
     server.ill = "errors"
     search.begin(1e-4)
     search.report(2)
-    wait_until(lambda: "from here on runs are written to disk" in capfd.readouterr().err)
+    wait_until(lambda: "from now on runs are written to disk" in capfd.readouterr().err)
     search.end()
     assert search.close(tracking) < CLOSE_SECONDS + 2  # the kill itself, on a busy machine
     assert how_to_send(search.run).startswith("W&B: 3 runs wait on disk")
