@@ -163,17 +163,17 @@ WRONG = {
     "a list that never ends": Wrong(("x.yaml: line 2", "correct the line"), "trials: [1\n"),
     "nothing": Wrong(("x.yaml: must be a mapping of keys to values, like `trials: 24`",), ""),
     # --- the command line ---
-    "a command of no name": Wrong(("no command 'rnu'; did you mean `dpo-tune run`?",), typed="rnu"),
-    "a YAML for a command": Wrong(("did you mean `dpo-tune run x.yaml`?",), typed="x.yaml"),
-    "no YAML": Wrong(("arguments are required: yaml", "type `dpo-tune run --help`"), typed="run"),
-    "an unknown option": Wrong(("--trails", "type `dpo-tune"), typed="run x.yaml --trails 3"),
+    "a command of no name": Wrong(("no command 'rnu'", "dpo-tune run`?"), typed="rnu"),
+    "a YAML for a command": Wrong(("did you mean `", "dpo-tune run x.yaml`?"), typed="x.yaml"),
+    "no YAML": Wrong(("arguments are required: yaml", "dpo-tune run --help`"), typed="run"),
+    "an unknown option": Wrong(("--trails", "dpo-tune --help`"), typed="run x.yaml --trails 3"),
     "no run of the name": Wrong(("no run 'none'",), typed="show none"),
-    "init without a model": Wrong(("init: --model must be given", "`dpo-tune init --model"),
+    "init without a model": Wrong(("init: --model must be given", "dpo-tune init --model"),
                                   typed="init --data rows.jsonl"),
     "init over a file": Wrong(("init: x.yaml exists", "OTHER.yaml"),
                               typed="init x.yaml --model sample --data sample"),
     "init with another field": Wrong(
-        ("init: --set trials: only model and data", "`dpo-tune run new.yaml --set trials=…`"),
+        ("init: --set trials: init takes only", "dpo-tune run new.yaml --set trials=VALUE`"),
         typed="init new.yaml --model sample --data sample --set trials=3"),
     # --- model and data ---
     "no dataset": data(lambda _: None, "data.id: no file rows.jsonl; give a path that exists"),

@@ -1,4 +1,4 @@
-"""A run's winner in a form for other tools: a GGUF file for llama.cpp, a Modelfile for Ollama."""
+"""Writes a run's winner for other tools: a GGUF file for llama.cpp, a Modelfile for Ollama."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tune.run_folder.results import load_results
 
 
 def export_gguf(run: RunLike, quantization: Quantization, folder: Path | None = None) -> Path:
-    """Writes a run's winner into a folder, by default `<name>-gguf` here, which appears when it is
-    whole. Returns the file; what a person should know of how others read it is warned of.
+    """Write a run's winner as GGUF into a folder, by default `<name>-gguf` here; return the file.
 
-    Raises InputError for a run without a winner, a folder that holds something, and a model that
-    can't be written as GGUF; DiskFull.
+    The folder appears once it is complete. A warning says where other tools read the file
+    differently. Raises DiskFull, and InputError for a run without a winner, a folder that is not
+    empty, or a model that can't be written as GGUF.
     """
     results = load_results(run)
     folder = (folder or Path(f"{results.name}-gguf")).expanduser()

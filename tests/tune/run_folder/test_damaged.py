@@ -143,7 +143,7 @@ def test_a_folder_that_no_search_made_is_not_removed(
     foreign.mkdir()
     (foreign / "run.json").write_text("{}")
     assert main(["clean", "foreign"]) == 2
-    assert "has no search.yaml, so no search has made it" in capsys.readouterr().err
+    assert "has no search.yaml, so no search made it" in capsys.readouterr().err
     assert foreign.exists()
 
 

@@ -46,7 +46,7 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
     wait_until(lambda: len(shown()) == 2, process)
     said = dpo_tune("show", "sim").stdout
     assert "no trial has reported yet" in said
-    assert "at work now:" in said
+    assert "running now:" in said
     first, second = records_of(run)
     for record in (first, second):
         assert f"  {record.id}: training, at " in said
