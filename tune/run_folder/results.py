@@ -190,7 +190,7 @@ class Results(Document):
         first = self.objective
         if first.second is None:
             return ""
-        told = f"the Pareto front of {first.told}: {len(self.front)} of {len(self.trials)} trials"
+        told = f"the Pareto front of {first.text}: {len(self.front)} of {len(self.trials)} trials"
         if self.confirmation is not None:
             count = len(self.confirmation.finalists)
             return f"{told}; the winner is one of {count} finalists, trained again"

@@ -78,7 +78,7 @@ def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_searc
     [
         (lambda run, _: stop(run, "x-000"), "has no trial 'x-000'; trials: "),
         (lambda run, trial: clone(run, trial, {"optim.learning_rate": 1.0}), "lies outside"),
-        (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is no axis"),
+        (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is not an axis"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(

@@ -51,7 +51,7 @@ def measured(draw: np.random.Generator, pairs_seen: int) -> tuple[Report, HeldOu
 
 
 @pytest.mark.parametrize("prompts", [PAIRS, 12])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: each.told + each.bounds_text)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda each: each.text + each.bounds_text)
 def test_the_best_of_random_trials_is_that_of_the_whole_ranking(
     tmp_path: Path, objective: Objective, prompts: int
 ) -> None:

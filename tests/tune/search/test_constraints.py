@@ -60,8 +60,8 @@ def test_a_finished_search_takes_no_bound_that_none_of_its_weights_keep(tmp_path
 @pytest.mark.parametrize(
     ("bounds", "said"),
     [
-        ({"eval/drift": {}}, "a bound has an end"),
-        ({"eval/drift": {"at_most": 1, "at_least": 2}}, "so nothing may win"),
+        ({"eval/drift": {}}, "a bound needs at_most or"),
+        ({"eval/drift": {"at_most": 1, "at_least": 2}}, "so nothing could win"),
         ({"eval/drift": {"at_mst": 1}}, "at_mst"),
         ({"drift": {"at_most": 1}}, "constraints.drift"),
     ],

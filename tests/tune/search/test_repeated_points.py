@@ -255,7 +255,7 @@ def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
     write_yaml(tmp_path / "search.yaml", driver.config)
     play(driver)
     written = (tmp_path / "search.yaml").read_text()
-    with pytest.raises(InputError, match="trials: 11 of a grid that has 3 points"):
+    with pytest.raises(InputError, match="trials: 11 is more than the 3 points"):
         grow(open_run(RunFolder.at(tmp_path)), 11)
     assert (tmp_path / "search.yaml").read_text() == written
 
