@@ -43,7 +43,7 @@ def test_points_outside_the_new_space_are_passed_over(tmp_path: Path, earlier: l
     high = sorted(earlier)[1]
     narrow = load(tmp_path, f"{{from: {tmp_path / 'old'}, best: 9}}", high)
     assert narrow == [rate for rate in earlier if rate <= high]
-    with pytest.raises(InputError, match="none of the 4 measured trials of .* lies in this space"):
+    with pytest.raises(InputError, match="none of the 4 evaluated trials of .* lies in this"):
         load(tmp_path, f"{{from: {tmp_path / 'old'}}}", 1.00001e-5)
 
 

@@ -66,7 +66,7 @@ def test_the_file_is_named_before_it_runs_and_a_changed_one_must_be_allowed(
     search = config(f"{here.name}.judge:score")
     run = RunInfo(prefix="abc", prepared="", device="cpu")
     approve(search, run)
-    assert f"x: confirm.evaluate will run {here.name}.judge:score of {here}" in (
+    assert f"x: confirm.evaluate will run {here.name}.judge:score from {here}" in (
         capsys.readouterr().out
     )
     approve(search, run)
