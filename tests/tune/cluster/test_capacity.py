@@ -75,7 +75,7 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
         return gpu_share.overfull(config, report)
 
     assert said(0.25, 5.9) == said(1, 23.0) == ""
-    assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in said(0.25, 7.5)
+    assert "a trial took 7.5 GB, but 0.25 of this GPU is 6.0 of 24.0 GB" in said(0.25, 7.5)
     assert "3 would fit: type `--set resources.gpus=0.333" in said(0.25, 7.5)
     assert "1 would fit: type `--set resources.gpus=1 " in said(0.5, 23.0)
 
