@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(command=name, name=None)
         return added
 
+    # --- before a search ---
     init = command("init", "write a search's YAML for a model and a dataset")
     init.add_argument(
         "yaml", type=Path, nargs="?", help="the file to write; by default named after the data"
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     _add_set(doctor)
     _add_allow_code(doctor)
 
+    # --- the search ---
     run = command("run", "run a search, or continue it if it is unfinished")
     run.add_argument("yaml", type=Path, help="the search's YAML, like searches/quickstart.yaml")
     run.add_argument("--name", help="name of the run folder, instead of the YAML's name")
@@ -96,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     _add_quiet(resume)
     _add_allow_code(resume)
 
+    # --- while it runs, and after it ---
     show = command("show", "show the numbers of a run")
     _add_run(show)
     form = show.add_mutually_exclusive_group()
@@ -114,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(report)
     report.add_argument("--open", action="store_true", help="open it in the browser")
 
+    # --- the winner ---
     _add_push(command("push", "publish a run's winner on the Hugging Face Hub"))
 
     export = command("export", "write a run's winner for llama.cpp and Ollama")
@@ -124,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--to", type=Path, metavar="FOLDER", help="default: NAME-gguf, here")
 
+    # --- the runs folder, and editors ---
     command("list", "list runs and prepared data, and their size on disk")
 
     clean = command("clean", "remove runs or prepared data by name; without a name, list them")

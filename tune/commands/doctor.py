@@ -117,6 +117,7 @@ def _model_and_data(config: SearchConfig) -> Iterator[str]:
     from tune.search import memory_plan  # the same
     from tune.search.prepared_data import FEW_HELD_OUT_PAIRS  # the same
 
+    # --- model and data ---
     resolved = config.model_copy(update={"model": model_source.resolve(config.model)})
     weights = model_source.parameter_count(resolved.model)
     yield f"model        {config.model.id}: reachable, {weights / 1e6:.1f} M weights"
@@ -129,6 +130,8 @@ def _model_and_data(config: SearchConfig) -> Iterator[str]:
             f"warning      {held_out} held-out pairs are too few to compare trials; give more "
             "rows, or a larger data.eval_fraction"
         )
+
+    # --- tokens ---
     rows = [row for split in pairs.splits.values() for row in split]
     notes = check_rows(resolved.model, rows, config.data.on_bad_row)
     tokens = preview(resolved.model, config.data, pairs)
@@ -137,6 +140,8 @@ def _model_and_data(config: SearchConfig) -> Iterator[str]:
         yield f"             {note}"
     yield from _lengths(tokens, config.data.max_length_tokens)
     yield from _pair(tokens.example)
+
+    # --- memory, the first rung, disk ---
     yield from memory_plan.lines(resolved, rows)
     yield from _first_rung(config)
     yield from _disk(resolved, len(pairs.splits["train"]) * config.most_epochs)

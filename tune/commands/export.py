@@ -27,18 +27,18 @@ def export_gguf(run: RunLike, quantization: Quantization, folder: Path | None = 
     results = load_results(run)
     folder = (folder or Path(f"{results.name}-gguf")).expanduser()
     refuse_taken(folder)
-    part = folder.with_name(f".{folder.name}.part")
+    partial = folder.with_name(f".{folder.name}.part")
     with only_driver(results.folder):
         refuse_without_winner(results, load_search(results.folder.search_yaml))
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         try:
-            with discarding_partial(part):
-                notes = write_exported(results.folder.winner, part, results.name, quantization)
+            with discarding_partial(partial):
+                notes = write_exported(results.folder.winner, partial, results.name, quantization)
             shutil.rmtree(folder, ignore_errors=True)
-            part.replace(folder)
+            partial.replace(folder)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return folder / file_name(results.name, quantization)

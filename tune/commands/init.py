@@ -69,6 +69,7 @@ def write_search(request: InitRequest, overrides: Overrides) -> str:
     `overrides` are values of `model` and `data` by dotted path. Raises InputError if model or data
     can't be read, or if the file exists.
     """
+    # --- refuse what can't be written ---
     file, name = request.file, str(request.file)
     if file.exists():
         raise InputError(
@@ -80,11 +81,15 @@ def write_search(request: InitRequest, overrides: Overrides) -> str:
                 f"init: --set {path}: init takes only model and data; change {path} in the "
                 f"file, or type `{dpo_tune('run', name, '--set', f'{path}=VALUE')}`"
             )
+
+    # --- read model and data ---
     given = {"model": {"id": request.model}, "data": {"id": request.data}}
     config = parse(TrainConfig, given, overrides, "init")
     model_source.resolve(config.model)
     pairs = load_pairs(config.data)
     train, held_out, test = (len(rows) for rows in pairs.splits.values())
+
+    # --- write the YAML, and load it as a check ---
     has_gpu = bool(visible_gpus())
     text = _template().render(
         schema=FILE,

@@ -53,6 +53,7 @@ def replay(
     numbers are the same to the last bit. The last digits of a packed trial depend on the trials
     that train beside it, and numbers of a GPU are not reproducible to the bit. Raises InputError.
     """
+    # --- refuse trials that can't be replayed ---
     folder = find_run(run_folder)
     run = open_run(folder)
     config, records = run.config, run.records
@@ -66,6 +67,8 @@ def replay(
             f"{trial} started from the weights of {record.cloned_from}, which are no longer "
             "stored; type another trial"
         )
+
+    # --- open a session like the trial's ---
     if config.trainer != "simulated":
         import torch  # takes seconds, and a simulated trial needs none
 
@@ -77,6 +80,8 @@ def replay(
     if record.micro_batch:
         trial_config = override(trial_config, {"optim.micro_batch_size": record.micro_batch})
     session = open_session(trial_config, prepared, records.run.device)
+
+    # --- train from report to report, and compare ---
     worst = (0.0, "", 0)
     try:
         compared = 0

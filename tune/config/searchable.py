@@ -26,11 +26,11 @@ _SEARCHED_WHOLE = "lora"
 def searchable_fields() -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted path and the field of everything that may be an axis."""
     known = field_paths(TrainConfig)
-    for path, part in known.items():
+    for path, section in known.items():
         root, (parent, _, name) = path.split(".")[0], path.rpartition(".")
         if root in _REFERENCE_SECTIONS + _SAME_FOR_ALL:
             continue
-        if part is None or path == _SEARCHED_WHOLE:
+        if section is None or path == _SEARCHED_WHOLE:
             holder = (known[parent] if parent else None) or TrainConfig
             yield path, holder.model_fields[name]
 
@@ -39,11 +39,12 @@ def check_space(space: Space, base: TrainConfig) -> None:
     """Raise InputError for an axis that can't be searched, with the reason."""
     known = field_paths(TrainConfig)
     for path, axis in space.items():
+        # --- the path: a field that may differ between trials ---
         if path not in known:
             raise InputError(f"space: {unknown_path(path, known)}")
-        part = known[path]
-        if part is not None and path != _SEARCHED_WHOLE:
-            fields = ", ".join(f"{path}.{name}" for name in part.model_fields)
+        section = known[path]
+        if section is not None and path != _SEARCHED_WHOLE:
+            fields = ", ".join(f"{path}.{name}" for name in section.model_fields)
             raise InputError(f"space: {path} is a section, not a field; make axes of {fields}")
         root = path.split(".")[0]
         if root in _REFERENCE_SECTIONS:
@@ -56,6 +57,8 @@ def check_space(space: Space, base: TrainConfig) -> None:
                 f"space: {path} must be the same for all trials of a search; give one value, "
                 "outside of space"
             )
+
+        # --- the axes that it depends on ---
         for other in axis.when:
             if other not in space or list(space).index(other) >= list(space).index(path):
                 raise InputError(
@@ -63,6 +66,8 @@ def check_space(space: Space, base: TrainConfig) -> None:
                     f"axes: {few(list(space))}"
                 )
         _check_parent(path, axis, space, base)
+
+        # --- its kind and its values ---
         if axis.kind in _WHOLE and _takes_whole_numbers(path):
             low, high = axis.bounds
             raise InputError(

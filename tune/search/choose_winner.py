@@ -156,7 +156,7 @@ def _entry(
     objective = records.objective
     whole = [run for run in runs if run.state == "finished"]
     all_whole = len(whole) == len(runs)
-    names = {part.metric for part in objective.parts} | {"eval/drift", *objective.bounds}
+    names = {each.metric for each in objective.parts} | {"eval/drift", *objective.bounds}
     means = {name: float(np.mean([run.metrics[name] for run in whole])) for name in names
              if all_whole}  # fmt: skip
 

@@ -119,7 +119,7 @@ class FinalTasks:
         """Return by configuration the exports whose KL from the base is estimated on sampled
         answers: those of finalists and winner, if eval/drift is an objective."""
         records, stamp = self._records, self.end.stamp
-        if stamp is None or "eval/drift" not in {part.metric for part in records.objective.parts}:
+        if stamp is None or "eval/drift" not in {each.metric for each in records.objective.parts}:
             return {}
         configurations = {stamp.searched}
         if self.end.confirmation is not None:

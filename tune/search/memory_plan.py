@@ -146,6 +146,7 @@ def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
 
     Raises InputError after the first line if not even one trial fits.
     """
+    # --- what one process takes ---
     try:
         estimate = _estimate(config, rows)
     except InputError:
@@ -162,6 +163,8 @@ def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
     estimate = _with_checkpointing_if_needed(estimate, available)
     need = next(_fitting(estimate, most, available), estimate.need(1, available))
     yield f"{name}  {estimate.one_line(need)}"
+
+    # --- what the whole search takes, and what is lowered ---
     plan = _plan(estimate, available)
     if need.processes == need.at_once:
         trials = f"{need.at_once} trials" if need.at_once > 1 else "1 trial"

@@ -121,4 +121,4 @@ def _trial_line(record: TrialRecord, objective: Objective) -> str:
 
 def _values(objective: Objective, report: Report) -> str:
     """Return the objectives' names and values in a report."""
-    return " ".join(f"{part.metric} {report[part.metric]:.3f}" for part in objective.parts)
+    return " ".join(f"{each.metric} {report[each.metric]:.3f}" for each in objective.parts)

@@ -132,14 +132,14 @@ class SearchStudy:
             storage=storage,
             study_name=name,
             directions=[
-                "maximize" if part.mode == "max" else "minimize" for part in self._config.goal.parts
+                "maximize" if each.mode == "max" else "minimize" for each in self._config.goal.parts
             ],
             sampler=make_sampler(self._config, len(self._records.searched)),
         )
         with warnings.catch_warnings():
             # Optuna has marked this as experimental for years; a test checks that it works.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names([part.metric for part in self._config.goal.parts])
+            self._study.set_metric_names([each.metric for each in self._config.goal.parts])
         for record in self._records.searched:
             if record.state in ENDED:
                 self._study.add_trial(_frozen(record, self._config))
@@ -220,7 +220,7 @@ def _values(record: TrialRecord, config: SearchConfig) -> list[float] | None:
     be compared with a finished one."""
     if record.state != "finished":
         return None
-    return [record.metrics[part.metric] for part in config.goal.parts]
+    return [record.metrics[each.metric] for each in config.goal.parts]
 
 
 def _excesses(record: TrialRecord, config: SearchConfig) -> dict[str, float]:

@@ -83,7 +83,7 @@ class View:
         if len(self.running) > _IN_A_LOG:
             named.append(f"{len(self.running) - _IN_A_LOG} more")
         parts = [self.left, f"{self.ended} of {self.total} trials", self.counts, self.best]
-        return " · ".join(part for part in [*parts, self.doing, ", ".join(named)] if part)
+        return " · ".join(each for each in [*parts, self.doing, ", ".join(named)] if each)
 
     def picture(self, width: int, height: int) -> Text:
         """Return the lines for a window of `width` columns and `height` rows. No line wraps, and
