@@ -53,7 +53,7 @@ def check(config: SearchConfig) -> SearchConfig:
     # --- metrics that can't be compared ---
     searched = [path for path in config.space if path.startswith(("dpo.", "trl."))]
     for field, metric in (
-        *(("objective", part.metric) for part in config.goal.parts),
+        *(("objective", each.metric) for each in config.goal.parts),
         ("stopping.metric", config.stopping.metric),
     ):
         if metric == "eval/loss" and searched:

@@ -22,7 +22,7 @@ from tune.config.schema import SearchConfig, StoppingConfig
 
 @dataclass(frozen=True)
 class TrialKey:
-    """Stands for a Tune trial in a rule's eyes, under our own id: a rule reads nothing else."""
+    """What a rule reads of a Tune trial: its id, here our own."""
 
     trial_id: str
 
@@ -57,8 +57,8 @@ def make_stopping_rule(config: SearchConfig, most_pairs: int) -> Any:
 
 
 class ParetoAsha(FIFOScheduler):
-    """ASHA for two objectives: at each rung one in `reduction` goes on, front by front. If only a
-    part of a front can go on, those trials go on that cover it best.
+    """ASHA for two objectives: at each rung one in `reduction` goes on, front by front. If not all
+    of a front can go on, the trials that cover it best do.
 
     This is MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639), which ranks a rung by non-domination
     and then by an epsilon-net. As in Ray's ASHA, a trial that reaches a rung is compared with those
