@@ -46,12 +46,12 @@ class BrokenGpus:
         """Pickle a copy that knows of no failure, since Ray Tune pickles its arguments."""
         return BrokenGpus, (self.trial, self._signs)
 
-    def works(self, devices: Iterable[Device]) -> None:
+    def note_report(self, devices: Iterable[Device]) -> None:
         """Take note that these GPUs work: a trial that has them sent a report."""
         for device in devices:
             self._failures.pop(device, None)
 
-    def take(self, trial: str, metadata: Any, failure: DeviceFailed | None) -> bool:
+    def count_failure(self, trial: str, metadata: Any, failure: DeviceFailed | None) -> bool:
         """Count a trial's failure, and return whether its GPU is broken.
 
         If it is, the trials' failures there don't count among the few that Ray Tune allows.

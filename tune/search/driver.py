@@ -40,13 +40,13 @@ from tune.search.memory_plan import fit_into_memory
 from tune.search.prepared_data import find_prepared_data, plan_prepared_data, tokens_folder
 from tune.search.resume import (
     adopt,
+    finished_message,
     grow,
     is_finished,
     refuse_other_files,
     refuse_other_search,
     refuse_warm_clones,
     reopen_trials,
-    what_ended,
 )
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
@@ -147,7 +147,7 @@ def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
     with disk_failure_as_interruption(folder):
         # --- a finished search has only its winner to publish ---
         if is_finished(run):
-            signs.say(what_ended(run))
+            signs.say(finished_message(run))
             return _publish(load_results(folder), config)
 
         # --- prepare: user code, data, memory, open trials ---

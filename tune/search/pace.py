@@ -46,27 +46,27 @@ class Pace:
         self._shares: list[float] = []
         """For each ended trial, the share of its pairs at which it ended."""
 
-    def saw(self, trial: str, pairs_done: int, pairs_total: int) -> None:
+    def update(self, trial: str, pairs_done: int, pairs_total: int) -> None:
         """Take note of how far a trial is."""
         if trial not in self._trials:
-            self.began(trial, pairs_done, pairs_total)
+            self.start(trial, pairs_done, pairs_total)
             return
         known = self._trials[trial]
         more = max(0, pairs_done - known.done)
         known.done, known.trained = pairs_done, known.trained + more
         self._trained += more
 
-    def began(self, trial: str, pairs_done: int, pairs_total: int, seconds_ago: float = 0) -> None:
+    def start(self, trial: str, pairs_done: int, pairs_total: int, seconds_ago: float = 0) -> None:
         """Take note of how far a trial was when it began to train here, unless that is known."""
         if trial not in self._trials:
             began = self._now() - seconds_ago
             self._began = began if self._began is None else min(self._began, began)
             self._trials[trial] = _Trial(pairs_total, pairs_done, began)
 
-    def ended(self, trial: str, pairs_seen: int) -> None:
+    def end(self, trial: str, pairs_seen: int) -> None:
         """Take note of where a trial ended, if it was ever seen training."""
         if trial in self._trials:
-            self.saw(trial, pairs_seen, 0)
+            self.update(trial, pairs_seen, 0)
             known = self._trials.pop(trial)
             self._totals.append(known.total)
             self._shares.append(known.share)
@@ -81,7 +81,7 @@ class Pace:
     def share_done(self, trial: str) -> float:
         """Return how far a trial is on its way to where it will probably end, from 0 to 1."""
         known = self._trials.get(trial)
-        return known.share / self._end(known) if known is not None else 0.0
+        return known.share / self._probable_end(known) if known is not None else 0.0
 
     def total(self, trial: str) -> int:
         """Return how many pairs a trial in training has in all; 0 if it was not seen training."""
@@ -110,18 +110,18 @@ class Pace:
         known = list(self._trials.values())
         pairs, slowest = 0.0, 0.0
         for trial in known:
-            left = trial.total * (self._end(trial) - trial.share)
+            left = trial.total * (self._probable_end(trial) - trial.share)
             pairs += left
             if trial.trained:
                 alone = trial.trained / max(self._now() - trial.began, 1e-9)
                 slowest = max(slowest, left / alone)
 
         # --- the pairs of trials that have not begun ---
-        shares = self._shares + [self._end(trial) for trial in known]
+        shares = self._shares + [self._probable_end(trial) for trial in known]
         pairs += max(0, unended - len(known)) * fmean(totals) * fmean(shares)
         return max(pairs / together, slowest)
 
-    def _end(self, trial: _Trial) -> float:
+    def _probable_end(self, trial: _Trial) -> float:
         """Return the share of its pairs at which a running trial will probably end."""
         further = [share for share in self._shares if share > trial.share]
         return fmean(further) if further else 1.0

@@ -38,18 +38,18 @@ class Progress:
         self.live = live
         for name, doing in live.trials.items():
             if doing.pairs_total and name in self._records.standings.open:
-                self._pace.saw(name, doing.pairs_done, doing.pairs_total)
+                self._pace.update(name, doing.pairs_done, doing.pairs_total)
 
-    def reported(self, trial: str, seen_before: int, step: Step) -> None:
+    def add_report(self, trial: str, seen_before: int, step: Step) -> None:
         """Take what a trial did since its last report, at `seen_before` pairs. A fast trial may
         never be seen by `look`."""
         if step.pairs_total:
-            self._pace.began(trial, seen_before, step.pairs_total, step.seconds)
-            self._pace.saw(trial, int(step.report["pairs_seen"]), step.pairs_total)
+            self._pace.start(trial, seen_before, step.pairs_total, step.seconds)
+            self._pace.update(trial, int(step.report["pairs_seen"]), step.pairs_total)
 
-    def ended(self, record: TrialRecord) -> None:
+    def print_end(self, record: TrialRecord) -> None:
         """Print how a trial ended."""
-        self._pace.ended(record.id, record.pairs_seen)
+        self._pace.end(record.id, record.pairs_seen)
         self.say(_trial_line(record, self._records.objective))
 
     def say(self, line: str) -> None:

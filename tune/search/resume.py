@@ -77,7 +77,7 @@ def how_to_grow(run: Run) -> str:
     return dpo_tune("resume", run.folder.argument, "--trials", f"+{more}")
 
 
-def what_ended(run: Run) -> str:
+def finished_message(run: Run) -> str:
     """Return a line that says when a finished search ended, and how to give it more trials."""
     _, last_seen = run.records.run.driver_sessions[-1]
     ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_seen))

@@ -124,7 +124,7 @@ class SearchScheduler(FIFOScheduler):
         if failure:
             then = "; it goes on in another process" if goes_on else ""
             self._progress.say(f"{task.name}: {failure}{then}")
-        is_gpu_broken = self._broken_gpus.take(task.name, trial.run_metadata, failure)
+        is_gpu_broken = self._broken_gpus.count_failure(task.name, trial.run_metadata, failure)
 
         # --- the trial goes on ---
         if goes_on:
@@ -191,10 +191,10 @@ class SearchScheduler(FIFOScheduler):
         place = Place(result["node_ip"], step.gpus, result["pid"])
         self._places.note(trial_id, place, step.began)
         self._tokens[trial_id] = step.tokens_at_once
-        self._broken_gpus.works(step.devices)
+        self._broken_gpus.note_report(step.devices)
         seen_before = self._records.trials[trial_id].pairs_seen
         is_new = self._records.report(trial_id, step)
-        self._progress.reported(trial_id, seen_before, step)
+        self._progress.add_report(trial_id, seen_before, step)
         if step.note:
             self._progress.say(f"{trial_id}: {step.note}")
         if is_new and not self._confirms(trial_id):
@@ -214,7 +214,7 @@ class SearchScheduler(FIFOScheduler):
     def _end(self, trial_id: str, state: State, error: str | None = None) -> None:
         if state == "stopped" and self._searcher.inbox.stops(trial_id):
             error = "on request"
-        self._progress.ended(self._searcher.end_trial(trial_id, state, error))
+        self._progress.print_end(self._searcher.end_trial(trial_id, state, error))
         self._warn_if_saturated()
         finalists = [record.id for record in choose_winner.finalists(self._config, self._records)]
         with contextlib.suppress(StoreError):  # it is tried again when the next trial ends

@@ -156,7 +156,7 @@ class StudySearcher(Searcher):
         self.stop_reason = self.budget_spent = reason
         for record in self._unended:
             state: State = "stopped" if record.curve else "failed"
-            self.progress.ended(self.end_trial(record.id, state, reason))
+            self.progress.print_end(self.end_trial(record.id, state, reason))
         self._unended = []
 
     def end_trial(self, trial_id: str, state: State, error: str | None) -> TrialRecord:
@@ -197,7 +197,7 @@ class StudySearcher(Searcher):
                 message = str(error).removeprefix("override: ")
                 record = self._records.end(trial_id, "failed", message)
                 self._study.tell(record)
-                self.progress.ended(record)
+                self.progress.print_end(record)
                 continue
             return record
         self.stop_reason = f"all {total} trials"
