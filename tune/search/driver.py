@@ -79,7 +79,7 @@ def run(
 def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
     # --- refuse what can't work, before anything is written ---
     refuse_without_axes(config, f"{config.name}.yaml")
-    signs.doing(f"{config.name}: looking at model, data and outputs")
+    signs.doing(f"{config.name}: checking model, data and outputs")
     config = with_earlier_points(config)
     preflight.refuse_impossible(config)
     preflight.refuse_impossible_end(config)
