@@ -120,7 +120,7 @@ def _finish(search: Any, is_quiet: bool = False) -> int:
     print("", *next_steps(results), sep="\n")
     code = _DONE
     attempts = (("pushed", "not pushed", results.published),
-                ("it answers", "not served", results.served))  # fmt: skip
+                ("served at", "not served", results.served))  # fmt: skip
     for done, failed, attempt in attempts:
         if attempt is not None and attempt.error:
             print(f"{failed}: {attempt.error}", file=sys.stderr)

@@ -64,8 +64,8 @@ class FinalTasks:
             stamp = exports.promote_to_winner(self._records)
             if stamp is not None:
                 print(
-                    f"warning: no export of {chosen}, which won, is whole; the next best export, "
-                    f"of {stamp.trial}, is the winner",
+                    f"warning: {chosen} won, but has no complete export; the next best export, of "
+                    f"{stamp.trial}, is the winner",
                     flush=True,
                 )
 

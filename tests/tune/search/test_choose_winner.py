@@ -81,7 +81,7 @@ def test_a_winner_of_which_no_export_is_whole_leaves_the_crown_to_the_next(
     driver.start()
     assert driver.final_tasks.end.stamp is not None
     assert driver.final_tasks.end.stamp.trial == second
-    assert f"no export of {first}, which won, is whole" in capsys.readouterr().out
+    assert f"{first} won, but has no complete export" in capsys.readouterr().out
 
 
 def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:
