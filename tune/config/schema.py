@@ -153,7 +153,7 @@ class ConfirmConfig(Part):
 class SearchConfig(TrainConfig):
     """One search, as `dpo-tune run` reads it. It also has every field of a trial's YAML."""
 
-    name: Annotated[str, Allowed("letters, digits, `.`, `_`, `-`, the first no mark")] = Field(
+    name: Annotated[str, Allowed("letters, digits, `.`, `_`, `-`, no sign first")] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["first-try"]
     )
     """Name of the run folder. By default the name of the YAML file."""
