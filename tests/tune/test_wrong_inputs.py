@@ -85,7 +85,7 @@ WRONG = {
     "two kinds": axis("{uniform: [0, 1], choice: [1]}", "this one has uniform and choice"),
     "one bound": axis("{uniform: [1]}", "must be two numbers, [low, high]", "type `uniform: [0.1,"),
     "words as bounds": axis("{log_uniform: [low, high]}", "must be two numbers, [low, high]"),
-    "bounds the wrong way": axis("{uniform: [2, 1]}", "low below high"),
+    "bounds the wrong way": axis("{uniform: [2, 1]}", "low must be below high"),
     "a logarithm of 0": axis("{log_uniform: [0, 1]}", "a logarithmic axis needs low above 0"),
     "an empty choice": axis("{choice: []}", "must be a list of at least one value"),
     "optim.lr": Wrong(("unknown path 'optim.lr'", "did you mean 'optim.learning_rate'?"),

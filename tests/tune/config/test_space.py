@@ -108,11 +108,11 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
         ("model.id", {"choice": ["a"]}, "changes the reference"),
         ("data.chars", {"choice": [[1, 2]]}, "changes the reference"),
         ("trainer", {"choice": ["trl"]}, "must be the same for all trials"),
-        ("lora.r", {"int": [2, 4]}, "while lora may be null"),
+        ("lora.r", {"int": [2, 4]}, "but lora may be null"),
         (
             "optim.batch_size",
             {"log_uniform": [1, 16]},
-            "is a whole number, and log_uniform draws fractions; type "
+            "is a whole number, but log_uniform draws fractions; type "
             "`optim.batch_size: {log_int: [1, 16]}`",
         ),
         ("optim.micro_batch_size", {"uniform": [1, 16]}, "{int: [1, 16]}"),
@@ -121,7 +121,7 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
         ("dpo.beta", {"uniform": [-1, 0.1]}, "a number above 0"),
         ("dpo.loss", {"choice": ["sigmoid", "sigmiod"]}, "sigmiod"),
         ("optim.batch_size", {"choice": [8, 65]}, "larger than the first evaluation, at 64"),
-        ("dpo.beta", {"uniform": [0.2, 0.1]}, "low below high"),
+        ("dpo.beta", {"uniform": [0.2, 0.1]}, "low must be below high"),
         ("dpo.beta", {"uniform": [0.1, 0.2], "choice": [1]}, "exactly one of"),
         ("dpo.beta", {"log_uniform": [0, 0.1]}, "needs low above 0"),
         ("dpo.beta", {"uniform": [0.1, 0.2], "when": {"lora": 1}}, "not an axis listed before it"),
