@@ -93,7 +93,7 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
 def test_a_batch_of_any_size_is_not_shared_out_among_gpus() -> None:
     content = {"name": "x", "trials": 2, "resources": {"gpus": 2}}
     space = {"optim.batch_size": {"int": [4, 8]}}
-    with pytest.raises(InputError, match=r"5 pairs can't be shared.*`\{choice: \[2, 4\]\}`"):
+    with pytest.raises(InputError, match=r"5 pairs can't be split.*`\{choice: \[2, 4\]\}`"):
         refuse_uneven_batches(SearchConfig.model_validate({**content, "space": space}))
 
 
