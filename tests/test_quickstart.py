@@ -58,7 +58,7 @@ def test_the_quickstart_runs_where_only_loopback_exists(tmp_path: Path) -> None:
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""  # no progress bars and no warnings of libraries
-    assert "all numbers the same to the last bit" in again.stdout
+    assert "all numbers are the same to the last bit" in again.stdout
 
     answer = subprocess.run(
         [sys.executable, "-c", ANSWER, str(tmp_path / "runs" / "quickstart" / "winner")],

@@ -1,19 +1,19 @@
 """Searches DPO hyperparameters with Ray Tune, Optuna and ASHA.
 
-The command line `dpo-tune` and this package do the same: run, resume, stop, clone, replay,
-push, load_results.
+The package offers in Python what the command line `dpo-tune` does: run, resume, stop, clone,
+replay, push, load_results.
 """
 
 import os
 from importlib import import_module
 from typing import Any
 
-# Each is read when its library is imported (W&B by TRL) or starts its processes, so they must stand
-# here.
+# W&B (which TRL imports) and Ray read these when they are imported or start processes, so we set
+# them before anything else of this package is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-_PLACES = {
+_MODULES = {
     "run": "tune.search.driver",
     "resume": "tune.search.driver",
     "replay": "tune.commands.replay",
@@ -25,16 +25,16 @@ _PLACES = {
     "load_search": "tune.config.load",
     "InputError": "dpo_train.errors",
 }
-__all__ = list(_PLACES)
+__all__ = list(_MODULES)
 
 
 def __dir__() -> list[str]:
-    """For an interpreter that completes names: what this package offers."""
+    """Return the names of this package, so that an interpreter can complete them."""
     return sorted([*globals(), *__all__])
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: `dpo-tune --help` must not wait for pydantic, numpy and Ray."""
-    if name not in _PLACES:
+    """Import on first use, so that `dpo-tune --help` does not wait for pydantic, numpy and Ray."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'tune' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

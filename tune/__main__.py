@@ -1,6 +1,6 @@
-"""The command line: every command parses, calls one function, prints.
+"""The command line: each command reads its options, calls one function and prints the result.
 
-Each command imports what it needs when it runs, so that `--help` answers within a second.
+A command imports what it needs when it runs, so that `--help` answers within a second.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tune.commands.arguments import parse
 from tune.commands.arguments import parser as _parser
 from tune.config.places import ALLOWED_CODE
 
-_DONE, _NOTHING_WON, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
-_NOBODY_READS = 141
-"""As of a program that SIGPIPE ended."""
+_DONE, _NO_WINNER, _WRONG_INPUT, _NOT_PUBLISHED, _INTERRUPTED = 0, 1, 2, 3, 130
+_READER_IS_GONE = 141
+"""The exit code of a program that SIGPIPE ended."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 nothing could be won, 2 wrong input, 3 won but not pushed
-    or not served, 130 interrupted, 141 nobody reads what is printed."""
+    """Run a command and return the exit code: 0 done, 1 no winner, 2 wrong input, 3 winner not
+    pushed or not served, 130 interrupted, 141 the reader of the output is gone."""
     show_control_characters()
     warnings.showwarning = _one_line_warning
     try:
@@ -45,22 +45,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return _WRONG_INPUT
     except StoreError as error:
-        hint = "its bucket, its region (`?region=…`), the login in the environment"
-        print(f"error: {error}; look at {hint}", file=sys.stderr)
+        hint = "the bucket, the region (`?region=…`) and the login in the environment"
+        print(f"error: {error}; check {hint}", file=sys.stderr)
         return _WRONG_INPUT
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _reader_is_gone():
             raise
-        # Python would complain when it flushes at its end.
+        # Python flushes at its end and would print another error, so we redirect the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _NOBODY_READS
+        return _READER_IS_GONE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of this program's output is gone, as in `dpo-tune show x | head -1`."""
+def _reader_is_gone() -> bool:
+    """Return whether nobody reads the output any more, as in `dpo-tune show x | head -1`."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     from tune.config.load import load_new_search
 
     config = load_new_search(options.yaml, _overrides(options))
-    from tune.search.driver import run  # after the YAML: its errors must come within a second
+    from tune.search.driver import run  # after the YAML, so that its errors come within a second
 
     return _finish(lambda: run(config), options.quiet)
 
@@ -116,11 +116,11 @@ def _finish(search: Any, is_quiet: bool = False) -> int:
     if unsent := how_to_send(results.folder):
         print(f"\n{unsent}")
     if results.winner is None:
-        return _NOTHING_WON
+        return _NO_WINNER
     print("", *next_steps(results), sep="\n")
     code = _DONE
     attempts = (("pushed", "not pushed", results.published),
-                ("it answers", "not served", results.served))  # fmt: skip
+                ("served at", "not served", results.served))  # fmt: skip
     for done, failed, attempt in attempts:
         if attempt is not None and attempt.error:
             print(f"{failed}: {attempt.error}", file=sys.stderr)
@@ -143,7 +143,7 @@ def _show(options: argparse.Namespace) -> int:
     else:
         print(render(results, rows=50))
         if live := describe_live(results.folder):
-            print("\nat work now:\n" + "\n".join(f"  {line}" for line in live))
+            print("\nrunning now:\n" + "\n".join(f"  {line}" for line in live))
     return _DONE
 
 
@@ -151,7 +151,7 @@ def _stop(options: argparse.Namespace) -> int:
     from tune.commands.stop_clone import stop
 
     stop(options.run, options.trial)
-    print(f"asked: {options.trial} stops within seconds, at the end of its step")
+    print(f"requested: {options.trial} will stop within seconds, at the end of its step")
     return _DONE
 
 
@@ -160,7 +160,7 @@ def _clone(options: argparse.Namespace) -> int:
     from tune.run_folder.wording import describe
 
     point = clone(options.run, options.trial, _overrides(options))
-    print(f"asked: {describe(point)} is tried as soon as a place is free")
+    print(f"requested: {describe(point)} will be tried as soon as a trial can start")
     return _DONE
 
 
@@ -207,7 +207,7 @@ def _export(options: argparse.Namespace) -> int:
 
     if not options.gguf:
         command = dpo_tune("push", options.run, "--to", "FOLDER")
-        raise InputError(f"export: type `--gguf`; for transformers `{command}`")
+        raise InputError(f"export: type `--gguf`; to get files for transformers, type `{command}`")
     path = export_gguf(options.run, options.quantize, options.to)
     print(f"written: {path}, and {path.parent / 'Modelfile'} for `ollama create NAME -f Modelfile`")
     return _DONE
@@ -249,9 +249,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _init(options: argparse.Namespace) -> int:
     from tune.commands.init import ask_for_missing, write_search
 
-    wanted = ask_for_missing(options.model, options.data, options.yaml)
-    print(f"looking at {wanted.model} and {wanted.data}", flush=True)
-    print(write_search(wanted, _overrides(options)))
+    request = ask_for_missing(options.model, options.data, options.yaml)
+    print(f"reading {request.model} and {request.data}", flush=True)
+    print(write_search(request, _overrides(options)))
     return _DONE
 
 

@@ -1,4 +1,4 @@
-"""The errors that only a search raises, under the root that `dpo_train/errors.py` has.
+"""The errors that only a search raises. Their root, DpoError, is in `dpo_train/errors.py`.
 
 DpoError
   InputError (ValueError)
@@ -22,11 +22,11 @@ from dpo_train.storage import mirror
 
 
 class Unreachable(InputError):
-    """The Hub could not be asked, for a reason that may pass."""
+    """The Hub did not answer, for a reason that may pass."""
 
 
 class Interrupted(DpoError):
-    """The search was interrupted. The message says why and how it goes on."""
+    """The search was interrupted. The message says why, and how to continue it."""
 
     def __init__(self, folder: Path, reason: str = "interrupted") -> None:
         super().__init__(folder, reason)
@@ -37,15 +37,14 @@ class Interrupted(DpoError):
 
 
 class SearchAborted(DpoError):
-    """The driver session ends early. The message says why."""
+    """The driver session must end early. The message says why."""
 
 
 class GpuFailed(DeviceFailed):
-    """A GPU failed that Ray gave to a trial. The message says which one, of which node."""
+    """A GPU that Ray gave to a trial failed. The message names the GPU and its node."""
 
     def __init__(self, node: str, address: str, gpu: str, reason: str, process: int = 0) -> None:
-        """`node`: Ray's id of the node; `address`: where the node is; `gpu`: Ray's id of the
-        GPU."""
+        """`node` and `gpu` are Ray's ids; `address` is the node's IP address."""
         super().__init__(reason, process)
         self.args = (node, address, gpu, reason, process)
         self.node, self.address, self.gpu = node, address, gpu
@@ -55,12 +54,12 @@ class GpuFailed(DeviceFailed):
 
 
 class EngineLost(DpoError):
-    """The engine's process died. Its trials go on from their saved states in a new one."""
+    """The engine's process died. Its trials continue from their saved states in a new one."""
 
 
 class EngineOutOfMemory(EngineLost):
-    """It died because memory ran out: the kernel or Ray's memory monitor ended it."""
+    """The engine ran out of memory: the kernel or Ray's memory monitor ended its process."""
 
 
 class PushFailed(DpoError):
-    """The winner was not pushed and lies where it was. The message ends with what to type."""
+    """The winner was not pushed; its files are unchanged. The message ends with what to type."""

@@ -51,7 +51,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, dpo_tune: Run, 
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     states = [line.partition(" x: ")[2] for line in done.stdout.splitlines()]
-    assert states == ["looking at model, data and outputs", "reading the data"][: len(states)]
+    assert states == ["checking model, data and outputs", "reading the data"][: len(states)]
     assert [p.name for p in tmp_path.iterdir()] == ["x.yaml"]
 
 

@@ -1,1 +1,1 @@
-"""The Ray that a search runs on: the connection, its capacity, its versions and hardware."""
+"""The Ray cluster that a search runs on: connection, capacity, versions and hardware."""

@@ -1,4 +1,4 @@
-"""The Ray that a search runs on: a cluster that is there, or one of its own on this machine."""
+"""Connects a search to an existing Ray cluster, or starts a Ray of its own on this machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dpo_train.errors import InputError, one_line
 from tune.config.schema import SearchConfig
 
-# Tune leaves no files but ours, writes no snapshots, keeps the workers in our folder, and starts
-# all processes at once, where it would wait for each before the next; those that Ray starts in
-# advance fit no trial.
+# With these, Tune writes no files of its own and no snapshots, leaves workers in our folder, and
+# starts all processes at once instead of one after the other. Ray starts no processes in advance,
+# since they would fit no trial.
 _ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "256",
     "RAY_enable_worker_prestart": "0",
@@ -28,32 +28,32 @@ _ENVIRONMENT = {
 }
 
 _SLOW_START = "timed out during startup"
-"""In what Ray says of daemons that did not come up in time; the error is a plain Exception."""
+"""Part of Ray's message when its daemons did not start in time; the error is a plain Exception."""
 
 
 @contextlib.contextmanager
 def connected(config: SearchConfig, import_meanwhile: str) -> Iterator[None]:
-    """Connects to the cluster that RAY_ADDRESS names, or starts a Ray on this machine.
+    """Connect to the cluster that RAY_ADDRESS names, or start a Ray on this machine.
 
-    A Ray that is connected already stays.
-
-    Ray's daemons take seconds to come up, in which the module `import_meanwhile` is imported.
-    Raises InputError if no cluster answers, or if this machine lacks what a trial wants.
+    A connection that exists already is used, and stays. Ray's daemons take seconds to start, so the
+    module `import_meanwhile` is imported in that time. Raises InputError if no cluster answers, or
+    if this machine has too little for a trial.
     """
     os.environ.update(_ENVIRONMENT)
-    import ray  # It reads that environment when it is imported, and it takes a second.
+    import ray  # it reads that environment when it is imported, and takes a second
 
     if ray.is_initialized():
         yield
         return
     importing = threading.Thread(target=importlib.import_module, args=[import_meanwhile])
     importing.start()
-    # Never a cluster that only happens to run here, or whose address an earlier one left behind.
+    # Without an address Ray would join any cluster that runs here, or whose address is left from an
+    # earlier one, so we say "local".
     address = os.environ.get("RAY_ADDRESS") or "local"
     _initialize(address)
     importing.join()
     try:
-        from tune.cluster.capacity import refuse_or_wait  # imports Ray, so not before the above
+        from tune.cluster.capacity import refuse_or_wait  # it imports Ray, so it comes after that
 
         refuse_or_wait(config)
         yield
@@ -62,12 +62,11 @@ def connected(config: SearchConfig, import_meanwhile: str) -> Iterator[None]:
 
 
 def _initialize(address: str) -> None:
-    """Starts Ray or connects to a cluster. Raises InputError if there is none.
+    """Start Ray or connect to a cluster. Raises InputError if there is none.
 
-    Ray gives its own daemons 30 seconds to come up, which are too few on a busy machine: then they
-    are started once more.
+    Ray gives its daemons 30 seconds to start, too few on a busy machine, so we try twice.
     """
-    import ray  # It takes a second.
+    import ray  # it takes a second
 
     for is_last in (False, True):
         try:
@@ -86,6 +85,6 @@ def _initialize(address: str) -> None:
             ray.shutdown()
             if is_last:
                 raise InputError(
-                    "Ray's processes did not come up within 30 seconds, twice; this machine is too "
-                    "busy: try again later, or name a cluster by RAY_ADDRESS"
+                    "Ray's processes did not start within 30 seconds, twice; this machine is too "
+                    "busy: try again later, or set RAY_ADDRESS to a cluster"
                 ) from None

@@ -1,4 +1,4 @@
-"""What a search ran on: versions and hardware, nothing that names a machine or a person."""
+"""Describes what a search ran on: versions and hardware, but no names of machines or people."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _ACCELERATOR = "accelerator_type:"
 
 
 class Hardware(TypedDict):
-    """What `ray.cluster_resources` counts."""
+    """The hardware, as `ray.cluster_resources` counts it."""
 
     CPU: float
     GPU: float
     kinds: list[str]
-    """Of GPUs."""
+    """Kinds of GPUs."""
 
 
 class Environment(TypedDict):
-    """As results.json has it."""
+    """The environment of a search, as results.json has it."""
 
     python: str
     versions: dict[str, str]
-    """By package."""
+    """Versions by package."""
     hardware: Hardware
 
 
 def describe(resources: dict[str, float]) -> Environment:
-    """What this machine or cluster is.
+    """Return the environment of this machine or cluster.
 
-    The versions are those of this process, which a search's workers share.
+    The versions are those of this process; a search's workers have the same.
     """
     kinds = [name.removeprefix(_ACCELERATOR) for name in resources if name.startswith(_ACCELERATOR)]
     return {

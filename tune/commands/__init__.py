@@ -1,1 +1,1 @@
-"""What people type beside `run`, `resume` and `push`: doctor, replay, stop, clone, list, clean."""
+"""The commands other than `run`, `resume` and `push`: doctor, replay, stop, clone, list, clean."""

@@ -1,6 +1,6 @@
-"""What `dpo-tune` understands: its commands and their options. Knows no function that they call.
+"""The commands of `dpo-tune` and their options. This module does not know what they call.
 
-Imports nothing heavy: `--help` must answer at once.
+It imports nothing heavy, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,51 +11,54 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as other errors are said: on one line, with what to type."""
+    """A parser whose errors look like our other errors: one line that ends with what to type."""
 
     def error(self, message: str) -> NoReturn:
-        """argparse's hook for everything that it does not understand. Raises InputError."""
-        raise InputError(f"{message}; type `{self.prog} --help` to see what it takes")
+        """Raise InputError; argparse calls this for everything that it does not understand."""
+        command = dpo_tune(*self.prog.split()[1:], "--help")
+        raise InputError(f"{message}; type `{command}` to see the options")
 
 
 class _Version(argparse.Action):
     def __call__(self, *_: object, **__: object) -> NoReturn:
-        """Prints the version and ends."""
+        """Print the version and exit."""
         from importlib.metadata import PackageNotFoundError, version  # `--help` needs none
 
         try:
             print(f"dpo-tune {version('dpo-tune')}")
-        except PackageNotFoundError:  # sent to a cluster as a folder of sources
-            print("dpo-tune, not installed: its sources run as they are")
+        except PackageNotFoundError:  # it was sent to a cluster as a folder of sources
+            print("dpo-tune runs from its sources; it is not installed, so it has no version")
         raise SystemExit(0)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; `command` names the command. Raises InputError."""
+    """Return the options of a command line; `command` is the command's name. Raises InputError."""
     top = parser()
     (commands,) = (action for action in top._actions if isinstance(action.choices, dict))
     words = [word for word in arguments if not word.startswith("-")]
     if words and words[0] not in (known := list(commands.choices or ())):
         close = difflib.get_close_matches(words[0], known, n=1)
-        is_yaml = words[0].endswith((".yaml", ".yml"))
-        meant = (
-            f"`dpo-tune run {words[0]}`" if is_yaml else f"`dpo-tune {close[0]}`" if close else ""
-        )
-        hint = f"did you mean {meant}?" if meant else "type `dpo-tune` to see all commands"
+        if words[0].endswith((".yaml", ".yml")):
+            hint = f"did you mean `{dpo_tune('run', words[0])}`?"
+        elif close:
+            hint = f"did you mean `{dpo_tune(close[0])}`?"
+        else:
+            hint = f"type `{dpo_tune()}` to see all commands"
         raise InputError(f"there is no command {words[0]!r}; {hint}")
     return top.parse_args(arguments)
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """Return the parser of all commands and their options."""
     top = _Parser(
         prog="dpo-tune", description="Searches DPO hyperparameters with Ray Tune, Optuna and ASHA."
     )
-    top.add_argument("--version", action=_Version, nargs=0, help="the version that is installed")
+    top.add_argument("--version", action=_Version, nargs=0, help="print the installed version")
     _add_quiet(top, default=False)
     top.set_defaults(command=None)
     commands = top.add_subparsers(metavar="COMMAND")
@@ -65,62 +68,71 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(command=name, name=None)
         return added
 
+    # --- before a search ---
     init = command("init", "write a search's YAML for a model and a dataset")
     init.add_argument(
-        "yaml", type=Path, nargs="?", help="the file to write, by default named as the data"
+        "yaml", type=Path, nargs="?", help="the file to write; by default named after the data"
     )
-    init.add_argument("--model", help="a folder, a Hub id, or `sample`; asked for at a terminal")
-    init.add_argument("--data", help="a file, a folder, a Hub id, or `sample`; asked for, too")
+    init.add_argument("--model", help="a folder, a Hub id or `sample`; without it you are asked")
+    init.add_argument(
+        "--data", help="a file, a folder, a Hub id or `sample`; without it you are asked"
+    )
     _add_set(init)
 
-    doctor = command("doctor", "what is here, and whether a search can run")
-    doctor.add_argument("yaml", type=Path, nargs="?", help="the search")
+    doctor = command("doctor", "check this machine, and whether a search can run")
+    doctor.add_argument("yaml", type=Path, nargs="?", help="the search's YAML")
     _add_set(doctor)
     _add_allow_code(doctor)
 
-    run = command("run", "search; goes on if the run folder is unfinished")
-    run.add_argument("yaml", type=Path, help="the search, like searches/quickstart.yaml")
-    run.add_argument("--name", help="name of the run folder, in place of the YAML's")
+    # --- the search ---
+    run = command("run", "run a search, or continue it if it is unfinished")
+    run.add_argument("yaml", type=Path, help="the search's YAML, like searches/quickstart.yaml")
+    run.add_argument("--name", help="name of the run folder, instead of the YAML's name")
     _add_quiet(run)
     _add_set(run)
     _add_allow_code(run)
 
-    resume = command("resume", "go on with a run, or let it grow")
+    resume = command("resume", "continue a run, or give it more trials")
     _add_run(resume)
-    resume.add_argument("--trials", metavar="N|+N", help="so many in all, or so many more")
+    resume.add_argument("--trials", metavar="N|+N", help="N trials in all, or N more")
     _add_quiet(resume)
     _add_allow_code(resume)
 
-    show = command("show", "the numbers of a run")
+    # --- while it runs, and after it ---
+    show = command("show", "show the numbers of a run")
     _add_run(show)
     form = show.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="results.json")
-    form.add_argument("--csv", action="store_true", help="one line a trial")
+    form.add_argument("--json", action="store_true", help="print results.json")
+    form.add_argument("--csv", action="store_true", help="print one line per trial")
 
-    _add_trial(command("stop", "end a trial of a running search at its next step"))
+    _add_trial(command("stop", "stop a trial of a running search at its next step"))
 
-    clone = command("clone", "try a trial's point soon, with changes")
+    clone = command("clone", "try a trial's values again, with changes")
     _add_trial(clone)
     _add_set(clone)
 
     _add_trial(command("replay", "train a trial again and compare the numbers"))
 
-    report = command("report", "write a run's report.html; also while it runs")
+    report = command("report", "write a run's report.html, also while it runs")
     _add_run(report)
-    report.add_argument("--open", action="store_true", help="show it in the browser")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
 
+    # --- the winner ---
     _add_push(command("push", "publish a run's winner on the Hugging Face Hub"))
 
     export = command("export", "write a run's winner for llama.cpp and Ollama")
     _add_run(export)
-    export.add_argument("--gguf", action="store_true", help="as a GGUF file, with a Modelfile")
-    export.add_argument("--quantize", choices=("f16", "q8_0"), default="f16", help="default: f16")
-    export.add_argument("--to", type=Path, metavar="FOLDER", help="by default NAME-gguf, here")
+    export.add_argument("--gguf", action="store_true", help="write a GGUF file and a Modelfile")
+    export.add_argument(
+        "--quantize", choices=("f16", "q8_0"), default="f16", help="type of the weights (f16)"
+    )
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="default: NAME-gguf, here")
 
-    command("list", "runs and prepared data, and what they occupy")
+    # --- the runs folder, and editors ---
+    command("list", "list runs and prepared data, and their size on disk")
 
-    clean = command("clean", "remove what is named; alone: say what there is")
-    clean.add_argument("names", nargs="*", metavar="NAME", help="as `dpo-tune list` shows it")
+    clean = command("clean", "remove runs or prepared data by name; without a name, list them")
+    clean.add_argument("names", nargs="*", metavar="NAME", help="a name that `list` prints")
 
     command("schema", "print the JSON schema of a search's YAML, for editors")
     return top
@@ -128,26 +140,30 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_push(push: argparse.ArgumentParser) -> None:
     _add_run(push)
-    push.add_argument("--repo", metavar="OWNER/NAME", help="by default the YAML's hub.repo")
-    push.add_argument("--to", type=Path, metavar="FOLDER", help="write it there, send nothing")
+    push.add_argument("--repo", metavar="OWNER/NAME", help="default: the YAML's hub.repo")
+    push.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="write the files to a folder and send nothing"
+    )
     push.add_argument("--public", dest="private", action="store_const", const=False,
                       help="make the repository public")  # fmt: skip
     form = push.add_mutually_exclusive_group()
     form.add_argument("--adapter", dest="merged", action="store_const", const=False,
-                      help="of a LoRA the adapter alone")  # fmt: skip
+                      help="push a LoRA as an adapter")  # fmt: skip
     form.add_argument("--merged", dest="merged", action="store_const", const=True,
-                      help="of a LoRA the base's weights with the adapter's added")  # fmt: skip
-    push.add_argument("--dtype", help="bfloat16 (default) or float32")
-    push.add_argument("--gguf", help="with a GGUF file for llama.cpp, Ollama: f16 or q8_0")
-    push.add_argument("--license", help="if base model and dataset do not state the same one")
-    push.add_argument("--branch", default="main", help="by default main; made if need be")
+                      help="push a LoRA merged into its base")  # fmt: skip
+    push.add_argument("--dtype", help="of the weights: bfloat16 (default) or float32")
+    push.add_argument("--gguf", help="add a GGUF file for llama.cpp and Ollama: f16 or q8_0")
+    push.add_argument(
+        "--license", help="needed if base model and dataset do not state the same licence"
+    )
+    push.add_argument("--branch", default="main", help="default: main; created if need be")
     push.add_argument("--tag", default="", help="a name for the commit, like v1")
 
 
 def _add_quiet(command: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
-    """Before the command or behind it."""
+    """Add `--quiet`, which may stand before the command or after it."""
     command.add_argument("-q", "--quiet", action="store_true", default=default,
-                         help="say only how it ended, and what goes wrong")  # fmt: skip
+                         help="print only how it ended, and errors")  # fmt: skip
 
 
 def _add_run(command: argparse.ArgumentParser) -> None:
@@ -156,7 +172,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 def _add_trial(command: argparse.ArgumentParser) -> None:
     _add_run(command)
-    command.add_argument("trial", help="as `dpo-tune show` names it")
+    command.add_argument("trial", help="the trial's id, as `show` prints it")
 
 
 def _add_allow_code(command: argparse.ArgumentParser) -> None:
@@ -172,5 +188,5 @@ def _add_set(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="A.B=VALUE",
-        help="override a value of the YAML by its dotted path; may be given several times",
+        help="override a value of the YAML by its dotted path; can be given several times",
     )

@@ -1,4 +1,4 @@
-"""A run's winner in a form for other tools: a GGUF file for llama.cpp, a Modelfile for Ollama."""
+"""Writes a run's winner for other tools: a GGUF file for llama.cpp, a Modelfile for Ollama."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from tune.run_folder.results import load_results
 
 
 def export_gguf(run: RunLike, quantization: Quantization, folder: Path | None = None) -> Path:
-    """Writes a run's winner into a folder, by default `<name>-gguf` here, which appears when it is
-    whole. Returns the file; what a person should know of how others read it is warned of.
+    """Write a run's winner as GGUF into a folder, by default `<name>-gguf` here; return the file.
 
-    Raises InputError for a run without a winner, a folder that holds something, and a model that
-    can't be written as GGUF; DiskFull.
+    The folder appears once it is complete. A warning says where other tools read the file
+    differently. Raises DiskFull, and InputError for a run without a winner, a folder that is not
+    empty, or a model that can't be written as GGUF.
     """
     results = load_results(run)
     folder = (folder or Path(f"{results.name}-gguf")).expanduser()
     refuse_existing(folder)
-    part = folder.with_name(f".{folder.name}.part")
+    partial = folder.with_name(f".{folder.name}.part")
     with only_driver(results.folder):
         refuse_without_winner(results, load_search(results.folder.search_yaml))
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         try:
-            with discarding_partial(part):
-                notes = write_exported(results.folder.winner, part, results.name, quantization)
+            with discarding_partial(partial):
+                notes = write_exported(results.folder.winner, partial, results.name, quantization)
             shutil.rmtree(folder, ignore_errors=True)
-            part.replace(folder)
+            partial.replace(folder)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return folder / file_name(results.name, quantization)

@@ -1,4 +1,4 @@
-"""`dpo-tune list` and `dpo-tune clean`: what occupies the runs folder, and its removal."""
+"""`dpo-tune list` and `dpo-tune clean`: list what lies in the runs folder, and remove it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PREPARED = ".prepared"
 
 @dataclass(frozen=True)
 class Stored:
-    """One thing that occupies disk under the runs folder."""
+    """A run, or a prepared dataset, under the runs folder."""
 
     name: str
     kind: str
@@ -30,16 +30,16 @@ class Stored:
     gigabytes: float
     folder: Path
     trials: str = ""
-    """How many of how many have ended, of a run."""
+    """For a run: ended trials and all trials, like `7/24`."""
     best: float | None = None
-    """The objective at the best report of a run."""
+    """For a run: the objective's value at the best report."""
     objective: str = ""
     at: float | None = None
-    """Unix time at which a driver of the run was last at work."""
+    """For a run: the Unix time at which a driver was last at work."""
 
 
 def stored(runs_dir: Path) -> list[Stored]:
-    """Every run and every prepared dataset, by name. Raises StoreError."""
+    """Return every run and every prepared dataset, sorted by name. Raises StoreError."""
     sizes = mirror.sizes(runs_dir)
     occupied: Counter[str] = Counter()
     for path, size in sizes.items():
@@ -59,11 +59,11 @@ def stored(runs_dir: Path) -> list[Stored]:
 
 
 def _run(found: Stored) -> Stored:
-    """With what its records say; without it where this version can't read them."""
+    """Add what the run's records say, or nothing if this version can't read them."""
     folder = RunFolder.at(found.folder)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were said when the search began
+            warnings.simplefilter("ignore")  # the search printed them when it began
             run = open_run(folder)
     except InputError:
         return found
@@ -82,7 +82,7 @@ def _run(found: Stored) -> Stored:
 
 
 def print_stored(runs_dir: Path) -> None:
-    """The same as a table."""
+    """Print what `stored` returns, as a table."""
     items = stored(runs_dir)
     width = max([len("name"), *(len(item.name) for item in items)])
     head = f"{'name':{width}} {'last at work':16} {'state':13} {'trials':>9} {'best':>7}"
@@ -96,20 +96,22 @@ def print_stored(runs_dir: Path) -> None:
 
 
 def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
-    """Removes what is named, all or nothing. Raises InputError for a name that isn't there, and
-    StoreError."""
-    there = {item.name: item for item in stored(runs_dir)}
+    """Remove everything that is named, or nothing at all. Raises StoreError, and InputError for an
+    unknown name."""
+    existing = {item.name: item for item in stored(runs_dir)}
     chosen: list[Stored] = []
     for name in dict.fromkeys(names):
-        if name not in there:
-            known = ", ".join(there) or "nothing"
-            raise InputError(f"clean: no {name!r} under {mirror.name(runs_dir)}; there is: {known}")
-        _refuse_foreign(there[name])
-        chosen.append(there[name])
+        if name not in existing:
+            known = ", ".join(existing) or "nothing"
+            raise InputError(
+                f"clean: there is no {name!r} under {mirror.name(runs_dir)}; it holds: {known}"
+            )
+        _refuse_foreign(existing[name])
+        chosen.append(existing[name])
     runs = {item.name: item for item in chosen if item.kind == "run"}
     for item in chosen:
         if item.kind != "run":
-            runs |= {run.name: run for run in there.values() if _uses(run, item.folder)}
+            runs |= {run.name: run for run in existing.values() if _uses(run, item.folder)}
     with contextlib.ExitStack() as stack:
         for item in runs.values():
             stack.enter_context(only_driver(RunFolder.at(item.folder)))
@@ -119,23 +121,23 @@ def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
 
 
 def _refuse_foreign(item: Stored) -> None:
-    """Raises InputError for what no search has made."""
+    """Raise InputError for a folder that no search has made."""
     folder = RunFolder.at(item.folder)
     if folder.url is None and item.folder.is_symlink():
         raise InputError(f"clean: {item.folder} is a link; remove it with `rm`")
     expected = folder.search_yaml.name
     if item.kind == "run" and expected not in mirror.sizes(item.folder):
         raise InputError(
-            f"clean: {folder} has no {expected}, so no search has made it; remove it with `rm -r`"
+            f"clean: {folder} has no {expected}, so no search made it; remove it with `rm -r`"
         )
 
 
 def _uses(item: Stored, prepared: Path) -> bool:
-    """Whether an item is a run over that prepared data."""
+    """Return whether an item is a run that uses this prepared data."""
     if item.kind != "run":
         return False
     try:
         used = RunInfo.read(RunFolder.at(item.folder)).prepared_folder
-    except InputError:  # damaged: no driver works there
+    except InputError:  # the run is damaged, so no driver works on it
         return False
     return used.absolute() == prepared.absolute()

@@ -1,4 +1,4 @@
-"""Trains a trial again from its record, and says how far the numbers agree."""
+"""`dpo-tune replay`: trains a trial again from its record and compares the numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.paths import RunLike
 from tune.search.prepared_data import find_prepared_data
 
-_NOT_OF_TRAINING = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
-                    "peak_memory_gb")  # fmt: skip
+_NOT_COMPARED = ("pairs_per_second", "tokens_per_second", "train_seconds", "eval_seconds",
+                 "peak_memory_gb")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of it: the largest difference over all reports and metrics, and where."""
+    """The result of a replay: the largest difference over all reports and metrics."""
 
     reports: int
     difference: float
@@ -30,13 +30,14 @@ class Replay:
 
     @property
     def is_exact(self) -> bool:
+        """Whether all numbers are the same to the last bit."""
         return self.difference == 0
 
     def __str__(self) -> str:
         if self.is_exact:
-            return f"{self.reports} reports, all numbers the same to the last bit"
+            return f"{self.reports} reports; all numbers are the same to the last bit"
         return (
-            f"{self.reports} reports; the largest difference is {self.difference:.2g}, of "
+            f"{self.reports} reports; the largest difference is {self.difference:.2g}, in "
             f"{self.metric} at {self.pairs_seen} pairs"
         )
 
@@ -46,33 +47,41 @@ def replay(
     trial: str,
     watch: Callable[[Report, Report], None] | None = None,
 ) -> Replay:
-    """Trains a trial as far as it came, in this process and without Ray, and compares.
+    """Train a trial again as far as it came, in this process without Ray, and compare the reports.
 
-    `watch` is given each report as recorded and as it is now. By `trainer: trl` on a CPU the
-    numbers are the same to the last bit; a packed trial's last digits depend on its neighbours, and
-    on a GPU sums are not associative. Raises InputError.
+    `watch` gets each report as it was recorded and as it is now. With `trainer: trl` on a CPU the
+    numbers are the same to the last bit. The last digits of a packed trial depend on the trials
+    that train beside it, and numbers of a GPU are not reproducible to the bit. Raises InputError.
     """
+    # --- refuse trials that can't be replayed ---
     folder = find_run(run_folder)
     run = open_run(folder)
     config, records = run.config, run.records
     record = records.find(trial)
     if not record.curve:
-        raise InputError(f"{trial} has no report to compare with ({record.state})")
+        raise InputError(
+            f"{trial} has no report to compare with (it is {record.state}); type another trial"
+        )
     if record.warm:
         raise InputError(
-            f"{trial} started from the weights of {record.cloned_from}, which are not kept for it"
+            f"{trial} started from the weights of {record.cloned_from}, which are no longer "
+            "stored; type another trial"
         )
+
+    # --- open a session like the trial's ---
     if config.trainer != "simulated":
         import torch  # takes seconds, and a simulated trial needs none
 
         find_prepared_data(config, records)
-        # As many as Ray gave the trial: sums are split by the threads.
+        # The number of threads decides how sums are split, so we take as many as the trial had.
         torch.set_num_threads(max(1, int(config.resources.cpus)))
     prepared = records.run.prepared_folder
-    asked = config.trial(record.config)
+    trial_config = config.trial(record.config)
     if record.micro_batch:
-        asked = override(asked, {"optim.micro_batch_size": record.micro_batch})
-    session = open_session(asked, prepared, records.run.device)
+        trial_config = override(trial_config, {"optim.micro_batch_size": record.micro_batch})
+    session = open_session(trial_config, prepared, records.run.device)
+
+    # --- train from report to report, and compare ---
     worst = (0.0, "", 0)
     try:
         compared = 0
@@ -85,9 +94,9 @@ def replay(
                 break
             if now["pairs_seen"] != then["pairs_seen"]:
                 raise InputError(
-                    f"{trial}: it reported at {then['pairs_seen']:.0f} pairs, and trained again it "
-                    f"reports at {now['pairs_seen']:.0f}; an earlier version let it train on after "
-                    "its end, which can't be replayed any more"
+                    f"{trial}: the record has a report at {then['pairs_seen']:.0f} pairs, the "
+                    f"replay one at {now['pairs_seen']:.0f}: an earlier version trained it beyond "
+                    "its end, so it can't be replayed; type another trial"
                 )
             if watch:
                 watch(then, now)
@@ -99,9 +108,11 @@ def replay(
 
 
 def print_replay(run_folder: RunLike, trial: str) -> None:
-    """The same, printed report by report."""
+    """Replay a trial and print each report as it comes."""
     quieten_libraries()
-    print(f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   as recorded, as it is now")
+    print(
+        f"{'pairs':>8} {'eval/accuracy':>24} {'eval/nll':>24}   each as recorded, and as replayed"
+    )
 
     def watch(then: Report, now: Report) -> None:
         columns = (
@@ -113,7 +124,7 @@ def print_replay(run_folder: RunLike, trial: str) -> None:
 
 
 def _difference(then: Report, now: Report) -> tuple[float, str, int]:
-    compared = [name for name in then if name not in _NOT_OF_TRAINING]
+    compared = [name for name in then if name not in _NOT_COMPARED]
     differences = {name: abs(then[name] - now[name]) for name in compared}
     differences = {name: x if math.isfinite(x) else math.inf for name, x in differences.items()}
     name = max(differences, key=differences.__getitem__)

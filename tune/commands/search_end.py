@@ -1,5 +1,5 @@
-"""What a person reads below the numbers of a search that has ended: where things lie, and what can
-be done next.
+"""The lines printed after the numbers of a finished search: where its files are, and what to do
+next.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from tune.search.resume import how_to_grow
 
 
 def next_steps(results: Results) -> Iterator[str]:
-    """One line each, with a command that can be pasted. The search must have a winner."""
+    """Yield lines, most with a command that can be pasted. The search must have a winner."""
     folder, run = results.folder, open_run(results.folder)
     winner, numbers = mirror.shown(folder.winner), mirror.shown(folder.results_json)
-    yield f"the winner lies in {winner}, all numbers in {numbers}"
+    yield f"the winner is in {winner}, all numbers are in {numbers}"
     if folder.report_html.exists():
         yield f"the report: {mirror.shown(folder.report_html)}"
     if run.config.trainer != "simulated":

@@ -1,3 +1,4 @@
-"""A search's configuration: its schema, its checks, its axes and what makes one trial better than
-another. The ground of the package: imports nothing else of `tune`.
+"""A search's configuration: its schema, its checks, its axes, and the order of its trials.
+
+All other packages of `tune` may import this one; it imports none of them.
 """

@@ -1,4 +1,4 @@
-"""What must hold between the parts of a search's configuration. All of it is found before work."""
+"""Checks across the sections of a search's configuration. They run before the search starts."""
 
 from __future__ import annotations
 
@@ -21,52 +21,62 @@ _STORAGE_OPTIONS = (
     "application_name", "charset", "connect_timeout", "host", "mode", "port", "sslcert", "sslmode",
     "sslrootcert", "ssl_ca", "target_session_attrs", "timeout", "unix_socket", "uri",
 )  # fmt: skip
-"""Of the databases that SQLAlchemy opens. Others may be secrets."""
+"""The options of a database URL that we allow. Any other option may be a secret."""
 
 
 def check(config: SearchConfig) -> SearchConfig:
-    """The checks that look across parts. Raises InputError; returns the config."""
+    """Check what more than one section decides. Raises InputError; returns the config."""
     check_space(config.space, config.base_trial())
+
+    # --- what a trial runs on ---
     if config.resources.members > 1 and config.trainer == "packed":
         raise InputError(
-            f"resources.gpus: {config.resources.gpus:g} for one trial; packed trials share a "
-            "GPU: type `--set resources.gpus=0.125`, or `trainer: trl`"
+            f"resources.gpus: a trial gets {config.resources.gpus:g}, but packed trials share one "
+            "GPU; type `--set resources.gpus=0.125`, or `trainer: trl`"
         )
     if config.resources.sharded and config.model.quantization is not None:
         raise InputError(
-            f"resources.sharded: weights in {config.model.quantization} can't be shared out; type "
-            "`--set resources.sharded=false`, or take model.quantization out"
+            f"resources.sharded: weights in {config.model.quantization} can't be split among "
+            "GPUs; type `--set resources.sharded=false`, or take model.quantization out"
         )
     _check_optimizers(config)
+
+    # --- points and their number ---
     for point in config.given_points:
         check_point(point, config.space)
         override(config.base_trial(), point)
     if config.sampler.name == "grid":
         _check_grid(config)
-    if config.sampler.name != "grid" and config.trials is None:
-        raise InputError("trials: say how many, like `trials: 24`; only a grid knows by itself")
+    elif config.trials is None:
+        raise InputError("trials: say how many, like `trials: 24`; only a grid needs no number")
+
+    # --- metrics that can't be compared ---
     searched = [path for path in config.space if path.startswith(("dpo.", "trl."))]
     for field, metric in (
-        *(("objective", part.metric) for part in config.goal.parts),
+        *(("objective", each.metric) for each in config.goal.parts),
         ("stopping.metric", config.stopping.metric),
     ):
         if metric == "eval/loss" and searched:
             raise InputError(
-                f"{field}: eval/loss can't be compared between trials that differ in "
+                f"{field}: eval/loss can't be compared between trials with different "
                 f"{', '.join(searched)}; use eval/accuracy, eval/ranking or eval/nll"
             )
     if config.hub.when == "improved" and config.goal.metric == "eval/loss":
         raise InputError(
-            "hub.when: improved can't compare eval/loss between models; use always, or another "
-            "objective"
+            "hub.when: improved can't compare eval/loss between models; type `when: always`, or "
+            "take another objective"
         )
+
+    # --- where files go ---
     object_store.refuse_unusable("runs_dir", config.runs_dir)
     if config.tensorboard and mirror.is_url(config.runs_dir):
         raise InputError(
-            "tensorboard: its files are written under a local runs_dir only, not to "
+            f"tensorboard: its files can only be written under a local runs_dir, not to "
             f"{config.runs_dir}; type `--set tensorboard=false`, or give a path as runs_dir"
         )
     check_storage(config.storage)
+
+    # --- what goes with what ---
     _check_two_objectives(config)
     _check_confirm(config)
     _check_rungs(config)
@@ -75,8 +85,10 @@ def check(config: SearchConfig) -> SearchConfig:
 
 
 def refuse_uneven_batches(config: SearchConfig) -> None:
-    """Raises InputError if the GPUs of a trial can't share out a batch. Asked when it is known that
-    there are so many GPUs: a person is told first what is most wrong."""
+    """Raise InputError if the GPUs of a trial can't split a batch evenly.
+
+    It is called after the check that the GPUs exist: that error is the more serious one.
+    """
     if config.resources.members == 1:
         return
     sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
@@ -87,16 +99,16 @@ def refuse_uneven_batches(config: SearchConfig) -> None:
 
 
 def refuse_without_axes(config: SearchConfig, yaml: str) -> None:
-    """Raises InputError for a new search that has nothing to search. `yaml` names its file."""
+    """Raise InputError for a new search without a space. `yaml` is its file's name."""
     if config.space:
         return
     own = config.model_fields_set - set(TrainConfig.model_fields) - {"space"}
     if config.name == Path(yaml).stem:
-        own -= {"name"}  # which the file need not say
+        own -= {"name"}  # it is not in the file
     first = f"take {few(sorted(own))} out and " if own else ""
     raise InputError(
         "space: there is nothing to search; type `space: {optim.learning_rate: {log_uniform: "
-        f"[1e-6, 1e-4]}}}}`. One trial needs no search: {first}type "
+        f"[1e-6, 1e-4]}}}}`. To train a single model: {first}type "
         f"`python -m dpo_train {yaml} --out my-model`"
     )
 
@@ -105,24 +117,26 @@ def _check_optimizers(config: SearchConfig) -> None:
     for name in config.optimizers - {"adamw"}:
         if name.startswith("paged") and not config.resources.gpus:
             raise InputError(
-                f"optim.name: {name} has pages on a GPU only; type `{name.removeprefix('paged_')}`"
+                f"optim.name: {name} works only on a GPU; take {name.removeprefix('paged_')}"
             )
         if config.resources.sharded:
             raise InputError(
-                f"optim.name: {name} can't be shared out; type `--set resources.sharded=false`, or "
-                "take adamw"
+                f"optim.name: {name} can't be split among GPUs; type "
+                "`--set resources.sharded=false`, or `name: adamw`"
             )
 
 
 def _check_grid(config: SearchConfig) -> None:
     if not config.space:
-        raise InputError("sampler: a grid needs a space")
+        raise InputError(
+            "sampler: a grid needs a space; add one, like `space: {dpo.beta: {choice: [0.1, 0.5]}}`"
+        )
     points = len(config.first_points)
-    # Points of an earlier search come on top, and are checked again once they are known.
+    # Points of an earlier search are not read yet; this check is repeated once they are.
     if config.total_trials > points and isinstance(config.points, list):
         raise InputError(
-            f"trials: {config.trials} of a grid that has {points} points; leave trials out, or "
-            "take another sampler"
+            f"trials: {config.trials} is more than the {points} points of the grid; leave trials "
+            "out, or take another sampler"
         )
 
 
@@ -132,18 +146,18 @@ def _check_two_objectives(config: SearchConfig) -> None:
         return
     if first == "eval/drift":
         raise InputError(
-            "objective: eval/drift comes first, so every trial would stand for its first report, "
+            "objective: with eval/drift first, every trial would count with its first report, "
             f"where it has learnt least; type `objective: [{second.metric}, eval/drift]`"
         )
     if config.sampler.name == "cmaes":
         raise InputError(
-            "sampler: cmaes knows one objective; with two type `sampler: {name: tpe}`, or gp, "
-            "random or grid"
+            "sampler: cmaes can't search for two objectives; type `sampler: {name: tpe}`, or take "
+            "gp, random or grid"
         )
     if stopping.name == "median":
         raise InputError(
-            "stopping: the median rule knows one objective; with two type "
-            "`stopping: {name: asha}`, or none"
+            "stopping: the median rule can't compare two objectives; type "
+            "`stopping: {name: asha}`, or take none"
         )
     if stopping.name == "asha" and stopping.metric == second.metric:
         raise InputError(
@@ -157,7 +171,7 @@ def _check_confirm(config: SearchConfig) -> None:
         return
     if "seed" in config.space:
         raise InputError(
-            "confirm: it trains the finalists with seeds of its own, so seed can't be an axis; "
+            "confirm: the finalists are trained again with other seeds, so seed can't be an axis; "
             "take it out of the space"
         )
 
@@ -165,13 +179,13 @@ def _check_confirm(config: SearchConfig) -> None:
 def _check_rungs(config: SearchConfig) -> None:
     grace, every = config.stopping.grace_pairs, config.eval_every_pairs
     if every is None:
-        config.base_trial()  # whose evaluations are the rungs: a batch must not step over one
+        config.base_trial()  # it evaluates at the rungs, and checks that no batch steps over one
     elif config.stopping.name != "none" and grace % every:
         below, above = max(1, grace // every) * every, math.ceil(grace / every) * every
         nearest = " or ".join(str(value) for value in sorted({below, above}))
         raise InputError(
-            f"stopping.grace_pairs: {grace} is no multiple of eval_every_pairs {every}, so no "
-            f"trial would be measured at the rungs; the nearest that fit: {nearest}"
+            f"stopping.grace_pairs: {grace} is not a multiple of eval_every_pairs ({every}), so no "
+            f"trial would be evaluated at the rungs; the nearest that fit: {nearest}"
         )
 
 
@@ -180,9 +194,9 @@ def _warn_of_annealing(config: SearchConfig) -> None:
     annealed = schedules & {"linear", "cosine"}
     if annealed and "optim.epochs" in config.space and config.stopping.name == "asha":
         warnings.warn(
-            f"schedule {' and '.join(sorted(annealed))} with epochs searched under ASHA: a rung "
-            "compares trials at different points of their annealing; constant_with_warmup "
-            "compares like with like",
+            f"optim.schedule is {' and '.join(sorted(annealed))} and optim.epochs is searched, so "
+            "ASHA compares trials at different points of their learning rate schedule; with "
+            "constant_with_warmup the comparison is fair",
             UserWarning,
             stacklevel=2,
         )
@@ -193,15 +207,18 @@ def _choices(config: SearchConfig, path: str) -> list[Any]:
 
 
 def check_storage(storage: str | None) -> None:
-    """Refuses what can be seen to be wrong before anything is imported. Raises InputError."""
+    """Raise InputError for a `storage` that is wrong in itself. It is not opened."""
     try:
         url = urlsplit(storage or "")
         password, options = url.password, set(parse_qs(url.query, keep_blank_values=True))
     except ValueError:
-        raise InputError("storage: it begins like a URL, and is none") from None
+        raise InputError(
+            "storage: it looks like a URL but is not a valid one; type one like "
+            "`sqlite:///runs/studies.db`"
+        ) from None
     if password is not None or (url.scheme and options - set(_STORAGE_OPTIONS)):
         raise InputError(
-            "storage: the URL holds a password or an option that is not known, and would be saved "
-            f"with the search; options may be {', '.join(_STORAGE_OPTIONS)}; give a password as "
+            "storage: the URL has a password or an unknown option, and would be saved with the "
+            f"search; allowed options are {', '.join(_STORAGE_OPTIONS)}; give a password by "
             "PostgreSQL's own PGPASSWORD or ~/.pgpass"
         )

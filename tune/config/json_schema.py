@@ -1,6 +1,6 @@
-"""The JSON schema of a search's YAML: editors complete the fields by it and mark what is wrong.
+"""Makes the JSON schema of a search's YAML, with which editors complete fields and mark mistakes.
 
-`search.schema.json` beside this file holds it; a test compares the two.
+The result is kept in `search.schema.json` beside this file; a test compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tune.config.searchable import searchable_fields
 from tune.config.space import Axis
 
 FILE = Path(__file__).with_name("search.schema.json")
-"""What `# yaml-language-server: $schema=…` names."""
+"""The file that the line `# yaml-language-server: $schema=…` names."""
 _NUMBER: JsonSchemaValue = {"type": "number"}
 _WHOLE: JsonSchemaValue = {"type": "integer"}
 _KINDS = {"log_uniform": _NUMBER, "uniform": _NUMBER, "log_int": _WHOLE, "int": _WHOLE}
@@ -29,27 +29,32 @@ _REFERENCE = "#/$defs/{model}"
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """A title would be the field's name again."""
+    """Makes a schema without titles, which would only repeat the fields' names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
+        """Return False: no field has a title."""
         return False
 
 
 def as_text() -> str:
-    """The content of the file."""
+    """Return the schema as the file holds it."""
     return json.dumps(search_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def search_schema() -> JsonSchemaValue:
-    """What Pydantic makes of the configuration, and what it can't know: the paths that `space` may
-    hold, the kinds of an axis, names of metrics, the two forms of `points`."""
+    """Return Pydantic's schema of the configuration, with what Pydantic does not know added: the
+    paths that `space` may hold, the kinds of axes, the metrics, the two forms of `points`."""
     schema = SearchConfig.model_json_schema(
         by_alias=True, ref_template=_REFERENCE, schema_generator=_WithoutTitles
     )
     definitions, fields = schema["$defs"], schema["properties"]
+
+    # --- the head ---
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A search of dpo-tune"
     schema["required"] = ["space"]
+
+    # --- space and points ---
     axes = dict(searchable_fields())
     definitions |= {path: _value(field) for path, field in axes.items()}
     definitions |= {f"axis_{kind}": _kind(kind, number) for kind, number in _KINDS.items()}
@@ -62,6 +67,8 @@ def search_schema() -> JsonSchemaValue:
         "properties": {path: _axis(path, field) for path, field in axes.items()},
     }
     fields["points"] = _points(fields["points"]["description"], list(axes))
+
+    # --- fields that name metrics ---
     metric = {"type": "string", "enum": list(objectives())}
     definitions["Metric"] = metric
     either = [_ref("Metric"), {"type": "array", "items": _ref("Metric"), "minItems": 2,
@@ -73,16 +80,17 @@ def search_schema() -> JsonSchemaValue:
     definitions["StoppingConfig"]["properties"]["metric"] = {
         **{name: watched[name] for name in ("description", "default")}, "allOf": [_ref("Metric")],
     }  # fmt: skip
+
     for unused in ("Axis", "EarlierPoints"):
         definitions.pop(unused, None)
     return schema
 
 
 def _axis(path: str, field: FieldInfo) -> JsonSchemaValue:
-    """An axis over a field: exactly one kind, of those that suit its values."""
+    """Return the schema of an axis over a field: exactly one of the kinds that suit its values."""
     annotations = {field.annotation, *get_args(field.annotation)}
-    suit = list(_KINDS) if float in annotations else ["log_int", "int"] * (int in annotations)
-    ranges = [_ref(f"axis_{kind}") for kind in suit]
+    kinds = list(_KINDS) if float in annotations else ["log_int", "int"] * (int in annotations)
+    ranges = [_ref(f"axis_{kind}") for kind in kinds]
     choice = _kind("choice", _ref(path), {"minItems": 1})
     return {"description": field.description, "oneOf": [choice, *ranges]}
 
@@ -103,7 +111,7 @@ def _about(name: str) -> str:
 
 
 def _value(field: FieldInfo) -> JsonSchemaValue:
-    """What a field may be. The parts that it names are among the definitions of the whole."""
+    """Return the schema of a field's values. The definitions that it names are in the whole one."""
     kinds = get_args(field.annotation)
     names = literals(field.annotation)
     if names and not any(get_origin(kind) is list for kind in kinds):
@@ -123,9 +131,9 @@ def _points(description: str, paths: list[str]) -> JsonSchemaValue:
         "required": ["from"],
         "additionalProperties": False,
         "properties": {
-            "from": {"type": "string", "description": "An earlier run's folder, name or URL."},
+            "from": {"type": "string", "description": "The earlier run's folder, name or URL."},
             "best": {"type": "integer", "minimum": 1, "default": 5,
-                     "description": "How many of its points at most."},
+                     "description": "The most points to take from it."},
         },
     }  # fmt: skip
     listed = {"type": "array", "items": point}

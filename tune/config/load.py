@@ -1,6 +1,6 @@
-"""Reads a search's YAML: a pure function of the file, the overrides and the environment.
+"""Reads a search's YAML. The result depends only on the file, the overrides and the environment.
 
-Reaches no run folder, no object store and no Ray.
+This module knows no run folder, no object store and no Ray.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tune.config.schema import SearchConfig
 
 
 def load_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
-    """Reads a search's YAML and checks all that the file alone can tell. Raises InputError.
+    """Read a search's YAML and make all checks that need nothing but the file. Raises InputError.
 
-    `points: {from: …}` stays as it is; `tune.search.warm_start` finds those points.
+    `points: {from: …}` stays as it is; `tune.search.warm_start` reads those points.
     """
     content = read_yaml(path)
     if "name" not in content:
@@ -29,21 +29,26 @@ def load_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
 
 
 def search_of(content: Mapping[str, Any], overrides: Overrides | None = None) -> SearchConfig:
-    """The same of what a YAML holds, as a mapping. Without a `name` it is `search`."""
+    """Check a search that is given as a mapping, like the content of a YAML. Its default name is
+    `search`. Raises InputError."""
     return check(parse(SearchConfig, {"name": "search", **content}, overrides or {}, "search"))
 
 
 def load_new_search(path: Path, overrides: Overrides | None = None) -> SearchConfig:
-    """The same of a search that is to begin: it must have something to search. Raises InputError;
-    a folder of an earlier version may hold one that has nothing."""
+    """Read the YAML of a new search, which must have a space. Raises InputError.
+
+    (Run folders of earlier versions may hold a search without a space.)
+    """
     config = load_search(path, overrides)
     refuse_without_axes(config, str(path))
     return config
 
 
 def _drop_removed(content: YamlTree, path: Path) -> None:
-    """Takes out what earlier versions wrote into every run folder and this one does not have.
-    Raises InputError where it asked for what can't be had any more."""
+    """Remove settings that earlier versions wrote into every run folder and this one lacks.
+
+    Raises InputError if such a setting had a value that is no longer supported.
+    """
     confirm = content.get("confirm")
     given = {"select": content.pop("select", "best")}
     if isinstance(confirm, dict) and "decide_by" in confirm:
@@ -52,6 +57,6 @@ def _drop_removed(content: YamlTree, path: Path) -> None:
     for name, value in given.items():
         if value not in ("best", None):
             raise InputError(
-                f"{path}: {name}: {value} was removed: one rule chooses the winner "
-                f"(docs/searching.md); take {name} out"
+                f"{path}: {name}: {value} is no longer supported, since one rule now chooses the "
+                f"winner (docs/searching.md); take {name} out"
             )

@@ -12,72 +12,84 @@ from dpo_train.config_fields import Allowed
 
 
 class WandbConfig(Part):
+    """What is sent to Weights & Biases."""
+
     mode: Literal["online", "offline", "disabled"] = "offline"
-    """Weights & Biases sees the trials while they run, or later, from files that `wandb sync`
-    sends, or never."""
+    """Whether trials are sent to Weights & Biases while they run (`online`), are written to files
+    that `wandb sync` sends later (`offline`), or neither (`disabled`)."""
     project: Annotated[str, Allowed("1 to 128 characters, none of / \\ # ? % :")] = Field(
         "dpo-tune", pattern=r"^[^/\\#?%:]{1,128}$"
     )
-    """Made at the first run, if need be."""
+    """The W&B project. It is created if it does not exist."""
     entity: str | None = None
-    """A user or a team; by default the login's own."""
+    """The W&B user or team; by default that of the login."""
     sweep: Annotated[str | None, Allowed("a sweep's id: letters, digits, `_` and `-`")] = Field(
         None, pattern=r"^[A-Za-z0-9_-]+$", examples=["k3f9x2ab"]
     )
-    """Id of an existing sweep that the trials join; by default each search makes its own."""
+    """Id of an existing sweep that the trials join. By default each search creates its own."""
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
-    """Of every run."""
+    """Tags of every W&B run of the search."""
 
 
 class HubConfig(Part):
+    """How the winner is published on the Hugging Face Hub."""
+
     when: Literal["improved", "always", "never"] = "never"
-    """Whether the winner is pushed when the search ends: if it beats what the repository holds,
-    or in any case, or only by `dpo-tune push`."""
+    """Whether the winner is pushed when the search ends: only if it beats the model in the
+    repository (`improved`), `always`, or `never`. `dpo-tune push` can push it at any time."""
     repo: str | None = None
-    """The repository on the Hugging Face Hub, owner/name; made if need be."""
+    """The repository on the Hugging Face Hub, as owner/name. It is created if it does not exist."""
     private: bool = True
-    """Whether a repository that is made is private. One that is public is refused then."""
+    """Whether the repository must be private: a new one is created private, and one that is public
+    is refused."""
     license: str | None = None
-    """The Hub's name of the winner's licence, like apache-2.0; needed where base model and dataset
-    do not state the same one."""
+    """The winner's licence by the Hub's name, like apache-2.0. It is needed if base model and
+    dataset do not state the same licence."""
     merged: bool = False
-    """Whether a LoRA goes into its base's weights; else the adapter alone is pushed."""
+    """Whether a LoRA is merged into its base before it is pushed. By default the adapter is pushed
+    without the base."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of pushed weights; an adapter alone stays as it was trained."""
+    """Dtype of the pushed weights. An adapter that is not merged stays as it was trained."""
     gguf: Literal["f16", "q8_0"] | None = None
-    """Whether a GGUF file for llama.cpp and a Modelfile for Ollama are pushed beside the weights,
-    and how its weights are stored; a LoRA is merged for it."""
+    """Type of the weights in a GGUF file for llama.cpp, which is then pushed with a Modelfile for
+    Ollama; a LoRA is merged for it. By default there is no such file."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.repo is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.repo):
-            raise ValueError(f"repo: {self.repo!r} is no owner/name; type `your-name/its-name`")
+            raise ValueError(f"repo: {self.repo!r} is not owner/name; type `your-name/its-name`")
         if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
-            raise ValueError(f"license: {self.license!r} is no id of the Hub's, like apache-2.0")
+            raise ValueError(
+                f"license: {self.license!r} can't be the Hub's name of a licence; type one like "
+                "`apache-2.0`"
+            )
         if self.when != "never" and self.repo is None:
             raise ValueError(f"when: {self.when} needs a repo; type `repo: your-name/its-name`")
         return self
 
 
 class ServeConfig(Part):
+    """How the winner is served after the search."""
+
     after: bool = False
-    """Whether a search ends by serving its winner on the Ray cluster that it ran on, in place of
-    what a config file had that cluster serve."""
+    """Whether the search ends by serving its winner on the Ray cluster that it ran on. This
+    replaces whatever a config file had the cluster serve."""
     open: bool = False
-    """Whether others than a node's own programs may ask, who then need the cluster's
-    SERVE_API_KEY."""
+    """Whether other machines may send requests; they then need the cluster's SERVE_API_KEY."""
     port: int = Field(8000, ge=1, le=65535)
+    """The HTTP port."""
     gpus: float = Field(0, ge=0)
-    """Of a replica; a fraction shares one."""
+    """GPUs of one replica. With a fraction, several replicas share a GPU."""
     min_replicas: int = Field(1, ge=0)
-    """0 gives everything back when nobody asks."""
+    """The fewest replicas. With 0, all resources are freed while there are no requests."""
     max_replicas: int = Field(1, ge=1)
-    """Ray Serve adds replicas as requests queue."""
+    """The most replicas. Ray Serve adds replicas while requests queue."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
-                f"min_replicas: {self.min_replicas} is more than max_replicas, {self.max_replicas}"
+                f"min_replicas: {self.min_replicas} is more than max_replicas, "
+                f"{self.max_replicas}; type `max_replicas: {self.min_replicas}`"
             )
         return self

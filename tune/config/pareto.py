@@ -1,4 +1,4 @@
-"""Non-domination among pairs of values, of which the larger is better in both."""
+"""Pareto fronts of pairs of values; in both values larger is better."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ ValuePair = tuple[float, float]
 
 
 def front_numbers(pairs: Sequence[ValuePair]) -> list[int]:
-    """The front on which each pair lies: 0 where no other beats it in one value without losing in
-    the other, 1 where only pairs of front 0 do, and so on; equal pairs share one.
+    """Return the number of each pair's front; equal pairs share one.
 
-    Non-dominated sorting (NSGA-II, Deb et al. 2002), for two values in one sweep.
+    Front 0 has the pairs that no other pair dominates (beats in one value without losing in the
+    other), front 1 those that only pairs of front 0 dominate, and so on. This is non-dominated
+    sorting (NSGA-II, Deb et al. 2002), done in one sweep since there are two values.
     """
     numbers = [0] * len(pairs)
-    last: list[ValuePair] = []  # of each front so far: of its pairs the best in the second value
-    seconds: list[float] = []  # theirs, negated, which ascend
+    last: list[ValuePair] = []  # for each front so far, its pair with the best second value
+    seconds: list[float] = []  # the second values of `last`, negated so that they ascend
     for index in sorted(range(len(pairs)), key=pairs.__getitem__, reverse=True):
         pair = pairs[index]
         number = bisect_right(seconds, -pair[1])
@@ -32,15 +33,15 @@ def front_numbers(pairs: Sequence[ValuePair]) -> list[int]:
 
 
 def on_front(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Shape (k,): which pairs of two values lie on front 0; for many, much faster than all
-    `front_numbers`."""
+    """Return which pairs of values lie on front 0, of shape (k,). For many pairs this is much
+    faster than `front_numbers`."""
     order = np.lexsort((-second, -first))
     firsts, seconds = first[order], second[order]
     beats_all_before = np.ones(len(order), bool)
     beats_all_before[1:] = seconds[1:] > np.maximum.accumulate(seconds)[:-1]
     is_repeated = np.zeros(len(order), bool)
     is_repeated[1:] = (firsts[1:] == firsts[:-1]) & (seconds[1:] == seconds[:-1])
-    # Equal pairs share a front: each has what the first of them has.
+    # Equal pairs share a front, so each gets the answer of the first of them.
     leads = np.flatnonzero(~is_repeated)
     found = np.zeros(len(order), bool)
     found[order] = beats_all_before[leads][np.cumsum(~is_repeated) - 1]
@@ -48,19 +49,19 @@ def on_front(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray
 
 
 def spread(pairs: Sequence[ValuePair]) -> list[int]:
-    """The indices of a front's pairs in an order of which every beginning covers it: the best in
-    the first value, then always the pair farthest from all before it.
+    """Return the indices of a front's pairs, ordered so that the first few cover the whole front.
 
-    The epsilon-net of MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639).
+    The pair with the best first value comes first, then always the pair farthest from all pairs
+    before it. This is the epsilon-net of MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639).
     """
     points = np.array(pairs, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # The two have units of their own: distances are in shares of the front's extent.
+        # The two values have different units, so distances are relative to the front's extent.
         points = np.nan_to_num((points - points.min(axis=0)) / np.ptp(points, axis=0))
     order = [int(points[:, 0].argmax())]
     nearest = np.full(len(points), np.inf)
     while len(order) < len(points):
         nearest = np.minimum(nearest, np.linalg.norm(points - points[order[-1]], axis=1))
-        nearest[order] = -1  # equal pairs lie no distance apart
+        nearest[order] = -1  # the distance between equal pairs is 0, so exclude those we have
         order.append(int(nearest.argmax()))
     return order

@@ -1,15 +1,15 @@
-"""Where run folders stand if no YAML says otherwise."""
+"""The environment variables of a search, and the folder of runs if no YAML names one."""
 
 from __future__ import annotations
 
 import os
 
 RUNS = "DPO_TUNE_RUNS"
-"""Where run folders stand, for all processes of a cluster; in place of `runs`."""
+"""The environment variable that names the folder of runs, instead of `runs`."""
 ALLOWED_CODE = "DPO_TUNE_ALLOW_CODE"
-"""The environment variable of packages that `--allow-code` names, with commas between them."""
+"""The environment variable of the packages that `--allow-code` names, separated by commas."""
 
 
 def runs_dir() -> str:
-    """A path or a URL, from the environment of this process."""
+    """Return the folder of runs, a path or a URL: from the environment, or `runs`."""
     return os.environ.get(RUNS) or "runs"

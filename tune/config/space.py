@@ -1,5 +1,7 @@
-"""The axes of a search: parse them, turn them into Optuna's suggestions. Knows no Ray, and not
-which fields there are (`searchable.py`)."""
+"""The axes of a search: parses them, and turns them into Optuna's suggestions.
+
+It knows neither Ray nor the fields of a trial (`searchable.py` does).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ _KINDS = ("log_uniform", "uniform", "log_int", "int", "choice")
 Point = dict[str, Any]
 """Values of the active axes, by dotted path."""
 PointKey = frozenset[tuple[str, Any]]
-"""What identifies a point: two points are the same if their keys are equal."""
+"""The identity of a point: two points are the same if their keys are equal."""
 
 
 _REALS = Allowed("two numbers, [low, high]")
@@ -35,27 +37,29 @@ _WHOLES = Allowed("two whole numbers, [low, high]")
 
 
 class Axis(Part):
-    """What one field of the trial's config may be; exactly one kind."""
+    """The values that one field of a trial may have. An axis has exactly one kind."""
 
     log_uniform: Annotated[tuple[float, float] | None, _REALS] = Field(
         None, examples=[[1e-6, 1e-4]]
     )
-    """[low, high], drawn evenly in the logarithm."""
+    """Real numbers from low to high, drawn evenly on a logarithmic scale."""
     uniform: Annotated[tuple[float, float] | None, _REALS] = Field(None, examples=[[0.1, 0.5]])
-    """[low, high], drawn evenly."""
+    """Real numbers from low to high, drawn evenly."""
     log_int: Annotated[tuple[int, int] | None, _WHOLES] = Field(None, examples=[[4, 64]])
-    """[low, high], whole numbers, drawn evenly in the logarithm, both ends included."""
+    """Whole numbers from low to high, both included, drawn evenly on a logarithmic scale."""
     int_: Annotated[tuple[int, int] | None, _WHOLES] = Field(None, alias="int", examples=[[1, 5]])
-    """[low, high], whole numbers, both ends included."""
+    """Whole numbers from low to high, both included, drawn evenly."""
     choice: Annotated[list[Any] | None, Allowed("a list of at least one value")] = Field(
         None, min_length=1, examples=[[4, 8, 16]]
     )
-    """A list of values."""
+    """A list of values to choose from."""
     when: dict[str, object] = {}
-    """Other axes and the value, the list of values, or `not null`, that they must have."""
+    """The axis is drawn only if other axes have these values: by path a value, a list of values,
+    or `not null`."""
 
     @property
     def kind(self) -> str:
+        """The name of the axis's kind, for example `uniform`."""
         return next(kind for kind in _KINDS if self._values(kind) is not None)
 
     def _values(self, kind: str) -> Any:
@@ -68,52 +72,57 @@ class Axis(Part):
 
     @property
     def bounds(self) -> tuple[Any, Any]:
+        """The lowest and the highest value of an axis that is not a choice."""
         low, high = self._values(self.kind)
         return low, high
 
     @property
     def corners(self) -> list[Any]:
-        """Values that must be valid for all of the axis to be."""
+        """The values to check: if these are valid, all values of the axis are."""
         return list(self.choice) if self.choice is not None else list(self.bounds)
 
     @model_validator(mode="before")
     @classmethod
-    def _ask_what_is_meant(cls, content: Any) -> Any:
-        """Answers for a list, which may be a choice or a range, and for a value alone."""
+    def _refuse_what_is_not_a_mapping(cls, content: Any) -> Any:
+        """Refuse a plain list, which could mean a choice or a range, and a single value."""
         if isinstance(content, Axis | dict):
             return content
         if isinstance(content, list) and content:
             numbers = [each for each in content if _is_number(each)]
             if len(content) != 2 or numbers != content or content[0] == content[1]:
-                raise ValueError(f"a list is no axis; type `{{choice: {spelled(content)}}}`")
+                raise ValueError(f"a list is not an axis; type `{{choice: {spelled(content)}}}`")
             ends = sorted(numbers)
             kind = "log_uniform" if ends[0] > 0 and ends[1] >= 10 * ends[0] else "uniform"
             if all(isinstance(each, int) for each in ends):
                 kind = "int"
             raise ValueError(
-                f"{spelled(content)} may be a choice of two or a range; type "
+                f"{spelled(content)} could mean two choices or a range; type "
                 f"`{{choice: {spelled(content)}}}` or `{{{kind}: {spelled(ends)}}}`"
             )
         raise ValueError(
-            f"{shown(content)} is no axis; give what is searched, like `{{choice: [a, b]}}` or "
-            "`{uniform: [0.1, 0.5]}`; one value for all trials stands outside of space"
+            f"{shown(content)} is not an axis; give the values to search, like "
+            "`{choice: [a, b]}` or `{uniform: [0.1, 0.5]}`; a value that all trials have belongs "
+            "outside of space"
         )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         given = [kind for kind in _KINDS if self._values(kind) is not None]
         if len(given) != 1:
-            here = f"here are {' and '.join(given)}" if given else "here is none"
-            raise ValueError(f"an axis has exactly one of {', '.join(_KINDS)}; {here}")
+            found = f"this one has {' and '.join(given) or 'none'}"
+            raise ValueError(f"an axis has exactly one of {', '.join(_KINDS)}; {found}")
         if self.choice is None:
             low, high = self.bounds
             if not low < high:
-                raise ValueError(f"[low, high] with low below high, not [{low}, {high}]")
+                raise ValueError(
+                    f"low must be below high, not [{low}, {high}]; swap them, or widen the range"
+                )
             if self.kind.startswith("log") and low <= 0:
-                raise ValueError(f"a logarithm needs low above 0, not {low}")
+                raise ValueError(f"a logarithmic axis needs low above 0, not {low}")
         return self
 
     def contains(self, value: Any) -> bool:
+        """Return whether a value lies on the axis."""
         if self.choice is not None:
             return _same(value, self.choice)
         if not _is_number(value):
@@ -124,14 +133,15 @@ class Axis(Part):
         return bool(low <= value <= high)
 
     def describe(self) -> str:
+        """Return the axis in words, for example `uniform 0.1 to 0.5`."""
         if self.choice is not None:
             return f"one of {self.choice}"
         low, high = self.bounds
         return f"{self.kind} {low:g} to {high:g}"
 
     def random_values(self, most: int, draw: random.Random) -> list[Any]:
-        """Different values in random order: of a choice all of them, of whole numbers at most so
-        many, of a range of reals a single one."""
+        """Return different values in random order: all values of a choice, at most `most` whole
+        numbers, or one real number."""
         if self.choice is not None:
             return draw.sample(self.choice, len(self.choice))
         low, high = self.bounds
@@ -144,6 +154,7 @@ class Axis(Part):
         return [draw.uniform(low, high)]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
+        """Return the axis as a distribution of Optuna."""
         from optuna.distributions import (  # slow to import
             CategoricalDistribution,
             FloatDistribution,
@@ -158,7 +169,7 @@ class Axis(Part):
         return FloatDistribution(low, high, log=self.kind == "log_uniform")
 
     def from_optuna(self, value: Any) -> Any:
-        """The config's value for Optuna's, which knows only scalars as choices."""
+        """Return the config's value for a value of Optuna, whose choices can only be scalars."""
         if self.choice is None:
             return value
         return next(choice for choice in self.choice if _identical(to_optuna(choice), value))
@@ -168,17 +179,19 @@ Space = Mapping[str, Axis]
 
 
 def to_optuna(value: Any) -> Any:
+    """Return a value as Optuna takes it: a scalar as it is, anything else as JSON."""
     return value if isinstance(value, _SCALARS) else json.dumps(value, sort_keys=True)
 
 
 def is_active(axis: Axis, point: Point) -> bool:
+    """Return whether the axis's `when` holds at this point, so that the axis is drawn."""
     return all(
         other in point and holds(point[other], wanted) for other, wanted in axis.when.items()
     )
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Point:
-    """Asks an Optuna trial for every axis that is active."""
+    """Ask an Optuna trial for a value of every active axis."""
     point: Point = {}
     for path, axis in space.items():
         if not is_active(axis, point):
@@ -195,10 +208,10 @@ def suggest(trial: optuna.Trial, space: Space) -> Point:
 
 
 def check_point(point: Point, space: Space) -> None:
-    """Raises InputError for a point outside the space; axes left out are drawn."""
+    """Raise InputError for a point outside the space. A point may leave axes out."""
     for path, value in point.items():
         if path not in space:
-            raise InputError(f"points: {path!r} is no axis; axes: {few(list(space)) or 'none'}")
+            raise InputError(f"points: {path!r} is not an axis; axes: {few(list(space)) or 'none'}")
         if not space[path].contains(value):
             raise InputError(
                 f"points: {path} = {value!r} lies outside the space ({space[path].describe()}); "
@@ -206,15 +219,19 @@ def check_point(point: Point, space: Space) -> None:
             )
         missing = [other for other in space[path].when if other not in point]
         if not missing and not is_active(space[path], point):
-            raise InputError(f"points: {path} has no meaning here; its `when` is not fulfilled")
+            raise InputError(
+                f"points: {path} has no effect here, since its `when` does not hold; take it out"
+            )
 
 
 def grid(space: Space) -> list[Point]:
-    """All points, in the order of the axes. Raises InputError for an axis that has no list."""
+    """Return all points of a space, in the order of its axes. Raises InputError for an axis of
+    real numbers."""
     for path, axis in space.items():
         if axis.choice is None and not axis.is_whole:
             raise InputError(
-                f"space: {path} is {axis.kind}; a grid needs choice or int on all axes"
+                f"space: {path} is {axis.kind}; a grid needs choice or int on all axes, so change "
+                "it, or take another sampler"
             )
     values = [
         list(axis.choice) if axis.choice is not None else list(range(low, high + 1))
@@ -232,14 +249,15 @@ def grid(space: Space) -> list[Point]:
 
 
 def point_key(point: Point) -> PointKey:
+    """Return what identifies a point."""
     return frozenset((path, to_optuna(value)) for path, value in point.items())
 
 
 def untried_point(space: Space, tried: Collection[PointKey], draw: random.Random) -> Point | None:
-    """A random point that is not among those tried; None if the space has none left.
+    """Return a random point that was not tried; None if the space has no such point.
 
-    It goes down the tree of axes and back from every point that was tried, of which there are few:
-    so it ends soon, however many points the space has.
+    This is a depth-first walk down the axes that turns back at every tried point. There are few of
+    them, so it ends soon, however many points the space has.
     """
 
     def complete(point: Point, axes: list[tuple[str, Axis]]) -> Point | None:
@@ -248,7 +266,7 @@ def untried_point(space: Space, tried: Collection[PointKey], draw: random.Random
         (path, axis), *rest = axes
         if not is_active(axis, point):
             return complete(point, rest)
-        # Of so many values at least one has no tried point below it.
+        # With one value more than there are tried points, at least one has no tried point below it.
         for value in axis.random_values(len(tried) + 1, draw):
             found = complete({**point, path: value}, rest)
             if found is not None:
@@ -259,7 +277,7 @@ def untried_point(space: Space, tried: Collection[PointKey], draw: random.Random
 
 
 def holds(value: Any, wanted: Any) -> bool:
-    """Whether a value is what `when` wants: a value, one of a list, or anything but null."""
+    """Return whether a value is what `when` wants: a value, one of a list, or `not null`."""
     if wanted == NOT_NULL:
         return value is not None
     return _same(value, wanted) if isinstance(wanted, list) else _identical(value, wanted)
@@ -274,5 +292,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _identical(left: Any, right: Any) -> bool:
-    """1 equals 1.0, but True does not equal 1."""
+    """Return whether two values are the same: 1 and 1.0 are, but True and 1 are not."""
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)

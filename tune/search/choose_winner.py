@@ -1,8 +1,8 @@
-"""Which configuration wins: finalists trained again with other seeds and compared pair by pair.
+"""Chooses the winning configuration: finalists are trained again with other seeds and compared.
 
-The best of many trials is partly lucky on eval, and new seeds are not. What they had is compared by
-the same rule as the trials (`winner_rule.py`). Knows no Ray; the records say what was run, so a
-search that was killed goes on where it stood.
+The best of many trials is partly lucky on eval; its results with new seeds are not. Finalists are
+compared by the same rule as trials (`winner_rule.py`). This module knows no Ray. The records say
+what was run, so a search that was killed continues where it was.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from tune.run_folder.winner_rule import Candidates, best_first
 
 @dataclass(frozen=True)
 class _Entry:
-    """A finalist with what its runs together had."""
+    """A finalist, with the means over its runs."""
 
     finalist: Finalist
     means: Report
-    """By metric the mean of the runs: of the objectives, of the drift, and of what has a bound.
-    Empty where a seed failed: such a configuration can't be relied on."""
+    """The runs' mean of each objective, of the drift, and of each bounded metric. It is empty if a
+    seed failed, since such a configuration is not reliable."""
     values: metrics.Floats | None = None
-    """Of the objective for each held-out pair, the mean over the runs, of shape (N,)."""
+    """The objective of each held-out pair, averaged over the runs, of shape (N,)."""
     soft: float | None = None
-    """The mean of the runs' soft shares."""
+    """The runs' mean soft share."""
 
 
 def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
-    """The best trials of the search that may win; with two objectives its front, the best first,
-    then the next front."""
+    """Return the best trials that may win, best first; with two objectives front by front."""
     if config.confirm is None:
         return []
     best = records.standings.leaders.first(config.confirm.finalists, finalists=True)
@@ -48,15 +47,16 @@ def finalists(config: SearchConfig, records: Records) -> list[TrialRecord]:
 
 
 def next_run(config: SearchConfig, records: Records) -> tuple[str, Point] | None:
-    """The finalist to train again, and its point with a new seed; None if all were."""
+    """Return the finalist to train next, and its point with a new seed; None if all runs exist."""
     if config.confirm is None:
         return None
-    there = {(run.confirms, run.config["seed"]) for run in records.confirmations}
+    existing = {(run.confirms, run.config["seed"]) for run in records.confirmations}
     best = finalists(config, records)
-    # Seed by seed, so that a budget that ends leaves all finalists with equally many.
+    # If a budget ends in between, all finalists should have the same number of runs, so we go
+    # seed by seed.
     for seed in _seeds(config):
         for record in best:
-            if (record.id, seed) not in there:
+            if (record.id, seed) not in existing:
                 return record.id, {**record.config, "seed": seed}
     return None
 
@@ -64,21 +64,24 @@ def next_run(config: SearchConfig, records: Records) -> tuple[str, Point] | None
 def next_evaluation(
     config: SearchConfig, records: Records, tried: set[str]
 ) -> tuple[str, Path] | None:
-    """A run of a finalist that the user's own function has not seen, and its exported folder."""
+    """Return a finalist's run that the user's own function has not evaluated, and its export."""
     if config.confirm is None or config.confirm.evaluate is None:
         return None
     known = evaluations(records.folder).keys() | tried
     exported = exports.exports(records)
-    wanted = {record.id for record in finalists(config, records)}
+    finalist_ids = {record.id for record in finalists(config, records)}
     for each in exported:
-        if each.stamp.searched in wanted and each.stamp.trial not in known:
+        if each.stamp.searched in finalist_ids and each.stamp.trial not in known:
             return each.stamp.trial, each.folder
     return None
 
 
 def choose(config: SearchConfig, records: Records) -> Confirmation | None:
-    """How the finalists compare by their new seeds, and which configuration wins. None without a
-    confirmation, or if a budget ended before its first round had: then the best export wins."""
+    """Compare the finalists by their new seeds, and return which configuration wins.
+
+    Return None without `confirm:`, or if a budget ended before every finalist had one run. Then the
+    best export wins.
+    """
     entries = _entries(config, records)
     if not entries:
         return None
@@ -101,8 +104,7 @@ def choose(config: SearchConfig, records: Records) -> Confirmation | None:
 
 
 def _order(entries: list[_Entry], records: Records) -> list[_Entry]:
-    """By the same rule as the trials of the search, on what the new seeds had; those of which a
-    seed failed last."""
+    """Sort the finalists' means by the rule for trials. Those with a failed seed are last."""
     whole = [entry for entry in entries if entry.means]
     if not whole:
         return entries
@@ -122,7 +124,7 @@ def _order(entries: list[_Entry], records: Records) -> list[_Entry]:
 
 
 def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
-    """The finalists with as many runs as all of them have; none if one has none."""
+    """Return the finalists, each with as many runs as the one that has fewest; [] if that is 0."""
     best = finalists(config, records)
     runs = {
         record.id: [
@@ -136,13 +138,13 @@ def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
     if rounds == 0:
         return []
     known = evaluations(records.folder)
-    said = {
+    evaluation_of = {
         each.stamp.searched: known[each.stamp.trial]
         for each in exports.exports(records)
         if each.stamp.trial in known
     }
     return [
-        _entry(record, runs[record.id][:rounds], records, said.get(record.id, {}))
+        _entry(record, runs[record.id][:rounds], records, evaluation_of.get(record.id, {}))
         for record in best
     ]
 
@@ -150,12 +152,15 @@ def _entries(config: SearchConfig, records: Records) -> list[_Entry]:
 def _entry(
     record: TrialRecord, runs: list[TrialRecord], records: Records, evaluation: dict[str, float]
 ) -> _Entry:
+    # --- the means, if no seed failed ---
     objective = records.objective
     whole = [run for run in runs if run.state == "finished"]
     all_whole = len(whole) == len(runs)
-    names = {part.metric for part in objective.parts} | {"eval/drift", *objective.bounds}
+    names = {each.metric for each in objective.parts} | {"eval/drift", *objective.bounds}
     means = {name: float(np.mean([run.metrics[name] for run in whole])) for name in names
              if all_whole}  # fmt: skip
+
+    # --- what results.json says of the finalist ---
     finalist = Finalist(
         trial=record.id,
         config=record.config,
@@ -174,6 +179,8 @@ def _entry(
         second=means.get(objective.second.metric) if objective.second else None,
         evaluation=evaluation,
     )
+
+    # --- the values of each held-out pair, if they are stored ---
     kept = [records.held_out.of(run.id).get(int(run.metrics["pairs_seen"])) for run in whole]
     values = [each.values(objective.metric) for each in kept if each is not None]
     known = [each for each in values if each is not None]
@@ -198,6 +205,6 @@ def _behind(winner: _Entry, entry: _Entry, records: Records) -> Finalist:
 
 
 def _seeds(config: SearchConfig) -> list[int]:
-    """Others than the search's own, and the same for every finalist."""
+    """Return the seeds of all finalists, which are not the search's own."""
     assert config.confirm is not None
     return [config.seed + 1 + number for number in range(config.confirm.seeds)]

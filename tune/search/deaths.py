@@ -1,4 +1,4 @@
-"""Why a worker's process died, as far as Ray, the kernel and the error itself say it."""
+"""Finds out why a worker's process died, from Ray, the kernel and the error itself."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tune.errors import EngineOutOfMemory, GpuFailed
 
 
 def last_error(trial: Any) -> str:
-    """What Ray Tune was told of a trial's last failure, empty if nothing.
+    """Return the text of a trial's last failure; empty if it had none.
 
-    Tune appends the errors of a trial to one file. Its own `get_error` reads a copy, which is made
-    later.
+    Tune appends the errors of a trial to one file. Its own `get_error` reads a copy that is made
+    too late, so we read the file itself.
     """
     file = trial.error_file
     text = Path(file).read_text() if file and Path(file).exists() else ""
@@ -25,21 +25,21 @@ def last_error(trial: Any) -> str:
 
 
 def why_given_up(trial: Any) -> str:
-    """The last line of what a trial raised, or that its process died, of which Ray says less."""
+    """Return the last line of a trial's traceback, or "its process died" if it has none."""
     lines = last_error(trial).strip().splitlines()
     return lines[-1] if any(line.startswith("Traceback") for line in lines) else "its process died"
 
 
 def out_of_memory_reason(trial: Any, kills_before: int) -> str:
-    """Says that a trial's process, or its engine's, died for lack of memory; empty if it didn't.
+    """Return how a trial's process, or its engine, ran out of memory; empty if it did not.
 
-    `kills_before`: `kernel_kills()` some time before. It counts on this node alone; of another
-    node the kernel's kills are only known where the trial's own process lived to see them.
+    `kills_before` is an earlier value of `kernel_kills()`. That counts only on this node; a kill by
+    another node's kernel is known only if the trial's own process survived and reported it.
     """
-    said = last_error(trial)
-    if EngineOutOfMemory.__name__ in said:
+    error = last_error(trial)
+    if EngineOutOfMemory.__name__ in error:
         return "its engine ran out of memory and was ended"
-    if OutOfMemoryError.__name__ in said:
+    if OutOfMemoryError.__name__ in error:
         return "Ray's memory monitor ended its process"
     if kernel_kills() > kills_before:
         return "its process ran out of memory and was ended by the kernel"
@@ -47,9 +47,9 @@ def out_of_memory_reason(trial: Any, kills_before: int) -> str:
 
 
 def device_failure(trial: Any) -> DeviceFailed | None:
-    """The failure of a GPU that was a trial's last error: GpuFailed if it is known which GPU."""
-    said = last_error(trial)
-    if not any(f"{kind.__name__}: " in said for kind in (DeviceFailed, GpuFailed)):
+    """Return the error if a trial's last failure was a GPU's: GpuFailed if the GPU is known."""
+    error = last_error(trial)
+    if not any(f"{kind.__name__}: " in error for kind in (DeviceFailed, GpuFailed)):
         return None  # the error that Tune pickled may be an earlier one
     raised = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
     cause = getattr(raised, "cause", None)
@@ -57,8 +57,10 @@ def device_failure(trial: Any) -> DeviceFailed | None:
 
 
 def is_memory_monitors(error: BaseException | None) -> bool:
-    """Whether Ray's memory monitor is behind an error that ended Ray Tune: of a trial's process
-    that it ended, Tune knows no more than that this was unexpected."""
+    """Return whether an error that ended Ray Tune was caused by Ray's memory monitor.
+
+    When the monitor ends a trial's process, Tune itself only reports an unexpected error.
+    """
     while error is not None:
         if isinstance(error, OutOfMemoryError):
             return True

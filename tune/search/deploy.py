@@ -1,6 +1,6 @@
-"""The last step of a search: its winner is served by Ray Serve, on the cluster that it ran on.
+"""The last step of a search: Ray Serve serves its winner, on the cluster that the search ran on.
 
-Writes a config file and lets Ray's own `serve deploy` do it; knows nothing of what answers.
+This module writes a config file and calls Ray's own `serve deploy`. It knows nothing of the server.
 """
 
 from __future__ import annotations
@@ -26,40 +26,43 @@ from tune.run_folder.results import Deployment, Results, write_results
 from tune.run_folder.yaml_file import dump_yaml
 
 _APPLICATION = "winner"
-"""One name for all searches: Ray then swaps replicas, where it would end another application."""
+"""The application's name. All searches use the same one, so that Ray replaces the replicas of the
+last winner instead of ending its application."""
 _MOST_SECONDS = 600.0
-"""Until the replicas must be there: a large model takes minutes to load."""
+"""How long the replicas may take to start: a large model takes minutes to load."""
 
 
 def check(config: SearchConfig) -> None:
-    """Raises InputError if the winner could not be served: better now than after the search."""
+    """Raise InputError before the search if its winner could not be served."""
     if config.trainer == "simulated":
-        raise InputError("serve.after: simulated trials leave no model; leave it out")
+        raise InputError("serve.after: simulated trials have no model to serve; leave it out")
     if RunFolder.at(config.folder).url is not None:
         raise InputError(
-            f"serve.after: replicas read the winner from a path, and runs_dir is "
+            f"serve.after: replicas can read the winner only from a path, but runs_dir is "
             f"{config.runs_dir}; leave serve.after out, or give a path that all nodes share"
         )
     if "RAY_ADDRESS" not in os.environ:
         raise InputError(
-            "serve.after: the search would run on a Ray of its own, which ends with it; start a "
-            "cluster with `ray start --head` and set RAY_ADDRESS to what it says"
+            "serve.after: without RAY_ADDRESS the search starts a Ray that ends with it; start a "
+            "cluster with `ray start --head` and set RAY_ADDRESS to the address that it prints"
         )
     address = _dashboard()
     try:
         urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
     except urllib.error.HTTPError:
-        return  # it is there, and asks for a token that Ray's command has
+        return  # it answers, but needs a token, which Ray's own command has
     except (OSError, ValueError) as error:
         raise InputError(
-            f"serve.after: no Ray dashboard answers at {address} ({one_line(error)}); say "
-            "where the cluster's is with RAY_DASHBOARD_ADDRESS"
+            f"serve.after: no Ray dashboard answers at {address} ({one_line(error)}); set "
+            "RAY_DASHBOARD_ADDRESS to the address of the cluster's dashboard"
         ) from None
 
 
-def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
-    """Serves the winner as `serve.after` says, and notes where, or what went wrong: that costs the
-    serving, not the search that was paid."""
+def deploy_if_configured(results: Results, config: SearchConfig) -> Results:
+    """Serve the winner if `serve.after` says so, and note the URL in the results.
+
+    An error is only noted: the search itself has succeeded.
+    """
     if not config.serve.after or results.winner is None:
         return results
     if results.served is not None and not results.served.error:
@@ -79,26 +82,26 @@ def deploy_if_asked(results: Results, config: SearchConfig) -> Results:
 
 
 class _Failed(DpoError):
-    """Of Ray's command; one line."""
+    """Serving failed. The message is one line."""
 
 
 def _content(folder: RunFolder, config: SearchConfig) -> YamlTree:
-    asked, winner = config.serve, folder.winner.absolute()
+    serve, winner = config.serve, folder.winner.absolute()
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0" if asked.open else "127.0.0.1", "port": asked.port},
+        "http_options": {"host": "0.0.0.0" if serve.open else "127.0.0.1", "port": serve.port},
         "applications": [
             {
                 "name": _APPLICATION,
                 "route_prefix": "/",
                 "import_path": "serve.app:build",
-                # Ray restarts replicas only where something here has changed.
+                # Ray restarts replicas only if this config changes, so it holds a checksum.
                 "runtime_env": {"env_vars": {"DPO_TUNE_WINNER": checksum(winner / STAMP)}},
                 "args": {
                     "model": f"{config.name}={winner}",
-                    "gpus": asked.gpus,
-                    "min_replicas": asked.min_replicas,
-                    "max_replicas": asked.max_replicas,
+                    "gpus": serve.gpus,
+                    "min_replicas": serve.min_replicas,
+                    "max_replicas": serve.max_replicas,
                 },
             }
         ],
@@ -106,7 +109,7 @@ def _content(folder: RunFolder, config: SearchConfig) -> YamlTree:
 
 
 def _dashboard() -> str:
-    """As Ray's own command finds it."""
+    """Return the dashboard's address, found as Ray's own command does."""
     return os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265").rstrip("/")
 
 
@@ -114,22 +117,24 @@ def _serve(*arguments: str) -> str:
     command = [str(Path(sys.executable).parent / "serve"), *arguments, "--address", _dashboard()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise _Failed(f"`serve {arguments[0]}` failed: {one_line(told[-1], 300)}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
+        raise _Failed(f"`serve {arguments[0]}` failed: {one_line(lines[-1], 300)}")
     return done.stdout
 
 
 def _wait_until_running() -> None:
     deadline = time.monotonic() + _MOST_SECONDS
     while time.monotonic() < deadline:
-        told = YAML(typ="safe", pure=True).load(_serve("status")) or {}
-        application = told.get("applications", {}).get(_APPLICATION, {})
+        status = YAML(typ="safe", pure=True).load(_serve("status")) or {}
+        application = status.get("applications", {}).get(_APPLICATION, {})
         if application.get("status") == "RUNNING":
             return
         if application.get("status") == "DEPLOY_FAILED":
-            raise _Failed(one_line(application.get("message", "it did not start"), 300))
+            raise _Failed(one_line(application.get("message", "the server did not start"), 300))
         time.sleep(1)
-    raise _Failed(f"no replica was ready in {_MOST_SECONDS:.0f} seconds; see `serve status`")
+    raise _Failed(
+        f"no replica was ready after {_MOST_SECONDS:.0f} seconds; `serve status` says more"
+    )
 
 
 def _answering(config: SearchConfig) -> str:
@@ -138,6 +143,7 @@ def _answering(config: SearchConfig) -> str:
         urllib.request.urlopen(f"{url}/readyz", timeout=30).close()
     except OSError as error:  # Ray Serve keeps the port that it was started with
         raise _Failed(
-            f"nothing answers at {url} ({one_line(error)}); is Serve on another port?"
+            f"nothing answers at {url} ({one_line(error)}); Serve may have been started on another "
+            "port"
         ) from None
     return url

@@ -1,4 +1,4 @@
-"""The driver of a search: runs it, resumes it and lets it grow.
+"""The driver of a search: runs it, resumes it and adds trials to it.
 
 This file is the order of events. Each step is a call of the module that owns it.
 """
@@ -34,19 +34,19 @@ from tune.run_folder.results import Results, load_results, read_results, write_r
 from tune.run_folder.run_info import create_run
 from tune.run_folder.yaml_file import write_yaml
 from tune.search import preflight
-from tune.search.deploy import deploy_if_asked
+from tune.search.deploy import deploy_if_configured
 from tune.search.interruption import disk_failure_as_interruption, termination_as_interruption
 from tune.search.memory_plan import fit_into_memory
 from tune.search.prepared_data import find_prepared_data, plan_prepared_data, tokens_folder
 from tune.search.resume import (
     adopt,
+    finished_message,
     grow,
     is_finished,
     refuse_other_files,
     refuse_other_search,
     refuse_warm_clones,
     reopen_trials,
-    what_ended,
 )
 from tune.search.signs_of_life import SignsOfLife
 from tune.search.study_storage import open_storage
@@ -60,11 +60,11 @@ def run(
     search: str | Path | Mapping[str, Any] | SearchConfig,
     overrides: Mapping[str, Any] | None = None,
 ) -> Results:
-    """Runs a search to its end and returns its results; the same as `dpo-tune run`.
+    """Run a search to its end and return its results, as `dpo-tune run` does.
 
-    `search`: a YAML file, or what one holds, as a dict. `overrides`: values by dotted path. Goes on
-    where an unfinished search of the same configuration stands. Raises InputError, StoreError
-    before work, and Interrupted after SIGINT or SIGTERM.
+    `search` is a YAML file, or its content as a dict. `overrides` are values by dotted path. An
+    unfinished search of the same configuration is continued. Raises InputError and StoreError
+    before work begins, and Interrupted after SIGINT or SIGTERM.
     """
     if isinstance(search, SearchConfig):
         config = check(search)
@@ -77,11 +77,14 @@ def run(
 
 
 def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
+    # --- refuse what can't work, before anything is written ---
     refuse_without_axes(config, f"{config.name}.yaml")
-    signs.doing(f"{config.name}: looking at model, data and outputs")
+    signs.doing(f"{config.name}: checking model, data and outputs")
     config = with_earlier_points(config)
     preflight.refuse_impossible(config)
     preflight.refuse_impossible_end(config)
+
+    # --- continue a search that exists ---
     folder = RunFolder.at(config.folder)
     refuse_private_folder(folder)
     refresh(folder)
@@ -90,6 +93,8 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
         refuse_other_search(folder, config)
         with only_driver(folder):
             return _continue(adopt(_opened(folder), config), signs)
+
+    # --- or begin a new one: plan the data, write the run folder, train ---
     refuse_unwritable(folder.path.parent)
     open_storage(config.storage)
     refuse_other_files(folder)
@@ -103,7 +108,7 @@ def _run(config: SearchConfig, signs: SignsOfLife) -> Results:
 
 
 def resume(run_folder: RunLike, trials: int | None = None) -> Results:
-    """Goes on with a run folder; with `trials`, the search grows to so many. Raises InputError."""
+    """Continue the search of a run folder, with `trials` in all if given. Raises InputError."""
     folder = find_run(run_folder)
     refuse_unwritable(folder.path)
     with only_driver(folder):
@@ -117,7 +122,7 @@ def resume(run_folder: RunLike, trials: int | None = None) -> Results:
 
 
 def _opened(folder: RunFolder) -> Run:
-    """The run, without the records and results that are damaged: their files are renamed."""
+    """Open the run. Damaged records and results are left out, and their files renamed."""
     run = open_run(folder, sets_aside=True)
     if folder.results_json.exists():
         results = read_results(folder)
@@ -127,11 +132,12 @@ def _opened(folder: RunFolder) -> Run:
 
 
 def _continue(run: Run, signs: SignsOfLife) -> Results:
-    """Brings a run folder to its end, from wherever it stands."""
+    """Bring a search to its end, from wherever it is."""
     try:
         return _to_its_end(run, signs)
     except InputError:
-        # If nothing was trained, the corrected search may have the same name.
+        # The user will correct the input and run again under the same name, so we remove a run
+        # folder in which nothing was trained.
         forget_empty_run(run.folder)
         raise
 
@@ -139,9 +145,12 @@ def _continue(run: Run, signs: SignsOfLife) -> Results:
 def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
     folder, config, records = run.folder, run.config, run.records
     with disk_failure_as_interruption(folder):
+        # --- a finished search has only its winner to publish ---
         if is_finished(run):
-            signs.say(what_ended(run))
+            signs.say(finished_message(run))
             return _publish(load_results(folder), config)
+
+        # --- prepare: user code, data, memory, open trials ---
         refuse_warm_clones(records)
         approve(config, records.run)
         find_prepared_data(config, records)
@@ -151,19 +160,23 @@ def _to_its_end(run: Run, signs: SignsOfLife) -> Results:
             run = replace(run, config=config)
             reopen_trials(records)
             records.begin_driver_session()
+
+            # --- search, while a child process feeds the trackers ---
             tracking = TrackingProcess(folder, config)
             try:
                 return _publish(_search(run, signs, tokenising), config)
             finally:
                 tracking.close()
-                folder.live_json.unlink(missing_ok=True)  # nothing is at work any more
+                folder.live_json.unlink(missing_ok=True)  # nothing is running any more
         finally:
             tokenising.close()
 
 
 def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
-    """Trains trials until no more start and the winner is known; writes results and report."""
+    """Train trials until no more start and the winner is known, then write results and report."""
     config, records = run.config, run.records
+
+    # --- start Ray, or connect to a cluster ---
     address = os.environ.get("RAY_ADDRESS")
     signs.doing(f"connecting to the Ray cluster at {address}" if address else "starting Ray")
     with (
@@ -171,25 +184,30 @@ def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
         termination_as_interruption(),
         keep_fresh(records.folder),
     ):
-        from tune.search.tuner import run_trials  # Ray is imported by `connected`, not before
+        from tune.search.tuner import run_trials  # `connected` imports Ray, nothing before it may
 
+        # --- wait for the tokenised rows, which were begun beside Ray's start ---
         tokenising.finish(config.name, signs, config.data.on_bad_row)
+
+        # --- train all trials, choose the winner, evaluate it on the test split ---
         outcome = run_trials(config, records, signs)
         signs.doing("ending Ray")
+
+    # --- write results.json and report.html ---
     results = assemble(config, records, outcome.end)
     results = results.model_copy(update={"environment": outcome.environment})
     write_results(records.folder.results_json, results)
     write_or_warn(records.folder, lambda: results)
     if not outcome.is_budget_spent and not is_finished(run):
         command = dpo_tune("resume", records.folder.argument)
-        print(f"a clone was asked for at the very end; to try it: {command}")
+        print(f"a clone was requested too late for this run; to try it: {command}")
     return results.at(records.folder)
 
 
 def _publish(results: Results, config: SearchConfig) -> Results:
-    """Pushes the winner and serves it, if the configuration says so."""
+    """Push the winner and serve it, if the configuration says so."""
     if config.hub.when != "never":
         from tune.publish.push import push_if_configured  # the Hub's client takes half a second
 
         results = push_if_configured(results, config)
-    return deploy_if_asked(results, config)
+    return deploy_if_configured(results, config)

@@ -1,4 +1,4 @@
-"""The rules that stop weak trials: Ray's ASHA and median rule, and ASHA over two objectives."""
+"""The rules that stop weak trials: Ray's ASHA and median rule, and ASHA for two objectives."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from tune.config.schema import SearchConfig, StoppingConfig
 
 @dataclass(frozen=True)
 class TrialKey:
-    """All that a rule wants of a Tune trial, under our own id."""
+    """What a rule reads of a Tune trial: its id, here our own."""
 
     trial_id: str
 
 
 def make_stopping_rule(config: SearchConfig, most_pairs: int) -> Any:
-    """The rule that the configuration asks for; no trial trains on more than `most_pairs`."""
+    """Return the configured rule. No trial trains on more than `most_pairs`."""
     stopping = config.stopping
     if stopping.name == "asha" and config.goal.second:
         return ParetoAsha(Objective.of((stopping.metric, config.goal.second.metric)), stopping)
-    asked = {
+    options = {
         "time_attr": "pairs_seen",
         "metric": stopping.metric,
         "mode": objectives()[stopping.metric],
     }
     if stopping.name == "asha":
         return AsyncHyperBandScheduler(
-            **asked,
-            # ASHA stops what reaches max_t; a trial ends by itself, so none does.
+            **options,
+            # ASHA stops a trial at max_t, but ours end by themselves, so max_t is out of reach.
             max_t=max(most_pairs, stopping.grace_pairs) + 1,
             grace_period=stopping.grace_pairs,
             reduction_factor=stopping.reduction,
@@ -48,21 +48,21 @@ def make_stopping_rule(config: SearchConfig, most_pairs: int) -> Any:
         )
     if stopping.name == "median":
         return MedianStoppingRule(
-            **asked,
+            **options,
             grace_period=stopping.grace_pairs,
-            # Never pauses a trial to let others catch up.
+            # With this the rule never pauses a trial to let others catch up.
             min_time_slice=float("inf"),
         )
     return FIFOScheduler()
 
 
 class ParetoAsha(FIFOScheduler):
-    """ASHA over two objectives: at each rung one in `reduction` goes on, front by front, and of a
-    front that has more the ones that cover it best.
+    """ASHA for two objectives: at each rung one in `reduction` goes on, front by front. If not all
+    of a front can go on, the trials that cover it best do.
 
-    MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639), which ranks a rung by non-domination and
-    then by an epsilon-net, in the form that Ray's ASHA has: who comes to a rung is compared with
-    those who came before, and goes on at once or is stopped.
+    This is MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639), which ranks a rung by non-domination
+    and then by an epsilon-net. As in Ray's ASHA, a trial that reaches a rung is compared with those
+    that reached it before, and goes on or is stopped at once.
     """
 
     def __init__(self, objective: Objective, stopping: StoppingConfig) -> None:
@@ -71,32 +71,35 @@ class ParetoAsha(FIFOScheduler):
         self._stopping = stopping
         self._bracket_of: dict[str, int] = {}
         self.rungs: defaultdict[tuple[int, int], dict[str, ValuePair]] = defaultdict(dict)
-        """By bracket and pairs_seen what each trial had there, in the order of their coming."""
+        """By bracket and pairs_seen, the values of each trial there, in order of arrival."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        # As in Ray's: each later start is e times rarer.
+        """Draw the trial's bracket. As in Ray's ASHA each later start is e times rarer."""
         weights = np.exp(-np.arange(self._stopping.brackets))
         drawn = np.random.choice(len(weights), p=weights / weights.sum())
         self._bracket_of[trial.trial_id] = int(drawn)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, float]) -> str:
+        """Compare the trial at the last rung that it reached; return CONTINUE or STOP."""
         bracket = self._bracket_of[trial.trial_id]
         reached = self._stopping.rungs(int(result["pairs_seen"]))[bracket:]
         if not reached or trial.trial_id in self.rungs[bracket, reached[-1]]:
             return str(TrialScheduler.CONTINUE)
         rung = self.rungs[bracket, reached[-1]]
         rung[trial.trial_id] = self._objective.key(result)
-        goes_on = _place_of_last(list(rung.values())) * self._stopping.reduction < len(rung)
+        goes_on = _rank_of_last(list(rung.values())) * self._stopping.reduction < len(rung)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, float]) -> None:
+        """Add the last report to the rungs."""
         self.on_trial_result(tune_controller, trial, result)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Do nothing: the rungs keep the trial's values."""
 
 
-def _place_of_last(pairs: list[ValuePair]) -> int:
-    """How many pairs stand before the last one."""
+def _rank_of_last(pairs: list[ValuePair]) -> int:
+    """Return how many pairs rank before the last one."""
     fronts = front_numbers(pairs)
     peers = [pair for pair, front in zip(pairs, fronts, strict=True) if front == fronts[-1]]
     before = sum(front < fronts[-1] for front in fronts)

@@ -1,5 +1,5 @@
-"""The last tasks of a search, done by workers that are warm: the user's own evaluation of the
-finalists, then the evaluation of the winner on the test split.
+"""The final tasks of a search: the user's own evaluation of the finalists, then the evaluation of
+the winner on the test split. Workers do them that are already warm.
 """
 
 from __future__ import annotations
@@ -27,30 +27,35 @@ class FinalTasks:
         self._evaluating: set[str] = set()
         self._tried: set[str] = set()
         self.was_given = False
-        """Whether the task was handed out, or there was none: no trial starts any more."""
+        """Whether the last task was handed out, or is not needed. No trial starts after that."""
         self.is_done = False
         """Whether the search is over: the winner was evaluated, or there is none."""
         self.end = SearchEnd()
-        """What was found so far."""
+        """The result so far."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether an evaluation must end before there is another task."""
+        """Whether a running evaluation must end before the next task."""
         return bool(self._evaluating)
 
     def task(self) -> EvaluateTask | TestTask | None:
-        """What Tune gives to a process next; None while a trial is open, or with nothing to do."""
+        """Return the next task; None while a trial is open, or if there is nothing to do."""
         if self.was_given or self._records.open_trials():
             return None
+
+        # --- first, the user's own evaluation of each finalist ---
         run = self._records.folder.location
-        if asked := choose_winner.next_evaluation(self._config, self._records, self._tried):
-            run_id, folder = asked
+        evaluation = choose_winner.next_evaluation(self._config, self._records, self._tried)
+        if evaluation is not None:
+            run_id, folder = evaluation
             self._tried.add(run_id)
             self._evaluating.add(run_id)
             exported = self._records.folder.relative(folder)
             return EvaluateTask(run_id, run, exported, os.getcwd(), allowed_packages())
         if self._evaluating:
             return None
+
+        # --- then choose the winner ---
         self.was_given = True
         confirmed = choose_winner.choose(self._config, self._records)
         chosen = confirmed.winner if confirmed else None
@@ -59,18 +64,20 @@ class FinalTasks:
             stamp = exports.promote_to_winner(self._records)
             if stamp is not None:
                 print(
-                    f"warning: no export of {chosen}, which won, is whole; the best of the others, "
-                    f"of {stamp.trial}, is the winner",
+                    f"warning: {chosen} won, but has no complete export; the next best export, of "
+                    f"{stamp.trial}, is the winner",
                     flush=True,
                 )
+
+        # --- and have it evaluated on the test split ---
         self.end = SearchEnd(stamp=stamp, confirmation=confirmed)
         self.is_done = stamp is None or self._config.trainer == "simulated"
         if self.is_done:
             return None
-        return TestTask(run, self._searched(), self._sampled())
+        return TestTask(run, self._best_of_search(), self._sampled())
 
     def take(self, task: EvaluateTask | TestTask, outcome: Outcome) -> None:
-        """Takes what a task found. One that failed costs its numbers, not what was paid for."""
+        """Take a task's outcome. If the task failed, only its numbers are missing."""
         if isinstance(task, EvaluateTask):
             self._take_evaluation(task.trial, outcome)
             return
@@ -95,10 +102,11 @@ class FinalTasks:
             confirmation.keep_evaluation(self._records.folder, run_id, outcome.evaluation)
         else:
             print(f"warning: confirm.evaluate failed for {run_id}: {outcome.error}", flush=True)
-        self._evaluating.discard(run_id)  # last: a winner that is chosen now must see it
+        # Once this is empty the winner may be chosen, so the evaluation must be stored before.
+        self._evaluating.discard(run_id)
 
-    def _searched(self) -> str | None:
-        """The export of the search's best, where it is another."""
+    def _best_of_search(self) -> str | None:
+        """Return the export of the search's best trial, if another configuration has won."""
         confirmed, stamp = self.end.confirmation, self.end.stamp
         if confirmed is None or stamp is None:
             return None
@@ -108,16 +116,16 @@ class FinalTasks:
         return self._records.folder.relative(folder)
 
     def _sampled(self) -> dict[str, str]:
-        """By configuration the folders whose KL to the base is estimated on their own answers:
-        those of finalists and winner, where a search is about the distance from the base."""
+        """Return by configuration the exports whose KL from the base is estimated on sampled
+        answers: those of finalists and winner, if eval/drift is an objective."""
         records, stamp = self._records, self.end.stamp
-        if stamp is None or "eval/drift" not in {part.metric for part in records.objective.parts}:
+        if stamp is None or "eval/drift" not in {each.metric for each in records.objective.parts}:
             return {}
-        wanted = {stamp.searched}
+        configurations = {stamp.searched}
         if self.end.confirmation is not None:
-            wanted.update(finalist.trial for finalist in self.end.confirmation.finalists)
+            configurations.update(finalist.trial for finalist in self.end.confirmation.finalists)
         return {
             each.stamp.searched: records.folder.relative(each.folder)
             for each in exports.exports(records)
-            if each.stamp.searched in wanted
+            if each.stamp.searched in configurations
         }

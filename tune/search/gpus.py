@@ -1,4 +1,6 @@
-"""The GPUs of this machine, and what a trial needs of them; without torch, slow to import."""
+"""The GPUs of this machine, and what a trial needs of them. It does without torch, which is slow to
+import.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from pathlib import Path
 from dpo_train.errors import InputError
 
 _LEAST_CAPABILITY = 8.0
-"""Of Ampere, the first with bfloat16, in which a GPU computes here."""
+"""The compute capability of Ampere, the first with bfloat16, in which we compute on GPUs."""
 _QUERY = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"
 
 
@@ -37,57 +39,58 @@ class Gpu:
 
 
 def visible_gpus() -> list[Gpu]:
-    """Those that this process may use; none where there is no driver."""
+    """Return the GPUs that this process may use; [] without a driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    there = [_gpu(line) for line in told.stdout.splitlines() if line.count(",") >= 6]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    gpus = [_gpu(line) for line in done.stdout.splitlines() if line.count(",") >= 6]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not there:
-        return there
+    if visible is None or not gpus:
+        return gpus
     found = []
     for name in filter(None, map(str.strip, visible.split(","))):
-        # Of a part of a GPU (MIG) the driver lists its whole; which one is not said by its name.
-        is_part = name.startswith("MIG-")
-        named = [g for g in there if is_part or g.index == name or g.uuid.startswith(name)]
+        # For a slice of a GPU (MIG) the driver lists the whole GPU, and the slice's name does not
+        # say which one, so we take the first.
+        is_slice = name.startswith("MIG-")
+        named = [g for g in gpus if is_slice or g.index == name or g.uuid.startswith(name)]
         if not named:
-            break  # CUDA itself takes no more from here on
+            break  # CUDA itself ignores this name and all after it
         found.append(named[0])
     return found
 
 
 def c_compiler() -> str | None:
-    """The compiler that Triton will take, by its own rule."""
+    """Return the compiler that Triton will use, found by Triton's own rule."""
     return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
-def refuse_unfit(wanted: float) -> None:
-    """Raises InputError if this machine can't give a trial so many GPUs, or not any that fits."""
-    there = visible_gpus()
-    advice = "type `--set resources.gpus=0` for the CPU"
-    if wanted > len(there):
+def refuse_unfit(gpus_of_a_trial: float) -> None:
+    """Raise InputError if this machine has too few GPUs for a trial, or none that is suitable."""
+    gpus = visible_gpus()
+    advice = "type `--set resources.gpus=0` to use the CPU"
+    if gpus_of_a_trial > len(gpus):
         raise InputError(
-            f"resources.gpus: a trial wants {wanted:g}, this machine has {len(there)}; {advice}, "
-            "or set RAY_ADDRESS to a cluster that has some"
+            f"resources.gpus: a trial wants {gpus_of_a_trial:g}, this machine has {len(gpus)}; "
+            f"{advice}, or set RAY_ADDRESS to a cluster that has GPUs"
         )
-    for gpu in there:
+    for gpu in gpus:
         if gpu.capability < _LEAST_CAPABILITY:
             raise InputError(
-                f"resources.gpus: {gpu.name} has compute capability {gpu.capability}, without "
-                f"bfloat16; give GPUs of {_LEAST_CAPABILITY} (Ampere) or newer by "
+                f"resources.gpus: {gpu.name} has compute capability {gpu.capability} and no "
+                f"bfloat16; choose GPUs of {_LEAST_CAPABILITY} (Ampere) or newer with "
                 f"CUDA_VISIBLE_DEVICES, or {advice}"
             )
     if c_compiler() is None:
         raise InputError(
-            "resources.gpus: no C compiler is here, with which Triton builds its kernels when a "
-            "trial begins; type `apt-get install gcc`, or set CC"
+            "resources.gpus: there is no C compiler, which Triton needs to build its kernels; type "
+            "`apt-get install gcc`, or set CC"
         )
     header = Path(sysconfig.get_path("include"), "Python.h")
     if not header.exists():
         raise InputError(
-            f"resources.gpus: {header} is not here, which Triton needs to build its kernels when a "
-            "trial begins; type `apt-get install python3-dev`"
+            f"resources.gpus: there is no {header}, which Triton needs to build its kernels; type "
+            "`apt-get install python3-dev`"
         )
 
 

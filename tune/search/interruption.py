@@ -1,4 +1,4 @@
-"""What the caller of a search gets when it did not come to its end: why, and how it goes on."""
+"""Turns disk failures and signals into Interrupted, which says how to continue the search."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dpo_train.errors import DiskFull, StoreError, one_line
 from tune.errors import Interrupted
 from tune.run_folder.paths import RunFolder
 
-# The disk is full or gone. What was written before is whole.
+# With these errors the disk is full or gone. Files that were written before are whole.
 _DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
 
 
 @contextlib.contextmanager
 def disk_failure_as_interruption(folder: RunFolder) -> Iterator[None]:
-    """Turns the failure of a disk or an object store into Interrupted, which can go on later."""
+    """Raise Interrupted if the disk or the object store fails. The search can go on later."""
     try:
         yield
     except OSError as error:
@@ -30,7 +30,7 @@ def disk_failure_as_interruption(folder: RunFolder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def termination_as_interruption() -> Iterator[None]:
-    """Lets SIGTERM, which clusters send, end the search as Ctrl-C does: Tune knows only SIGINT."""
+    """Let SIGTERM, which clusters send, end the search as Ctrl-C does: Tune handles only SIGINT."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

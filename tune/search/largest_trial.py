@@ -1,4 +1,4 @@
-"""The trial of a search space that takes most memory."""
+"""Finds the trial of a search space that takes most memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dpo_train.errors import InputError
 from tune.config.schema import SearchConfig
 
 _LARGER = ("lora.r", "optim.batch_size", "optim.micro_batch_size")
-"""Axes of which a larger value takes more memory."""
+"""Axes for which a larger value takes more memory."""
 _LARGEST = {"optim.name": "adamw", "optim.activation_checkpointing": False}
-"""Axes of which this value takes most."""
+"""Axes for which this value takes most memory."""
 
 
 def largest_trial(config: SearchConfig) -> TrainConfig:
-    """The trial that takes most memory, as far as the space allows its values together."""
+    """Return the trial that takes most memory, as far as its values go together."""
     trial = config.base_trial()
     for path in _LARGER:
         values = [value for value in _corners(config, path) if value is not None]
         if values and (path != "lora.r" or trial.lora is not None):
             try:
                 trial = override(trial, {path: max(values)})
-            except InputError:  # only together with values of other axes
+            except InputError:  # this value needs other values of other axes
                 continue
     for path, largest in _LARGEST.items():
         if largest in _corners(config, path):

@@ -1,5 +1,5 @@
-"""Whether the processes of a search fit into this machine's memory together: says what they take,
-lowers how many trials run at once, or refuses. Knows nothing of a cluster's other machines.
+"""Fits the processes of a search into this machine's memory: estimates what they take, lowers the
+number of trials at once, or refuses. It knows nothing of a cluster's other machines.
 """
 
 from __future__ import annotations
@@ -24,52 +24,54 @@ from tune.search.preflight import stated_shape
 from tune.workers.memory_share import search_bytes
 
 _RAY_BYTES = 650_000_000
-"""The driver, Ray's own processes and the child that tells the trackers; measured."""
+"""Memory of the driver, Ray's own processes and the trackers' child process; measured."""
 _WORKER_BYTES = 60_000_000
-"""What Ray adds to a process that trains; measured."""
+"""Memory that Ray adds to a process that trains; measured."""
 _LIGHT_BYTES = 120_000_000
-"""The process of a packed trial, which holds no model; measured."""
+"""Memory of a packed trial's own process, which holds no model; measured."""
 _SMALL_SHARE = 0.1
-"""A search that by a crude upper bound needs less than this share is not counted any further."""
+"""If a crude upper bound is below this share of the free memory, no closer estimate is made."""
 _CHECKPOINTING = "optim.activation_checkpointing"
 
 
 @dataclass(frozen=True)
 class Need:
-    """What the processes of a search take when so many trials run at once; in bytes."""
+    """The memory that a search takes with `at_once` trials at a time; in bytes."""
 
     at_once: int
     processes: int
-    """Engines under `trainer: packed`, else the trials' own."""
+    """Processes that train: engines with `trainer: packed`, otherwise one per trial."""
     trials_each: int
+    """Trials in one process."""
     tokens: int
-    """Of the largest pass."""
+    """Tokens of the largest pass."""
     private: int
-    """Of one process."""
+    """Memory of one process."""
     shared: int
-    """What all of them map once: weights and libraries."""
+    """Memory that all processes map together: weights and libraries."""
     others: int
-    """The driver, Ray, and the light processes of packed trials."""
+    """Memory of the driver, Ray, and the light processes of packed trials."""
 
     @property
     def total(self) -> int:
+        """The memory of the whole search."""
         return self.processes * self.private + self.shared + self.others
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a search needs, as a function of how many trials run at once."""
+    """Computes the memory of a search from the number of trials at once."""
 
     config: SearchConfig
     trial: TrainConfig
-    """The one that needs most."""
+    """The trial that needs most memory."""
     lengths: RowLengths
     footprint: Footprint
     switched_on: str = ""
-    """Says that activation checkpointing is counted because nothing fits without it."""
+    """Says that activation checkpointing is counted, because nothing fits without it."""
 
     def need(self, at_once: int, available: int | None) -> Need:
-        """With passes as large as `available` bytes allow, or as large as batches make them."""
+        """Return the need with passes that fit into `available` bytes; None allows full batches."""
         packed = self.config.trainer == "packed"
         processes = _processes(self.config, at_once)
         each = -(-at_once // processes) if packed else 1
@@ -92,13 +94,13 @@ class Estimate:
 
     @cached_property
     def least_tokens(self) -> int:
-        """Of a pass over one pair, the longest."""
+        """Tokens of a pass over the longest pair alone."""
         if self.config.trainer == "packed":
             return self.lengths.longest_packed
         return 2 * self.lengths.longest_row.row
 
     def _wanted_tokens(self, trials: int) -> tuple[int, int]:
-        """Of the largest pass, and of a whole batch, where there is memory for any."""
+        """Return the tokens of the largest pass and of a whole batch, if memory sets no limit."""
         optim, members = self.trial.optim, self.config.resources.members
         if self.config.trainer == "packed":
             largest = self.lengths.largest_pass(trials, optim.pairs_at_once)
@@ -108,7 +110,7 @@ class Estimate:
         return at_once * self.least_tokens, optim.batch_size // members * self.least_tokens
 
     def one_line(self, need: Need) -> str:
-        """One process in words: what it takes and of what that is made."""
+        """Describe the memory of one process, and what it consists of."""
         one, each = self.footprint, need.trials_each
         parts = [f"{_gb(one.process + _WORKER_BYTES)} process"]
         if not one.is_shared:
@@ -121,35 +123,36 @@ class Estimate:
         parts.append(f"{_gb(need.private - _WORKER_BYTES - one.fixed(each))} for a pass of "
                      f"{need.tokens:,} tokens")  # fmt: skip
         where = "" if self.config.device == "cpu" else " of GPU memory"
-        said = f"about {_gb(need.private)} GB{where}: {', '.join(parts)}"
+        line = f"about {_gb(need.private)} GB{where}: {', '.join(parts)}"
         if one.is_mapped:
-            said += f"; and {_gb(one.weights)} weights that all share"
-        return said
+            line += f"; and {_gb(one.weights)} weights that all processes share"
+        return line
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The search as it fits into this machine's memory."""
+    """A search that fits into this machine's memory."""
 
     config: SearchConfig
-    """With `resources.at_once` lowered if need be."""
+    """The config, with `resources.at_once` lowered if necessary."""
     message: str = ""
-    """Says in one line what was lowered; empty if nothing was."""
+    """Says in one line what was changed; empty if nothing was."""
     need: Need | None = None
     available: int = 0
 
 
 def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
-    """What `dpo-tune doctor` says of memory. `config.model` must be resolved.
+    """Yield the lines of `dpo-tune doctor` about memory. `config.model` must be resolved.
 
-    Raises InputError after the first line if one trial alone does not fit.
+    Raises InputError after the first line if not even one trial fits.
     """
+    # --- what one process takes ---
     try:
         estimate = _estimate(config, rows)
     except InputError:
         raise
     except Exception as error:  # an architecture that transformers or PEFT can't build from config
-        yield f"memory       can't be told for this model ({one_line(error)})"
+        yield f"memory       can't be estimated for this model ({one_line(error)})"
         return
     name = "one engine " if config.trainer == "packed" else "one trial  "
     if config.device != "cpu" or os.environ.get("RAY_ADDRESS"):
@@ -160,24 +163,26 @@ def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
     estimate = _with_checkpointing_if_needed(estimate, available)
     need = next(_fitting(estimate, most, available), estimate.need(1, available))
     yield f"{name}  {estimate.one_line(need)}"
+
+    # --- what the whole search takes, and what is lowered ---
     plan = _plan(estimate, available)
     if need.processes == need.at_once:
         trials = f"{need.at_once} trials" if need.at_once > 1 else "1 trial"
     else:
         trials = f"{need.processes} engines with {need.at_once} trials"
     yield (
-        f"all at once  about {_gb(need.total)} GB: {trials} and Ray; {_gb(available)} GB may be "
-        f"taken ({_rule()})"
+        f"all at once  about {_gb(need.total)} GB: {trials} and Ray; the search may use "
+        f"{_gb(available)} GB ({_rule()})"
     )
     if plan.message:
         yield f"             {plan.message}"
 
 
 def plan_memory(config: SearchConfig, rows: Sequence[Row]) -> MemoryPlan:
-    """The search with as many trials at once as fit into this machine's memory.
+    """Return the search with as many trials at once as fit into this machine's memory.
 
-    `rows`: those of its dataset. Takes no time for small models. Raises InputError if not even one
-    trial with one pair at once fits.
+    `rows` are those of its dataset. Small models take no time. Raises InputError if not even one
+    trial fits with one pair at once.
     """
     available = _available()
     if config.trainer == "simulated" or _crude_bound(config) < _SMALL_SHARE * available:
@@ -187,15 +192,16 @@ def plan_memory(config: SearchConfig, rows: Sequence[Row]) -> MemoryPlan:
     except InputError:
         raise
     except Exception as error:  # an architecture that transformers or PEFT can't build from config
-        return MemoryPlan(config, f"memory: can't be told for this model ({one_line(error)})")
+        message = f"memory can't be estimated for this model ({one_line(error)})"
+        return MemoryPlan(config, message)
     return _plan(_with_checkpointing_if_needed(estimate, available), available)
 
 
 def fit_into_memory(config: SearchConfig, prepared: Path) -> SearchConfig:
-    """The config with as many trials at once as this machine's memory holds; says if that is fewer.
+    """Return the config with as many trials at once as fit, and print if they are fewer.
 
-    A cluster's machines, and GPUs, are not looked at. `prepared`: the planned data. Raises
-    InputError if not even one trial fits.
+    Memory of GPUs and of a cluster's machines is not checked. `prepared` is the folder of the
+    planned data. Raises InputError if not even one trial fits.
     """
     if config.trainer == "simulated" or config.device != "cpu" or os.environ.get("RAY_ADDRESS"):
         return config
@@ -214,27 +220,27 @@ def _plan(estimate: Estimate, available: int) -> MemoryPlan:
         with_it = " and activation checkpointing" if estimate.switched_on else ""
         raise InputError(
             f"memory: one trial with one pair at once{with_it} takes about {_gb(least.total)} GB "
-            f"with Ray, and {_gb(available)} GB may be taken ({_rule()}); {_remedy(config)}"
+            f"with Ray, but the search may use {_gb(available)} GB ({_rule()}); {_remedy(config)}"
         )
     if need.at_once == most:
         return MemoryPlan(config, estimate.switched_on, need, available)
     resources = config.resources.model_copy(update={"at_once": need.at_once})
     lowered = (
         f"resources.at_once is lowered from {most} to {need.at_once}: more trials don't fit into "
-        f"{_gb(available)} GB ({_rule()})"
+        f"the {_gb(available)} GB that the search may use ({_rule()})"
     )
     message = "; ".join(filter(None, (estimate.switched_on, lowered)))
     return MemoryPlan(config.model_copy(update={"resources": resources}), message, need, available)
 
 
 def _with_checkpointing_if_needed(estimate: Estimate, available: int) -> Estimate:
-    """The trials' own processes then switch it on by themselves."""
+    """Count activation checkpointing if nothing fits without it: then trials switch it on."""
     least = estimate.need(1, 0).total
     if least <= available or estimate.trial.optim.activation_checkpointing is not None:
         return estimate
     trial = override(estimate.trial, {_CHECKPOINTING: True})
     switched_on = (
-        f"{_CHECKPOINTING} is switched on: one pair at once takes about {_gb(least)} GB without it"
+        f"{_CHECKPOINTING} is switched on: without it one pair at once takes about {_gb(least)} GB"
     )
     try:
         one = _footprint(estimate.config, trial, estimate.lengths)
@@ -244,7 +250,7 @@ def _with_checkpointing_if_needed(estimate: Estimate, available: int) -> Estimat
 
 
 def _fitting(estimate: Estimate, most: int, available: int) -> Iterator[Need]:
-    """What fits, most trials at once first: passes can be as small as one pair each."""
+    """Yield the needs that fit, with the most trials at once first. A pass may be one pair."""
     for at_once in range(most, 0, -1):
         if estimate.need(at_once, 0).total <= available:
             yield estimate.need(at_once, available)
@@ -260,13 +266,13 @@ def _footprint(config: SearchConfig, trial: TrainConfig, lengths: RowLengths) ->
     one = footprint.footprint(trial, lengths, config.device)
     if not config.resources.sharded:
         return one
-    shared_out = ("weights", "trial", "gradients")
-    parts = {name: getattr(one, name) // config.resources.members for name in shared_out}
-    return replace(one, **parts)
+    split = ("weights", "trial", "gradients")
+    per_gpu = {name: getattr(one, name) // config.resources.members for name in split}
+    return replace(one, **per_gpu)
 
 
 def _crude_bound(config: SearchConfig) -> int:
-    """More than the passes and weights of all processes take, told without torch."""
+    """Return an upper bound of what the passes and weights of all processes take, without torch."""
     shape = stated_shape(config.model)
     width, layers = shape.width, shape.layers
     weights = 4 * (20 * layers * width**2 + 2 * shape.words * width)
@@ -308,7 +314,7 @@ def _available() -> int:
 
 def _rule() -> str:
     limit, used = memory.memory_limit_bytes(), memory.memory_used_bytes()
-    return f"of {_gb(limit)} GB, {_gb(used)} GB are in use now, and a part is left free"
+    return f"of {_gb(limit)} GB, {_gb(used)} GB are in use now, and some stay free"
 
 
 def _remedy(config: SearchConfig) -> str:
@@ -316,7 +322,7 @@ def _remedy(config: SearchConfig) -> str:
         return "type `--set lora={}` to train an adapter, or give a smaller model.id"
     half = config.data.max_length_tokens // 2
     return (
-        f"type `--set data.max_length_tokens={half}` to leave out longer pairs, end other "
+        f"type `--set data.max_length_tokens={half}` to leave out longer pairs, close other "
         "programs, or give a smaller model.id"
     )
 

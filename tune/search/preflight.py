@@ -1,6 +1,6 @@
-"""Refuses a search that can't come to its end, before anything is spent.
+"""Refuses a search that can't succeed, before it starts.
 
-It looks for too few GPUs, too little disk, missing packages, and a Hub that would refuse the push.
+It checks for too few GPUs, too little disk, missing packages, and a Hub that would refuse the push.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from tune.search.user_code import refuse_untrusted
 
 
 def refuse_impossible(config: SearchConfig) -> None:
-    """Raises InputError if this machine lacks GPUs, disk or a package that the search needs.
+    """Raise InputError if this machine lacks GPUs, disk space or a package that the search needs.
 
-    A cluster's GPUs can't be counted from here, Ray waits for them; the disk is compared with a
-    model that lies on it.
+    A cluster's GPUs can't be counted from here, and Ray waits for them. Disk space is checked only
+    if the model is on this machine.
     """
+    # --- GPUs ---
     if config.resources.gpus and not os.environ.get("RAY_ADDRESS"):
         gpus.refuse_unfit(config.resources.gpus)
     refuse_uneven_batches(config)
+
+    # --- packages, and the user's own code ---
     if config.sampler.name == "cmaes":
         extras.refuse_missing("sampler.name: cmaes", "cmaes", "samplers")
     if not os.environ.get("RAY_ADDRESS"):
@@ -40,22 +43,25 @@ def refuse_impossible(config: SearchConfig) -> None:
         for setting in quantized:
             extras.refuse_missing(setting, "bitsandbytes", "quantized")
     refuse_untrusted(config)
+
+    # --- disk space ---
     if config.trainer != "simulated" and model_source.local_folder(config.model) is not None:
         model_source.resolve(config.model)
         need, free = disk_bytes(config), free_bytes(config.folder.parent)
-        # A run at a URL has on this machine only what is on its way.
+        # A run at a URL keeps files here only until they are uploaded, so we don't check it.
         if need > free and RunFolder.at(config.folder).url is None:
             raise InputError(
                 f"runs_dir: the search may write {need / 1e9:.1f} GB to {config.runs_dir}, where "
-                f"{free / 1e9:.1f} GB are free; free some, lower keep_best, or set another runs_dir"
+                f"{free / 1e9:.1f} GB are free; delete files, lower keep_best, or set another "
+                "runs_dir"
             )
 
 
 def refuse_impossible_end(config: SearchConfig) -> str:
-    """One line about the repository that the winner goes to; empty if it goes to none.
+    """Return a line about the repository to which the winner is pushed; empty if there is none.
 
-    Raises InputError if it could not be pushed there, or not be served: better now than after the
-    search.
+    Raises InputError if the winner could not be pushed or served, so that this is known before the
+    search and not after it.
     """
     if config.serve.after:
         deploy.check(config)
@@ -67,18 +73,20 @@ def refuse_impossible_end(config: SearchConfig) -> str:
 
 
 def trainable_share(config: SearchConfig, weights: int) -> int:
-    """Weights that the optimizer updates: all, or about those of a LoRA."""
+    """Return how many weights are trained: all of them, or an estimate for a LoRA."""
     if config.lora is None:
         return weights
-    # A LoRA of rank r on a d x d layer has 2 r d weights of d * d; layers of small models have
-    # d around 1,000. An estimate, said as one.
+    # A LoRA of rank r on a layer of d x d weights has 2 r d weights, and in small models d is
+    # around 1,000.
     return int(weights * min(1.0, 2 * config.lora.r / 1000))
 
 
 def disk_bytes(config: SearchConfig, reports: int = 3) -> int:
-    """The most that a search holds: k best exports, the winner, of each running trial its reports
-    that may still win and two states, and on a CPU the weights once more if their dtype has to be
-    converted."""
+    """Return the most disk space that a search takes, in bytes.
+
+    It is made of the best exports, the winner, for each running trial the exports of `reports`
+    reports and two states, and on a CPU converted weights if the model has another dtype.
+    """
     weights = model_source.parameter_count(config.model)
     exported = trainable_share(config, weights) * 4
     at_once = config.resources.at_once or os.cpu_count() or 1
@@ -90,18 +98,18 @@ def disk_bytes(config: SearchConfig, reports: int = 3) -> int:
 
 @dataclass(frozen=True)
 class StatedShape:
-    """What a model's config.json says. What it leaves out is taken to be large."""
+    """The shape that a model's config.json states. The defaults are large, to be safe."""
 
     dtype: str = "float32"
-    """Of the saved weights."""
+    """Dtype of the saved weights."""
     width: int = 8192
     layers: int = 100
     words: int = 300_000
-    """Of the vocabulary."""
+    """Words of the vocabulary."""
 
 
 def stated_shape(config: ModelConfig) -> StatedShape:
-    """What the model's config.json says; of a resolved config it is on this machine."""
+    """Read the shape from the model's config.json, which is cached if the model was resolved."""
     folder = model_source.local_folder(config)
     if folder is None:
         from huggingface_hub import hf_hub_download  # slow to import
@@ -120,6 +128,6 @@ def stated_shape(config: ModelConfig) -> StatedShape:
 
 
 def _is_converted(config: ModelConfig) -> bool:
-    """Whether float32 is wanted of weights that were saved in another dtype, and stay whole."""
+    """Return whether weights that are saved in another dtype must be converted to float32."""
     is_whole = config.quantization is None
     return is_whole and config.dtype == "float32" and stated_shape(config).dtype != "float32"

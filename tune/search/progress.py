@@ -1,4 +1,4 @@
-"""How a running search stands: what is shown of it, and the line that says how a trial ended."""
+"""The progress of a running search: what is shown of it, and the line of each ended trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune.workers.live_state import Doing, Snapshot
 
 
 class Progress:
-    """`total` trials are expected, beside those that a person asks for."""
+    """Collects what the workers and the records say, and shows it."""
 
     def __init__(
         self,
@@ -25,39 +25,42 @@ class Progress:
         signs: SignsOfLife | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`total` is the number of expected trials, without clones."""
         self._records = records
-        self._asked_for = total
+        self._total = total
         self._signs = signs or SignsOfLife()
         self._pace = Pace(now)
         self.live = Snapshot()
-        """What the trials did at the last look."""
+        """What the trials were doing at the last look."""
 
     def look(self, live: Snapshot) -> None:
-        """Takes what the workers said that they do."""
+        """Take what the workers say they are doing."""
         self.live = live
         for name, doing in live.trials.items():
             if doing.pairs_total and name in self._records.standings.open:
-                self._pace.saw(name, doing.pairs_done, doing.pairs_total)
+                self._pace.update(name, doing.pairs_done, doing.pairs_total)
 
-    def reported(self, trial: str, seen_before: int, step: Step) -> None:
-        """Takes what a trial did since the report before, at so many pairs: it may have been too
-        fast to be seen at a look."""
+    def add_report(self, trial: str, seen_before: int, step: Step) -> None:
+        """Take what a trial did since its last report, at `seen_before` pairs. A fast trial may
+        never be seen by `look`."""
         if step.pairs_total:
-            self._pace.began(trial, seen_before, step.pairs_total, step.seconds)
-            self._pace.saw(trial, int(step.report["pairs_seen"]), step.pairs_total)
+            self._pace.start(trial, seen_before, step.pairs_total, step.seconds)
+            self._pace.update(trial, int(step.report["pairs_seen"]), step.pairs_total)
 
-    def ended(self, record: TrialRecord) -> None:
-        """Says how one trial ended."""
-        self._pace.ended(record.id, record.pairs_seen)
+    def print_end(self, record: TrialRecord) -> None:
+        """Print how a trial ended."""
+        self._pace.end(record.id, record.pairs_seen)
         self.say(_trial_line(record, self._records.objective))
 
     def say(self, line: str) -> None:
+        """Print a line."""
         self._signs.say(line)
 
     def view(self) -> View:
+        """Return what is shown of the search now."""
         records, count = self._records, self._records.count
         running = self._running()
-        ended, total = count(*ENDED), self._asked_for + records.standings.clones
+        ended, total = count(*ENDED), self._total + records.standings.clones
         share = sum(self._pace.share_done(trial.name) for trial in running)
         best = records.best()
         waiting = max(0, count("running") - len(running))
@@ -75,17 +78,17 @@ class Progress:
         )
 
     def reference_line(self) -> str:
-        """For example `reference log-probs 312 of 600 (1 min 40 s left)`; empty without a pass."""
+        """Return a line like `reference log-probs 312 of 600 (1 min 40 s left)`; empty if no
+        reference pass is running."""
         reference = self.live.reference
         if reference is None:
             return ""
         left = reference.seconds_left
-        told = f" ({duration(left)} left)" if left is not None else ""
-        return f"reference log-probs {reference.pairs_done} of {reference.pairs_total}{told}"
+        time_left = f" ({duration(left)} left)" if left is not None else ""
+        return f"reference log-probs {reference.pairs_done} of {reference.pairs_total}{time_left}"
 
     def _running(self) -> tuple[RunningTrial, ...]:
-        """The trials with which a worker has begun. Ray Tune has one more, which waits for a
-        place."""
+        """Return the trials that a worker has begun. (Ray Tune has one more, which waits.)"""
         records, live = self._records, self.live.trials
         found = []
         for name in sorted(live.keys() | self._pace.training):
@@ -96,7 +99,7 @@ class Progress:
                 RunningTrial(
                     name=name,
                     what=doing.what,
-                    # What was said of it may be older than its last report.
+                    # The last look may be older than the last report.
                     pairs_done=max(doing.pairs_done, record.pairs_seen),
                     pairs_total=doing.pairs_total or self._pace.total(name),
                     last=_values(records.objective, record.curve[-1]) if record.curve else "",
@@ -117,5 +120,5 @@ def _trial_line(record: TrialRecord, objective: Objective) -> str:
 
 
 def _values(objective: Objective, report: Report) -> str:
-    """Of one report, by name."""
-    return " ".join(f"{part.metric} {report[part.metric]:.3f}" for part in objective.parts)
+    """Return the objectives' names and values in a report."""
+    return " ".join(f"{each.metric} {report[each.metric]:.3f}" for each in objective.parts)

@@ -1,5 +1,5 @@
-"""What a driver asks of a run folder before it goes on there: is anything left to do, is it the
-same search, may it grow. Then it brings the open trials back to their saved states.
+"""Decides how a driver continues a run folder: whether anything is left to do, whether it is the
+same search, and whether it may grow. Then it takes open trials back to their saved states.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ from tune.run_folder.run_info import RunInfo
 from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
 
-# Nothing of the trials themselves.
+# These fields don't affect trials, so they may differ between driver sessions.
 _MAY_CHANGE = ("storage", *OUTPUTS, "confirm", "constraints", "repeat_points")
 _CHOOSES = ("confirm", "constraints")
+"""Fields that decide which trial wins."""
 _CHANGED_DEFAULTS = ((1 / 6, 0.1667),)
-"""Values that an earlier version took and wrote where this one takes another: eval_fraction."""
+"""Defaults (of eval_fraction) that an earlier version wrote into run folders, and today's."""
 
 _MORE = 8
-"""Trials that a search which ended is offered; of a large one a third."""
+"""How many more trials a finished search is offered at least; a large one is offered a third."""
 
 EXHAUSTED = (
     "every point of the space has been tried; widen an axis and give the search a new name, or "
     f"type `{dpo_tune('run', 'YAML', '--set', 'repeat_points=true')}` to train points again"
 )
-"""Why no trial starts any more, and what to type."""
+"""The message that the space has no point left, and what to type."""
 
 
 def is_finished(run: Run) -> bool:
-    """Whether nothing is left to do in a run folder."""
+    """Return whether nothing is left to do in a run folder."""
     folder, config, records = run.folder, run.config, run.records
     proposed_all = records.proposed >= config.total_trials or is_exhausted(run)
     complete = proposed_all and not records.open_trials()
@@ -52,8 +53,8 @@ def is_finished(run: Run) -> bool:
         return False
     if choose_winner.next_run(config, records):
         return False
-    # A search that grew, or whose winner is chosen otherwise now, has the results of before until
-    # its winner is evaluated.
+    # If the search grew, or if its winner is now chosen in another way, the results are old until
+    # its new winner is evaluated.
     results, now = load_results(folder), config.model_dump(mode="json", by_alias=True)
     if any(results.search.get(name, now[name]) != now[name] for name in _CHOOSES):
         return False
@@ -61,7 +62,7 @@ def is_finished(run: Run) -> bool:
 
 
 def is_exhausted(run: Run) -> bool:
-    """Whether the space has no point left that the search may still try."""
+    """Return whether the space has no point left that the search may try."""
     config, records = run.config, run.records
     if config.repeat_points or records.proposed < len(config.given_points):
         return False
@@ -69,25 +70,24 @@ def is_exhausted(run: Run) -> bool:
 
 
 def how_to_grow(run: Run) -> str:
-    """The command that gives a search more trials; empty if its space has no point left."""
+    """Return the command that gives a search more trials; empty if its space has no point left."""
     if is_exhausted(run):
         return ""
     more = max(_MORE, len(run.records.searched) // 3)
     return dpo_tune("resume", run.folder.argument, "--trials", f"+{more}")
 
 
-def what_ended(run: Run) -> str:
-    """Says of a search that was finished before when it ended, that nothing is run, and how to let
-    it grow."""
+def finished_message(run: Run) -> str:
+    """Return a line that says when a finished search ended, and how to give it more trials."""
     _, last_seen = run.records.run.driver_sessions[-1]
     ended = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_seen))
     command = how_to_grow(run)
     grow = f"for more trials: {command}" if command else EXHAUSTED
-    return f"{run.config.name} ended on {ended}; nothing was run now; {grow}"
+    return f"{run.config.name} already ended on {ended}; nothing was run now; {grow}"
 
 
 def refuse_taken(folder: RunFolder, config: SearchConfig) -> None:
-    """Raises InputError if a search can neither begin nor go on in this folder."""
+    """Raise InputError if a search can neither begin nor go on in this folder."""
     if folder.exists:
         refuse_other_search(folder, config)
     else:
@@ -95,57 +95,60 @@ def refuse_taken(folder: RunFolder, config: SearchConfig) -> None:
 
 
 def refuse_other_search(folder: RunFolder, config: SearchConfig) -> None:
-    """Raises InputError if the folder holds a search of another configuration."""
-    there, here = map(_comparable, (load_search(folder.search_yaml), config))
+    """Raise InputError if the folder holds a search of another configuration."""
+    existing, given = map(_comparable, (load_search(folder.search_yaml), config))
     times = RunInfo.read(folder).times
-    for path in sorted(there.keys() | here.keys()):
+    for path in sorted(existing.keys() | given.keys()):
         if path in ("name", "runs_dir") or path.partition(".")[0] in _MAY_CHANGE:
             continue
-        old, new = there.get(path), here.get(path)
+
+        # --- differences that the program itself has made ---
+        old, new = existing.get(path), given.get(path)
         pinned = path.endswith("revision") and new is None
         pinned = pinned or (old, new) in _CHANGED_DEFAULTS
-        grown = (  # by `resume`
+        grown = (  # by `resume --trials`
             isinstance(old, int)
             and isinstance(new, int)
             and (
                 (path == "trials" and old > new) or (path == "optim.epochs" and old == new * times)
             )
         )
+
         if old != new and not pinned and not grown:
             parent, usual = folder.path.parent, mirror.local(runs_dir())
             is_usual = parent.absolute() == usual.absolute()
             under = "" if is_usual else f"{RUNS}={shlex.quote(mirror.name(parent))} "
             raise InputError(
-                f"{folder} holds another search ({path}: {old!r} there, {new!r} here); give "
+                f"{folder} holds another search ({path} is {old!r} there, {new!r} here); give "
                 f"`--name NEW`, or remove it with `{under}{dpo_tune('clean', folder.name)}`"
             )
 
 
 def _comparable(config: SearchConfig) -> dict[str, JsonValue]:
-    """Every value by its path; of a model's folder its absolute path, as the run folder has it."""
+    """Return every value by its path. A model's folder is absolute, as in the run folder."""
     model = from_anywhere(config.model)
     return flat(config.model_copy(update={"model": model}).model_dump(mode="json"))
 
 
 def refuse_warm_clones(records: Records) -> None:
-    """Raises InputError for a search that holds trials which only earlier versions can train."""
+    """Raise InputError for a search with trials that only earlier versions can train."""
     for record in records.trials.values():
         if record.warm:
             raise InputError(
-                f"{records.folder}: {record.id} is a warm clone, which an earlier "
-                f"version started from the weights of {record.cloned_from}; this version can't "
-                "train it or compare others with it; start another search with `--name NEW` and "
+                f"{records.folder}: {record.id} is a warm clone: an earlier version started it "
+                f"from the weights of {record.cloned_from}. This version can neither train it nor "
+                "compare it with others; start another search with `--name NEW` and "
                 f"`points: {{from: {records.folder}}}`"
             )
 
 
 def grow(run: Run, trials: int) -> Run:
-    """Lets a search grow to so many trials. Raises InputError if it has more, or can't go on."""
+    """Give a search `trials` trials in all. Raises InputError if it has more, or can't go on."""
     config, records = run.config, run.records
     if trials < config.total_trials:
         raise InputError(
-            f"--trials {trials}: this search has {config.total_trials}; give more, or "
-            "`+16` for 16 more"
+            f"--trials {trials}: this search already has {config.total_trials}; give a larger "
+            "number, or `+16` for 16 more"
         )
     refuse_warm_clones(records)
     grown = check(config.model_copy(update={"trials": trials}))
@@ -156,7 +159,7 @@ def grow(run: Run, trials: int) -> Run:
 
 
 def reopen_trials(records: Records) -> None:
-    """Brings every open trial back to its last saved state, from which it goes on."""
+    """Take every open trial back to its last saved state, from which it goes on."""
     folder = records.folder
     ended = {record.id for record in records.trials.values() if record.state in ENDED}
     trial_state.drop_ended_states(folder, ended)
@@ -168,10 +171,10 @@ def reopen_trials(records: Records) -> None:
 
 
 def adopt(run: Run, config: SearchConfig) -> Run:
-    """Takes over from the configuration what may differ from driver session to driver session.
+    """Take over the fields of the configuration that may change between driver sessions.
 
-    Raises InputError, before anything is changed, where the winner would have to be chosen anew
-    among trials that this version can't train, or of which no weights keep the new bounds.
+    Raises InputError, before anything is changed, if the winner must be chosen again but this
+    version can't train the trials, or no stored weights keep the new bounds.
     """
     folder, existing, records = run.folder, run.config, run.records
     changes = {name: getattr(config, name) for name in _MAY_CHANGE}
@@ -192,9 +195,9 @@ def _refuse_bounds_without_weights(records: Records, config: SearchConfig) -> No
     goal, found = config.goal, exports.exports(records)
     if found and not any(goal.allows(each.stamp.report) for each in found):
         raise InputError(
-            f"constraints: of this search no weights with {goal.bounds_text} are left, for it kept "
-            f"those of the best {len(found)} trials; search again with another name and "
-            f"`points: {{from: {records.folder}, best: 5}}`"
+            f"constraints: no weights with {goal.bounds_text} are left, since this search kept "
+            f"only those of its best {len(found)} trials; start another search with `--name NEW` "
+            f"and `points: {{from: {records.folder}, best: 5}}`"
         )
 
 
@@ -203,10 +206,12 @@ def _evaluate(config: SearchConfig) -> str | None:
 
 
 def refuse_other_files(folder: RunFolder) -> None:
-    """Raises InputError if a new run's folder holds something already."""
+    """Raise InputError if a new run's folder already holds files."""
     if folder.url is not None:
         found = set(mirror.sizes(folder.path))
     else:
         found = {path.name for path in folder.path.glob("*")}
     if found - {folder.driver_lock.name, folder.heartbeat.name}:
-        raise InputError(f"{folder} holds other files; give `--name NEW` or move them away")
+        raise InputError(
+            f"{folder} already holds other files; give `--name NEW`, or move them away"
+        )

@@ -1,6 +1,6 @@
-"""What Ray Tune asks whether a trial goes on: budgets first, then the rungs.
+"""The Ray Tune scheduler of a search: decides whether a trial goes on, by budgets and by rungs.
 
-It writes every report into the records, and refills its rungs from them.
+It writes every report into the records, and fills its rungs from them after a restart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tune.workers.tasks import TrainTask, task_of, to_tune
 
 
 class SearchScheduler(FIFOScheduler):
-    """Writes every report, then answers STOP where a budget is spent, then asks the rungs."""
+    """Records every report, stops a trial if a budget is spent, and otherwise asks the rungs."""
 
     def __init__(
         self,
@@ -55,29 +55,32 @@ class SearchScheduler(FIFOScheduler):
         self._known: set[str] = set()
         self._places = Placements(records.folder)
         self._tokens: dict[str, int] = {}
-        """By trial the most tokens of a pass, as of its last report."""
+        """For each trial, the most tokens of a pass, as of its last report."""
         self._kills = kernel_kills()
         self._is_saturation_said = False
         self.input_error = ""
-        """What a trial found to be wrong with the user's input; ends the search."""
+        """What a trial found to be wrong with the user's input. It ends the search."""
         for record in records.searched:
             self._replay(record)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Add a trial of the search to the rungs."""
         task = task_of(trial.config)
         if isinstance(task, TrainTask) and task.confirms is None:
             self._introduce(task.trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """Record a report and return whether the trial goes on: CONTINUE or STOP."""
         task = task_of(trial.config)
         assert isinstance(task, TrainTask)  # the others have one result, their last
         trial_id = task.trial
         report = self._record(trial_id, result)
-        # Tune gives a trial up after so many deaths: of those, only what follows no progress.
+        # Ray Tune gives up a trial after a number of failures. Only failures without progress in
+        # between should count, so we reset the count at each report.
         trial.run_metadata.num_failures = 0
         if wrong := overfull(self._config, report):
             self._refuse(wrong)
-        if self._searcher.spent() or self._searcher.inbox.stops(trial_id):
+        if self._searcher.spent_budget() or self._searcher.inbox.stops(trial_id):
             return str(TrialScheduler.STOP)
         if self._confirms(trial_id):
             return str(TrialScheduler.CONTINUE)
@@ -86,6 +89,7 @@ class SearchScheduler(FIFOScheduler):
     def on_trial_complete(
         self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
     ) -> None:
+        """Record how a trial ended, or take the result of a final task."""
         task, outcome = task_of(trial.config), outcome_of(result)
         if not isinstance(task, TrainTask):
             self._searcher.final_tasks.take(task, outcome)
@@ -105,91 +109,102 @@ class SearchScheduler(FIFOScheduler):
             case Ending.FAILED:
                 self._end(task.trial, "failed", outcome.error)
             case Ending.GOES_ON | Ending.STOPPED:
-                # Stopped for another's sake it goes on, once the input is mended.
+                # If another trial found an error in the input, this one is not stopped for good:
+                # it goes on once the input is corrected.
                 if not self.input_error:
                     self._end(task.trial, "stopped")
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Handle the death of a trial's process: it goes on in another one, or has failed."""
         task, failure = task_of(trial.config), device_failure(trial)
-        # Tune says ERROR of a process that died and is tried again from its saved state.
+        # Tune sets ERROR if it will start the trial again from its saved state.
         goes_on = trial.status == Trial.ERROR
+
+        # --- a GPU that fails may be broken ---
         if failure:
             then = "; it goes on in another process" if goes_on else ""
             self._progress.say(f"{task.name}: {failure}{then}")
-        is_the_gpus = self._broken_gpus.take(task.name, trial.run_metadata, failure)
+        is_gpu_broken = self._broken_gpus.count_failure(task.name, trial.run_metadata, failure)
+
+        # --- the trial goes on ---
         if goes_on:
             if failure is None:
                 self._go_on(trial)
             self._kills = kernel_kills()
             return
+
+        # --- or Ray Tune has given it up ---
         error = one_line(why_given_up(trial), 300)
-        has_begun = trial.status != Trial.PENDING and not is_the_gpus
+        has_begun = trial.status != Trial.PENDING and not is_gpu_broken
         if not isinstance(task, TrainTask):
             self._searcher.final_tasks.take(task, Outcome(Ending.FAILED, error))
         elif has_begun or not self._searcher.propose_again(task.trial):
             self._end(task.trial, "failed", error)
 
     def _go_on(self, trial: Any) -> None:
-        """Says how a trial goes on whose process died, with less memory where that was the reason.
+        """Print how a trial goes on whose process died, and give it less memory if it ran out.
 
-        A death for lack of memory isn't counted as one of the few that Tune allows, as long as the
-        passes can be made smaller: a neighbour may have been the large one.
+        A death for lack of memory is not counted among the few that Tune allows as long as passes
+        can be made smaller: another process may have been the large one.
         """
         task = task_of(trial.config)
         trial_id = task.name
         reason = out_of_memory_reason(trial, self._kills)
-        again = trial.run_metadata.num_failures > 1  # without a report since the last time
+        again = trial.run_metadata.num_failures > 1  # there was no report since the last death
         if not (reason or again) or not isinstance(task, TrainTask):
             self._progress.say(f"{trial_id}: its process died; it goes on in another")
             return
         tokens, given = self._tokens_of(trial_id), task.most_tokens
         most = given
-        if given is None or tokens <= given:  # else it has one pair a pass, and can't have less
+        if given is None or tokens <= given:  # otherwise a pass is one pair, and can't be smaller
             if reason and self._records.halve_tokens(tokens):
                 trial.run_metadata.num_failures = 0
                 most = self._records.run.most_tokens
             elif again and tokens:
-                # The kernel of another node may have ended it, so this trial alone has less.
+                # Another node's kernel may have ended it, so we give only this trial less.
                 most = max(1, tokens // 2)
             trial.config.update(to_tune(replace(task, most_tokens=most)))
             self._tokens[trial_id] = most or 0
-        said = f"; passes have at most {most} tokens now" if most else ""
+        limit = f"; passes have at most {most} tokens now" if most else ""
         self._progress.say(
-            f"{trial_id}: {reason or 'its process died again'}; it goes on in another{said}"
+            f"{trial_id}: {reason or 'its process died again'}; it goes on in another{limit}"
         )
 
     def _tokens_of(self, trial_id: str) -> int:
-        """The most tokens of the trial's passes, as of the last look at the workers or the last
-        report; 0 if they aren't known."""
+        """Return the most tokens of the trial's passes, from the last look at the workers or the
+        last report; 0 if unknown."""
         doing = self._progress.live.trials.get(trial_id)
         return (doing.tokens_at_once if doing else 0) or self._tokens.get(trial_id, 0)
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None: ...
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Do nothing: the rungs keep the trial's values."""
 
     def debug_string(self) -> str:
+        """Return nothing for Ray Tune to print."""
         return ""
 
     def _record(self, trial_id: str, result: Mapping[str, Any]) -> Report:
+        """Write a report into the records, and pass it on to Optuna and the progress."""
         step = outcome_of(result).step
         assert step is not None
         report = step.report
         place = Placement(result["node_ip"], step.gpus, result["pid"])
         self._places.note(trial_id, place, step.began)
         self._tokens[trial_id] = step.tokens_at_once
-        self._broken_gpus.works(step.devices)
+        self._broken_gpus.note_report(step.devices)
         seen_before = self._records.trials[trial_id].pairs_seen
         is_new = self._records.report(trial_id, step)
-        self._progress.reported(trial_id, seen_before, step)
+        self._progress.add_report(trial_id, seen_before, step)
         if step.note:
             self._progress.say(f"{trial_id}: {step.note}")
         if is_new and not self._confirms(trial_id):
             self._searcher.report(trial_id, report)
-        with contextlib.suppress(StoreError):  # the next report tries again
+        with contextlib.suppress(StoreError):  # it is tried again at the next report
             exports.prune_own_exports(self._records, trial_id)
         return report
 
     def _confirms(self, trial_id: str) -> bool:
-        """Whether it is a finalist's run with another seed, which no rung stops."""
+        """Return whether this is a finalist's run with another seed, which no rung stops."""
         return self._records.trials[trial_id].confirms is not None
 
     def _refuse(self, wrong: str) -> None:
@@ -199,28 +214,29 @@ class SearchScheduler(FIFOScheduler):
     def _end(self, trial_id: str, state: State, error: str | None = None) -> None:
         if state == "stopped" and self._searcher.inbox.stops(trial_id):
             error = "on request"
-        self._progress.ended(self._searcher.end_trial(trial_id, state, error))
+        self._progress.print_end(self._searcher.end_trial(trial_id, state, error))
         self._warn_if_saturated()
         finalists = [record.id for record in choose_winner.finalists(self._config, self._records)]
-        with contextlib.suppress(StoreError):  # the next end tries again
+        with contextlib.suppress(StoreError):  # it is tried again when the next trial ends
             exports.prune_exports(self._records, self._config.exports_kept, finalists)
 
     def _warn_if_saturated(self) -> None:
-        """Once, as soon as the trials that ended say so."""
+        """Warn once that the objective can't tell the best trials apart, as soon as that shows."""
         if self._is_saturation_said or self._records.standings.saturated_share < 0.5:
             return
         ended = [record for record in self._records.searched if record.has_ended]
-        if told := saturated(self._records.objective, ended):
+        if warning := saturated(self._records.objective, ended):
             self._is_saturation_said = True
-            self._progress.say(f"warning: {told}")
+            self._progress.say(f"warning: {warning}")
 
     def _replay(self, record: TrialRecord) -> None:
-        """Refills the rungs with what a trial of an earlier driver session reported."""
+        """Fill the rungs with the reports that a trial sent in an earlier driver session."""
         self._introduce(record.id)
         key = TrialKey(record.id)
         for report in record.curve:
             if self._config.stopping.name == "median":
-                # Only remembers: asked again out of its order the rule might stop what went on.
+                # Asked again, in another order, the rule might stop a trial that went on, so we
+                # use the method that only stores the report.
                 self._rungs.on_trial_complete(None, key, report)
             else:
                 self._rungs.on_trial_result(None, key, report)
@@ -229,7 +245,8 @@ class SearchScheduler(FIFOScheduler):
         if trial_id in self._known:
             return
         self._known.add(trial_id)
-        # ASHA draws a bracket from numpy's global generator: let the trial's id decide.
+        # ASHA draws the bracket from numpy's global generator. A resumed search must draw the same
+        # one, so we seed the generator with the trial's id meanwhile.
         state = np.random.get_state()
         np.random.seed(zlib.crc32(trial_id.split("-")[1].encode()))
         self._rungs.on_trial_add(None, TrialKey(trial_id))

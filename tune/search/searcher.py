@@ -1,7 +1,7 @@
-"""What Ray Tune asks for trials: a Searcher over the search's study.
+"""The Ray Tune searcher of a search: it proposes trials, using the search's Optuna study.
 
-It speaks of trials by our ids, writes what it learns into the records first, and is rebuilt from
-them: its own `save` and `restore` keep nothing.
+It names trials by our ids and writes everything into the records first. After a restart it is made
+again from the records, so its own `save` and `restore` do nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tune.search.study import SearchStudy
 from tune.workers.tasks import TrainTask, to_tune
 
 _FALSE_STARTS = 3
-"""Processes of one trial that may die before it begins."""
+"""How many processes of a trial may die before the trial begins."""
 
 
 class StudySearcher(Searcher):
@@ -55,9 +55,9 @@ class StudySearcher(Searcher):
         self._study = SearchStudy(config, records)
         self._total = config.total_trials
         self._listed = config.first_points if config.repeat_points else config.given_points
-        """The points that are tried before the sampler is asked."""
+        """Points that are tried before the sampler proposes any."""
         self._grid = grid(config.space)[::-1] if config.sampler.name == "grid" else None
-        """What may be left of a grid, the next point last."""
+        """Points that may be left of a grid, the next one last."""
         self._ids: dict[str, str] = {}
         self._open: set[str] = set()
         self._unended = records.open_trials()
@@ -65,26 +65,33 @@ class StudySearcher(Searcher):
         self.stop_reason = ""
         """Why no trial starts any more: all were proposed, or `budget_spent`."""
         self.budget_spent = ""
-        """Why the running trials stop at their next step; empty while they go on."""
+        """Why running trials stop at their next step; empty while they go on."""
 
     def set_search_properties(self, metric: Any, mode: Any, config: Any, **_: Any) -> bool:
+        """Accept Ray Tune's properties; the configuration has our own."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        # One waits beside those that run: it is what takes over a process, or calls for a node.
+        """Return the next task; None to be asked again, FINISHED if there will be no more."""
+        # --- how many trials may be open ---
+        # A process that becomes free should get a trial at once, and a growing cluster adds a node
+        # only if a trial waits, so we keep one more open than can run.
         most = min(self._config.resources.at_once or math.inf, self._capacity() + 1)
         if self.final_tasks.was_given:
             return Searcher.FINISHED
         if len(self._open) >= most:
             return None
-        record = None if self.spent() else self._next_record()
+
+        # --- a final task, if there is no trial to start and all have ended ---
+        record = None if self.spent_budget() else self._next_record()
         if record is None:
-            # The winner is known when the last trial has ended.
             if self._open:
                 return None
             wait = None if self.final_tasks.is_waiting else Searcher.FINISHED
             task = self.final_tasks.task()
             return to_tune(task) if task else wait
+
+        # --- or the next trial ---
         if record.confirms is None:
             self._study.ask_again(record)
         self._ids[trial_id] = record.id
@@ -103,26 +110,30 @@ class StudySearcher(Searcher):
         )
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Tells Optuna how the trial ended; the scheduler has written it into the record."""
-        if trial_id in self._ids:  # otherwise it is a final task
+        """Tell Optuna how a trial ended. The scheduler has already written it into the record."""
+        if trial_id in self._ids:  # otherwise this is a final task
             record = self._records.trials[self._ids[trial_id]]
             self._open.discard(record.id)
             if record.confirms is None:
                 self._study.tell(record)
 
     def report(self, trial_id: str, report: Report) -> None:
+        """Tell Optuna a trial's report."""
         self._study.report(trial_id, report)
 
     def propose_again(self, trial_id: str) -> bool:
-        """Whether a trial whose process died before it began gets another: Tune gives it up."""
+        """Queue a trial again whose process died before it began; Ray Tune has given it up.
+
+        Return False if that has happened too often.
+        """
         self._false_starts[trial_id] += 1
         if self._false_starts[trial_id] > _FALSE_STARTS:
             return False
         self._unended.append(self._records.trials[trial_id])
         return True
 
-    def spent(self) -> str:
-        """Says which budget is spent, if one is."""
+    def spent_budget(self) -> str:
+        """Return which budget is spent; empty if none is. End the search when one is."""
         if self.budget_spent:
             return self.budget_spent
         budget = self._config.budget
@@ -133,25 +144,27 @@ class StudySearcher(Searcher):
         return self.budget_spent
 
     def end_search(self, reason: str) -> None:
-        """No trial starts, the running ones stop at their next step, those that were open in an
-        earlier driver session and wait, now."""
+        """Start no more trials, and let running ones stop at their next step. Trials of an earlier
+        driver session that wait to go on are stopped now."""
         self.stop_reason = self.budget_spent = reason
         for record in self._unended:
             state: State = "stopped" if record.curve else "failed"
-            self.progress.ended(self.end_trial(record.id, state, reason))
+            self.progress.print_end(self.end_trial(record.id, state, reason))
         self._unended = []
 
     def end_trial(self, trial_id: str, state: State, error: str | None) -> TrialRecord:
-        """Writes how a trial ended, and removes what only an unended one needs."""
+        """Record how a trial ended, and remove its requests and its saved state."""
         record = self._records.end(trial_id, state, error)
-        with contextlib.suppress(StoreError):  # what is left now, the next driver session removes
+        with contextlib.suppress(StoreError):  # the next driver session removes what is left
             self.inbox.drop(trial_id)
             trial_state.drop_state(self._records.folder, trial_id)
         return record
 
-    def save(self, checkpoint_path: str) -> None: ...
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the records hold everything."""
 
-    def restore(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the records hold everything."""
 
     def _next_record(self) -> TrialRecord | None:
         if self._unended:
@@ -162,7 +175,7 @@ class StudySearcher(Searcher):
         return self._next_proposal() or self._next_confirmation()
 
     def _next_proposal(self) -> TrialRecord | None:
-        """The next trial of the configuration; None if it has no more."""
+        """Return the next trial that the configuration allows; None if there is none."""
         total = self._total
         while self._records.proposed < total:
             trial_id = self._records.next_id()
@@ -173,18 +186,18 @@ class StudySearcher(Searcher):
             record = self._records.add(trial_id, point)
             try:
                 self._config.trial(record.config)
-            except InputError as error:  # each axis is fine, this combination is not
+            except InputError as error:  # each value is valid, but not this combination
                 message = str(error).removeprefix("override: ")
                 record = self._records.end(trial_id, "failed", message)
                 self._study.tell(record)
-                self.progress.ended(record)
+                self.progress.print_end(record)
                 continue
             return record
         self.stop_reason = f"all {total} trials"
         return None
 
     def _next_point(self, trial_id: str) -> Point | None:
-        """A point that the user listed, or one of the grid or the sampler that no trial has; None
+        """Return the next listed point, or one of the grid or the sampler that no trial has; None
         if every point of the space was tried."""
         number, tried = self._records.proposed, self._records.standings.points
         if number < len(self._listed):
@@ -199,25 +212,26 @@ class StudySearcher(Searcher):
         return None if untried is None else self._study.ask_new(trial_id, untried)
 
     def _end_proposals(self, count: str) -> None:
-        """Says once that the search ends with fewer trials than the configuration has."""
+        """Print once that the search ends with fewer trials than configured."""
         if not self.stop_reason:
             self.progress.say(f"the search ends with {count}: {EXHAUSTED}")
         self.stop_reason = f"every point of the space tried: {count}"
 
     def _next_confirmation(self) -> TrialRecord | None:
-        """A finalist's next seed, once no trial of the search is open."""
+        """Return a finalist's next run with a new seed, once no trial of the search is open."""
         if any(record.confirms is None for record in self._records.open_trials()):
             return None
-        if asked := choose_winner.next_run(self._config, self._records):
-            trial_id, point = asked
+        if run := choose_winner.next_run(self._config, self._records):
+            trial_id, point = run
             return self._records.add(self._records.next_id(), point, confirms=trial_id)
         return None
 
     def _new_clone(self, folder: Path, request: Request) -> TrialRecord | None:
         trial_id = self._records.next_id()
         record = None
-        # A driver that was killed may have recorded it and not said so.
-        if all(there.request != folder.name for there in self._records.trials.values()):
+        # A driver that was killed may have recorded this clone without removing the request, so we
+        # look for it in the records first.
+        if all(existing.request != folder.name for existing in self._records.trials.values()):
             record = self._records.add(
                 trial_id,
                 self._study.ask(trial_id, request.point),

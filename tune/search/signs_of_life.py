@@ -1,5 +1,5 @@
-"""Where a person sees a driver at work: live lines on a terminal, a live picture in a notebook, or
-stamped lines of a log, at least one a minute.
+"""Shows what a driver is doing: live lines on a terminal, a live picture in a notebook, or lines
+with the time in a log, at least one a minute.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _Look = Callable[[], View]
 
 
 class SignsOfLife:
-    """Shows what the driver does, from the first second on; within `with`, also when the driver
-    itself is busy."""
+    """Shows what the driver is doing, from the first second on. Inside `with` it also does so while
+    the driver itself is busy."""
 
     def __init__(self) -> None:
         self._view: _Look = View
@@ -37,7 +37,7 @@ class SignsOfLife:
         self._surface: _Surface = _Log()
 
     def __reduce__(self) -> Any:
-        """Ray Tune pickles what it is given; a copy says nothing by itself."""
+        """Pickle a copy that shows nothing by itself, since Ray Tune pickles its arguments."""
         return SignsOfLife, ()
 
     def __enter__(self) -> Self:
@@ -53,7 +53,7 @@ class SignsOfLife:
         self._surface.end(self._last_of_trials)
 
     def doing(self, what: str) -> None:
-        """Says what begins now."""
+        """Show what begins now."""
         self._look()
         began = time.monotonic()
 
@@ -65,15 +65,16 @@ class SignsOfLife:
         self._surface.doing(what)
 
     def follow(self, view: _Look) -> None:
-        """From now on `view` says what the driver does."""
+        """Show what `view` returns from now on."""
         self._view = view
 
     def say(self, text: str) -> None:
-        """Writes a line above what is live."""
+        """Print a line above the live lines."""
         self._surface.say(text)
 
     def _look(self) -> View:
-        # The driver's own thread may be changing the records that the view is made of.
+        # The driver's thread may change the records while the view is made, which raises
+        # RuntimeError. So we keep the last view then.
         with suppress(RuntimeError):
             self._last = self._view()
             self._last_of_trials = self._last if self._last.total else self._last_of_trials
@@ -81,20 +82,23 @@ class SignsOfLife:
 
 
 class _Surface(Protocol):
-    def begin(self, look: _Look) -> None: ...
+    """A place where progress is shown."""
+
+    def begin(self, look: _Look) -> None:
+        """Start to show what `look` returns."""
 
     def doing(self, what: str) -> None:
-        """Something else begins."""
+        """Show that something else begins."""
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        """Print a line."""
 
     def end(self, last: View) -> None:
-        """`last` is the last view of the trials."""
+        """Stop. `last` is the last view of the trials."""
 
 
 class _Terminal:
-    """Live lines at the foot of the window. What anything prints while they are there goes above
-    them."""
+    """Live lines at the bottom of the terminal. Everything that is printed goes above them."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -106,10 +110,10 @@ class _Terminal:
             get_renderable=lambda: look().picture(console.width, console.height),
             refresh_per_second=_DRAWN_PER_SECOND,
             transient=True,
-            redirect_stderr=sys.stderr.isatty(),  # else it goes to a file
+            redirect_stderr=sys.stderr.isatty(),  # otherwise it goes to a file
         )
         self._live.start()
-        show_control_characters()  # of what others print meanwhile
+        show_control_characters()  # this covers what others print meanwhile
 
     def doing(self, what: str) -> None:
         self._live.refresh()
@@ -122,7 +126,7 @@ class _Terminal:
 
 
 class _Ticking(ABC):
-    """Calls `_tick` from a thread of its own, so that a driver which is busy is seen too."""
+    """Calls `_tick` from its own thread, so that progress is shown while the driver is busy."""
 
     def begin(self, look: _Look) -> None:
         self._ended = threading.Event()
@@ -142,7 +146,7 @@ class _Ticking(ABC):
 
 
 class _Log(_Ticking):
-    """Lines with the time; after a minute without one, a line that says how the search stands."""
+    """Lines with the time. After a minute without a line, one that shows the search's progress."""
 
     def __init__(self) -> None:
         self._said_at = time.monotonic()
@@ -160,10 +164,10 @@ class _Log(_Ticking):
 
 
 class _Notebook(_Ticking):
-    """A picture that is drawn anew, and lines below it."""
+    """A picture that is redrawn, and lines below it."""
 
     def begin(self, look: _Look) -> None:
-        from IPython.display import display  # a notebook has it, the project does not need it
+        from IPython.display import display  # it is installed in notebooks only
 
         self._handle = display(Text(""), display_id=True)
         super().begin(look)
@@ -175,7 +179,7 @@ class _Notebook(_Ticking):
 
     def end(self, last: View) -> None:
         super().end(last)
-        self._tick(last)  # it stays in the notebook
+        self._tick(last)  # this picture stays in the notebook
 
     def _tick(self, view: View) -> None:
         self._handle.update(view.picture(_NOTEBOOK_WIDTH, _NOTEBOOK_HEIGHT))

@@ -1,6 +1,6 @@
-"""The Optuna study of a search: proposes points, and is told the truth about each ending.
+"""The Optuna study of a search: it proposes points, and learns how each trial ended.
 
-It is made from the records and can be thrown away. One in a storage is for Optuna's own tools.
+It is made from the records and can be thrown away. A study in a storage is for Optuna's own tools.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tune.search.tpe import WindowedTPE
 T = TypeVar("T")
 
 _FAR_BEYOND = 1e9
-"""In place of an infinite excess, with which no sampler can count."""
+"""Replaces an infinite excess, with which no sampler can compute."""
 
 _TRIES = 5
-"""How often the sampler is asked for a point that no trial has, before the trial gets a random one.
-Over 120 points TPE found 59 new ones for 60 trials in 93 proposals (the mean of 12 searches)."""
+"""How many proposals may repeat a trial's point before the new trial gets a random point. In a
+space of 120 points TPE made 93 proposals for 60 trials, 59 of them new (mean of 12 searches)."""
 
 
 class SearchStudy:
-    """Speaks of trials by our ids. What it is told stands in the records before."""
+    """The study of a search. It names trials by our ids, and learns only what is in the records."""
 
     def __init__(self, config: SearchConfig, records: Records) -> None:
         self._config = config
@@ -49,11 +49,11 @@ class SearchStudy:
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """All that Optuna knows."""
+        """All trials that Optuna knows."""
         return self._study.trials
 
     def ask(self, trial_id: str, point: Point | None = None) -> Point:
-        """The sampler's next point; axes that `point` names have its values."""
+        """Return the sampler's next point. Axes that `point` names get its values."""
 
         def ask() -> Point:
             if point is not None:
@@ -65,11 +65,11 @@ class SearchStudy:
         return self._twice_if_lost(ask)
 
     def ask_new(self, trial_id: str, untried: Point) -> Point:
-        """The sampler's next point that no trial has.
+        """Return the sampler's next point that no trial has.
 
-        Where it proposes a point that a trial has, it is told what is known of that trial and asked
-        again. A sampler that is sure of its optimum may propose that for ever, so after a few tries
-        the trial gets `untried`.
+        If the sampler proposes a point that a trial has, it learns that trial's results and is
+        asked again. A sampler that is sure of its optimum could repeat it for ever, so after a few
+        tries we return `untried`.
         """
         for _ in range(_TRIES):
             point = self.ask(trial_id)
@@ -80,17 +80,19 @@ class SearchStudy:
         return self.ask(trial_id, untried)
 
     def ask_again(self, record: TrialRecord) -> None:
-        """Opens a trial whose point is known: of an earlier driver session, or a clone."""
+        """Open a trial whose point is known: a clone, or a trial of an earlier driver session."""
         if record.id not in self._open:
             self._open[record.id] = self._twice_if_lost(lambda: self._reopened(record))
 
     def report(self, trial_id: str, report: Report) -> None:
+        """Tell Optuna a trial's report."""
         with self._leaving_a_lost_storage():
             for pairs_seen, value in _intermediate([report], self._config).items():
                 self._open[trial_id].report(value, pairs_seen)
 
     def tell(self, record: TrialRecord) -> None:
-        """How a trial ended. One that has not, though Tune let go of it, is opened again later."""
+        """Tell Optuna how a trial ended. A trial that Tune gave back without an end is ignored: it
+        is opened again later."""
         trial = self._open.pop(record.id, None)
         if trial is None or record.state not in ENDED:
             return
@@ -100,16 +102,15 @@ class SearchStudy:
             self._study.tell(trial, _values(record, self._config), OPTUNA_STATES[record.state])
 
     def _trial_with(self, point: Point) -> TrialRecord | None:
-        """The trial that has this point; of several the one of which most is known."""
+        """Return the trial that has this point; of several, the one of which most is known."""
         found = self._records.standings.points.get(point_key(point), [])
         twins = [self._records.trials[trial_id] for trial_id in found]
         return min(twins, key=lambda record: STATES.index(record.state), default=None)
 
     def _tell_repeated(self, trial_id: str, twin: TrialRecord) -> None:
-        """Answers a proposal that repeats a trial with that trial's reports and end.
+        """Answer a proposal that repeats a trial with that trial's reports and end.
 
-        Of one that still runs nothing is known yet. The proposal then counts as failed, which no
-        sampler learns from.
+        If that trial still runs, the proposal counts as failed, from which no sampler learns.
         """
         trial = self._open.pop(trial_id)
         state = OPTUNA_STATES[twin.state if twin.state in ENDED else "failed"]
@@ -131,14 +132,14 @@ class SearchStudy:
             storage=storage,
             study_name=name,
             directions=[
-                "maximize" if part.mode == "max" else "minimize" for part in self._config.goal.parts
+                "maximize" if each.mode == "max" else "minimize" for each in self._config.goal.parts
             ],
             sampler=make_sampler(self._config, len(self._records.searched)),
         )
         with warnings.catch_warnings():
-            # Marked experimental since years; a test holds it.
+            # Optuna has marked this as experimental for years; a test checks that it works.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names([part.metric for part in self._config.goal.parts])
+            self._study.set_metric_names([each.metric for each in self._config.goal.parts])
         for record in self._records.searched:
             if record.state in ENDED:
                 self._study.add_trial(_frozen(record, self._config))
@@ -162,7 +163,7 @@ class SearchStudy:
 
     @contextlib.contextmanager
     def _leaving_a_lost_storage(self) -> Iterator[None]:
-        """A database that is gone does not end a search: the study goes on in memory."""
+        """If the database is gone, continue with a study in memory instead of ending the search."""
         try:
             yield
         except Exception as error:  # each database driver has errors of its own
@@ -185,10 +186,11 @@ class SearchStudy:
 
 
 def make_sampler(config: SearchConfig, trials_before: int) -> optuna.samplers.BaseSampler:
-    # A later driver session must not draw the first one's numbers again.
+    """Make the configured sampler. `trials_before` is the number of trials that already exist."""
+    # A later driver session must not draw the same numbers again, so its seed is another one.
     seed = config.sampler.seed + 7919 * trials_before
     with warnings.catch_warnings():
-        # `group` and GP are marked experimental since years; both are tested here.
+        # Optuna has marked `group` and GP as experimental for years; our tests cover both.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match config.sampler.name:
             case "tpe":
@@ -214,15 +216,18 @@ def _frozen(record: TrialRecord, config: SearchConfig) -> optuna.trial.FrozenTri
 
 
 def _values(record: TrialRecord, config: SearchConfig) -> list[float] | None:
-    """Of a trial that trained all its pairs; what a stopped one reached is no such value."""
+    """Return the objectives of a finished trial, otherwise None: what a stopped trial reached can't
+    be compared with a finished one."""
     if record.state != "finished":
         return None
-    return [record.metrics[part.metric] for part in config.goal.parts]
+    return [record.metrics[each.metric] for each in config.goal.parts]
 
 
 def _excesses(record: TrialRecord, config: SearchConfig) -> dict[str, float]:
-    """By how much the best report of an ended trial lies beyond each bound, as Optuna takes it: 0
-    or less within. Empty where nothing was measured, which Optuna takes as beyond."""
+    """Return how far an ended trial's best report is beyond each bound; 0 or less if it keeps it.
+
+    It is empty for a trial without reports, which Optuna treats as beyond its bounds.
+    """
     if not record.metrics or record.state not in ENDED:
         return {}
     return {
@@ -232,13 +237,14 @@ def _excesses(record: TrialRecord, config: SearchConfig) -> dict[str, float]:
 
 
 def _intermediate(curve: Sequence[Report], config: SearchConfig) -> dict[int, float]:
-    """The objective by pairs_seen; empty with two, of which Optuna takes none.
+    """Return the objective by pairs_seen; empty with two objectives, where Optuna takes no reports.
 
-    A stopped trial is PRUNED all the same. TPE then counts it and puts its point with the bad ones,
-    behind all COMPLETE ones (optuna 5.0, `_split_trials`), where with one objective the values
-    would only rank the stopped among themselves; one that has some raises there. COMPLETE with what
-    it had would be wrong: drift grows with training, so whoever is stopped early would lie on the
-    front by it. GP reads COMPLETE trials alone, with one objective too.
+    With two, a stopped trial is still PRUNED. TPE then ranks it behind all COMPLETE trials (optuna
+    5.0, `_split_trials`, which raises if it has reports). With one objective the reports only rank
+    stopped trials among themselves.
+    Telling Optuna that it is COMPLETE, with the values that it reached, would be wrong: drift grows
+    with training, so trials that are stopped early would lie on the front. GP reads only COMPLETE
+    trials, with one objective too.
     """
     if config.goal.second:
         return {}

@@ -1,4 +1,4 @@
-"""Where Optuna's study is kept, so that Optuna's own tools show and read it."""
+"""Opens the storage in which Optuna's study is kept for Optuna's own tools."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def open_storage(storage: str | None) -> BaseStorage | None:
-    """The database of a URL, or the journal file of a path; None keeps the study in memory.
+    """Open the database of a URL, or the journal file of a path; None is a study in memory.
 
     Raises InputError if it can't be opened.
     """
@@ -27,7 +27,7 @@ def open_storage(storage: str | None) -> BaseStorage | None:
             if storage.startswith("sqlite:///"):
                 storage = f"sqlite:///{_made(storage.removeprefix('sqlite:///'))}"
             return optuna.storages.RDBStorage(storage)
-        # The lock by a symbolic link, Optuna's default, can stay for ever after a kill.
+        # Optuna's default lock, a symbolic link, can stay for ever after a kill, so we use another.
         path = _made(storage)
         journal = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
         return optuna.storages.JournalStorage(journal)
@@ -39,7 +39,7 @@ def open_storage(storage: str | None) -> BaseStorage | None:
 
 
 def _without_user(storage: str) -> str:
-    """What may be printed of a URL, or the path."""
+    """Return the path, or the part of a URL that may be printed."""
     if "://" not in storage:
         return repr(storage)
     parts = urlsplit(storage)
@@ -47,7 +47,7 @@ def _without_user(storage: str) -> str:
 
 
 def _made(file: str) -> str:
-    """The absolute path of a file whose folder is there."""
+    """Return a file's absolute path, after making its folder."""
     path = Path(file).expanduser().absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     return str(path)

@@ -1,7 +1,7 @@
-"""The rows of a search are tokenised in a process of their own, while Ray starts.
+"""Tokenises the rows of a search in a separate process, while Ray starts.
 
-The tokenizer's library imports torch, which takes seconds, and works in threads of its own, which
-neither the driver nor a process of Ray should have.
+The tokenizer's library imports torch, which takes seconds, and starts threads, which neither the
+driver nor a process of Ray should have. So it runs in its own process.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SHOWN_OF_STDERR = 2000
 
 
 class Tokenising:
-    """Begins at once, unless the folder was tokenised before."""
+    """The process that tokenises. It starts at once, unless the folder is already tokenised."""
 
     def __init__(self, folder: Path | None) -> None:
-        """`folder`: the planned data; None for a search without data."""
+        """`folder` holds the planned data; it is None for a search without data."""
         self._folder = folder
         self._done, self._total = 0, 0
         self._error = ""
@@ -44,14 +44,15 @@ class Tokenising:
             env={**os.environ, "TOKENIZERS_PARALLELISM": "true", "OMP_NUM_THREADS": "1"},
         )
         self._listening = [
-            threading.Thread(target=target, daemon=True) for target in (self._listen, self._keep)
+            threading.Thread(target=target, daemon=True)
+            for target in (self._read_progress, self._read_stderr)
         ]
         self._stderr = ""
         for thread in self._listening:
             thread.start()
 
     def finish(self, name: str, signs: SignsOfLife, on_bad_row: str) -> None:
-        """Waits for the end and says what was found. Raises InputError for what is refused."""
+        """Wait for the end and print what was found. Raises InputError for refused rows."""
         if self._folder is None:
             return
         if self._process is not None:
@@ -73,7 +74,7 @@ class Tokenising:
             signs.say(f"{name}: left out after tokenising: {listed(summary.dropped)}")
 
     def close(self) -> None:
-        """Ends the process, if it is at work."""
+        """End the process if it is still running."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -83,7 +84,7 @@ class Tokenising:
             return "loading the tokenizer"
         return f"tokenised {self._done:,} of {self._total:,} rows"
 
-    def _listen(self) -> None:
+    def _read_progress(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
         with self._process.stdout as lines:
@@ -92,7 +93,7 @@ class Tokenising:
                 self._error = message.get("error", "")
                 self._done, self._total = message.get("done", 0), message.get("total", 0)
 
-    def _keep(self) -> None:
+    def _read_stderr(self) -> None:
         assert self._process is not None
         assert self._process.stderr is not None
         with self._process.stderr as lines:

@@ -1,4 +1,4 @@
-"""Optuna's TPE for searches of any length."""
+"""Optuna's TPE, kept fast in long searches."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 class WindowedTPE(TPESampler):
     """TPE that learns from the best and the latest trials of a study, once it has more than both.
 
-    With 10,000 trials each proposal of Optuna's own takes a quarter of a second. TPE compares the
-    density of good points with that of the others. The good ones are the 25 best, with two
-    objectives the best tenth of what it sees: so the `BEST` trials in its own order are kept,
-    however old they are. For the others its weights fall with age, and the oldest hardly count: so
-    of them the `LATEST` that ended are kept. Running trials are always seen. The study itself, and
-    with it the storage, keeps all.
+    With 10,000 trials each proposal of Optuna's own TPE takes a quarter of a second. TPE compares
+    the density of good points with that of all others. The good points are the 25 best, with two
+    objectives the best tenth of what it sees, so we keep the `BEST` trials in TPE's order, however
+    old they are. The weights of the others fall with age, so that the oldest hardly count, and we
+    keep the `LATEST` trials that ended. Running trials are always seen. The study itself, and so
+    the storage, keeps all trials.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__(multivariate=True, group=True, seed=seed)
         self._looked = 0
-        """How many trials were looked at."""
+        """How many of the study's trials were already looked at."""
         self._open: list[int] = []
-        """The numbers of those among them that had not ended."""
+        """The numbers of those trials among them that had not ended."""
         self._ended = 0
         self._best: list[FrozenTrial] = []
         self._latest: deque[FrozenTrial] = deque(maxlen=LATEST)
@@ -45,7 +45,8 @@ class WindowedTPE(TPESampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        # The first that Optuna asks for a trial; what comes after it sees the same window.
+        """Choose the trials that the proposal is made from. For each new trial Optuna calls this
+        before the other two methods, which then use the same window."""
         trials = study.get_trials(deepcopy=False)
         kept = self._kept(trials, [_sign(direction) for direction in study.directions])
         self._window = _Window(study, trial.number, kept) if len(kept) < len(trials) else None
@@ -54,6 +55,7 @@ class WindowedTPE(TPESampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Sample the axes that are drawn together, from the trials in the window."""
         return super().sample_relative(self._seen(study, trial), trial, search_space)
 
     def sample_independent(
@@ -63,11 +65,12 @@ class WindowedTPE(TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        """Sample one axis alone, from the trials in the window."""
         seen = self._seen(study, trial)
         return super().sample_independent(seen, trial, param_name, param_distribution)
 
     def _kept(self, trials: list[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]:
-        """Those of a study's trials, which come by their numbers, that a proposal is made from."""
+        """Return the trials, sorted by number, that the next proposal is made from."""
         unknown = [*self._open, *range(self._looked, len(trials))]
         self._looked = len(trials)
         self._open = [number for number in unknown if not trials[number].state.is_finished()]
@@ -91,12 +94,12 @@ class WindowedTPE(TPESampler):
 
 
 class _Window(Study):
-    """A study with some of its trials, made as Optuna makes that of a bracket of Hyperband."""
+    """A study with only some of its trials, made as Optuna makes one for a Hyperband bracket."""
 
     def __init__(self, study: Study, number: int, trials: list[FrozenTrial]) -> None:
         super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
         self.number = number
-        """Of the trial for which it was made."""
+        """The number of the trial for which the window was made."""
         self._kept = trials
 
     def _get_trials(
@@ -111,8 +114,9 @@ class _Window(Study):
 def _standings(
     trials: Sequence[FrozenTrial], signs: Sequence[int]
 ) -> list[tuple[float, float, float]]:
-    """What puts trials in TPE's order, the smallest first: those within their bounds before the
-    others, and trained ones before stopped ones, of which those that came further go first."""
+    """Return sort keys that put trials into TPE's order, best first: trials that keep their bounds
+    before the others, finished before stopped ones, and of these the one that came further first.
+    """
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     losses = [[sign * v for sign, v in zip(signs, t.values, strict=True)] for t in complete]
     ranks = [own[0] for own in losses]

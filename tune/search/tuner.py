@@ -1,5 +1,5 @@
-"""Ray Tune over a search's trials: one Tuner with our searcher, scheduler and stopper around one
-`Records`. Ray Tune places the processes; what is tried, what goes on and what is kept is ours.
+"""Runs a search's trials with Ray Tune: one Tuner with our searcher, scheduler and stopper, which
+share one `Records`. Ray Tune places the processes; our plug-ins decide everything else.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from tune.workers.tasks import task_of
 from tune.workers.trainable import DpoTrial
 
 _FAILURES_WITHOUT_PROGRESS = 3
-"""Deaths of a trial's process after which Ray Tune gives the trial up."""
+"""How many deaths of a trial's process without a report in between let Ray Tune give it up."""
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """How a driver session came to its end."""
+    """The result of a driver session that came to its end."""
 
     end: SearchEnd
     is_budget_spent: bool
@@ -57,29 +57,30 @@ class SearchOutcome:
 
 
 def run_trials(config: SearchConfig, records: Records, signs: SignsOfLife) -> SearchOutcome:
-    """Trains trials until the searcher has no more and the final tasks are done.
+    """Train trials until the searcher has no more and the final tasks are done.
 
-    Raises Interrupted where the search can go on later, and InputError for what a trial found to
-    be wrong with the user's input.
+    Raises Interrupted if the search can go on later, and InputError if a trial found an error in
+    the user's input.
     """
-    # Ray Tune would print a traceback for a process that died; the scheduler says it in a line.
+    # Ray Tune would print a traceback for each process that dies. The scheduler already prints a
+    # line, so we silence it.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     keep_secrets_out_of_ray()
-    # The members of a trial write one state together. Where runs are at a URL it is one node's
-    # folder that is uploaded, so all members must be on that node.
+    # The members of a trial write one state together. If the run is at a URL, the folder of only
+    # one node is uploaded, so all members must be on the same node.
     trial = bundles(config.resources, records.folder.url is not None)
     with closing(BrokenGpus(trial, signs)) as broken_gpus:
         while True:
             try:
                 return _run_tuner(config, records, signs, broken_gpus)
             except _MemoryMonitorKill as kill:
-                # Ray Tune ends when Ray's memory monitor ends a trial's process. All trials go on
-                # from their saved states in a new Tuner, with smaller passes.
+                # Ray Tune itself ends when Ray's memory monitor ends a trial's process. So all
+                # trials go on from their saved states in a new Tuner, with smaller passes.
                 _go_on_with_less(records, signs, kill)
 
 
 def _go_on_with_less(records: Records, signs: SignsOfLife, kill: _MemoryMonitorKill) -> None:
-    """Halves the passes and reopens all trials. Raises Interrupted if that does not help."""
+    """Halve the passes and reopen all trials. Raises Interrupted if that has not helped before."""
     lowered = records.halve_tokens(kill.tokens)
     records.memory_kills += 1
     if not lowered and records.memory_kills > _FAILURES_WITHOUT_PROGRESS:
@@ -96,7 +97,7 @@ class _MemoryMonitorKill(DpoError):
     """Ray's memory monitor ended a trial's process, and with it Ray Tune."""
 
     def __init__(self, tokens: int) -> None:
-        """`tokens`: the most that a pass had."""
+        """`tokens` is the size of the largest pass."""
         super().__init__(tokens)
         self.tokens = tokens
 
@@ -104,6 +105,7 @@ class _MemoryMonitorKill(DpoError):
 def _run_tuner(
     config: SearchConfig, records: Records, signs: SignsOfLife, broken_gpus: BrokenGpus
 ) -> SearchOutcome:
+    # --- our plug-ins ---
     signs.doing("starting the trials' processes")
     progress = Progress(records, config.total_runs, signs)
     final_tasks = FinalTasks(config, records)
@@ -117,13 +119,16 @@ def _run_tuner(
     stopper = AbortStopper(records, broken_gpus)
     rungs = make_stopping_rule(config, most_pairs(config, records))
     scheduler = SearchScheduler(config, records, searcher, rungs, stopper)
-    # Ray Tune must write somewhere; nothing is read from there again.
+
+    # --- the coordinator, and a scratch folder for Ray Tune, from which we read nothing ---
     with (
         coordinated(config, records.run.prepared) as coordinator,
         tempfile.TemporaryDirectory(prefix="dpo-tune-", ignore_cleanup_errors=True) as scratch,
     ):
         stopper.at_each_turn = Watch(coordinator, records, searcher, progress).look
         signs.follow(progress.view)
+
+        # --- Ray Tune ---
         tuner = Tuner(
             with_resources(DpoTrial, broken_gpus.trial),
             tune_config=TuneConfig(
@@ -138,7 +143,7 @@ def _run_tuner(
                 name=records.folder.name,
                 storage_path=scratch,
                 verbose=0,
-                progress_reporter=CLIReporter(),  # that for notebooks clears the cell's output
+                progress_reporter=CLIReporter(),  # the one for notebooks clears the cell's output
                 failure_config=FailureConfig(max_failures=_FAILURES_WITHOUT_PROGRESS),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                 stop=stopper,
@@ -156,6 +161,8 @@ def _run_tuner(
             reason = str(error) if isinstance(error, SearchAborted) else one_line(failed)
             raise Interrupted(records.folder.path, reason) from error
         records.touch()
+
+    # --- the result, or why there is none ---
     if scheduler.input_error:
         raise InputError(scheduler.input_error)
     if not final_tasks.is_done:

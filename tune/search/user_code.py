@@ -1,4 +1,4 @@
-"""Says which file of the user's own code a search will run, before it does."""
+"""Checks and prints which file of the user's own code a search will run, before it runs it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from tune.workers.user_evaluation import allowed_packages, file_of
 
 
 def refuse_untrusted(config: SearchConfig) -> Path | None:
-    """The file of `confirm.evaluate`, None without one. Raises InputError if it may not be run."""
+    """Return the file of `confirm.evaluate`, or None. Raises InputError if it may not be run."""
     if config.confirm is None or config.confirm.evaluate is None:
         return None
     return file_of(config.confirm.evaluate, Path.cwd(), allowed_packages())
 
 
 def approve(config: SearchConfig, run: RunInfo) -> None:
-    """Prints which file will be run, and keeps its checksum in `run`. Raises InputError if it is
-    not the file that the search began with, unless the command line allows it by name."""
+    """Print which file will be run, and store its checksum in `run`.
+
+    Raises InputError if the file has changed since the search began, unless `--allow-code` names
+    its package.
+    """
     file = refuse_untrusted(config)
     if file is None:
         return
@@ -31,8 +34,8 @@ def approve(config: SearchConfig, run: RunInfo) -> None:
     now, top = checksum(file), name.partition(":")[0].partition(".")[0]
     if run.evaluate_checksum not in (None, now) and top not in allowed_packages():
         raise InputError(
-            f"confirm.evaluate: {file} has changed since the search began; look at it, and type "
+            f"confirm.evaluate: {file} has changed since the search began; check it, and then type "
             f"`--allow-code {top}` to run it as it is now"
         )
     run.evaluate_checksum = now
-    print(f"{config.name}: confirm.evaluate will run {name} of {file}", file=sys.stderr)
+    print(f"{config.name}: confirm.evaluate will run {name} from {file}", file=sys.stderr)

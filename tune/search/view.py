@@ -1,5 +1,5 @@
-"""What a person is shown of a running search, and how it looks: some lines on a terminal or in a
-notebook, one line in a log. Where they are shown is `signs_of_life.py`.
+"""How a running search looks: some lines on a terminal or in a notebook, or one line in a log.
+`signs_of_life.py` shows them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,27 @@ from tune.run_folder.wording import duration
 
 _LEAST_BAR, _MOST_BAR = 8, 40
 _IN_A_LOG = 3
-"""Trials that a line of a log names."""
+"""How many trials a line of a log names."""
 
 
 @dataclass(frozen=True)
 class RunningTrial:
+    """A running trial, as it is shown."""
+
     name: str
     what: str
-    """For example `loading the model`."""
+    """What it is doing, for example `loading the model`."""
     pairs_done: int = 0
     pairs_total: int = 0
-    """Until its end; 0 while it isn't known."""
+    """Its pairs in all; 0 while unknown."""
     last: str = ""
-    """The objective at its last report; empty before."""
+    """The objective at its last report; empty before the first."""
     pairs_per_second: float | None = None
+    """How fast it trains; None while unknown."""
 
     @property
     def how_far(self) -> str:
-        """For example `384 of 1364 pairs`."""
+        """The trial's progress, for example `384 of 1364 pairs`."""
         if not self.pairs_total:
             return self.what
         doing = "" if self.what == "training" else f", {self.what}"
@@ -40,6 +43,7 @@ class RunningTrial:
 
     @property
     def pace(self) -> str:
+        """The trial's speed, for example `12.3 pairs/s`; empty while unknown."""
         return f"{self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second is not None else ""
 
 
@@ -48,22 +52,23 @@ class View:
     """One moment of a search."""
 
     doing: str = ""
-    """What is done before the first trial, or beside the trials."""
+    """What the driver is doing before the first trial, or beside the trials."""
     ended: int = 0
     total: int = 0
-    """Trials that are expected; 0 before there are any."""
+    """How many trials are expected; 0 before the first starts."""
     share: float = 0.0
-    """Of the trials, the running ones in part."""
+    """The share of the search that is done. Running trials count by their own share."""
     seconds_left: float | None = None
-    """None while it isn't known."""
+    """None while unknown."""
     counts: str = ""
-    """For example `8 running · 7 stopped`."""
+    """How many trials are in which state, for example `8 running · 7 stopped`."""
     best: str = ""
-    """Empty before the first report."""
+    """The best trial's objective; empty before the first report."""
     running: tuple[RunningTrial, ...] = ()
 
     @property
     def left(self) -> str:
+        """The time left, in words."""
         if self.ended >= self.total:
             return "all trials have ended"
         if self.seconds_left is None:
@@ -71,24 +76,24 @@ class View:
         return f"about {duration(self.seconds_left)} left"
 
     def line(self) -> str:
-        """For a log: `about 12 min left · 7 of 24 trials · 8 running · best … · a at 8 of 64`."""
+        """Return the line of a log, like `about 12 min left · 7 of 24 trials · 8 running · …`."""
         if not self.total:
             return self.doing
         named = [f"{trial.name} {_at(trial)}" for trial in self.running[:_IN_A_LOG]]
         if len(self.running) > _IN_A_LOG:
             named.append(f"{len(self.running) - _IN_A_LOG} more")
         parts = [self.left, f"{self.ended} of {self.total} trials", self.counts, self.best]
-        return " · ".join(part for part in [*parts, self.doing, ", ".join(named)] if part)
+        return " · ".join(each for each in [*parts, self.doing, ", ".join(named)] if each)
 
     def picture(self, width: int, height: int) -> Text:
-        """For a window of `width` columns and `height` rows: no line wraps, and what has no place
-        is counted."""
+        """Return the lines for a window of `width` columns and `height` rows. No line wraps, and
+        trials that don't fit are counted."""
         columns = width - 1  # a full line would wrap on some terminals
         lines = list(self._head(columns))
         shown = list(self.running)
-        places = max(1, height - 2 - len(lines))
-        if len(shown) > places:
-            shown = shown[: places - 1]
+        rows = max(1, height - 2 - len(lines))
+        if len(shown) > rows:
+            shown = shown[: rows - 1]
         lines += _rows(shown)
         if more := len(self.running) - len(shown):
             lines.append(Text(f"… and {more} more", "dim"))
@@ -103,15 +108,15 @@ class View:
         done = f"{self.ended} of {self.total} trials"
         left = columns - cell_len(self.left) - cell_len(done) - 4
         with_best = left - cell_len(self.best) - 2
-        has_place = bool(self.best) and with_best >= _LEAST_BAR
-        bar = max(_LEAST_BAR, min(_MOST_BAR, with_best if has_place else left))
+        best_fits = bool(self.best) and with_best >= _LEAST_BAR
+        bar = max(_LEAST_BAR, min(_MOST_BAR, with_best if best_fits else left))
         filled = round(bar * min(1.0, self.share))
         first = Text.assemble(
             (self.left, "bold"), "  ", ("━" * filled, "green"), ("─" * (bar - filled), "dim"), "  ",
             done,
         )  # fmt: skip
-        yield first.append(f"  {self.best}") if has_place else first
-        if self.best and not has_place:
+        yield first.append(f"  {self.best}") if best_fits else first
+        if self.best and not best_fits:
             yield Text(printable(self.best))
         yield Text(self.counts, "dim")
         if self.doing:
@@ -123,7 +128,7 @@ def _at(trial: RunningTrial) -> str:
 
 
 def _rows(trials: list[RunningTrial]) -> Iterator[Text]:
-    """A line for each trial, in columns."""
+    """Yield a line for each trial, with aligned columns."""
     cells = [(each.name, each.how_far, each.last, each.pace) for each in trials]
     widths = [max(map(cell_len, column), default=0) for column in zip(*cells, strict=True)]
     for row in cells:

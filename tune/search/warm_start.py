@@ -1,4 +1,4 @@
-"""`points: {from: RUN, best: 5}`: a search begins with the best points of an earlier one."""
+"""`points: {from: RUN, best: 5}`: starts a search with the best points of an earlier one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tune.run_folder.records import Records
 
 
 def with_earlier_points(config: SearchConfig) -> SearchConfig:
-    """The config with the points of the earlier search that it names in place of that name.
+    """Return the config with an earlier search's points in place of that search's name.
 
-    Taken are those of its best trials by this search's objective that lie in this search's space.
-    Raises InputError if none does, or if there is no such run.
+    These are the points of its best trials, by this search's objective, that lie in this search's
+    space. Raises InputError if there are none, or if there is no such run.
     """
     earlier = config.points
     if isinstance(earlier, list):
@@ -31,8 +31,8 @@ def with_earlier_points(config: SearchConfig) -> SearchConfig:
             points.append(trial.config)
     if not points:
         raise InputError(
-            f"points: none of the {len(measured)} measured trials of {folder} lies "
-            "in this space; leave points out, or widen the axes"
+            f"points: none of the {len(measured)} evaluated trials of {folder} lies in this "
+            "search's space; leave points out, or widen the axes"
         )
     return check(config.model_copy(update={"points": points}))
 

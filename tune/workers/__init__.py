@@ -1,1 +1,1 @@
-"""What runs in Ray's processes: trials, their engines, and the tasks that end a search."""
+"""The code that runs in Ray's worker processes: trials, their engines, and the final tasks."""

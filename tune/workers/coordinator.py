@@ -1,6 +1,8 @@
-"""The one actor beside a search's trials: it knows their engines, what they do and who should stop.
+"""The coordinator of a search: one actor that knows the trials' engines, what each trial is doing,
+and which should stop.
 
-An actor dies with the one that made it, so the driver owns this one, and this one the engines.
+An actor dies with the process that made it, so the driver owns the coordinator, and the coordinator
+owns the engines.
 """
 
 from __future__ import annotations
@@ -20,22 +22,22 @@ from tune.workers.live_state import LiveState
 from tune.workers.pulse import COORDINATOR
 
 _THREADS = 32
-"""A trial that waits for its engine must not keep another from saying what it does."""
+"""The actor's threads. A trial that waits for its engine must not block the others' messages."""
 
 
 class Coordinator(Broker, LiveState):
-    """The methods of both, for all processes of a search."""
+    """The broker of engines and the live state, for all processes of a search."""
 
-    def __init__(self, engines_a_node: int) -> None:
-        Broker.__init__(self, engines_a_node)
+    def __init__(self, most_trials: int) -> None:
+        Broker.__init__(self, most_trials)
         LiveState.__init__(self)
 
 
 @contextmanager
 def coordinated(config: SearchConfig, prepared: str) -> Iterator[Any]:
-    """A search's coordinator; with it all engines end."""
-    # A name is known to this driver's own actors alone. Beside the driver: the search must not
-    # end with some other node. Ray's memory monitor may end it, and then it starts again.
+    """Start a search's coordinator, and end it and all engines at the end."""
+    # Only this driver's actors see the name. The search must not end because another node died, so
+    # the actor is on the driver's node. Ray's memory monitor may end it, so Ray restarts it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {
         "name": COORDINATOR,
@@ -48,7 +50,7 @@ def coordinated(config: SearchConfig, prepared: str) -> Iterator[Any]:
     coordinator = ray.remote(Coordinator).options(**options).remote(most)
     nodes = ray.nodes()
     if config.trainer == "packed" and config.device == "cpu" and len(nodes) == 1:
-        # The engines import and prepare while Tune starts the trials' processes.
+        # Engines take seconds to import and prepare, so they start while Tune starts the trials.
         opening = Opening(config.base_trial(), mirror.local(prepared), config.device)
         coordinator.open_ahead.remote(nodes[0]["NodeID"], config.total_trials, opening)
     try:

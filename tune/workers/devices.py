@@ -1,6 +1,4 @@
-"""The GPUs that Ray gave to a process, by which their failures are named; and a process that does
-nothing but hold one.
-"""
+"""The GPUs that Ray gave to a process: names them in errors, and holds a broken one."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from tune.run_folder.step import Device
 
 
 def devices_here() -> tuple[Device, ...]:
-    """The GPUs of this process, in Ray's order; empty on a CPU."""
+    """Return the GPUs of this process, in Ray's order; empty on a CPU."""
     if not ray.is_initialized():
         return ()
     context = ray.get_runtime_context()
@@ -27,14 +25,14 @@ def devices_here() -> tuple[Device, ...]:
 
 @contextmanager
 def gpu_failures_named() -> Iterator[None]:
-    """A failure of the GPU is raised as GpuFailed; as DeviceFailed where Ray gave no GPU."""
+    """Raise a failure of the GPU as GpuFailed; as DeviceFailed if Ray gave no GPU."""
     try:
         with device_failures_named():
             yield
     except GpuFailed:
-        raise  # by a member of a group, which has a GPU of its own
+        raise  # a member of a group raised it, and has named its own GPU
     except DeviceFailed as error:
-        for device in devices_here():  # the first one is what a process computes on
+        for device in devices_here():  # a process computes on its first GPU
             raise GpuFailed(
                 device.node, device.address, device.gpu, error.reason, error.process
             ) from None
@@ -45,4 +43,5 @@ class Holder:
     """An actor that keeps its GPU from everybody else."""
 
     def devices(self) -> tuple[Device, ...]:
+        """Return the GPUs of this actor."""
         return devices_here()

@@ -1,7 +1,7 @@
-"""Which engine a packed trial belongs to: the trials of one device train in one process there.
+"""Assigns packed trials to engines: the trials of one device train in one engine process there.
 
-A trial's own process stays light and asks here where its engine is. Ray accounts a device to the
-trials; their engine asks for nothing and ends soon after the last one.
+A trial's own process stays light, and asks here for its engine. Ray gives the device to the trials;
+the engine requests nothing from Ray and ends soon after its last trial.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from tune.workers.engine_actor import EngineActor, Opening
 
 _TRIALS_PER_ENGINE = 256
 IDLE_SECONDS = 10
-"""How long an engine outlives its last trial: a device that Ray takes for free should be."""
+"""How long an engine outlives its last trial. Ray then sees the device as free, so it soon must be.
+"""
 _AHEAD_SECONDS = 60
 
 
@@ -30,52 +31,61 @@ class _EngineEntry:
 
 
 class Broker:
-    """Knows the engine of each (node, device) and which trials are there."""
+    """Knows the engine of each (node, device), and the trials in each engine."""
 
     def __init__(self, most_trials: int, idle_seconds: float = IDLE_SECONDS) -> None:
-        """`most_trials`: how many train at once at most; a node's CPUs have no more engines."""
+        """`most_trials` is the most trials at once; a node's CPUs never have more engines."""
         self._most_trials = most_trials
         self._idle_seconds = idle_seconds
         self._engines: dict[tuple[str, str], _EngineEntry] = {}
         self._broker_lock = threading.Lock()
 
     def enter(self, trial: str, node: str, gpu: str | None) -> Any:
-        """The engine of a trial that runs on that node, on that GPU if on one. On the CPUs there
-        is one for each, so that each has a thread of its own, and the emptiest is taken."""
+        """Return the engine for a trial on that node, and on that GPU if it has one.
+
+        Each CPU of a node has an engine of its own, with one thread, and we take the one with the
+        fewest trials.
+        """
         with self._broker_lock:
+            # --- choose the engine with the fewest trials ---
             left = self._take_out(trial)
             on_cpus = min(_cpus(node), self._most_trials) if gpu is None else 1
-            places = [f"gpu {gpu}"] if gpu is not None else [f"cpu {n}" for n in range(on_cpus)]
-            engines = {(node, place): self._engines.get((node, place)) for place in places}
-            key = min(engines, key=lambda key: len(there.trials) if (there := engines[key]) else 0)
+            devices = [f"gpu {gpu}"] if gpu is not None else [f"cpu {n}" for n in range(on_cpus)]
+            engines = {(node, device): self._engines.get((node, device)) for device in devices}
+            key = min(engines, key=lambda key: len(found.trials) if (found := engines[key]) else 0)
+
+            # --- start it if there is none, or if it is dead ---
             engine = engines[key]
             if engine is None or not _is_well(engine.actor):
                 if engine is not None:
-                    ray.kill(engine.actor)  # its GPU may have failed, and it lives
+                    ray.kill(engine.actor)  # its GPU may have failed while the process lives on
                 engine = self._engines[key] = _EngineEntry(
                     _start(node, gpu, on_cpus, self._most_trials)
                 )
             engine.trials.add(trial)
+
             if left is not None and left is not engine:
-                # Of a process that died; the same engine closes it when it opens the next.
+                # The trial's process died and left a session in another engine, so we close it.
+                # (The same engine closes it by itself when it opens the trial again.)
                 left.actor.close.remote(trial)
             return engine.actor
 
     def open_ahead(self, node: str, trials: int, opening: Opening) -> None:
-        """Starts the engines that so many trials will need on a node's CPUs."""
+        """Start the engines that `trials` trials will need on a node's CPUs."""
         ahead = [f"ahead {n}" for n in range(min(trials, self._most_trials, _cpus(node)))]
         for trial in ahead:
             self.enter(trial, node, None).open_ahead.remote(opening)
-        # By then trials are there in their stead.
+        # An engine without trials would end, so these names stay until real trials have come.
         for trial in ahead:
             _later(_AHEAD_SECONDS, self.leave, trial)
 
     def leave(self, trial: str) -> None:
+        """Take note that a trial no longer uses its engine."""
         with self._broker_lock:
             self._take_out(trial)
 
     def _take_out(self, trial: str) -> _EngineEntry | None:
-        """Says where it was."""
+        """Remove a trial from its engine, and return that engine; None if it was in none."""
         for key, engine in self._engines.items():
             if trial in engine.trials:
                 engine.trials.remove(trial)
@@ -111,8 +121,8 @@ def _is_well(actor: Any) -> bool:
 
 
 def _start(node: str, gpu: str | None, engines: int, trials: int) -> Any:
-    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
     kind = ray.remote(EngineActor).options(
-        num_cpus=0, num_gpus=0, max_concurrency=_TRIALS_PER_ENGINE, scheduling_strategy=place
+        num_cpus=0, num_gpus=0, max_concurrency=_TRIALS_PER_ENGINE, scheduling_strategy=on_node
     )
     return kind.remote(gpu, engines, trials)

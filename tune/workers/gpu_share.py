@@ -1,4 +1,4 @@
-"""Whether a trial took more of a GPU's memory than the fraction that it asked for."""
+"""Checks whether a trial took more of a GPU's memory than its fraction of the GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tune.config.schema import SearchConfig
 
 
 def overfull(config: SearchConfig, report: Mapping[str, float]) -> str:
-    """What to say of a trial that took more memory than its fraction of a GPU; empty if none did.
+    """Return an error if a trial took more memory than its fraction of a GPU; empty if not.
 
-    Memory can't be fenced in: where one takes more than its share, another will find none.
+    A GPU's memory has no limit per process, so a trial that takes more than its share leaves too
+    little for the others.
     """
     share, total = config.resources.gpus, report.get("device_memory_gb", 0.0)
     took = report.get("peak_memory_gb", 0.0)
@@ -19,7 +20,7 @@ def overfull(config: SearchConfig, report: Mapping[str, float]) -> str:
         return ""
     fit = max(1, int(total / took))
     return (
-        f"resources.gpus: a trial took {took:.1f} GB, and {share:g} of this GPU is "
+        f"resources.gpus: a trial took {took:.1f} GB, but {share:g} of this GPU is "
         f"{share * total:.1f} of {total:.1f} GB; {fit} would fit: type "
         f"`--set resources.gpus={math.floor(1000 / fit) / 1000:g} --name NEW`"
     )

@@ -1,6 +1,6 @@
-"""What the workers of a running search do between two reports, and which of them should stop.
+"""The live state of a running search: what each trial is doing, and which trials should stop.
 
-The driver and the workers meet here; it knows no Ray, so any process can hold it.
+Driver and workers exchange this through the coordinator. The module itself knows no Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 LEASE_SECONDS = 15.0
-"""How long a shard of the reference pass belongs to a process that is not heard of."""
+"""How long a process keeps a shard of the reference pass without a sign of life."""
 
 
 @dataclass(frozen=True)
@@ -19,21 +19,21 @@ class Doing:
     """What a trial is doing."""
 
     what: str
-    """For example `loading the model`; `training` has the numbers below."""
+    """In words, for example `loading the model`. With `training` the numbers below are set."""
     pairs_done: int = 0
     next_report: int = 0
-    """The pairs at which its next evaluation comes."""
+    """The pairs at which the next evaluation is due."""
     tokens_at_once: int = 0
-    """The most tokens of a pass; 0 where they aren't known."""
+    """The most tokens of a pass; 0 if unknown."""
     since: float = 0.0
-    """Unix time since which it does that."""
+    """The Unix time at which it began to do this."""
     pairs_total: int = 0
-    """Pairs until its end; 0 where they aren't known."""
+    """The pairs of the whole trial; 0 if unknown."""
 
 
 @dataclass(frozen=True)
 class ReferencePass:
-    """How far the reference log-probs of one prepared folder are."""
+    """The progress of the reference pass over one prepared folder."""
 
     pairs_done: int
     pairs_total: int
@@ -43,27 +43,27 @@ class ReferencePass:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the driver learns from one look."""
+    """The live state at one moment, as the driver gets it."""
 
     trials: dict[str, Doing] = field(default_factory=dict)
     reference: ReferencePass | None = None
-    """None when no process works on it."""
+    """None if no reference pass is running."""
 
 
 @dataclass
 class _Pass:
-    """The shards of a prepared folder."""
+    """The reference pass over one prepared folder, in shards."""
 
     pairs: list[int]
     done: set[int]
     began: float
     done_before: int
     holders: dict[int, tuple[str, float]] = field(default_factory=dict)
-    """By shard the device whose process computes it, and when it was last heard of."""
+    """For each shard, the device that computes it and the time of its last sign of life."""
 
 
 class LiveState:
-    """All methods may be called from several threads."""
+    """Holds the live state. All methods may be called from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,7 +73,7 @@ class LiveState:
         self._passes: dict[str, _Pass] = {}
 
     def tell(self, trial: str, doing: Doing) -> bool:
-        """Takes note of what a trial does. Returns whether it should stop."""
+        """Take note of what a trial is doing, and return whether it should stop."""
         with self._lock:
             before = self._doing.get(trial)
             same = before is not None and before.what == doing.what
@@ -82,14 +82,15 @@ class LiveState:
             return self._stop_all or trial in self._stops
 
     def exchange(self, running: Collection[str], stops: Collection[str], all: bool) -> Snapshot:
-        """The driver's look: it names the trials that run and those that should stop."""
+        """Return the live state to the driver, which names running trials and those to stop."""
         with self._lock:
             self._stops, self._stop_all = set(stops), all
             self._doing = {name: doing for name, doing in self._doing.items() if name in running}
             return Snapshot(dict(self._doing), self._reference())
 
     def begin_reference(self, folder: str, pairs: Sequence[int], whole: Collection[int]) -> None:
-        """Names the shards of a prepared folder: the pairs of each, and which exist already."""
+        """Begin a reference pass. `pairs` are the pairs of each shard, `whole` the shards that
+        exist already."""
         with self._lock:
             if folder not in self._passes:
                 done = sum(pairs[shard] for shard in whole)
@@ -97,7 +98,7 @@ class LiveState:
             self._passes[folder].done.update(whole)
 
     def take_shard(self, folder: str, shard: int, device: str) -> bool:
-        """Gives a shard to a device that has none, unless another is at work on it."""
+        """Return whether a device gets a shard: if it has no other, and no other has this one."""
         now = time.time()
         with self._lock:
             known = self._passes[folder]
@@ -108,25 +109,26 @@ class LiveState:
             }
             if shard in live or device in live.values():
                 return False
-            known.done.discard(shard)  # one that is wanted again was damaged
+            known.done.discard(shard)  # if a finished shard is requested again, it was damaged
             known.holders[shard] = (device, now)
             return True
 
     def hold_shard(self, folder: str, shard: int, device: str) -> None:
-        """Says that the process which took a shard is still at work."""
+        """Take note that the device which has a shard is still working on it."""
         with self._lock:
             known = self._passes[folder]
             if known.holders.get(shard, ("", 0.0))[0] == device:
                 known.holders[shard] = (device, time.time())
 
     def give_up_shard(self, folder: str, shard: int, device: str) -> None:
-        """Says that the process which took a shard doesn't compute it after all."""
+        """Take a shard back from a device that does not compute it after all."""
         with self._lock:
             known = self._passes[folder]
             if known.holders.get(shard, ("", 0.0))[0] == device:
                 del known.holders[shard]
 
     def finish_shard(self, folder: str, shard: int) -> None:
+        """Take note that a shard is computed."""
         with self._lock:
             self._passes[folder].done.add(shard)
 

@@ -1,4 +1,4 @@
-"""How much memory a worker may take: its share of what is free on its machine."""
+"""Computes how much memory a worker may take: its share of what is free on its machine."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tune.config.schema import SearchConfig
 from tune.workers.threads import node_cpus
 
 _WORKERS = ("ray::EngineActor", "ray::ResourceTrainable", "ray::Member")
-"""How `ps` shows the processes of a search that take their share: engines, the trials as Ray Tune
-wraps them, the members of a group."""
+"""The titles, as `ps` shows them, of processes that share the memory: engines, trials as Ray Tune
+wraps them, and members of a group."""
 _LIGHT_BYTES = 150_000_000
-"""What the process of a packed trial, which holds no model, takes for itself."""
+"""Memory of a packed trial's own process, which holds no model."""
 _THRESHOLD = "RAY_memory_usage_threshold"
 _BELOW_THRESHOLD = 0.9
-"""How near a search comes to the share at which Ray's memory monitor ends processes."""
+"""The part of the threshold of Ray's memory monitor up to which a search takes memory."""
 
 
 def memory_bounds(
     processes: int, light: int = 0, device_share: float = 1.0, most_tokens: int | None = None
 ) -> MemoryBounds:
-    """The bounds of one of `processes` on this machine, beside so many light ones.
+    """Return the bounds of one of `processes` workers, beside `light` processes without a model.
 
-    What is free counts as if no worker were there: their shares are what is shared out.
+    Memory that workers already hold counts as free, since it is part of what they share.
     """
     free = search_bytes() + _bytes_of_workers() - light * _LIGHT_BYTES
     return MemoryBounds(max(0, free), max(1, processes), device_share, most_tokens)
@@ -39,8 +39,8 @@ def memory_bounds(
 def trial_bounds(
     search: SearchConfig, at_once: int | None, most_tokens: int | None
 ) -> MemoryBounds:
-    """The bounds of a trial that trains in its own process. `at_once`: most trials of the search,
-    None for as many as the CPUs hold."""
+    """Return the bounds of a trial that trains in its own process. `at_once` is the most trials at
+    once; None is as many as the CPUs hold."""
     resources, most = search.resources, search.total_trials
     processes = min(most, at_once or most, int(node_cpus() / resources.cpus))
     share = resources.gpus if 0 < resources.gpus < 1 else 1.0
@@ -48,9 +48,11 @@ def trial_bounds(
 
 
 def search_bytes() -> int:
-    """How much more a search may take of this machine's memory: `free_memory_bytes`, and no more
-    than leaves it below the share at which Ray's memory monitor ends processes, if someone lowered
-    that."""
+    """Return how much more of this machine's memory a search may take.
+
+    That is `free_memory_bytes`, or less if someone lowered the threshold at which Ray's memory
+    monitor ends processes: the search stays below it.
+    """
     highest = _BELOW_THRESHOLD * float(os.environ.get(_THRESHOLD) or 1)
     return free_memory_bytes(min(SAFE_SHARE, highest), min(MOST_SHARE, highest))
 
@@ -65,7 +67,7 @@ def _workers() -> list[int]:
         if folder.name.isdigit():
             try:
                 title = (folder / "cmdline").read_bytes()
-            except OSError:  # it ended, or it is another user's
+            except OSError:  # the process has ended, or belongs to another user
                 continue
             if title.decode(errors="replace").startswith(_WORKERS):
                 found.append(int(folder.name))

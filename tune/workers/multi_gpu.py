@@ -1,7 +1,7 @@
-"""A trial on several GPUs: member processes on the trial's own bundles, driven as one session.
+"""A trial on several GPUs: one member process per GPU, driven together as one session.
 
-The members stay for the process's next trial. Ray Tune sees one trial, on a placement group that
-packs its members on as few nodes as they fit.
+The members stay for the next trial of the same process. Ray Tune sees one trial, with a placement
+group that packs the members on as few nodes as possible.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tune.workers.multi_gpu_member import Advanced, Member, Opened
 
 
 class Group:
-    """The members of one trial's process."""
+    """The member processes that a trial's process drives."""
 
     def __init__(self, resources: ResourcesConfig) -> None:
         placement = get_current_placement_group()
@@ -54,7 +54,7 @@ class Group:
     def open(
         self, config: TrainConfig, prepared: Path, device: str, most_tokens: int | None = None
     ) -> Session:
-        """Each member's session, as one. Raises what a member raises."""
+        """Open a session in each member, and return them as one. Raises what a member raises."""
         opened = [
             member.open.remote(config, prepared, device, process_group, most_tokens)
             for member, process_group in zip(self._members, self._process_group, strict=True)
@@ -62,21 +62,22 @@ class Group:
         return _GroupSession(self, self._get(opened))
 
     def first(self, function: Any, *arguments: Any) -> Any:
-        """What a function returns in the first member's process, on its GPU."""
+        """Call a function in the first member's process, on its GPU, and return what it returns."""
         return self._get([self._members[0].run.remote(function, *arguments)])[0]
 
     @property
     def is_ended(self) -> bool:
+        """Whether the members have been ended."""
         return not self._members
 
     def end(self) -> None:
-        """Ends the members: one that failed may have left the others waiting for it."""
+        """End all members. If one failed, the others may wait for it for ever."""
         for member in self._members:
             ray.kill(member)
         self._members = []
 
     def advance_for(self, seconds: float) -> list[Advanced]:
-        """All members reach an evaluation, or none does."""
+        """Train on all members. Either all reach an evaluation, or none does."""
         answers = self._get([member.advance_for.remote(seconds) for member in self._members])
         if any(each.evaluation is not None for each in answers):
             late = [n for n, each in enumerate(answers) if each.evaluation is None]
@@ -86,23 +87,23 @@ class Group:
         return answers
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """What a method of every member's session returns."""
+        """Call a method of every member's session, and return what each returns."""
         return self._get([member.call.remote(method, *arguments) for member in self._members])
 
     def _get(self, answers: list[Any]) -> list[Any]:
         try:
             return list(ray.get(answers))
-        except (RayActorError, OutOfMemoryError):  # the second one is no kind of the first
+        except (RayActorError, OutOfMemoryError):  # the second is not a kind of the first
             self.end()
             raise
         except RayTaskError as error:
-            if not isinstance(error.cause, Diverged | InputError):  # these all members raise
+            if not isinstance(error.cause, Diverged | InputError):  # all members raise these
                 self.end()
             raise error.cause from None
 
 
 class _GroupSession:
-    """A Session whose every call is each member's; rank 0 answers."""
+    """A Session that passes every call on to all members, and answers with what rank 0 returns."""
 
     def __init__(self, group: Group, opened: list[Opened]) -> None:
         self._group = group
@@ -113,11 +114,13 @@ class _GroupSession:
         self.pairs_done = 0
 
     def advance(self) -> Evaluation:
+        """Train to the next evaluation and return it."""
         evaluation = self.advance_for(math.inf)
         assert evaluation is not None
         return evaluation
 
     def advance_for(self, seconds: float) -> Evaluation | None:
+        """Train towards the next evaluation; return None if it is not reached in `seconds`."""
         answers = self._group.advance_for(seconds)
         self.pairs_done = answers[0].pairs_done
         found = [each.evaluation for each in answers if each.evaluation is not None]
@@ -127,14 +130,17 @@ class _GroupSession:
         return replace(found[0], report={**found[0].report, "peak_memory_gb": peak})
 
     def save(self, folder: Path) -> int:
-        """All hold at the same step, so all return the same."""
+        """Save the trial's state into a folder; return its pairs, the same for all members."""
         return int(self._group.call("save", folder)[0])
 
     def restore(self, folder: Path) -> None:
+        """Restore the state of a folder."""
         self._group.call("restore", folder)
 
     def export(self, folder: Path) -> None:
+        """Write the weights into a folder."""
         self._group.call("export", folder)
 
     def close(self) -> None:
+        """Close all members' sessions. The members stay."""
         self._group.call("close")

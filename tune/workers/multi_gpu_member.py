@@ -1,6 +1,6 @@
 """One process of a trial on several GPUs: an actor with one rank's session.
 
-Knows no Ray Tune, which the members' processes therefore need not import.
+It does not use Ray Tune, so that members need not import it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tune.workers.unused import leave_out_unused
 
 @dataclass(frozen=True)
 class Opened:
-    """What a member says of its session."""
+    """What a member says about its session."""
 
     pairs_total: int
     reference_pairs: int
@@ -37,24 +37,26 @@ class Opened:
 
 @dataclass(frozen=True)
 class Advanced:
-    """What a member says after a slice of training; rank 0 has the values of the held-out pairs."""
+    """What a member says after some training. Only rank 0 has the values of the held-out pairs."""
 
     evaluation: Evaluation | None
     pairs_done: int
 
 
 class Member:
-    """Does what the group asks of each of its members."""
+    """Does what the group requests from each member."""
 
     def __init__(self) -> None:
         leave_out_unused()
         self._session: Session | None = None
 
     def meeting_place(self) -> tuple[str, int]:
+        """Return an address and a free port at which the members can find each other."""
         with socket.create_server(("", 0)) as free:
             return ray.util.get_node_ip_address(), free.getsockname()[1]
 
     def devices(self) -> tuple[Device, ...]:
+        """Return this member's GPUs."""
         return devices_here()
 
     def open(
@@ -65,6 +67,7 @@ class Member:
         process_group: ProcessGroup,
         most_tokens: int | None = None,
     ) -> Opened:
+        """Open this rank's session."""
         if config.trainer == "trl":
             limit_threads()
         self._rank = process_group.rank
@@ -85,6 +88,7 @@ class Member:
         )
 
     def advance_for(self, seconds: float) -> Advanced:
+        """Train towards the next evaluation for at most `seconds`."""
         assert self._session is not None
         with gpu_failures_named():
             found = self._session.advance_for(seconds)
@@ -93,9 +97,11 @@ class Member:
         return Advanced(found, self._session.pairs_done)
 
     def run(self, function: Any, *arguments: Any) -> Any:
+        """Call a function in this process."""
         with gpu_failures_named():
             return function(*arguments)
 
     def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of this rank's session."""
         with gpu_failures_named():
             return getattr(self._session, method)(*arguments)

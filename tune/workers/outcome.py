@@ -1,4 +1,4 @@
-"""What became of a task, and how Ray Tune carries it from the worker to the driver."""
+"""The outcome of a worker's task, and its form in Ray Tune's results, from worker to driver."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from tune.run_folder.step import Step
 
 
 class Ending(Enum):
-    """Whether the worker's part of a task has ended, and how."""
+    """Whether the worker has ended its task, and how."""
 
     GOES_ON = "goes on"
     FINISHED = "finished"
     STOPPED = "stopped"
-    """The driver asked it to stop between two reports."""
+    """The driver requested a stop between two reports."""
     FAILED = "failed"
     WRONG_INPUT = "wrong input"
-    """What the user gave is wrong: the search ends, and goes on once that is mended."""
+    """The user's input is wrong: the search ends, and can go on once the input is corrected."""
     DISK_FULL = "disk full"
-    """Or the store refused: the trial goes on from its last saved state in another session."""
+    """The disk is full, or the store failed: the trial goes on from its last saved state in a later
+    driver session."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one call of a worker's `step`."""
+    """The result of one call of a worker's `step`."""
 
     ending: Ending = Ending.GOES_ON
     error: str = ""
-    """Of an ending that is an error."""
+    """The error's message, if the ending is an error."""
     step: Step | None = None
-    """Of a trial that was evaluated."""
+    """The training up to an evaluation, of a TrainTask."""
     test: TestReport | None = None
-    """Of a TestTask."""
+    """The result of a TestTask."""
     evaluation: Mapping[str, float] | None = None
-    """Of an EvaluateTask, what the user's function returned."""
+    """What the user's function returned, of an EvaluateTask."""
 
 
 _OUTCOME = "outcome"
 
 
 def to_tune(outcome: Outcome) -> dict[str, Any]:
-    """A result as Ray Tune takes it from a Trainable."""
+    """Return an outcome as a result that Ray Tune takes from a Trainable."""
     return {_OUTCOME: outcome, "done": outcome.ending is not Ending.GOES_ON}
 
 
 def outcome_of(result: Mapping[str, Any]) -> Outcome:
-    """What a worker said. Ray Tune ends a trial with an empty result where it stops it itself."""
+    """Return the outcome in a result. If Ray Tune itself stops a trial, the result is empty."""
     outcome: Outcome = result.get(_OUTCOME, Outcome(Ending.STOPPED))
     return outcome

@@ -1,4 +1,4 @@
-"""Exported folders of a run, brought to this node while they are read."""
+"""Downloads exported folders of a run at a URL to this node, for as long as they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune.workers.tasks import TestTask
 
 @contextlib.contextmanager
 def pulled(folder: Path) -> Iterator[Path]:
-    """One of them; of a run on this node's own disk it is read where it lies."""
+    """Download an exported folder. A folder on this node's disk is used as it is."""
     try:
         yield mirror.pull(folder)
     finally:
@@ -24,7 +24,7 @@ def pulled(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def pulled_folders(run: RunFolder, info: RunInfo, task: TestTask) -> Iterator[TestFolders]:
-    """All that the evaluation on the test split reads."""
+    """Download all folders that the evaluation on the test split reads."""
     with contextlib.ExitStack() as stack:
 
         def brought(exported: str) -> Path:

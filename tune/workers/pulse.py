@@ -1,4 +1,4 @@
-"""How a worker says what it does between two reports, and learns that it should stop."""
+"""Tells the coordinator what a worker does between two reports, and learns if it should stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PATIENCE_SECONDS = 1.0
 
 
 def find_coordinator() -> Any:
-    """The coordinator of this process's search; None where there is none."""
+    """Return the coordinator of this process's search; None if there is none."""
     if not ray.is_initialized():
         return None
     try:
@@ -31,34 +31,34 @@ def find_coordinator() -> Any:
 
 
 class Pulse:
-    """Of one trial. A coordinator that is gone costs nothing but the signs of life."""
+    """The messages of one trial to the coordinator. Without a coordinator they are dropped."""
 
     def __init__(self, trial: str) -> None:
         self._trial = trial
         self._coordinator = find_coordinator()
 
     def begin(self, what: str) -> None:
-        """Says what begins, and doesn't wait."""
+        """Say what begins, without waiting for an answer."""
         if self._coordinator is not None:
             self._coordinator.tell.remote(self._trial, Doing(what))
 
     def begin_training(self, session: Session, due_at: int) -> None:
-        """Says from where a session trains on to its next report, and doesn't wait."""
+        """Say that a session trains towards its next report, without waiting for an answer."""
         if self._coordinator is not None:
             self._coordinator.tell.remote(self._trial, _progress(session, due_at))
 
     def tell_progress(self, session: Session, due_at: int) -> bool:
-        """Says how far a session is, whose next report is due at so many pairs, or at its end.
-        Returns whether the trial should stop."""
+        """Say how far a session is, and return whether the trial should stop. The next report is
+        due at `due_at` pairs, or at the trial's end."""
         return self.tell(_progress(session, due_at))
 
     def tell(self, doing: Doing) -> bool:
-        """Says what the trial does. Returns whether it should stop."""
+        """Say what the trial is doing, and return whether it should stop."""
         if self._coordinator is None:
             return False
         with suppress(RayError):
-            said = self._coordinator.tell.remote(self._trial, doing)
-            return bool(ray.get(said, timeout=_PATIENCE_SECONDS))
+            answer = self._coordinator.tell.remote(self._trial, doing)
+            return bool(ray.get(answer, timeout=_PATIENCE_SECONDS))
         return False
 
 
@@ -74,8 +74,8 @@ def _progress(session: Session, due_at: int) -> Doing:
 
 
 class SharedTurns:
-    """The `Turns` of the reference pass where many devices share it out: the coordinator decides
-    who computes which shard, at most one at a time on a device."""
+    """The `Turns` of a reference pass that several devices compute together. The coordinator
+    decides which device computes which shard; each device has at most one at a time."""
 
     def __init__(self) -> None:
         self._coordinator = find_coordinator()
@@ -87,17 +87,19 @@ class SharedTurns:
         self._ended = threading.Event()
 
     def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
+        """Begin the pass over a folder: `pairs` of each shard, and the shards that exist."""
         self._folder = folder.name
         self._begun = "begin_reference", list(pairs), list(whole)
         self._ask(*self._begun)
 
     def take(self, shard: int) -> bool:
-        given = self._ask("take_shard", shard, self._device)
-        if given is None:  # the coordinator may have been started anew
+        """Return whether this device may compute a shard, and hold it until `done`."""
+        is_given = self._ask("take_shard", shard, self._device)
+        if is_given is None:  # the coordinator may have been restarted, and know nothing
             self._ask(*self._begun)
-            given = self._ask("take_shard", shard, self._device)
-        # Without an answer it is computed here: at worst twice, to the same numbers.
-        if given is False:
+            is_given = self._ask("take_shard", shard, self._device)
+        # Without an answer we compute the shard: at worst that is done twice, to the same numbers.
+        if is_given is False:
             return False
         self._ended.set()
         self._ended = threading.Event()
@@ -105,10 +107,12 @@ class SharedTurns:
         return True
 
     def done(self, shard: int) -> None:
+        """Say that a shard is computed."""
         self._ended.set()
         self._ask("finish_shard", shard)
 
     def give_up(self, shard: int) -> None:
+        """Give a shard back that is not computed after all."""
         self._ended.set()
         self._ask("give_up_shard", shard, self._device)
 
@@ -120,6 +124,6 @@ class SharedTurns:
         if self._coordinator is None:
             return None
         with suppress(RayError):
-            asked = getattr(self._coordinator, method).remote(self._folder, *arguments)
-            return ray.get(asked, timeout=_PATIENCE_SECONDS)
+            answer = getattr(self._coordinator, method).remote(self._folder, *arguments)
+            return ray.get(answer, timeout=_PATIENCE_SECONDS)
         return None

@@ -1,4 +1,4 @@
-"""What a worker is given to do. Ray Tune carries a task as the configuration of its trial."""
+"""The tasks of a worker. Ray Tune carries a task as the configuration of its trial."""
 
 from __future__ import annotations
 
@@ -15,37 +15,39 @@ class TrainTask:
 
     trial: str
     run: str
-    """The run folder, as every node knows it: a path or a URL."""
+    """The run folder as every node knows it: a path or a URL."""
     point: Point
     confirms: str | None = None
-    """The trial whose configuration is trained once more."""
+    """For a finalist's run, the trial whose configuration is trained again."""
     micro_batch: int | None = None
-    """Pairs at once, where memory did not hold a whole batch before."""
+    """Pairs at once, if a whole batch has not fitted into memory before."""
     most_tokens: int | None = None
-    """The most tokens of a pass, where one with more ended a process for lack of memory."""
+    """The most tokens of a pass, if a larger pass has run a process out of memory."""
     at_once: int | None = None
-    """Trials that train at the same time, at most."""
+    """The most trials that train at the same time."""
 
     @property
     def name(self) -> str:
+        """The name of the Ray Tune trial."""
         return self.trial
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Call the user's own evaluation with the export of a finalist."""
+    """Call the user's own evaluation function with the export of a finalist."""
 
     trial: str
     run: str
     exported: str
     """The folder of the export, relative to the run folder."""
     working_directory: str
-    """From where the user's module is imported."""
+    """The folder from which the user's module is imported."""
     allowed_packages: tuple[str, ...] = ()
-    """Installed packages that the command line allows to run."""
+    """Installed packages that `--allow-code` allows."""
 
     @property
     def name(self) -> str:
+        """The name of the Ray Tune trial."""
         return f"evaluating-{self.trial}"
 
 
@@ -55,12 +57,13 @@ class TestTask:
 
     run: str
     searched: str | None = None
-    """The best export of the search, relative to the run folder, where the winner is another."""
+    """The export of the search's best trial, relative to the run folder, if another one won."""
     sampled: Mapping[str, str] = field(default_factory=dict)
-    """By configuration the exports whose KL from the base is estimated."""
+    """By configuration, the exports whose KL from the base is estimated."""
 
     @property
     def name(self) -> str:
+        """The name of the Ray Tune trial."""
         return "test-split"
 
 
@@ -68,11 +71,11 @@ Task = TrainTask | EvaluateTask | TestTask
 
 
 def to_tune(task: Task) -> dict[str, Task]:
-    """The configuration of a trial of Ray Tune."""
+    """Return a task as the configuration of a Ray Tune trial."""
     return {"task": task}
 
 
 def task_of(config: Mapping[str, Any]) -> Task:
-    """What `to_tune` put there."""
+    """Return the task in the configuration of a Ray Tune trial."""
     task: Task = config["task"]
     return task

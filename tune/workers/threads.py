@@ -1,11 +1,11 @@
-"""Torch's threads in a worker: as many as Ray gave it CPUs, set before anything computes."""
+"""Limits torch's threads in a worker to the CPUs that Ray gave it, before anything computes."""
 
 from __future__ import annotations
 
 
 def limit_threads() -> None:
-    """More torch threads than the CPUs that Ray gave are many times slower, not a little."""
-    import ray  # the driver imports this file before it sets what Ray reads when it is imported
+    """Limit torch to the CPUs that Ray gave: with more threads it is many times slower."""
+    import ray  # the driver imports this file before it sets the variables that Ray's import reads
     import torch  # slow to import
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
@@ -13,7 +13,7 @@ def limit_threads() -> None:
 
 
 def node_cpus() -> float:
-    """The CPUs of this worker's node, as Ray counts them."""
+    """Return the CPUs of this worker's node, as Ray counts them."""
     import ray  # as above
 
     mine = ray.get_runtime_context().get_node_id()

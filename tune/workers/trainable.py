@@ -1,4 +1,4 @@
-"""One Ray Tune trial: a session driven from report to report, in a process that stays warm."""
+"""The Ray Tune trial: drives a session from report to report, in a process that stays warm."""
 
 from __future__ import annotations
 
@@ -44,42 +44,46 @@ from tune.workers.user_evaluation import evaluate_folder
 
 _Search = tuple[SearchConfig, RunInfo]
 _SLICE_SECONDS = 3.0
-"""How long a trial trains without a look at what else is to do: to save, to stop."""
+"""How long a trial trains before it checks whether it must save or stop."""
 
 
 class DpoTrial(Trainable):
     """Does the task in its configuration, and answers each step with an Outcome.
 
-    Nothing is raised that trying again would not mend: Tune retries what is raised.
+    Tune tries again after an error, so only errors are raised that may not come again.
     """
 
     _trial: TrainConfig
     _task: Task
 
     def setup(self, config: dict[str, Any]) -> None:
+        """Take the task, but don't begin it."""
         leave_out_unused()
-        # Opening waits for the first step: Tune may set up a process for a trial that it then
-        # gives to another, and such a process must touch nothing.
+        # Tune may set up a process for a trial that it then gives to another, so a process must
+        # change nothing before its first step.
         self._session: Session | None = None
         self._group: Group | None = None
         self._task = task_of(config)
         self._reference_pairs: int = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another task in the same process."""
         self._close()
         self._task = task_of(new_config)
         return True
 
     def cleanup(self) -> None:
+        """Close the session before the process ends."""
         self._close()
 
     def step(self) -> dict[str, Any]:
+        """Train to the next report, or do a final task."""
         return to_tune(self._outcome())
 
     def _outcome(self) -> Outcome:
         task = self._task
         if not isinstance(task, TrainTask):
-            # What this raises, Tune tries again: a store may not answer for a moment.
+            # A store may fail for a moment, so this is outside of `try`: Tune tries it again.
             self._run_info = self._find_run()
         try:
             with gpu_failures_named():
@@ -89,22 +93,24 @@ class DpoTrial(Trainable):
                     return self._call_user_evaluation(task)
                 return self._train_to_next_report(task)
         except errors.DeviceFailed:
-            self._session = None  # to close it would use the device
+            self._session = None  # closing it would use the failed device
             raise
         except (EngineLost, RayActorError, OutOfMemoryError):
-            # An engine, or a member of a group, died: Tune tries again, perhaps elsewhere. Ray's
-            # memory monitor has an error of its own.
+            # An engine or a member of a group died; OutOfMemoryError means that Ray's memory
+            # monitor ended it. Tune tries again, perhaps on another node.
             raise
         except Exception as error:
             return self._failure(error)
 
     def _train_to_next_report(self, task: TrainTask) -> Outcome:
+        # --- train to the next evaluation ---
         began = time.time()
         self._note = ""
         evaluation = self._advance(task)
         if evaluation is None:
             self._close()
             return Outcome(Ending.STOPPED)
+        # --- export the weights if they may win; close the session at the end of the trial ---
         assert self._session is not None
         self._offer_export(task, evaluation)
         self._reported = evaluation.pairs_seen
@@ -114,6 +120,7 @@ class DpoTrial(Trainable):
         reference_pairs, self._reference_pairs = self._reference_pairs, 0
         if finished:
             self._close()
+        # --- report ---
         step = Step(
             report=evaluation.report,
             began=began,
@@ -129,8 +136,8 @@ class DpoTrial(Trainable):
         return Outcome(Ending.FINISHED if finished else Ending.GOES_ON, step=step)
 
     def _advance(self, task: TrainTask) -> Evaluation | None:
-        """Trains to the next evaluation, with fewer pairs at once where memory does not hold them.
-        Saves where that is due. None if the driver says that the trial should stop."""
+        """Train to the next evaluation, and save the state when that is due. If memory runs out,
+        try again with fewer pairs at once. Return None if the driver requests a stop."""
         if self._session is None:
             self._begin(task)
         else:
@@ -150,21 +157,21 @@ class DpoTrial(Trainable):
                     return None
             except errors.OutOfMemory:
                 if self._trial.trainer == "packed":
-                    raise  # the engine has come down to one pair by itself
-                self._take_less()
+                    raise  # the engine has already tried with one pair at once
+                self._use_less_memory()
 
-    def _take_less(self) -> None:
-        """After memory ran out: half the pairs at once, or activation checkpointing."""
+    def _use_less_memory(self) -> None:
+        """Close the session, and halve the pairs at once or switch on activation checkpointing."""
         optim, session = self._trial.optim, self._session
         at_once = session.pairs_at_once if session else optim.pairs_at_once
         self._close()
         forget_base()
         now = override(self._trial, {"optim.micro_batch_size": at_once})
         self._trial = with_less_at_once(now, self._search.resources.members)
-        said = f"{self._trial.optim.pairs_at_once} pairs at once"
+        note = f"out of memory: it goes on with {self._trial.optim.pairs_at_once} pairs at once"
         if self._trial.optim.activation_checkpointing:
-            said += " and activation checkpointing"
-        self._note = f"out of memory: it goes on with {said}"
+            note += " and activation checkpointing"
+        self._note = note
 
     @property
     def _due_at(self) -> int:
@@ -186,7 +193,7 @@ class DpoTrial(Trainable):
         try:
             self._session = self._open_session(task)
         except Exception:
-            forget_base()  # the one that stays in this process may carry half of an adapter
+            forget_base()  # the base model in this process may have half of an adapter in it
             raise
         self._reference_pairs += self._session.reference_pairs
         self._go_on_from_saved_state()
@@ -203,12 +210,12 @@ class DpoTrial(Trainable):
 
             shared = reference.prepare(prepared, SharedTurns())
             self._reference_pairs += shared.computed_pairs
-        # Not the YAML's at_once: the driver lowers it where memory does not hold so many.
+        # The driver may have lowered at_once to fit into memory, so we use the task's value.
         bounds = trial_bounds(self._search, task.at_once, task.most_tokens)
         return open_session(self._trial, prepared, device, memory=bounds)
 
     def _on_device(self, function: Any, *arguments: Any) -> Any:
-        """What a function returns in a process that has the trial's GPU, or its first one."""
+        """Call a function in the process that has the trial's GPU, or the first of its GPUs."""
         if self._search.resources.members == 1:
             return function(*arguments)
         return self._group_here().first(function, *arguments)
@@ -226,7 +233,7 @@ class DpoTrial(Trainable):
         return run
 
     def _evaluate_on_test(self, task: TestTask) -> Outcome:
-        """Compares base and winner, where the base is loaded already."""
+        """Compare base and winner on the test split, where the base is already loaded."""
         with pulled_folders(self._run, self._run_info, task) as folders:
             if self._search.trainer == "packed":
                 report = engine_session.evaluate_on_test(folders, self._search.model)
@@ -238,18 +245,18 @@ class DpoTrial(Trainable):
         return Outcome(Ending.FINISHED, test=report)
 
     def _call_user_evaluation(self, task: EvaluateTask) -> Outcome:
-        """Asks the user's own function about a finalist's folder."""
+        """Call the user's own function with a finalist's folder."""
         assert self._search.confirm is not None
         function = self._search.confirm.evaluate
         with pulled(self._run.absolute(task.exported)) as folder:
-            where = task.working_directory, task.allowed_packages
-            numbers = self._on_device(evaluate_folder, function, folder, *where)
+            allowed = task.working_directory, task.allowed_packages
+            numbers = self._on_device(evaluate_folder, function, folder, *allowed)
         return Outcome(Ending.FINISHED, evaluation=numbers)
 
     def _go_on_from_saved_state(self) -> None:
         assert self._session is not None
-        saved, told = trial_state.last_whole_state(self._run, self._id)
-        self._note = told or self._note
+        saved, warning = trial_state.last_whole_state(self._run, self._id)
+        self._note = warning or self._note
         exports.drop_later_exports(self._run, self._id, saved)
         if saved:
             self._reported = trial_state.reported_pairs(self._run, self._id, saved)
@@ -268,8 +275,8 @@ class DpoTrial(Trainable):
         exports.offer_export(self._run, stamp, rivals, self._session.export)
 
     def _save_if_due(self) -> None:
-        """Saves after the last report or between two. By then the driver has recorded the last one
-        and decided that the trial goes on, so no state holds a report that the record lacks."""
+        """Save the state, after a report or between two. The driver has then recorded the last
+        report and let the trial go on, so no state is ahead of the trial's record."""
         assert self._session is not None
         every = 60 * self._search.save_every_minutes
         if time.monotonic() - self._saved_at < every:
@@ -281,8 +288,8 @@ class DpoTrial(Trainable):
             self._saved_at = time.monotonic()
 
     def _save_session(self, folder: Path) -> int:
-        """Saves, and returns 0 where the state is past an evaluation whose report the driver does
-        not have: a trial that went on from there would never make it."""
+        """Save, and return the state's pairs; 0 if it is past an evaluation that is not reported
+        yet, since a trial that went on from there would never report it."""
         assert self._session is not None
         saved = self._session.save(folder)
         is_past = saved >= min(self._due_at, self._session.pairs_total)

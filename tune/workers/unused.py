@@ -1,4 +1,4 @@
-"""What trials don't need and stays out of their processes: a second of imports of each."""
+"""Keeps a library that trials don't need out of their processes, which saves a second each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ _LIBRARY = "wandb"
 
 
 def leave_out_unused() -> None:
-    """TRL imports W&B wherever it is installed, but no trial speaks to it: a child of the driver
-    does. So W&B counts as not installed here. Python raises ImportError for what is None."""
+    """Make W&B look as if it were not installed.
+
+    TRL imports W&B if it is installed, but trials don't use it: a child of the driver does. Python
+    raises ImportError for a module that is None.
+    """
     sys.modules.setdefault(_LIBRARY, None)  # type: ignore[arg-type]
 
 
 def take_in_unused() -> None:
-    """The user's own code may import it."""
+    """Make W&B importable again, for the user's own code."""
     if sys.modules.get(_LIBRARY, sys) is None:
         del sys.modules[_LIBRARY]

@@ -120,7 +120,7 @@ def test_a_search_goes_on_from_the_url_alone(
     machine(monkeypatch, tmp_path, "another")
     done = dpo_tune("resume", store.run("sim"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"the winner lies in '{store.run('sim/winner')}'" in done.stdout
+    assert f"the winner is in '{store.run('sim/winner')}'" in done.stdout
     after = store.records("sim")
     assert len(after) == 5
     clones = [record["cloned_from"] for record in after.values() if record["cloned_from"]]
@@ -146,7 +146,7 @@ def test_a_search_goes_on_from_the_url_alone(
     monkeypatch.setenv("DPO_TUNE_RUNS", store.url)
     (stored,) = list_clean.stored(runs_root())
     assert (stored.name, stored.state, stored.trials) == ("sim", "finished", "5/5")
-    with pytest.raises(InputError, match="has ended already"):
+    with pytest.raises(InputError, match="has already ended"):
         stop("sim", best)
     list_clean.remove(runs_root(), ["sim"])
     assert store.read() == {}
@@ -304,7 +304,7 @@ def test_a_store_that_does_not_know_the_bucket_is_named_in_a_line(
     refused = dpo_tune("run", yaml, "--set", f"runs_dir={wrong}")
     assert refused.returncode == 2
     assert "NO_SUCH_BUCKET" in refused.stderr
-    assert "; look at its bucket, its region" in refused.stderr
+    assert "; check the bucket, the region" in refused.stderr
     assert refused.stderr.count("\n") == 1
     with pytest.raises(InputError, match="there is no run at s3://no-such-bucket/runs"):
         load_results(wrong)

@@ -77,7 +77,7 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
         return gpu_share.overfull(config, report)
 
     assert message(0.25, 5.9) == message(1, 23.0) == ""
-    assert "a trial took 7.5 GB, and 0.25 of this GPU is 6.0 of 24.0 GB" in message(0.25, 7.5)
+    assert "a trial took 7.5 GB, but 0.25 of this GPU is 6.0 of 24.0 GB" in message(0.25, 7.5)
     assert "3 would fit: type `--set resources.gpus=0.333" in message(0.25, 7.5)
     assert "1 would fit: type `--set resources.gpus=1 " in message(0.5, 23.0)
 
@@ -95,7 +95,7 @@ def test_a_trial_that_takes_more_than_its_fraction_ends_the_search(tmp_path: Pat
 def test_a_batch_of_any_size_is_not_shared_out_among_gpus() -> None:
     content = {"name": "x", "trials": 2, "resources": {"gpus": 2}}
     space = {"optim.batch_size": {"int": [4, 8]}}
-    with pytest.raises(InputError, match=r"5 pairs can't be shared.*`\{choice: \[2, 4\]\}`"):
+    with pytest.raises(InputError, match=r"5 pairs can't be split.*`\{choice: \[2, 4\]\}`"):
         refuse_uneven_batches(SearchConfig.model_validate({**content, "space": space}))
 
 

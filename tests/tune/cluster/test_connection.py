@@ -25,7 +25,7 @@ def test_a_ray_that_does_not_come_up_in_time_is_started_once_more(
     if slow_starts == 1:
         connection._initialize("local")
     else:
-        with pytest.raises(InputError, match="did not come up within 30 seconds, twice"):
+        with pytest.raises(InputError, match="did not start within 30 seconds, twice"):
             connection._initialize("local")
     assert starts == ["local", "local"]
 

@@ -41,7 +41,7 @@ def test_it_says_what_the_tokenizer_makes_of_the_data(tmp_path: Path) -> None:
     assert "data         " in output
     assert "read as prompt + answers, 60 rows; 40 train, 10 eval, 10 test pairs" in output
     assert "tokens, with a chat template" in output
-    assert "left out as longer than data.max_length_tokens, 1,024: none" in output
+    assert "left out, longer than data.max_length_tokens (1,024): none" in output
     assert output.endswith("ready        yes")
 
 
@@ -71,14 +71,14 @@ def test_it_counts_what_is_left_out_and_shows_the_first_bad_rows(tmp_path: Path)
     output = looked_at(search(tmp_path, rows, data={"on_bad_row": "skip", "max_length_tokens": 64}))
     assert "left out: no chosen (1), duplicates (1)" in output
     assert f"             left out: {tmp_path}/rows.jsonl line 63: chosen is null" in output
-    assert "left out as longer than data.max_length_tokens, 64: 1 (1.6%)" in output
+    assert "left out, longer than data.max_length_tokens (64): 1 (1.6%)" in output
 
 
 def test_only_a_sample_of_many_rows_is_tokenised_and_reported_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(previews, "_MOST_ROWS", 20)
-    assert "of 20 of the 60 pairs, drawn at random" in looked_at(search(tmp_path, ROWS))
+    assert "measured on 20 of the 60 pairs, drawn at random" in looked_at(search(tmp_path, ROWS))
 
 
 def test_a_split_whose_pairs_are_all_too_long_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dpo_train import sample
 from dpo_train.errors import InputError
 from tests.conftest import Run
 from tune.commands import init
-from tune.commands.init import Wanted, ask_for_missing, write_search
+from tune.commands.init import InitRequest, ask_for_missing, write_search
 from tune.config.load import load_search
 
 ROWS = [
@@ -45,7 +45,7 @@ def test_two_commands_lead_from_a_folder_and_a_file_to_a_winner(
 
 
 def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
-    printed = write_search(Wanted("my model", "pairs.jsonl", Path("x.yaml")), {})
+    printed = write_search(InitRequest("my model", "pairs.jsonl", Path("x.yaml")), {})
     text = (here / "x.yaml").read_text()
     assert text.startswith("# yaml-language-server: $schema=/")
     assert 'model: {id: "my model"}' in text
@@ -55,19 +55,19 @@ def test_the_file_says_what_everything_is_and_loads(here: Path) -> None:
     assert (config.name, config.model.id, config.data.id) == ("x", "my model", "pairs.jsonl")
     assert len(config.space) == 3
     assert config.lora is not None
-    assert "`dpo-tune run x.yaml`" in printed
+    assert "dpo-tune run x.yaml`" in printed
 
 
 def test_init_writes_the_columns_that_the_data_need(here: Path) -> None:
     renamed = [{"question": r["prompt"], "good": r["chosen"], "bad": [r["rejected"]]} for r in ROWS]
     (here / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
-    wanted = Wanted("sample", "odd.jsonl", Path("odd.yaml"))
+    request = InitRequest("sample", "odd.jsonl", Path("odd.yaml"))
     with pytest.raises(InputError, match=r"--set data.columns.chosen=NAME|data.columns.prompt=que"):
-        write_search(wanted, {})
+        write_search(request, {})
     assert not (here / "odd.yaml").exists()
     columns = {"data.columns.prompt": "question", "data.columns.chosen": "good",
                "data.columns.rejected": "bad[0]", "data.max_length_tokens": 256}  # fmt: skip
-    write_search(wanted, columns)
+    write_search(request, columns)
     data = load_search(Path("odd.yaml")).data
     assert data.columns.rejected == "bad[0]"
     assert data.max_length_tokens == 256
@@ -75,7 +75,7 @@ def test_init_writes_the_columns_that_the_data_need(here: Path) -> None:
 
 def test_with_a_gpu_a_trial_has_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(init, "visible_gpus", lambda: ["one"])
-    write_search(Wanted("sample", "pairs.jsonl", here / "x.yaml"), {})
+    write_search(InitRequest("sample", "pairs.jsonl", here / "x.yaml"), {})
     config = load_search(here / "x.yaml")
     assert (config.resources.gpus, config.trials) == (1, 24)
 
@@ -92,7 +92,7 @@ def test_at_a_terminal_three_questions_are_asked(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or next(answers))
     found = ask_for_missing(None, None, None)
-    assert found == Wanted("my model", "pairs.jsonl", Path("pairs.yaml"))
+    assert found == InitRequest("my model", "pairs.jsonl", Path("pairs.yaml"))
     assert [text.split(":")[0] for text in questions] == [
         "base model", "preference pairs", "file to write [pairs.yaml]",
     ]  # fmt: skip

@@ -34,7 +34,7 @@ def test_the_numbers_of_a_trial_come_again(tmp_path: Path, driver: Driver) -> No
 
     done = replay(tmp_path, record.id, watch)
     assert done.is_exact
-    assert str(done) == "2 reports, all numbers the same to the last bit"
+    assert str(done) == "2 reports; all numbers are the same to the last bit"
     assert seen == [0, 0]
 
 
@@ -46,7 +46,7 @@ def test_the_largest_difference_is_named_with_its_place(tmp_path: Path, driver: 
     driver.records.report(record.id, Step(changed, 1.0, 1.0))
     done = replay(tmp_path, record.id)
     assert not done.is_exact
-    assert str(done) == "2 reports; the largest difference is 0.25, of eval/drift at 192 pairs"
+    assert str(done) == "2 reports; the largest difference is 0.25, in eval/drift at 192 pairs"
 
 
 def test_a_trial_that_can_not_be_trained_again_is_refused(tmp_path: Path, driver: Driver) -> None:

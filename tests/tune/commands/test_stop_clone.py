@@ -78,7 +78,7 @@ def test_clones_are_tried_next_in_their_order_and_beside_the_trials_of_the_searc
     [
         (lambda run, _: stop(run, "x-000"), "has no trial 'x-000'; trials: "),
         (lambda run, trial: clone(run, trial, {"optim.learning_rate": 1.0}), "lies outside"),
-        (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is no axis"),
+        (lambda run, trial: clone(run, trial, {"optim.epochs": 2}), "is not an axis"),
     ],
 )
 def test_an_impossible_stop_or_clone_is_refused_and_leaves_no_request(
@@ -188,7 +188,7 @@ def test_a_search_whose_winner_is_now_chosen_otherwise_is_not_finished(
 def test_a_trial_that_has_ended_is_not_stopped(tmp_path: Path, driver: Driver) -> None:
     trial = driver.start()
     driver.finish(trial, 512, 0.9)
-    with pytest.raises(InputError, match="has ended already \\(finished\\)"):
+    with pytest.raises(InputError, match="has already ended \\(finished\\)"):
         stop(tmp_path, trial.config["task"].name)
 
 
@@ -204,7 +204,7 @@ def test_a_running_search_is_steered_from_another_process(
     wait_until(lambda: any(len(record.curve) >= 2 for record in records_of(run)), process)
     (first,) = records_of(run)
     requested = dpo_tune("clone", "sim", first.id, "--set", "dpo.beta=0.2")
-    assert requested.stdout.startswith("asked: learning_rate=")
+    assert requested.stdout.startswith("requested: learning_rate=")
     assert dpo_tune("stop", "sim", first.id).returncode == 0
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -215,4 +215,4 @@ def test_a_running_search_is_steered_from_another_process(
     assert cloned.config == {**first.config, "dpo.beta": 0.2}
     late = dpo_tune("clone", "sim", first.id)
     assert late.returncode == 2
-    assert f"has ended; let it grow: {sys.executable} -m tune resume" in late.stderr
+    assert f"has ended; to give it more trials: {sys.executable} -m tune resume" in late.stderr

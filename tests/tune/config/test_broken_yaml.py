@@ -74,7 +74,7 @@ def test_a_hundred_broken_yamls_are_each_answered_in_one_line(
             code = f"{type(error).__name__}: {error}"
         shown = capsys.readouterr()
         # Mistakes that the YAML alone does not show are found after the first line of progress.
-        signs = ".*: (looking at model, data and outputs|reading the data)\n"
+        signs = ".*: (checking model, data and outputs|reading the data)\n"
         printed = re.sub(signs, "", shown.out)
         if (code, shown.err.count("\n"), printed) != (2, 1, "") or "Traceback" in shown.err:
             wrong[name] = (code, shown.err, shown.out)

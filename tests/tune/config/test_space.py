@@ -110,23 +110,23 @@ def test_a_grid_over_a_range_of_reals_is_refused() -> None:
         ("model.id", {"choice": ["a"]}, "changes the reference"),
         ("data.chars", {"choice": [[1, 2]]}, "changes the reference"),
         ("trainer", {"choice": ["trl"]}, "must be the same for all trials"),
-        ("lora.r", {"int": [2, 4]}, "while lora may be null"),
+        ("lora.r", {"int": [2, 4]}, "but lora may be null"),
         (
             "optim.batch_size",
             {"log_uniform": [1, 16]},
-            "is a whole number, and log_uniform draws fractions; type "
+            "is a whole number, but log_uniform draws fractions; type "
             "`optim.batch_size: {log_int: [1, 16]}`",
         ),
         ("optim.micro_batch_size", {"uniform": [1, 16]}, "{int: [1, 16]}"),
-        ("optim.batch_size", {"log_int": [0, 16]}, "a logarithm needs low above 0"),
-        ("optim", {"choice": [{"epochs": 5}]}, "is a part, not a field"),
+        ("optim.batch_size", {"log_int": [0, 16]}, "a logarithmic axis needs low above 0"),
+        ("optim", {"choice": [{"epochs": 5}]}, "is a section, not a field"),
         ("dpo.beta", {"uniform": [-1, 0.1]}, "a number above 0"),
         ("dpo.loss", {"choice": ["sigmoid", "sigmiod"]}, "sigmiod"),
         ("optim.batch_size", {"choice": [8, 65]}, "larger than the first evaluation, at 64"),
-        ("dpo.beta", {"uniform": [0.2, 0.1]}, "low below high"),
+        ("dpo.beta", {"uniform": [0.2, 0.1]}, "low must be below high"),
         ("dpo.beta", {"uniform": [0.1, 0.2], "choice": [1]}, "exactly one of"),
         ("dpo.beta", {"log_uniform": [0, 0.1]}, "needs low above 0"),
-        ("dpo.beta", {"uniform": [0.1, 0.2], "when": {"lora": 1}}, "no axis above it"),
+        ("dpo.beta", {"uniform": [0.1, 0.2], "when": {"lora": 1}}, "not an axis listed before it"),
     ],
 )
 def test_an_axis_that_cannot_be_searched_is_refused(
@@ -143,9 +143,9 @@ def test_a_point_outside_is_refused_with_the_axis_and_its_bounds() -> None:
     check_point({"dpo.beta": 0.1}, space)
     with pytest.raises(InputError, match=r"dpo.beta = 0.6 lies outside the space \(uniform 0.1 to"):
         check_point({"dpo.beta": 0.6}, space)
-    with pytest.raises(InputError, match="'seed' is no axis"):
+    with pytest.raises(InputError, match="'seed' is not an axis"):
         check_point({"seed": 1}, space)
-    with pytest.raises(InputError, match="lora.r has no meaning here"):
+    with pytest.raises(InputError, match="lora.r has no effect here"):
         check_point({"lora": None, "lora.r": 2}, WITH_LORA)
 
 
@@ -170,7 +170,7 @@ def test_rungs_off_the_evaluations_are_refused_with_the_nearest_that_fit() -> No
 
 
 def test_annealing_with_epochs_under_asha_warns_once() -> None:
-    with pytest.warns(UserWarning, match="different points of their annealing") as caught:
+    with pytest.warns(UserWarning, match="different points of their learning rate") as caught:
         search(optim={"schedule": "cosine"}, space={"optim.epochs": {"int": [1, 2]}})
     assert len(caught) == 1
 
@@ -187,7 +187,7 @@ def test_every_yaml_of_the_repository_loads() -> None:
 
 
 def test_more_trials_than_a_grid_has_points_are_refused() -> None:
-    with pytest.raises(InputError, match="trials: 5 of a grid that has 2 points"):
+    with pytest.raises(InputError, match="trials: 5 is more than the 2 points"):
         search(trials=5, sampler={"name": "grid"}, space={"seed": {"choice": [0, 1]}})
     with pytest.raises(InputError, match=r"dpo\.beta is uniform; a grid needs"):
         search(sampler={"name": "grid"}, space={"dpo.beta": {"uniform": [0.1, 0.2]}})

@@ -144,7 +144,7 @@ def test_a_folder_that_is_no_run_is_not_removed(
     foreign.mkdir()
     (foreign / "run.json").write_text("{}")
     assert main(["clean", "foreign"]) == 2
-    assert "has no search.yaml, so no search has made it" in capsys.readouterr().err
+    assert "has no search.yaml, so no search made it" in capsys.readouterr().err
     assert foreign.exists()
 
 

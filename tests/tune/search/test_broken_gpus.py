@@ -40,7 +40,7 @@ class Played:
         for trial in trials:
             metadata = self.failures.setdefault(trial, SimpleNamespace(num_failures=0))
             metadata.num_failures += 1  # Tune counts before it reports the failure
-            blamed.append(self.gpus.take(trial, metadata, failure))
+            blamed.append(self.gpus.count_failure(trial, metadata, failure))
         return blamed
 
     @property
@@ -66,8 +66,8 @@ def test_a_report_from_a_gpu_resets_its_failure_count(monkeypatch: pytest.Monkey
     played = Played(monkeypatch)
     played.fail("a")
     played.fail("b")
-    played.gpus.works((Device("n", "10.0.0.5", "1"),))  # another GPU
-    played.gpus.works((Device("n", "10.0.0.5", "0"),))
+    played.gpus.note_report((Device("n", "10.0.0.5", "1"),))  # another GPU
+    played.gpus.note_report((Device("n", "10.0.0.5", "0"),))
     played.fail("a")
     played.fail("b")
     assert played.gpus.count == 0
@@ -100,8 +100,8 @@ def test_a_failure_without_a_gpu_counts_as_the_trials_failure(
 ) -> None:
     played, metadata = Played(monkeypatch), SimpleNamespace(num_failures=1)
     for process, trial in enumerate("abcd"):
-        assert not played.gpus.take(trial, metadata, DeviceFailed(SAID, process))
-    assert not played.gpus.take("a", metadata, None)
+        assert not played.gpus.count_failure(trial, metadata, DeviceFailed(SAID, process))
+    assert not played.gpus.count_failure("a", metadata, None)
     assert (metadata.num_failures, played.gpus.count) == (1, 0)
 
 

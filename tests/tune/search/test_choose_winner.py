@@ -81,7 +81,7 @@ def test_without_an_intact_export_the_next_trial_wins(
     driver.start()
     assert driver.final_tasks.end.stamp is not None
     assert driver.final_tasks.end.stamp.trial == second
-    assert f"no export of {first}, which won, is whole" in capsys.readouterr().out
+    assert f"{first} won, but has no complete export" in capsys.readouterr().out
 
 
 def test_pairs_are_compared_pair_by_pair(tmp_path: Path) -> None:

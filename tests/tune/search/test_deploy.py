@@ -56,7 +56,7 @@ def search(dpo_tune: Run, port: int) -> str:
 @pytest.mark.usefixtures("cluster")
 def test_the_winner_answers_when_its_search_has_ended(dpo_tune: Run, tmp_path: Path) -> None:
     port = free_port()
-    assert f"it answers: http://127.0.0.1:{port}" in search(dpo_tune, port)
+    assert f"served at: http://127.0.0.1:{port}" in search(dpo_tune, port)
     url = f"http://127.0.0.1:{port}/generate"
     answer = httpx.post(url, json={"prompt": "Do bats see?", "max_tokens": 5}, timeout=60).json()
     assert answer["model"] == "quickstart"
@@ -74,7 +74,7 @@ def test_another_winner_in_the_same_folder_is_served_anew(dpo_tune: Run, tmp_pat
     stamp.write_text(stamp.read_text() + "\n")
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps({**results, "served": None}))
-    assert f"it answers: http://127.0.0.1:{port}" in search(dpo_tune, port)
+    assert f"served at: http://127.0.0.1:{port}" in search(dpo_tune, port)
     # Ray restarts replicas only where something differs.
     assert application(run)["runtime_env"] != before["runtime_env"]
 

@@ -52,13 +52,13 @@ def test_a_search_ends_with_a_winner_and_says_how_to_go_on(
     finished = dpo_tune("run", yaml)
     assert finished.returncode == 0
     line = f"; nothing was run now; for more trials: {again}\n"
-    assert re.search(f"sim ended on .*{re.escape(line)}", finished.stdout)
+    assert re.search(f"sim already ended on .*{re.escape(line)}", finished.stdout)
     assert results["winner"]["trial"] in finished.stdout
     assert {p.name: p.stat().st_mtime_ns for p in (run / "trials").iterdir()} == before
 
     other = dpo_tune("run", yaml, "--set", "dpo.beta=0.2")
     assert other.returncode == 2
-    assert "holds another search (dpo.beta: 0.1 there, 0.2 here); give `--name NEW`" in other.stderr
+    assert "holds another search (dpo.beta is 0.1 there, 0.2 here); give " in other.stderr
 
     more = dpo_tune("resume", "sim", "--trials", "+3")
     assert more.returncode == 0, more.stderr

@@ -63,17 +63,17 @@ def test_settings_that_a_trial_can_t_have_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"^resources.gpus: a trial wants 4, this machine has 3; "):
         gpus.refuse_unfit(4)
-    with pytest.raises(InputError, match=r"^resources.gpus: Tesla T4 has compute capability 7.5, "):
+    with pytest.raises(InputError, match=r"^resources.gpus: Tesla T4 has compute capability 7.5 "):
         gpus.refuse_unfit(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
     gpus.refuse_unfit(2)
     (machine / "gcc").unlink()
-    with pytest.raises(InputError, match=r"^resources.gpus: no C compiler is here, .*apt-get"):
+    with pytest.raises(InputError, match=r"^resources.gpus: there is no C compiler, .*apt-get"):
         gpus.refuse_unfit(2)
     monkeypatch.setenv("CC", "/opt/bin/cc")
     gpus.refuse_unfit(2)
     monkeypatch.setattr(gpus.sysconfig, "get_path", lambda _: str(machine))
-    with pytest.raises(InputError, match=r"^resources.gpus: .*/Python.h is not here, "):
+    with pytest.raises(InputError, match=r"^resources.gpus: there is no .*/Python.h, which "):
         gpus.refuse_unfit(2)
     (machine / "nvidia-smi").unlink()
     assert gpus.visible_gpus() == []

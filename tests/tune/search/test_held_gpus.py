@@ -52,13 +52,13 @@ def await_free(gpus: float, look: Any = None) -> None:
 def test_one_gpu_is_held_whole_and_the_others_are_let_go(node: str, gpu: str, share: float) -> None:
     address = ray.util.get_node_ip_address()
     hold = broken_gpus._Hold(Device(node, address, gpu), share)
-    hold.look()
+    hold.update()
     deadline = time.monotonic() + 60
-    while not (len(hold._here) == hold._places and not hold._elsewhere):
+    while not (len(hold._here) == hold._slots and not hold._elsewhere):
         assert time.monotonic() < deadline
-        hold.look()
+        hold.update()
         time.sleep(0.1)
-    await_free(1.0, hold.look)
+    await_free(1.0, hold.update)
 
     def seen() -> str:
         return os.environ["CUDA_VISIBLE_DEVICES"]

@@ -82,8 +82,8 @@ def test_a_trial_that_does_not_fit_alone_is_refused(machine: Any, rows: list[Row
     with pytest.raises(
         InputError,
         match=r"memory: one trial with one pair at once and activation checkpointing takes about "
-        r"1\.\d GB with Ray, and 1\.0 GB may be taken \(.*\); type `--set lora=\{\}` to train an "
-        r"adapter",
+        r"1\.\d GB with Ray, but the search may use 1\.0 GB \(.*\); type `--set lora=\{\}` "
+        r"to train an adapter",
     ):
         memory_plan.plan_memory(search(), rows)
     with pytest.raises(InputError, match="--set data.max_length_tokens=512"):
@@ -110,7 +110,7 @@ def test_checkpointing_is_switched_on_where_nothing_fits_without_it(
     between = (again.need(1, 0).total + plain.need(1, 0).total) / 2 / GIGABYTE
     machine(between)
     assert memory_plan.plan_memory(adapter, rows).message.startswith(
-        "optim.activation_checkpointing is switched on: one pair at once takes about "
+        "optim.activation_checkpointing is switched on: without it one pair at once "
     )
     never = search(lora={"r": 4}, trainer="packed", optim={"activation_checkpointing": False})
     with pytest.raises(InputError, match="memory: one trial with one pair at once takes"):
@@ -177,7 +177,7 @@ def test_doctor_says_what_one_and_all_take(
     for phrase in ("process", "weights of its own", "optimizer of a trial", "for a pass of"):
         assert phrase in one
     assert together.startswith("all at once  about ")
-    assert "4 trials and Ray; 100.0 GB may be taken" in together
+    assert "4 trials and Ray; the search may use 100.0 GB" in together
     machine(1.0)
     with pytest.raises(InputError, match="one trial with one pair at once"):
         list(memory_plan.lines(search(), rows))

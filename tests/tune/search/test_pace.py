@@ -16,7 +16,7 @@ class Clock:
 def begun(clock: Clock, trials: int, pairs: int = 1000) -> Pace:
     pace = Pace(clock)
     for number in range(trials):
-        pace.saw(str(number), 0, pairs)
+        pace.update(str(number), 0, pairs)
     return pace
 
 
@@ -25,9 +25,9 @@ def test_nothing_is_said_before_a_tenth_of_a_trial_was_trained() -> None:
     pace = begun(clock, 2)
     assert pace.seconds_left(6) is None
     clock.seconds = 60.0
-    pace.saw("0", 99, 1000)
+    pace.update("0", 99, 1000)
     assert pace.seconds_left(6) is None
-    pace.saw("0", 100, 1000)
+    pace.update("0", 100, 1000)
     assert pace.seconds_left(6) is not None
 
 
@@ -36,7 +36,7 @@ def test_trials_that_are_half_done_count_half() -> None:
     pace = begun(clock, 2)
     clock.seconds = 50.0
     for trial in ("0", "1"):
-        pace.saw(trial, 500, 1000)
+        pace.update(trial, 500, 1000)
     assert pace.seconds_left(2) == pytest.approx(50)
     assert pace.seconds_left(4) == pytest.approx(150)
     assert pace.share_done("0") == 0.5
@@ -47,8 +47,8 @@ def test_the_slowest_trial_decides_the_end() -> None:
     clock = Clock()
     pace = begun(clock, 2)
     clock.seconds = 100.0
-    pace.saw("0", 900, 1000)
-    pace.saw("1", 100, 1000)
+    pace.update("0", 900, 1000)
+    pace.update("1", 100, 1000)
     assert pace.seconds_left(2) == pytest.approx(900)
 
 
@@ -57,12 +57,12 @@ def test_trials_are_taken_to_end_where_others_were_stopped() -> None:
     pace = begun(clock, 4)
     clock.seconds = 10.0
     for trial in "0123":
-        pace.saw(trial, 100, 1000)
-    pace.ended("0", 200)
-    pace.ended("1", 200)
+        pace.update(trial, 100, 1000)
+    pace.end("0", 200)
+    pace.end("1", 200)
     # 500 pairs took 10 s. Two trials have 100 pairs left, and two will come with 200 each.
     assert pace.seconds_left(4) == pytest.approx(600 / 60)
-    pace.saw("2", 300, 1000)  # further than any stopped trial, so it will finish
+    pace.update("2", 300, 1000)  # further than any stopped trial, so it will finish
     assert pace.seconds_left(2) == pytest.approx(700 / 30)  # the other trial ends long before
     assert pace.share_done("2") == pytest.approx(0.3)
 
@@ -70,13 +70,13 @@ def test_trials_are_taken_to_end_where_others_were_stopped() -> None:
 def test_a_trial_that_goes_on_from_a_saved_state_counts_what_it_trains_here() -> None:
     clock = Clock()
     pace = Pace(clock)
-    pace.saw("a", 800, 1000)
+    pace.update("a", 800, 1000)
     clock.seconds = 10.0
-    pace.saw("a", 900, 1000)
+    pace.update("a", 900, 1000)
     assert pace.seconds_left(1) == pytest.approx(10)
-    pace.saw("a", 850, 1000)  # its process died
+    pace.update("a", 850, 1000)  # its process died
     clock.seconds = 20.0
-    pace.saw("a", 900, 1000)
+    pace.update("a", 900, 1000)
     assert pace.pairs_per_second("a") == pytest.approx(150 / 20)
 
 
@@ -84,7 +84,7 @@ def test_a_trial_that_was_not_seen_before_its_first_report_counts() -> None:
     clock = Clock()
     clock.seconds = 100.0
     pace = Pace(clock)
-    pace.began("a", 0, 1000, seconds_ago=10)
-    pace.saw("a", 200, 1000)
+    pace.start("a", 0, 1000, seconds_ago=10)
+    pace.update("a", 200, 1000)
     assert pace.pairs_per_second("a") == pytest.approx(20)
     assert pace.seconds_left(2) == pytest.approx(90)

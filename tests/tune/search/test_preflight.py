@@ -47,7 +47,7 @@ def test_a_batch_must_be_shared_out_among_the_gpus_of_a_cluster(
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     axis = {"optim.batch_size": {"int": [3, 6]}}
     for changes, size in (({}, 8), ({"space": axis, "optim": {"batch_size": 3}}, 4)):
-        with pytest.raises(InputError, match=f"{size} pairs can't be shared out among the 3 GPUs"):
+        with pytest.raises(InputError, match=f"{size} pairs can.t be split evenly among the 3"):
             preflight.refuse_impossible(search(resources={"gpus": 3}, **changes))
     preflight.refuse_impossible(search(resources={"gpus": 3}, optim={"batch_size": 6}))
 

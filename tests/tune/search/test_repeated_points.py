@@ -21,11 +21,11 @@ from tune.run_folder.yaml_file import write_yaml
 from tune.search.resume import (
     EXHAUSTED,
     adopt,
+    finished_message,
     grow,
     is_exhausted,
     is_finished,
     refuse_other_search,
-    what_ended,
 )
 from tune.workers.outcome import Ending, Outcome
 
@@ -241,7 +241,7 @@ def test_a_search_that_has_tried_every_point_is_finished_until_points_may_be_rep
     run = open_run(RunFolder.at(tmp_path))
     assert is_finished(run)
     # Neither a clone nor the same command again suggests more trials, because no points are left.
-    assert what_ended(run).endswith(f"nothing was run now; {EXHAUSTED}")
+    assert finished_message(run).endswith(f"nothing was run now; {EXHAUSTED}")
     with pytest.raises(InputError, match="has ended; every point of the space has been tried"):
         clone(tmp_path, next(iter(driver.records.trials)), {})
     repeating = driver.config.model_copy(update={"repeat_points": True})
@@ -255,7 +255,7 @@ def test_a_grid_that_cannot_grow_stays_as_it_is(tmp_path: Path) -> None:
     write_yaml(tmp_path / "search.yaml", driver.config)
     play(driver)
     written = (tmp_path / "search.yaml").read_text()
-    with pytest.raises(InputError, match="trials: 11 of a grid that has 3 points"):
+    with pytest.raises(InputError, match="trials: 11 is more than the 3 points"):
         grow(open_run(RunFolder.at(tmp_path)), 11)
     assert (tmp_path / "search.yaml").read_text() == written
 

@@ -46,7 +46,7 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
     wait_until(lambda: len(shown()) == 2, process)
     printed = dpo_tune("show", "sim").stdout
     assert "no trial has reported yet" in printed
-    assert "at work now:" in printed
+    assert "running now:" in printed
     first, second = records_of(run)
     for record in (first, second):
         assert f"  {record.id}: training, at " in printed
@@ -59,7 +59,7 @@ def test_show_says_what_runs_and_a_stop_waits_for_no_evaluation(
     assert process.returncode == 1, output  # nothing was measured, so nothing was won
     assert all(record.error == "on request" for record in records_of(run))
     assert re.fullmatch(
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d sim: looking at model, data and outputs",
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d sim: checking model, data and outputs",
         output.splitlines()[0],
     )
     live = describe_live(RunFolder.at(run))
@@ -126,7 +126,7 @@ def test_in_a_terminal_the_states_before_the_first_trial_are_shown(
     code, screen = run_in(120, 40, command, tmp_path)
     assert code == 0, "\n".join(screen.lines)
     drawn = "\n".join(screen.erased)
-    for state in ("sim: looking at model", "sim: reading the data", "connecting to the Ray cluster",
+    for state in ("sim: checking model", "sim: reading the data", "connecting to the Ray cluster",
                   "starting the trials' processes", "reference log-probs "):  # fmt: skip
         assert state in drawn
     assert "sim: read as: " in "\n".join(screen.lines)

@@ -121,7 +121,7 @@ def test_a_password_does_not_go_into_a_search() -> None:
         check_storage("postgresql://me:secret@host/name")
     with pytest.raises(InputError, match="PGPASSWORD"):
         check_storage("postgresql://host/name?user=me&password=secret")
-    with pytest.raises(InputError, match="and is none"):
+    with pytest.raises(InputError, match="is not a valid one"):
         check_storage("postgresql://[bad")
     check_storage("postgresql://me@host/name")
 

@@ -40,8 +40,8 @@ def config(**content: Any) -> SearchConfig:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"sampler": {"name": "cmaes"}}, "type `sampler: {name: tpe}`, or gp, random or grid"),
-        ({"stopping": {"name": "median"}}, "type `stopping: {name: asha}`, or none"),
+        ({"sampler": {"name": "cmaes"}}, "type `sampler: {name: tpe}`, or take gp"),
+        ({"stopping": {"name": "median"}}, "type `stopping: {name: asha}`, or take none"),
         ({"objective": ["eval/drift", "eval/accuracy"]}, r"`objective: \[eval/accuracy, eval/drif"),
         ({"objective": ["eval/accuracy", "eval/nll"]}, "--set stopping.metric=eval/accuracy"),
     ],

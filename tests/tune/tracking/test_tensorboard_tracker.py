@@ -134,5 +134,5 @@ def test_torch_stays_out_of_the_process(tmp_path: Path) -> None:
 
 
 def test_a_search_on_a_url_is_refused() -> None:
-    with pytest.raises(InputError, match="tensorboard: its files are written under a local runs"):
+    with pytest.raises(InputError, match="tensorboard: its files can only be written under a"):
         config(runs_dir="s3://bucket/runs")

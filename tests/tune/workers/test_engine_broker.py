@@ -151,7 +151,7 @@ def test_an_engine_whose_gpu_failed_is_ended(node: str) -> None:
     broker = Broker(8, idle_seconds=60)
     engine = broker.enter("a", node, "0")
     ray.get(engine.__ray_call__.remote(lambda actor: actor._sessions.update(a=OfABrokenGpu())))
-    entered = object.__new__(engine_session._Entered)  # this is what a trial's process holds
+    entered = object.__new__(engine_session._Engine)  # this is what a trial's process holds
     entered._trial, entered._actor, entered._kills_before = "a", engine, kernel_kills()
     for _ in range(2):  # first the GPU fails, from then on its process
         with pytest.raises(DeviceFailed, match="^the GPU failed: CUDA error: device-side assert"):
@@ -200,7 +200,7 @@ class Refusing:
 def test_a_trial_that_could_not_be_opened_leaves_its_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_session, "_Entered", Refusing)
+    monkeypatch.setattr(engine_session, "_Engine", Refusing)
     with pytest.raises(InputError):
         EngineSession("a", Opening(TrainConfig(), Path(), "cpu"))
     assert Refusing.left == ["a"]
@@ -209,5 +209,5 @@ def test_a_trial_that_could_not_be_opened_leaves_its_engine(
 def test_a_dead_broker_lets_tune_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(get_accelerator_ids=dict, get_node_id=lambda: "node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    with pytest.raises(EngineLost, match="no engine was given to a: its coordinator isn't there"):
+    with pytest.raises(EngineLost, match="no engine was given to a: there is no coordinator"):
         EngineSession("a", Opening(TrainConfig(), Path(), "cpu"))
