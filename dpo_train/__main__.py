@@ -44,8 +44,11 @@ def _take_the_first_gpu() -> None:
     import torch  # slow to import
 
     if torch.cuda.device_count() > 1:  # it was counted by CUDA itself, which then looks no more
-        raise InputError(f"one trial trains on one GPU; type `export CUDA_VISIBLE_DEVICES={first}`")
-    print(f"one trial trains on one GPU: number {first} of those here", flush=True)
+        raise InputError(
+            "one trial trains on one GPU, and several are visible; type "
+            f"`export CUDA_VISIBLE_DEVICES={first}`"
+        )
+    print(f"one trial trains on one GPU: this one uses GPU {first}", flush=True)
 
 
 def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
@@ -86,7 +89,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         return 1
     finally:
         session.close()
-    print(f"the model lies in {out}")
+    print(f"the model is in {out}")
     return 0
 
 

@@ -27,8 +27,8 @@ def checkpointed_layers(model: Any) -> list[Any]:
     layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     if not layers:
         raise InputError(
-            "optim.activation_checkpointing: transformers can't compute the layers of this model "
-            "again; take it out, and lower optim.micro_batch_size to save memory"
+            "optim.activation_checkpointing: transformers can't recompute the layers of this "
+            "model; take it out, and lower optim.micro_batch_size to save memory"
         )
     model.activation_checkpointing_enable(OPTIONS)
     model.disable_input_require_grads()

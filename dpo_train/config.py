@@ -94,7 +94,10 @@ class DataConfig(Part):
         if self.chars and self.chars[0] > self.chars[1]:
             raise ValueError(f"chars: {list(self.chars)} is [fewest, most]; swap the two")
         if self.eval_fraction + self.test_fraction >= 1:
-            raise ValueError("eval_fraction and test_fraction leave nothing to train on")
+            raise ValueError(
+                "eval_fraction and test_fraction leave nothing to train on; their sum must be "
+                "below 1"
+            )
         return self
 
 
@@ -155,9 +158,11 @@ class LoraConfig(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.dropout:
-            raise ValueError("dropout: DPO needs log-ratios without noise; leave it at 0")
+            raise ValueError("dropout: it adds noise to DPO's log-ratios; leave it at 0")
         if "lm_head" in self.target_modules:
-            raise ValueError("target_modules: an adapter on lm_head would never be trained")
+            raise ValueError(
+                "target_modules: an adapter on lm_head would never be trained; take lm_head out"
+            )
         return self
 
 
@@ -211,8 +216,8 @@ class TrainConfig(Part):
         if self.model.dtype == "bfloat16" and self.lora is None:
             raise ValueError(
                 "model.dtype: bfloat16 weights can't be trained in full (at learning rate 1e-5 "
-                "most updates round to nothing); type float32, on a GPU the computing is in "
-                "bfloat16 all the same, or add `lora: {}`"
+                "most updates round to nothing); type `float32` (a GPU computes in bfloat16 "
+                "anyway), or add `lora: {}`"
             )
         self._refuse_unused()
         if self.model.quantization is not None and self.lora is None:
@@ -228,25 +233,26 @@ class TrainConfig(Part):
         unpacked = [name for name in self.dpo.losses if name in NOT_PACKED]
         if self.trainer == "packed" and unpacked:
             raise ValueError(
-                f"dpo.loss: {', '.join(unpacked)} is not packed (it compares the pairs of a "
-                "batch); type `trainer: trl`, or another loss"
+                f"dpo.loss: `trainer: packed` can't train {', '.join(unpacked)} (it compares the "
+                "pairs of a batch); type `trainer: trl`, or another loss"
             )
         batch, first = self.optim.batch_size, self.next_evaluation(0)
         if batch > first and self.eval_every_pairs:
             raise ValueError(
-                f"optim.batch_size {batch} is larger than eval_every_pairs {first}: rungs would be "
-                "skipped; raise eval_every_pairs"
+                f"optim.batch_size {batch} is larger than eval_every_pairs {first}, so evaluations "
+                "would be skipped; raise eval_every_pairs"
             )
         if batch > first:
             raise ValueError(
                 f"optim.batch_size {batch} is larger than the first evaluation, at {first} pairs; "
-                "raise stopping.grace_pairs of a search, else eval_at_pairs"
+                "in a search raise stopping.grace_pairs, otherwise raise eval_at_pairs"
             )
         coupled = [loss for loss in self.dpo.losses if loss in COUPLED_LOSSES]
         if coupled and self.optim.pairs_at_once < self.optim.batch_size:
             raise ValueError(
-                f"optim.micro_batch_size: {coupled[0]} couples the rows of a batch, so a batch of "
-                f"{self.optim.batch_size} can't be split; lower optim.batch_size"
+                f"optim.micro_batch_size: the loss {coupled[0]} needs all pairs of a batch at "
+                f"once, so a batch of {self.optim.batch_size} can't be split; lower "
+                "optim.batch_size"
             )
         return self
 
@@ -260,18 +266,19 @@ class TrainConfig(Part):
                 )
         if self.trainer == "packed" and self.model.attention is not None:
             raise ValueError(
-                "model.attention: `trainer: packed` has an attention of its own; take it out, or "
-                "type `trainer: trl`"
+                "model.attention: `trainer: packed` computes attention in its own way; take "
+                "model.attention out, or type `trainer: trl`"
             )
         if self.trainer != "trl" and self.trl != TrlConfig():
             raise ValueError(
-                f"trl: its fields are for `trainer: trl`; take it out, or replace {self.trainer}"
+                f"trl: these fields do nothing with `trainer: {self.trainer}`; take them out, or "
+                "type `trainer: trl`"
             )
         self._refuse_losses_of_trl()
         if self.trainer != "trl" and self.optim.name != "adamw":
             raise ValueError(
-                f"optim.name: {self.optim.name} needs `trainer: trl`; an adapter's moments are "
-                "small, type `name: adamw`"
+                f"optim.name: {self.optim.name} needs `trainer: trl`; type `name: adamw` (it "
+                "keeps little memory for an adapter)"
             )
 
     def _refuse_losses_of_trl(self) -> None:
@@ -280,13 +287,13 @@ class TrainConfig(Part):
         apart = [loss for loss in losses if loss not in F_DIVERGENCE_LOSSES]
         if kind != "reverse_kl" and apart:
             raise ValueError(
-                f"trl.f_divergence_type: {kind} does not go with dpo.loss {apart[0]}; it does with "
-                f"{', '.join(F_DIVERGENCE_LOSSES)}"
+                f"trl.f_divergence_type: {kind} does not work with dpo.loss {apart[0]}; it works "
+                f"with {', '.join(F_DIVERGENCE_LOSSES)}"
             )
         sorting = [loss for loss in losses if loss in NOT_PACKED]
         if self.trl.use_weighting and sorting:
             raise ValueError(
-                f"trl.use_weighting: it does not go with dpo.loss {sorting[0]}, which sorts the "
+                f"trl.use_weighting: it does not work with dpo.loss {sorting[0]}, which sorts the "
                 "pairs of a batch; take one of them out"
             )
 

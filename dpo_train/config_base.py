@@ -67,7 +67,7 @@ def read_yaml(path: Path) -> YamlTree:
 def _remedy(problem: str) -> str:
     """What to do about an error in YAML's own words."""
     if "duplicate key" in problem:
-        return "a key stands once: take one of them out"
+        return "a key may appear only once; take one of them out"
     if "\\t" in problem:
         return "indent with spaces, not with tabs"
     return "correct the line; YAML is written like `trials: 24` or `data: {id: pairs.jsonl}`"

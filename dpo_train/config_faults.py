@@ -119,7 +119,7 @@ def _instead(path: str, siblings: Sequence[str], known: Iterable[str]) -> str:
         return advice
     if alike := _alike(name, siblings) or _alike(name, known):
         return _did_you_mean(alike)
-    return f"allowed there: {few([each.rpartition('.')[2] for each in siblings])}"
+    return f"allowed here: {few([each.rpartition('.')[2] for each in siblings])}"
 
 
 def _alike(name: str, paths: Iterable[str]) -> list[str]:

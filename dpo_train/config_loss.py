@@ -51,10 +51,11 @@ class DpoConfig(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.losses:
-            raise ValueError("loss: name at least one")
+            raise ValueError("loss: the list is empty; name at least one loss")
         if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
             raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses"
+                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses; "
+                "give one for each"
             )
         if "exo_pair" in self.losses and self.label_smoothing == 0:
             raise ValueError("exo_pair needs label_smoothing above 0; its paper uses 1e-3")

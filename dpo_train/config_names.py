@@ -43,7 +43,7 @@ OF_TRL: dict[str, tuple[str, ...]] = {
         "resume_from_checkpoint", "output_dir", "load_best_model_at_end",
     ),
     "type `objective` of a search": ("metric_for_best_model", "greater_is_better"),
-    "take it out: a search tells its trackers by itself": (
+    "take it out: a search reports to its trackers by itself": (
         "report_to", "run_name", "project", "logging_strategy", "logging_steps",
         "logging_first_step", "logging_nan_inf_filter", "disable_tqdm",
     ),
@@ -58,16 +58,16 @@ OF_TRL: dict[str, tuple[str, ...]] = {
     "take it out: Liger's kernels are used where they are installed": (
         "use_liger_kernel", "liger_kernel_config",
     ),
-    "take it out: the memory of a pass is bounded by rows that are not padded so": (
+    "take it out: the memory limit of a pass assumes rows without this padding": (
         "pad_to_multiple_of",
     ),
-    "take it out: DPO needs log-ratios without noise": ("disable_dropout", "neftune_noise_alpha"),
+    "take it out: it adds noise to DPO's log-ratios": ("disable_dropout", "neftune_noise_alpha"),
     "take it out: the reference is the base, and its log-probs are computed once for all trials": (
         "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model",
         "ref_model_mixup_alpha", "ref_model_sync_steps",
     ),
-    "take it out: TRL weighs the policy's tokens, and would compare them with the reference's "
-    "whole sums": ("ld_alpha",),
+    "take it out: TRL would weight the policy's tokens but not the reference's, whose log-probs "
+    "are stored as sums": ("ld_alpha",),
 }  # fmt: skip
 """What to do in place of setting a field of TRL's DPOConfig, and the names of those fields."""
 OF_OTHERS: dict[str, tuple[str, ...]] = {

@@ -42,10 +42,10 @@ class TrlConfig(Part):
         for name in sorted(map(str, others)):
             for advice, names in OF_TRL.items():
                 if name in names:
-                    raise ValueError(f"{name} is not for a trial to set; {advice}")
+                    raise ValueError(f"{name} can't be set here; {advice}")
             if name in json.loads(TABLE.read_text(encoding="utf-8")):
                 raise ValueError(
-                    f"{name} is not handed on to TRL, because no test here covers it; take it "
+                    f"{name} is not passed on to TRL, because dpo-tune does not test it; take it "
                     f"out. Allowed: {', '.join(cls.model_fields)}"
                 )
         return content

@@ -47,8 +47,8 @@ def use_fused_kernels(model: Any) -> None:
         _refused[kind] = "" if is_near else f"{apart:.2g}"
     if _refused[kind]:
         raise InputError(
-            f"model.id: liger-kernel computes other logits than this model (by {_refused[kind]} of "
-            "the largest); type `pip uninstall liger-kernel`"
+            f"model.id: liger-kernel changes this model's logits (by {_refused[kind]} of the "
+            "largest); type `pip uninstall liger-kernel`"
         )
 
 

@@ -13,10 +13,10 @@ from dpo_train.errors import one_line
 from dpo_train.hub_offline import look_for_hub
 
 HF_LOGIN = script("hf", "auth", "login")
-LOGIN_REFUSED = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
+LOGIN_REFUSED = f"the Hub does not accept the login (401); type `{HF_LOGIN}`"
 _READING = {
-    403: "the login may not read it (403)",
-    404: "the Hub has none of this name, or hides it from this login",
+    403: "this login may not read it (403)",
+    404: "the Hub has nothing of this name, or this login may not see it",
     429: "the Hub has had too many requests (429)",
 }
 
@@ -85,7 +85,8 @@ def _answer_behind(error: Exception) -> BaseException:
 
 
 def unreachable(error: BaseException) -> str:
-    return f"the Hub can't be reached or broke off ({type(error).__name__}: {one_line(error)})"
+    cause = f"{type(error).__name__}: {one_line(error)}"
+    return f"the Hub can't be reached, or the connection broke ({cause})"
 
 
 def status(error: BaseException) -> int | None:

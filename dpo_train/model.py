@@ -154,8 +154,8 @@ def _load(config: ModelConfig, weights: Path | None, **how: Any) -> Any:
         raise unloadable(config, "the model", error) from None
     if missing := sorted(found["missing_keys"]):
         raise InputError(
-            f"model.id: the files of {config.id!r} lack {len(missing)} of the model's weights, "
-            f"{missing[0]} among them; is it whole?"
+            f"model.id: the files of {config.id!r} lack {len(missing)} of the model's weights, for "
+            f"example {missing[0]}; give a complete model"
         )
     model.config._name_or_path = str(folder or config.id)
     model_settings.switch_off_dropout(model)
@@ -195,7 +195,7 @@ def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedToken
     if tokenizer.chat_template is None:
         raise InputError(
             f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct "
-            "model, or save one into its tokenizer"
+            "model, or save a chat template into this tokenizer"
         )
     return tokenizer
 
@@ -227,8 +227,8 @@ def as_refusal(error: BaseException, what: str) -> BaseException:
         return error
     cause = f"{type(error).__name__}: {one_line(error)}"
     return InputError(
-        f"model.id: {what} can't be done with this model, its code fails ({cause}); give another "
-        "model or other settings"
+        f"model.id: {what} fails in this model's own code ({cause}); give another model or other "
+        "settings"
     )
 
 
@@ -245,10 +245,10 @@ def refuse_missing_targets(base: PreTrainedModel, lora: LoraConfig) -> None:
                 for name, module in base.named_modules()
                 if type(module).__name__ in ("Linear", "Conv1D", "QuantizedLinear")
             ]
-            there = ", ".join(dict.fromkeys(name for name in linear if name != "lm_head"))
+            allowed = ", ".join(dict.fromkeys(name for name in linear if name != "lm_head"))
             raise InputError(
                 f"lora.target_modules: the model has no layer {target!r}; its linear layers are "
-                f"{there}, or type `all-linear`"
+                f"{allowed}; name some of these, or type `all-linear`"
             )
 
 

@@ -43,8 +43,8 @@ def resolve(config: ModelConfig) -> ModelConfig:
     _refuse_adapter(config.id, path is not None, adapter is not None)
     if path is None:
         raise InputError(
-            f"model.id: {config.id!r} has no config.json on the Hub, or not in the cache; give a "
-            "Hub id of a model, a folder, or `sample`"
+            f"model.id: no config.json of {config.id!r} was found on the Hub or in the cache; give "
+            "a Hub id of a model, a folder, or `sample`"
         )
     return config.model_copy(update={"revision": path.parent.name})
 
@@ -65,8 +65,8 @@ def refuse_folder(folder: Path) -> None:
             is_object = False
         if not is_object:
             raise InputError(
-                f"model.id: {folder / name} holds no JSON object; bring the folder here once more, "
-                "or give a Hub id, or `sample`"
+                f"model.id: {folder / name} is not a JSON object; copy the folder again, or give a "
+                "Hub id, or `sample`"
             )
 
 
@@ -115,7 +115,7 @@ def _refuse_adapter(place: str, has_model: bool, has_adapter: bool) -> None:
     if has_model:
         raise InputError(
             f"model.id: {place} holds a whole model and an adapter ({_ADAPTER}), and transformers "
-            "would load both; keep them in two folders, and give the model's"
+            "would load both; put them into two folders, and give the model's folder"
         )
     command = dpo_tune("push", "RUN", "--merged", "--to", "FOLDER")
     raise InputError(
@@ -191,9 +191,11 @@ def parameter_count(config: ModelConfig) -> int:
         what = f"model.id: the safetensors of {config.id!r} can't be read"
         if local_folder(config) is None:
             raise InputError(f"{what}: {hub_errors.explain(error)}") from None
-        raise InputError(f"{what} ({one_line(error)}); is it whole?") from None
+        raise InputError(f"{what} ({one_line(error)}); copy the folder again") from None
     if not count:
-        raise InputError(f"model.id: {config.id!r} holds no safetensors; convert it first")
+        raise InputError(
+            f"model.id: {config.id!r} has no safetensors files; convert its weights to safetensors"
+        )
     return count
 
 

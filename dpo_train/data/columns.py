@@ -38,8 +38,8 @@ class Columns:
         for part, path in self._paths.items():
             if not _PATH.fullmatch(path) and any(mark in path for mark in "[]"):
                 raise InputError(
-                    f"data.columns.{part}: {path!r} is no column or path; type a name, or a path "
-                    "like messages[0].content or answers.0"
+                    f"data.columns.{part}: {path!r} is not a column or a path; type a name, or a "
+                    "path like messages[0].content or answers.0"
                 )
 
     @property
@@ -82,9 +82,9 @@ class Columns:
             is_there = path != part or (part == "prompt" and part in names)
             if is_there and part not in found:
                 raise InputError(
-                    f"data.columns.{part}: {path!r} is null or not there in all rows; type "
+                    f"data.columns.{part}: {path!r} is null or missing in all rows; type "
                     f"`--set data.columns.{part}=NAME`, or a path in a column, or "
-                    f"`--set data.columns.{part}=null` to do without it"
+                    f"`--set data.columns.{part}=null` to train without it"
                 )
         for name in _MEDIA:
             if name in filled:

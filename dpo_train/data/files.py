@@ -56,7 +56,8 @@ def read_file(path: Path, wanted: Collection[str]) -> Iterator[Record]:
             yield from _json(path)
         else:
             raise InputError(
-                f"data.id: {path} is none of {', '.join(FORMATS)}; the texts may also end in .gz"
+                f"data.id: {path} is not a file of {', '.join(FORMATS)}; all but .parquet may also "
+                "end in .gz"
             )
     except UnicodeDecodeError:
         raise InputError(
@@ -118,7 +119,7 @@ def _json_list(path: Path) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         raise InputError(
             f"data.id: {path} line {error.lineno} (row {number + 1}): not JSON ({error.msg}); a "
-            "file that begins with [ is one list of rows, another has one row a line"
+            "file that begins with [ must be one list of rows, any other must have one row a line"
         ) from None
 
 
@@ -136,7 +137,7 @@ def _object(line: bytes, parser: _Parser) -> Fields | BadRow:
     except json.JSONDecodeError as error:
         return BadRow("not JSON", f"not JSON ({error.msg})")
     if end != len(text):
-        return BadRow("not JSON", "not JSON (more follows the object on its line)")
+        return BadRow("not JSON", "not JSON (there is more after the object on its line)")
     return content
 
 
@@ -156,7 +157,7 @@ class _Parser:
         except RecursionError:
             raise json.JSONDecodeError("nested too deeply", text, position) from None
         if self._twice:
-            return BadRow("a key given twice", f"the key {self._twice!r} stands twice"), end
+            return BadRow("a key given twice", f"the key {self._twice!r} is given twice"), end
         if not isinstance(row, dict):
             shown = f"a row must be a mapping of columns, not {row!r:.60}"
             return BadRow("not a mapping", shown), end
@@ -191,8 +192,8 @@ def _table(path: Path, delimiter: str) -> Iterator[Record]:
                 yield Record(place, _fields(names, fields, delimiter))
         except csv.Error as error:
             raise InputError(
-                f"data.id: {path} line {reader.line_num}: {one_line(error)}; a field with commas, "
-                'quotes or line breaks stands in quotes, and a quote in it is written ""'
+                f"data.id: {path} line {reader.line_num}: {one_line(error)}; put a field with "
+                'commas, quotes or line breaks in quotes, and write a quote in it as ""'
             ) from None
 
 
@@ -203,8 +204,8 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
     other = next((mark for mark in (";", "\t", ",", "|") if mark in names[0]), None)
     if len(names) == 1 and other and other != delimiter:
         raise InputError(
-            f"data.id: {path}: its columns are separated by {other!r}, where {delimiter!r} "
-            "is expected; save it as .csv with commas or as .tsv with tabs"
+            f"data.id: {path}: the columns are separated by {other!r}, but {delimiter!r} is "
+            "expected; save the file as .csv with commas or as .tsv with tabs"
         )
     return names
 
@@ -212,15 +213,15 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
 def _fields(names: list[str], fields: list[str], delimiter: str) -> Fields | BadRow:
     if len(fields) != len(names):
         return BadRow(
-            "another number of fields than columns",
-            f"{len(fields)} fields under {len(names)} columns; a field with the separator in it "
-            "stands in quotes",
+            "not as many fields as columns",
+            f"{len(fields)} fields under {len(names)} columns; put a field that contains the "
+            "separator in quotes",
         )
     if delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
         return BadRow(
             "a quote that spans rows",
-            "a field holds tabs and line breaks: a quote at its beginning ends rows later; write "
-            'a quote as "" in quotes',
+            "a field with tabs and line breaks begins with a quote that ends rows later; write a "
+            'quote as "", and put the field in quotes',
         )
     return dict(zip(names, fields, strict=True))
 
@@ -244,8 +245,8 @@ def _parquet(path: Path, wanted: Collection[str]) -> Iterator[Record]:
     with path.open("rb") as file:
         if file.read(20).startswith(b"version https://git-"):
             raise InputError(
-                f"data.id: {path} is a pointer of Git LFS, not the data; type `git lfs pull` in "
-                "its folder"
+                f"data.id: {path} is a Git LFS pointer, not the data; type `git lfs pull` in its "
+                "folder"
             )
     with pyarrow.parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names

@@ -55,7 +55,8 @@ def without_overlap(splits: dict[str, list[Row]], dropped: Counter[str]) -> dict
         keys = [row.prompt_key for row in splits[name]]
         clean[name] = [row for key, row in zip(keys, splits[name], strict=True) if key not in taken]
         if lost := len(splits[name]) - len(clean[name]):
-            dropped[f"prompt of {name} is also held out"] += lost
+            held_out = "test" if name == "eval" else "eval or test"
+            dropped[f"prompt of {name} is also in {held_out}"] += lost
         taken.update(keys)
     return {name: clean[name] for name in SPLITS}
 

@@ -46,8 +46,9 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
         raise _several(folder, split, found)
     if shards and numbers != list(range(int(counts.pop()))):
         raise InputError(
-            f"data.id: {folder}: of the split {split!r} there are the shards "
-            f"{', '.join(path.name for path in found)}; others are missing or stand there twice"
+            f"data.id: {folder}: the split {split!r} has the shards "
+            f"{', '.join(path.name for path in found)}; some are missing or duplicates, so copy "
+            "the folder again"
         )
     return found
 

@@ -59,7 +59,7 @@ def load_pairs(config: DataConfig) -> Pairs:
     for name, left in splits.items():
         if not left:
             raise InputError(
-                f"data: no pair is left for {name}; of {read.count} rows were left out: "
+                f"data: no pair is left for {name}; {read.count} rows were read, left out: "
                 f"{listed(dropped) or 'none'}; widen data.chars, raise data.limit or give more "
                 "rows"
             )

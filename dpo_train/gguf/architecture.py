@@ -109,8 +109,8 @@ def describe(config: Any) -> Architecture:
     if kind not in _NAMES or config.architectures not in (None, [f"{_NAMES[kind]}ForCausalLM"]):
         own = ", ".join(config.architectures or [kind])
         raise InputError(
-            f"gguf: the model is {own}, and what can be written are {', '.join(_NAMES.values())}; "
-            f"leave GGUF out: `{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for "
+            f"gguf: the model is {own}, and only {', '.join(_NAMES.values())} can be written as "
+            f"GGUF; leave GGUF out: `{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for "
             "transformers, and llama.cpp's own converter may know it"
         )
     if getattr(config, "quantization_config", None):
@@ -156,7 +156,7 @@ def _refuse_settings(config: Any, rope: Mapping[str, Any]) -> None:
         value = rope.get(name, getattr(config, name, values[0]))
         if value not in values:
             raise InputError(
-                f"gguf: the model's config.json has {name}: {value}, and llama.cpp follows only "
+                f"gguf: the model's config.json has {name}: {value}, and llama.cpp supports only "
                 f"{' or '.join(map(str, values))} in a {_NAMES[kind]}; leave GGUF out: "
                 f"`{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for transformers"
             )

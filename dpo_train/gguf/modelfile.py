@@ -33,7 +33,8 @@ def render(
         why = reading.why_not or "it writes {{, }} or three quotes"
         lines.append(
             f"# TEMPLATE: the model's chat template can't be written as one of Ollama's ({why}). "
-            "Write one here by docs.ollama.com/modelfile, or use llama.cpp, which reads the file's."
+            "Write one here (see docs.ollama.com/modelfile), or use llama.cpp, which can read the "
+            "model's."
         )
     lines += [f"PARAMETER {name} {value:g}" for name, value in sampling.items()]
     lines += [f'PARAMETER stop "{end}"' for end in ends]

@@ -68,8 +68,8 @@ def plan(
         name = architecture.name(source)
         if name is None:
             raise InputError(
-                f"gguf: the model has the weights {source}, which no {architecture.kind} of "
-                "llama.cpp has; leave GGUF out"
+                f"gguf: the model has the weights {source}, which llama.cpp's {architecture.kind} "
+                "does not have; leave GGUF out"
             )
         if name:
             shape = tuple(weight.shape)
@@ -80,7 +80,7 @@ def plan(
         what = "has" if wrong[0] in found else "lacks"
         raise InputError(
             f"gguf: the model {what} the weights {wrong[0]} and {len(wrong) - 1} others, unlike "
-            f"the {architecture.kind} that its config.json describes; is it whole?"
+            f"the {architecture.kind} that its config.json describes; give a complete model"
         )
     return planned
 

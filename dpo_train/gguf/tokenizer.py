@@ -164,8 +164,8 @@ def _begins_with_bos(template: str | None, bos: str) -> bool:
 def _refusal(what: str) -> InputError:
     known = ", ".join(_PRE_TOKENIZERS.values())
     return InputError(
-        f"gguf: the tokenizer {what}, so llama.cpp would make other tokens of a text; what can be "
-        f"written is byte-level BPE with one of the pre-tokenizers {known}; leave GGUF out: "
+        f"gguf: the tokenizer {what}, so llama.cpp would split a text into other tokens; only "
+        f"byte-level BPE with one of the pre-tokenizers {known} can be written; leave GGUF out: "
         f"`{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes the model as it is"
     )
 
@@ -304,7 +304,7 @@ def _notes(file: _File) -> list[str]:
     notes = []
     if file["normalizer"] is not None:
         notes.append(
-            "the tokenizer composes characters first (NFC), and llama.cpp does not: a text with "
-            "decomposed accents, like e and U+0301, becomes other tokens there"
+            "the tokenizer composes characters first (NFC), and llama.cpp does not, so there a "
+            "text with decomposed accents, like e and U+0301, becomes other tokens"
         )
     return notes

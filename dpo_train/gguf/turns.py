@@ -94,10 +94,10 @@ def read(tokenizer: Any, adds_bos: bool) -> Reading:
     if "system" in turns.around:
         probes += [[_turn("system", "Be brief."), *probe] for probe in _PROBES]
     if wrong := next((probe for probe in probes if write(probe) != turns.render(probe)), None):
-        return Reading(None, f"it writes more than a text around each of {len(wrong)} messages")
+        return Reading(None, f"it writes more than fixed texts around {len(wrong)} messages")
     notes = []
     if "system" not in turns.around:
-        notes.append("the chat template takes no system prompt, so one is left out")
+        notes.append("the chat template takes no system prompt, so Ollama leaves it out")
     if template.writes_date:
         day = f"{TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}"
         notes.append(f"the chat template writes today's date; in TEMPLATE it stays {day}")

@@ -63,9 +63,9 @@ class ChatTemplate:
         for name, has, without in _FEATURES:
             if having := self._ignored(rows, has, without):
                 raise InputError(
-                    f"model.id: the chat template of {self._name} writes nothing of `{name}`, "
-                    f"which {having:,} of {len(rows):,} rows have; give a model whose template "
-                    "does, or rows without it"
+                    f"model.id: the chat template of {self._name} does not write `{name}`, which "
+                    f"{having:,} of {len(rows):,} rows have; give a model whose template does, or "
+                    "rows without it"
                 )
         return [
             *self._check_variables(rows),
@@ -104,15 +104,16 @@ class ChatTemplate:
     def _note_on_date(self) -> Iterator[str]:
         if self.writes_date:
             yield (
-                f"the chat template of {self._name} writes today's date; the pairs are written as "
-                f"on {TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}, so that their tokens stay the same"
+                f"the chat template of {self._name} writes today's date; the pairs are written "
+                f"with the date {TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}, so that their tokens "
+                "stay the same"
             )
 
     def _check_system(self, rows: Sequence[Row]) -> None:
         with_system = [row for row in rows if row.prompt[0]["role"] == "system"]
         if not with_system:
             return
-        fault = "writes nothing of system prompts"
+        fault = "does not write system prompts"
         for row in with_system[:_PROBED]:
             try:
                 alone = self._render(replace(row, prompt=row.prompt[1:]), [])
@@ -144,9 +145,9 @@ class ChatTemplate:
                 return
         if having:
             raise InputError(
-                f"model.id: the chat template of {self._name} writes nothing of messages by the "
-                f"role {role!r}, which {len(having):,} of {len(rows):,} rows have; give a model "
-                "whose template does, or rows without them"
+                f"model.id: the chat template of {self._name} does not write messages of the role "
+                f"{role!r}, which {len(having):,} of {len(rows):,} rows have; give a model whose "
+                "template does, or rows without them"
             )
 
     def _ignored(
@@ -170,8 +171,8 @@ class ChatTemplate:
         ):
             names = {name for row in rows for name in row.chat_template_kwargs}
             yield (
-                f"the chat template of {self._name} writes the same whatever chat_template_kwargs "
-                f"say ({', '.join(sorted(names))})"
+                f"the chat template of {self._name} does not use the rows' chat_template_kwargs "
+                f"({', '.join(sorted(names))})"
             )
 
     def _check_beginning(self, rows: Sequence[Row]) -> Iterator[str]:
@@ -193,15 +194,15 @@ class ChatTemplate:
         opened = lost[0]
         if "<think>" in opened and "</think>" not in opened:
             raise InputError(
-                f"model.id: the chat template of {self._name} opens <think> before an answer, and "
-                "the answers have no thoughts: it would be trained without what it is served with; "
-                "give each answer a `reasoning_content`, or save a tokenizer whose template opens "
-                "none"
+                f"model.id: the chat template of {self._name} opens <think> before an answer, but "
+                "the answers have no thoughts, so the model would be trained on other texts than "
+                "it gets when it is served; give each answer a `reasoning_content`, or save a "
+                "tokenizer whose template does not open <think>"
             )
         yield (
-            f"the chat template of {self._name} begins an answer with {opened!r:.60}, and writes "
-            "something else before the answers of the data; what differs is trained as a part of "
-            "the answer, as TRL does"
+            f"the chat template of {self._name} begins an answer with {opened!r:.60}, but writes "
+            "something else before the answers of the data; the difference is trained as part of "
+            "the answer, as in TRL"
         )
 
 

@@ -72,7 +72,7 @@ def _refuse_another_head(apart: float, allowed: float) -> None:
     RecurrentGemma, which caps them by a setting of another name."""
     if not apart <= allowed:
         raise InputError(
-            "model.id: TRL's own head does not compute this model's logits (they differ by "
+            "model.id: TRL's fused LM head does not compute this model's logits (they differ by "
             f"{apart:.2g} nats a token); give another model"
         )
 
@@ -85,7 +85,7 @@ def _refuse_random_results(base: Any, row: Any) -> None:
     base.eval()
     if not apart <= _APART + 3 * noise:
         raise InputError(
-            "model.id: in training the model draws at random where it does not in evaluation (two "
+            "model.id: this model draws random numbers in training but not in evaluation (two "
             f"passes over one row differ by {apart:.2g} nats a token), so its trials can't be "
             "compared; give another model"
         )

@@ -43,8 +43,9 @@ class ModelChecks:
             kind, most = changing
             raise InputError(
                 f"model.id: the RoPE of {self._base.id!r} ({kind}) changes with the longest row of "
-                f"a batch where that is over {most:,} tokens, and a row has {longest:,}: its "
-                f"numbers would depend on its neighbours; type `data.max_length_tokens: {most}`"
+                f"a batch if that is over {most:,} tokens. A row has {longest:,}, so its results "
+                "would depend on the other rows of its batch; type "
+                f"`data.max_length_tokens: {most}`"
             )
         positions = getattr(self._of_text, "max_position_embeddings", None)
         if positions and longest > positions and _are_learned(self._config):
@@ -67,8 +68,8 @@ class ModelChecks:
         if not unread:
             return []
         return [
-            f"the model's generation_config.json sets {', '.join(unread)} without effect; "
-            "exported models go without"
+            f"the model's generation_config.json sets {', '.join(unread)}, which have no effect; "
+            "exported models leave them out"
         ]
 
     def _refuse_quantised(self) -> None:
@@ -78,8 +79,8 @@ class ModelChecks:
             return
         if self._base.quantization is not None:
             raise InputError(
-                f"model.quantization: {self._base.quantization} of {self._base.id!r}, which is "
-                "published quantised; take model.quantization out, or give the model unquantised"
+                f"model.quantization: {self._base.id!r} is already published quantised; take "
+                "model.quantization out, or give the model unquantised"
             )
         from transformers.quantizers import AutoHfQuantizer  # slow to import
 

@@ -36,6 +36,6 @@ def refuse_damaged(folder: Path, wanted: str) -> None:
         mirror.remove(folder / PLAN)
         mirror.forget(folder / ROWS)
         raise InputError(
-            f"{folder}/{ROWS} is not as it was written; type the same command again, it is "
-            "written anew from the dataset"
+            f"{folder}/{ROWS} is damaged; type the same command again, which writes it again from "
+            "the dataset"
         )

@@ -28,7 +28,7 @@ def discarding_partial(part: Path) -> Iterator[None]:
         said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full is None and not said:
             raise
-        raise DiskFull(f"no room on disk to save in {full or part.parent}") from error
+        raise DiskFull(f"no space left on disk in {full or part.parent}") from error
 
 
 def free_bytes(folder: Path) -> int:

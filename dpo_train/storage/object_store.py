@@ -49,12 +49,13 @@ def refuse_unusable(field: str, place: str) -> None:
         options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
         user, password = parts.username, parts.password
     except ValueError:
-        raise InputError(f"{field}: it begins like a URL, and is none; give a path, or a URL like "
-                         "s3://bucket/runs") from None  # fmt: skip
+        raise InputError(f"{field}: it looks like a URL, but is not a valid one; give a path, or a "
+                         "URL like s3://bucket/runs") from None  # fmt: skip
     if parts.scheme not in _SCHEMES or not parts.netloc:
         raise InputError(
-            f"{field}: a URL with {parts.scheme}:// names no store; give a path, or a URL like "
-            "s3://bucket/runs, gs://bucket/runs or abfs://container@account.dfs.core.windows.net/runs"
+            f"{field}: {parts.scheme}:// is not the URL of a store that can be used; give a path, "
+            "or a URL like s3://bucket/runs, gs://bucket/runs or "
+            "abfs://container@account.dfs.core.windows.net/runs"
         )
     known = _OPTIONS[parts.scheme]
     if (
@@ -63,13 +64,13 @@ def refuse_unusable(field: str, place: str) -> None:
         or (set(options) - set(known))
     ):
         raise InputError(
-            f"{field}: the {parts.scheme}:// URL holds a secret or an option that is not known, "
-            f"and would be saved with the search; options may be {', '.join(known)}; give logins "
-            "to every node as its store's own tools take them, like AWS_SECRET_ACCESS_KEY"
+            f"{field}: the {parts.scheme}:// URL holds a secret or an unknown option, and would be "
+            f"saved with the search; allowed options are {', '.join(known)}; give every node its "
+            "login by the environment, like AWS_SECRET_ACCESS_KEY"
         )
     if len(without_path(place)) > _LONGEST:
         raise InputError(
-            f"{field}: the {parts.scheme}:// URL is too long; give what stands behind its `?` by "
+            f"{field}: the {parts.scheme}:// URL is too long; give the options after its `?` by "
             "the environment, like AWS_ENDPOINT_URL"
         )
 
@@ -146,7 +147,9 @@ def listed(url: str, recursive: bool = True) -> dict[str, StoredFile]:
     names = {info.path[len(path) + 1 :]: StoredFile(info.size, info.mtime_ns) for info in found}
     for name in names:  # each becomes a path on this machine
         if name.startswith("/") or ".." in name.split("/"):
-            raise StoreError(f"{url} has the object {name!r}, which would lie elsewhere here")
+            raise StoreError(
+                f"{url} has the object {name!r}, which would be written outside of its folder here"
+            )
     return names
 
 

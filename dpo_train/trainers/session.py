@@ -117,6 +117,6 @@ def with_pairs_at_once(config: TrainConfig, pairs: int, members: int = 1) -> Tra
     except InputError:  # its loss couples the rows of a batch
         at_once = config.optim.pairs_at_once
         raise OutOfMemory(
-            f"out of memory with a batch of {at_once}, which {', '.join(config.dpo.losses)} does "
-            "not allow to be split; lower optim.batch_size"
+            f"out of memory with a batch of {at_once} pairs, which the loss "
+            f"{', '.join(config.dpo.losses)} does not allow to be split; lower optim.batch_size"
         ) from None

@@ -75,4 +75,4 @@ def _refuse_impossible(optimizer: Name, device: str) -> None:
     extras.refuse_missing(f"optim.name: {optimizer}", "bitsandbytes", "quantized")
     if optimizer.startswith("paged") and device == "cpu":
         unpaged = optimizer.removeprefix("paged_")
-        raise InputError(f"optim.name: {optimizer} has pages on a GPU only; type `name: {unpaged}`")
+        raise InputError(f"optim.name: {optimizer} works on a GPU only; type `name: {unpaged}`")

@@ -64,7 +64,7 @@ def test_every_name_of_another_program_leads_to_a_field_and_is_none_itself() -> 
 def test_a_name_like_no_other_is_answered_with_five_of_those_allowed() -> None:
     answer = unknown_path("optim.zzz", PATHS)
     assert answer.endswith(
-        "allowed there: name, learning_rate, batch_size, micro_batch_size, "
+        "allowed here: name, learning_rate, batch_size, micro_batch_size, "
         "activation_checkpointing and 8 more"
     )
 

@@ -45,10 +45,10 @@ def test_the_losses_that_trl_allows_are_known() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("beta", "trl: beta is not for a trial to set; type `dpo.beta`"),
+        ("beta", "trl: beta can't be set here; type `dpo.beta`"),
         ("output_dir", "type `save_every_minutes` of a search"),
-        ("ld_alpha", "would compare them with the reference's whole sums"),
-        ("torch_compile", "is not handed on to TRL, because no test here covers it"),
+        ("ld_alpha", "would weight the policy's tokens but not the reference's"),
+        ("torch_compile", "is not passed on to TRL, because dpo-tune does not test it"),
         ("use_weightin", "unknown key 'trl.use_weightin'; did you mean 'trl.use_weighting'"),
     ],
 )
@@ -58,13 +58,13 @@ def test_other_fields_are_answered(name: str, said: str) -> None:
 
 def test_what_trl_would_refuse_while_it_trains_is_refused_at_once() -> None:
     divergence = {"f_divergence_type": "forward_kl"}
-    refused(divergence, "forward_kl does not go with dpo.loss apo_zero", **{"dpo.loss": "apo_zero"})
-    refused({"use_weighting": True}, "does not go with dpo.loss aot", **{"dpo.loss": "aot"})
+    refused(divergence, "forward_kl does not work with dpo.loss apo_", **{"dpo.loss": "apo_zero"})
+    refused({"use_weighting": True}, "does not work with dpo.loss aot", **{"dpo.loss": "aot"})
 
 
 @pytest.mark.parametrize("trainer", ["packed", "simulated"])
 def test_other_trainers_refuse_them(trainer: str) -> None:
-    refused({"use_weighting": True}, "are for `trainer: trl`", trainer=trainer, lora={})
+    refused({"use_weighting": True}, "or type `trainer: trl`", trainer=trainer, lora={})
 
 
 def test_no_trl_is_imported_for_an_answer() -> None:

@@ -44,7 +44,7 @@ def explained(
 def test_a_login_that_is_not_taken_is_said_and_nothing_else(
     tmp_path: Path, hub: WritableHub
 ) -> None:
-    said = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
+    said = f"the Hub does not accept the login (401); type `{HF_LOGIN}`"
     assert explained(hub, tmp_path, token="hf_wrong") == said
 
 
@@ -55,7 +55,7 @@ def test_a_gated_model_is_said_with_its_page(tmp_path: Path, hub: WritableHub) -
 
 
 def test_what_is_missing_is_said_without_addresses(tmp_path: Path, hub: WritableHub) -> None:
-    missing = f"the Hub has none of this name, or hides it from this login; {ADVICE}"
+    missing = f"the Hub has nothing of this name, or this login may not see it; {ADVICE}"
     for token in (False, str(hub.token)):  # the Hub answers 401 to who is not logged in
         assert explained(hub, tmp_path, "acme/none", token=token) == missing
     revision = f"the Hub has it, but not this revision (404); {ADVICE}"
@@ -81,7 +81,7 @@ def test_a_hub_that_does_not_answer_is_told_from_one_that_is_not_to_be_asked(
     tmp_path: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.append(Fault("HEAD", "config.json", 0, times=9))
-    assert explained(hub, tmp_path).startswith("the Hub can't be reached or broke off (")
+    assert explained(hub, tmp_path).startswith("the Hub can't be reached, or the connection")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = f"HF_HUB_OFFLINE is set, and the cache does not have it; {ADVICE}"
     assert explained(hub, tmp_path) == offline

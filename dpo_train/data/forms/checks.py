@@ -18,7 +18,7 @@ def _check_turns(row: Row) -> None:
     if row.prompt and row.prompt[-1]["role"] not in ("user", "tool"):
         last = row.prompt[-1]["role"]
         raise BadRow(
-            "a prompt that ends with no question",
+            "a prompt that does not end with a question",
             f"the prompt ends with a message of role {last!r}; it must end with user or tool",
         )
     for part, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
@@ -28,8 +28,8 @@ def _check_turns(row: Row) -> None:
         if "user" in roles[1:]:
             raise BadRow(
                 "a question inside an answer",
-                f"{part}: the conversations differ before their last answers, so that words of the "
-                "user would be learnt",
+                f"{part}: chosen and rejected differ before their last answers, so the model would "
+                "learn to write the user's words",
             )
         if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= _ANSWER_ROLES:
             wrong = next((role for role in roles if role not in _ANSWER_ROLES), roles[-1])
@@ -50,5 +50,5 @@ def _check_letters(row: Row) -> None:
             letter = error.object[error.start]
             raise BadRow(
                 "half of a surrogate pair",
-                f"a text has {letter!a}, which is half of a letter: it was cut in its middle",
+                f"a text has {letter!a}, which is half of a character; the text was cut inside one",
             ) from None

@@ -34,7 +34,7 @@ def cut_conversations(
     while end and chosen[end - 1]["role"] == "assistant":
         end -= 1
     if not end:
-        raise BadRow("no prompt", "no prompt: the conversations begin differently")
+        raise BadRow("no prompt", "no prompt: chosen and rejected begin differently")
     if prompt is None or _has_system(chosen) or not _has_system(prompt):
         return chosen[:end], chosen[end:], rejected[end:]
     system = [message for message in prompt if message["role"] in SYSTEM_ROLES]
@@ -49,7 +49,7 @@ def _refuse_another_beginning(
     else:
         expected, begun = _without_system(prompt), _without_system(whole)
     if not expected:
-        raise BadRow("empty prompt", "the prompt has no message but the system's")
+        raise BadRow("empty prompt", "the prompt has only a system message")
     if [_turn(message) for message in expected] != [
         _turn(message) for message in begun[: len(expected)]
     ]:

@@ -159,7 +159,7 @@ def _last_text(prompt: Any) -> str:
 def _given(parts: Parts, part: str) -> Any:
     value = _from_json_text(parts.get(part))
     if value is None:
-        raise BadRow(f"no {part}", f"{part} is {'null' if part in parts else 'not there'}")
+        raise BadRow(f"no {part}", f"{part} is {'null' if part in parts else 'missing'}")
     return value
 
 
@@ -167,7 +167,7 @@ def _read(value: Any, kind: str, part: str) -> list[Message]:
     if isinstance(value, str) and _looks_like_messages(value):
         raise BadRow(
             "messages that are not JSON",
-            f"{part} is a list of messages as text, and not JSON: {value!r:.50}; write the column "
+            f"{part} is a list of messages as text, but not JSON: {value!r:.50}; write the column "
             "with json.dumps",
         )
     if kind == TEXTS and isinstance(value, str):
@@ -178,7 +178,7 @@ def _read(value: Any, kind: str, part: str) -> list[Message]:
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         raise BadRow(
             "a list of texts",
-            f"{part} is a list of texts, {value!r:.60}, and a pair has one; say which one by its "
+            f"{part} is a list of texts, {value!r:.60}, and a pair has one; choose one by its "
             f"number, like `--set 'data.columns.{part}=COLUMN[0]'`",
         )
     found = _kind(value)
@@ -225,16 +225,16 @@ def _read_system(value: Any, prompt: Sequence[Message]) -> list[Message]:
     elif is_messages(value):
         system = read_messages(value, "system")
     else:
-        raise BadRow("a system prompt that is no text", f"system is {value!r:.60}, not a text")
+        raise BadRow("a system prompt that is not a text", f"system is {value!r:.60}, not a text")
     if not all(message["role"] in SYSTEM_ROLES for message in system):
         raise BadRow("a system prompt by another role", "system has a message of another role")
     if prompt and prompt[0]["role"] in SYSTEM_ROLES:
         if prompt[: len(system)] != system:
             raise BadRow(
                 "two system prompts",
-                f"the system column has {text_of(system)!r:.40}, the messages "
-                f"{text_of(prompt[:1])!r:.40}; type `--set data.columns.system=null` to read the "
-                "messages' own",
+                f"the system column has {text_of(system)!r:.40}, and the messages have "
+                f"{text_of(prompt[:1])!r:.40}; type `--set data.columns.system=null` to use the "
+                "messages'",
             )
         return []
     return system
@@ -268,7 +268,8 @@ def _json_or_bad(value: Any, part: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise BadRow(f"{part} that can't be read", f"{part} is no JSON: {value!r:.60}") from None
+        shown = f"{part} is not JSON: {value!r:.60}"
+        raise BadRow(f"{part} that can't be read", shown) from None
 
 
 def _from_json_text(value: Any) -> Any:

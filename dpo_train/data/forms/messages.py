@@ -40,8 +40,8 @@ def _message(message: Any, part: str) -> Message:
     if role not in ROLES:
         raise BadRow(
             "unknown role",
-            f"{part}: the role {role!r} is none of {', '.join(ROLES)}; rename it (human is user, "
-            "gpt is assistant)",
+            f"{part}: the role {role!r} is not one of {', '.join(ROLES)}; rename it (human to "
+            "user, gpt to assistant)",
         )
     read = {name: message[name] for name in _FIELDS if message.get(name) is not None}
     if not read.get("tool_calls"):
@@ -49,19 +49,21 @@ def _message(message: Any, part: str) -> Message:
     elif role != "assistant" or not _are_calls(read["tool_calls"]):
         raise BadRow(
             "tool calls that can't be read",
-            f"{part}: tool_calls of {role!r} are {read['tool_calls']!r:.60}; an assistant's are a "
-            "list of {function: {name, arguments}}",
+            f"{part}: tool_calls of {role!r} are {read['tool_calls']!r:.60}; only an assistant "
+            "may have them, as a list of {function: {name, arguments}}",
         )
     for name in _REASONING:
         if not isinstance(read.get(name, ""), str):
-            raise BadRow("reasoning that is no text", f"{part}: {name} is {read[name]!r:.60}")
+            shown = f"{part}: {name} is {read[name]!r:.60}, not a text"
+            raise BadRow("reasoning that is not a text", shown)
     content = read.get("content")
     if isinstance(content, list):
         read["content"] = _text_of_parts(content, part)
     elif content is None and not read.get("tool_calls"):
         raise BadRow("a message without content", f"{part}: the content of {role!r} is null")
     elif content is not None and not isinstance(content, str):
-        raise BadRow("content that is no text", f"{part}: the content {content!r:.60} is no text")
+        shown = f"{part}: the content {content!r:.60} is not a text"
+        raise BadRow("content that is not a text", shown)
     return cast(Message, read)
 
 
@@ -83,6 +85,7 @@ def _text_of_parts(parts: Sequence[Any], part: str) -> str:
             shown = f"{part}: its content has a part of type {kind!r}; only text is trained"
             raise BadRow("images, audio or video", shown)
         if kind != "text" or not isinstance(each.get("text"), str):
-            raise BadRow("content that is no text", f"{part}: the content part {each!r:.60}")
+            shown = f"{part}: the content part {each!r:.60} is not a text"
+            raise BadRow("content that is not a text", shown)
         texts.append(each["text"])
     return "".join(texts)

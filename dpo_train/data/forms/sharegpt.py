@@ -38,7 +38,7 @@ def _with_role(message: Any, part: str) -> Message:
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(
             "unknown role",
-            f"{part}: ShareGPT's role {role!r} is none of {', '.join(_ROLES)}; give tool calls as "
-            "`tool_calls` of {role, content} messages",
+            f"{part}: ShareGPT's role {role!r} is not one of {', '.join(_ROLES)}; give tool calls "
+            "as `tool_calls` of {role, content} messages",
         )
     return {"role": _ROLES[role], "content": message["value"]}

@@ -23,8 +23,8 @@ def refuse_markup(text: str, part: str) -> None:
     if mark := _TEMPLATE.match(begun):
         raise BadRow(
             "written in a chat template already",
-            f"{part} begins with {mark[0].strip()!r}, the mark of a chat template; give the texts "
-            "without it, the model's own template is written around them",
+            f"{part} begins with {mark[0].strip()!r}, the mark of a chat template; give plain "
+            "texts, because the model's own template is written around them",
         )
     if (mark := _TURN.match(begun)) and _ANSWER.search(text):
         raise _turns_in_text(part, mark[0])
@@ -33,8 +33,8 @@ def refuse_markup(text: str, part: str) -> None:
 def _turns_in_text(part: str, mark: str) -> BadRow:
     return BadRow(
         "turns in an unknown form",
-        f"{part} begins with {mark.strip()!r}; turns in a text are read if they are 'Human:' and "
-        "'Assistant:', each after an empty line, in most rows; or give lists of messages",
+        f"{part} begins with {mark.strip()!r}; turns in a text can be read only if they begin with "
+        "'Human:' and 'Assistant:' after an empty line, in most rows; or give lists of messages",
     )
 
 

@@ -51,7 +51,7 @@ def read_transcript(text: str, part: str) -> list[Message]:
         if message["role"] != ("user", "assistant")[number % 2]:
             raise BadRow(
                 "turns that don't alternate",
-                f"{part}: its turn {number + 1} is by {message['role']!r}, as the one before",
+                f"{part}: turn {number + 1} is by {message['role']!r}, like the turn before it",
             )
     if part == "prompt" and messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()

@@ -85,7 +85,7 @@ def test_what_the_modelfile_does_not_do_is_said_in_it(
     ("template", "said"),
     [
         (CHATML.replace("message['content']", "message['content'] | upper"), "be taken apart"),
-        (CHATML.replace("message['content']", "message['content'][:20]"), "more than a text"),
+        (CHATML.replace("message['content']", "message['content'][:20]"), "more than fixed texts"),
         ("{{ messages[0].content }}", "be taken apart"),
         (CHATML.replace("<|im_end|>", "{{"), "it writes {{, }} or three quotes"),
     ],

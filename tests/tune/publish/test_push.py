@@ -172,12 +172,12 @@ def test_what_goes_wrong_loses_nothing_and_is_not_sent_twice(tmp_path: Path) -> 
     passed = {name for name, what in told.items() if not what["error"]}
     assert passed == {name for name in FAULTS if "once" in name or "lost" in name}
     for status, said in (
-        ("401 at", "does not take the login (401); type `"),
+        ("401 at", "does not accept the login (401); type `"),
         ("403 at", "may not write there (403)"),
         ("409 at", "in the way of what is there already (409)"),
         ("412 at", "someone else has changed it in between (412)"),
         ("503 at the commit, always", "the Hub failed (503)"),
-        ("no network at the commit, always", "can't be reached or broke off"),
+        ("no network at the commit, always", "can't be reached, or the connection"),
     ):
         (name,) = (name for name in told if name.startswith(status) and told[name]["error"])
         assert said in told[name]["error"]
@@ -197,7 +197,7 @@ def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
         "another's": "acme can't write to 'someone'; yours: acme, team",
         "public": "acme/public is public; type `--public`",
         "name": "Cannot have -- or .. in repo_id",
-        "wrong token": "does not take the login (401); type `",
+        "wrong token": "does not accept the login (401); type `",
         "no answer": "the Hub can't be reached",
         "no licence": "the dataset 'rows.jsonl' states none; say under which licence",
         "two licences": "'acme/base' states apache-2.0, the dataset 'other' states cc-by-4.0",
