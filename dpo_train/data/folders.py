@@ -1,4 +1,4 @@
-"""Which files of a folder are a split of its dataset."""
+"""Finds the files of a split in a dataset's folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?$")
 
 
 def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
-    """The split's one file, or all its shards, in order.
+    """Return the split's one file, or all its shards, in order.
 
-    They stand in the folder, in its `data/` or in the folder of the `subset`. Raises InputError if
-    there is none, if there are several files for the split, or if a shard is missing.
+    They are in the folder, in its `data/` or in the folder of the `subset`. Raises InputError if
+    there is none, if several files are for the split, or if a shard is missing.
     """
-    places = [folder / subset] if subset else [folder, folder / "data"]
+    folders = [folder / subset] if subset else [folder, folder / "data"]
     files = [
         path
-        for place in places
-        if place.is_dir()
-        for path in sorted(place.iterdir())
+        for each in folders
+        if each.is_dir()
+        for path in sorted(each.iterdir())
         if path.is_file() and format_of(path) is not None
     ]
     found = [path for path in files if _split_of(path) == split]
@@ -54,7 +54,7 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
 
 
 def files_by_card(folder: Path, split: str, subset: str | None) -> list[Path]:
-    """The files of a split as the card of a Hub dataset names them; none if it names no files.
+    """Return the files of a split that the card of a Hub dataset names; none if it names no files.
 
     Raises InputError if the card has no such split or subset.
     """

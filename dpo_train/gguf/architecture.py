@@ -64,16 +64,16 @@ class Architecture:
 
         It is "" for a tied output layer, which a GGUF file leaves out.
         """
-        module, _, part = name.rpartition(".")
+        module, _, parameter = name.rpartition(".")
         if module == "lm_head" and self.is_tied:
             return ""
         layer = _LAYER.fullmatch(module)
         short = layer[2] if layer else module
-        is_known = short in _TENSORS and part in ("weight", "bias")
+        is_known = short in _TENSORS and parameter in ("weight", "bias")
         if not is_known or short.startswith(("model.", "lm_head")) == bool(layer):
             return None
         prefix = f"blk.{layer[1]}." if layer else ""
-        return f"{prefix}{_TENSORS[short]}.{part}"
+        return f"{prefix}{_TENSORS[short]}.{parameter}"
 
     def expected(self) -> set[str]:
         """The names that the file must hold."""
@@ -95,10 +95,10 @@ class Architecture:
         neighbours in a Llama, 2i with 2i + 1: so the rows of Q and K are interleaved. In Qwen2 and
         Qwen3 it turns as transformers does.
         """
-        part = name.split(".")[-2]
-        if self.kind != "llama" or part not in ("attn_q", "attn_k"):
+        module = name.split(".")[-2]
+        if self.kind != "llama" or module not in ("attn_q", "attn_k"):
             return tensor
-        heads = self.heads if part == "attn_q" else self.kv_heads
+        heads = self.heads if module == "attn_q" else self.kv_heads
         halves = tensor.reshape(heads, 2, self.head_size // 2, *tensor.shape[1:])
         return halves.transpose(1, 2).reshape(tensor.shape)
 

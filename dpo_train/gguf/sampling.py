@@ -12,7 +12,7 @@ _NAMES = {
     "repetition_penalty": "repeat_penalty",
     "max_new_tokens": "num_predict",
 }
-_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 """Ollama's names of transformers' settings."""
 
 
@@ -27,7 +27,7 @@ def defaults(generation: Any) -> dict[str, float | int]:
         if (value := getattr(generation, theirs, None)) is not None
     }
     if generation.do_sample is False:
-        kept = {name: value for name, value in stated.items() if name not in _OF_SAMPLING}
+        kept = {name: value for name, value in stated.items() if name not in _SAMPLING_ONLY}
         return {"temperature": 0, **kept}
     return stated
 

@@ -71,11 +71,11 @@ class _Bpe(TypedDict):
     ignore_merges: bool
 
 
-class _Part(TypedDict, total=False):
+class _Component(TypedDict, total=False):
     """A normaliser, a pre-tokenizer or a decoder, with the settings that are read here."""
 
     type: str
-    pretokenizers: list[_Part]
+    pretokenizers: list[_Component]
     pattern: dict[str, str]
     behavior: str
     invert: bool
@@ -88,9 +88,9 @@ class _File(TypedDict):
     """A tokenizer.json."""
 
     added_tokens: list[_Added]
-    normalizer: _Part | None
-    pre_tokenizer: _Part | None
-    decoder: _Part | None
+    normalizer: _Component | None
+    pre_tokenizer: _Component | None
+    decoder: _Component | None
     model: _Bpe
 
 
@@ -192,16 +192,16 @@ def _pre_tokenizer(file: _File) -> str:
     return name
 
 
-def _shown(part: object) -> str:
-    text = json.dumps(part)
+def _shown(component: object) -> str:
+    text = json.dumps(component)
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
-def _steps(part: _Part | None) -> list[str]:
+def _steps(component: _Component | None) -> list[str]:
     """The steps of a pre-tokenizer in the words of `_PRE_TOKENIZERS`, or as they are if unknown."""
-    if part is not None and part["type"] == "Sequence":
-        return [step for each in part["pretokenizers"] for step in _steps(each)]
-    match part:
+    if component is not None and component["type"] == "Sequence":
+        return [step for each in component["pretokenizers"] for step in _steps(each)]
+    match component:
         case {"type": "Digits", "individual_digits": True}:
             return ["digits"]
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
@@ -211,7 +211,7 @@ def _steps(part: _Part | None) -> list[str]:
         case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated",
               "invert": False}:  # fmt: skip
             return [regex]
-    return [json.dumps(part)]
+    return [json.dumps(component)]
 
 
 def _tokens(file: _File, rows: int) -> tuple[list[str], list[Kind]]:

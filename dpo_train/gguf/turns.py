@@ -52,7 +52,7 @@ def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-_SYSTEM, _ASKED, _ANSWERED, _AGAIN = (
+_SYSTEM, _QUESTION, _ANSWER, _FOLLOW_UP = (
     _turn(role, f"{role}0text{number}")
     for number, role in enumerate(("system", "user", "assistant", "user"))
 )
@@ -109,10 +109,12 @@ def read(tokenizer: Any, adds_bos: bool) -> Reading:
 
 def _taken_apart(write: Any) -> Turns:
     """The texts around messages, from four conversations. Raises ValueError if they don't fit."""
-    begun, ended = _between(write([_ASKED], False), _ASKED)
-    _, answer = _between(write([_ASKED]), _ASKED)
-    _, after_answer = _between(write([_ASKED, _ANSWERED], False), _ANSWERED)
-    _, first, second, _ = _between(write([_ASKED, _ANSWERED, _AGAIN]), _ASKED, _ANSWERED, _AGAIN)
+    begun, ended = _between(write([_QUESTION], False), _QUESTION)
+    _, answer = _between(write([_QUESTION]), _QUESTION)
+    _, after_answer = _between(write([_QUESTION, _ANSWER], False), _ANSWER)
+    _, first, second, _ = _between(
+        write([_QUESTION, _ANSWER, _FOLLOW_UP]), _QUESTION, _ANSWER, _FOLLOW_UP
+    )
     before_user = _without_prefix(second, after_answer)
     around = {
         "user": (before_user, ended),
@@ -120,7 +122,7 @@ def _taken_apart(write: Any) -> Turns:
     }
     without_system = _without_suffix(begun, before_user)
     try:
-        before, after, _ = _between(write([_SYSTEM, _ASKED]), _SYSTEM, _ASKED)
+        before, after, _ = _between(write([_SYSTEM, _QUESTION]), _SYSTEM, _QUESTION)
         around["system"] = (before, _without_suffix(after, before_user))
     except Exception:  # a template that takes no system prompt drops it, or refuses in its own way
         pass
@@ -131,10 +133,10 @@ def _between(text: str, *messages: Message) -> list[str]:
     """The parts of a text before, between and after the contents of messages."""
     parts = []
     for message in messages:
-        part, found, text = text.partition(message["content"])
+        before, found, text = text.partition(message["content"])
         if not found:
             raise ValueError(f"{message['role']} is not written")
-        parts.append(part)
+        parts.append(before)
     return [*parts, text]
 
 

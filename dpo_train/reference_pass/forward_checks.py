@@ -15,7 +15,7 @@ _MOST_TOKENS = 512
 """So many are read to see what random draws change."""
 _PASSES = 8
 """So many are compared, because a draw may change nothing by chance."""
-_APART = 1e-4
+_TOLERANCE = 1e-4
 """In nats a token, the mean over a row. What is accepted agrees to 1e-5 in float32."""
 
 
@@ -56,7 +56,7 @@ def _own_logps(base: Any, row: Any) -> tuple[Any, float]:
     # A model in bfloat16 rounds its logits after each thing that it does to them, the head once.
     size = logits.gather(1, targets).abs() + logits.amax(1, keepdim=True).abs()
     rounding = float(size.mean()) * torch.finfo(base.dtype).eps / 2
-    return logits.log_softmax(1).gather(1, targets)[:, 0], _APART + rounding
+    return logits.log_softmax(1).gather(1, targets)[:, 0], _TOLERANCE + rounding
 
 
 def _logps(base: Any, row: Any) -> Any:
@@ -67,13 +67,13 @@ def _logps(base: Any, row: Any) -> Any:
     return base(input_ids=row, attention_mask=mask, labels=row, fused_lm_head=True).log_probs[0]
 
 
-def _refuse_another_head(apart: float, allowed: float) -> None:
+def _refuse_another_head(difference: float, allowed: float) -> None:
     """TRL's head reads a few settings of the configuration. A model may do more to its logits, as
     RecurrentGemma, which caps them by a setting of another name."""
-    if not apart <= allowed:
+    if not difference <= allowed:
         raise InputError(
             "model.id: TRL's fused LM head does not compute this model's logits (they differ by "
-            f"{apart:.2g} nats a token); give another model"
+            f"{difference:.2g} nats a token); give another model"
         )
 
 
@@ -81,12 +81,12 @@ def _refuse_random_results(base: Any, row: Any) -> None:
     """A draw that changes no result is harmless. Passes in evaluation mode differ by no more than
     the device's rounding."""
     noise = _spread(base, row, passes=2)
-    apart = _spread(base.train(), row, passes=_PASSES)
+    difference = _spread(base.train(), row, passes=_PASSES)
     base.eval()
-    if not apart <= _APART + 3 * noise:
+    if not difference <= _TOLERANCE + 3 * noise:
         raise InputError(
             "model.id: this model draws random numbers in training but not in evaluation (two "
-            f"passes over one row differ by {apart:.2g} nats a token), so its trials can't be "
+            f"passes over one row differ by {difference:.2g} nats a token), so its trials can't be "
             "compared; give another model"
         )
 

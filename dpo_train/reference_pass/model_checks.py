@@ -22,8 +22,8 @@ class ModelChecks:
         self._base = base
         self._tokenizer = tokenizer
         self._config = model_source.architecture(base)
-        self._of_text = self._config.get_text_config()
-        self._embedded: int = self._of_text.vocab_size
+        self._text_config = self._config.get_text_config()
+        self._embedded: int = self._text_config.vocab_size
         self._refuse_quantised()
         # Added tokens may lie beyond it where no text has them, as Gemma 3's for images.
         if tokenizer.vocab_size > self._embedded:
@@ -47,7 +47,7 @@ class ModelChecks:
                 "would depend on the other rows of its batch; type "
                 f"`data.max_length_tokens: {most}`"
             )
-        positions = getattr(self._of_text, "max_position_embeddings", None)
+        positions = getattr(self._text_config, "max_position_embeddings", None)
         if positions and longest > positions and _are_learned(self._config):
             raise InputError(
                 f"model.id: {self._base.id!r} has learned {positions:,} positions, and a row has "
@@ -59,9 +59,9 @@ class ModelChecks:
         from transformers import GenerationConfig  # slow to import
 
         folder = model_source.local_folder(self._base)
-        place = {"revision": self._base.revision} if folder is None else {}
+        hub_options = {"revision": self._base.revision} if folder is None else {}
         try:
-            generation = GenerationConfig.from_pretrained(folder or self._base.id, **place)
+            generation = GenerationConfig.from_pretrained(folder or self._base.id, **hub_options)
         except OSError:  # there is none
             return []
         unread = model_settings.mend_generation_config(generation)
@@ -107,8 +107,10 @@ def changing_rope(config: Any) -> tuple[str, int] | None:
     `config`: transformers' configuration of a model. longrope: Ding et al., 2024, arXiv 2402.13753;
     dynamic: NTK scaling by the row's length.
     """
-    of_text = config.get_text_config()
-    found = getattr(of_text, "rope_parameters", None) or getattr(of_text, "rope_scaling", None)
+    text_config = config.get_text_config()
+    found = getattr(text_config, "rope_parameters", None) or getattr(
+        text_config, "rope_scaling", None
+    )
     if not isinstance(found, dict):
         return None
     # One for all layers, or one for each kind of layer.
@@ -116,11 +118,11 @@ def changing_rope(config: Any) -> tuple[str, int] | None:
         kind = rope.get("rope_type", rope.get("type"))
         if kind == "longrope":
             original = rope.get("original_max_position_embeddings") or getattr(
-                of_text, "original_max_position_embeddings", None
+                text_config, "original_max_position_embeddings", None
             )
-            return kind, int(original or of_text.max_position_embeddings)
+            return kind, int(original or text_config.max_position_embeddings)
         if kind == "dynamic":
-            return kind, int(of_text.max_position_embeddings)
+            return kind, int(text_config.max_position_embeddings)
     return None
 
 

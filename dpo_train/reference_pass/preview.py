@@ -133,4 +133,4 @@ def _as_trained(row: Row, ids: TokenIds, tokenizer: Any) -> TrainedPair:
     parts = (ids.prompt_ids, ids.chosen_ids, ids.rejected_ids)
     prompt, chosen, rejected = (tokenizer.decode(part) for part in parts)
     counts = (len(ids.prompt_ids), len(ids.chosen_ids), len(ids.rejected_ids))
-    return TrainedPair(row.place, prompt, chosen, rejected, counts)
+    return TrainedPair(row.location, prompt, chosen, rejected, counts)

@@ -173,10 +173,10 @@ class Pass:
             self._listed = self._list_url()  # another machine may have brought it just now
             if self._is_merged() or self._fetch(shard):
                 return self._is_whole(shard)
-        places = self._shards[shard]
+        indices = self._shards[shard]
         file = _file(self._folder, shard)
-        content = json.dumps(vars(self._score(places)), separators=(",", ":"))
-        self.computed_pairs += len(places)
+        content = json.dumps(vars(self._score(indices)), separators=(",", ":"))
+        self.computed_pairs += len(indices)
         try:
             file.parent.mkdir(exist_ok=True)
             write_here(file, f"{_digest(content)}\n{content}")

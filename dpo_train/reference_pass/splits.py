@@ -52,10 +52,10 @@ def write_splits(
     base: dict[str, BaseNumbers] = {}
     first = 0  # the rows of a split follow one another
     for name in SPLITS:
-        places = range(first, first + len(texts[name].prompt_key))
-        first = places.stop
-        of_split = [column[places.start : places.stop] for column in scores]
-        table = _table(tokens, places, texts[name], of_split)
+        indices = range(first, first + len(texts[name].prompt_key))
+        first = indices.stop
+        split_scores = [column[indices.start : indices.stop] for column in scores]
+        table = _table(tokens, indices, texts[name], split_scores)
         _write_stream(table, working / f"{name}.arrow")
         (working / f"{name}.arrow").replace(folder / f"{name}.arrow")
         sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
@@ -79,7 +79,7 @@ class _Texts:
     """What is kept of a split's rows as text."""
 
     prompt: list[str] = field(default_factory=list)
-    """The row without its answers, as JSON: what a model is asked."""
+    """The row without its answers, as JSON: what a model is prompt."""
     chosen: list[str] = field(default_factory=list)
     prompt_key: list[str] = field(default_factory=list)
 
@@ -89,8 +89,8 @@ def _in_order(tokens: TokenFile, shards: Sequence[ScoredShard]) -> list[np.ndarr
     columns = []
     for name in _LOGPS:
         values = np.zeros(len(tokens.rows))
-        for places, shard in zip(tokens.shards, shards, strict=True):
-            values[places] = getattr(shard, name)
+        for indices, shard in zip(tokens.shards, shards, strict=True):
+            values[indices] = getattr(shard, name)
         columns.append(values)
     return columns
 
@@ -99,17 +99,17 @@ def _texts(folder: Path, kept: set[int]) -> dict[str, _Texts]:
     texts = {name: _Texts() for name in SPLITS}
     for number, (split, row) in enumerate(read_rows(folder)):
         if number in kept:
-            asked = replace(row, chosen=[], rejected=[]).as_json()
-            texts[split].prompt.append(json.dumps(asked, ensure_ascii=False))
+            prompt = replace(row, chosen=[], rejected=[]).as_json()
+            texts[split].prompt.append(json.dumps(prompt, ensure_ascii=False))
             texts[split].chosen.append(row.chosen[-1].get("content") or "")
             texts[split].prompt_key.append(row.prompt_key)
     return texts
 
 
 def _table(
-    tokens: TokenFile, places: Sequence[int], texts: _Texts, scores: Sequence[Any]
+    tokens: TokenFile, indices: Sequence[int], texts: _Texts, scores: Sequence[Any]
 ) -> pyarrow.Table:
-    table = tokens.table(places)
+    table = tokens.table(indices)
     for name, values in (*vars(texts).items(), *zip(_LOGPS, scores, strict=True)):
         table = table.append_column(name, [values])
     return table

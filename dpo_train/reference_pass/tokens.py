@@ -113,7 +113,7 @@ def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[
         try:
             special.refuse(row)
         except BadRow as error:
-            bad.add(row.place, error)
+            bad.add(row.location, error)
     notes = checks.notes() + template.check(rows[:_CHECKED_ROWS])
     if on_bad_row == "refuse":
         bad.refuse(len(rows))
@@ -201,7 +201,7 @@ def _render(
             texts.append(template.render(row))
             numbers.append(number)
         except BadRow as error:
-            bad.add(row.place, error)
+            bad.add(row.location, error)
     return numbers, texts
 
 
@@ -234,14 +234,14 @@ class TokenFile:
         ]
         """Places in `rows`, longest first."""
 
-    def columns(self, places: Sequence[int]) -> dict[str, list[list[int]]]:
+    def columns(self, indices: Sequence[int]) -> dict[str, list[list[int]]]:
         """prompt_ids, chosen_ids and rejected_ids of the rows at these places."""
-        columns: dict[str, list[list[int]]] = self.table(places).to_pydict()
+        columns: dict[str, list[list[int]]] = self.table(indices).to_pydict()
         return columns
 
-    def table(self, places: Sequence[int]) -> pyarrow.Table:
+    def table(self, indices: Sequence[int]) -> pyarrow.Table:
         """The same as an Arrow table."""
-        return self._table.select(list(IDS)).take(list(places))
+        return self._table.select(list(IDS)).take(list(indices))
 
     def extremes(self) -> tuple[int, int]:
         """The tokens of the longest row, prompt and the longer completion; the largest token id."""

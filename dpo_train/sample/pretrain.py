@@ -50,7 +50,7 @@ def build_tokenizer(rows: Sequence[Row], vocabulary: int = VOCABULARY) -> Qwen2T
     texts = [row[c] for row in rows for c in ("system", "prompt", "chosen", "rejected")]
     learner.train_from_iterator([*texts, *("system", "user", "assistant") * len(rows)], trainer)
     learned = json.loads(learner.to_str())["model"]
-    specials = {token: len(learned["vocab"]) + place for place, token in enumerate(SPECIALS)}
+    specials = {token: len(learned["vocab"]) + number for number, token in enumerate(SPECIALS)}
     return Qwen2Tokenizer(
         vocab=learned["vocab"] | specials,
         merges=[tuple(pair) for pair in learned["merges"]],
@@ -136,7 +136,7 @@ def _batches(examples: list[Example], size: int, rng: random.Random) -> list[lis
     batches = []
     for start in range(0, len(examples), pool):
         near = sorted(examples[start : start + pool], key=lambda example: len(example[0]))
-        batches += [near[place : place + size] for place in range(0, len(near), size)]
+        batches += [near[first : first + size] for first in range(0, len(near), size)]
     rng.shuffle(batches)
     return batches
 
@@ -184,9 +184,9 @@ def _answer_logps(
     width = max(len(ids) for ids, _ in batch)
     inputs = torch.full((len(batch), width), tokenizer.pad_token_id)
     labels = torch.full((len(batch), width), IGNORED)
-    for place, (ids, prompt) in enumerate(batch):
-        inputs[place, : len(ids)] = torch.tensor(ids)
-        labels[place, prompt : len(ids)] = torch.tensor(ids[prompt:])
+    for row, (ids, prompt) in enumerate(batch):
+        inputs[row, : len(ids)] = torch.tensor(ids)
+        labels[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
     # Padding stands on the right and attention is causal: no mask is needed.
     logits = model(input_ids=inputs).logits[:, :-1]
     labels = labels[:, 1:]

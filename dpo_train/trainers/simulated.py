@@ -89,8 +89,8 @@ class SimulatedSession:
         ceiling = max(0.5, 0.95 - 0.1 * decades)
         learned = self._pairs_seen / self._curve.pairs
         mean = 0.5 + (ceiling - 0.5) * (1 - math.exp(-4 * learned))
-        place = f"{self._config.seed} {self._pairs_seen} {self._config.optim.learning_rate!r}"
-        noise = random.Random(zlib.crc32(place.encode())).gauss(0, self._curve.noise)
+        state = f"{self._config.seed} {self._pairs_seen} {self._config.optim.learning_rate!r}"
+        noise = random.Random(zlib.crc32(state.encode())).gauss(0, self._curve.noise)
         return min(1.0, max(0.0, mean + noise))
 
     def save(self, folder: Path) -> int:

@@ -10,7 +10,7 @@ from dpo_train import extras
 from dpo_train.activation_checkpointing import OPTIONS
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
-from dpo_train.optimizers import OF_TRANSFORMERS, Name
+from dpo_train.optimizers import TRANSFORMERS_NAMES, Name
 from dpo_train.trainers.process_group import ProcessGroup
 
 
@@ -30,7 +30,7 @@ def trl_arguments(
         per_device_train_batch_size=own.pairs_at_once,
         gradient_accumulation_steps=own.batch_size // own.pairs_at_once,
         num_train_epochs=optim.epochs,
-        optim=OF_TRANSFORMERS[optim.name],
+        optim=TRANSFORMERS_NAMES[optim.name],
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
         warmup_steps=0 if optim.schedule == "constant" else optim.warmup_steps,

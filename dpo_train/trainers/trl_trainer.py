@@ -36,12 +36,12 @@ class SearchTrainer(DPOTrainer):
         return dataset
 
     def hold(self, control: TrainingControl, data: reference.PreparedData, device: str) -> None:
-        self._hand = control
+        self._training = control
         control.accelerator = self.accelerator
         self._eval_rows = data.split("eval")[:]
         self._eval_batches = list(logps.batches(self._eval_rows, data.pad_token_id, device))
         self._step_losses: list[torch.Tensor] = []
-        self._parts_seen = 0
+        self._passes_seen = 0
         self._tokens = torch.zeros((), dtype=torch.int64, device=device)
 
     def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
@@ -54,20 +54,21 @@ class SearchTrainer(DPOTrainer):
     def _share_of_step(self, loss: torch.Tensor, pairs: int) -> torch.Tensor:
         """Weighs a part of a batch by its pairs: the parts of an epoch's last batch may be unequal,
         and transformers divides each by their number."""
-        parts = self.current_gradient_accumulation_steps
-        if parts > 1 and self.accelerator.num_processes == 1:  # in a group all parts are equal
+        passes = self.current_gradient_accumulation_steps
+        if passes > 1 and self.accelerator.num_processes == 1:  # in a group all parts are equal
             step = self.state.global_step
-            loss = loss * (pairs * parts / (self._hand.pairs(step + 1) - self._hand.pairs(step)))
-        if self._parts_seen == 0:
-            self._step_losses.append(loss.detach() / parts)
+            step_pairs = self._training.pairs(step + 1) - self._training.pairs(step)
+            loss = loss * (pairs * passes / step_pairs)
+        if self._passes_seen == 0:
+            self._step_losses.append(loss.detach() / passes)
         else:
-            self._step_losses[-1] = self._step_losses[-1] + loss.detach() / parts
-        self._parts_seen = (self._parts_seen + 1) % parts
+            self._step_losses[-1] = self._step_losses[-1] + loss.detach() / passes
+        self._passes_seen = (self._passes_seen + 1) % passes
         return loss
 
     def save_interval(self, folder: Path) -> None:
         """Writes what was summed up since the last evaluation, for a training that is held."""
-        control = self._hand
+        control = self._training
         interval = {
             "losses": [float(loss) for loss in self._step_losses],
             "tokens": int(self._tokens),
@@ -86,19 +87,19 @@ class SearchTrainer(DPOTrainer):
             torch.tensor(loss, device=self._tokens.device) for loss in interval["losses"]
         ]
         self._tokens += interval["tokens"]
-        self._hand.carried_seconds = interval["seconds"]
-        self._hand.carried_pairs = interval["pairs"]
+        self._training.carried_seconds = interval["seconds"]
+        self._training.carried_pairs = interval["pairs"]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """TRL's loop calls it where `TrainingControl` said so; answers the caller, then waits."""
-        self._hand.answers.put(self._measure())
+        self._training.answers.put(self._measure())
         self.control.should_evaluate = False
-        self._hand.wait(self.control)
+        self._training.wait(self.control)
         return {}
 
     def _measure(self) -> Evaluation:
-        seconds = time.monotonic() - self._hand.resumed_at
-        pairs = self._hand.pairs_seen - self._hand.resumed_pairs
+        seconds = time.monotonic() - self._training.resumed_at
+        pairs = self._training.pairs_seen - self._training.resumed_pairs
         # What the processes of a group report, and whether they go on, is the same for all.
         together = self.accelerator.reduce(torch.stack(self._step_losses).float(), "mean")
         losses = together.cpu()
@@ -117,7 +118,7 @@ class SearchTrainer(DPOTrainer):
         report = {
             **{f"eval/{name}": value for name, value in held_out.items()},
             "train/loss": float(losses.mean()),
-            "pairs_seen": self._hand.pairs_seen,
+            "pairs_seen": self._training.pairs_seen,
             "step": self.state.global_step,
             "epoch": float(self.state.epoch or 0.0),
             "pairs_per_second": pairs / seconds,

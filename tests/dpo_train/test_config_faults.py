@@ -9,7 +9,7 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import Part, parse
 from dpo_train.config_faults import one_of, shown, unknown_path
 from dpo_train.config_fields import Allowed, field_paths, spelled, words
-from dpo_train.config_names import OF_OTHERS
+from dpo_train.config_names import FIELD_ALIASES
 from dpo_train.errors import InputError
 from tune.config.schema import SearchConfig
 
@@ -55,8 +55,8 @@ def test_a_path_of_another_program_is_answered_with_ours(path: str, meant: str) 
 
 def test_every_name_of_another_program_leads_to_a_field_and_is_none_itself() -> None:
     known = field_paths(SearchConfig)
-    assert set(OF_OTHERS) <= set(known)
-    names = [name for others in OF_OTHERS.values() for name in others]
+    assert set(FIELD_ALIASES) <= set(known)
+    names = [name for others in FIELD_ALIASES.values() for name in others]
     assert len(names) == len(set(names))
     assert set(names).isdisjoint(known)
 

@@ -11,7 +11,7 @@ from trl import DPOTrainer
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.config_names import OF_TRL
+from dpo_train.config_names import TRL_FIELDS
 from dpo_train.config_trl import F_DIVERGENCE_LOSSES, TABLE, TrlConfig
 from dpo_train.errors import InputError
 from dpo_train.trainers import trl_fields
@@ -30,7 +30,7 @@ def test_the_table_is_that_of_the_installed_trl() -> None:
 def test_fields_and_defaults_are_trls() -> None:
     known = json.loads(TABLE.read_text())
     assert {name: known[name] for name in TrlConfig.model_fields} == TrlConfig().model_dump()
-    ours = [name for names in OF_TRL.values() for name in names]
+    ours = [name for names in TRL_FIELDS.values() for name in names]
     assert len(ours) == len(set(ours))
     assert set(ours) <= set(known) - set(TrlConfig.model_fields)
 

@@ -1,4 +1,4 @@
-"""What every row must hold, whatever form it came in."""
+"""Checks of every row, whatever form its dataset has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ANSWER_ROLES = {"assistant", "tool"}
 
 
 def check_row(row: Row) -> None:
-    """Raises BadRow unless a question is asked and answered, in letters that can be written."""
+    """Raise BadRow unless a row has a question and answers of the right roles, in valid Unicode."""
     _check_turns(row)
     _check_letters(row)
 
@@ -24,7 +24,7 @@ def _check_turns(row: Row) -> None:
     for part, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
         roles = [message["role"] for message in answer]
         if not roles:
-            continue  # an empty answer is left out by the filters
+            continue  # the filters leave out empty answers
         if "user" in roles[1:]:
             raise BadRow(
                 "a question inside an answer",
@@ -40,7 +40,7 @@ def _check_turns(row: Row) -> None:
 
 
 def _check_letters(row: Row) -> None:
-    """Half of a surrogate pair is no letter; no tokenizer can read it."""
+    """Raise BadRow for half of a surrogate pair, which no tokenizer can read."""
     for text in texts_in(row.as_json()):
         if text.isascii():
             continue

@@ -1,4 +1,4 @@
-"""Whole conversations as chosen and rejected, with their prompt beside them or not."""
+"""Pairs whose chosen and rejected are whole conversations, with or without a prompt column."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BEGINNERS = (*SYSTEM_ROLES, "user", "human")
 
 
 def is_whole(value: Any) -> bool:
-    """Whether messages, of whatever form, are a conversation from its beginning and no answer."""
+    """Return whether messages of any form begin a conversation, and are not just an answer."""
     first = message_at(value, 0)
     return first.get("role", first.get("from")) in _BEGINNERS
 
@@ -21,16 +21,16 @@ def is_whole(value: Any) -> bool:
 def cut_conversations(
     prompt: Sequence[Message] | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """The turns that both share are the prompt, as in TRL's `extract_prompt`.
+    """Return prompt, chosen and rejected: the turns that both share are the prompt.
 
-    A prompt that stands beside them must begin both. Raises BadRow where it doesn't, and where the
-    conversations have no turn in common.
+    TRL's `extract_prompt` does the same. If `prompt` is given, both conversations must begin with
+    it. Raises BadRow if they don't, and if the conversations have no turn in common.
     """
     if prompt is not None:
         for part, whole in (("chosen", chosen), ("rejected", rejected)):
             _refuse_another_beginning(prompt, whole, part)
     end = shared_length(chosen, rejected)
-    # An answer that both begin with is no prompt.
+    # An answer that both share at the end belongs to the completions, not to the prompt.
     while end and chosen[end - 1]["role"] == "assistant":
         end -= 1
     if not end:
@@ -62,7 +62,7 @@ def _refuse_another_beginning(
 
 
 def _turn(message: Message) -> tuple[str, str]:
-    """What two messages must share to be the same: who says what."""
+    """Return role and text of a message, which are compared."""
     return message["role"], (message.get("content") or "").strip()
 
 

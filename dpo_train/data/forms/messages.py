@@ -1,4 +1,4 @@
-"""Lists of {role, content} messages, with tool calls and reasoning, as chat templates take them."""
+"""Reads lists of {role, content} messages for chat templates, with tool calls and reasoning."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from dpo_train.errors import BadRow
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content",
            "reasoning", "thinking")  # fmt: skip
-"""What chat templates read of a message. Other fields, such as an id, tell a template nothing."""
+"""The fields of a message that chat templates read. Others, such as an id, are dropped."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MEDIA = ("image", "image_url", "audio", "video", "input_audio")
 
 
-def message_at(value: Any, place: int) -> Mapping[str, object]:
-    """The first (0) or last (-1) message of a list, or the one message; empty for other values."""
-    message = value[place] if isinstance(value, list) and value else value
+def message_at(value: Any, index: int) -> Mapping[str, object]:
+    """Return the first (0) or last (-1) message of a list, or a single message itself.
+
+    Returns an empty mapping for any other value.
+    """
+    message = value[index] if isinstance(value, list) and value else value
     return message if isinstance(message, dict) else {}
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages, or one message."""
+    """Return whether a value is a list of messages, or one message."""
     return "role" in message_at(value, 0)
 
 
 def read_messages(value: Any, part: str) -> list[Message]:
-    """The messages of a value, checked. Raises BadRow."""
+    """Return the checked messages of a value. `part` names it in errors. Raises BadRow."""
     messages = [value] if isinstance(value, dict) else value
     return [_message(message, part) for message in messages]
 
@@ -77,7 +80,7 @@ def _are_calls(calls: Any) -> bool:
 
 
 def _text_of_parts(parts: Sequence[Any], part: str) -> str:
-    """The one text of a content in parts, as models that see images have it."""
+    """Return the text of a content that is a list of parts, as for models that see images."""
     texts = []
     for each in parts:
         kind = each.get("type") if isinstance(each, dict) else None

@@ -1,4 +1,4 @@
-"""ShareGPT's messages: {from, value}, with its names for the roles."""
+"""Reads ShareGPT's messages: {from, value}, with ShareGPT's names for the roles."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _ROLES = {
 
 
 def is_sharegpt(value: Any) -> bool:
-    """Whether a value is a list of ShareGPT's messages, or one of them."""
+    """Return whether a value is a list of ShareGPT's messages, or one of them."""
     return {"from", "value"} <= set(message_at(value, 0))
 
 
 def read_sharegpt(value: Any, part: str) -> list[Message]:
-    """The messages of a value. Raises BadRow."""
+    """Return the messages of a value. `part` names it in errors. Raises BadRow."""
     messages = [value] if isinstance(value, dict) else value
     return read_messages([_with_role(message, part) for message in messages], part)
 
 
 def _with_role(message: Any, part: str) -> Message:
-    """The message as {role, content}."""
+    """Return a message as {role, content}."""
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
         raise BadRow("not a message", f"{part}: {message!r:.60} is not a {{from, value}} message")
     role = message.get("from")

@@ -1,4 +1,4 @@
-"""Plain texts: where a prompt ends that stands at the beginning of both of them."""
+"""Plain texts: finds where the prompt ends that both texts begin with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _TEMPLATE = re.compile(
 
 
 def refuse_markup(text: str, part: str) -> None:
-    """Raises BadRow for a text that is written in some model's chat template already, and for one
-    that holds several turns."""
+    """Raise BadRow for a text that has the marks of a chat template, or that holds several turns.
+
+    `part` names the text in errors.
+    """
     begun = text.lstrip()[:_LOOKED_AT]
     if mark := _TEMPLATE.match(begun):
         raise BadRow(
@@ -39,17 +41,18 @@ def _turns_in_text(part: str, mark: str) -> BadRow:
 
 
 def cut_whole_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """The common beginning of two texts is their prompt; it ends before a space or a line break.
+    """Return prompt, chosen and rejected: the common beginning of two texts is their prompt.
 
-    TRL's `extract_prompt` ends it at the first letter that differs, in the middle of a word.
-    Raises BadRow if there is none, or if the texts are conversations in an unknown form.
+    The prompt ends before a space or a line break. TRL's `extract_prompt` ends it at the first
+    letter that differs, which may be in the middle of a word. Raises BadRow if there is no prompt,
+    or if the texts are conversations in an unknown form.
     """
     if mark := _TURN.match(chosen.lstrip()[:_LOOKED_AT]):
         raise _turns_in_text("chosen", mark[0])
     shared = chosen[: shared_length(chosen, rejected)]
     following = chosen[len(shared) :][:1], rejected[len(shared) :][:1]
     if all(letter.isspace() for letter in following):
-        end = len(shared)  # a space after it in one, a line break in the other
+        end = len(shared)  # one text goes on with a space, the other with a line break
     else:
         end = max(shared.rfind(space) for space in " \n\t\r")
     if end <= 0 or not shared[:end].strip():
