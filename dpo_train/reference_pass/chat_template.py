@@ -1,6 +1,6 @@
-"""A model's chat template: rows written as text as TRL writes them, and what it can't write.
+"""Writes rows as text with a model's chat template, as TRL does, and checks what it can't write.
 
-Knows no token ids.
+This module knows no token ids.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
-"""What a template that writes today's date is given, so that a row's tokens never change."""
+"""The date for a template that writes today's date, so that a row's tokens never change."""
 _PROBED = 50
-"""Rows that have something special are tried until the template has written it once."""
+"""Most rows with some feature that are rendered to see whether the template writes it."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The three texts of a row. A completion is what follows the prompt in either conversation."""
+    """The three texts of a row. `chosen` and `rejected` are whole conversations with the prompt."""
 
     prompt: str
     chosen: str
@@ -41,7 +41,7 @@ class ChatTemplate:
         self._fix_date()
 
     def render(self, row: Row) -> Rendered:
-        """The texts of a row. Raises TemplateRefusal if the template refuses it."""
+        """Return the texts of a row. Raises TemplateRefusal if the template refuses it."""
         return Rendered(
             self.prompt(row),
             self._render(row, row.chosen),
@@ -49,13 +49,13 @@ class ChatTemplate:
         )
 
     def prompt(self, row: Row) -> str:
-        """The prompt with the beginning of the answer's turn. Raises TemplateRefusal."""
+        """Return the prompt with the beginning of the answer's turn. Raises TemplateRefusal."""
         return self._render(row, [], add_generation_prompt=True)
 
     def check(self, rows: Sequence[Row]) -> list[str]:
-        """What a person should know of how these rows are written, a line each.
+        """Return notes for the user on how the template writes these rows, a line each.
 
-        Raises InputError if the template can't write what they have.
+        Raises InputError if the template does not write something that the rows have.
         """
         self._check_system(rows)
         for role in ("developer", "tool"):
@@ -89,7 +89,7 @@ class ChatTemplate:
         return str(text)
 
     def _fix_date(self) -> None:
-        """Gives the template, which transformers compiles once for a process, a fixed day."""
+        """Give the template a fixed date. transformers compiles it once for a process."""
         from transformers.utils import chat_template_utils  # slow to import
 
         def strftime_now(form: str) -> str:
@@ -118,7 +118,7 @@ class ChatTemplate:
             try:
                 alone = self._render(replace(row, prompt=row.prompt[1:]), [])
             except TemplateRefusal:
-                return  # it refuses the row for something else: a bad row
+                return  # the template refuses this row for another reason, so it is a bad row
             try:
                 if self._render(row, []) != alone:
                     return
@@ -132,7 +132,7 @@ class ChatTemplate:
         )
 
     def _check_role(self, role: str, rows: Sequence[Row]) -> None:
-        """Raises InputError if the template leaves out what messages of this role say."""
+        """Raise InputError if the template leaves out messages of this role."""
         having = [row for row in rows if any(m["role"] == role for m in _messages(row))]
         for row in having[:_PROBED]:
             try:
@@ -153,7 +153,10 @@ class ChatTemplate:
     def _ignored(
         self, rows: Sequence[Row], has: Callable[[Row], bool], without: Callable[[Row], Row]
     ) -> int:
-        """How many rows have something, if the template writes the same with it and without."""
+        """Return how many rows have a feature, if the template ignores it; otherwise 0.
+
+        The template ignores it if it writes the same with the feature and without.
+        """
         having = [row for row in rows if has(row)]
         for row in having[:_PROBED]:
             try:
@@ -176,7 +179,10 @@ class ChatTemplate:
             )
 
     def _check_beginning(self, rows: Sequence[Row]) -> Iterator[str]:
-        """Whether answers begin where the template begins them for a model that answers."""
+        """Check that the answers of the data begin as the template begins a model's answer.
+
+        Yields a note for the user if they don't. Raises InputError if <think> would be missing.
+        """
         lost: list[str] = []
         probed = 0
         for row in rows[:_PROBED]:
@@ -222,7 +228,7 @@ def _have(row: Row, *fields: str) -> bool:
 
 
 def _bare(row: Row, *fields: str) -> Row:
-    """The row without these fields; a message without any content gets an empty one."""
+    """Return the row without these fields of its messages; a missing content becomes empty."""
 
     def bare(messages: list[Message]) -> list[Message]:
         kept = (

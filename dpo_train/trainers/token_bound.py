@@ -1,4 +1,4 @@
-"""How many tokens a pass may have, so that what it keeps for its backward fits into memory."""
+"""Bounds the tokens of a pass, so that what it keeps for its backward fits into memory."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ from dpo_train.memory import MemoryBounds, allocator_factor, own_bytes
 
 
 class TokenBound:
-    """The tokens of the next pass: at most `most`, at least `least`, between them what the memory
-    holds. It is lowered for good when memory runs out all the same."""
+    """The most tokens of the next pass: what memory holds, between a least and a most number.
+
+    The bound is lowered permanently if memory still runs out.
+    """
 
     def __init__(self, device: str, bounds: MemoryBounds, weights_bytes: int, most: int) -> None:
-        """`weights_bytes`: those of the base, which all processes of a machine map once."""
+        """Set the bounds of a device, with at most `most` tokens.
+
+        `weights_bytes` are those of the base, which all processes of a machine share.
+        """
         self._device = device
         self._bounds = bounds
         self._weights_bytes = weights_bytes
         self._own_bytes = own_bytes()
         self._bytes_a_token = 0.0
-        """What a token takes, with what the allocator holds around it."""
+        """Bytes that a token takes, including the overhead of the allocator."""
         self._fitting_beside: dict[int, int] = {}
-        """By the bytes held beside a pass: found once, so that passes don't change from step to
-        step with what a GPU happens to have free."""
+        """The tokens that fit, by the bytes held beside a pass. They are computed once, so that
+        passes don't vary from step to step with a GPU's free memory."""
         self._most = min(most, bounds.most_tokens or most)
 
     def measured(self, kept_bytes: int, tokens: int, checkpointed: bool) -> None:
-        """Takes note of what a first small pass kept; of several the one that kept most counts."""
+        """Take note of what a first small pass kept. If there are several, the largest counts."""
         factor = allocator_factor(self._device, checkpointed)
         self._bytes_a_token = max(self._bytes_a_token, factor * kept_bytes / tokens)
         self._fitting_beside.clear()
 
     def tokens(self, least: int, other_bytes: int = 0) -> int:
-        """`other_bytes`: what will be held beside the pass and isn't yet, or comes and goes with
-        the trials: weights, gradients, moments."""
+        """Return the tokens of the next pass, at least `least`.
+
+        `other_bytes` will be held beside the pass and are not yet, or come and go with the trials:
+        weights, gradients, moments.
+        """
         fitting = self._fitting_beside.get(other_bytes)
         if fitting is None:
             fitting = self._fitting(other_bytes, self._most)
@@ -38,17 +46,17 @@ class TokenBound:
         return max(least, min(self._most, fitting))
 
     def forget_measured(self) -> None:
-        """Before passes keep less a token than they did."""
+        """Forget the measured bytes per token, before a change that makes passes keep less."""
         self._bytes_a_token = 0.0
         self._fitting_beside.clear()
 
     def holds(self, tokens: int, other_bytes: int = 0) -> bool:
-        """Whether a pass of so many tokens fits, beside `other_bytes` as in `tokens`."""
+        """Return whether a pass of so many tokens fits beside `other_bytes`; see `tokens`."""
         allowed = self._bounds.most_tokens or tokens
         return min(allowed, self._fitting(other_bytes, at_most=tokens)) >= tokens
 
     def halve(self, now: int) -> None:
-        """After a pass of `now` tokens ran out of memory."""
+        """Lower the bound to half of `now`, after a pass of `now` tokens ran out of memory."""
         self._most = now // 2
 
     def _fitting(self, other_bytes: int, at_most: int) -> int:
