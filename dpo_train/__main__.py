@@ -19,7 +19,7 @@ from dpo_train.scoring.metrics import objectives
 def main() -> int:
     """Run the command, and return its exit code: 0 done, 1 diverged, 2 wrong input."""
     parser = argparse.ArgumentParser(prog="python -m dpo_train", description=__doc__)
-    parser.add_argument("yaml", type=Path, help="one trial's configuration")
+    parser.add_argument("yaml", type=Path, help="YAML file with one trial's configuration")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained model")
     parser.add_argument("--prepared", type=Path, default=Path("runs/.prepared"),
                         help="where tokenised rows and reference log-probs are kept")  # fmt: skip
@@ -63,6 +63,7 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
     from dpo_train.reference_pass.tokens import read_summary
     from dpo_train.trainers.open import open_session
 
+    # Prepare the data, unless the trainer needs none.
     prepared, device = Path(), "cpu"
     if config.trainer != "simulated":
         config = config.model_copy(update={"model": model_source.resolve(config.model)})
@@ -79,6 +80,8 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         if summary := read_summary(prepared):
             for note in summary.notes:
                 print(note, flush=True)
+
+    # Train from evaluation to evaluation.
     session = open_session(config, prepared, device)
     pairs_seen = 0.0
     try:

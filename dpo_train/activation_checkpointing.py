@@ -47,18 +47,18 @@ def switch_off(model: Any) -> None:
         del hooks[number]
 
 
-def kept_bytes(forward: Callable[[], Any], layers: Sequence[Any], apart: Iterable[Any]) -> int:
+def kept_bytes(forward: Callable[[], Any], layers: Sequence[Any], excluded: Iterable[Any]) -> int:
     """Return the bytes that a pass holds for its backward if these layers are computed again.
 
     They are what the pass keeps, and the activations of the one layer that is being recomputed.
     """
     if not any(layer.training for layer in layers):
-        return memory.kept_bytes(forward, apart)[1]
+        return memory.kept_bytes(forward, excluded)[1]
     # A pass without any checkpointing could run out of memory. So we measure with only the last
     # layer not checkpointed: it keeps what each layer holds while it is recomputed.
     last = layers[-1]
     last.training = False
     try:
-        return memory.kept_bytes(forward, apart)[1]
+        return memory.kept_bytes(forward, excluded)[1]
     finally:
         last.training = True

@@ -290,10 +290,10 @@ class TrainConfig(Part):
     def _refuse_losses_of_trl(self) -> None:
         """Raise ValueError for losses that TRL can't combine with the fields of `trl`."""
         kind, losses = self.trl.f_divergence_type, self.dpo.losses
-        apart = [loss for loss in losses if loss not in F_DIVERGENCE_LOSSES]
-        if kind != "reverse_kl" and apart:
+        others = [loss for loss in losses if loss not in F_DIVERGENCE_LOSSES]
+        if kind != "reverse_kl" and others:
             raise ValueError(
-                f"trl.f_divergence_type: {kind} does not work with dpo.loss {apart[0]}; it works "
+                f"trl.f_divergence_type: {kind} does not work with dpo.loss {others[0]}; it works "
                 f"with {', '.join(F_DIVERGENCE_LOSSES)}"
             )
         sorting = [loss for loss in losses if loss in NOT_PACKED]

@@ -94,8 +94,8 @@ def words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return words(inner[0], [*inner[1:], *found])
-    if said := next((each.words for each in found if isinstance(each, Allowed)), ""):
-        return said
+    if allowed := next((each.words for each in found if isinstance(each, Allowed)), ""):
+        return allowed
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(words(each, found) for each in inner))
     if origin is Literal:
@@ -196,10 +196,10 @@ def _flat(metadata: Iterable[Any]) -> Iterator[Any]:
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    said = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+    phrases = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [
-        f"{said[name]} {spelled(getattr(each, name))}"
-        for name in said
+        f"{phrases[name]} {spelled(getattr(each, name))}"
+        for name in phrases
         for each in metadata
         if getattr(each, name, None) is not None
     ]

@@ -48,7 +48,7 @@ def converted(config: ModelConfig, prepared: Path) -> Path | None:
         return None
     folder = prepared / FOLDER
     with (prepared / f"{FOLDER}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it is held until the file is closed
         if not folder.is_dir():
             if disk.free_bytes(prepared) < 2 * 4 * parameters:
                 return None

@@ -36,6 +36,7 @@ def explain(error: Exception, advice: str = "", meanings: Mapping[int, str] = _R
         RevisionNotFoundError,
     )
 
+    # Refusals that only a login helps against.
     cause = _answer_behind(error)
     if isinstance(cause, GatedRepoError):
         kind = "datasets/" if cause.repo_type == "dataset" else ""
@@ -43,6 +44,7 @@ def explain(error: Exception, advice: str = "", meanings: Mapping[int, str] = _R
         return f"it is gated; ask for access at {page} and type `{HF_LOGIN}`"
     if status(cause) == 401 and not isinstance(cause, RepositoryNotFoundError):
         return LOGIN_REFUSED
+    # All other causes.
     if isinstance(cause, RevisionNotFoundError):
         reason = "the Hub has it, but not this revision (404)"
     elif isinstance(cause, RepositoryNotFoundError):  # it may be 401 if there is no login

@@ -39,7 +39,7 @@ def switch_off_dropout(model: Any) -> None:
         for name in _dropouts(vars(config)):
             kept.append((config, name, getattr(config, name)))
             setattr(config, name, 0.0)
-        if "use_cache" in vars(config):  # TRL switches it off
+        if "use_cache" in vars(config):  # TRL will switch it off
             kept.append((config, "use_cache", config.use_cache))
     setattr(model, _KEPT, kept)
 

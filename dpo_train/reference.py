@@ -113,7 +113,7 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
     task: _Task | None = None
     while True:
         with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            fcntl.flock(lock, fcntl.LOCK_EX)  # it is held until the file is closed
             computed = task.shards.computed_pairs if task else 0
             finished = _finished(folder, computed) or _fetch_finished(folder, computed)
             if finished is None and task is not None:

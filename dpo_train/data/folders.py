@@ -20,6 +20,7 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
     They are in the folder, in its `data/` or in the folder of the `subset`. Raises InputError if
     there is none, if several files are for the split, or if a shard is missing.
     """
+    # Find the files whose name is that of the split.
     folders = [folder / subset] if subset else [folder, folder / "data"]
     files = [
         path
@@ -36,6 +37,7 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
             f"{', '.join(FORMATS)}, or shards {split}-00000-of-00002.parquet); it holds {names}; "
             "type `--set data.split=NAME`, or give one file as data.id"
         )
+    # They must be one file, or all shards of one format and one count.
     shards = [match for path in found if (match := _SHARD.search(_stem(path)))]
     kinds = {(path.parent, format_of(path)) for path in found}
     counts = {match[2] for match in shards}
@@ -73,7 +75,7 @@ def files_by_card(folder: Path, split: str, subset: str | None) -> list[Path]:
         raise InputError(f"data.config: {card} has no {chosen!r}; it has {', '.join(named)}")
     splits = named[chosen]
     if not (isinstance(splits, list) and splits and isinstance(splits[0], dict)):
-        splits = [{"split": "train", "path": splits}]  # files without a split are train
+        splits = [{"split": "train", "path": splits}]  # files without a split belong to train
     patterns = {str(each["split"]): each["path"] for each in splits}
     if split not in patterns:
         raise InputError(f"data.split: {card} has no {split!r}; it has {', '.join(patterns)}")

@@ -54,12 +54,12 @@ def estimate(folder: Path, base: ModelConfig, prepared: Path, device: str) -> Sa
         "chosen_ids": answers[::2],
         "rejected_ids": answers[1::2],
     }
-    ours = logps.score(inner, pairs, data.pad_token_id, device)
+    policy_logps = logps.score(inner, pairs, data.pad_token_id, device)
     if is_adapter:
         policy.unload()
     untrained = warm.fresh(trained_in_full=False)
-    theirs = logps.score(untrained, pairs, data.pad_token_id, device)
-    values = np.subtract(ours, theirs).mean(axis=0)
+    base_logps = logps.score(untrained, pairs, data.pad_token_id, device)
+    values = np.subtract(policy_logps, base_logps).mean(axis=0)
     keys = [rows["prompt_key"][number] for number in chosen for _ in range(SAMPLES // 2)]
     return SampledKl(mean=float(values.mean()), interval=mean_interval(values, keys))
 

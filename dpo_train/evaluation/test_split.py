@@ -62,27 +62,27 @@ def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
     base_ranking = metrics.ranking(logps.pair_logps(rows, *reference_logps))
 
     # The winner, and the best export of the search if that is another model.
-    ours = _evaluate_one(folders.winner, rows, prompts, data.pad_token_id, device)
-    over_base = _over(rows, ranking=ours.values["ranking"] - base_ranking)
+    winner = _evaluate_one(folders.winner, rows, prompts, data.pad_token_id, device)
+    over_base = _over(rows, ranking=winner.values["ranking"] - base_ranking)
     over_searched: dict[str, Difference] = {}
     searched = None
     if folders.searched is not None:
-        other = _evaluate_one(folders.searched, rows, prompts, data.pad_token_id, device)
+        best = _evaluate_one(folders.searched, rows, prompts, data.pad_token_id, device)
         names = ("ranking", "accuracy")
-        differences = {name: ours.values[name] - other.values[name] for name in names}
+        differences = {name: winner.values[name] - best.values[name] for name in names}
         over_searched = _over(rows, **differences)
-        searched = other.numbers(_over(rows, ranking=other.values["ranking"] - base_ranking))
+        searched = best.numbers(_over(rows, ranking=best.values["ranking"] - base_ranking))
     return TestReport(
-        test=ours.numbers(over_base, over_searched),
+        test=winner.numbers(over_base, over_searched),
         base=base_numbers,
         answers=[
             Answer(
                 prompt=prompt,
                 base=base_answers[number].text,
-                winner=ours.answers[number].text,
+                winner=winner.answers[number].text,
                 chosen=references[number],
                 base_is_cut=base_answers[number].is_cut,
-                winner_is_cut=ours.answers[number].is_cut,
+                winner_is_cut=winner.answers[number].is_cut,
             )
             for prompt, number in shown_prompts(prompts).items()
         ],

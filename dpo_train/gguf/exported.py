@@ -28,7 +28,7 @@ def write_exported(
 
     config = TrainConfig.model_validate(manifest["config"])
     tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
-    _refuse(model_source.architecture(config.model), tokenizer)  # before minutes of merging
+    _refuse(model_source.architecture(config.model), tokenizer)  # merging would take minutes
     merged = export.merged_model(exported)
     source = write.Source(merged.config, merged.generation_config, tokenizer, merged.state_dict())
     return write.write(source, folder, name, quantization)

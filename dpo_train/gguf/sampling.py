@@ -23,9 +23,9 @@ def defaults(generation: Any) -> dict[str, float | int]:
     `do_sample: false` becomes temperature 0.
     """
     stated = {
-        ours: value
-        for theirs, ours in _NAMES.items()
-        if (value := getattr(generation, theirs, None)) is not None
+        ollama_name: value
+        for name, ollama_name in _NAMES.items()
+        if (value := getattr(generation, name, None)) is not None
     }
     if generation.do_sample is False:
         kept = {name: value for name, value in stated.items() if name not in _SAMPLING_ONLY}

@@ -106,7 +106,8 @@ _PRE_TOKENIZERS = {
 }
 """llama.cpp's names, by the steps of a pre-tokenizer and its `ignore_merges` (whether a whole word
 that is a token stays one token, whatever the merges say)."""
-_MOST_ENDS = 3  # eos, eot, eom
+_MOST_ENDS = 3
+"""A GGUF file can name three tokens that end an answer: eos, eot and eom."""
 _SPECIAL_BY_NAME = frozenset({
     "</s>", "<eos>", "[EOS]", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>",
     "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>",
@@ -255,9 +256,9 @@ def _merges(bpe: _Bpe) -> list[str]:
     for merge in merges:
         if len(merge) != 2 or any(" " in part for part in merge):
             raise _refusal(f"has the merge {merge!r}")
-    lacking = [letter for letter in _byte_letters() if letter not in bpe["vocab"]]
-    if lacking and bpe["unk_token"] is not None:
-        raise _refusal(f"has an unknown token for {len(lacking)} bytes")
+    missing = [letter for letter in _byte_letters() if letter not in bpe["vocab"]]
+    if missing and bpe["unk_token"] is not None:
+        raise _refusal(f"has an unknown token for {len(missing)} bytes")
     return [" ".join(merge) for merge in merges]
 
 

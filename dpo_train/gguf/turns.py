@@ -89,7 +89,7 @@ def read(tokenizer: Any, adds_bos: bool) -> Reading:
 
     try:
         turns = _find_turns(write)
-    except Exception as error:  # a template raises what it likes; without turns it is left out
+    except Exception as error:  # a template may raise any error; then the TEMPLATE is left out
         return Reading(None, f"its texts can't be found ({type(error).__name__})")
 
     # The texts must give what the template writes for every probe.
@@ -114,7 +114,7 @@ def read(tokenizer: Any, adds_bos: bool) -> Reading:
 
 def _find_turns(write: Any) -> Turns:
     """Return the texts around messages, found in five conversations. Raises ValueError for none."""
-    begun, ended = _between(write([_QUESTION], False), _QUESTION)
+    start, after_user = _between(write([_QUESTION], False), _QUESTION)
     _, answer = _between(write([_QUESTION]), _QUESTION)
     _, after_answer = _between(write([_QUESTION, _ANSWER], False), _ANSWER)
     _, first, second, _ = _between(
@@ -122,16 +122,16 @@ def _find_turns(write: Any) -> Turns:
     )
     before_user = _without_prefix(second, after_answer)
     around = {
-        "user": (before_user, ended),
-        "assistant": (_without_prefix(first, ended), after_answer),
+        "user": (before_user, after_user),
+        "assistant": (_without_prefix(first, after_user), after_answer),
     }
-    without_system = _without_suffix(begun, before_user)
+    without_system = _without_suffix(start, before_user)
     try:
         before, after, _ = _between(write([_SYSTEM, _QUESTION]), _SYSTEM, _QUESTION)
         around["system"] = (before, _without_suffix(after, before_user))
     except Exception:  # a template without system prompts drops them, or raises any error
         pass
-    return Turns(without_system, around, _without_prefix(answer, ended))
+    return Turns(without_system, around, _without_prefix(answer, after_user))
 
 
 def _between(text: str, *messages: Message) -> list[str]:

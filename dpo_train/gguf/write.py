@@ -126,6 +126,7 @@ def _header(
     """
     from gguf import GGUFWriter  # an optional extra
 
+    # The architecture.
     writer = GGUFWriter(path, described.kind)
     writer.add_type("model")
     writer.add_file_type(_FILE_TYPES[quantization])
@@ -142,6 +143,8 @@ def _header(
     writer.add_rope_dimension_count(described.head_size)
     writer.add_rope_freq_base(described.rope_base)
     writer.add_layer_norm_rms_eps(described.norm_epsilon)
+
+    # The tokenizer.
     writer.add_tokenizer_model("gpt2")  # this is GGUF's name for byte-level BPE
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(vocabulary.tokens)

@@ -138,7 +138,7 @@ class ChatTemplate:
             try:
                 texts = self.render(row)
             except TemplateRefusal:
-                return  # a bad row
+                return  # this is a bad row, which is reported elsewhere
             written = texts.chosen + texts.rejected
             contents = [m.get("content") or "" for m in _messages(row) if m["role"] == role]
             if all(content.strip() in written for content in contents):

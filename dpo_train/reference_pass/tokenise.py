@@ -82,12 +82,12 @@ class Tokeniser:
         for row in texts:
             # The shared beginning is nearly always the whole prompt. Only otherwise we compare
             # letter by letter.
-            begun = row.prompt
-            if not (row.chosen.startswith(begun) and row.rejected.startswith(begun)):
-                begun = begun[: shared_length(begun, row.chosen)]
-                begun = begun[: shared_length(begun, row.rejected)]
-            end = max((found.end() for found in self._special.finditer(begun)), default=0)
-            parts += [begun[:end], row.prompt[end:], row.chosen[end:], row.rejected[end:]]
+            beginning = row.prompt
+            if not (row.chosen.startswith(beginning) and row.rejected.startswith(beginning)):
+                beginning = beginning[: shared_length(beginning, row.chosen)]
+                beginning = beginning[: shared_length(beginning, row.rejected)]
+            end = max((found.end() for found in self._special.finditer(beginning)), default=0)
+            parts += [beginning[:end], row.prompt[end:], row.chosen[end:], row.rejected[end:]]
         backend = self._tokenizer.backend_tokenizer
         encodings = backend.encode_batch_fast(parts, add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]

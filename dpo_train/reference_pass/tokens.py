@@ -87,7 +87,7 @@ def tokenised(folder: Path, progress: Progress | None = None) -> Summary:
     mirror.fetch_once(folder / ROWS)
     plan = read_plan(folder)
     with (folder / "tokens.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it is held until the file is closed
         summary = _whole(folder)
         if summary is None:
             refuse_damaged(folder, plan.rows_sha256)

@@ -34,7 +34,7 @@ def jeffreys(share: float, count: float) -> list[float]:
 
     `count` need not be a whole number.
     """
-    from scipy.special import betaincinv  # 9 MB: see winner_rule.py
+    from scipy.special import betaincinv  # it takes 9 MB of memory; see winner_rule.py
 
     right, wrong = share * count, (1 - share) * count
     low = betaincinv(right + 0.5, wrong + 0.5, _TAIL) if right > 1e-9 else 0.0

@@ -59,6 +59,7 @@ def refuse_unusable(field: str, location: str) -> None:
             "or a URL like s3://bucket/runs, gs://bucket/runs or "
             "abfs://container@account.dfs.core.windows.net/runs"
         )
+    # The URL is stored with the search, so it must hold no secret.
     known = _OPTIONS[parts.scheme]
     if (
         password is not None

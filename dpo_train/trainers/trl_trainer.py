@@ -87,7 +87,7 @@ class SearchTrainer(DPOTrainer):
     def restore_interval(self, folder: Path) -> None:
         """Read the sums that `save_interval` wrote, if the folder has them."""
         saved = folder / _INTERVAL.format(self.accelerator.process_index)
-        if not saved.exists():  # earlier versions saved right after an evaluation only
+        if not saved.exists():  # earlier versions saved only right after an evaluation
             return
         interval = json.loads(saved.read_text())
         self._step_losses = [
@@ -150,13 +150,13 @@ class SearchTrainer(DPOTrainer):
         loss_sum = chosen_sum = 0.0
         weights = dict(zip(self.loss_types, self.loss_weights or (), strict=False))
         sft = weights.get("sft", 1.0) if "sft" in self.loss_types else 0.0
-        seen = _LogProbs(self.model)
+        recorder = _LogProbs(self.model)
 
         def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             nonlocal loss_sum, chosen_sum
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = float(self.compute_loss(seen, batch))
-            summed = seen.log_probs.sum(dim=1)
+                loss = float(self.compute_loss(recorder, batch))
+            summed = recorder.log_probs.sum(dim=1)
             pairs = len(summed) // 2
             if sft:  # take out sft's mean over this batch; the mean over all pairs is added below
                 chosen = float(summed[:pairs].sum())

@@ -45,15 +45,15 @@ def _refuse_another_beginning(
     prompt: Sequence[Message], whole: Sequence[Message], part: str
 ) -> None:
     if _has_system(prompt) and _has_system(whole):
-        expected, begun = list(prompt), list(whole)
+        expected, beginning = list(prompt), list(whole)
     else:
-        expected, begun = _without_system(prompt), _without_system(whole)
+        expected, beginning = _without_system(prompt), _without_system(whole)
     if not expected:
         raise BadRow("empty prompt", "the prompt has only a system message")
     if [_turn(message) for message in expected] != [
-        _turn(message) for message in begun[: len(expected)]
+        _turn(message) for message in beginning[: len(expected)]
     ]:
-        first = _turn(begun[0])[1] if begun else ""
+        first = _turn(beginning[0])[1] if beginning else ""
         raise BadRow(
             "a conversation that doesn't begin with its prompt",
             f"{part} begins with {first!r:.50} and not with the prompt "

@@ -134,8 +134,10 @@ def _is_whole(rows: Sequence[Parts], prompt: str | None, answers: str) -> bool:
         return True
     if answers == TEXTS:
         return prompt != TRANSCRIPTS and _most_begin_with_prompt(rows)
-    begun = Counter(is_whole(_from_json_text(parts.get(side))) for parts in rows for side in _SIDES)
-    return begun[True] > begun[False]
+    begins = Counter(
+        is_whole(_from_json_text(parts.get(side))) for parts in rows for side in _SIDES
+    )
+    return begins[True] > begins[False]
 
 
 def _most_begin_with_prompt(rows: Sequence[Parts]) -> bool:
@@ -143,13 +145,13 @@ def _most_begin_with_prompt(rows: Sequence[Parts]) -> bool:
 
     A single answer may repeat its question, so most rows decide.
     """
-    begun: Counter[bool] = Counter()
+    begins: Counter[bool] = Counter()
     for parts in rows:
         prompt = _last_text(_from_json_text(parts.get("prompt")))
         texts = [text for side in _SIDES if isinstance(text := parts.get(side), str)]
         if prompt and texts:
-            begun[all(text.startswith(prompt) for text in texts)] += 1
-    return begun[True] > begun[False]
+            begins[all(text.startswith(prompt) for text in texts)] += 1
+    return begins[True] > begins[False]
 
 
 def _last_text(prompt: Any) -> str:

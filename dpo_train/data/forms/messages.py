@@ -46,6 +46,7 @@ def _message(message: Any, part: str) -> Message:
             f"{part}: the role {role!r} is not one of {', '.join(ROLES)}; rename it (human to "
             "user, gpt to assistant)",
         )
+    # Only an assistant may call tools.
     read = {name: message[name] for name in _FIELDS if message.get(name) is not None}
     if not read.get("tool_calls"):
         read.pop("tool_calls", None)
@@ -55,6 +56,7 @@ def _message(message: Any, part: str) -> Message:
             f"{part}: tool_calls of {role!r} are {read['tool_calls']!r:.60}; only an assistant "
             "may have them, as a list of {function: {name, arguments}}",
         )
+    # Reasoning and content must be texts.
     for name in _REASONING:
         if not isinstance(read.get(name, ""), str):
             shown = f"{part}: {name} is {read[name]!r:.60}, not a text"

@@ -21,14 +21,14 @@ def refuse_markup(text: str, part: str) -> None:
 
     `part` names the text in errors.
     """
-    begun = text.lstrip()[:_LOOKED_AT]
-    if mark := _TEMPLATE.match(begun):
+    beginning = text.lstrip()[:_LOOKED_AT]
+    if mark := _TEMPLATE.match(beginning):
         raise BadRow(
             "written in a chat template already",
             f"{part} begins with {mark[0].strip()!r}, the mark of a chat template; give plain "
             "texts, because the model's own template is written around them",
         )
-    if (mark := _TURN.match(begun)) and _ANSWER.search(text):
+    if (mark := _TURN.match(beginning)) and _ANSWER.search(text):
         raise _turns_in_text(part, mark[0])
 
 
