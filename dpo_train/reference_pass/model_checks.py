@@ -70,8 +70,8 @@ class ModelChecks:
         if not unread:
             return []
         return [
-            f"the model's generation_config.json sets {', '.join(unread)}, which have no effect; "
-            "exported models leave them out"
+            "settings of the model's generation_config.json have no effect, and exported models "
+            f"leave them out: {', '.join(unread)}"
         ]
 
     def _refuse_quantised(self) -> None:

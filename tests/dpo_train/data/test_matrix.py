@@ -118,9 +118,9 @@ CASES = (
     Case("a key given twice in a row", text(
         '{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}\n', "rows.jsonl"),
          "line 1: the key 'chosen' is given twice"),
-    Case("half of a surrogate pair in a thought", lines(thoughts), "half of a letter"),
+    Case("half of a surrogate pair in a thought", lines(thoughts), "half of a character"),
     Case("half of a surrogate pair", lines(changed(chosen="Yes \ud83d")),
-         "half of a letter"),
+         "half of a character"),
     Case("a folder with `train.jsonl`", several("train.jsonl", "train.bak.jsonl")),
     Case("a folder with two files of the split", several("train.jsonl", "train.json"),
          "several files of the split 'train'"),
