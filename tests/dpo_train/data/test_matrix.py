@@ -193,7 +193,7 @@ CASES = (
     Case("two system prompts",
          lines(lambda n: {**answers(n), "system": "Be kind.",
                           "prompt": [said("system", "Be rude."), user(n)]}),
-         "the system column has 'Be kind.', the messages 'Be rude.'"),
+         "the system column has 'Be kind.', and the messages have 'Be rude.'"),
     Case("images in a column", lines(changed(images=["cat.png"])), "a column 'images'"),
     Case("images in a message", lines(image_part), "a part of type 'image'"),
 )  # fmt: skip
