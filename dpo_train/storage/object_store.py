@@ -55,9 +55,8 @@ def refuse_unusable(field: str, location: str) -> None:
                          "URL like s3://bucket/runs") from None  # fmt: skip
     if parts.scheme not in _SCHEMES or not parts.netloc:
         raise InputError(
-            f"{field}: {parts.scheme}:// is not the URL of a store that can be used; give a path, "
-            "or a URL like s3://bucket/runs, gs://bucket/runs or "
-            "abfs://container@account.dfs.core.windows.net/runs"
+            f"{field}: this {parts.scheme}:// URL names no store; give a path, or a URL like "
+            "s3://bucket/runs, gs://bucket/runs or abfs://container@account.dfs.core.windows.net/runs"
         )
     # The URL is stored with the search, so it must hold no secret.
     known = _OPTIONS[parts.scheme]
