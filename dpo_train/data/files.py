@@ -211,7 +211,7 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
     if len(names) == 1 and other and other != delimiter:
         raise InputError(
             f"data.id: {path}: the columns are separated by {other!r}, but {delimiter!r} is "
-            "expected; save the file as .csv with commas or as .tsv with tabs"
+            "expected; save it as .csv with commas or as .tsv with tabs"
         )
     return names
 

@@ -25,7 +25,7 @@ def test_weights_in_4_bits_are_not_shared_out() -> None:
 def test_a_paged_optimizer_needs_gpus() -> None:
     axis = {"optim.name": {"choice": ["adamw", "paged_adamw"]}}
     assert search(space=axis, resources={"gpus": 1}).optimizers == {"adamw", "paged_adamw"}
-    with pytest.raises(InputError, match=r"optim.name: paged_adamw works on a GPU only"):
+    with pytest.raises(InputError, match=r"optim.name: paged_adamw has pages on a GPU only"):
         search(space=axis)
 
 
