@@ -131,7 +131,7 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused_by_name(
     [
         ("model.layers.0.mlp.up_proj.weight", None, "lacks the weights blk.0.ffn_up.weight"),
         ("model.layers.0.mlp.up_proj.bias", torch.ones(96), "has the weights blk.0.ffn_up.bias"),
-        ("score.weight", torch.ones(2, 64), "has the weights score.weight, which llama.cpp's llama"),
+        ("score.weight", torch.ones(2, 64), "weights score.weight, which llama.cpp's llama"),
         ("model.norm.weight", torch.full((64,), math.nan), "model.norm.weight holds nan"),
         ("model.layers.0.mlp.up_proj.weight", torch.full((96, 64), 7e4), "holds 70000.*q8_0`"),
     ],
