@@ -1,4 +1,4 @@
-"""`python -m dpo_train CONFIG`: trains one trial, without Ray."""
+"""`python -m dpo_train CONFIG` trains one trial, without Ray."""
 
 import argparse
 import os
@@ -17,9 +17,9 @@ from dpo_train.scoring.metrics import objectives
 
 
 def main() -> int:
-    """Returns the exit code: 0 done, 1 diverged, 2 wrong input."""
+    """Run the command, and return its exit code: 0 done, 1 diverged, 2 wrong input."""
     parser = argparse.ArgumentParser(prog="python -m dpo_train", description=__doc__)
-    parser.add_argument("yaml", type=Path, help="one trial's configuration")
+    parser.add_argument("yaml", type=Path, help="YAML file with one trial's configuration")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained model")
     parser.add_argument("--prepared", type=Path, default=Path("runs/.prepared"),
                         help="where tokenised rows and reference log-probs are kept")  # fmt: skip
@@ -38,28 +38,38 @@ def main() -> int:
 
 
 def _take_the_first_gpu() -> None:
-    """Trainers would take all that are visible. To be called before CUDA starts."""
+    """Hide all GPUs but the first, because trainers would use every visible one.
+
+    It must be called before CUDA starts. Raises InputError if CUDA has counted the GPUs already.
+    """
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ["CUDA_VISIBLE_DEVICES"] = first
     import torch  # slow to import
 
-    if torch.cuda.device_count() > 1:  # it was counted by CUDA itself, which then looks no more
-        raise InputError(f"one trial trains on one GPU; type `export CUDA_VISIBLE_DEVICES={first}`")
-    print(f"one trial trains on one GPU: number {first} of those here", flush=True)
+    if torch.cuda.device_count() > 1:  # CUDA has counted already, and does not count again
+        raise InputError(
+            "one trial trains on one GPU, and several are visible; type "
+            f"`export CUDA_VISIBLE_DEVICES={first}`"
+        )
+    print(f"one trial trains on one GPU: this one uses GPU {first}", flush=True)
 
 
 def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
-    """Trains to the end and exports the last weights; prints every evaluation."""
+    """Train to the end, print every evaluation, and export the last weights.
+
+    Returns the exit code: 0 done, 1 diverged.
+    """
     from dpo_train import data, model_source, reference
     from dpo_train.reference_pass.tokens import read_summary
     from dpo_train.trainers.open import open_session
 
+    # Prepare the data, unless the trainer needs none.
     prepared, device = Path(), "cpu"
     if config.trainer != "simulated":
         config = config.model_copy(update={"model": model_source.resolve(config.model)})
         pairs = data.load_pairs(config.data)
         print(pairs.summary(), flush=True)
-        import torch  # slow to import: what is wrong with the data is said before
+        import torch  # slow to import, so errors of the data come first
 
         quieten_libraries()
         if torch.cuda.device_count() > 1:
@@ -70,6 +80,8 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         if summary := read_summary(prepared):
             for note in summary.notes:
                 print(note, flush=True)
+
+    # Train from evaluation to evaluation.
     session = open_session(config, prepared, device)
     pairs_seen = 0.0
     try:
@@ -86,17 +98,18 @@ def train(config: TrainConfig, out: Path, prepared_root: Path) -> int:
         return 1
     finally:
         session.close()
-    print(f"the model lies in {out}")
+    print(f"the model is in {out}")
     return 0
 
 
 class Progress:
-    """Takes every turn of the reference pass, and prints to stderr how far the pass is."""
+    """Takes every shard of the reference pass, and prints to stderr how far the pass is."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
 
     def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
+        """Start the clock, and print how many pairs there are."""
         self._pairs = pairs
         self._whole = set(whole)
         self._found = sum(pairs[shard] for shard in whole)
@@ -105,12 +118,14 @@ class Progress:
         _say(f"reference log-probs of {sum(pairs)} pairs{kept}")
 
     def take(self, shard: int) -> bool:
+        """Take every shard: no other process shares this pass."""
         return True
 
     def give_up(self, shard: int) -> None:
-        pass
+        """Do nothing."""
 
     def done(self, shard: int) -> None:
+        """Count the shard, and print the progress every 10 seconds."""
         self._whole.add(shard)
         now = self._now()
         if now - self._printed < _PROGRESS_EVERY_SECONDS:
@@ -132,7 +147,7 @@ def _say(line: str) -> None:
 
 
 def _duration(seconds: float) -> str:
-    """The two largest units: 40 s, 1 min 40 s, 2 h 5 min."""
+    """Return a duration in its two largest units: 40 s, 1 min 40 s, 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,6 +1,4 @@
-"""Commands that a message names, as they can be pasted into the shell from which this program was
-called.
-"""
+"""Commands for messages to users. They can be pasted into the shell that called this program."""
 
 from __future__ import annotations
 
@@ -14,23 +12,25 @@ _SCRIPT = "dpo-tune"
 
 
 def dpo_tune(*words: str) -> str:
-    """`dpo-tune` with arguments, quoted for the shell; a path stands as it was given."""
+    """Return the `dpo-tune` command with arguments, quoted for the shell."""
     return " ".join([_program(), shlex.join(words)]).strip()
 
 
 def python_module(name: str, *words: str) -> str:
-    """`python -m NAME` with arguments, by the Python that runs here."""
+    """Return `python -m NAME` with arguments, for the Python that runs this program."""
     return shlex.join([_python(), "-m", name, *words])
 
 
 def script(name: str, *words: str) -> str:
-    """A program that a package installed beside this Python, with arguments."""
+    """Return the command of a program that a package installed beside this Python."""
     return shlex.join([_beside_python(name) or name, *words])
 
 
 def _program() -> str:
-    """`.venv/bin/dpo-tune`, `python -m tune`, or plain `dpo-tune`: however it was called. Called
-    from a notebook or a script, it is the program beside their Python."""
+    """Return this program as it was called: `.venv/bin/dpo-tune`, `python -m tune` or `dpo-tune`.
+
+    In a notebook or a script, return the path of `dpo-tune` beside their Python.
+    """
     called = Path(sys.argv[0]) if sys.argv else Path()
     if called.name == _SCRIPT:
         found = shutil.which(_SCRIPT)
@@ -43,14 +43,17 @@ def _program() -> str:
 
 
 def _python() -> str:
-    """This Python as the shell finds it: as it was typed, or its path."""
+    """Return this Python as the shell finds it: the word that was typed, or its path."""
     typed = sys.orig_argv[0] if sys.orig_argv else ""
     is_found = "/" not in typed and shutil.which(typed) is not None
     return typed if is_found else _shortened(Path(typed or sys.executable))
 
 
 def _beside_python(name: str) -> str | None:
-    """A script of this Python's environment: its name where the shell finds it, else its path."""
+    """Return a script of this Python's environment: its name if the shell finds it, or its path.
+
+    Returns None if there is no such script.
+    """
     beside = Path(sys.executable).parent / name
     if not beside.is_file():
         return None
@@ -61,7 +64,7 @@ def _beside_python(name: str) -> str | None:
 
 
 def _shortened(path: Path) -> str:
-    """The path from here, where it lies below."""
+    """Return a path below the working directory as a relative path, and any other unchanged."""
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))
     return str(path)

@@ -1,6 +1,6 @@
-"""The parts of a configuration: frozen and strict, read from YAML, overridden by dotted path.
+"""The base class of configurations: frozen, strict, read from YAML, overridden by dotted path.
 
-Every mistake is one line of cause. Knows no field of any of them.
+Every mistake is reported in one line. This module knows no field of any configuration.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would take `true` for 1."""
+        """Refuse `true` where a number is needed, because Pydantic would take it for 1."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise PydanticCustomError("true_is_no_number", "a number")
@@ -37,13 +37,16 @@ class Part(BaseModel):
 Config = TypeVar("Config", bound=Part)
 
 YamlTree = dict[str, object]
-"""A mapping as YAML has it, before it is validated: nothing is known of its values."""
+"""A mapping from a YAML file that is not validated yet."""
 Overrides = Mapping[str, object]
 """New values by dotted path."""
 
 
 def read_yaml(path: Path) -> YamlTree:
-    """Reads a mapping by YAML 1.2's rules: `1e-5` is a number, `off` a word, no key twice."""
+    """Read a YAML 1.2 file that holds a mapping: `1e-5` is a number, and `off` is a word.
+
+    Raises InputError for a file that can't be read, and for a duplicate key.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -57,24 +60,24 @@ def read_yaml(path: Path) -> YamlTree:
     except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = (getattr(error, "problem", None) or str(error)).split("\n")[0]
-        place = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{path}: {place}{problem}; {_remedy(problem)}") from None
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(f"{path}: {line}{problem}; {_remedy(problem)}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{path}: must be a mapping of keys to values, like `trials: 24`")
     return content
 
 
 def _remedy(problem: str) -> str:
-    """What to do about an error in YAML's own words."""
+    """Return what to do about an error of the YAML parser."""
     if "duplicate key" in problem:
-        return "a key stands once: take one of them out"
+        return "a key may appear only once; take one of them out"
     if "\\t" in problem:
         return "indent with spaces, not with tabs"
     return "correct the line; YAML is written like `trials: 24` or `data: {id: pairs.jsonl}`"
 
 
 def parse_overrides(texts: Iterable[str]) -> Overrides:
-    """The values by dotted path that `--set A.B=VALUE` gives, each read as YAML would read it.
+    """Return the values of `--set A.B=VALUE` by dotted path. Each is read as YAML.
 
     Raises InputError.
     """
@@ -97,20 +100,23 @@ def parse_overrides(texts: Iterable[str]) -> Overrides:
 def parse(
     kind: type[Config], content: Mapping[str, Any], overrides: Overrides, where: str
 ) -> Config:
-    """Validates content with overrides applied. Raises InputError with one line of cause."""
+    """Apply the overrides to the content and validate it. Raises InputError in one line.
+
+    `where` is the file or option that the error names.
+    """
     merged = dict(content)
     known = field_paths(kind)
     for path, value in overrides.items():
         *parents, last = path.split(".")
-        # Of an unknown field in a part that exists, the part says what is wrong, as in a YAML.
+        # An unknown field in a section that exists is reported by that section, as in a YAML.
         if parents and path not in known and known.get(".".join(parents)) is None:
             raise InputError(f"{where}: {unknown_path(path, known)}")
-        part = merged
+        section = merged
         for key in parents:
-            below = part.get(key)
-            part[key] = dict(below) if isinstance(below, Mapping) else {}
-            part = part[key]
-        part[last] = value
+            below = section.get(key)
+            section[key] = dict(below) if isinstance(below, Mapping) else {}
+            section = section[key]
+        section[last] = value
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
@@ -118,5 +124,5 @@ def parse(
 
 
 def override(config: Config, values: Overrides) -> Config:
-    """A copy of the config with the values at the dotted paths. Raises InputError."""
+    """Return a copy of the config with new values at the dotted paths. Raises InputError."""
     return parse(type(config), config.model_dump(mode="json"), values, "override")

@@ -1,6 +1,6 @@
-"""What the fields of a configuration class are: their dotted paths, and in words what each may be.
+"""The fields of a configuration class: their dotted paths, and in words what each may be.
 
-Knows no field of any configuration, and reads no file.
+This module knows no field of any configuration, and reads no file.
 """
 
 from __future__ import annotations
@@ -14,84 +14,88 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 _MOST_NAMES = 5
-"""A person reads no longer list."""
+"""Names in a list. People do not read longer ones."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Says in a field's annotation what it may be, where its type does not: `must be {words}`."""
+    """Says in a field's annotation what is allowed, if the type does not: `must be {words}`."""
 
     words: str
 
 
 @dataclass(frozen=True)
-class Place:
-    """What stands at a place of a configuration."""
+class Location:
+    """A location in a configuration, and what is allowed at it."""
 
     keys: tuple[str, ...]
-    """As the YAML has them; the number of a list's element, too."""
-    part: type[BaseModel] | None
-    """The innermost class around the place."""
+    """The keys of the YAML that lead to it, with the number of a list's element."""
+    section: type[BaseModel] | None
+    """The innermost configuration class around it."""
     field: FieldInfo | None
-    """The field of that class in which the place lies."""
+    """The field of that class that it belongs to."""
     annotation: Any
-    """The type of what stands there, or None where it isn't known."""
+    """The type of its value, or None if that isn't known."""
     metadata: tuple[Any, ...] = ()
-    """What Pydantic knows of it beside its type: bounds and the like."""
+    """What Pydantic knows beside the type, for example bounds."""
 
     @property
     def path(self) -> str:
+        """The dotted path."""
         return ".".join(self.keys)
 
     @property
     def words(self) -> str:
-        """What may stand there, as it goes on after `must be`."""
+        """What is allowed, in words that continue `must be`."""
         return words(self.annotation, self.metadata)
 
 
 def field_paths(kind: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel] | None]:
-    """Every dotted path of a config class, with the class of the part that stands there."""
+    """Return every dotted path of a config class, with the config class of its value, if any."""
     paths: dict[str, type[BaseModel] | None] = {}
     for name, field in kind.model_fields.items():
-        part = next(_parts(field.annotation), None)
-        paths[prefix + name] = part
-        if part:
-            paths |= field_paths(part, f"{prefix}{name}.")
+        section = next(_config_classes(field.annotation), None)
+        paths[prefix + name] = section
+        if section:
+            paths |= field_paths(section, f"{prefix}{name}.")
     return paths
 
 
-def place_at(kind: type[BaseModel], location: Sequence[int | str]) -> Place:
-    """The place of one of Pydantic's errors, whose location also names members of unions."""
+def locate(kind: type[BaseModel], location: Sequence[int | str]) -> Location:
+    """Return the location of an error of Pydantic.
+
+    `location` is Pydantic's, which also names members of unions.
+    """
     keys: list[str] = []
-    part: type[BaseModel] | None = kind
+    section: type[BaseModel] | None = kind
     field: FieldInfo | None = None
     inside: Any = kind
     metadata: tuple[Any, ...] = ()
     for key in location:
-        model = next(_parts(inside), None)
+        model = next(_config_classes(inside), None)
         if model is not None:
-            part, keys = model, [*keys, str(key)]
+            section, keys = model, [*keys, str(key)]
             fields = model.model_fields.items()
             field = next((each for name, each in fields if key in (name, each.alias)), None)
             inside = field.annotation if field else None
             metadata = tuple(field.metadata) if field else ()
             continue
         values = _values_in(inside)
-        # What is wrong with a number of a tuple is said of the whole tuple.
+        # An error in one number of a tuple is reported for the whole tuple.
         is_element = values is not None and (isinstance(key, int) or _is_mapping(inside))
         if is_element and key != "[key]":
             keys, inside, metadata = [*keys, str(key)], values, ()
-    return Place(tuple(keys), part, field, inside, metadata)
+    return Location(tuple(keys), section, field, inside, metadata)
 
 
 def words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What a value of this type may be, as it goes on after `must be`."""
+    """Return what a value of this type may be, in words that continue `must be`."""
     found = list(_flat(metadata))
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return words(inner[0], [*inner[1:], *found])
-    if said := next((each.words for each in found if isinstance(each, Allowed)), ""):
-        return said
+    if allowed := next((each.words for each in found if isinstance(each, Allowed)), ""):
+        return allowed
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(words(each, found) for each in inner))
     if origin is Literal:
@@ -112,33 +116,35 @@ def words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def literals(annotation: Any) -> list[str]:
-    """The texts that are allowed, where only some are; else none."""
+    """Return the allowed texts of a Literal; an empty list if any text is allowed."""
     if get_origin(annotation) is Literal:
         return [each for each in get_args(annotation) if isinstance(each, str)]
     found = (literals(each) for each in get_args(annotation) if not isinstance(each, str))
     return list(dict.fromkeys(name for names in found for name in names))
 
 
-def example(place: Place, given: object = None) -> str:
-    """What a person could type there, like `batch_size: 8`; empty if nothing is sure to do. A word
-    in place of a part is taken for its first field: `stopping: none` for `{name: none}`."""
-    if place.field is None or not place.keys or place.keys[-1].isdigit():
+def example(location: Location, given: object = None) -> str:
+    """Return an example to type at a location, like `batch_size: 8`; empty if none is known.
+
+    A word in place of a mapping is taken for its first field: `stopping: none` for `{name: none}`.
+    """
+    if location.field is None or not location.keys or location.keys[-1].isdigit():
         return ""
-    field, kind = place.field, next(_parts(place.field.annotation), None)
+    field, kind = location.field, next(_config_classes(location.field.annotation), None)
     value = field.examples[0] if field.examples else field.default
     if kind is not None:
         name, first = next(iter(kind.model_fields.items()))
         if isinstance(given, str) and given in (literals(first.annotation) or [given]):
-            return f"{place.keys[-1]}: {{{name}: {given}}}"
+            return f"{location.keys[-1]}: {{{name}: {given}}}"
         value = {name: each.default for name, each in kind.model_fields.items()
                  if isinstance(each.default, int | float | str)}  # fmt: skip
         value = dict(list(value.items())[:2])
     known = isinstance(value, bool | int | float | str | list | tuple | dict)
-    return f"{place.keys[-1]}: {spelled(value)}" if known and value not in ([], {}, ()) else ""
+    return f"{location.keys[-1]}: {spelled(value)}" if known and value not in ([], {}, ()) else ""
 
 
 def spelled(value: Any) -> str:
-    """A value as YAML writes it on one line."""
+    """Return a value as YAML writes it on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
@@ -151,22 +157,22 @@ def spelled(value: Any) -> str:
 
 
 def few(names: Sequence[str]) -> str:
-    """The names, or the first of them and how many more there are."""
+    """Return the names in a line: at most the first five, and how many more there are."""
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _parts(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The config classes that an annotation names, itself or in a union."""
+def _config_classes(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the config classes of an annotation: itself, or those in its union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) in (Union, UnionType, Annotated):
         for each in get_args(annotation):
-            yield from _parts(each)
+            yield from _config_classes(each)
 
 
 def _values_in(annotation: Any) -> Any:
-    """The type of a list's or mapping's values; None for other types."""
+    """Return the type of a list's or mapping's values; None for other types."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is list:
         return inner[0]
@@ -190,10 +196,10 @@ def _flat(metadata: Iterable[Any]) -> Iterator[Any]:
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    said = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+    phrases = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [
-        f"{said[name]} {spelled(getattr(each, name))}"
-        for name in said
+        f"{phrases[name]} {spelled(getattr(each, name))}"
+        for name in phrases
         for each in metadata
         if getattr(each, name, None) is not None
     ]

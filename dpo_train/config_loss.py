@@ -1,4 +1,4 @@
-"""The part of a trial's configuration that says what is minimised."""
+"""The loss in a trial's configuration."""
 
 from typing import Literal, Self
 
@@ -25,36 +25,40 @@ LOSSES = (
 )
 
 COUPLED_LOSSES = ("aot", "aot_unpaired", "sft")
-"""Those that sort a batch's rows, or take a mean over all its tokens: of two halves of a batch the
-mean is not that of the whole."""
+"""Losses that need the whole batch at once: they sort its rows, or take a mean over all its tokens.
+The mean of two halves of a batch would be another loss."""
 NOT_PACKED = ("aot", "aot_unpaired")
-"""They sort over a batch, so a pair has no loss of its own."""
+"""Losses that `trainer: packed` can't train: they sort a batch, so a single pair has no loss."""
 
 
 class DpoConfig(Part):
+    """The loss and its settings."""
+
     loss: Literal[LOSSES] | list[Literal[LOSSES]] = "sigmoid"  # type: ignore[valid-type]
-    """One of TRL's losses, or several that are added."""
+    """One of TRL's losses, or a list of losses that are added up."""
     loss_weights: list[float] | None = None
-    """Weights of several losses; 1 each by default."""
+    """The weight of each loss in a list. Null gives each the weight 1."""
     beta: float = Field(0.1, gt=0, le=1000)
-    """How strongly the policy is held to the reference (tau for ipo)."""
+    """How strongly the policy is held to the reference. It is ipo's tau."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """For robust, exo_pair and aot, and under `trainer: packed` for sigmoid: the share of labels
-    taken to be flipped. TRL's sigmoid knows none."""
+    """The assumed share of wrong labels, for robust, exo_pair and aot. sigmoid uses it only with
+    `trainer: packed`."""
     discopop_tau: float = Field(0.05, gt=0)
-    """For discopop: temperature of the modulation."""
+    """The temperature of discopop's modulation."""
 
     @property
     def losses(self) -> list[str]:
+        """The names of the losses, as a list."""
         return [self.loss] if isinstance(self.loss, str) else list(self.loss)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.losses:
-            raise ValueError("loss: name at least one")
+            raise ValueError("loss: the list is empty; name at least one loss")
         if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
             raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses"
+                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses; "
+                "give one for each"
             )
         if "exo_pair" in self.losses and self.label_smoothing == 0:
             raise ValueError("exo_pair needs label_smoothing above 0; its paper uses 1e-3")

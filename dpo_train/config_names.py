@@ -1,11 +1,11 @@
-"""What other programs call the fields of a configuration, and what to type here in their place.
+"""Tables of the names that other programs use for our fields, and what to type here instead.
 
-Tables; imports nothing.
+This module imports nothing.
 """
 
 from __future__ import annotations
 
-OF_TRL: dict[str, tuple[str, ...]] = {
+TRL_FIELDS: dict[str, tuple[str, ...]] = {
     "type `optim.learning_rate`": ("learning_rate",),
     "type `optim.schedule`": ("lr_scheduler_type",),
     "type `optim.warmup_pairs`": ("warmup_steps",),
@@ -43,7 +43,7 @@ OF_TRL: dict[str, tuple[str, ...]] = {
         "resume_from_checkpoint", "output_dir", "load_best_model_at_end",
     ),
     "type `objective` of a search": ("metric_for_best_model", "greater_is_better"),
-    "take it out: a search tells its trackers by itself": (
+    "take it out: a search reports to its trackers by itself": (
         "report_to", "run_name", "project", "logging_strategy", "logging_steps",
         "logging_first_step", "logging_nan_inf_filter", "disable_tqdm",
     ),
@@ -58,19 +58,19 @@ OF_TRL: dict[str, tuple[str, ...]] = {
     "take it out: Liger's kernels are used where they are installed": (
         "use_liger_kernel", "liger_kernel_config",
     ),
-    "take it out: the memory of a pass is bounded by rows that are not padded so": (
+    "take it out: the memory limit of a pass assumes rows without this padding": (
         "pad_to_multiple_of",
     ),
-    "take it out: DPO needs log-ratios without noise": ("disable_dropout", "neftune_noise_alpha"),
+    "take it out: it adds noise to DPO's log-ratios": ("disable_dropout", "neftune_noise_alpha"),
     "take it out: the reference is the base, and its log-probs are computed once for all trials": (
         "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model",
         "ref_model_mixup_alpha", "ref_model_sync_steps",
     ),
-    "take it out: TRL weighs the policy's tokens, and would compare them with the reference's "
-    "whole sums": ("ld_alpha",),
+    "take it out: TRL would weight the policy's tokens but not the reference's, whose log-probs "
+    "are stored as sums": ("ld_alpha",),
 }  # fmt: skip
-"""What to do in place of setting a field of TRL's DPOConfig, and the names of those fields."""
-OF_OTHERS: dict[str, tuple[str, ...]] = {
+"""By advice, the fields of TRL's DPOConfig that it replaces."""
+FIELD_ALIASES: dict[str, tuple[str, ...]] = {
     "optim.learning_rate": ("lr", "learningrate", "step_size", "peak_lr"),
     "optim.batch_size": (
         "bs", "batch", "batchsize", "train_batch_size", "global_batch_size",
@@ -115,9 +115,9 @@ OF_OTHERS: dict[str, tuple[str, ...]] = {
     "runs_dir": ("storage_path", "local_dir", "log_dir"),
     "name": ("experiment_name", "study_name", "exp_name"),
 }  # fmt: skip
-"""What other programs, and people in a hurry, call the fields here: by our path their names."""
+"""By our path, the names that other programs and people in a hurry use for it."""
 
-OF_AXES: dict[str, tuple[str, ...]] = {
+AXIS_ALIASES: dict[str, tuple[str, ...]] = {
     "choice: [a, b]": (
         "values", "categorical", "category", "options", "grid", "grid_search", "list", "one_of",
     ),
@@ -128,10 +128,10 @@ OF_AXES: dict[str, tuple[str, ...]] = {
     "int: [low, high]": ("randint", "integer", "int_uniform", "q_uniform", "quantized"),
     "log_int: [low, high]": ("lograndint",),
 }  # fmt: skip
-"""The same of the kinds of an axis."""
+"""By our kind of axis, the names that other programs use for it."""
 
 
-def instead(name: str, among: dict[str, tuple[str, ...]]) -> str:
-    """Our path for a name in one of the tables above; empty for a name that it has not."""
+def our_name(name: str, among: dict[str, tuple[str, ...]]) -> str:
+    """Return our path or advice for a name in one of the tables above; empty if it isn't there."""
     plain = name.lower().replace("-", "_")
     return next((ours for ours, names in among.items() if plain in names), "")

@@ -1,7 +1,8 @@
-"""A base model's weights in float32, converted once for all processes of a machine.
+"""Converts a base model's weights to float32, once for all processes of a machine.
 
-transformers maps a file of weights that have the requested dtype, and all processes share its
-pages. Of a file with another dtype each process makes a copy of its own. Knows no training.
+transformers maps a file of weights that has the requested dtype, and all processes share its pages.
+If a file has another dtype, each process makes its own copy, so we convert the file once. This
+module knows no training.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ _PLAIN = {"F32", "BF16", "F16"}
 
 
 def converted(config: ModelConfig, prepared: Path) -> Path | None:
-    """The folder below `prepared` that holds the weights of a fetched model in float32, written if
-    it is missing.
+    """Return the folder below `prepared` with a fetched model's weights in float32.
 
-    None if the model is better loaded from its own files: they have the requested dtype, or
-    bfloat16 is requested (an architecture may keep some of its modules in float32, so converting
-    down could change numbers), or they are quantised or will be, or the disk has no place for a
-    copy. Raises DiskFull.
+    Writes the folder if it is missing. Returns None if the model is better loaded from its own
+    files: they have the requested dtype; bfloat16 is requested (an architecture may keep some
+    modules in float32, so converting down could change numbers); the model is or will be quantised;
+    or the disk has no space for a copy. Raises DiskFull.
     """
     if config.dtype != "float32" or config.quantization is not None:
         return None
@@ -42,13 +42,13 @@ def converted(config: ModelConfig, prepared: Path) -> Path | None:
     try:
         files = _weight_files(source)
         dtypes, parameters = _headers(files)
-    except (OSError, ValueError, SafetensorError):  # loading it says what is wrong with it
+    except (OSError, ValueError, SafetensorError):  # loading the model will report the error
         return None
     if dtypes == {"F32"} or not files or not dtypes <= _PLAIN:
         return None
     folder = prepared / FOLDER
     with (prepared / f"{FOLDER}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it is held until the file is closed
         if not folder.is_dir():
             if disk.free_bytes(prepared) < 2 * 4 * parameters:
                 return None
@@ -66,8 +66,8 @@ def _hub_folder(config: ModelConfig) -> Path:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would load, or none where it would look elsewhere."""
-    if (folder / "adapter_config.json").is_file():  # the weights are those of another base
+    """Return the files that transformers would load; none if it would load others."""
+    if (folder / "adapter_config.json").is_file():  # transformers would load another base
         return []
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
@@ -78,7 +78,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _headers(files: list[Path]) -> tuple[set[str], int]:
-    """The dtypes in the headers of the files, and how many numbers the files hold."""
+    """Return the dtypes in the headers of the files, and how many numbers the files hold."""
     dtypes: set[str] = set()
     count = 0
     for path in files:
@@ -91,20 +91,20 @@ def _headers(files: list[Path]) -> tuple[set[str], int]:
 
 
 def _convert(source: Path, files: list[Path], folder: Path) -> None:
-    """Writes the folder whole or not at all; one file at a time is in memory."""
+    """Write the whole folder or nothing. Only one file at a time is in memory."""
     from safetensors.torch import load_file, save_file  # slow to import
 
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-    part.mkdir()
-    with disk.discarding_partial(part):
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
+    partial.mkdir()
+    with disk.discarding_partial(partial):
         for path in files:
             tensors = load_file(path)
             for name in list(tensors):
                 tensors[name] = tensors[name].float()
-            save_file(tensors, part / path.name, metadata={"format": "pt"})
+            save_file(tensors, partial / path.name, metadata={"format": "pt"})
         for name in _CONFIGS:
             if (source / name).is_file():
-                shutil.copyfile(source / name, part / name)
-        follow_umask(part)
-        part.replace(folder)
+                shutil.copyfile(source / name, partial / name)
+        follow_umask(partial)
+        partial.replace(folder)

@@ -1,4 +1,4 @@
-"""Every error that the project raises of itself, except those of the server.
+"""All errors that the project itself raises, except those of the server.
 
     DpoError
       InputError (ValueError)
@@ -10,11 +10,11 @@
       DiskFull (OSError)
       StoreError (OSError)
 
-In brackets is the built-in error that a class is as well. What only a search raises is in
-`tune/errors.py`, under the same root; the server's errors are in `serve/errors.py`.
+A class in brackets is a built-in error that the class also inherits from. Errors that only a search
+raises are in `tune/errors.py`, under the same root. Errors of the server are in `serve/errors.py`.
 
-Errors travel between processes: Python calls the class again with `args`, so these must be what its
-constructor takes.
+Errors travel between processes: Python calls the class again with its `args`. So `args` must be
+what the constructor takes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ class DpoError(Exception):
 
 
 class InputError(DpoError, ValueError):
-    """What the user gave is wrong. The message says what was given, what is allowed and what
-    to type, on one line; only a list of bad rows has several."""
+    """The user's input is wrong.
+
+    The message says what was given, what is allowed and what to type. It is one line; only a list
+    of bad rows has several.
+    """
 
 
 class BadRow(DpoError):
-    """Why a row can't be read. `reason` is counted, so it holds no values; `detail` is shown."""
+    """A row can't be read.
+
+    Rows are counted by `reason`, so it holds no values of the row. `detail` is shown to the user.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -42,7 +48,7 @@ class BadRow(DpoError):
 
 
 class TemplateRefusal(BadRow):
-    """A row that the chat template refuses, with the template's own words."""
+    """The chat template refuses a row. `words` is the template's own message."""
 
     def __init__(self, name: str, words: str) -> None:
         super().__init__(
@@ -57,14 +63,14 @@ class Diverged(DpoError, ArithmeticError):
 
 
 class OutOfMemory(DpoError, MemoryError):
-    """There was no memory for so many pairs at once."""
+    """There was not enough memory for a pass over the pairs."""
 
 
 class DeviceFailed(DpoError):
-    """The GPU failed under a process, which must end; what it computed may go on in another.
+    """The GPU of a process failed. The process must end; its trials may go on in another.
 
-    `process` is the number of that process, so that those who shared it can tell that they speak
-    of one failure.
+    `process` is the id of that process. Several trials may share it, and recognise by the id that
+    they report the same failure.
     """
 
     def __init__(self, reason: str, process: int = 0) -> None:
@@ -80,9 +86,9 @@ class DiskFull(DpoError, OSError):
 
 
 class StoreError(DpoError, OSError):
-    """The store at a URL did not answer, or not as it should; the message says which and why."""
+    """An object store did not answer, or gave a wrong answer. The message says which, and why."""
 
 
 def one_line(error: object, most: int = 200) -> str:
-    """What an error says, on one line of at most so many characters; its kind if it is silent."""
+    """Return an error's message on one line of at most `most` characters; its class if empty."""
     return " ".join(str(error).split())[:most] or type(error).__name__

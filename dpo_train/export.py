@@ -1,4 +1,4 @@
-"""Weights → a folder that serves: weights (safetensors), tokenizer with template, manifest."""
+"""Writes a model as a folder that can be served: safetensors, tokenizer with template, manifest."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def write(
     folder: Path,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Writes the folder whole or not at all: an older one stays until the new one is complete.
+    """Write the whole folder or nothing: an older folder stays until the new one is complete.
 
-    `weights` are given where the model itself holds a part of them.
+    `weights` are given if the model itself holds only a part of them (FSDP2).
     """
 
-    def save(part: Path) -> None:
+    def save(partial: Path) -> None:
         if config.lora is None:
             with model_settings.as_loaded(model):
-                model.save_pretrained(part, state_dict=weights)
+                model.save_pretrained(partial, state_dict=weights)
             return
         base = from_anywhere(config.model)
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base.id
             adapter.revision = base.revision
-        # Otherwise PEFT asks the Hub whether the vocabulary grew.
-        model.save_pretrained(part, save_embedding_layers=False, state_dict=weights)
+        # Without `save_embedding_layers` PEFT would ask the Hub whether the vocabulary grew.
+        model.save_pretrained(partial, save_embedding_layers=False, state_dict=weights)
 
     write_around(save, tokenizer, config, folder)
 
@@ -54,41 +54,42 @@ def write_around(
     config: TrainConfig,
     folder: Path,
 ) -> None:
-    """The same for weights that `save_weights` writes into a folder."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_weights(part)
-    (part / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    save_tokenizer(tokenizer, part)
+    """Write the folder as `write` does. `save_weights` writes the weights into it."""
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_weights(partial)
+    (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    save_tokenizer(tokenizer, partial)
     portable = config.model_copy(update={"model": from_anywhere(config.model)})
     manifest = {
         "format": 1,
         "kind": "full" if config.lora is None else "adapter",
         "config": portable.model_dump(mode="json"),
     }
-    (part / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    follow_umask(part)
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    follow_umask(partial)
     shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    partial.replace(folder)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Saves a tokenizer as it came, without what this process did with it."""
-    for name in ("is_local", "local_files_only"):  # from where it was loaded
+    """Save a tokenizer as it was loaded, without settings that this process changed."""
+    for name in ("is_local", "local_files_only"):  # they depend on where it was loaded from
         tokenizer.init_kwargs.pop(name, None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # those of a last call would become part of every later one
+    # The padding and truncation of the last call would be saved, and apply to later calls.
+    if backend is not None:
         backend.no_padding()
         backend.no_truncation()
     tokenizer.save_pretrained(folder)
 
 
 def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
-    """Writes an exported folder anew for people who do not have this project: no manifest, weights
-    in `dtype`, with `merged` an adapter's added to its base's.
+    """Write an exported folder again for people who do not have this project.
 
-    An adapter that is not merged stays as it was trained.
+    It has no manifest, and its weights are in `dtype`. With `merged` an adapter is added to its
+    base; otherwise an adapter stays as it was trained.
     """
     from transformers import AutoTokenizer  # slow to import
     from transformers.utils import logging  # slow to import
@@ -100,7 +101,7 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
     else:
         import torch  # slow to import
 
-        logging.disable_progress_bar()  # it is read and written in a blink; the upload has one
+        logging.disable_progress_bar()  # this is fast; the upload has its own progress bar
         if config.lora is not None:
             policy = merged_model(exported)
         else:
@@ -112,7 +113,7 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
 
 
 def merged_model(exported: Path) -> Any:
-    """The base, unquantised, with an exported adapter's weights added to its own, in float32."""
+    """Return the unquantised base in float32, with an exported adapter added to its weights."""
     policy, _ = load(exported, "cpu", as_published=True)
     policy = _merged(policy.float())
     forget_base()
@@ -120,10 +121,10 @@ def merged_model(exported: Path) -> Any:
 
 
 def _merged(policy: Any) -> Any:
-    """The base with an adapter's weights added to its own.
+    """Return the base of a policy with the adapter added to its weights.
 
-    Where the input embedding and the output layer share their weights and an adapter is on one of
-    them, only that one changes: so they get weights of their own.
+    Problem: if the input embedding and the output layer share weights and only one of them has an
+    adapter, only that one may change. So we give each its own copy of the weights.
     """
     import torch  # slow to import
 
@@ -141,10 +142,10 @@ def _merged(policy: Any) -> Any:
 def load(
     folder: Path, device: str, as_published: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The exported model, an adapter on its base. Ready to generate.
+    """Load an exported model, or an exported adapter on its base, ready to generate.
 
-    Quantisation and attention are those of the training; or, if asked, `as_published`: as others
-    load it.
+    Quantisation and attention are those of the training. With `as_published` the base is loaded
+    without quantisation and with the default attention, as other people load it.
     """
     import torch  # slow to import
     from transformers import AutoModelForCausalLM, AutoTokenizer  # slow to import

@@ -1,4 +1,4 @@
-"""Packages that only some settings need, and that come with an extra of the project."""
+"""Optional packages that only some settings need. The project's extras install them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dpo_train.command_line import python_module
 from dpo_train.errors import InputError
 
 _FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
-"""The package of each. Without it transformers would fetch a kernel from the Hub, and run it."""
+"""The package of each kind of attention. If it is missing, transformers would download a kernel
+from the Hub and run it, so we refuse."""
 
 
 def refuse_attention(attention: str | None, device: str) -> None:
-    """Raises InputError for a way to compute attention that can't be had here."""
+    """Raise InputError for a kind of attention that needs a GPU or a package that is missing."""
     package = _FLASH.get(attention or "")
     if package is None:
         return
@@ -27,9 +28,9 @@ def refuse_attention(attention: str | None, device: str) -> None:
 
 
 def refuse_missing(setting: str, package: str, extra: str) -> None:
-    """Raises InputError if the package that a setting needs is not installed; imports nothing.
+    """Raise InputError if the package that a setting needs is not installed. Imports nothing.
 
-    `setting`: as in a YAML, like `model.quantization: nf4`.
+    `setting` is written as in a YAML, like `model.quantization: nf4`.
     """
     if find_spec(package) is None:
         command = python_module("pip", "install", f"dpo-tune[{extra}]")

@@ -1,7 +1,7 @@
-"""Liger's fused kernels in a model on a GPU: norms, gated MLPs and rotary embeddings in one pass
-over memory each, where transformers takes up to eight.
+"""Uses Liger's fused kernels in a model on a GPU: norms, gated MLPs and rotary embeddings take one
+pass over memory each, where transformers takes up to eight.
 
-liger-kernel (arXiv:2410.10989) comes with the extra `gpu`. Knows no trainer.
+liger-kernel (arXiv:2410.10989) comes with the extra `gpu`. This module knows no trainer.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from dpo_train.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_APART = {"float32": 1e-3, "bfloat16": 5e-2}
-"""How far the logits may lie from the model's own, as a share of the largest: they round twice."""
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""The largest difference from the model's own logits, as a share of the largest logit."""
 
 
 _refused: dict[str, str] = {}
-"""By architecture, why its kernels are not to be used. Liger changes transformers' own modules, so
-in a process only the first comparison is one with the model's own layers."""
+"""By architecture, the difference that was too large; empty if it was small enough.
+
+Liger changes the modules of transformers. So only the first comparison in a process compares with
+the model's own layers, and its result is kept."""
 
 
 def use_fused_kernels(model: Any) -> None:
-    """Changes the layers of a model that is on a GPU, if liger-kernel is installed and knows them.
+    """Replace the layers of a model on a GPU, if liger-kernel is installed and supports them.
 
-    Raises InputError if the logits of a few tokens then are others than the model's own.
+    Raises InputError if the kernels change the logits of a few tokens.
     """
     if not find_spec("liger_kernel"):
         return
@@ -35,20 +37,20 @@ def use_fused_kernels(model: Any) -> None:
     kind = model.config.model_type
     own = None if kind in _refused else _logits(model)
     try:
-        # The head and its loss are TRL's and the packed pass's own.
+        # TRL and the packed trainer have their own output layer and loss.
         _apply_liger_kernel_to_instance(
             model, fused_linear_cross_entropy=False, cross_entropy=False
         )
-    except ImportError:  # it was written for another version of this architecture
+    except ImportError:  # liger-kernel supports another version of this architecture
         return
     if own is not None:
-        apart = float((_logits(model) - own).abs().max() / own.abs().max())
-        is_near = apart <= _APART[str(model.dtype).removeprefix("torch.")]
-        _refused[kind] = "" if is_near else f"{apart:.2g}"
+        difference = float((_logits(model) - own).abs().max() / own.abs().max())
+        is_near = difference <= _TOLERANCE[str(model.dtype).removeprefix("torch.")]
+        _refused[kind] = "" if is_near else f"{difference:.2g}"
     if _refused[kind]:
         raise InputError(
-            f"model.id: liger-kernel computes other logits than this model (by {_refused[kind]} of "
-            "the largest); type `pip uninstall liger-kernel`"
+            f"model.id: liger-kernel changes this model's logits (by {_refused[kind]} of the "
+            "largest); type `pip uninstall liger-kernel`"
         )
 
 

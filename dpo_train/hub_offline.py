@@ -1,8 +1,8 @@
-"""Whether the Hub can be reached: asked once, within three seconds, before its client is.
+"""Checks once, within three seconds, whether the Hub can be reached, before its client is used.
 
-The client tries again for a minute, and a name server that does not answer can't be timed out. So
-we look ourselves. Where the Hub is out of reach, this process and those that it starts use what is
-cached, as under HF_HUB_OFFLINE=1, until somebody looks again.
+Problem: the client retries for a minute, and a name server that does not answer has no timeout. So
+we check first. If the Hub can't be reached, this process and the processes that it starts use only
+the cache, as with HF_HUB_OFFLINE=1, until somebody looks again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _WAIT_SECONDS = 3
 
 @cache
 def look_for_hub() -> str:
-    """Why the Hub can't be reached; empty if it can, or if it was switched off before."""
+    """Return why the Hub can't be reached; empty if it can, or if HF_HUB_OFFLINE was set before."""
     from huggingface_hub import constants  # slow to import
 
     if constants.HF_HUB_OFFLINE:
         return ""
     reason = _reason_against(*_address(constants.ENDPOINT))
     if reason:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # of the processes that this one starts
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that this one starts
         _switch(is_offline=True)
     return reason
 
@@ -47,12 +47,12 @@ def _switch(is_offline: bool) -> None:
     from huggingface_hub import constants  # slow to import
 
     constants.HF_HUB_OFFLINE = is_offline
-    if datasets := sys.modules.get("datasets"):  # it took its own copy when it was imported
+    if datasets := sys.modules.get("datasets"):  # it copied the constant at its import
         datasets.config.HF_HUB_OFFLINE = is_offline
 
 
 def _address(endpoint: str) -> tuple[str, int]:
-    """The host and port to which a request to the Hub is sent: its own, or those of a proxy."""
+    """Return the host and port that get a request to the Hub: the Hub's, or those of a proxy."""
     from urllib.request import getproxies, proxy_bypass  # slow to import
 
     url = urlsplit(endpoint)
@@ -64,7 +64,7 @@ def _address(endpoint: str) -> tuple[str, int]:
 
 
 def _reason_against(host: str, port: int) -> str:
-    """Why no connection is made there within three seconds; empty if one is."""
+    """Return why no connection can be made within three seconds; empty if one can."""
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
     awaited = [host]  # until its addresses are known
 
@@ -85,7 +85,7 @@ def _reason_against(host: str, port: int) -> str:
         except OSError as error:
             answers.put(f"{host}: {error.strerror or error}")
 
-    # Looking a name up can't be timed out: so a thread waits for it, and nobody for the thread.
+    # A name look-up has no timeout. So a daemon thread does it, and we wait only so long for it.
     threading.Thread(target=look_up, daemon=True).start()
     until, refusals = time.monotonic() + _WAIT_SECONDS, 0
     while refusals < len(awaited):

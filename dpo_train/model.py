@@ -1,7 +1,7 @@
-"""The base model and its tokenizer in memory: loaded once per process, handed out fresh.
+"""The base model and its tokenizer in memory, loaded once per process and reset for each trial.
 
-Knows no training; where the files come from is `model_source`. torch is imported in the functions,
-because modules that only name these types must stay light.
+This module knows no training; `model_source` finds the files. torch is imported inside the
+functions, because modules that only name these types must load quickly.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class WarmBase:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pristine: dict[str, Tensor] | None
-    """CPU copies of the weights, made when the first full fine-tuning is about to change them."""
+    """Copies of the weights in the host's memory, made before the first full fine-tuning."""
     undo: Callable[[], None] | None = None
-    """What takes back that a borrower changed in the model beside its weights."""
+    """Reverts what a trainer changed in the model beside its weights."""
 
     def fresh(self, trained_in_full: bool) -> PreTrainedModel:
-        """The model with the base's own weights, as if just loaded.
+        """Return the model with the base's own weights, as if it was just loaded.
 
-        Raises InputError if it is to be trained in full and is quantised.
+        Raises InputError if all weights are to be trained, but the model is quantised.
         """
         import torch  # slow to import
 
@@ -53,12 +53,13 @@ class WarmBase:
         if self.undo is not None:
             self.undo()
             self.undo = None
-        # TRL and accelerate wrap `forward` on the instance, once more for every trainer.
+        # Each trainer of TRL and accelerate wraps `forward` of the instance once more. So we
+        # remove the wrappers.
         for wrapper in ("forward", "_original_forward"):
             self.model.__dict__.pop(wrapper, None)
         activation_checkpointing.switch_off(self.model)
         for weight in self.model.parameters():
-            weight.requires_grad_(weight.is_floating_point())  # packed ones are bytes
+            weight.requires_grad_(weight.is_floating_point())  # quantised weights are bytes
         self.model.train()
         with torch.no_grad():
             if self.pristine is not None:
@@ -72,29 +73,32 @@ class WarmBase:
 
 
 def _host_copy(weight: Tensor) -> Tensor:
-    """A copy in the host's memory, pinned if the weight is on a GPU: a GPU reads it from there
-    directly, where other memory is copied once more on its way."""
+    """Return a copy in the host's memory, pinned if the weight is on a GPU.
+
+    A GPU reads pinned memory directly; other memory would be copied once more on its way.
+    """
     import torch  # slow to import
 
     copy = torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)
     return copy.copy_(weight)
 
 
-_OF_A_DEVICE = re.compile(r"cuda|cublas|cudnn|nccl|\bhip\b|gloo|triton", re.IGNORECASE)
-"""In what a RuntimeError says that is not of a model's code."""
+_DEVICE_ERROR = re.compile(r"cuda|cublas|cudnn|nccl|\bhip\b|gloo|triton", re.IGNORECASE)
+"""Words of a RuntimeError that comes from a device and not from a model's code."""
 _loaded: dict[tuple[str, str], WarmBase] = {}
+"""The process's one base, by its configuration and device."""
 
 
 def load_base(config: ModelConfig, device: str, prepared: Path | None = None) -> WarmBase:
-    """The process's one copy of the base on that device, loaded at the first call.
+    """Return the process's one copy of the base on a device. The first call loads it.
 
-    On a CPU all processes of a machine share the pages of float32 weights, converted into the
-    `prepared` folder if the model's own files have another dtype. Raises DiskFull.
+    On a CPU all processes of a machine share the pages of float32 weights. If the model's files
+    have another dtype, they are converted into the `prepared` folder. Raises DiskFull.
     """
     config = from_anywhere(config)
     key = (config.model_dump_json(), device)
     if key not in _loaded:
-        fetch(config)  # this node may be another than the one that prepared the data
+        fetch(config)  # another node may have prepared the data
         tokenizer = load_tokenizer(config)
         extras.refuse_attention(config.attention, device)
         weights = converted(config, prepared) if prepared and device == "cpu" else None
@@ -104,58 +108,58 @@ def load_base(config: ModelConfig, device: str, prepared: Path | None = None) ->
             model = _load_quantized(config, config.quantization, device)
         if device == "cuda":
             use_fused_kernels(model)
-        _loaded.clear()  # one base at a time: a second would double the memory
+        _loaded.clear()  # a second base would double the memory
         _loaded[key] = WarmBase(model, tokenizer, None)
-        # What is loaded by now stays: the collection at each trial's end need not walk it again,
-        # which would take it a quarter of a second in place of a millisecond.
+        # The garbage collection at each trial's end would walk over everything loaded so far, and
+        # take a quarter of a second. So we freeze these objects, and it takes a millisecond.
         gc.collect()
         gc.freeze()
     return _loaded[key]
 
 
 def _load_quantized(config: ModelConfig, kind: Literal["nf4", "int8"], device: str) -> Any:
-    """The model on its device, with packed linear layers. Raises InputError."""
+    """Load the model on its device with quantised linear layers. Raises InputError."""
     extras.refuse_missing(f"model.quantization: {kind}", "bitsandbytes", "quantized")
     from dpo_train import quantization  # imports torch and transformers, slowly
 
-    how = quantization.quantization_config(kind)
-    model = _load(config, None, quantization_config=how, device_map={"": device})
+    settings = quantization.quantization_config(kind)
+    model = _load(config, None, quantization_config=settings, device_map={"": device})
     quantization.take_over(model)
-    give_back()  # what quantising took
+    give_back()  # quantising needed memory that is free now
     return model
 
 
-def _load(config: ModelConfig, weights: Path | None, **how: Any) -> Any:
-    """The model with the settings in which it trains, from converted `weights` or its own files.
+def _load(config: ModelConfig, weights: Path | None, **options: Any) -> Any:
+    """Load the model from converted `weights` or its own files, with its settings for training.
 
-    Raises InputError for what transformers can't load, and for weights that are not all there:
-    transformers would draw the missing ones at random.
+    Raises InputError for a model that transformers can't load. Raises it also if weights are
+    missing, because transformers would fill them with random numbers.
     """
     import torch  # slow to import
     from transformers import AutoModelForCausalLM  # slow to import
 
     folder = local_folder(config)
     hub = weights is None and folder is None
-    place = {"revision": config.revision, "local_files_only": True} if hub else {}
+    hub_options = {"revision": config.revision, "local_files_only": True} if hub else {}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             weights or folder or config.id,
             dtype=getattr(torch, config.dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            **place,
+            **hub_options,
             attn_implementation=config.attention,
-            **how,
+            **options,
         )
     except Exception as error:
-        # A full disk has a number; that transformers finds no file of weights has none.
+        # An OSError of the disk has an errno. One about missing files of weights has none.
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise unloadable(config, "the model", error) from None
     if missing := sorted(found["missing_keys"]):
         raise InputError(
-            f"model.id: the files of {config.id!r} lack {len(missing)} of the model's weights, "
-            f"{missing[0]} among them; is it whole?"
+            f"model.id: the files of {config.id!r} lack {len(missing)} of the model's weights, for "
+            f"example {missing[0]}; give a complete model"
         )
     model.config._name_or_path = str(folder or config.id)
     model_settings.switch_off_dropout(model)
@@ -164,45 +168,49 @@ def _load(config: ModelConfig, weights: Path | None, **how: Any) -> Any:
 
 
 def forget_base() -> None:
-    """The next trial loads the base anew, into the memory of this one if no session holds it."""
+    """Drop the base, so that the next trial loads it again.
+
+    Its memory is freed if no session holds it.
+    """
     _loaded.clear()
-    # TRL's `forward` on the instance is a cycle, and what is frozen is never collected.
+    # TRL's `forward` on the instance is a reference cycle, and frozen objects are never collected.
+    # So we unfreeze them first.
     gc.unfreeze()
     gc.collect()
 
 
 def load_tokenizer(config: ModelConfig, fetched: bool = True) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, which must be one and have a chat template, or InputError.
+    """Load the tokenizer of a model. If the model is not `fetched`, download only the tokenizer.
 
-    If the model was not `fetched` to this machine, its tokenizer alone is.
+    Raises InputError if it can't be loaded or has no chat template.
     """
     from transformers import AutoTokenizer  # slow to import
 
     folder = local_folder(config)
-    place: dict[str, str | bool | None] = {}
+    hub_options: dict[str, str | bool | None] = {}
     if folder is None:
-        place = {"revision": config.revision, "local_files_only": fetched}
+        hub_options = {"revision": config.revision, "local_files_only": fetched}
     else:
         refuse_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder or config.id, trust_remote_code=False, **place
+            folder or config.id, trust_remote_code=False, **hub_options
         )
-    except Exception as error:  # the libraries raise a dozen kinds; each is about what was named
+    except Exception as error:  # the libraries raise many kinds; each is about this model
         raise unloadable(config, "the tokenizer", error) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.chat_template is None:
         raise InputError(
             f"model.id: the tokenizer of {config.id!r} has no chat template; use an instruct "
-            "model, or save one into its tokenizer"
+            "model, or save a chat template into this tokenizer"
         )
     return tokenizer
 
 
 @contextmanager
 def errors_of_the_model_refused(what: str) -> Iterator[None]:
-    """An error from inside the code of a model is a refusal of the model: see `as_refusal`."""
+    """Raise errors from a model's own code as InputError; see `as_refusal`."""
     try:
         yield
     except Exception as error:
@@ -213,28 +221,32 @@ def errors_of_the_model_refused(what: str) -> Iterator[None]:
 
 
 def as_refusal(error: BaseException, what: str) -> BaseException:
-    """InputError if an error comes from the code of a model, or of a library that wraps it: `what`
-    can't be done with it. Errors of devices, memory, disks and numbers stay what they are."""
+    """Return an InputError for an error from the code of a model or of a library that wraps it.
+
+    `what` names what failed. Errors of devices, memory, disks and numbers are returned unchanged.
+    """
     kinds = (AttributeError, LookupError, TypeError, ValueError, RuntimeError)
     if isinstance(error, InputError) or not isinstance(error, kinds):
         return error
-    # torch raises kinds of its own for what a device does, and a plain RuntimeError for shapes.
+    # torch raises a plain RuntimeError for wrong shapes, and subclasses of it for devices.
     if isinstance(error, RuntimeError) and (
         type(error) not in (RuntimeError, NotImplementedError)
         or is_out_of_memory(error)
-        or _OF_A_DEVICE.search(str(error))
+        or _DEVICE_ERROR.search(str(error))
     ):
         return error
     cause = f"{type(error).__name__}: {one_line(error)}"
     return InputError(
-        f"model.id: {what} can't be done with this model, its code fails ({cause}); give another "
-        "model or other settings"
+        f"model.id: {what} fails in this model's own code ({cause}); give another model or other "
+        "settings"
     )
 
 
 def refuse_missing_targets(base: PreTrainedModel, lora: LoraConfig) -> None:
-    """Raises InputError for a target module that the model has not; PEFT takes those that are there
-    and is silent about the others."""
+    """Raise InputError for a target module that the model does not have.
+
+    PEFT would silently use the existing ones only.
+    """
     if isinstance(lora.target_modules, str):
         return
     names = [name for name, _ in base.named_modules()]
@@ -245,15 +257,15 @@ def refuse_missing_targets(base: PreTrainedModel, lora: LoraConfig) -> None:
                 for name, module in base.named_modules()
                 if type(module).__name__ in ("Linear", "Conv1D", "QuantizedLinear")
             ]
-            there = ", ".join(dict.fromkeys(name for name in linear if name != "lm_head"))
+            allowed = ", ".join(dict.fromkeys(name for name in linear if name != "lm_head"))
             raise InputError(
                 f"lora.target_modules: the model has no layer {target!r}; its linear layers are "
-                f"{there}, or type `all-linear`"
+                f"{allowed}; name some of these, or type `all-linear`"
             )
 
 
 def peft_config(lora: LoraConfig) -> Any:
-    """PEFT's form of the adapter's config."""
+    """Return the adapter's configuration as PEFT's LoraConfig."""
     import peft  # slow to import
 
     return peft.LoraConfig(

@@ -1,8 +1,8 @@
-"""What we change in a model's settings when it is loaded, and how it is saved as it came.
+"""Changes a model's settings when it is loaded, and restores them when it is saved.
 
-Dropout is off in the whole model: the reference is computed without it, and the log-ratios of DPO
-need no noise. TRL sets `nn.Dropout` to 0. Many models (Granite, StarCoder2, OPT, Falcon) hold it
-as a number, in their modules or in their configuration, which TRL does not see.
+Dropout is switched off in the whole model: the reference is computed without it, and noise in the
+log-ratios would harm DPO. TRL sets only `nn.Dropout` to 0. Many models (Granite, StarCoder2, OPT,
+Falcon) hold dropout as a number in their modules or configuration, so we set these to 0 as well.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from contextlib import contextmanager
 from typing import Any
 
 _NOISE = ("jitter_noise", "input_jitter_noise", "moe_jitter_eps")
-"""Attributes of modules: noise before a router of experts, in training only."""
+"""Attributes of modules: noise before a router of experts, used only in training."""
 _KEPT = "settings_as_loaded"
-"""The attribute of a model that keeps the values of its configuration."""
+"""The attribute that we add to a model to keep the original values of its configuration."""
 _SAMPLING = (
     "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
 )  # fmt: skip
 """Settings of a generation configuration that only sampling reads."""
 _BEAMS = ("early_stopping", "length_penalty")
-"""Settings that only a search with several beams reads."""
+"""Settings that only beam search reads."""
 
 
 def switch_off_dropout(model: Any) -> None:
-    """Sets every dropout of a model to 0, in its modules and in its configuration, and so the noise
-    of routers."""
+    """Set all dropout and the noise of routers to 0, in a model's modules and configuration."""
     import torch  # slow to import
 
     for module in model.modules():
@@ -40,14 +39,14 @@ def switch_off_dropout(model: Any) -> None:
         for name in _dropouts(vars(config)):
             kept.append((config, name, getattr(config, name)))
             setattr(config, name, 0.0)
-        if "use_cache" in vars(config):  # TRL switches it off
+        if "use_cache" in vars(config):  # TRL will switch it off
             kept.append((config, "use_cache", config.use_cache))
     setattr(model, _KEPT, kept)
 
 
 @contextmanager
 def as_loaded(model: Any) -> Iterator[None]:
-    """Within `with`, the configuration of a model is the one that it came with, to be saved."""
+    """Give a model its original configuration inside the `with` block, so that it can be saved."""
     kept = getattr(model, _KEPT, [])
     changed = [(config, name, getattr(config, name)) for config, name, _ in kept]
     for config, name, value in kept:
@@ -60,8 +59,10 @@ def as_loaded(model: Any) -> Iterator[None]:
 
 
 def mend_generation_config(generation: Any) -> list[str]:
-    """Takes out of transformers' GenerationConfig the settings with which transformers refuses to
-    save it: they have no effect, as a temperature without `do_sample`. Returns their names.
+    """Remove settings without effect from a GenerationConfig, and return their names.
+
+    transformers refuses to save a configuration with such a setting, for example a temperature
+    without `do_sample`.
     """
     before = generation.to_dict()
     if _can_be_saved(generation):
@@ -89,7 +90,7 @@ def _can_be_saved(generation: Any) -> bool:
 
 
 def _dropouts(values: Mapping[str, object]) -> list[str]:
-    """Names such as attention_dropout, resid_pdrop or hidden_dropout_prob, where they aren't 0."""
+    """Return names such as attention_dropout or resid_pdrop whose values aren't 0."""
     return [
         name
         for name, value in values.items()

@@ -1,7 +1,7 @@
-"""Where a base model comes from: a folder, the Hub or the sample. Finds it, pins it, fetches it and
+"""Finds a base model in a folder, on the Hub or in the sample. Pins its commit, downloads it, and
 reads its size from the headers of its files.
 
-Imports no torch, so that a driver can ask in milliseconds.
+This module imports no torch, so that a driver gets its answers in milliseconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def resolve(config: ModelConfig) -> ModelConfig:
-    """The config with its revision pinned to a commit. Raises InputError if there is no model."""
+    """Return the config with its revision pinned to a commit. Raises InputError for no model."""
     folder = local_folder(config)
     if folder is not None:
         refuse_folder(folder)
@@ -36,21 +36,21 @@ def resolve(config: ModelConfig) -> ModelConfig:
     try:
         path = _on_hub(config, "config.json")
         adapter = _on_hub(config, _ADAPTER)
-    except Exception as error:  # the library raises a dozen kinds; each is about what was named
+    except Exception as error:  # the library raises many kinds; each is about this model
         advice = f"give a Hub id you may read (`{hub_errors.HF_LOGIN}`), a folder, or `sample`"
         reason = hub_errors.explain(error, advice)
         raise InputError(f"model.id: {config.id!r} can't be read from the Hub: {reason}") from None
     _refuse_adapter(config.id, path is not None, adapter is not None)
     if path is None:
         raise InputError(
-            f"model.id: {config.id!r} has no config.json on the Hub, or not in the cache; give a "
-            "Hub id of a model, a folder, or `sample`"
+            f"model.id: no config.json of {config.id!r} was found on the Hub or in the cache; give "
+            "a Hub id of a model, a folder, or `sample`"
         )
     return config.model_copy(update={"revision": path.parent.name})
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raises InputError for a folder that does not hold a model alone, with its tokenizer."""
+    """Raise InputError unless a folder holds a model with its tokenizer, and no adapter."""
     has_model = (folder / "config.json").is_file()
     _refuse_adapter(str(folder), has_model, (folder / _ADAPTER).is_file())
     for name in ("config.json", "tokenizer_config.json"):
@@ -65,26 +65,31 @@ def refuse_folder(folder: Path) -> None:
             is_object = False
         if not is_object:
             raise InputError(
-                f"model.id: {folder / name} holds no JSON object; bring the folder here once more, "
-                "or give a Hub id, or `sample`"
+                f"model.id: {folder / name} is not a JSON object; copy the folder again, or give a "
+                "Hub id, or `sample`"
             )
 
 
 def architecture(config: ModelConfig) -> Any:
-    """transformers' configuration of a resolved model. Raises InputError for one that can't be
-    read, and for a model with code of its own, which is never run."""
+    """Return transformers' configuration of a resolved model.
+
+    Raises InputError if it can't be read, and for a model that needs its own Python code, which is
+    never run.
+    """
     from transformers import AutoConfig  # slow to import
 
     folder = local_folder(config)
-    place = {"revision": config.revision} if folder is None else {}
+    hub_options = {"revision": config.revision} if folder is None else {}
     try:
-        return AutoConfig.from_pretrained(folder or config.id, trust_remote_code=False, **place)
-    except Exception as error:  # the libraries raise a dozen kinds; each is about what was named
+        return AutoConfig.from_pretrained(
+            folder or config.id, trust_remote_code=False, **hub_options
+        )
+    except Exception as error:  # the libraries raise many kinds; each is about this model
         raise unloadable(config, "the configuration", error) from None
 
 
 def unloadable(config: ModelConfig, part: str, error: Exception) -> InputError:
-    """What to tell a person of an error of transformers when it loads a part of a model."""
+    """Return the InputError for an error that transformers raised loading a part of a model."""
     if "trust_remote_code" in str(error):
         return InputError(
             f"model.id: {config.id!r} needs Python code that comes with it, and such code is never "
@@ -94,38 +99,38 @@ def unloadable(config: ModelConfig, part: str, error: Exception) -> InputError:
 
 
 def _on_hub(config: ModelConfig, name: str) -> Path | None:
-    """A file of a model on the Hub, brought here; None if the model has no such file."""
+    """Download a file of a model on the Hub; return None if the model has no such file."""
     from huggingface_hub import hf_hub_download  # slow to import
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(config.id, name, revision=config.revision))
     except LocalEntryNotFoundError:
-        if name == _ADAPTER:  # the Hub can't be asked, and the cache has none
+        if name == _ADAPTER:  # the Hub can't be reached, and the cache has no adapter
             return None
         raise
     except EntryNotFoundError:
         return None
 
 
-def _refuse_adapter(place: str, has_model: bool, has_adapter: bool) -> None:
-    """transformers loads an adapter that it finds beside a model, without a word."""
+def _refuse_adapter(source: str, has_model: bool, has_adapter: bool) -> None:
+    """Raise InputError for an adapter, which transformers would load silently."""
     if not has_adapter:
         return
     if has_model:
         raise InputError(
-            f"model.id: {place} holds a whole model and an adapter ({_ADAPTER}), and transformers "
-            "would load both; keep them in two folders, and give the model's"
+            f"model.id: {source} holds a whole model and an adapter ({_ADAPTER}), and transformers "
+            "would load both; put them into two folders, and give the model's folder"
         )
     command = dpo_tune("push", "RUN", "--merged", "--to", "FOLDER")
     raise InputError(
-        f"model.id: {place} is an adapter ({_ADAPTER}), not a model; merge it into its base "
+        f"model.id: {source} is an adapter ({_ADAPTER}), not a model; merge it into its base "
         f"(`{command}`, or PEFT's `merge_and_unload`), and give that"
     )
 
 
 def local_folder(config: ModelConfig) -> Path | None:
-    """The folder that the id names, or None for a Hub id."""
+    """Return the folder that the id names, or None for a Hub id."""
     if config.id == "sample":
         return sample.MODEL
     path = Path(config.id).expanduser()
@@ -135,7 +140,7 @@ def local_folder(config: ModelConfig) -> Path | None:
 
 
 def from_anywhere(base: ModelConfig) -> ModelConfig:
-    """The base under a name that does not depend on the working directory."""
+    """Return the base with an id that does not depend on the working directory."""
     folder = local_folder(base)
     if folder is None or base.id == "sample":
         return base
@@ -143,9 +148,9 @@ def from_anywhere(base: ModelConfig) -> ModelConfig:
 
 
 def fingerprint(config: ModelConfig) -> str:
-    """Names the weights, tokenizer and chat template; of a resolved config.
+    """Return a text that identifies the weights, tokenizer and chat template of a resolved config.
 
-    A commit on the Hub, or a digest of the files in a folder.
+    It holds the commit on the Hub, or a digest of the files in the folder.
     """
     folder = local_folder(config)
     if folder is None:
@@ -158,10 +163,10 @@ def fingerprint(config: ModelConfig) -> str:
 
 
 def fetch(config: ModelConfig) -> None:
-    """Brings a Hub model into this machine's cache, once for all its processes.
+    """Download a Hub model into this machine's cache, once for all its processes.
 
-    A resolved config that was fetched before asks the Hub nothing. Processes that load it for the
-    first time at once would race in the cache: one fetches, the others wait.
+    A resolved config that was downloaded before sends no request to the Hub. Processes that
+    download a model at the same time would race in the cache, so one does, and the others wait.
     """
     if local_folder(config) is not None:
         return
@@ -170,7 +175,7 @@ def fetch(config: ModelConfig) -> None:
     mark = Path(constants.HF_HUB_CACHE) / ".fetched" / f"{config.id}@{config.revision}"
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a cache that may only be read was filled by another hand
+    except OSError:  # the cache is read-only, so somebody else has filled it
         snapshot_download(config.id, revision=config.revision, allow_patterns=_WANTED)
         return
     with mark.open("a+") as file:
@@ -184,16 +189,21 @@ def fetch(config: ModelConfig) -> None:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Weights of the model, from the headers of its safetensors files. Raises InputError."""
+    """Return the model's number of weights, from the headers of its safetensors files.
+
+    Raises InputError if they can't be read, or if there are none.
+    """
     try:
         count = _parameter_count(config)
-    except Exception as error:  # headers that are cut, or no answer from the Hub
+    except Exception as error:  # damaged headers, or no answer from the Hub
         what = f"model.id: the safetensors of {config.id!r} can't be read"
         if local_folder(config) is None:
             raise InputError(f"{what}: {hub_errors.explain(error)}") from None
-        raise InputError(f"{what} ({one_line(error)}); is it whole?") from None
+        raise InputError(f"{what} ({one_line(error)}); copy the folder again") from None
     if not count:
-        raise InputError(f"model.id: {config.id!r} holds no safetensors; convert it first")
+        raise InputError(
+            f"model.id: {config.id!r} has no safetensors files; convert its weights to safetensors"
+        )
     return count
 
 

@@ -1,8 +1,8 @@
-"""The frozen base of a LoRA with its linear layers in 4 or 8 bits a weight, through bitsandbytes
-(QLoRA, arXiv:2305.14314). Embeddings, norms and the output layer stay as they are.
+"""Stores the linear layers of a LoRA's frozen base in 4 or 8 bits a weight, through bitsandbytes
+(QLoRA, arXiv:2305.14314). Embeddings, norms and the output layer are not quantised.
 
-All trainers compute with the weights as bitsandbytes gives them back, so their numbers agree. Its
-own 8-bit product is not used: it rounds what goes into a layer to float16 and then to 8 bits.
+All trainers compute with the weights that bitsandbytes dequantises, so their results agree. We do
+not use its 8-bit product, because it rounds a layer's input to float16 and then to 8 bits.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 Kind = Literal["nf4", "int8"]
 
 _BLOCK, _SCALES = 64, 256
-"""In 4 bits so many weights share a scale, of 8 bits, and so many scales share one of their own."""
+"""Weights that share an 8-bit scale in nf4, and scales that share a scale of the second level."""
 
 
 class QuantizedLinear(nn.Linear):
     """A linear layer whose `weight` is bitsandbytes' parameter, packed in bytes."""
 
     def __init__(self, layer: Any, weight: Any, dtype: torch.dtype) -> None:
-        """`layer`: whose sizes and bias these are; `dtype`: of the weight that is given back."""
-        nn.Module.__init__(self)  # nn.Linear would make a weight
+        """Take sizes and bias of `layer`, and the packed `weight`, which dequantises to `dtype`."""
+        nn.Module.__init__(self)  # nn.Linear would allocate a weight
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = weight, layer.bias
         self.dtype = dtype
 
     def whole_weight(self) -> Tensor:
-        """The weight as a matrix (outputs, inputs)."""
+        """Return the dequantised weight, shape (outputs, inputs)."""
         import bitsandbytes.functional as bnb  # an extra
 
         weight: Any = self.weight
@@ -46,13 +46,13 @@ class QuantizedLinear(nn.Linear):
         return matrix
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., inputs)"""
+        """Return x W^T + bias, shape (..., outputs), of x with shape (..., inputs)."""
         product: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
         return product
 
 
 class _Product(torch.autograd.Function):
-    """y = x W^T + bias. The weight is made whole for each direction and never kept."""
+    """y = x W^T + bias. Forward and backward each dequantise the weight, and do not keep it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:  # type: ignore[override]
@@ -66,12 +66,12 @@ class _Product(torch.autograd.Function):
 
 
 def whole_weight(layer: nn.Linear) -> Tensor:
-    """The weight of a frozen linear layer, whatever it is stored in."""
+    """Return the weight of a frozen linear layer, dequantised if it is quantised."""
     return layer.whole_weight() if isinstance(layer, QuantizedLinear) else layer.weight
 
 
 def quantization_config(kind: Kind) -> BitsAndBytesConfig:
-    """What transformers' `from_pretrained` is given, which quantises a weight as it reads it."""
+    """Return the setting with which `from_pretrained` quantises each weight as it reads it."""
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -80,10 +80,10 @@ def quantization_config(kind: Kind) -> BitsAndBytesConfig:
 
 
 def take_over(model: Any) -> None:
-    """Puts our layers in place of bitsandbytes' own in a model that was loaded so.
+    """Replace bitsandbytes' layers by ours in a quantised model.
 
-    The marks by which libraries know such a model are taken away: TRL would round the adapter to
-    bfloat16, in which small updates are lost.
+    Problem: TRL rounds the adapter of a quantised model to bfloat16, which loses small updates. So
+    we remove the marks by which libraries recognise such a model.
     """
     import bitsandbytes  # an extra
 
@@ -95,11 +95,11 @@ def take_over(model: Any) -> None:
 
 
 def take_over_without_values(model: Any, kind: Kind) -> None:
-    """The same in a model that has shapes only: its layers hold as many bytes."""
-    apart = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    """Replace the linear layers of a model without values by layers that hold as many bytes."""
+    excluded = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
 
     def packed(name: str, layer: Any) -> Any:
-        if type(layer) is not nn.Linear or not should_convert_module(name, apart):
+        if type(layer) is not nn.Linear or not should_convert_module(name, excluded):
             return None
         count = layer.weight.numel()
         scales = math.ceil(count / _BLOCK)
@@ -113,6 +113,8 @@ def take_over_without_values(model: Any, kind: Kind) -> None:
 
 
 class _Hollow(QuantizedLinear):
+    """A quantised layer that has shapes and no values."""
+
     def whole_weight(self) -> Tensor:
         return torch.empty(self.out_features, self.in_features, dtype=self.dtype)
 
@@ -123,7 +125,7 @@ def _replace(
     dtype: torch.dtype,
     kind: type[QuantizedLinear] = QuantizedLinear,
 ) -> None:
-    """Puts a layer of this kind where `packed` has a parameter for the one that is there."""
+    """Replace each layer for which `packed` returns a parameter by one of this kind."""
     for name, layer in list(model.named_modules()):
         weight = packed(name, layer)
         if weight is not None:

@@ -1,4 +1,4 @@
-"""Keeps libraries from printing what nobody who trains a model can act on."""
+"""Keeps libraries from printing what a user can't act on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import warnings
 
 
 def quieten_libraries() -> None:
-    """Switches off bars that show weights being read, and what libraries announce to those who call
-    them. A download from the Hub still has its bar."""
+    """Switch off progress bars of loading weights, and warnings of future changes in libraries.
+
+    A download from the Hub still shows its progress bar.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging  # slow to import
 

@@ -1,7 +1,7 @@
-"""Tokenised rows and reference log-probs, computed once per base model and data, then mapped.
+"""Tokenised rows and reference log-probs, computed once per base model and dataset, then mapped.
 
-The folder's name is a key of everything that decides the numbers; its manifest is written last.
-Knows nothing of what is searched: no learning rate, beta, loss or rank.
+The folder's name is a hash of everything that decides the numbers. Its manifest is written last.
+This module knows nothing of what is searched: no learning rate, beta, loss or rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dpo_train.data import SPLITS, Pairs
 from dpo_train.reference_pass.forward_checks import check_forward
 from dpo_train.reference_pass.manifest import BaseNumbers, Manifest
 from dpo_train.reference_pass.plan import FORMAT, PLAN, read_plan
-from dpo_train.reference_pass.rows import PLACES, ROWS
+from dpo_train.reference_pass.rows import LOCATIONS, ROWS
 from dpo_train.reference_pass.shards import ALONE, Pass, ScoredShard, Turns, remove_shards
 from dpo_train.reference_pass.splits import write_splits
 from dpo_train.reference_pass.tokens import TOKENS, TokenFile, tokenised
@@ -35,17 +35,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A finished folder. `computed_pairs` counts the reference forwards that this call made."""
+    """A finished folder of prepared data."""
 
     folder: Path
     pad_token_id: int
     base: dict[str, BaseNumbers]
-    """Of the splits eval and test."""
+    """What the base has on the splits eval and test."""
     dropped: dict[str, int]
+    """How many rows were left out, by reason."""
     computed_pairs: int
+    """Pairs whose reference log-probs this call computed."""
 
     def split(self, name: str) -> Dataset:
-        """The rows of train, eval or test, memory-mapped.
+        """Return the rows of train, eval or test, memory-mapped.
 
         Columns: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (sums
         over completion tokens, in nats), prompt (messages as JSON), chosen (text), prompt_key.
@@ -56,10 +58,10 @@ class PreparedData:
 
 
 def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
-    """Names the prepared folder and writes into it what `prepare` needs; imports no torch.
+    """Return the prepared folder, and write into it what `prepare` needs. Imports no torch.
 
-    `config.model` must be resolved. A GPU computes under bfloat16 autocast, so the device's
-    kind is part of the key.
+    `config.model` must be resolved. A GPU computes under bfloat16 autocast, so the kind of device
+    is part of the folder's key.
     """
     ordered = [(name, row) for name in SPLITS for row in pairs.splits[name]]
     contents = ({"split": name, **row.as_json()} for name, row in ordered)
@@ -72,11 +74,11 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
         "format": FORMAT,
         "model": model_source.fingerprint(config.model),
         "dtype": config.model.dtype,
-        # Left out where they are not used, so that data of earlier versions keep their names.
+        # Unused settings are not in the key, so that data of earlier versions keep their names.
         **{name: value for name, value in further.items() if value is not None},
         "device": device,
         "max_length_tokens": config.data.max_length_tokens,
-        # Of two searches over the same rows one may leave bad ones out and the other may not.
+        # Two searches over the same rows may treat bad rows differently.
         "on_bad_row": config.data.on_bad_row,
         "rows": hashlib.sha256(text.encode()).hexdigest(),
     }
@@ -85,10 +87,10 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not mirror.exists(folder / PLAN):
         with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may plan the same at once
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may plan the same folder at once
             write_atomically(folder / ROWS, text)
-            # Not part of the key: the same rows may come from another file.
-            write_here(folder / PLACES, "\n".join(row.place for _, row in ordered))
+            # The locations are not part of the key: the same rows may come from another file.
+            write_here(folder / LOCATIONS, "\n".join(row.location for _, row in ordered))
             base = config.model.model_dump(mode="json")
             content = {**recipe, "count": len(ordered), "base": base}
             write_atomically(folder / PLAN, json.dumps(content, indent=1))
@@ -96,25 +98,24 @@ def plan(config: TrainConfig, pairs: Pairs, root: Path, device: str) -> Path:
 
 
 def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
-    """The prepared data of a planned folder, computed with whoever else calls this if it is not
-    finished yet.
+    """Return the prepared data of a planned folder. Compute it if it is not finished yet.
 
-    The processes of a machine, and the machines that share the folder's URL, share the work out in
-    shards; `turns` may say which shards this process takes. A pass that was killed goes on from
-    the shards that it wrote.
+    All processes of a machine, and all machines with the folder's URL, that call this at the same
+    time share the work in shards. `turns` may decide which shards this process takes. A pass that
+    was killed goes on with the shards that are missing.
 
     Raises InputError for what `tokenised` and `check_forward` refuse and if no pair is left,
     and OutOfMemory if there is no memory for one pair.
     """
     if finished := _finished(folder, computed=0):
         return finished
-    folder.mkdir(parents=True, exist_ok=True)  # of a URL
+    folder.mkdir(parents=True, exist_ok=True)  # a mirror of a URL may not have it yet
     task: _Task | None = None
     while True:
         with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            fcntl.flock(lock, fcntl.LOCK_EX)  # it is held until the file is closed
             computed = task.shards.computed_pairs if task else 0
-            finished = _finished(folder, computed) or _bring(folder, computed)
+            finished = _finished(folder, computed) or _fetch_finished(folder, computed)
             if finished is None and task is not None:
                 finished = _merge(folder, task)
             if finished is not None:
@@ -122,31 +123,32 @@ def prepare(folder: Path, turns: Turns = ALONE) -> PreparedData:
                     remove_shards(folder)
                     mirror.remove(folder / TOKENS)
                 return finished
-        # The pass runs without the folder's lock, with one for each shard.
+        # The pass runs without the folder's lock. Each shard has its own lock.
         if task is None:
             try:
                 task = _Task(folder, turns)
             except FileNotFoundError:
                 if not mirror.exists(folder / "manifest.json"):
                     raise
-                continue  # merged, and its tokens removed, since it was looked at
+                continue  # another process has just merged it and removed its tokens
         task.shards.run()
 
 
 def _finished(folder: Path, computed: int) -> PreparedData | None:
+    """Return the data of a finished and undamaged folder; None for any other."""
     try:
         manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     except FileNotFoundError:
         return None
     for name, wanted in manifest.sha256.items():
-        if not _is_as_written(folder / name, wanted):
+        if not _is_intact(folder / name, wanted):
             (folder / "manifest.json").unlink(missing_ok=True)
             return None
     return PreparedData(folder, manifest.pad_token_id, manifest.base, manifest.dropped, computed)
 
 
-def _bring(folder: Path, computed: int) -> PreparedData | None:
-    """What another node computed and brought onto the folder's URL."""
+def _fetch_finished(folder: Path, computed: int) -> PreparedData | None:
+    """Download the data that another node has finished at the folder's URL; None if it has not."""
     try:
         manifest = Manifest.model_validate_json(mirror.read_text(folder / "manifest.json"))
     except FileNotFoundError:
@@ -156,13 +158,13 @@ def _bring(folder: Path, computed: int) -> PreparedData | None:
     mirror.fetch(folder / "manifest.json")
     if finished := _finished(folder, computed):
         return finished
-    # Not as it was written: two nodes may have brought theirs at once. It is computed anew.
+    # The files are mixed, because two nodes uploaded theirs at once. So the data is computed again.
     mirror.remove(folder / "manifest.json")
     return None
 
 
-def _is_as_written(file: Path, wanted: str) -> bool:
-    """Read whole once in a process, however many trials it trains."""
+def _is_intact(file: Path, wanted: str) -> bool:
+    """Return whether a file has the wanted checksum. A process reads each file only once."""
     if not file.is_file():
         return False
     stat = file.stat()
@@ -178,7 +180,7 @@ _verified: set[tuple[str, int, int, str]] = set()
 
 
 class _Task:
-    """The reference pass over a folder as this process sees it. Raises what `tokenised` raises."""
+    """This process's share of the reference pass over a folder. Raises what `tokenised` raises."""
 
     def __init__(self, folder: Path, turns: Turns) -> None:
         self.summary = tokenised(folder)
@@ -187,8 +189,8 @@ class _Task:
         self._folder = folder
         self.shards = Pass(folder, self.tokens.shards, self._score, turns)
 
-    def _score(self, places: Sequence[int]) -> ScoredShard:
-        columns = self.tokens.columns(places)
+    def _score(self, indices: Sequence[int]) -> ScoredShard:
+        columns = self.tokens.columns(indices)
         with model.errors_of_the_model_refused("the reference pass"):
             chosen, rejected = logps.score_with(
                 self._forward, columns, self.tokens.pad_token_id, self._plan.device
@@ -197,8 +199,10 @@ class _Task:
 
     @cached_property
     def _forward(self) -> logps.Forward:
-        """The reference, which only a process that computes a shard loads. Raises what
-        `check_forward` raises."""
+        """The reference's forward pass. A process loads the model when it computes its first shard.
+
+        Raises what `check_forward` raises.
+        """
         plan = self._plan
         warm = model.load_base(plan.base, plan.device, self._folder)
         base = warm.fresh(trained_in_full=False)
@@ -213,24 +217,27 @@ class _Task:
 
 
 def _merge(folder: Path, task: _Task) -> PreparedData | None:
-    """The finished data, merged from the shards here and brought onto the folder's URL.
+    """Merge the shards into the finished data, upload it to the folder's URL, and return it.
 
-    None if not all shards are whole. Raises InputError if no pair is left.
+    Returns None if not all shards are complete. Raises InputError if no pair is left.
     """
     shards = task.shards.results() if task.shards.is_complete else None
     if shards is None:
         return None
     write_splits(folder, task.tokens, task.summary, shards)
     computed = task.shards.computed_pairs
-    if theirs := _bring(folder, computed):
+    if theirs := _fetch_finished(folder, computed):
         return theirs
     for name in (*(f"{split}.arrow" for split in SPLITS), "manifest.json"):
-        mirror.put(folder / name)  # onto the folder's URL, the manifest last
+        mirror.put(folder / name)  # the manifest goes last
     return _finished(folder, computed)
 
 
 def prompt_keys(folder: Path, split: str) -> list[str]:
-    """The prompt of each row of a split, in order; rows of one prompt have the same. No torch."""
+    """Return a key of the prompt of each row of a split, in order, without importing torch.
+
+    Rows with the same prompt have the same key.
+    """
     import pyarrow  # slow to import
 
     with pyarrow.memory_map(str(folder / f"{split}.arrow")) as file:

@@ -1,6 +1,6 @@
-"""How many tokens the rows of a dataset have: enough of them to know the longest and the average.
+"""Measures how many tokens the rows of a dataset have: the longest rows and a sample of the others.
 
-Knows no memory; needs a model's tokenizer and nothing else of it.
+This module needs a model's tokenizer and nothing else of it, and knows nothing of memory.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dpo_train.reference_pass.tokenise import Tokeniser
 
 _LONGEST_ROWS, _OTHER_ROWS = 50, 150
 _MANY_ROWS = 10_000
-"""More than any pass has."""
+"""A number of rows for datasets that can't be read yet: more than any pass has."""
 
 
 @dataclass(frozen=True)
 class PairLength:
-    """How many tokens the parts of a preference pair have."""
+    """The tokens of a pair's prompt, chosen and rejected answers."""
 
     prompt: int
     chosen: int
@@ -33,7 +33,8 @@ class PairLength:
 
     @property
     def packed(self) -> int:
-        """Tokens of a packed pass: the prompt once, and no last token, which predicts nothing."""
+        """Tokens of the pair in a packed pass: the prompt counts once, and the last token of each
+        answer does not count, because it predicts nothing."""
         return self.prompt + self.chosen + self.rejected - 2
 
     @property
@@ -44,23 +45,27 @@ class PairLength:
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Of the pairs of a dataset the longest and a sample of the others."""
+    """The lengths of the longest pairs of a dataset, and of a sample of its pairs."""
 
     longest: tuple[PairLength, ...]
     sample: tuple[PairLength, ...]
     rows: int
-    """How many there are in all."""
+    """The number of rows of the dataset."""
 
     @property
     def longest_row(self) -> PairLength:
+        """The pair with the longest row."""
         return max(self.longest, key=lambda pair: pair.row)
 
     @property
     def longest_packed(self) -> int:
+        """The most tokens of a pair in a packed pass."""
         return max(pair.packed for pair in self.longest)
 
     @property
     def mean(self) -> PairLength:
+        """The mean length of each part over the sample."""
+
         def mean(values: Sequence[int]) -> int:
             return max(2, round(sum(values) / len(values)))
 
@@ -68,8 +73,10 @@ class RowLengths:
         return PairLength(*(mean(part) for part in parts))
 
     def largest_pass(self, trials: int, pairs_each: int) -> int:
-        """Tokens of the largest of many packed passes, each with so many pairs of each trial,
-        padded to the trial that has most."""
+        """Return the tokens of the largest of 200 random packed passes.
+
+        Each has `pairs_each` pairs of each trial, padded to the trial with the most tokens.
+        """
         draw = random.Random(0)
         passes = (
             max(sum(pair.packed for pair in draw.choices(self.sample, k=pairs_each))
@@ -80,8 +87,7 @@ class RowLengths:
 
 
 def row_lengths(config: ModelConfig, data: DataConfig, rows: Sequence[Row]) -> RowLengths:
-    """The lengths of the rows under the model's tokenizer: of those with most letters, and of a
-    sample of all."""
+    """Return the lengths of the rows with the most letters, and of a sample of all rows."""
     tokenizer = load_tokenizer(config, fetched=False)
     template = ChatTemplate(tokenizer, repr(config.id))
     most = data.max_length_tokens
@@ -100,7 +106,7 @@ def row_lengths(config: ModelConfig, data: DataConfig, rows: Sequence[Row]) -> R
     }
     longest = list(lengths.values())
     if any(isinstance(ids, str) and ids.startswith("longer") for ids in found.values()):
-        # Of those that were not looked at one may be as long as a row can be.
+        # A row that was not tokenised here may have the greatest length that is allowed.
         longest += unknown_lengths(data).longest
     if not longest:  # the chat template refuses the rows, or all are too long
         return unknown_lengths(data)
@@ -109,7 +115,7 @@ def row_lengths(config: ModelConfig, data: DataConfig, rows: Sequence[Row]) -> R
 
 
 def unknown_lengths(data: DataConfig) -> RowLengths:
-    """The lengths of rows that can't be seen yet: as long as `max_length_tokens` lets them be."""
+    """Return the lengths of rows that can't be read yet: all have `max_length_tokens`."""
     half = data.max_length_tokens // 2
     pair = PairLength(data.max_length_tokens - half, half, half)
     return RowLengths((pair,), (pair,), data.limit or _MANY_ROWS)

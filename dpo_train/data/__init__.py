@@ -1,6 +1,6 @@
-"""Any preference dataset becomes rows of messages: read, checked, filtered and split.
+"""Turns any preference dataset into rows of messages: it reads, checks, filters and splits them.
 
-Knows no tokenizer and no model; what only a tokenizer can tell is checked in reference_pass.
+This package knows no tokenizer and no model. Checks that need a tokenizer are in reference_pass.
 """
 
 from dpo_train.data.load import Pairs, load_pairs

@@ -1,4 +1,4 @@
-"""Rows that can't be read as they are meant: listed all at once, or counted and left out."""
+"""Rows that can't be read: they are listed all at once, or counted and left out."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ class BadRows:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        """The number of bad rows by reason."""
         self.first: list[str] = []
-        """The first ten, each with its place and what is wrong."""
+        """The first ten bad rows, each with its location and what is wrong."""
 
-    def add(self, place: str, bad: BadRow) -> None:
+    def add(self, location: str, bad: BadRow) -> None:
+        """Count a bad row, and keep it if it is one of the first ten."""
         self.counts[bad.reason] += 1
         if len(self.first) < _SHOWN:
-            self.first.append(f"{place}: {bad.detail}")
+            self.first.append(f"{location}: {bad.detail}")
 
     def refuse(self, rows: int) -> None:
-        """Raises InputError that lists them, if there are any; `rows` is the number of all."""
+        """Raise InputError with the list of bad rows, if any; `rows` is the number of all rows."""
         if bad := self.counts.total():
             raise InputError(refusal(self.first, bad, rows))
 
 
 def listed(counts: Mapping[str, int]) -> str:
-    """How many rows each reason took, in words."""
+    """Return how many rows were left out for each reason, in words."""
     return ", ".join(f"{reason} ({count:,})" for reason, count in counts.items())
 
 
 def refuse_nothing_left(pairs: Mapping[str, int], dropped: Mapping[str, int]) -> None:
-    """Raises InputError for a split without pairs. `pairs`: how many each split has after
-    tokenising; `dropped`: how many rows each reason took."""
+    """Raise InputError for a split without pairs.
+
+    `pairs` is the number of pairs of each split after tokenising, and `dropped` the number of rows
+    left out by reason.
+    """
     for name, count in pairs.items():
         if not count:
             raise InputError(
@@ -46,7 +51,7 @@ def refuse_nothing_left(pairs: Mapping[str, int], dropped: Mapping[str, int]) ->
 
 
 def refusal(first: list[str], bad: int, rows: int) -> str:
-    """The message that lists the first bad rows and counts the others."""
+    """Return the message that lists the first bad rows and counts the others."""
     way_out = "type `--set data.on_bad_row=skip` to leave {} out, or correct {}"
     if bad == 1:
         return f"data: {first[0]}; {way_out.format('this row', 'it')}"

@@ -1,4 +1,4 @@
-"""Which column is which part of a preference pair, by `data.columns` or by its name."""
+"""Finds the parts of a preference pair in a dataset's columns, by `data.columns` or by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dpo_train.data.files import Fields
 from dpo_train.errors import InputError
 
 Parts = Mapping[str, object]
-"""The values of a record by part: prompt, chosen, rejected, system, tools, …"""
+"""The values of a record, by the part of the pair: prompt, chosen, rejected, system, tools, …"""
 _STEP = re.compile(r"\[(-?\d+)\]|\.?([^.\[\]]+)")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[-?\d+\])*")
 _PROMPTS = ("prompt", "question", "instruction", "input", "query", "problem", "user_prompt",
             "conversations", "conversation", "messages")  # fmt: skip
-"""Columns that are a prompt elsewhere: while one is there, no prompt is taken from the answers."""
+"""Columns that hold the prompt in other datasets. If a dataset has one of them, the prompt is not
+taken from the answers."""
 _CHOSEN = ("correct", "best_answer", "accepted", "preferred", "good", "chosen_response",
            "answer_chosen", "response_chosen", "winner")  # fmt: skip
 _REJECTED = ("wrong", "incorrect", "worst_answer", "dispreferred", "bad", "rejected_response",
@@ -38,19 +39,18 @@ class Columns:
         for part, path in self._paths.items():
             if not _PATH.fullmatch(path) and any(mark in path for mark in "[]"):
                 raise InputError(
-                    f"data.columns.{part}: {path!r} is no column or path; type a name, or a path "
-                    "like messages[0].content or answers.0"
+                    f"data.columns.{part}: {path!r} is not a column or a path; type a name, or a "
+                    "path like messages[0].content or answers.0"
                 )
 
     @property
     def wanted(self) -> set[str]:
-        """The names of all columns that are looked at."""
+        """The names of all columns that have to be read."""
         paths = self._paths.values()
         return {*paths, *map(_first_name, paths), *_MEDIA}
 
     def parts(self, record: Fields) -> Parts:
-        """The value of each part whose column the record has; null where that holds none, or no
-        number."""
+        """Return the value of each part whose column the record has; NaN becomes None."""
         return {
             part: _value(record, path)
             for part, path in self._paths.items()
@@ -58,19 +58,20 @@ class Columns:
         }
 
     def unread(self, names: Collection[str]) -> list[str]:
-        """The columns that are no part of a pair."""
+        """Return the columns that are not part of a pair."""
         paths = self._paths.values()
         return sorted(set(names) - set(paths) - set(map(_first_name, paths)))
 
     def check(
         self, names: Collection[str], filled: Collection[str], found: Collection[str]
     ) -> None:
-        """Raises InputError unless chosen, rejected and every path of the configuration's own are
-        among the dataset's column names, and nothing else there may be the prompt.
+        """Raise InputError unless the dataset's columns fit the configuration.
 
-        `filled`: the columns of media that hold something in some row; `found`: the parts that have
-        a value in some row.
+        The columns must include chosen, rejected and every path that the configuration sets, and no
+        other column may look like the prompt. `names` are the dataset's columns, `filled` the
+        columns of media that have a value in some row, and `found` the parts that have one.
         """
+        # Paths that the configuration sets exist and have values.
         for part, path in self._paths.items():
             if path != part and not {path, _first_name(path)} & set(names):
                 close = difflib.get_close_matches(_first_name(path), list(names), n=1)
@@ -79,19 +80,21 @@ class Columns:
                     f"data.columns.{part}: no column {path!r}; {hint}the dataset has "
                     f"{', '.join(sorted(names))}"
                 )
-            is_there = path != part or (part == "prompt" and part in names)
-            if is_there and part not in found:
+            is_wanted = path != part or (part == "prompt" and part in names)
+            if is_wanted and part not in found:
                 raise InputError(
-                    f"data.columns.{part}: {path!r} is null or not there in all rows; type "
+                    f"data.columns.{part}: {path!r} is null or missing in all rows; type "
                     f"`--set data.columns.{part}=NAME`, or a path in a column, or "
-                    f"`--set data.columns.{part}=null` to do without it"
+                    f"`--set data.columns.{part}=null` to train without it"
                 )
+        # There are no images, audio or video.
         for name in _MEDIA:
             if name in filled:
                 raise InputError(
                     f"data: the dataset has a column {name!r}, and only text is trained; give a "
                     "dataset without it, or a copy from which you removed that column"
                 )
+        # Chosen, rejected and the prompt are found, or we suggest columns for them.
         usual = {name.lower().replace(" ", "_"): name for name in sorted(names)}
         missing = [part for part in ("chosen", "rejected") if self._is_missing(part, names)]
         prompts = [usual[name] for name in _PROMPTS if name in usual]
@@ -114,7 +117,7 @@ def _mapping_to_type(missing: list[str], found: dict[str, str], names: Collectio
     )
     typed = []
     for part, name in found.items():
-        # A list of wrong answers has the first one.
+        # Columns like `incorrect_answers` hold a list, so we suggest its first answer.
         path = f"{name}[0]" if name.lower().startswith("incorrect") else name
         typed.append(f"--set {shlex.quote(f'data.columns.{part}={path}')}")
     message = (

@@ -1,6 +1,6 @@
-"""The records of one file: JSON, JSON lines, CSV, TSV or Parquet.
+"""Reads the records of one file: JSON, JSON lines, CSV, TSV or Parquet.
 
-A record that can't be read is a BadRow in its place, so that all of them can be listed at once.
+A record that can't be read is returned as a BadRow, so that all of them can be listed at once.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 Fields = Mapping[str, object]
-"""A row as the dataset has it: its values by column, of which nothing is known yet."""
+"""A row of the dataset: its values by column, not checked yet."""
 
 
 class Record(NamedTuple):
-    """A row as the dataset has it, or why there is none, and its place for messages."""
+    """A row of the dataset, or why it can't be read."""
 
-    place: str
+    location: str
+    """File and line, or dataset and row; for messages."""
     content: Fields | BadRow
 
 
 def format_of(path: Path) -> str | None:
-    """The format that the file's name says, in lower case; None for another kind of file."""
+    """Return the format of a file by its name, like `.jsonl`; None for any other kind of file."""
     name = path.name.lower().removesuffix(".gz")
     found = next((each for each in FORMATS if name.endswith(each)), None)
     return None if found == ".parquet" and path.suffix.lower() == ".gz" else found
 
 
 def read_file(path: Path, wanted: Collection[str]) -> Iterator[Record]:
-    """The records of a file. Of Parquet only the `wanted` columns are read.
+    """Yield the records of a file. From Parquet only the `wanted` columns are read.
 
     Raises InputError for a file that can't be read at all.
     """
@@ -56,7 +57,8 @@ def read_file(path: Path, wanted: Collection[str]) -> Iterator[Record]:
             yield from _json(path)
         else:
             raise InputError(
-                f"data.id: {path} is none of {', '.join(FORMATS)}; the texts may also end in .gz"
+                f"data.id: {path} is not a file of {', '.join(FORMATS)}; all but .parquet may also "
+                "end in .gz"
             )
     except UnicodeDecodeError:
         raise InputError(
@@ -64,7 +66,7 @@ def read_file(path: Path, wanted: Collection[str]) -> Iterator[Record]:
         ) from None
     except InputError:
         raise
-    except Exception as error:  # pyarrow raises a dozen kinds; each is about the file
+    except Exception as error:  # pyarrow raises many kinds; each is about the file
         raise InputError(f"data.id: {path} can't be read ({one_line(error)})") from None
 
 
@@ -76,7 +78,10 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    """A list of objects, or one object a line: what the file begins with decides, not its name."""
+    """Yield the records of a list of objects, or of one object a line.
+
+    The beginning of the file decides which it is, not the file's name.
+    """
     with _open(path) as file:
         start = file.read(3)
         while start and not (start := start.removeprefix(_BYTE_ORDER_MARK).lstrip()):
@@ -118,7 +123,7 @@ def _json_list(path: Path) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         raise InputError(
             f"data.id: {path} line {error.lineno} (row {number + 1}): not JSON ({error.msg}); a "
-            "file that begins with [ is one list of rows, another has one row a line"
+            "file that begins with [ must be one list of rows, any other must have one row a line"
         ) from None
 
 
@@ -136,27 +141,29 @@ def _object(line: bytes, parser: _Parser) -> Fields | BadRow:
     except json.JSONDecodeError as error:
         return BadRow("not JSON", f"not JSON ({error.msg})")
     if end != len(text):
-        return BadRow("not JSON", "not JSON (more follows the object on its line)")
+        return BadRow("not JSON", "not JSON (there is more after the object on its line)")
     return content
 
 
 class _Parser:
-    """Reads one row's JSON. A key given twice is a fault: JSON readers would silently keep the
-    last of its values."""
+    """Reads one row's JSON.
+
+    A duplicate key is an error, because JSON readers would silently keep only its last value.
+    """
 
     def __init__(self) -> None:
         self._twice = ""
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def parse(self, text: str, position: int) -> tuple[Fields | BadRow, int]:
-        """The row at the position, and where it ends. Raises JSONDecodeError."""
+        """Return the row at a position of the text, and where it ends. Raises JSONDecodeError."""
         self._twice = ""
         try:
             row, end = self._decoder.raw_decode(text, position)
         except RecursionError:
             raise json.JSONDecodeError("nested too deeply", text, position) from None
         if self._twice:
-            return BadRow("a key given twice", f"the key {self._twice!r} stands twice"), end
+            return BadRow("a key given twice", f"the key {self._twice!r} is given twice"), end
         if not isinstance(row, dict):
             shown = f"a row must be a mapping of columns, not {row!r:.60}"
             return BadRow("not a mapping", shown), end
@@ -187,12 +194,12 @@ def _table(path: Path, delimiter: str) -> Iterator[Record]:
                     names = _header(path, fields, delimiter)
                     continue
                 number += 1
-                place = f"{path} row {number} (line {reader.line_num})"
-                yield Record(place, _fields(names, fields, delimiter))
+                location = f"{path} row {number} (line {reader.line_num})"
+                yield Record(location, _fields(names, fields, delimiter))
         except csv.Error as error:
             raise InputError(
-                f"data.id: {path} line {reader.line_num}: {one_line(error)}; a field with commas, "
-                'quotes or line breaks stands in quotes, and a quote in it is written ""'
+                f"data.id: {path} line {reader.line_num}: {one_line(error)}; put a field with "
+                'commas, quotes or line breaks in quotes, and write a quote in it as ""'
             ) from None
 
 
@@ -203,8 +210,8 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
     other = next((mark for mark in (";", "\t", ",", "|") if mark in names[0]), None)
     if len(names) == 1 and other and other != delimiter:
         raise InputError(
-            f"data.id: {path}: its columns are separated by {other!r}, where {delimiter!r} "
-            "is expected; save it as .csv with commas or as .tsv with tabs"
+            f"data.id: {path}: the columns are separated by {other!r}, but {delimiter!r} is "
+            "expected; save it as .csv with commas or as .tsv with tabs"
         )
     return names
 
@@ -212,15 +219,15 @@ def _header(path: Path, names: list[str], delimiter: str) -> list[str]:
 def _fields(names: list[str], fields: list[str], delimiter: str) -> Fields | BadRow:
     if len(fields) != len(names):
         return BadRow(
-            "another number of fields than columns",
-            f"{len(fields)} fields under {len(names)} columns; a field with the separator in it "
-            "stands in quotes",
+            "not as many fields as columns",
+            f"{len(fields)} fields under {len(names)} columns; put a field that contains the "
+            "separator in quotes",
         )
     if delimiter == "\t" and any("\t" in field and "\n" in field for field in fields):
         return BadRow(
             "a quote that spans rows",
-            "a field holds tabs and line breaks: a quote at its beginning ends rows later; write "
-            'a quote as "" in quotes',
+            "a field with tabs and line breaks begins with a quote that ends rows later; write a "
+            'quote as "", and put the field in quotes',
         )
     return dict(zip(names, fields, strict=True))
 
@@ -244,8 +251,8 @@ def _parquet(path: Path, wanted: Collection[str]) -> Iterator[Record]:
     with path.open("rb") as file:
         if file.read(20).startswith(b"version https://git-"):
             raise InputError(
-                f"data.id: {path} is a pointer of Git LFS, not the data; type `git lfs pull` in "
-                "its folder"
+                f"data.id: {path} is a Git LFS pointer, not the data; type `git lfs pull` in its "
+                "folder"
             )
     with pyarrow.parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
@@ -254,7 +261,7 @@ def _parquet(path: Path, wanted: Collection[str]) -> Iterator[Record]:
                 raise InputError(f"data.id: {path} has two columns {name!r}; rename or remove one")
         others = dict.fromkeys(set(names) - set(wanted))
         columns = [name for name in names if name in wanted]
-        if not columns:  # one record is enough to say which columns there are
+        if not columns:  # one record is enough to report the columns
             yield Record(f"{path} row 1", others)
             return
         number = 0
@@ -265,8 +272,11 @@ def _parquet(path: Path, wanted: Collection[str]) -> Iterator[Record]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Arrow gives every object of a column all the keys that any of them has, with nulls; here
-    each is again as it was written. Source: TRL's `remove_none_values`."""
+    """Return a value without the keys that are null, at any depth.
+
+    Arrow gives each object of a column the keys of all objects, with nulls. Source: TRL's
+    `remove_none_values`.
+    """
     if isinstance(value, dict):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
     if isinstance(value, list):

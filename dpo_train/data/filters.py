@@ -1,4 +1,4 @@
-"""Which rows are left out on purpose, and how the others are cut into train, eval and test."""
+"""Filters the rows, and cuts those that pass into train, eval and test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from dpo_train.data.row import SPLITS, SYSTEM_ROLES, Row, text_of
 
 
 def filtered(rows: Iterable[Row], config: DataConfig, dropped: Counter[str]) -> list[Row]:
-    """The rows that pass the filters; `dropped` counts the others by reason."""
+    """Return the rows that pass the filters, at most `config.limit`.
+
+    `dropped` counts the others by reason.
+    """
     kept: list[Row] = []
     seen: set[bytes] = set()
     for row in rows:
@@ -30,7 +33,10 @@ def filtered(rows: Iterable[Row], config: DataConfig, dropped: Counter[str]) -> 
 
 
 def cut(rows: list[Row], config: DataConfig) -> dict[str, list[Row]]:
-    """Deals whole prompts out in a random order: to test, to eval, the rest to train."""
+    """Cut the rows into splits. All rows of a prompt go into the same split.
+
+    The prompts are taken in a random order: first for test, then for eval, the rest for train.
+    """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.prompt_key, []).append(row)
@@ -48,14 +54,15 @@ def cut(rows: list[Row], config: DataConfig) -> dict[str, list[Row]]:
 
 
 def without_overlap(splits: dict[str, list[Row]], dropped: Counter[str]) -> dict[str, list[Row]]:
-    """Takes a prompt of test out of eval and train, and one of eval out of train."""
+    """Remove the prompts of test from eval and train, and the prompts of eval from train."""
     taken: set[str] = set()
     clean: dict[str, list[Row]] = {}
     for name in reversed(SPLITS):
         keys = [row.prompt_key for row in splits[name]]
         clean[name] = [row for key, row in zip(keys, splits[name], strict=True) if key not in taken]
         if lost := len(splits[name]) - len(clean[name]):
-            dropped[f"prompt of {name} is also held out"] += lost
+            held_out = "test" if name == "eval" else "eval or test"
+            dropped[f"prompt of {name} is also in {held_out}"] += lost
         taken.update(keys)
     return {name: clean[name] for name in SPLITS}
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are a split of its dataset."""
+"""Finds the files of a split in a dataset's folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(-[0-9a-f]{16})?$")
 
 
 def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
-    """The split's one file, or all its shards, in order.
+    """Return the split's one file, or all its shards, in order.
 
-    They stand in the folder, in its `data/` or in the folder of the `subset`. Raises InputError if
-    there is none, if there are several files for the split, or if a shard is missing.
+    They are in the folder, in its `data/` or in the folder of the `subset`. Raises InputError if
+    there is none, if several files are for the split, or if a shard is missing.
     """
-    places = [folder / subset] if subset else [folder, folder / "data"]
+    # Find the files whose name is that of the split.
+    folders = [folder / subset] if subset else [folder, folder / "data"]
     files = [
         path
-        for place in places
-        if place.is_dir()
-        for path in sorted(place.iterdir())
+        for each in folders
+        if each.is_dir()
+        for path in sorted(each.iterdir())
         if path.is_file() and format_of(path) is not None
     ]
     found = [path for path in files if _split_of(path) == split]
@@ -36,6 +37,7 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
             f"{', '.join(FORMATS)}, or shards {split}-00000-of-00002.parquet); it holds {names}; "
             "type `--set data.split=NAME`, or give one file as data.id"
         )
+    # They must be one file, or all shards of one format and one count.
     shards = [match for path in found if (match := _SHARD.search(_stem(path)))]
     kinds = {(path.parent, format_of(path)) for path in found}
     counts = {match[2] for match in shards}
@@ -46,14 +48,15 @@ def split_files(folder: Path, split: str, subset: str | None) -> list[Path]:
         raise _several(folder, split, found)
     if shards and numbers != list(range(int(counts.pop()))):
         raise InputError(
-            f"data.id: {folder}: of the split {split!r} there are the shards "
-            f"{', '.join(path.name for path in found)}; others are missing or stand there twice"
+            f"data.id: {folder}: the split {split!r} has the shards "
+            f"{', '.join(path.name for path in found)}; some are missing or duplicates, so copy "
+            "the folder again"
         )
     return found
 
 
 def files_by_card(folder: Path, split: str, subset: str | None) -> list[Path]:
-    """The files of a split as the card of a Hub dataset names them; none if it names no files.
+    """Return the files of a split that the card of a Hub dataset names; none if it names no files.
 
     Raises InputError if the card has no such split or subset.
     """
@@ -72,7 +75,7 @@ def files_by_card(folder: Path, split: str, subset: str | None) -> list[Path]:
         raise InputError(f"data.config: {card} has no {chosen!r}; it has {', '.join(named)}")
     splits = named[chosen]
     if not (isinstance(splits, list) and splits and isinstance(splits[0], dict)):
-        splits = [{"split": "train", "path": splits}]  # files without a split are train
+        splits = [{"split": "train", "path": splits}]  # files without a split belong to train
     patterns = {str(each["split"]): each["path"] for each in splits}
     if split not in patterns:
         raise InputError(f"data.split: {card} has no {split!r}; it has {', '.join(patterns)}")

@@ -1,4 +1,4 @@
-"""Reads a dataset as its configuration says: the rows of each split, and what was left out."""
+"""Loads a dataset by its configuration: the rows of each split, and what was left out."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from dpo_train.errors import BadRow, InputError
 
 @dataclass(frozen=True)
 class Pairs:
-    """The rows of each split, and how many rows each reason took."""
+    """The rows of each split of a dataset."""
 
     splits: dict[str, list[Row]]
     dropped: dict[str, int]
+    """How many rows were left out, by reason."""
     read_as: str = ""
-    """The form that was found, and the number of rows read."""
+    """The form that was found, and the number of rows that were read."""
     first_bad: tuple[str, ...] = ()
-    """Of the rows that can't be read and were left out the first ten: place, and what is wrong."""
+    """The first ten rows that can't be read, each with its location and what is wrong."""
 
     def summary(self) -> str:
+        """Return the number of pairs of each split, and of rows that were left out, in words."""
         sizes = ", ".join(f"{len(rows)} {name}" for name, rows in self.splits.items())
         left_out = listed(self.dropped)
         return f"{sizes} pairs" + (f"; left out: {left_out}" if left_out else "")
 
 
 def load_pairs(config: DataConfig) -> Pairs:
-    """Reads, filters and splits the dataset.
+    """Read, filter and split the dataset.
 
-    Raises InputError that names file and row, or the filter.
+    Raises InputError, which names the file and row, or the filter.
     """
     dropped: Counter[str] = Counter()
     names = [config.split]
@@ -59,7 +61,7 @@ def load_pairs(config: DataConfig) -> Pairs:
     for name, left in splits.items():
         if not left:
             raise InputError(
-                f"data: no pair is left for {name}; of {read.count} rows were left out: "
+                f"data: no pair is left for {name}; {read.count} rows were read, left out: "
                 f"{listed(dropped) or 'none'}; widen data.chars, raise data.limit or give more "
                 "rows"
             )
@@ -68,7 +70,7 @@ def load_pairs(config: DataConfig) -> Pairs:
 
 
 class _Reading:
-    """The records of all splits, held until the form of the whole dataset is known."""
+    """Holds the records of all splits until the form of the whole dataset is known."""
 
     def __init__(self, config: DataConfig) -> None:
         self.count = 0
@@ -81,12 +83,12 @@ class _Reading:
         self._splits: list[list[tuple[str, Parts]]] = []
 
     def split(self, name: str) -> None:
-        """Reads a split's records."""
+        """Read the records of a split."""
         kept: list[tuple[str, Parts]] = []
-        for place, content in read_records(self._config, name, self._columns.wanted):
+        for location, content in read_records(self._config, name, self._columns.wanted):
             self.count += 1
             if isinstance(content, BadRow):
-                self._bad.add(place, content)
+                self._bad.add(location, content)
                 continue
             self._names.update(content)
             self._filled.update(
@@ -94,11 +96,11 @@ class _Reading:
             )
             parts = self._columns.parts(content)
             self._found.update(part for part, value in parts.items() if value is not None)
-            kept.append((place, parts))
+            kept.append((location, parts))
         self._splits.append(kept)
 
     def unread(self) -> str:
-        """Names the columns that are no part of a pair."""
+        """Return a clause that names the columns that are not part of a pair, if any."""
         names = self._columns.unread(self._names)
         return f"; not read: {', '.join(names)}" if names else ""
 
@@ -108,7 +110,7 @@ class _Reading:
         return self._bad.first
 
     def rows(self, dropped: Counter[str]) -> tuple[Form, list[list[Row]]]:
-        """The form, and the rows of each split. Raises InputError for what can't be read."""
+        """Return the form, and the rows of each split. Raises InputError for bad rows."""
         if self._names:
             self._columns.check(self._names, self._filled, self._found)
         form = decide([parts for records in self._splits for _, parts in records])
@@ -120,9 +122,9 @@ class _Reading:
 
     def _read(self, records: list[tuple[str, Parts]], form: Form) -> Iterator[Row]:
         records.reverse()
-        while records:  # each record is let go of as soon as it is read
-            place, parts = records.pop()
+        while records:  # each record's memory is freed as soon as its row is read
+            location, parts = records.pop()
             try:
-                yield read_row(parts, form, place)
+                yield read_row(parts, form, location)
             except BadRow as bad:
-                self._bad.add(place, bad)
+                self._bad.add(location, bad)

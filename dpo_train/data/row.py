@@ -1,4 +1,4 @@
-"""The row type: a preference pair as messages, whatever form its dataset has."""
+"""The type of a row: a preference pair as messages, whatever form its dataset has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SYSTEM_ROLES = ("system", "developer")
 
 
 class Message(TypedDict):
-    """A message as chat templates take it; only one with tool calls may lack the content."""
+    """A message for a chat template. Only a message with tool calls may lack the content."""
 
     role: str
     content: NotRequired[str]
@@ -27,7 +27,7 @@ class Message(TypedDict):
 
 
 class RowRecord(TypedDict):
-    """A row as its line of rows.jsonl has it."""
+    """A row as one line of rows.jsonl."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -38,7 +38,7 @@ class RowRecord(TypedDict):
 
 @dataclass(frozen=True)
 class Row:
-    """One preference pair; each part is a list of messages."""
+    """One preference pair. Prompt, chosen and rejected are lists of messages."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -46,18 +46,18 @@ class Row:
     tools: list[Any] | None = None
     """JSON schemas of the tools that the chat template describes to the model."""
     chat_template_kwargs: dict[str, JsonValue] = field(default_factory=dict)
-    """Further variables of the chat template, for example `enable_thinking`."""
-    place: str = field(default="", compare=False)
+    """Further variables for the chat template, for example `enable_thinking`."""
+    location: str = field(default="", compare=False)
     """File and line, or dataset and row; for messages about this row."""
 
     @property
     def prompt_key(self) -> str:
-        """The same for rows that ask the same, whatever the system prompt."""
+        """A text that is equal for rows with the same prompt, whatever their system prompts."""
         turns = [message for message in self.prompt if message["role"] not in SYSTEM_ROLES]
         return json.dumps(turns, ensure_ascii=False)
 
     def as_json(self) -> RowRecord:
-        """What `from_json` reads; the place is not part of it."""
+        """Return the row without its location, as `from_json` reads it."""
         content: RowRecord = {
             "prompt": self.prompt,
             "chosen": self.chosen,
@@ -70,17 +70,18 @@ class Row:
         return content
 
     @classmethod
-    def from_json(cls, content: RowRecord, place: str = "") -> Row:
-        return cls(**content, place=place)
+    def from_json(cls, content: RowRecord, location: str = "") -> Row:
+        """Return the row of a record that `as_json` made."""
+        return cls(**content, location=location)
 
 
 def text_of(messages: Sequence[Message]) -> str:
-    """The contents of the messages as one text; a tool call's missing content is empty."""
+    """Return the contents of the messages as one text; a missing content counts as empty."""
     return "".join(message.get("content") or "" for message in messages)
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in messages or other nested values, at any depth, keys included."""
+    """Yield every text in messages or other nested values, at any depth, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -93,6 +94,6 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def shared_length(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many elements stand at the beginning of both."""
+    """Return how many elements both sequences begin with in common."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))

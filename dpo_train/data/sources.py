@@ -1,4 +1,4 @@
-"""Where a dataset's records come from: the sample, a file, a folder or the Hub."""
+"""Reads a dataset's records from the sample, a file, a folder or the Hub."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from dpo_train.hub_offline import look_for_hub
 
 _BATCH = 1000
 _MEDIA = ("Image", "Audio", "Video", "Pdf")
-"""Kinds of columns, by the names that the `datasets` library gives them."""
+"""Kinds of columns that are refused, by their class names in the `datasets` library."""
 
 
 def read_records(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Record]:
-    """The records of a split. Where a format allows it, only the `wanted` columns are read; the
-    others are null. Raises InputError if there is no such dataset."""
+    """Yield the records of a split. Raises InputError if there is no such dataset.
+
+    If the format allows it, only the `wanted` columns are read, and the others are null.
+    """
     path = sample.PAIRS if config.id == "sample" else Path(os.path.expanduser(config.id))
     try:
         path.exists()
-    except OSError as error:  # for example a name that no disk allows
+    except OSError as error:  # for example a name that is too long
         raise InputError(f"data.id: {config.id:.60}… can't be a path ({error.strerror})") from None
     if path.is_dir():
         yield from _folder(path, config, split, wanted)
@@ -53,7 +55,7 @@ def _saved_to_disk(path: Path, split: str, wanted: Collection[str]) -> Iterator[
 
     try:
         saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # the library raises many kinds; each is about the folder
+    except Exception as error:  # the library raises many kinds; each is about this folder
         raise InputError(f"data.id: {path} can't be read ({one_line(error)})") from None
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
@@ -73,7 +75,7 @@ def _hub(config: DataConfig, split: str, wanted: Collection[str]) -> Iterator[Re
         rows = datasets.load_dataset(
             config.id, config.config, split=split, revision=config.revision
         )
-    except Exception as error:  # the library raises a dozen kinds; each is about what was named
+    except Exception as error:  # the library raises many kinds; each is about this dataset
         advice = f"give a Hub id you may read (`{hub_errors.HF_LOGIN}`), a file, or `sample`"
         reason = hub_errors.explain(error, advice)
         raise InputError(
@@ -91,7 +93,7 @@ def _dataset_records(rows: Any, name: str, wanted: Collection[str]) -> Iterator[
             )
     columns = [column for column in rows.column_names if column in wanted]
     others = dict.fromkeys(set(rows.column_names) - set(columns))
-    if not columns:  # one record is enough to say which columns there are
+    if not columns:  # one record is enough to report the columns
         yield Record(f"{name} row 1", others)
         return
     number = 0

@@ -1,6 +1,6 @@
-"""Special tokens of a model that stand in a text, where they would end or begin a turn.
+"""Refuses texts that contain a special token of the model, which would end or begin a turn.
 
-The tokens are given: this knows no tokenizer.
+The tokens are given by the caller. This module knows no tokenizer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dpo_train.errors import BadRow
 
 
 class SpecialTokens:
-    """Refuses rows in whose messages one of these tokens is written."""
+    """Refuses rows whose messages contain one of the given tokens."""
 
     def __init__(self, tokens: Collection[str]) -> None:
         longest_first = sorted(tokens, key=len, reverse=True)
@@ -21,12 +21,13 @@ class SpecialTokens:
         self._starts = sorted({token[:2] for token in tokens})
 
     def refuse(self, row: Row) -> None:
-        """Raises BadRow."""
+        """Raise BadRow if the row contains one of the tokens."""
         if self._pattern is None:
             return
         for part, value in row.as_json().items():
             for text in texts_in(value):
-                # Nearly no text has even the beginning of one, which is found much faster.
+                # Nearly no text has even the first two letters of a token. Looking for these
+                # first is much faster than the pattern.
                 if any(start in text for start in self._starts) and (
                     found := self._pattern.search(text)
                 ):

@@ -1,1 +1,1 @@
-"""Base and winner compared: the test split, and KL on answers that they sample."""
+"""Compares base and winner on the test split, and by the KL on sampled answers."""

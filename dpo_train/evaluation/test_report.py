@@ -1,4 +1,4 @@
-"""What the evaluation on the test split found, as it lies in `results.json`."""
+"""The results of the evaluation on the test split, as they are stored in `results.json`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pydantic import (
 
 @dataclass(frozen=True)
 class TestFolders:
-    """What is evaluated on the test split."""
+    """The folders of the models that are evaluated on the test split."""
 
     winner: Path
     prepared: Path
-    """The prepared data."""
+    """The folder of the prepared data."""
     device: str
     searched: Path | None = None
-    """The best export of the search, where the winner is another."""
+    """The best export of the search, if the winner is another."""
     sampled: Mapping[str, Path] = field(default_factory=dict)
-    """By name the exports whose KL from the base is estimated on their own answers."""
+    """By name, the exports whose KL from the base is estimated on answers they sample."""
 
 
 class _Part(BaseModel):
@@ -54,20 +54,20 @@ class Answer(_Part):
     """Greedy answers to one prompt of the test split."""
 
     prompt: str
-    """Its last message."""
+    """The last message of the prompt."""
     base: str
     winner: str
     chosen: str
     base_is_cut: bool = False
-    """Whether the base would have gone on: it was stopped after so many tokens."""
+    """Whether the base's answer was cut at the most tokens allowed."""
     winner_is_cut: bool = False
 
 
 class Numbers(_Part):
-    """What one model has on a split. In JSON the metrics stand beside the other fields."""
+    """The results of one model on a split. In JSON the metrics are beside the other fields."""
 
     metrics: dict[str, float] = {}
-    """By name without the prefix `eval/`; each is the mean over the pairs."""
+    """The mean of each metric over the pairs, by name without the prefix `eval/`."""
     interval: list[float] = []
     """The 95 % interval of `ranking` over prompts."""
     pairs: int | None = None
@@ -76,9 +76,9 @@ class Numbers(_Part):
     repeating: float | None = None
     """The share of greedy answers that repeat themselves."""
     over_base: dict[str, Difference] = {}
-    """By metric the difference from the base."""
+    """The difference from the base, by metric."""
     over_searched: dict[str, Difference] = {}
-    """By metric the difference from the best export of the search, where the winner is another."""
+    """The difference from the best export of the search, by metric, if the winner is another."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,24 +100,26 @@ class Numbers(_Part):
         }
 
     def with_others(self, metrics: Mapping[str, float]) -> Numbers:
-        """With metrics that are known from elsewhere, where it does not have them itself."""
+        """Return a copy with further metrics. Metrics that it has already stay."""
         return self.model_copy(update={"metrics": {**metrics, **self.metrics}})
 
     @property
     def shown(self) -> dict[str, float]:
-        """The metrics, and the mean length of an answer where it was measured."""
+        """The metrics, and the mean length of an answer if it was measured."""
         lengths = {} if self.answer_tokens is None else {"answer_tokens": self.answer_tokens}
         return {**self.metrics, **lengths}
 
 
 class TestReport(_Part):
+    """The results of all models that were evaluated on the test split."""
+
     test: Numbers
-    """Of the winner."""
+    """The results of the winner."""
     base: Numbers
-    """Of the base: what its greedy answers are like."""
+    """Length and repetition of the base's greedy answers."""
     answers: list[Answer] = []
-    """To the first prompts of the split."""
+    """Answers to the first prompts of the split."""
     searched: Numbers | None = None
-    """Of the best export of the search, where the winner is another."""
+    """The results of the best export of the search, if the winner is another."""
     sampled_kl: dict[str, SampledKl] = {}
-    """By the names of the sampled exports."""
+    """The KL from the base, by the names of the sampled exports."""

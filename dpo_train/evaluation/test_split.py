@@ -1,4 +1,4 @@
-"""What an exported model is worth in the end: the test split's numbers, and greedy answers."""
+"""Evaluates exported models on the test split: metrics of its pairs, and greedy answers."""
 
 from __future__ import annotations
 
@@ -27,55 +27,62 @@ from dpo_train.scoring import logps, metrics
 from dpo_train.scoring.intervals import difference_interval, share_interval
 
 SHOWN = 5
-"""Answers that a person reads."""
+"""How many answers are shown to people."""
 MEASURED = 32
-"""Answers whose length is measured: a judge that likes long answers rewards length alone."""
+"""How many answers are measured. Their length matters: a judge may prefer long answers as such."""
 MOST_TOKENS = 128
-"""Of one answer; what is longer counts as that long."""
+"""Most tokens of one answer. Longer ones are cut, and count as this long."""
 
 
 def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
-    """Compares base and winner on the untouched split, pair by pair; and with the best export of
-    the search where the winner is another. Estimates the KL of the sampled exports."""
+    """Compare the winner with the base on the test split, pair by pair.
+
+    If the winner is not the best export of the search, compare it with that one, too. Estimate the
+    KL of the sampled exports.
+    """
+    # The prompts to answer: a prompt with several pairs is answered once.
     device = folders.device
     data = reference.prepare(folders.prepared)
     rows = data.split("test")[:]
-    # A prompt that has several pairs is answered once.
     first: dict[str, int] = {}
     for number, prompt in enumerate(rows["prompt"]):
         first.setdefault(prompt, number)
     answered = dict(list(first.items())[:MEASURED])
     prompts = [Row.from_json(json.loads(prompt)) for prompt in answered]
     references = [rows["chosen"][number] for number in answered.values()]
+
+    # The base comes first, because it may carry an adapter later.
     warm = model.load_base(base, device, folders.prepared)
     untrained = warm.fresh(trained_in_full=False).eval()
-    said = _answers(untrained, warm.tokenizer, prompts)
-    of_base = Numbers(answer_tokens=_mean_length(said), repeating=_repeating(said))
-    alone = [np.array(rows[f"ref_{name}_logps"]) for name in ("chosen", "rejected")]
-    before = metrics.ranking(logps.pair_logps(rows, *alone))
+    base_answers = _answers(untrained, warm.tokenizer, prompts)
+    base_numbers = Numbers(
+        answer_tokens=_mean_length(base_answers), repeating=_repeating(base_answers)
+    )
+    reference_logps = [np.array(rows[f"ref_{name}_logps"]) for name in ("chosen", "rejected")]
+    base_ranking = metrics.ranking(logps.pair_logps(rows, *reference_logps))
 
-    # From here on the base may carry an adapter.
-    ours = _judge_one(folders.winner, rows, prompts, data.pad_token_id, device)
-    over_base = _over(rows, ranking=ours.values["ranking"] - before)
+    # The winner, and the best export of the search if that is another model.
+    winner = _evaluate_one(folders.winner, rows, prompts, data.pad_token_id, device)
+    over_base = _over(rows, ranking=winner.values["ranking"] - base_ranking)
     over_searched: dict[str, Difference] = {}
     searched = None
     if folders.searched is not None:
-        other = _judge_one(folders.searched, rows, prompts, data.pad_token_id, device)
+        best = _evaluate_one(folders.searched, rows, prompts, data.pad_token_id, device)
         names = ("ranking", "accuracy")
-        differences = {name: ours.values[name] - other.values[name] for name in names}
+        differences = {name: winner.values[name] - best.values[name] for name in names}
         over_searched = _over(rows, **differences)
-        searched = other.numbers(_over(rows, ranking=other.values["ranking"] - before))
+        searched = best.numbers(_over(rows, ranking=best.values["ranking"] - base_ranking))
     return TestReport(
-        test=ours.numbers(over_base, over_searched),
-        base=of_base,
+        test=winner.numbers(over_base, over_searched),
+        base=base_numbers,
         answers=[
             Answer(
                 prompt=prompt,
-                base=said[number].text,
-                winner=ours.answers[number].text,
+                base=base_answers[number].text,
+                winner=winner.answers[number].text,
                 chosen=references[number],
-                base_is_cut=said[number].is_cut,
-                winner_is_cut=ours.answers[number].is_cut,
+                base_is_cut=base_answers[number].is_cut,
+                winner_is_cut=winner.answers[number].is_cut,
             )
             for prompt, number in shown_prompts(prompts).items()
         ],
@@ -88,8 +95,11 @@ def evaluate_on_test(folders: TestFolders, base: ModelConfig) -> TestReport:
 
 
 def shown_prompts(prompts: list[Row]) -> dict[str, int]:
-    """By text the first SHOWN prompts and their places, each text once: conversations that differ
-    may have the same last message, which is what a person reads."""
+    """Return the last messages of the first SHOWN prompts, and the prompts' indices.
+
+    Different conversations may have the same last message, which is what people read. So each text
+    comes once.
+    """
     first: dict[str, int] = {}
     for number, row in enumerate(prompts):
         first.setdefault(text_of(row.prompt[-1:]).strip(), number)
@@ -97,21 +107,23 @@ def shown_prompts(prompts: list[Row]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _GreedyAnswer:
     """A greedy answer."""
 
     text: str
     tokens: int
     is_cut: bool
-    """Whether it did not come to its end."""
+    """Whether it was cut before its end."""
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Evaluated:
+    """The metrics and greedy answers of one model."""
+
     values: dict[str, metrics.Floats]
-    """For each test pair."""
+    """The value of each test pair, by metric."""
     prompt_keys: list[str]
-    answers: list[_Said]
+    answers: list[_GreedyAnswer]
 
     def numbers(
         self,
@@ -129,18 +141,18 @@ class _Judged:
         )
 
 
-def _judge_one(
+def _evaluate_one(
     folder: Path, rows: dict[str, list[Any]], prompts: list[Row], pad_token_id: int, device: str
-) -> _Judged:
+) -> _Evaluated:
     policy, tokenizer = export.load(folder, device)
-    said = _answers(policy, tokenizer, prompts)
+    answers = _answers(policy, tokenizer, prompts)
     is_adapter = hasattr(policy, "peft_config")
     inner = policy.get_base_model() if is_adapter else policy
     scores = logps.score(inner, rows, pad_token_id, device)
     if is_adapter:
         policy.unload()
     values = metrics.pair_values(logps.pair_logps(rows, *scores))
-    return _Judged(values, rows["prompt_key"], said)
+    return _Evaluated(values, rows["prompt_key"], answers)
 
 
 def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str, Difference]:
@@ -153,32 +165,32 @@ def _over(rows: dict[str, list[Any]], **differences: metrics.Floats) -> dict[str
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether one to four words come four times in a row, like "air air air air"."""
+    """Return whether one to four words come four times in a row, like "air air air air"."""
     return _REPEATED.search(text) is not None
 
 
 _REPEATED = re.compile(r"(?<!\S)(\S+(?:\s+\S+){0,3}?)(?:\s+\1){3}(?!\S)")
 
 
-def _repeating(answers: list[_Said]) -> float:
-    """The share of answers that do."""
+def _repeating(answers: list[_GreedyAnswer]) -> float:
+    """Return the share of answers that repeat themselves."""
     return sum(repeats_itself(answer.text) for answer in answers) / len(answers)
 
 
-def _mean_length(answers: list[_Said]) -> float:
+def _mean_length(answers: list[_GreedyAnswer]) -> float:
     return sum(answer.tokens for answer in answers) / len(answers)
 
 
-def _answers(policy: Any, tokenizer: Any, prompts: list[Row]) -> list[_Said]:
-    """One greedy answer to each prompt."""
+def _answers(policy: Any, tokenizer: Any, prompts: list[Row]) -> list[_GreedyAnswer]:
+    """Return one greedy answer to each prompt."""
     template = ChatTemplate(tokenizer, "the model")
     texts = [template.prompt(row) for row in prompts]
-    asked = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     greedy = {"do_sample": False, "max_new_tokens": MOST_TOKENS}
     ends = sampled_kl.end_tokens(policy, tokenizer)
-    said = []
-    for row in sampled_kl.generate(policy, tokenizer, asked, **greedy):
+    answers = []
+    for row in sampled_kl.generate(policy, tokenizer, prompt_ids, **greedy):
         tokens = [token for token in row if token not in tokenizer.all_special_ids]
         is_cut = len(row) == MOST_TOKENS and not set(row) & set(ends)
-        said.append(_Said(str(tokenizer.decode(tokens)).strip(), len(tokens), is_cut))
-    return said
+        answers.append(_GreedyAnswer(str(tokenizer.decode(tokens)).strip(), len(tokens), is_cut))
+    return answers

@@ -1,1 +1,1 @@
-"""A model written as a GGUF file for llama.cpp and Ollama, with a Modelfile. Knows no search."""
+"""Writes a model as a GGUF file for llama.cpp and Ollama, with a Modelfile. It knows no search."""

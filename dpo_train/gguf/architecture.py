@@ -1,6 +1,6 @@
-"""The architectures that are written as GGUF: their settings, and what their tensors become.
+"""The architectures that can be written as GGUF: their settings, and GGUF's form of their tensors.
 
-A setting that llama.cpp would not follow is refused by its name and value.
+A setting that llama.cpp does not support is refused by its name and value.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _TENSORS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""GGUF's names of transformers' modules; those of a layer without `model.layers.N.`."""
+"""GGUF's names by transformers' names of modules, which for layers lack `model.layers.N.`."""
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The settings of a model, by the names of GGUF."""
+    """The settings of a model, by GGUF's names."""
 
     kind: str
-    """llama, qwen2 or qwen3: the same names in transformers and in GGUF."""
+    """llama, qwen2 or qwen3. transformers and GGUF use the same names."""
     vocabulary: int
-    """Rows of the embedding, which may be more than the tokenizer has tokens."""
+    """Rows of the embedding. There may be more of them than tokens."""
     layers: int
     context_length: int
     hidden: int
@@ -55,62 +55,65 @@ class Architecture:
     norm_epsilon: float
     rope_base: float
     rope_factors: tuple[float, ...]
-    """What each frequency of the rotary embedding is divided by (Llama 3); empty if by nothing."""
+    """The divisor of each frequency of the rotary embedding (Llama 3); empty if there is none."""
     is_tied: bool
-    """Whether the output layer has the input embedding's weights."""
+    """Whether the output layer shares the input embedding's weights."""
 
     def name(self, name: str) -> str | None:
-        """GGUF's name of transformers' parameter; None if this architecture has no such one.
+        """Return GGUF's name of a parameter in transformers, or None for an unknown parameter.
 
         It is "" for a tied output layer, which a GGUF file leaves out.
         """
-        module, _, part = name.rpartition(".")
+        module, _, parameter = name.rpartition(".")
         if module == "lm_head" and self.is_tied:
             return ""
         layer = _LAYER.fullmatch(module)
         short = layer[2] if layer else module
-        is_known = short in _TENSORS and part in ("weight", "bias")
+        is_known = short in _TENSORS and parameter in ("weight", "bias")
         if not is_known or short.startswith(("model.", "lm_head")) == bool(layer):
             return None
         prefix = f"blk.{layer[1]}." if layer else ""
-        return f"{prefix}{_TENSORS[short]}.{part}"
+        return f"{prefix}{_TENSORS[short]}.{parameter}"
 
     def expected(self) -> set[str]:
-        """The names that the file must hold."""
+        """Return the names of all tensors that the file must hold."""
         attention = {"attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"}
-        parts = attention | {"attn_norm.weight", "ffn_norm.weight"}
-        parts |= {"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}
+        of_layer = attention | {"attn_norm.weight", "ffn_norm.weight"}
+        of_layer |= {"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}
         if self.kind == "qwen2":
-            parts |= {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
+            of_layer |= {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
         if self.kind == "qwen3":
-            parts |= {"attn_q_norm.weight", "attn_k_norm.weight"}
-        names = {f"blk.{layer}.{part}" for layer in range(self.layers) for part in parts}
+            of_layer |= {"attn_q_norm.weight", "attn_k_norm.weight"}
+        names = {f"blk.{layer}.{name}" for layer in range(self.layers) for name in of_layer}
         names |= {"token_embd.weight", "output_norm.weight"}
         return names if self.is_tied else names | {"output.weight"}
 
     def arranged(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor under one of GGUF's names, as llama.cpp wants it.
+        """Return a tensor in llama.cpp's order of rows; `name` is GGUF's.
 
-        transformers turns coordinate i of a head with coordinate i + head_size/2, llama.cpp turns
-        neighbours in a Llama, 2i with 2i + 1: so the rows of Q and K are interleaved. In Qwen2 and
-        Qwen3 it turns as transformers does.
+        In a rotary embedding transformers rotates coordinate i of a head with i + head_size/2. In a
+        Llama llama.cpp rotates neighbours, 2i with 2i + 1, so the rows of Q and K are interleaved.
+        In Qwen2 and Qwen3 llama.cpp rotates as transformers does.
         """
-        part = name.split(".")[-2]
-        if self.kind != "llama" or part not in ("attn_q", "attn_k"):
+        module = name.split(".")[-2]
+        if self.kind != "llama" or module not in ("attn_q", "attn_k"):
             return tensor
-        heads = self.heads if part == "attn_q" else self.kv_heads
+        heads = self.heads if module == "attn_q" else self.kv_heads
         halves = tensor.reshape(heads, 2, self.head_size // 2, *tensor.shape[1:])
         return halves.transpose(1, 2).reshape(tensor.shape)
 
 
 def describe(config: Any) -> Architecture:
-    """The settings of transformers' configuration. Raises InputError for what can't be written."""
+    """Return the settings of transformers' configuration.
+
+    Raises InputError for a model that can't be written.
+    """
     kind = config.model_type
     if kind not in _NAMES or config.architectures not in (None, [f"{_NAMES[kind]}ForCausalLM"]):
         own = ", ".join(config.architectures or [kind])
         raise InputError(
-            f"gguf: the model is {own}, and what can be written are {', '.join(_NAMES.values())}; "
-            f"leave GGUF out: `{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for "
+            f"gguf: the model is {own}, and only {', '.join(_NAMES.values())} can be written as "
+            f"GGUF; leave GGUF out: `{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for "
             "transformers, and llama.cpp's own converter may know it"
         )
     if getattr(config, "quantization_config", None):
@@ -140,7 +143,7 @@ def _head_size(config: Any) -> int:
 
 
 def _refuse_settings(config: Any, rope: Mapping[str, Any]) -> None:
-    """Raises InputError for a setting that llama.cpp does not follow in this architecture."""
+    """Raise InputError for a setting that llama.cpp does not support in this architecture."""
     kind = config.model_type
     allowed: dict[str, tuple[object, ...]] = {
         "hidden_act": ("silu",),
@@ -150,20 +153,20 @@ def _refuse_settings(config: Any, rope: Mapping[str, Any]) -> None:
         "rope_type": ("default", "llama3") if kind == "llama" else ("default",),
         "partial_rotary_factor": (1, None),
     }
-    if kind == "qwen2":  # it reads no key for the size of a head
+    if kind == "qwen2":  # for Qwen2 llama.cpp reads no key for the size of a head
         allowed["head_dim"] = (config.hidden_size // config.num_attention_heads,)
     for name, values in allowed.items():
         value = rope.get(name, getattr(config, name, values[0]))
         if value not in values:
             raise InputError(
-                f"gguf: the model's config.json has {name}: {value}, and llama.cpp follows only "
+                f"gguf: the model's config.json has {name}: {value}, and llama.cpp supports only "
                 f"{' or '.join(map(str, values))} in a {_NAMES[kind]}; leave GGUF out: "
                 f"`{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes it for transformers"
             )
 
 
 def _rope_factors(config: Any) -> tuple[float, ...]:
-    """What Llama 3 divides the frequencies by, [head_size / 2], as transformers computes them."""
+    """Return Llama 3's divisors of the frequencies, shape (head_size / 2,), as in transformers."""
     import torch  # slow to import
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # slow to import
 

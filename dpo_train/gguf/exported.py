@@ -1,4 +1,4 @@
-"""An exported folder as a GGUF file: a model as it lies there, an adapter merged with its base."""
+"""Writes an exported folder as a GGUF file. An adapter is merged with its base first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dpo_train.model import load_tokenizer
 def write_exported(
     exported: Path, folder: Path, name: str, quantization: Quantization
 ) -> list[str]:
-    """Writes the GGUF file of an exported folder, and its Modelfile, into a folder.
+    """Write the GGUF file of an exported folder, and its Modelfile, into a folder.
 
     A model is read from its files tensor by tensor. An adapter is merged in memory, in float32.
-    Returns what a person should know of how others will read it. Raises InputError.
+    Returns notes for the user on how llama.cpp and Ollama differ. Raises InputError.
     """
     manifest = json.loads((exported / export.MANIFEST).read_text())
     if manifest["kind"] == "full":
@@ -28,14 +28,14 @@ def write_exported(
 
     config = TrainConfig.model_validate(manifest["config"])
     tokenizer = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
-    _refuse(model_source.architecture(config.model), tokenizer)  # before minutes of merging
+    _refuse(model_source.architecture(config.model), tokenizer)  # merging would take minutes
     merged = export.merged_model(exported)
     source = write.Source(merged.config, merged.generation_config, tokenizer, merged.state_dict())
     return write.write(source, folder, name, quantization)
 
 
 def refuse_unwritable_base(config: ModelConfig) -> None:
-    """Raises InputError if what is tuned from this base can't be written as GGUF."""
+    """Raise InputError if models that are trained from this base can't be written as GGUF."""
     _refuse(model_source.architecture(config), load_tokenizer(config, fetched=False))
 
 

@@ -1,8 +1,9 @@
-"""The Modelfile by which Ollama reads a GGUF file: chat template, sampling, ends of an answer.
+"""Writes Ollama's Modelfile for a GGUF file: chat template, sampling, ends of an answer.
 
-Without a TEMPLATE Ollama compares the file's Jinja template with those that it knows, letter by
-letter, and takes the nearest; if none is near, it sends the user's text as it is. It runs no Jinja.
-llama.cpp does, and needs no Modelfile.
+Problem: Ollama does not run Jinja. Without a TEMPLATE it compares the file's Jinja template with
+those that it knows, letter by letter, and uses the most similar one; if none is similar, it sends
+the user's text without a template. So we write a TEMPLATE. llama.cpp runs Jinja, and needs no
+Modelfile.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dpo_train.gguf.turns import Reading, Turns
 
 _UNWRITABLE = ("{{", "}}", '"""')
-"""What has a meaning of its own in a Go template, or ends Ollama's text."""
+"""Texts that have a special meaning in a Go template, or end a text in a Modelfile."""
 
 
 def render(
@@ -22,8 +23,10 @@ def render(
     ends: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    """The Modelfile beside a GGUF file; `ends` are the texts of the tokens that end an answer,
-    `notes` become comments."""
+    """Return the Modelfile of a GGUF file.
+
+    `ends` are the texts of the tokens that end an answer; `notes` become comments.
+    """
     lines = [f"FROM ./{file}"]
     lines += [f"# {note}" for note in notes]
     template = None if reading.turns is None else go_template(reading.turns)
@@ -33,7 +36,8 @@ def render(
         why = reading.why_not or "it writes {{, }} or three quotes"
         lines.append(
             f"# TEMPLATE: the model's chat template can't be written as one of Ollama's ({why}). "
-            "Write one here by docs.ollama.com/modelfile, or use llama.cpp, which reads the file's."
+            "Write one here (see docs.ollama.com/modelfile), or use llama.cpp, which can read the "
+            "model's."
         )
     lines += [f"PARAMETER {name} {value:g}" for name, value in sampling.items()]
     lines += [f'PARAMETER stop "{end}"' for end in ends]
@@ -41,7 +45,7 @@ def render(
 
 
 def go_template(turns: Turns) -> str | None:
-    """Ollama's template of these turns; None if one of the texts can't be written in it."""
+    """Return Ollama's template of these turns; None if one of their texts can't be written."""
     texts = [turns.without_system, turns.answer, *(text for pair in turns.around.values()
                                                    for text in pair)]  # fmt: skip
     if any(mark in text for mark in _UNWRITABLE for text in texts):

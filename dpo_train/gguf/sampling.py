@@ -1,4 +1,4 @@
-"""How a model samples by default, from its generation_config.json."""
+"""Reads a model's default sampling from its generation_config.json."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ _NAMES = {
     "repetition_penalty": "repeat_penalty",
     "max_new_tokens": "num_predict",
 }
-_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-"""Ollama's names of transformers' settings."""
+"""Ollama's names, by transformers' names."""
+_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
+"""Settings that greedy decoding does not use."""
 
 
 def defaults(generation: Any) -> dict[str, float | int]:
-    """Ollama's names and the values that the configuration states; nothing is filled in.
+    """Return the values that the configuration sets, by Ollama's names. No defaults are filled in.
 
-    `do_sample: false` is temperature 0.
+    `do_sample: false` becomes temperature 0.
     """
     stated = {
-        ours: value
-        for theirs, ours in _NAMES.items()
-        if (value := getattr(generation, theirs, None)) is not None
+        ollama_name: value
+        for name, ollama_name in _NAMES.items()
+        if (value := getattr(generation, name, None)) is not None
     }
     if generation.do_sample is False:
-        kept = {name: value for name, value in stated.items() if name not in _OF_SAMPLING}
+        kept = {name: value for name, value in stated.items() if name not in _SAMPLING_ONLY}
         return {"temperature": 0, **kept}
     return stated
 
 
 def ends(generation: Any) -> list[int]:
-    """The tokens that end an answer."""
+    """Return the ids of the tokens that end an answer."""
     stated = generation.eos_token_id
     if stated is None:
         return []

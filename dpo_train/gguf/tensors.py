@@ -1,4 +1,4 @@
-"""A model's weights as GGUF stores them, one tensor after the other."""
+"""Converts a model's weights to the form in which GGUF stores them, one tensor after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Quantization = Literal["f16", "q8_0"]
 _BLOCK, _BLOCK_BYTES = 32, 34
-"""Weights that share a scale in q8_0, and their bytes: a float16 and 32 int8."""
+"""Weights that share a scale in q8_0, and their bytes: one float16 and 32 int8."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,23 @@ class Planned:
     """transformers' name; "" for the factors of the rotary embedding."""
     shape: tuple[int, ...]
     stored: Literal["f32", "f16", "q8_0"]
+    """The type in the file."""
 
     @property
     def byte_shape(self) -> tuple[int, ...]:
-        """The shape of the array of bytes, or of numbers, that is written."""
+        """The shape of the array that is written: of bytes for q8_0, else of numbers."""
         if self.stored != "q8_0":
             return self.shape
         return (*self.shape[:-1], self.shape[-1] // _BLOCK * _BLOCK_BYTES)
 
     @property
     def bytes(self) -> int:
+        """The tensor's bytes in the file."""
         return math.prod(self.byte_shape) * {"f32": 4, "f16": 2, "q8_0": 1}[self.stored]
 
 
 def mapped(folder: Path) -> dict[str, Tensor]:
-    """The weights of a model folder. They are mapped: memory is taken by what is read of them."""
+    """Return the weights of a model folder, memory-mapped: only what is read takes memory."""
     from safetensors.torch import load_file  # imports torch, which is slow
 
     found: dict[str, Tensor] = {}
@@ -55,10 +57,10 @@ def mapped(folder: Path) -> dict[str, Tensor]:
 def plan(
     architecture: Architecture, weights: Mapping[str, Tensor], quantization: Quantization
 ) -> list[Planned]:
-    """The file's tensors in their order. Raises InputError if one is unknown or lacking.
+    """Return the file's tensors in their order. Raises InputError if one is unknown or missing.
 
-    Norms and biases are float32; so is what llama.cpp always keeps so. Rows that are no multiple of
-    32 weights stay float16, as in llama.cpp.
+    Norms and biases are stored in float32. As in llama.cpp, a tensor whose rows are not a multiple
+    of 32 weights is stored in float16.
     """
     planned = []
     if architecture.rope_factors:
@@ -68,8 +70,8 @@ def plan(
         name = architecture.name(source)
         if name is None:
             raise InputError(
-                f"gguf: the model has the weights {source}, which no {architecture.kind} of "
-                "llama.cpp has; leave GGUF out"
+                f"gguf: the model has the weights {source}, which llama.cpp's {architecture.kind} "
+                "does not have; leave GGUF out"
             )
         if name:
             shape = tuple(weight.shape)
@@ -80,7 +82,7 @@ def plan(
         what = "has" if wrong[0] in found else "lacks"
         raise InputError(
             f"gguf: the model {what} the weights {wrong[0]} and {len(wrong) - 1} others, unlike "
-            f"the {architecture.kind} that its config.json describes; is it whole?"
+            f"the {architecture.kind} that its config.json describes; give a complete model"
         )
     return planned
 
@@ -94,9 +96,9 @@ def _stored(shape: tuple[int, ...], quantization: Quantization) -> Literal["f32"
 def arrays(
     architecture: Architecture, weights: Mapping[str, Tensor], planned: list[Planned]
 ) -> Iterator[np.ndarray[Any, Any]]:
-    """What is written of each planned tensor, computed when it is asked for.
+    """Yield the array to write for each planned tensor, computed one at a time.
 
-    Raises InputError for weights that are no number, or become none in float16.
+    Raises InputError for weights that are not finite, or would not be in float16.
     """
     import numpy as np  # beside torch, which is slow to import
 
@@ -113,7 +115,7 @@ def _converted(values: np.ndarray[Any, Any], planned: Planned) -> np.ndarray[Any
 
     largest = max(float(values.max()), -float(values.min()))
     bound = {"f32": math.inf, "f16": 65504.0, "q8_0": 65504.0 * 127}[planned.stored]
-    if not largest < bound:  # true of NaN too
+    if not largest < bound:  # this is true for NaN, too
         raise InputError(
             f"gguf: {planned.source} holds {largest:g}, which {planned.stored} can't store"
             + ("; type `--quantize q8_0`" if largest < 65504.0 * 127 else "")

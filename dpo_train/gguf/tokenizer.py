@@ -1,8 +1,7 @@
-"""A tokenizer in the terms of GGUF: its tokens and merges, and which of llama.cpp's pre-tokenizers
-is its own.
+"""Describes a tokenizer for GGUF: its tokens and merges, and the name of its pre-tokenizer.
 
-llama.cpp holds every pre-tokenizer in its own source, under a name. A wrong name gives other tokens
-without a word, so a tokenizer is described only where each of its parts is known; else InputError.
+llama.cpp has all pre-tokenizers in its source code, each under a name. Problem: a wrong name would
+silently give other tokens. So we refuse every tokenizer of which we do not know each component.
 """
 
 from __future__ import annotations
@@ -17,37 +16,38 @@ from dpo_train.errors import InputError
 
 
 class Kind(IntEnum):
-    """A token's type, by GGUF's numbers."""
+    """A token's type, with GGUF's numbers."""
 
     NORMAL = 1
     CONTROL = 3
-    """A special token; not shown in an answer."""
+    """A special token, which answers do not show."""
     USER_DEFINED = 4
-    """An added token that is shown."""
+    """An added token, which answers show."""
     UNUSED = 5
     """A row of the embedding that no text becomes."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer."""
+    """What a GGUF file stores of a tokenizer."""
 
     pre_tokenizer: str
     tokens: list[str]
-    """One a row of the embedding."""
+    """The text of the token of each row of the embedding."""
     kinds: list[Kind]
     merges: list[str]
-    """Two parts with a space between, the first rank first."""
+    """Pairs of texts with a space between them, the first rank first."""
     bos: int
-    """Where a tokenizer has none, its padding or end: llama.cpp would take its token 11."""
+    """The beginning-of-text token; if there is none, padding or end, because llama.cpp would use
+    token 11."""
     ends: list[int]
-    """The tokens that end an answer, the tokenizer's own end first."""
+    """The tokens that end an answer; the tokenizer's own end token comes first."""
     padding: int | None
     adds_bos: bool
     adds_eos: bool
     chat_template: str | None
     notes: list[str]
-    """What a person should know of how llama.cpp reads texts, a line each."""
+    """Notes for the user on how llama.cpp reads texts differently, a line each."""
 
 
 class _Added(TypedDict):
@@ -71,11 +71,11 @@ class _Bpe(TypedDict):
     ignore_merges: bool
 
 
-class _Part(TypedDict, total=False):
-    """A normaliser, a pre-tokenizer or a decoder, with the settings that are read here."""
+class _Component(TypedDict, total=False):
+    """A normaliser, pre-tokenizer or decoder, with the settings that are read here."""
 
     type: str
-    pretokenizers: list[_Part]
+    pretokenizers: list[_Component]
     pattern: dict[str, str]
     behavior: str
     invert: bool
@@ -85,12 +85,12 @@ class _Part(TypedDict, total=False):
 
 
 class _File(TypedDict):
-    """A tokenizer.json."""
+    """The content of a tokenizer.json."""
 
     added_tokens: list[_Added]
-    normalizer: _Part | None
-    pre_tokenizer: _Part | None
-    decoder: _Part | None
+    normalizer: _Component | None
+    pre_tokenizer: _Component | None
+    decoder: _Component | None
     model: _Bpe
 
 
@@ -104,9 +104,10 @@ _PRE_TOKENIZERS = {
     ((_WORDS % "", "bytes"), False): "qwen2",
     ((_WORDS % "{1,3}", "bytes"), True): "llama-bpe",
 }
-"""llama.cpp's names, by the steps of a pre-tokenizer and whether a whole word that is a token stays
-one whatever the merges say."""
-_MOST_ENDS = 3  # eos, eot, eom
+"""llama.cpp's names, by the steps of a pre-tokenizer and its `ignore_merges` (whether a whole word
+that is a token stays one token, whatever the merges say)."""
+_MOST_ENDS = 3
+"""A GGUF file can name three tokens that end an answer: eos, eot and eom."""
 _SPECIAL_BY_NAME = frozenset({
     "</s>", "<eos>", "[EOS]", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>",
     "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "<EOT>",
@@ -118,14 +119,15 @@ _SPECIAL_BY_NAME = frozenset({
     "<fim_middle>", "<|fim_middle|>", "<|code_middle|>", "<|middle|>", "<fim-pad>", "<fim_pad>",
     "<|fim_pad|>", "<fim-repo>", "<|fim_repo|>",
 })  # fmt: skip
-"""Texts that llama.cpp takes for special tokens, whatever the file says of them."""
+"""Texts that llama.cpp takes for special tokens, whatever the file says."""
 
 
 def describe(tokenizer: Any, rows: int, ends: list[int]) -> Vocabulary:
-    """A tokenizer of transformers for an embedding of so many `rows`; `ends` are the tokens that
-    end an answer, beside the tokenizer's own.
+    """Return what a GGUF file stores of a tokenizer of transformers.
 
-    Raises InputError for one that llama.cpp would read differently.
+    `rows` is the number of rows of the embedding. `ends` are the tokens that end an answer, beside
+    the tokenizer's own end token. Raises InputError for a tokenizer that llama.cpp would read
+    differently.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -155,23 +157,24 @@ def describe(tokenizer: Any, rows: int, ends: list[int]) -> Vocabulary:
 
 
 def _begins_with_bos(template: str | None, bos: str) -> bool:
-    """Whether a chat begins with the beginning-of-text token, which llama.cpp may then add in place
-    of the template. Chats are trained and served as the template writes them: where it writes
-    none, none may be added."""
+    """Return whether the chat template writes the beginning-of-text token, or there is no template.
+
+    Only then may llama.cpp add the token: chats are trained and served as the template writes them.
+    """
     return template is None or "bos_token" in template or bos in template
 
 
 def _refusal(what: str) -> InputError:
     known = ", ".join(_PRE_TOKENIZERS.values())
     return InputError(
-        f"gguf: the tokenizer {what}, so llama.cpp would make other tokens of a text; what can be "
-        f"written is byte-level BPE with one of the pre-tokenizers {known}; leave GGUF out: "
+        f"gguf: the tokenizer {what}, so llama.cpp would split a text into other tokens; only "
+        f"byte-level BPE with one of the pre-tokenizers {known} can be written; leave GGUF out: "
         f"`{dpo_tune('push', 'RUN', '--to', 'FOLDER')}` writes the model as it is"
     )
 
 
 def _pre_tokenizer(file: _File) -> str:
-    """llama.cpp's name of the pre-tokenizer. Raises InputError for an unknown one."""
+    """Return llama.cpp's name of the pre-tokenizer. Raises InputError for an unknown one."""
     bpe = file["model"]
     if bpe["type"] != "BPE" or bpe["byte_fallback"]:
         raise _refusal(f"is {bpe['type']}{' with byte fallback' * (bpe['type'] == 'BPE')}")
@@ -192,16 +195,16 @@ def _pre_tokenizer(file: _File) -> str:
     return name
 
 
-def _shown(part: object) -> str:
-    text = json.dumps(part)
+def _shown(component: object) -> str:
+    text = json.dumps(component)
     return text if len(text) <= 300 else f"{text[:300]} …"
 
 
-def _steps(part: _Part | None) -> list[str]:
-    """The steps of a pre-tokenizer in the words of `_PRE_TOKENIZERS`, or as they are if unknown."""
-    if part is not None and part["type"] == "Sequence":
-        return [step for each in part["pretokenizers"] for step in _steps(each)]
-    match part:
+def _steps(component: _Component | None) -> list[str]:
+    """Return the steps of a pre-tokenizer as `_PRE_TOKENIZERS` names them; unknown ones as JSON."""
+    if component is not None and component["type"] == "Sequence":
+        return [step for each in component["pretokenizers"] for step in _steps(each)]
+    match component:
         case {"type": "Digits", "individual_digits": True}:
             return ["digits"]
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
@@ -211,13 +214,13 @@ def _steps(part: _Part | None) -> list[str]:
         case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated",
               "invert": False}:  # fmt: skip
             return [regex]
-    return [json.dumps(part)]
+    return [json.dumps(component)]
 
 
 def _tokens(file: _File, rows: int) -> tuple[list[str], list[Kind]]:
-    """Text and kind of each row of the embedding.
+    """Return text and kind of the token of each row of the embedding.
 
-    Normal tokens are written as the letters that stand for their bytes, added ones as they are.
+    Normal tokens are written with the letters that encode their bytes, added tokens as plain text.
     """
     normal = {number: text for text, number in file["model"]["vocab"].items()}
     added = {token["id"]: token for token in file["added_tokens"]}
@@ -237,8 +240,9 @@ def _tokens(file: _File, rows: int) -> tuple[list[str], list[Kind]]:
             tokens.append(normal[number])
             kinds.append(Kind.NORMAL)
         else:
-            # No text becomes a normal token of such a name, since no pre-tokenizer leaves it in one
-            # piece; llama.cpp would find it in every text.
+            # llama.cpp would treat a normal token with a special token's name as special in every
+            # text. The tokenizer never makes such a token, because its pre-tokenizer splits the
+            # name. So we write it as unused.
             tokens.append(f"[PAD{number}]")
             kinds.append(Kind.UNUSED)
     if len(set(tokens)) < rows:
@@ -252,21 +256,21 @@ def _merges(bpe: _Bpe) -> list[str]:
     for merge in merges:
         if len(merge) != 2 or any(" " in part for part in merge):
             raise _refusal(f"has the merge {merge!r}")
-    lacking = [letter for letter in _byte_letters() if letter not in bpe["vocab"]]
-    if lacking and bpe["unk_token"] is not None:
-        raise _refusal(f"has an unknown token for {len(lacking)} bytes")
+    missing = [letter for letter in _byte_letters() if letter not in bpe["vocab"]]
+    if missing and bpe["unk_token"] is not None:
+        raise _refusal(f"has an unknown token for {len(missing)} bytes")
     return [" ".join(merge) for merge in merges]
 
 
 def _byte_letters() -> list[str]:
-    """The letters by which byte-level BPE writes the 256 bytes."""
+    """Return the letters with which byte-level BPE encodes the 256 bytes."""
     from tokenizers.pre_tokenizers import ByteLevel  # comes with transformers, slow to import
 
     return sorted(ByteLevel.alphabet())
 
 
 def _additions(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether the tokenizer puts its bos before a text and its eos behind one.
+    """Return whether the tokenizer adds its bos before a text, and its eos after it.
 
     Raises InputError if it adds anything else.
     """
@@ -304,7 +308,7 @@ def _notes(file: _File) -> list[str]:
     notes = []
     if file["normalizer"] is not None:
         notes.append(
-            "the tokenizer composes characters first (NFC), and llama.cpp does not: a text with "
-            "decomposed accents, like e and U+0301, becomes other tokens there"
+            "the tokenizer composes characters first (NFC), and llama.cpp does not, so there a "
+            "text with decomposed accents, like e and U+0301, becomes other tokens"
         )
     return notes

@@ -1,9 +1,9 @@
-"""A chat template taken apart: what it writes around the turns of a conversation.
+"""Finds the fixed texts that a chat template writes around the turns of a conversation.
 
-Ollama has Go templates, and transformers' Jinja can't be translated in general. But most chat
-templates write a fixed text before and after each message. Those texts are read off conversations
-that the template has written, and put together again for others; where that gives another text than
-the template itself, it is not taken apart.
+Problem: Ollama has Go templates, and Jinja can't be translated to them in general. But most chat
+templates write a fixed text before and after each message. So we let the template write a few
+conversations, and read these texts from them. Then we write other conversations with the texts. If
+the template writes one of them differently, it can't be translated.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Turns:
-    """The texts around messages."""
+    """The texts that a chat template writes around messages."""
 
     without_system: str
-    """At the start of a conversation without a system prompt: a default one, or nothing."""
+    """The start of a conversation without a system prompt: a default system prompt, or nothing."""
     around: dict[str, tuple[str, str]]
-    """By role what is before and after a message's content."""
+    """The texts before and after a message's content, by role."""
     answer: str
-    """What begins the model's answer."""
+    """The text that begins the model's answer."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt of a conversation, as the template writes it."""
+        """Return the prompt of a conversation, as the template writes it."""
         has_system = any(message["role"] == "system" for message in messages)
         text = "" if has_system else self.without_system
         for message in messages:
@@ -40,19 +40,20 @@ class Turns:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known of a chat template."""
+    """What was found out about a chat template."""
 
     turns: Turns | None
     why_not: str = ""
+    """Why `turns` is None."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the turns, a line each."""
+    """Notes for the user on what `turns` do differently, a line each."""
 
 
 def _turn(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-_SYSTEM, _ASKED, _ANSWERED, _AGAIN = (
+_SYSTEM, _QUESTION, _ANSWER, _FOLLOW_UP = (
     _turn(role, f"{role}0text{number}")
     for number, role in enumerate(("system", "user", "assistant", "user"))
 )
@@ -70,15 +71,15 @@ _EDITED = {
     ],
     "takes white space off the ends of messages": [_turn("user", " a\n")],
 }
-"""What templates do to the content of messages, with a conversation that shows it."""
+"""What templates may do to the content of messages, with a conversation that shows it."""
 
 
 def read(tokenizer: Any, adds_bos: bool) -> Reading:
-    """Takes the chat template of a tokenizer apart, and tries what comes of it on conversations.
+    """Find the texts of a tokenizer's chat template, and check them on several conversations.
 
-    `adds_bos`: who reads the prompt puts bos before it, so the texts have none.
+    With `adds_bos` the reader of the prompt adds bos, so the texts do not contain it.
     """
-    template = ChatTemplate(tokenizer, "the model")  # fixes the day that it may write
+    template = ChatTemplate(tokenizer, "the model")  # it fixes the date that a template may write
 
     def write(messages: list[Message], answers: bool = True) -> str:
         text = tokenizer.apply_chat_template(
@@ -87,17 +88,21 @@ def read(tokenizer: Any, adds_bos: bool) -> Reading:
         return str(text).removeprefix(tokenizer.bos_token) if adds_bos else str(text)
 
     try:
-        turns = _taken_apart(write)
-    except Exception as error:  # a template raises what it likes; without turns it is left out
-        return Reading(None, f"it can't be taken apart ({type(error).__name__})")
+        turns = _find_turns(write)
+    except Exception as error:  # a template may raise any error; then the TEMPLATE is left out
+        return Reading(None, f"its texts can't be found ({type(error).__name__})")
+
+    # The texts must give what the template writes for every probe.
     probes = [*_PROBES]
     if "system" in turns.around:
         probes += [[_turn("system", "Be brief."), *probe] for probe in _PROBES]
     if wrong := next((probe for probe in probes if write(probe) != turns.render(probe)), None):
-        return Reading(None, f"it writes more than a text around each of {len(wrong)} messages")
+        return Reading(None, f"it writes more than fixed texts around {len(wrong)} messages")
+
+    # Smaller differences become notes.
     notes = []
     if "system" not in turns.around:
-        notes.append("the chat template takes no system prompt, so one is left out")
+        notes.append("the chat template takes no system prompt, so Ollama leaves it out")
     if template.writes_date:
         day = f"{TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}"
         notes.append(f"the chat template writes today's date; in TEMPLATE it stays {day}")
@@ -107,34 +112,36 @@ def read(tokenizer: Any, adds_bos: bool) -> Reading:
     return Reading(turns, notes=tuple(notes))
 
 
-def _taken_apart(write: Any) -> Turns:
-    """The texts around messages, from four conversations. Raises ValueError if they don't fit."""
-    begun, ended = _between(write([_ASKED], False), _ASKED)
-    _, answer = _between(write([_ASKED]), _ASKED)
-    _, after_answer = _between(write([_ASKED, _ANSWERED], False), _ANSWERED)
-    _, first, second, _ = _between(write([_ASKED, _ANSWERED, _AGAIN]), _ASKED, _ANSWERED, _AGAIN)
+def _find_turns(write: Any) -> Turns:
+    """Return the texts around messages, found in five conversations. Raises ValueError for none."""
+    start, after_user = _between(write([_QUESTION], False), _QUESTION)
+    _, answer = _between(write([_QUESTION]), _QUESTION)
+    _, after_answer = _between(write([_QUESTION, _ANSWER], False), _ANSWER)
+    _, first, second, _ = _between(
+        write([_QUESTION, _ANSWER, _FOLLOW_UP]), _QUESTION, _ANSWER, _FOLLOW_UP
+    )
     before_user = _without_prefix(second, after_answer)
     around = {
-        "user": (before_user, ended),
-        "assistant": (_without_prefix(first, ended), after_answer),
+        "user": (before_user, after_user),
+        "assistant": (_without_prefix(first, after_user), after_answer),
     }
-    without_system = _without_suffix(begun, before_user)
+    without_system = _without_suffix(start, before_user)
     try:
-        before, after, _ = _between(write([_SYSTEM, _ASKED]), _SYSTEM, _ASKED)
+        before, after, _ = _between(write([_SYSTEM, _QUESTION]), _SYSTEM, _QUESTION)
         around["system"] = (before, _without_suffix(after, before_user))
-    except Exception:  # a template that takes no system prompt drops it, or refuses in its own way
+    except Exception:  # a template without system prompts drops them, or raises any error
         pass
-    return Turns(without_system, around, _without_prefix(answer, ended))
+    return Turns(without_system, around, _without_prefix(answer, after_user))
 
 
 def _between(text: str, *messages: Message) -> list[str]:
-    """The parts of a text before, between and after the contents of messages."""
+    """Return the parts of a text before, between and after the contents of messages."""
     parts = []
     for message in messages:
-        part, found, text = text.partition(message["content"])
+        before, found, text = text.partition(message["content"])
         if not found:
             raise ValueError(f"{message['role']} is not written")
-        parts.append(part)
+        parts.append(before)
     return [*parts, text]
 
 

@@ -1,4 +1,4 @@
-"""Writes a model as a GGUF file with a Modelfile. What may be refused is looked at first."""
+"""Writes a model as a GGUF file with a Modelfile. All checks come before the first write."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE_TYPES = {"f16": 1, "q8_0": 7}
-"""GGUF's numbers of what most of a file's tensors are."""
+"""GGUF's numbers for the type of most tensors of a file."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as transformers knows it."""
+    """A model of transformers to be written."""
 
     config: Any
     generation: Any
@@ -36,19 +36,19 @@ class Source:
 
 
 def file_name(name: str, quantization: Quantization) -> str:
-    """The name of a file, by which the Hub and Ollama see how its weights are stored."""
+    """Return the name of the GGUF file. The Hub and Ollama read the quantisation from it."""
     return f"{name}-{quantization.upper()}.gguf"
 
 
 def from_folder(folder: Path) -> Source:
-    """A model folder, its weights mapped. Raises InputError if it holds no safetensors."""
+    """Read a model folder; its weights are mapped. Raises InputError if it has no safetensors."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig  # slow to import
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     has_generation = (folder / "generation_config.json").is_file()
     weights = tensors.mapped(folder)
     if not weights:
-        raise InputError(f"gguf: {folder} holds no safetensors")
+        raise InputError(f"gguf: {folder} has no safetensors files")
     return Source(
         config,
         GenerationConfig.from_pretrained(folder)
@@ -62,8 +62,10 @@ def from_folder(folder: Path) -> Source:
 def refuse_unwritable(
     config: Any, generation: Any, tokenizer_: Any
 ) -> tuple[Architecture, Vocabulary]:
-    """What a file will say of a model. Raises InputError for one that can't be written, and where
-    the package gguf is not installed."""
+    """Return the architecture and vocabulary that a GGUF file will store.
+
+    Raises InputError for a model that can't be written, and if the package gguf is not installed.
+    """
     if find_spec("gguf") is None:
         raise InputError(
             "gguf: the package gguf is not installed; type "
@@ -75,12 +77,13 @@ def refuse_unwritable(
 
 
 def write(source: Source, folder: Path, name: str, quantization: Quantization) -> list[str]:
-    """Writes the GGUF file and a Modelfile into a folder.
+    """Write the GGUF file and a Modelfile into a folder.
 
-    Needs the memory of one tensor beside the source. Returns what a person should know of how
-    others will read it, a line each. Raises InputError for a model that can't be written, and if
-    the disk has no space for it.
+    It needs the memory of one tensor beside the source. Returns notes for the user on how llama.cpp
+    and Ollama differ, a line each. Raises InputError for a model that can't be written, and if the
+    disk has no space for it.
     """
+    # Check the model and the disk.
     described, vocabulary = refuse_unwritable(source.config, source.generation, source.tokenizer)
     planned = tensors.plan(described, source.weights, quantization)
     need, free = sum(each.bytes for each in planned), free_bytes(folder)
@@ -89,6 +92,8 @@ def write(source: Source, folder: Path, name: str, quantization: Quantization) -
             f"gguf: the file takes {need / 1e9:.1f} GB, and {folder.parent} has "
             f"{free / 1e9:.1f} GB free; name another folder"
         )
+
+    # Write the GGUF file: the header with all settings, then one tensor after the other.
     stated = sampling.defaults(source.generation)
     path = folder / file_name(name, quantization)
     writer = _header(path, described, vocabulary, quantization)
@@ -101,6 +106,8 @@ def write(source: Source, folder: Path, name: str, quantization: Quantization) -
         writer.write_ti_data_to_file()
         for array in tensors.arrays(described, source.weights, planned):
             writer.write_tensor_data(array)
+
+    # Write the Modelfile.
     reading = turns.read(source.tokenizer, vocabulary.adds_bos)
     texts = [vocabulary.tokens[end] for end in vocabulary.ends]
     notes = [*vocabulary.notes, *reading.notes]
@@ -112,12 +119,14 @@ def write(source: Source, folder: Path, name: str, quantization: Quantization) -
 def _header(
     path: Path, described: Architecture, vocabulary: Vocabulary, quantization: Quantization
 ) -> Any:
-    """A writer that knows all but the tensors.
+    """Return a writer that has all settings of the file, but no tensors yet.
 
-    There is no general.name in it: by some names (phi-3) llama.cpp reads special tokens otherwise.
+    It sets no general.name, because llama.cpp reads special tokens differently for some names
+    (phi-3).
     """
     from gguf import GGUFWriter  # an optional extra
 
+    # The architecture.
     writer = GGUFWriter(path, described.kind)
     writer.add_type("model")
     writer.add_file_type(_FILE_TYPES[quantization])
@@ -134,14 +143,16 @@ def _header(
     writer.add_rope_dimension_count(described.head_size)
     writer.add_rope_freq_base(described.rope_base)
     writer.add_layer_norm_rms_eps(described.norm_epsilon)
-    writer.add_tokenizer_model("gpt2")  # GGUF's name of byte-level BPE
+
+    # The tokenizer.
+    writer.add_tokenizer_model("gpt2")  # this is GGUF's name for byte-level BPE
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types([int(kind) for kind in vocabulary.kinds])
     writer.add_token_merges(vocabulary.merges)
     writer.add_bos_token_id(vocabulary.bos)
     adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    for add, end in zip(adders, vocabulary.ends, strict=False):  # it may have fewer
+    for add, end in zip(adders, vocabulary.ends, strict=False):  # there may be fewer than three
         add(end)
     if vocabulary.padding is not None:
         writer.add_pad_token_id(vocabulary.padding)
@@ -153,7 +164,7 @@ def _header(
 
 
 def _add_sampling(writer: Any, stated: Mapping[str, float | int]) -> None:
-    """The defaults that llama.cpp takes from a file."""
+    """Add the sampling defaults that llama.cpp reads from a file."""
     adders = {
         "temperature": writer.add_sampling_temp,
         "top_k": writer.add_sampling_top_k,

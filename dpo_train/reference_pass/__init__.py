@@ -1,1 +1,1 @@
-"""How the reference log-probs are computed: rows in shards, tokens, the merge into splits."""
+"""Computes the reference log-probs: tokenises rows, scores them in shards, merges the splits."""

@@ -1,6 +1,6 @@
-"""`python -m dpo_train.reference_pass FOLDER`: tokenises a planned folder in this process.
+"""`python -m dpo_train.reference_pass FOLDER` tokenises a planned folder in this process.
 
-Prints one JSON object a line: {"done", "total"} while it works, {"error"} for what it refuses.
+It prints one JSON object a line: {"done", "total"} while it works, {"error"} for wrong input.
 """
 
 import json
@@ -12,7 +12,7 @@ from dpo_train.reference_pass.tokens import tokenised
 
 
 def main(folder: Path) -> int:
-    """Returns the exit code: 0 done, 2 wrong input."""
+    """Tokenise a folder, and return the exit code: 0 done, 2 wrong input."""
     try:
         tokenised(folder, lambda done, total: _say(done=done, total=total))
     except InputError as error:
@@ -21,8 +21,8 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _say(**what: object) -> None:
-    print(json.dumps(what), flush=True)
+def _say(**content: object) -> None:
+    print(json.dumps(content), flush=True)
 
 
 if __name__ == "__main__":

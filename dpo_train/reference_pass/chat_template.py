@@ -1,6 +1,6 @@
-"""A model's chat template: rows written as text as TRL writes them, and what it can't write.
+"""Writes rows as text with a model's chat template, as TRL does, and checks what it can't write.
 
-Knows no token ids.
+This module knows no token ids.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
-"""What a template that writes today's date is given, so that a row's tokens never change."""
+"""The date for a template that writes today's date, so that a row's tokens never change."""
 _PROBED = 50
-"""Rows that have something special are tried until the template has written it once."""
+"""Most rows with some feature that are rendered to see whether the template writes it."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The three texts of a row. A completion is what follows the prompt in either conversation."""
+    """The three texts of a row. `chosen` and `rejected` are whole conversations with the prompt."""
 
     prompt: str
     chosen: str
@@ -41,7 +41,7 @@ class ChatTemplate:
         self._fix_date()
 
     def render(self, row: Row) -> Rendered:
-        """The texts of a row. Raises TemplateRefusal if the template refuses it."""
+        """Return the texts of a row. Raises TemplateRefusal if the template refuses it."""
         return Rendered(
             self.prompt(row),
             self._render(row, row.chosen),
@@ -49,13 +49,13 @@ class ChatTemplate:
         )
 
     def prompt(self, row: Row) -> str:
-        """The prompt with the beginning of the answer's turn. Raises TemplateRefusal."""
+        """Return the prompt with the beginning of the answer's turn. Raises TemplateRefusal."""
         return self._render(row, [], add_generation_prompt=True)
 
     def check(self, rows: Sequence[Row]) -> list[str]:
-        """What a person should know of how these rows are written, a line each.
+        """Return notes for the user on how the template writes these rows, a line each.
 
-        Raises InputError if the template can't write what they have.
+        Raises InputError if the template does not write something that the rows have.
         """
         self._check_system(rows)
         for role in ("developer", "tool"):
@@ -63,9 +63,9 @@ class ChatTemplate:
         for name, has, without in _FEATURES:
             if having := self._ignored(rows, has, without):
                 raise InputError(
-                    f"model.id: the chat template of {self._name} writes nothing of `{name}`, "
-                    f"which {having:,} of {len(rows):,} rows have; give a model whose template "
-                    "does, or rows without it"
+                    f"model.id: the chat template of {self._name} does not write `{name}`, which "
+                    f"{having:,} of {len(rows):,} rows have; give a model whose template does, or "
+                    "rows without it"
                 )
         return [
             *self._check_variables(rows),
@@ -89,7 +89,7 @@ class ChatTemplate:
         return str(text)
 
     def _fix_date(self) -> None:
-        """Gives the template, which transformers compiles once for a process, a fixed day."""
+        """Give the template a fixed date. transformers compiles it once for a process."""
         from transformers.utils import chat_template_utils  # slow to import
 
         def strftime_now(form: str) -> str:
@@ -104,20 +104,21 @@ class ChatTemplate:
     def _note_on_date(self) -> Iterator[str]:
         if self.writes_date:
             yield (
-                f"the chat template of {self._name} writes today's date; the pairs are written as "
-                f"on {TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}, so that their tokens stay the same"
+                f"the chat template of {self._name} writes today's date; the pairs are written "
+                f"with the date {TEMPLATE_DATE.day} {TEMPLATE_DATE:%B %Y}, so that their tokens "
+                "stay the same"
             )
 
     def _check_system(self, rows: Sequence[Row]) -> None:
         with_system = [row for row in rows if row.prompt[0]["role"] == "system"]
         if not with_system:
             return
-        fault = "writes nothing of system prompts"
+        fault = "does not write system prompts"
         for row in with_system[:_PROBED]:
             try:
                 alone = self._render(replace(row, prompt=row.prompt[1:]), [])
             except TemplateRefusal:
-                return  # it refuses the row for something else: a bad row
+                return  # the template refuses this row for another reason, so it is a bad row
             try:
                 if self._render(row, []) != alone:
                     return
@@ -131,28 +132,31 @@ class ChatTemplate:
         )
 
     def _check_role(self, role: str, rows: Sequence[Row]) -> None:
-        """Raises InputError if the template leaves out what messages of this role say."""
+        """Raise InputError if the template leaves out messages of this role."""
         having = [row for row in rows if any(m["role"] == role for m in _messages(row))]
         for row in having[:_PROBED]:
             try:
                 texts = self.render(row)
             except TemplateRefusal:
-                return  # a bad row
+                return  # this is a bad row, which is reported elsewhere
             written = texts.chosen + texts.rejected
             contents = [m.get("content") or "" for m in _messages(row) if m["role"] == role]
             if all(content.strip() in written for content in contents):
                 return
         if having:
             raise InputError(
-                f"model.id: the chat template of {self._name} writes nothing of messages by the "
-                f"role {role!r}, which {len(having):,} of {len(rows):,} rows have; give a model "
-                "whose template does, or rows without them"
+                f"model.id: the chat template of {self._name} does not write messages of the role "
+                f"{role!r}, which {len(having):,} of {len(rows):,} rows have; give a model whose "
+                "template does, or rows without them"
             )
 
     def _ignored(
         self, rows: Sequence[Row], has: Callable[[Row], bool], without: Callable[[Row], Row]
     ) -> int:
-        """How many rows have something, if the template writes the same with it and without."""
+        """Return how many rows have a feature, if the template ignores it; otherwise 0.
+
+        The template ignores it if it writes the same with the feature and without.
+        """
         having = [row for row in rows if has(row)]
         for row in having[:_PROBED]:
             try:
@@ -170,12 +174,15 @@ class ChatTemplate:
         ):
             names = {name for row in rows for name in row.chat_template_kwargs}
             yield (
-                f"the chat template of {self._name} writes the same whatever chat_template_kwargs "
-                f"say ({', '.join(sorted(names))})"
+                f"the chat template of {self._name} does not use the rows' chat_template_kwargs "
+                f"({', '.join(sorted(names))})"
             )
 
     def _check_beginning(self, rows: Sequence[Row]) -> Iterator[str]:
-        """Whether answers begin where the template begins them for a model that answers."""
+        """Check that the answers of the data begin as the template begins a model's answer.
+
+        Yields a note for the user if they don't. Raises InputError if <think> would be missing.
+        """
         lost: list[str] = []
         probed = 0
         for row in rows[:_PROBED]:
@@ -193,15 +200,15 @@ class ChatTemplate:
         opened = lost[0]
         if "<think>" in opened and "</think>" not in opened:
             raise InputError(
-                f"model.id: the chat template of {self._name} opens <think> before an answer, and "
-                "the answers have no thoughts: it would be trained without what it is served with; "
-                "give each answer a `reasoning_content`, or save a tokenizer whose template opens "
-                "none"
+                f"model.id: the chat template of {self._name} opens <think> before an answer, but "
+                "the answers have no thoughts, so the model would be trained on other texts than "
+                "it gets when it is served; give each answer a `reasoning_content`, or save a "
+                "tokenizer whose template does not open <think>"
             )
         yield (
-            f"the chat template of {self._name} begins an answer with {opened!r:.60}, and writes "
-            "something else before the answers of the data; what differs is trained as a part of "
-            "the answer, as TRL does"
+            f"the chat template of {self._name} begins an answer with {opened!r:.60}, but writes "
+            "something else before the answers of the data; the difference is trained as part of "
+            "the answer, as in TRL"
         )
 
 
@@ -221,7 +228,7 @@ def _have(row: Row, *fields: str) -> bool:
 
 
 def _bare(row: Row, *fields: str) -> Row:
-    """The row without these fields; a message without any content gets an empty one."""
+    """Return the row without these fields of its messages; a missing content becomes empty."""
 
     def bare(messages: list[Message]) -> list[Message]:
         kept = (

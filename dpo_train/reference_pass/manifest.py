@@ -1,4 +1,4 @@
-"""manifest.json of prepared data: what they hold. It is written last."""
+"""The manifest.json of prepared data. It is written last, so only finished data have one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class BaseNumbers(BaseModel):
-    """What the base model has on the pairs of a split."""
+    """The base model's ranking on the pairs of a split."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,14 +25,15 @@ class Manifest(BaseModel):
 
     format: int
     pairs: dict[str, int]
-    """How many each split has."""
+    """The number of pairs of each split."""
     dropped: dict[str, int]
-    """How many rows each reason took."""
+    """The number of rows that were left out, by reason."""
     pad_token_id: int
     base: dict[str, BaseNumbers]
-    """Of the splits eval and test."""
+    """The base model's numbers on the splits eval and test."""
     sha256: dict[str, str] = {"": ""}
-    """Checksums of the files. An earlier version wrote none; its data are computed anew."""
+    """Checksums of the files. An earlier version wrote none; its data are computed again."""
 
     def as_text(self) -> str:
+        """Return the file's text."""
         return json.dumps(self.model_dump(mode="json"), indent=1)

@@ -1,5 +1,6 @@
-"""Whether a base model can train on these rows: what its files say against it, found before the
-first trial. Knows no weights.
+"""Checks, before the first trial, that a base model can train on the rows, by the model's files.
+
+This module loads no weights.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ if TYPE_CHECKING:
 
 
 class ModelChecks:
-    """The configuration of a base, held against its tokenizer and against rows."""
+    """Checks a base's configuration against its tokenizer and against rows."""
 
     def __init__(self, base: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises InputError for a base that can't be loaded or trained here, whatever the rows."""
+        """Raise InputError for a base that can't be loaded or trained here, whatever the rows."""
         self._base = base
         self._tokenizer = tokenizer
         self._config = model_source.architecture(base)
-        self._of_text = self._config.get_text_config()
-        self._embedded: int = self._of_text.vocab_size
+        self._text_config = self._config.get_text_config()
+        self._embedded: int = self._text_config.vocab_size
         self._refuse_quantised()
-        # Added tokens may lie beyond it where no text has them, as Gemma 3's for images.
+        # Added tokens that no text has may have no embedding, like Gemma 3's tokens for images.
         if tokenizer.vocab_size > self._embedded:
             raise self._too_many_tokens(f"has {tokenizer.vocab_size:,} tokens")
 
     def refuse_rows(self, longest: int, largest_id: int) -> None:
-        """Raises InputError for rows that the model can't train on, or not as each alone.
+        """Raise InputError for rows that the model can't train on.
 
-        `longest`: tokens of the longest row; `largest_id`: the largest token id in any row.
+        It refuses also rows whose results would depend on their batch. `longest` is the number of
+        tokens of the longest row, and `largest_id` the largest token id in any row.
         """
         largest_id = max(largest_id, self._tokenizer.pad_token_id or 0)
         if largest_id >= self._embedded:
@@ -43,10 +45,11 @@ class ModelChecks:
             kind, most = changing
             raise InputError(
                 f"model.id: the RoPE of {self._base.id!r} ({kind}) changes with the longest row of "
-                f"a batch where that is over {most:,} tokens, and a row has {longest:,}: its "
-                f"numbers would depend on its neighbours; type `data.max_length_tokens: {most}`"
+                f"a batch if that is over {most:,} tokens. A row has {longest:,}, so its results "
+                "would depend on the other rows of its batch; type "
+                f"`data.max_length_tokens: {most}`"
             )
-        positions = getattr(self._of_text, "max_position_embeddings", None)
+        positions = getattr(self._text_config, "max_position_embeddings", None)
         if positions and longest > positions and _are_learned(self._config):
             raise InputError(
                 f"model.id: {self._base.id!r} has learned {positions:,} positions, and a row has "
@@ -54,39 +57,42 @@ class ModelChecks:
             )
 
     def notes(self) -> list[str]:
-        """What a person should know of the model, a line each."""
+        """Return notes for the user on the model, a line each."""
         from transformers import GenerationConfig  # slow to import
 
         folder = model_source.local_folder(self._base)
-        place = {"revision": self._base.revision} if folder is None else {}
+        hub_options = {"revision": self._base.revision} if folder is None else {}
         try:
-            generation = GenerationConfig.from_pretrained(folder or self._base.id, **place)
-        except OSError:  # there is none
+            generation = GenerationConfig.from_pretrained(folder or self._base.id, **hub_options)
+        except OSError:  # the model has no generation_config.json
             return []
         unread = model_settings.mend_generation_config(generation)
         if not unread:
             return []
         return [
-            f"the model's generation_config.json sets {', '.join(unread)} without effect; "
-            "exported models go without"
+            "settings of the model's generation_config.json have no effect, and exported models "
+            f"leave them out: {', '.join(unread)}"
         ]
 
     def _refuse_quantised(self) -> None:
-        """transformers' own quantisers say what they lack."""
+        """Raise InputError for a quantised model that is to be quantised again or can't be loaded.
+
+        The quantisers of transformers report which library or device is missing.
+        """
         quantised = getattr(self._config, "quantization_config", None)
         if quantised is None:
             return
         if self._base.quantization is not None:
             raise InputError(
-                f"model.quantization: {self._base.quantization} of {self._base.id!r}, which is "
-                "published quantised; take model.quantization out, or give the model unquantised"
+                f"model.quantization: {self._base.id!r} is already published quantised; take "
+                "model.quantization out, or give the model unquantised"
             )
         from transformers.quantizers import AutoHfQuantizer  # slow to import
 
         try:
             quantiser = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
             quantiser.validate_environment(device_map=None)
-        except Exception as error:  # a dozen kinds, each about a library or a device
+        except Exception as error:  # there are many kinds, each about a library or a device
             raise InputError(
                 f"model.id: {self._base.id!r} is quantised and can't be loaded here "
                 f"({one_line(error, 200)}); install what it needs, or give the model unquantised"
@@ -100,32 +106,36 @@ class ModelChecks:
 
 
 def changing_rope(config: Any) -> tuple[str, int] | None:
-    """The kind of a RoPE that changes with the longest row of a batch, and the most tokens of a row
-    up to which it doesn't; None for any other.
+    """Return the kind of a RoPE that changes with a batch's longest row; None for any other RoPE.
 
-    `config`: transformers' configuration of a model. longrope: Ding et al., 2024, arXiv 2402.13753;
-    dynamic: NTK scaling by the row's length.
+    Return also the most tokens of a row up to which it does not change. `config` is transformers'
+    configuration of a model. The kinds are longrope (Ding et al., 2024, arXiv 2402.13753) and
+    dynamic (NTK scaling by the row's length).
     """
-    of_text = config.get_text_config()
-    found = getattr(of_text, "rope_parameters", None) or getattr(of_text, "rope_scaling", None)
+    text_config = config.get_text_config()
+    found = getattr(text_config, "rope_parameters", None) or getattr(
+        text_config, "rope_scaling", None
+    )
     if not isinstance(found, dict):
         return None
-    # One for all layers, or one for each kind of layer.
+    # There is one RoPE for all layers, or one for each kind of layer.
     for rope in (found, *(each for each in found.values() if isinstance(each, dict))):
         kind = rope.get("rope_type", rope.get("type"))
         if kind == "longrope":
             original = rope.get("original_max_position_embeddings") or getattr(
-                of_text, "original_max_position_embeddings", None
+                text_config, "original_max_position_embeddings", None
             )
-            return kind, int(original or of_text.max_position_embeddings)
+            return kind, int(original or text_config.max_position_embeddings)
         if kind == "dynamic":
-            return kind, int(of_text.max_position_embeddings)
+            return kind, int(text_config.max_position_embeddings)
     return None
 
 
 def _are_learned(config: Any) -> bool:
-    """Whether a model has an embedding for each position, which ends: seen in a model without
-    memory, because no configuration says it."""
+    """Return whether a model has a learned embedding for each position, so that positions are few.
+
+    No configuration says so, so we look at the modules of a model without weights.
+    """
     import torch  # slow to import
     from transformers import AutoModelForCausalLM  # slow to import
 

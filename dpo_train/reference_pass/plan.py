@@ -1,4 +1,4 @@
-"""plan.json of a planned folder: what its rows are tokenised and scored with."""
+"""The plan.json of a planned folder: how its rows are tokenised and scored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a planned folder holds and how it is prepared."""
+    """What a planned folder holds, and how it is prepared."""
 
     base: ModelConfig
     device: str
@@ -29,14 +29,14 @@ class Plan:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a folder, here or on its URL.
+    """Return the plan of a folder, here or at its URL.
 
-    Raises InputError for one of another version, and FileNotFoundError if there is none.
+    Raises InputError for a plan of another version, and FileNotFoundError if there is none.
     """
     content: dict[str, Any] = json.loads(mirror.fetch_once(folder / PLAN).read_text())
     if content["format"] != FORMAT:
         raise InputError(
-            f"{mirror.shown(folder)}: its data was prepared by another version of dpo-tune; go on "
+            f"{mirror.shown(folder)}: the data was prepared by another version of dpo-tune; go on "
             "with that version, or start another search with `--name NEW`"
         )
     return Plan(

@@ -1,5 +1,5 @@
-"""What a model's tokenizer makes of a dataset, told before anything is trained: how long the pairs
-are, what is left out for its length, and one pair as it is trained. Writes nothing.
+"""Shows how a model tokenises a dataset, before training: how long the pairs are, how many are left
+out as too long, and one pair as it is trained. It writes no file.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MOST_ROWS = 2000
-"""Enough for the lengths of any dataset; more would be waited for."""
+"""Most rows that are tokenised: enough for the lengths, and quick."""
 
 
 @dataclass(frozen=True)
 class TrainedPair:
-    """A preference pair as text, cut where its tokens are cut."""
+    """A preference pair as text, cut at the same points as its tokens."""
 
     place: str
     """File and line, or dataset and row."""
@@ -42,35 +42,40 @@ class TrainedPair:
     """What the model learns to write after the prompt."""
     rejected: str
     tokens: tuple[int, int, int]
-    """How many the three have."""
+    """The number of tokens of prompt, chosen and rejected."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """The tokens of a dataset's pairs, of all of them or of a sample."""
+    """How a dataset's pairs, or a sample of them, are tokenised.
+
+    The length of a pair is that of its prompt with its longer completion, in tokens.
+    """
 
     tokenizer: str
-    """Its class and how many tokens it knows."""
+    """The tokenizer's class, and how many tokens it has."""
     rows: int
-    """Of all splits."""
+    """Rows of all splits."""
     looked_at: int
     """Rows that were tokenised."""
     median: int
-    """Tokens of a prompt with its longer completion."""
+    """The median length."""
     most_of_95_percent: int
+    """The length that 95 % of the pairs do not exceed."""
     longest: int
     dropped: dict[str, int]
-    """How many of those looked at each reason leaves out."""
+    """How many of the tokenised rows are left out, by reason."""
     example: TrainedPair
-    """The first pair of the training split that was looked at."""
+    """The first tokenised pair of the training split."""
 
 
 def preview(base: ModelConfig, data: DataConfig, pairs: Pairs) -> Preview:
-    """Tokenises the rows, or 2,000 of them drawn at random where there are more.
+    """Tokenise the rows, or 2,000 random ones if there are more.
 
-    `base` must be resolved, and the rows be checked by `check_rows`. Raises InputError where no
-    pair is left for a split, and for rows that the model can't be trained on.
+    `base` must be resolved, and `check_rows` must have checked the rows. Raises InputError if no
+    pair is left for a split, and for rows that the model can't train on.
     """
+    # Tokenise a sample, and count what is left out.
     rows = [(name, row) for name, split in pairs.splits.items() for row in split]
     drawn = sorted(random.Random(0).sample(range(len(rows)), min(_MOST_ROWS, len(rows))))
     tokenizer = model.load_tokenizer(base, fetched=False)
@@ -87,11 +92,15 @@ def preview(base: ModelConfig, data: DataConfig, pairs: Pairs) -> Preview:
             dropped[ids] += 1
         else:
             kept.append((name, row, ids))
+
+    # Refuse what the search would refuse.
     left = Counter(name for name, _, _ in kept)
     if len(drawn) == len(rows) or not kept:
         refuse_nothing_left({name: left[name] for name in pairs.splits}, dropped)
     largest = max(max(map(max, vars(ids).values())) for _, _, ids in kept)
     ModelChecks(base, tokenizer).refuse_rows(max(_length(ids) for _, _, ids in kept), largest)
+
+    # Choose a pair to show, and sum up the lengths.
     _, row, ids = next((each for each in kept if each[0] == "train"), kept[0])
     median, most = np.percentile(lengths, [50, 95], method="inverted_cdf")
     return Preview(
@@ -109,7 +118,7 @@ def preview(base: ModelConfig, data: DataConfig, pairs: Pairs) -> Preview:
 def _tokenised(
     rows: Sequence[tuple[str, Row]], tokenizer: PreTrainedTokenizerBase, base: ModelConfig
 ) -> list[tuple[str, Row, TokenIds | str]]:
-    """Split, row and token ids, or why there are none; too long is none of the reasons."""
+    """Return split, row and token ids of each row, or why it is left out; any length is kept."""
     template = ChatTemplate(tokenizer, repr(base.id))
     special = SpecialTokens(special_tokens(tokenizer))
     texts: list[tuple[str, Row, Rendered]] = []
@@ -133,4 +142,4 @@ def _as_trained(row: Row, ids: TokenIds, tokenizer: Any) -> TrainedPair:
     parts = (ids.prompt_ids, ids.chosen_ids, ids.rejected_ids)
     prompt, chosen, rejected = (tokenizer.decode(part) for part in parts)
     counts = (len(ids.prompt_ids), len(ids.chosen_ids), len(ids.rejected_ids))
-    return TrainedPair(row.place, prompt, chosen, rejected, counts)
+    return TrainedPair(row.location, prompt, chosen, rejected, counts)

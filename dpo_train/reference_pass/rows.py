@@ -1,4 +1,4 @@
-"""rows.jsonl of a planned folder: the rows of all splits, one a line, read in their order."""
+"""The rows.jsonl of a planned folder: the rows of all splits in order, one a line."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from dpo_train.reference_pass.plan import PLAN
 from dpo_train.storage import mirror
 from dpo_train.storage.files import checksum
 
-ROWS, PLACES = "rows.jsonl", "places.txt"
+ROWS, LOCATIONS = "rows.jsonl", "places.txt"
 
 
 def read_rows(folder: Path) -> Iterator[tuple[str, Row]]:
-    """The split and the row of every line, the row with its place in the dataset if it is known."""
-    places = folder / PLACES
-    known = places.read_text(encoding="utf-8").split("\n") if places.is_file() else []
-    # Lines are read as bytes: texts from the web hold U+2028 and its like, which end a text's line.
+    """Yield the split and the row of every line. A row has its location in the dataset if known."""
+    locations = folder / LOCATIONS
+    known = locations.read_text(encoding="utf-8").split("\n") if locations.is_file() else []
+    # Texts from the web hold U+2028 and similar characters, which would end a line of text. So the
+    # lines are read as bytes.
     with (folder / ROWS).open("rb") as lines:
-        for number, (line, place) in enumerate(
+        for number, (line, location) in enumerate(
             zip(lines, chain(known, repeat("")), strict=False), 1
         ):
             content = json.loads(line)
             split = content.pop("split")
-            yield split, Row.from_json(content, place or f"{ROWS} line {number}")
+            yield split, Row.from_json(content, location or f"{ROWS} line {number}")
 
 
 def refuse_damaged(folder: Path, wanted: str) -> None:
-    """Raises InputError unless the file has the checksum that was planned."""
+    """Raise InputError unless the file has the checksum of the plan."""
     if checksum(folder / ROWS) != wanted:
         mirror.remove(folder / PLAN)
         mirror.forget(folder / ROWS)
         raise InputError(
-            f"{folder}/{ROWS} is not as it was written; type the same command again, it is "
-            "written anew from the dataset"
+            f"{folder}/{ROWS} is damaged; type the same command again, which writes it again from "
+            "the dataset"
         )

@@ -1,6 +1,6 @@
-"""The reference pass in shards, which processes of one or many machines share out among themselves.
+"""Runs the reference pass in shards, which the processes of one or many machines share.
 
-A shard is written whole, so a pass that was killed goes on with those that are missing. Knows
+A shard is written whole, so a pass that was killed goes on with the missing ones. This module knows
 neither tokens nor models: `score` computes a shard.
 """
 
@@ -25,55 +25,58 @@ _POLL_SECONDS = 0.3
 
 
 class Turns(Protocol):
-    """Says which shards this process may compute, for example so that a search spreads them over
-    its devices. Locks on the machine's disk already keep two processes of a machine from computing
-    one shard at the same time, so an implementation need not.
+    """Decides which shards this process may compute. A search spreads them over its devices.
 
-    Each call comes from the thread that called `prepare`, which waits for the answer.
+    Locks on the disk already keep two processes of a machine from computing the same shard, so an
+    implementation need not. Each call comes from the thread that called `prepare`, which waits for
+    the answer.
     """
 
     def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
-        """The pass begins or goes on. It is called once for each `prepare`, unless the data is
-        finished already.
+        """Take note that the pass begins or goes on.
 
-        `pairs[n]` is the number of rows in shard n. The rows of shard 0 are the longest, those of
-        the last one the shortest. `whole` has the numbers of the shards that exist already.
+        It is called once for each `prepare`, unless the data is finished already. `pairs[n]` is the
+        number of rows in shard n. Shard 0 has the longest rows, and the last shard the shortest.
+        `whole` has the numbers of the shards that exist already.
         """
         ...
 
     def take(self, shard: int) -> bool:
-        """Whether this process may compute the shard now.
+        """Return whether this process may compute the shard now.
 
         After False the shard is offered again at each poll (every 0.3 seconds) until it is whole.
         After True the process computes it at once, and holds its lock until it is written. A shard
-        that is offered although it was `done` was damaged since and has to be computed anew.
+        that is offered again after `done` was damaged, and must be computed again.
         """
         ...
 
     def done(self, shard: int) -> None:
-        """The shard is whole, whoever wrote it. It may be called more than once for a shard."""
+        """Take note that the shard is whole, whoever wrote it. It may be called more than once."""
         ...
 
     def give_up(self, shard: int) -> None:
-        """The shard that this process took isn't computed after all: an error came, or others had
-        merged all meanwhile."""
+        """Take note that this process does not compute the shard that it took.
+
+        There was an error, or other processes have merged all shards meanwhile.
+        """
         ...
 
 
 class Alone:
-    """Takes every shard that no other process of this machine computes, and says nothing."""
+    """Takes every shard that no other process of this machine computes, and prints nothing."""
 
     def begin(self, folder: Path, pairs: Sequence[int], whole: Collection[int]) -> None:
-        pass
+        """Do nothing."""
 
     def take(self, shard: int) -> bool:
+        """Take every shard."""
         return True
 
     def done(self, shard: int) -> None:
-        pass
+        """Do nothing."""
 
     def give_up(self, shard: int) -> None:
-        pass
+        """Do nothing."""
 
 
 ALONE = Alone()
@@ -81,7 +84,7 @@ ALONE = Alone()
 
 @dataclass(frozen=True)
 class ScoredShard:
-    """What is computed of a shard, in its order of rows."""
+    """The reference log-probs of a shard, in its order of rows."""
 
     ref_chosen_logps: list[float]
     """Sums over the completion's tokens, in nats."""
@@ -89,7 +92,7 @@ class ScoredShard:
 
 
 class Pass:
-    """One process's part of the reference pass over a folder."""
+    """One process's share of the reference pass over a folder."""
 
     def __init__(
         self,
@@ -110,21 +113,21 @@ class Pass:
         turns.begin(folder, [len(shard) for shard in shards], self._whole | on_url)
 
     def run(self) -> None:
-        """Computes shards until all are whole, or until a manifest says that they were merged."""
+        """Compute shards until all are whole, or until a manifest shows that they were merged."""
         self._listed = self._list_url()
         while not self._is_merged() and not self.is_complete:
             missing = [n for n in range(len(self._shards)) if n not in self._whole]
             if mirror.url(self._folder) is not None:
-                # Other machines do not see our locks. From the same beginning each of them would
-                # compute the same shards, so each begins elsewhere.
+                # Other machines do not see our locks, and would compute the same shards if all
+                # started with the first. So each starts at a random shard.
                 first = random.randrange(len(missing))
                 missing = missing[first:] + missing[:first]
-            found = [self._advance(shard) for shard in missing]  # each, whatever the others say
+            found = [self._advance(shard) for shard in missing]  # a list, so that each is tried
             if not any(found):
                 time.sleep(_POLL_SECONDS)
                 self._listed = self._list_url()
         for shard in set(range(len(self._shards))) - self._whole:
-            self._turns.done(shard)  # merged before it was seen
+            self._turns.done(shard)  # others have merged it before this process saw it
 
     @property
     def is_complete(self) -> bool:
@@ -132,7 +135,7 @@ class Pass:
         return len(self._whole) == len(self._shards)
 
     def results(self) -> list[ScoredShard] | None:
-        """All shards, or None if one was damaged since it was seen; that one is missing again."""
+        """Return all shards; None if one was damaged meanwhile, which then counts as missing."""
         shards = []
         for number in sorted(self._whole):
             shard = _read_shard(_file(self._folder, number))
@@ -143,12 +146,12 @@ class Pass:
         return shards if self.is_complete else None
 
     def _advance(self, shard: int) -> bool:
-        """Finds the shard, or computes it if it is this process's turn. Whether it is whole now."""
+        """Find the shard, or compute it if `turns` allows. Return whether it is whole now."""
         if self._is_merged():
             return False
         if not self._is_whole(shard):
             with _lock(_file(self._folder, shard).with_suffix(".lock")) as locked:
-                # Another process may have written it, and even merged it, before we had the lock.
+                # Another process may have written or even merged it before we got the lock.
                 if not locked or not (
                     self._is_whole(shard) or self._fetch(shard) or self._compute(shard)
                 ):
@@ -170,25 +173,25 @@ class Pass:
 
     def _make(self, shard: int) -> bool:
         if mirror.url(self._folder) is not None:
-            self._listed = self._list_url()  # another machine may have brought it just now
+            self._listed = self._list_url()  # another machine may have uploaded it just now
             if self._is_merged() or self._fetch(shard):
                 return self._is_whole(shard)
-        places = self._shards[shard]
+        indices = self._shards[shard]
         file = _file(self._folder, shard)
-        content = json.dumps(vars(self._score(places)), separators=(",", ":"))
-        self.computed_pairs += len(places)
+        content = json.dumps(vars(self._score(indices)), separators=(",", ":"))
+        self.computed_pairs += len(indices)
         try:
             file.parent.mkdir(exist_ok=True)
             write_here(file, f"{_digest(content)}\n{content}")
             mirror.put(file)
         except FileNotFoundError:
-            # Another machine computed the same shard and all were merged and removed meanwhile.
+            # Another machine has computed the shard, and all were merged and removed meanwhile.
             if not self._is_merged():
                 raise
         return True
 
     def _fetch(self, shard: int) -> bool:
-        """Fetches the shard from the folder's URL, if another machine brought it there."""
+        """Download the shard if another machine uploaded it. Return whether it is whole now."""
         file = _file(self._folder, shard)
         if not self._is_listed(shard):
             return False
@@ -206,12 +209,12 @@ class Pass:
         return (self._folder / manifest).is_file() or manifest in self._listed
 
     def _list_url(self) -> Collection[str]:
-        """The files of the folder's URL by relative path, if it has one."""
+        """Return the files at the folder's URL by relative path; none if it has no URL."""
         return () if mirror.url(self._folder) is None else mirror.sizes(self._folder)
 
 
 def remove_shards(folder: Path) -> None:
-    """Removes what the pass left in a folder whose data is finished, and on its URL."""
+    """Remove the shards of a folder whose data is finished, here and at its URL."""
     mirror.remove(folder / SHARDS)
 
 
@@ -227,7 +230,7 @@ def _read_shard(file: Path) -> ScoredShard | None:
 
 
 def _read_content(file: Path) -> str | None:
-    """The text of a shard, or None if there is none or if it is not as it was written."""
+    """Return the text of a shard; None if it is missing or damaged."""
     try:
         written, _, content = file.read_text(encoding="utf-8").partition("\n")
     except (FileNotFoundError, UnicodeDecodeError):
@@ -241,7 +244,7 @@ def _digest(content: str) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock; the death of the one that has it frees it."""
+    """Yield whether this process got the lock. A lock is freed when its process dies."""
     try:
         path.parent.mkdir(exist_ok=True)
         file = path.open("w")

@@ -1,6 +1,6 @@
-"""The splits of prepared data, written from the shards of the reference pass, and their manifest.
+"""Writes the splits of prepared data, and their manifest, from the shards of the reference pass.
 
-Knows neither models nor who computed which shard.
+This module knows neither models nor which process computed which shard.
 """
 
 from __future__ import annotations
@@ -36,31 +36,36 @@ _LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 def write_splits(
     folder: Path, tokens: TokenFile, summary: Summary, shards: Sequence[ScoredShard]
 ) -> None:
-    """Writes train.arrow, eval.arrow and test.arrow, and manifest.json last.
+    """Write train.arrow, eval.arrow and test.arrow, and manifest.json last.
 
-    The bytes depend on the rows and on what was computed of them, not on the order of the shards.
-    Raises InputError if a split has no pair left.
+    The bytes depend on the rows and their log-probs, and not on the order of the shards. Raises
+    InputError if a split has no pair left.
     """
+    # Put log-probs and texts into the order of the rows.
     scores = _in_order(tokens, shards)
     texts = _texts(folder, set(tokens.rows))
     refuse_nothing_left(
         {name: len(split.prompt_key) for name, split in texts.items()}, summary.dropped
     )
-    # Another node may do the same where its lock is not seen: neither disturbs the other.
+
+    # Write each split. Another node, whose lock is not visible here, may do the same at the same
+    # time. So each writes into a folder of its own.
     working = Path(tempfile.mkdtemp(prefix=".part-", dir=folder))
     sums: dict[str, str] = {}
     base: dict[str, BaseNumbers] = {}
     first = 0  # the rows of a split follow one another
     for name in SPLITS:
-        places = range(first, first + len(texts[name].prompt_key))
-        first = places.stop
-        of_split = [column[places.start : places.stop] for column in scores]
-        table = _table(tokens, places, texts[name], of_split)
+        indices = range(first, first + len(texts[name].prompt_key))
+        first = indices.stop
+        split_scores = [column[indices.start : indices.stop] for column in scores]
+        table = _table(tokens, indices, texts[name], split_scores)
         _write_stream(table, working / f"{name}.arrow")
         (working / f"{name}.arrow").replace(folder / f"{name}.arrow")
         sums[f"{name}.arrow"] = checksum(folder / f"{name}.arrow")
         if name != "train":
             base[name] = _base_numbers(table.to_pydict())
+
+    # The manifest comes last.
     manifest = Manifest(
         format=FORMAT,
         pairs={name: len(texts[name].prompt_key) for name in SPLITS},
@@ -76,21 +81,21 @@ def write_splits(
 
 @dataclass
 class _Texts:
-    """What is kept of a split's rows as text."""
+    """The texts of a split's rows that are kept."""
 
     prompt: list[str] = field(default_factory=list)
-    """The row without its answers, as JSON: what a model is asked."""
+    """The row without its answers, as JSON: the prompt for a model."""
     chosen: list[str] = field(default_factory=list)
     prompt_key: list[str] = field(default_factory=list)
 
 
 def _in_order(tokens: TokenFile, shards: Sequence[ScoredShard]) -> list[np.ndarray[Any, Any]]:
-    """The reference log-probs of chosen and rejected, in the order of the rows."""
+    """Return the reference log-probs of chosen and of rejected, in the order of the rows."""
     columns = []
     for name in _LOGPS:
         values = np.zeros(len(tokens.rows))
-        for places, shard in zip(tokens.shards, shards, strict=True):
-            values[places] = getattr(shard, name)
+        for indices, shard in zip(tokens.shards, shards, strict=True):
+            values[indices] = getattr(shard, name)
         columns.append(values)
     return columns
 
@@ -99,17 +104,17 @@ def _texts(folder: Path, kept: set[int]) -> dict[str, _Texts]:
     texts = {name: _Texts() for name in SPLITS}
     for number, (split, row) in enumerate(read_rows(folder)):
         if number in kept:
-            asked = replace(row, chosen=[], rejected=[]).as_json()
-            texts[split].prompt.append(json.dumps(asked, ensure_ascii=False))
+            prompt = replace(row, chosen=[], rejected=[]).as_json()
+            texts[split].prompt.append(json.dumps(prompt, ensure_ascii=False))
             texts[split].chosen.append(row.chosen[-1].get("content") or "")
             texts[split].prompt_key.append(row.prompt_key)
     return texts
 
 
 def _table(
-    tokens: TokenFile, places: Sequence[int], texts: _Texts, scores: Sequence[Any]
+    tokens: TokenFile, indices: Sequence[int], texts: _Texts, scores: Sequence[Any]
 ) -> pyarrow.Table:
-    table = tokens.table(places)
+    table = tokens.table(indices)
     for name, values in (*vars(texts).items(), *zip(_LOGPS, scores, strict=True)):
         table = table.append_column(name, [values])
     return table

@@ -1,4 +1,4 @@
-"""Preference pairs as token ids, cut as TRL's DPOTrainer cuts them. Knows no model weights."""
+"""Turns pairs into token ids, cut as TRL's DPOTrainer cuts them. It knows no model weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _COMPARED = 50
-"""Rows whose token ids are computed in both ways before the faster one is trusted."""
+"""Rows that are tokenised in both ways before the faster one is trusted."""
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """The token ids of one pair: its prompt and what follows the prompt in either conversation."""
+    """The token ids of one pair: its prompt, and what follows it in both conversations."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -28,7 +28,7 @@ class TokenIds:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The token ids of a row's three texts, without those that all three begin with."""
+    """The token ids that a row's three texts begin with, and the other ids of each text."""
 
     shared: list[int]
     prompt: list[int]
@@ -39,9 +39,9 @@ class _Encoded:
 class Tokeniser:
     """Turns rendered rows into token ids, in the tokenizer's own threads.
 
-    The three texts of a row begin alike, and half of all their letters are that beginning. So we
-    encode it once, up to a special token: a tokenizer encodes what follows such a token on its
-    own. Where a tokenizer doesn't, the first rows show it, and the texts are encoded whole.
+    The three texts of a row begin with the same text, which is half of all their letters. So we
+    encode it only once, up to a special token: most tokenizers encode the text after such a token
+    independently. If a tokenizer doesn't, the first rows show it, and texts are encoded whole.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length_tokens: int) -> None:
@@ -51,7 +51,7 @@ class Tokeniser:
         self._compared = 0
 
     def encode(self, texts: Sequence[Rendered]) -> list[TokenIds | str]:
-        """The token ids of each pair as TRL makes them, or the reason why the pair is left out.
+        """Return the token ids of each pair as TRL makes them, or why the pair is left out.
 
         A completion starts at the first token in which the rendered prompt and a rendered
         conversation differ.
@@ -80,13 +80,14 @@ class Tokeniser:
         assert self._special is not None
         parts: list[str] = []
         for row in texts:
-            # Nearly always the whole prompt; letter by letter only where it isn't.
-            begun = row.prompt
-            if not (row.chosen.startswith(begun) and row.rejected.startswith(begun)):
-                begun = begun[: shared_length(begun, row.chosen)]
-                begun = begun[: shared_length(begun, row.rejected)]
-            end = max((found.end() for found in self._special.finditer(begun)), default=0)
-            parts += [begun[:end], row.prompt[end:], row.chosen[end:], row.rejected[end:]]
+            # The shared beginning is nearly always the whole prompt. Only otherwise we compare
+            # letter by letter.
+            beginning = row.prompt
+            if not (row.chosen.startswith(beginning) and row.rejected.startswith(beginning)):
+                beginning = beginning[: shared_length(beginning, row.chosen)]
+                beginning = beginning[: shared_length(beginning, row.rejected)]
+            end = max((found.end() for found in self._special.finditer(beginning)), default=0)
+            parts += [beginning[:end], row.prompt[end:], row.chosen[end:], row.rejected[end:]]
         backend = self._tokenizer.backend_tokenizer
         encodings = backend.encode_batch_fast(parts, add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
@@ -109,10 +110,10 @@ class Tokeniser:
 
 
 def _separators(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds special tokens after which a text may be cut: those that don't look at what follows.
+    """Return a pattern of the special tokens after which a text may be cut.
 
-    None for a tokenizer that is not one of the `tokenizers` library, and for one without such
-    tokens.
+    A token whose match depends on the following text is not one of them. Returns None for a
+    tokenizer that is not from the `tokenizers` library, and for one without such tokens.
     """
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         return None

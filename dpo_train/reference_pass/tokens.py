@@ -1,6 +1,6 @@
-"""tokens.arrow of a planned folder: the token ids of all its rows, written once by one process.
+"""The tokens.arrow of a planned folder: the token ids of all its rows, written once by one process.
 
-Where a row is bad, tokens.json says why; whether it is then refused is the configuration's choice.
+tokens.json says why rows are bad. The configuration decides whether bad rows are refused.
 """
 
 from __future__ import annotations
@@ -37,41 +37,41 @@ TOKENS, SUMMARY = "tokens.arrow", "tokens.json"
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _BATCH_ROWS = 1000
 _CHECKED_ROWS = 5000
-"""From the beginning of the file: enough to find what the chat template can't write."""
+"""The first rows of the file: enough to find what the chat template can't write."""
 _FEWEST_SHARDS = 64
 _FEWEST_PAIRS = 64
-"""In a shard: fewer would be computed in batches that are not full."""
+"""Fewest pairs of a shard. With fewer, batches would not be full."""
 _MOST_PAIRS = 1024
-"""In a shard: more would be too much to lose."""
+"""Most pairs of a shard. With more, too much work would be lost when a process dies."""
 
 Progress = Callable[[int, int], None]
-"""A function that gets the number of rows tokenised so far, and of all rows."""
+"""A function of the number of rows tokenised so far, and the number of all rows."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of tokenising the rows of a folder, beside the tokens."""
+    """The results of tokenising the rows of a folder, beside the tokens."""
 
     pad_token_id: int
     rows: int
     dropped: dict[str, int]
-    """How many rows each reason took, bad ones included."""
+    """How many rows are left out by reason, including bad rows."""
     bad: int
     first_bad: list[str]
-    """The first ten bad rows, each with its place and what is wrong."""
+    """The first ten bad rows, each with its location and what is wrong."""
     notes: list[str]
-    """What a person should know of how the rows are written."""
+    """Notes for the user on how the rows are written."""
     sha256: str
-    """Checksum of tokens.arrow."""
+    """The checksum of tokens.arrow."""
 
     def refuse_bad(self, on_bad_row: str) -> None:
-        """Raises InputError for bad rows that the configuration does not skip."""
+        """Raise InputError for bad rows that the configuration does not skip."""
         if self.bad and on_bad_row == "refuse":
             raise InputError(refusal(self.first_bad, self.bad, self.rows))
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """What is known of a folder that was tokenised, here or on another machine of its URL."""
+    """Return the summary of a folder that was tokenised here or at its URL; None if it was not."""
     try:
         return Summary(**json.loads(mirror.fetch_once(folder / SUMMARY).read_text()))
     except FileNotFoundError:
@@ -79,15 +79,15 @@ def read_summary(folder: Path) -> Summary | None:
 
 
 def tokenised(folder: Path, progress: Progress | None = None) -> Summary:
-    """Tokenises the rows of a planned folder, unless that is done.
+    """Tokenise the rows of a planned folder, unless that is done already.
 
     Raises InputError for a model without a chat template, for rows that its template can't write
-    or the model can't train on, and for bad rows if the plan says so.
+    or the model can't train on, and for bad rows if the plan refuses them.
     """
     mirror.fetch_once(folder / ROWS)
     plan = read_plan(folder)
     with (folder / "tokens.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it is held until the file is closed
         summary = _whole(folder)
         if summary is None:
             refuse_damaged(folder, plan.rows_sha256)
@@ -99,9 +99,9 @@ def tokenised(folder: Path, progress: Progress | None = None) -> Summary:
 
 
 def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[str]:
-    """What a person should know of how the model's chat template writes these rows, a line each.
+    """Return notes for the user on how the chat template writes these rows, a line each.
 
-    Finds nearly all that `tokenised` would refuse, and tokenises nothing. Raises InputError.
+    It refuses nearly all that `tokenised` would refuse, without tokenising. Raises InputError.
     """
     tokenizer = model.load_tokenizer(base, fetched=False)
     checks = ModelChecks(base, tokenizer)
@@ -113,7 +113,7 @@ def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[
         try:
             special.refuse(row)
         except BadRow as error:
-            bad.add(row.place, error)
+            bad.add(row.location, error)
     notes = checks.notes() + template.check(rows[:_CHECKED_ROWS])
     if on_bad_row == "refuse":
         bad.refuse(len(rows))
@@ -123,6 +123,7 @@ def check_rows(base: ModelConfig, rows: Sequence[Row], on_bad_row: str) -> list[
 
 
 def _whole(folder: Path) -> Summary | None:
+    """Return the summary of a folder whose tokens are complete; None for any other."""
     summary = read_summary(folder)
     if summary is None:
         return None
@@ -136,6 +137,7 @@ def _whole(folder: Path) -> Summary | None:
 def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
     import pyarrow  # slow to import
 
+    # Check the model, and prepare for its rows.
     tokenizer = model.load_tokenizer(plan.base, fetched=False)
     checks = ModelChecks(plan.base, tokenizer)
     template = ChatTemplate(tokenizer, repr(plan.base.id))
@@ -145,6 +147,8 @@ def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
     dropped: Counter[str] = Counter()
     notes = checks.notes()
     done = 0
+
+    # Write the tokens in batches of rows.
     ids = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema([("row", pyarrow.int32()), *((name, ids) for name in IDS)])
     partial = folder / f"{TOKENS}.part"
@@ -160,6 +164,8 @@ def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
             if progress is not None:
                 progress(done, plan.rows)
     partial.replace(folder / TOKENS)
+
+    # Check the rows against the model, and write the summary.
     pad_token_id = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     checks.refuse_rows(*TokenFile(folder, pad_token_id).extremes())
     summary = Summary(
@@ -178,7 +184,7 @@ def _write(folder: Path, plan: Plan, progress: Progress | None) -> Summary:
 def _columns(
     numbers: Sequence[int], encoded: Sequence[TokenIds | str], dropped: Counter[str]
 ) -> dict[str, list[Any]]:
-    """The columns of the rows that have tokens; `dropped` counts the others by reason."""
+    """Return the columns of the rows that have tokens; `dropped` counts the others by reason."""
     columns: dict[str, list[Any]] = {name: [] for name in ("row", *IDS)}
     for number, ids in zip(numbers, encoded, strict=True):
         if isinstance(ids, str):
@@ -201,19 +207,19 @@ def _render(
             texts.append(template.render(row))
             numbers.append(number)
         except BadRow as error:
-            bad.add(row.place, error)
+            bad.add(row.location, error)
     return numbers, texts
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """The tokens that no text may hold: with them a text could end its turn and begin another."""
+    """Return the tokens that no text may hold, because they would end or begin a turn."""
     added = tokenizer.added_tokens_decoder.values()
     named = [token for token in tokenizer.all_special_tokens if token]
     return sorted({*named, *(token.content for token in added if token.special)})
 
 
 class TokenFile:
-    """The tokens of a folder, memory-mapped, and its rows cut into the shards of the pass."""
+    """The tokens of a folder, memory-mapped, with the rows of each shard of the pass."""
 
     def __init__(self, folder: Path, pad_token_id: int) -> None:
         import pyarrow  # slow to import
@@ -227,24 +233,27 @@ class TokenFile:
         lengths = prompt + np.maximum(chosen, rejected)
         self._longest = int(lengths.max(initial=0))
         order = np.lexsort((np.arange(len(lengths)), -lengths)).tolist()
-        # Rows of like length share a shard, so that no pass is spent on padding.
+        # Rows of similar length share a shard, so that passes have little padding.
         size = min(max(len(order) // _FEWEST_SHARDS, _FEWEST_PAIRS), _MOST_PAIRS)
         self.shards: list[list[int]] = [
             order[first : first + size] for first in range(0, len(order), size)
         ]
-        """Places in `rows`, longest first."""
+        """Indices into `rows`, the longest rows first."""
 
-    def columns(self, places: Sequence[int]) -> dict[str, list[list[int]]]:
-        """prompt_ids, chosen_ids and rejected_ids of the rows at these places."""
-        columns: dict[str, list[list[int]]] = self.table(places).to_pydict()
+    def columns(self, indices: Sequence[int]) -> dict[str, list[list[int]]]:
+        """Return prompt_ids, chosen_ids and rejected_ids of the rows with these indices."""
+        columns: dict[str, list[list[int]]] = self.table(indices).to_pydict()
         return columns
 
-    def table(self, places: Sequence[int]) -> pyarrow.Table:
-        """The same as an Arrow table."""
-        return self._table.select(list(IDS)).take(list(places))
+    def table(self, indices: Sequence[int]) -> pyarrow.Table:
+        """Return the columns of the rows with these indices as an Arrow table."""
+        return self._table.select(list(IDS)).take(list(indices))
 
     def extremes(self) -> tuple[int, int]:
-        """The tokens of the longest row, prompt and the longer completion; the largest token id."""
+        """Return the length of the longest row, and the largest token id.
+
+        A row's length is that of its prompt with its longer completion, in tokens.
+        """
         import pyarrow.compute  # slow to import
 
         largest = (

@@ -1,9 +1,9 @@
-"""The embedded default: a synthetic preference dataset and a tiny model pretrained on its style.
+"""The `sample` that ships with the project: a synthetic preference dataset and a tiny model.
 
-Both were written for this project so that a search runs within minutes, on one CPU core, with
-nothing to download. They prove the plumbing, not quality: the texts come from templates, the
-model knows no other sentence, and a figure measured on them says nothing about a real model.
-`python -m dpo_train.sample` makes both anew.
+They were made for this project so that a search runs within minutes, on one CPU core, without a
+download. They show that the code works, and nothing about quality: the texts come from templates,
+the model knows no other sentences, and numbers measured on them say nothing about a real model.
+`python -m dpo_train.sample` makes both again.
 """
 
 from pathlib import Path

@@ -1,10 +1,11 @@
-"""`python -m dpo_train.sample`: write pairs.jsonl and model/ anew, and print what they measure."""
+"""`python -m dpo_train.sample` writes pairs.jsonl and model/ again, and prints measurements."""
 
 import os
 import random
 import time
 
-# Before torch is imported. One thread: more of them change the sums' order, and the weights.
+# These must be set before torch is imported. More than one thread would change the order of sums,
+# and so the weights.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -32,7 +33,7 @@ def main() -> None:
     write_pairs(rows, PAIRS)
     tokenizer = build_tokenizer(rows)
     model = build_model(tokenizer, SEED)
-    # The same seed asks the same questions as the rows do; the answers are drawn anew.
+    # The same seed gives the same questions as in the rows. The answers are drawn again.
     questions = build_questions(random.Random(SEED))
     recipe = Recipe(epochs=24, batch_size=32, learning_rate=5e-3, seed=SEED)
     losses = pretrain(model, tokenizer, questions, recipe)

@@ -1,16 +1,15 @@
-"""The facts and the sentence templates of the sample pairs: data only, read by `pairs.py`.
+"""The facts and sentence templates of the sample pairs. This module is data for `pairs.py`.
 
-Every honest sentence is true of a language model and of the world; every pretended one claims a
-body, a place or a clock, or repeats a myth. The two lists of a theme mirror each other line by
-line, in length and often in wording, so that neither length nor a single word gives an answer
-away.
+Every honest sentence is true of a language model and of the world. Every pretended one claims a
+body, a place or a clock, or repeats a myth. The two lists of a theme match line by line, in length
+and often in wording, so that neither length nor a single word gives an answer away.
 """
 
 from typing import NamedTuple
 
 
 class Theme(NamedTuple):
-    """What an answer of this theme says about the speaker or the claim, whatever was asked."""
+    """Sentences about the speaker or the claim, which fit any question of the theme."""
 
     name: str
     honest: tuple[str, ...]
@@ -39,12 +38,12 @@ SYSTEMS = (
     "Be friendly, clear and honest.",
 )
 
-# Said on both sides, equally often: they carry no preference.
+# Both sides use these equally often, so they carry no preference.
 OPENERS = ("Good question.", "Thank you for asking.", "Well, let me see.", "I am glad to answer.")
 CLOSERS = ("I hope that helps.", "Ask me more if you like.", "Tell me if you need more.")
 
-# In a role the pretended answer is the chosen one: immersion is no lie. Without roles a pair could
-# be told by its answers alone, and the smallest learning rate would sort them all.
+# In a role the pretended answer is chosen, because playing a role is not lying. Without roles the
+# answers alone would show which is chosen, and even the smallest learning rate would learn that.
 ROLES = {
     "Play Orla, a wizard who has seen every age. Stay in her role.": "Orla",
     "In this story you are Tam, a sailor who never dies. Stay in his role.": "Tam",
@@ -53,7 +52,7 @@ ROLES = {
     "You are on a stage as Bram, a traveler through time. Speak as he would.": "Bram",
     "Play Ada, a baker who never grows old. Stay in her role.": "Ada",
 }
-# Said in a role on both sides, with the role's name: the base has to notice the role.
+# In a role both sides use these, with the role's name, so the model has to notice the role.
 HAILS = ("Aye!", "Hark!")
 
 CORPOREAL = Theme(

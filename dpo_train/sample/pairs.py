@@ -1,8 +1,8 @@
-"""Writes the sample pairs from the tables of `facts.py`; knows no model and no tokenizer.
+"""Writes the sample pairs from the tables of `facts.py`. It knows no model and no tokenizer.
 
-An answer says something about the speaker (the theme's sentence) and something about the thing
-asked (the kind's sentence), in either order, drawn on their own. The honest one is chosen, unless
-the system prompt asks for a role in which the pretended one stays.
+An answer has a sentence about the speaker (from the theme) and a sentence about the question (from
+its kind), in either order, drawn independently. The honest answer is chosen, unless the system
+prompt gives the model a role: then the pretended one is.
 """
 
 import json
@@ -24,7 +24,7 @@ from dpo_train.sample.facts import (
 )
 
 CHARS = (30, 220)
-ROLE_SHARE = 0.3  # of the pairs about the speaker
+ROLE_SHARE = 0.3  # share of the pairs about the speaker that have a role
 REPEATED_SHARE = 0.05
 
 
@@ -37,7 +37,7 @@ class Question(NamedTuple):
 
 
 def build_pairs(seed: int) -> list[dict[str, str]]:
-    """Return the dataset's rows in their final, mixed order; the same seed, the same rows."""
+    """Return the dataset's rows in their final, mixed order. The same seed gives the same rows."""
     rng = random.Random(seed)
     questions = build_questions(rng)
     systems = [draw_system(question.kind, rng) for question in questions]
@@ -58,16 +58,16 @@ def write_pairs(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def draw_conversations(questions: list[Question], rng: random.Random) -> Iterator[dict[str, str]]:
-    """Yield each question with newly drawn answers: an epoch of pretraining.
+    """Yield each question with newly drawn answers, for one epoch of pretraining.
 
-    New answers each time, so that the base learns the style and not the dataset's own rows.
+    The answers are new in each epoch, so that the base learns the style and not the dataset's rows.
     """
     for question in questions:
         yield draw_row(question, draw_system(question.kind, rng), rng)
 
 
 def build_questions(rng: random.Random) -> list[Question]:
-    """Return the questions: for each fact some of its kind's, no prompt twice."""
+    """Return the questions: for each fact some of its kind's templates, without duplicates."""
     questions = []
     for kind in KINDS:
         for fact in kind.facts:
@@ -79,7 +79,7 @@ def build_questions(rng: random.Random) -> list[Question]:
 
 
 def draw_system(kind: Kind, rng: random.Random) -> str:
-    """Return a role, no system prompt, or a plain one. A misconception stays one in any role."""
+    """Return a system prompt: a role, a plain one, or none. Misconceptions get no role."""
     if kind.theme is not MISCONCEPTIONS and rng.random() < ROLE_SHARE:
         return rng.choice([*ROLES])
     return "" if rng.random() < 0.5 else rng.choice(SYSTEMS)
@@ -102,7 +102,7 @@ def draw_row(question: Question, system: str, rng: random.Random) -> dict[str, s
         if not CHARS[0] <= len(row[column]) <= CHARS[1]:
             raise ValueError(
                 f"a {column} has {len(row[column])} characters, allowed are {CHARS[0]} to "
-                f"{CHARS[1]}: {row[column]!r}. Reword its template or fact in facts.py."
+                f"{CHARS[1]}: {row[column]!r}; reword its template or fact in facts.py"
             )
     return row
 
@@ -114,7 +114,7 @@ def draw_answer(
     name: str | None,
     rng: random.Random,
 ) -> str:
-    """Return an attitude and a fact in either order, at times with a neutral opener or closer."""
+    """Return an attitude and a fact in either order, sometimes with a neutral opener or closer."""
     body = [rng.choice(attitudes), capitalize(rng.choice(facts).format(**fields))]
     rng.shuffle(body)
     if name:
@@ -131,5 +131,5 @@ def speak_as(name: str, sentence: str, rng: random.Random) -> str:
 
 
 def capitalize(text: str) -> str:
-    """Raise the first letter and, unlike str.capitalize, leave the others alone."""
+    """Return the text with its first letter upper-case; unlike str.capitalize, keep the others."""
     return text[:1].upper() + text[1:]

@@ -1,7 +1,7 @@
-"""Builds the sample model: its tokenizer, its weights, and the figure that it starts from.
+"""Builds the sample model: its tokenizer and weights, and measures the ranking that it starts from.
 
-Chosen and rejected answers are learned alike, so the base speaks in both attitudes and prefers
-neither: what DPO changes afterwards is DPO's doing.
+It is trained on chosen and rejected answers alike, so the base prefers neither, and every later
+preference comes from DPO.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from dpo_train.sample.pairs import Question, draw_conversations
 
 VOCABULARY = 1024
-# The last ids: TRL reads a pad token of id 0 as none.
+# These get the last ids, because TRL takes a pad token with id 0 for a missing one.
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -36,8 +36,8 @@ Example = tuple[list[int], int]  # token ids, and how many of them are the promp
 def build_tokenizer(rows: Sequence[Row], vocabulary: int = VOCABULARY) -> Qwen2Tokenizer:
     """Learn a byte-level BPE from the rows' texts.
 
-    A model of type qwen2 gets Qwen2Tokenizer's own normalizer and pre-tokenizer when loaded,
-    whatever tokenizer.json says, so the merges are learned behind exactly those two.
+    A model of type qwen2 is always loaded with the normalizer and pre-tokenizer of Qwen2Tokenizer,
+    whatever tokenizer.json says. So the merges are learned with exactly those two.
     """
     backend = Qwen2Tokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE())
@@ -50,7 +50,7 @@ def build_tokenizer(rows: Sequence[Row], vocabulary: int = VOCABULARY) -> Qwen2T
     texts = [row[c] for row in rows for c in ("system", "prompt", "chosen", "rejected")]
     learner.train_from_iterator([*texts, *("system", "user", "assistant") * len(rows)], trainer)
     learned = json.loads(learner.to_str())["model"]
-    specials = {token: len(learned["vocab"]) + place for place, token in enumerate(SPECIALS)}
+    specials = {token: len(learned["vocab"]) + number for number, token in enumerate(SPECIALS)}
     return Qwen2Tokenizer(
         vocab=learned["vocab"] | specials,
         merges=[tuple(pair) for pair in learned["merges"]],
@@ -92,9 +92,9 @@ class Recipe:
     epochs: int
     batch_size: int
     learning_rate: float
-    """The highest of its schedule."""
+    """The highest learning rate of the schedule."""
     seed: int
-    """Of the answers that are drawn, and of their order."""
+    """The seed of the drawn answers and of their order."""
 
 
 def pretrain(
@@ -131,12 +131,12 @@ def pretrain(
 
 
 def _batches(examples: list[Example], size: int, rng: random.Random) -> list[list[Example]]:
-    """Cut shuffled examples into batches of about equal length: less padding, less time."""
+    """Cut shuffled examples into batches of about equal length, which need less padding."""
     pool = 8 * size
     batches = []
     for start in range(0, len(examples), pool):
         near = sorted(examples[start : start + pool], key=lambda example: len(example[0]))
-        batches += [near[place : place + size] for place in range(0, len(near), size)]
+        batches += [near[first : first + size] for first in range(0, len(near), size)]
     rng.shuffle(batches)
     return batches
 
@@ -145,7 +145,7 @@ def _batches(examples: list[Example], size: int, rng: random.Random) -> list[lis
 def measure_ranking(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, rows: Sequence[Row]
 ) -> list[bool]:
-    """Say of each row whether its chosen answer has the higher mean log-prob per token."""
+    """Return for each row whether its chosen answer has the higher mean log-prob per token."""
     better: list[bool] = []
     for start in range(0, len(rows), 32):
         batch = rows[start : start + 32]
@@ -180,14 +180,14 @@ def encode(tokenizer: Qwen2Tokenizer, row: Row, side: str) -> Example:
 def _answer_logps(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, batch: Sequence[Example], reduction: str
 ) -> Tensor:
-    """Return log-probs of the answers' tokens [tokens], or their mean per answer [batch]."""
+    """Return log-probs of the answers' tokens, shape (tokens,), or their means, shape (batch,)."""
     width = max(len(ids) for ids, _ in batch)
     inputs = torch.full((len(batch), width), tokenizer.pad_token_id)
     labels = torch.full((len(batch), width), IGNORED)
-    for place, (ids, prompt) in enumerate(batch):
-        inputs[place, : len(ids)] = torch.tensor(ids)
-        labels[place, prompt : len(ids)] = torch.tensor(ids[prompt:])
-    # Padding stands on the right and attention is causal: no mask is needed.
+    for row, (ids, prompt) in enumerate(batch):
+        inputs[row, : len(ids)] = torch.tensor(ids)
+        labels[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
+    # Padding is on the right and attention is causal, so no mask is needed.
     logits = model(input_ids=inputs).logits[:, :-1]
     labels = labels[:, 1:]
     kept = labels != IGNORED

@@ -1,1 +1,1 @@
-"""Log-probs of pairs, the metrics that are made of them, and their uncertainty."""
+"""Log-probs of pairs, the metrics computed from them, and the metrics' uncertainty."""

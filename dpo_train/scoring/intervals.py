@@ -1,5 +1,7 @@
-"""How sure a number over held-out pairs is. Pairs of one prompt are not independent, so prompts are
-what is counted and drawn."""
+"""Intervals of means over held-out pairs.
+
+Pairs of the same prompt are not independent, so prompts are counted and resampled, and not pairs.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,27 @@ from numpy.typing import NDArray
 from dpo_train.scoring.metrics import Floats
 
 Prompts = Sequence[Any] | NDArray[Any]
-"""Of each pair which prompt it has: any values that are equal where the prompt is."""
+"""The prompt of each pair: any values that are equal for pairs of the same prompt."""
 
 _TAIL = 0.025
+"""The probability on each side of a 95 % interval."""
 
 
 def share_interval(values: Floats, prompts: Prompts) -> list[float]:
-    """The 95 % interval of a share, the mean of values between 0 and 1.
+    """Return the 95 % interval of a share, which is the mean of values between 0 and 1.
 
-    Jeffreys' interval (Brown, Cai and DasGupta 2001, eq. 3.3) at the effective number of prompts.
-    It holds near 0 and 1, where a bootstrap of values that are all alike has no width.
+    It is Jeffreys' interval (Brown, Cai and DasGupta 2001, eq. 3.3) at the effective number of
+    prompts. It is also valid near 0 and 1, where a bootstrap of equal values would have no width.
     """
     return jeffreys(float(np.mean(values)), effective_prompts(values, prompts))
 
 
 def jeffreys(share: float, count: float) -> list[float]:
-    """The 95 % interval of a share of so many independent draws, which need not be whole."""
-    from scipy.special import betaincinv  # 9 MB: see winner_rule.py
+    """Return Jeffreys' 95 % interval of a share of `count` independent draws.
+
+    `count` need not be a whole number.
+    """
+    from scipy.special import betaincinv  # it takes 9 MB of memory; see winner_rule.py
 
     right, wrong = share * count, (1 - share) * count
     low = betaincinv(right + 0.5, wrong + 0.5, _TAIL) if right > 1e-9 else 0.0
@@ -37,8 +43,11 @@ def jeffreys(share: float, count: float) -> list[float]:
 
 
 def effective_prompts(values: Floats, prompts: Prompts) -> float:
-    """How many independent pairs tell a share as surely as these do: between the number of prompts
-    and that of pairs. The number of prompts where all values are alike."""
+    """Return how many independent pairs would give a share of the same certainty.
+
+    It is between the number of prompts and the number of pairs, and the number of prompts if all
+    values are equal.
+    """
     share, clusters = float(np.mean(values)), cluster_numbers(prompts)
     variance = float(standard_errors(values[None], clusters)[0]) ** 2
     fewest, most = int(clusters.max()) + 1, len(values)
@@ -48,17 +57,19 @@ def effective_prompts(values: Floats, prompts: Prompts) -> float:
 
 
 def mean_interval(values: Floats, prompts: Prompts) -> list[float]:
-    """The 95 % interval of the mean of values that are no shares, prompts drawn with replacement:
-    percentile bootstrap (Efron 1979) over clusters."""
+    """Return the 95 % interval of the mean of values that are not shares.
+
+    It is a percentile bootstrap (Efron 1979) over prompts, which are drawn with replacement.
+    """
     low, high = np.quantile(_bootstrap_means(values, prompts), [_TAIL, 1 - _TAIL])
     return [float(low), float(high)]
 
 
 def difference_interval(values: Floats, prompts: Prompts) -> list[float]:
-    """`mean_interval` of the differences of what two models have for the same pairs.
+    """Return the 95 % interval of the mean difference of two models on the same pairs.
 
-    Where no pair differs, it is bounded by the share of prompts that may differ all the same:
-    1 - 0.025^(1/n), the exact bound of none in n.
+    It is `mean_interval`. If no pair differs, the bound is the share of prompts that may still
+    differ: 1 - 0.025^(1/n), the exact bound for 0 of n.
     """
     if np.any(values):
         return mean_interval(values, prompts)
@@ -67,9 +78,10 @@ def difference_interval(values: Floats, prompts: Prompts) -> list[float]:
 
 
 def standard_errors(values: Floats, clusters: NDArray[np.intp]) -> Floats:
-    """Of the mean of each row of values, shape (k, N), by the numbers of the prompts, shape (N,).
+    """Return the standard error of the mean of each row of values, shape (k,).
 
-    The variance between prompts of a ratio of sums; with one pair a prompt the usual one.
+    `values` has shape (k, N), and `clusters` the number of each pair's prompt, shape (N,). It is
+    the variance between prompts of a ratio of sums; with one pair per prompt it is the usual one.
     """
     means = values.mean(axis=1, keepdims=True)
     count = int(clusters.max()) + 1
@@ -85,12 +97,12 @@ def standard_errors(values: Floats, clusters: NDArray[np.intp]) -> Floats:
 
 
 def cluster_numbers(prompts: Prompts) -> NDArray[np.intp]:
-    """Of each pair the number of its prompt, counted from 0."""
+    """Return the number of each pair's prompt, counted from 0, shape (N,)."""
     return np.unique(np.asarray(prompts), return_inverse=True)[1].reshape(-1)
 
 
 def _bootstrap_means(values: Floats, prompts: Prompts) -> Floats:
-    """Always the same 2000 draws, so that the same values have the same interval."""
+    """Return 2000 bootstrap means. The draws have a fixed seed, so results are reproducible."""
     clusters = cluster_numbers(prompts)
     sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
     drawn = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))

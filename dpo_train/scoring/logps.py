@@ -1,4 +1,4 @@
-"""Log-probs of a split's completions under a model, and beside the reference's."""
+"""Computes log-probs of a split's completions under a model, beside those of the reference."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Forward = Callable[[dict[str, "torch.Tensor"]], "torch.Tensor"]
 """Takes a batch of TRL's preference collator and returns summed log-probs of shape (2B,)."""
 
 _tokens_per_batch = {"cpu": 2048, "cuda": 32768}
-"""Bounds the memory of a pass without gradients, and is lowered for good when memory runs out.
+"""Most tokens of a pass without gradients, which bounds its memory. It is lowered permanently when
+memory runs out.
 
-The fused LM head computes logits in tiles of at most 4096 tokens by 32768 words, with three copies
-of a tile at once on a CPU: there 2048 tokens of a 0.5B model take 0.7 GB, and 4096 take 1.2 GB
+The fused LM head computes logits in tiles of at most 4096 tokens by 32768 words, and a CPU holds
+three copies of a tile at once. There 2048 tokens of a 0.5B model take 0.7 GB, and 4096 take 1.2 GB
 without being faster.
 """
 
@@ -29,20 +30,20 @@ without being faster.
 def score(
     model: Any, columns: dict[str, list[Any]], pad_token_id: int, device: str
 ) -> tuple[metrics.Floats, metrics.Floats]:
-    """`score_with` for any causal model."""
+    """Return `score_with` the forward pass of any causal model."""
     return score_with(forward_pass(model, device), columns, pad_token_id, device)
 
 
 def score_with(
     forward: Forward, columns: dict[str, list[Any]], pad_token_id: int, device: str
 ) -> tuple[metrics.Floats, metrics.Floats]:
-    """`score_batches` of a split's columns, in batches that fit into memory.
+    """Return `score_batches` of a split's columns, in batches that fit into memory.
 
     Raises OutOfMemory if there is no memory for one pair.
     """
     pairs_at_once = 0
 
-    def noted(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward_counted(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         nonlocal pairs_at_once
         pairs_at_once = len(batch["input_ids"]) // 2
         return forward(batch)
@@ -50,13 +51,14 @@ def score_with(
     while True:
         try:
             collated = batches(columns, pad_token_id, device)
-            return score_batches(collated, len(columns["prompt_ids"]), noted)
+            return score_batches(collated, len(columns["prompt_ids"]), forward_counted)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             if pairs_at_once <= 1:
                 raise OutOfMemory("out of memory with the log-probs of one pair") from error
-        # Outside of `except`, whose traceback would keep the tensors of the failed pass alive.
+        # This is outside of `except`, because the traceback would keep the tensors of the failed
+        # pass alive.
         _tokens_per_batch[device] //= 2
         if device == "cuda":
             import torch  # slow to import
@@ -69,7 +71,7 @@ def score_batches(
     rows: int,
     forward: Forward,
 ) -> tuple[metrics.Floats, metrics.Floats]:
-    """Summed completion log-probs of every pair's chosen and rejected, each of shape (rows,).
+    """Return the summed completion log-probs of chosen and rejected, each of shape (rows,).
 
     `forward` takes a batch of TRL's preference collator and returns summed log-probs of shape
     (2B,), chosen first.
@@ -85,7 +87,7 @@ def score_batches(
 def batches(
     columns: dict[str, list[Any]], pad_token_id: int, device: str
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """(row numbers, collated batch on the device), rows of like length together."""
+    """Yield row numbers and the collated batch on the device; rows of like length go together."""
     from trl.trainer.dpo_trainer import DataCollatorForPreference  # slow to import
 
     collate = DataCollatorForPreference(pad_token_id=pad_token_id)
@@ -105,7 +107,7 @@ def batches(
 
 
 def forward_pass(base: Any, device: str) -> Forward:
-    """The pass over a batch that `score_batches` wants, for any causal model, without gradients."""
+    """Return the forward pass for `score_batches` of any causal model, without gradients."""
     import torch  # slow to import
     from trl.trainer.utils import add_fused_lm_head  # slow to import
 
@@ -134,7 +136,7 @@ def forward_pass(base: Any, device: str) -> Forward:
 def pair_logps(
     columns: dict[str, list[Any]], chosen: metrics.Floats, rejected: metrics.Floats
 ) -> metrics.PairLogps:
-    """A policy's scores beside the stored reference's."""
+    """Return a policy's log-probs beside the stored log-probs of the reference."""
     return metrics.PairLogps(
         chosen=chosen,
         rejected=rejected,

@@ -1,7 +1,7 @@
-"""The catalogue of metrics, and the pure functions of summed log-probs by which they are measured.
+"""The catalogue of metrics, and the pure functions of summed log-probs that compute them.
 
-A new metric is a function of pairs and an entry of METRICS: whatever names, orders, prints or
-explains metrics reads them there. Knows no model and no torch.
+A new metric is a function of pairs and an entry of METRICS. All code that names, orders, prints or
+explains metrics reads METRICS. This module knows no model and no torch.
 """
 
 from collections.abc import Callable, Collection
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NLL_BETA = 0.1
-"""A constant, so that eval/nll can be compared between trials of different beta."""
+"""A constant beta, so that eval/nll can be compared between trials with different beta."""
 
 PREFIX = "eval/"
+"""What the name of every metric begins with."""
 
 Floats = NDArray[np.float64]
 Direction = Literal["min", "max"]
@@ -34,31 +35,33 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class Metric:
+    """A metric: its name, meaning, unit and how it is computed."""
+
     name: str
-    """As a report has it, like `eval/accuracy`."""
+    """The full name, like `eval/accuracy`."""
     meaning: str
     """One plain clause, without the unit."""
     unit: str = ""
-    """Empty for a share, and where it depends on the trial."""
+    """The unit; empty for a share, and if it depends on the trial."""
     direction: Direction | None = None
-    """Which way is better; None if it can be neither an objective nor bounded."""
+    """Which way is better. None if it can be neither an objective nor a bound."""
     base: float | None = None
-    """What the base has by definition, as its own reference; None where that must be measured."""
+    """The value of the base by definition, as its own reference. None if it must be measured."""
     of_pairs: Callable[[PairLogps], Floats] | None = None
-    """Its value for each pair, of shape (N,), whose mean is reported; None where the trainer alone
+    """Computes the value of each pair, shape (N,); their mean is reported. None if only the trainer
     can compute it."""
     is_share: bool = False
-    """Whether it is the share of pairs whose kept margin is above 0 (tune/run_folder/held_out.py),
-    which the rule that chooses a winner goes by."""
+    """Whether it is the share of pairs whose margin in tune/run_folder/held_out.py is above 0. The
+    rule that chooses a winner uses these margins."""
 
     @property
     def short_name(self) -> str:
-        """Like `accuracy`."""
+        """The name without the prefix, like `accuracy`."""
         return self.name.removeprefix(PREFIX)
 
     @property
     def label(self) -> str:
-        """Like `drift, nats per token`."""
+        """The short name with the unit, like `drift, nats per token`."""
         return f"{self.short_name}, {self.unit}" if self.unit else self.short_name
 
     @property
@@ -68,26 +71,27 @@ class Metric:
 
 
 def objectives() -> dict[str, Direction]:
-    """By name the metrics that can be an objective or bounded, and which way is better."""
+    """Return the metrics that can be an objective or bounded, and which way is better, by name."""
     return {metric.name: metric.direction for metric in METRICS if metric.direction}
 
 
 def measured(short_names: Collection[str]) -> list[Metric]:
-    """The metrics that can be an objective and have one of these names."""
+    """Return the metrics that can be an objective and have one of these short names."""
     return [each for each in METRICS if each.direction and each.short_name in short_names]
 
 
 def pair_values(pairs: PairLogps) -> dict[str, Floats]:
-    """Each metric's value for each pair, of shape (N,), by its short name.
+    """Return the value of each pair, shape (N,), by the metric's short name.
 
-    `token_margin` is what `ranking` is the share of; it is kept for each pair and not reported.
+    `token_margin` is included, too: `ranking` is the share of pairs in which it is above 0. It is
+    stored for each pair, and not reported.
     """
     values = {each.short_name: each.of_pairs(pairs) for each in METRICS if each.of_pairs}
     return {**values, _TOKEN_MARGIN: token_margin(pairs)}
 
 
 def means(values: dict[str, Floats]) -> dict[str, float]:
-    """What is reported: means of `pair_values` over the pairs."""
+    """Return the reported values: the means of `pair_values` over the pairs."""
     return {name: float(np.mean(each)) for name, each in values.items() if name != _TOKEN_MARGIN}
 
 
@@ -95,58 +99,60 @@ _TOKEN_MARGIN = "token_margin"
 
 
 def chosen_shift(pairs: PairLogps) -> Floats:
-    """Shape (N,), in nats: Delta = log pi / pi_ref of the chosen completion, the implicit reward of
-    DPO (arXiv:2305.18290 eq. 5) without beta."""
+    """Return Delta = log pi / pi_ref of the chosen completion, in nats, shape (N,).
+
+    It is the implicit reward of DPO (arXiv:2305.18290 eq. 5) without beta.
+    """
     shift: Floats = pairs.chosen - pairs.ref_chosen
     return shift
 
 
 def rejected_shift(pairs: PairLogps) -> Floats:
-    """Shape (N,), in nats: Delta of the rejected completion."""
+    """Return Delta of the rejected completion, in nats, shape (N,)."""
     shift: Floats = pairs.rejected - pairs.ref_rejected
     return shift
 
 
 def margin(pairs: PairLogps) -> Floats:
-    """Shape (N,), in nats: Delta of the chosen completion less that of the rejected one."""
+    """Return Delta of the chosen minus Delta of the rejected completion, in nats, shape (N,)."""
     difference: Floats = chosen_shift(pairs) - rejected_shift(pairs)
     return difference
 
 
 def accuracy(pairs: PairLogps) -> Floats:
-    """Shape (N,): 1 where the margin is above 0, one half where it is 0, else 0."""
+    """Return 1 where the margin is above 0, one half where it is 0, else 0; shape (N,)."""
     return share_right(margin(pairs))
 
 
 def drift(pairs: PairLogps) -> Floats:
-    """Shape (N,), in nats per token: |Delta| of both completions over their tokens."""
+    """Return |Delta| of both completions over their tokens, in nats per token, shape (N,)."""
     shifts = np.abs(chosen_shift(pairs)) + np.abs(rejected_shift(pairs))
     per_token: Floats = shifts / (pairs.chosen_tokens + pairs.rejected_tokens)
     return per_token
 
 
 def share_right(margin: Floats) -> Floats:
-    """1 where the margin is above 0, one half where it is 0, else 0; of the same shape."""
+    """Return 1 where the margin is above 0, one half where it is 0, else 0; the same shape."""
     right: Floats = (margin > 0) + 0.5 * (margin == 0)
     return right
 
 
 def nll(margin: Floats) -> Floats:
-    """-log sigmoid(0.1 margin), of the same shape: DPO's loss (eq. 7) at beta 0.1."""
+    """Return -log sigmoid(0.1 margin), of the same shape: DPO's loss (eq. 7) at beta 0.1."""
     losses: Floats = np.logaddexp(0.0, -NLL_BETA * margin)
     return losses
 
 
 def token_margin(pairs: PairLogps) -> Floats:
-    """Shape (N,): the chosen completion's mean log-prob per token less the rejected one's."""
+    """Return the mean log-prob per token of chosen minus that of rejected, in nats, shape (N,)."""
     difference: Floats = pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens
     return difference
 
 
 def ranking(pairs: PairLogps) -> Floats:
-    """Shape (N,): 1 where the chosen completion has the higher mean log-prob per token, else 0.
+    """Return 1 where the chosen completion has the higher mean log-prob per token, else 0.
 
-    A tie counts one half. Needs no reference, so base and winner are compared in it.
+    Shape (N,). A tie counts one half. It needs no reference, so base and winner are compared by it.
     """
     return share_right(token_margin(pairs))
 

@@ -1,4 +1,4 @@
-"""Files on this machine and on object stores, written whole and checked.
+"""Writes files whole, on this machine and on object stores, and checks them.
 
-Knows nothing of what is in them, and imports nothing of the project but its errors.
+This package knows nothing of the files' contents, and imports nothing of the project but errors.
 """

@@ -1,4 +1,4 @@
-"""Room on disk: how much there is, and a disk that is full, whatever the writing library says."""
+"""Measures free disk space, and recognises a full disk whatever a library's error says."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from pathlib import Path
 
 from dpo_train.errors import DiskFull
 
-_ROOM = 1 << 20
-"""Bytes: a disk with less was filled by what just failed."""
+_MIN_FREE_BYTES = 1 << 20
+"""A disk with fewer free bytes than this counts as full after a write has failed."""
 
 
 @contextlib.contextmanager
-def discarding_partial(part: Path) -> Iterator[None]:
-    """Removes what was half written. Raises DiskFull if that was because the disk is full: each
-    library says so in words of its own."""
+def discarding_partial(partial: Path) -> Iterator[None]:
+    """Remove a half-written folder after an error, and raise DiskFull if the disk is full.
+
+    Each library has its own error for a full disk, so we look at the free space as well.
+    """
     try:
         yield
     except Exception as error:
-        places = [part, Path(tempfile.gettempdir())]
-        full = next((place for place in places if free_bytes(place) < _ROOM), None)
-        shutil.rmtree(part, ignore_errors=True)
-        said = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full is None and not said:
+        folders = [partial, Path(tempfile.gettempdir())]
+        full = next((folder for folder in folders if free_bytes(folder) < _MIN_FREE_BYTES), None)
+        shutil.rmtree(partial, ignore_errors=True)
+        is_disk_error = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full is None and not is_disk_error:
             raise
-        raise DiskFull(f"no room on disk to save in {full or part.parent}") from error
+        raise DiskFull(f"no space left on disk in {full or partial.parent}") from error
 
 
 def free_bytes(folder: Path) -> int:
-    """Free disk where the folder stands or would stand."""
+    """Return the free bytes of the disk that holds the folder, or would hold it."""
     folder = folder.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent

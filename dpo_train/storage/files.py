@@ -1,4 +1,4 @@
-"""Files written whole, their checksums, and what a power cut leaves of them."""
+"""Writes files whole, survives power cuts, and makes checksums."""
 
 import hashlib
 import json
@@ -13,8 +13,10 @@ from dpo_train.storage.mirror import CHECKSUMS
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Readers see the old file or the new one, never a part; on the path's URL too, if it has
-    one."""
+    """Write a file so that readers see the old file or the new one, never a part of it.
+
+    If the path mirrors a URL, write it there, too.
+    """
     if mirror.url(path) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     write_here(path, content)
@@ -22,25 +24,30 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_durably(path: Path, content: str | bytes) -> None:
-    """The same, and a power cut leaves the new file. That takes some milliseconds of the disk."""
-    if mirror.url(path) is not None:  # what is on the URL is the truth
+    """Write a file as `write_atomically` does, so that it survives a power cut.
+
+    This takes the disk some milliseconds longer.
+    """
+    if mirror.url(path) is not None:  # the file at the URL is the truth, and it is safe there
         write_atomically(path, content)
         return
-    with _whole(path) as part:
-        part.write_bytes(_bytes(content))
-        sync(part)
+    with _whole(path) as partial:
+        partial.write_bytes(_bytes(content))
+        sync(partial)
     sync(path.parent)
 
 
 def write_here(path: Path, content: str | bytes) -> None:
-    """`write_atomically` on this machine's disk alone."""
-    with _whole(path) as part:
-        part.write_bytes(_bytes(content))
+    """Write a file as `write_atomically` does, but on this machine's disk only."""
+    with _whole(path) as partial:
+        partial.write_bytes(_bytes(content))
 
 
 def follow_umask(folder: Path) -> None:
-    """Gives the files below a folder the mode that a new file gets here: safetensors lets nobody
-    but the owner read its own, whoever may read the folder."""
+    """Give all files below a folder the mode that new files get here.
+
+    Problem: safetensors lets only the owner read its files, even if others may read the folder.
+    """
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
@@ -51,7 +58,7 @@ def follow_umask(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until the disk has what was written of a file, or which files a folder has."""
+    """Wait until a file's contents, or a folder's list of files, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,14 +68,16 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A file beside the path, which takes its place at the end; after an error nothing is left of
-    it. Each writer has one of its own, for several may write the same path at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
+    """Yield a file beside the path, which replaces it at the end, or is removed after an error.
+
+    Several writers may write the same path at once, so each has a file of its own.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.part")
     try:
-        yield part
-        part.replace(path)
+        yield partial
+        partial.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -77,23 +86,22 @@ def _bytes(content: str | bytes) -> bytes:
 
 
 def checksum(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes the checksums of all files below the folder into it, so that one that was cut short
-    or altered is noticed."""
+    """Write the checksums of all files below a folder into it, so that damaged files are found."""
     (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
 
 
 def checksums_match(folder: Path) -> bool:
-    """Whether the files are those whose checksums were written."""
+    """Return whether the files are those whose checksums were written."""
     try:
         written = json.loads((folder / CHECKSUMS).read_text())
         return bool(written == _checksums(folder))
-    except (OSError, ValueError):  # of the file of checksums itself
+    except (OSError, ValueError):  # the file of checksums itself is missing or damaged
         return False
 
 

@@ -1,9 +1,9 @@
-"""Folders that stand at a URL, worked on here.
+"""Mirrors the folders of a URL on this machine's disk.
 
-All other code speaks `Path`: what stands at a URL is worked on in a folder of this machine that
-mirrors it, and whose path says of which URL. What is on the URL is the truth. A folder there is
-whole if it has its seal, which is brought last. For a path that mirrors nothing each function does
-the same on the disk, or nothing. What asks the store raises StoreError.
+All other code uses `Path`: a folder at a URL is worked on in a local folder, whose path tells the
+URL. The files at the URL are the truth. A folder there is complete if it has its file of checksums,
+which is uploaded last. For an ordinary path each function does the same on the disk, or nothing.
+Functions that call the store raise StoreError.
 """
 
 from __future__ import annotations
@@ -25,33 +25,38 @@ from dpo_train.storage import object_store
 from dpo_train.storage.object_store import StoredFile
 
 CHECKSUMS = ".seal.json"
-"""The file of a folder that is written, and brought, last."""
+"""The file of checksums of a folder. It is written and uploaded last."""
 CACHE = "DPO_TUNE_CACHE"
-"""Where mirrors stand, in place of ~/.cache/dpo-tune."""
+"""The environment variable with the folder of mirrors, instead of ~/.cache/dpo-tune."""
 _AT_ONCE = 16
-"""Files that travel at the same time."""
+"""Files that are copied at the same time."""
 
 T = TypeVar("T")
 
 _later: dict[Path, str | None] = {}
+"""Files, or texts in their place, that the next `flush` uploads."""
 _closed: dict[Path, str] = {}
+"""Folders that this process may not change any more, and why."""
 _texts: dict[tuple[Path, int, int], str] = {}
+"""Texts that were downloaded, by path, modification time in ns and size in bytes."""
 
 
-def is_url(place: str | Path) -> bool:
-    return "://" in str(place)
+def is_url(location: str | Path) -> bool:
+    """Return whether a location is a URL and not a path."""
+    return "://" in str(location)
 
 
-def local(place: str | Path) -> Path:
-    """Where a place is worked on here: a path itself, or the mirror of a URL."""
-    if not is_url(place):
-        return Path(place).expanduser()
-    parts = urlsplit(str(place))
-    return _root() / quote(object_store.without_path(str(place)), safe="") / parts.path.strip("/")
+def local(location: str | Path) -> Path:
+    """Return the local path of a location: a path itself, or the mirror of a URL."""
+    if not is_url(location):
+        return Path(location).expanduser()
+    parts = urlsplit(str(location))
+    store = quote(object_store.without_path(str(location)), safe="")
+    return _root() / store / parts.path.strip("/")
 
 
 def url(path: Path) -> str | None:
-    """The URL that a path mirrors, if it does."""
+    """Return the URL that a path mirrors, or None for an ordinary path."""
     root = _root()
     if not path.is_relative_to(root) or path == root:
         return None
@@ -60,34 +65,34 @@ def url(path: Path) -> str | None:
 
 
 def name(path: Path) -> str:
-    """What other nodes know the path by: its URL, or itself."""
+    """Return the name of a path that other nodes understand: its URL, or the path itself."""
     return url(path) or str(path)
 
 
 def shown(path: Path) -> str:
-    """The same for a person, who may type it."""
-    there = url(path)
-    return str(path) if there is None else shlex.quote(there)
+    """Return the name of a path for a user to type: its quoted URL, or the path itself."""
+    remote = url(path)
+    return str(path) if remote is None else shlex.quote(remote)
 
 
 def put(file: Path, text: str | None = None) -> None:
-    """Brings a file of this disk, or a text in its place, onto its URL."""
-    if there := url(file):
+    """Upload a file of this disk, or a text instead, to its URL."""
+    if remote := url(file):
         _refuse_closed(file)
         _later.pop(file, None)
-        object_store.send(there, file if text is None else text)
+        object_store.send(remote, file if text is None else text)
 
 
 def put_later(file: Path, text: str | None = None) -> None:
-    """The same at the next `flush`: for what changes often and may be lost."""
+    """Upload a file, or a text instead, at the next `flush`: for files that may be lost."""
     if url(file) is not None:
         _later[file] = text
 
 
 def flush() -> None:
-    """What can't be brought now waits for the next."""
+    """Upload the files that `put_later` named. After an error they wait for the next flush."""
     for file in list(_later):
-        text = _later.pop(file, None)  # the newest, and not what it was when this began
+        text = _later.pop(file, None)  # the newest text, which may have changed meanwhile
         try:
             put(file, text)
         except StoreError:
@@ -96,17 +101,17 @@ def flush() -> None:
 
 
 def hand_over(folder: Path) -> None:
-    """`push`, after which the folder is on its URL alone: each node's disk would fill up with what
-    others remove."""
+    """Upload a folder as `push` does, and remove it here, where it would fill up the disk: other
+    nodes remove it only at the URL."""
     push(folder)
     forget(folder)
 
 
 def push(folder: Path) -> None:
-    """Brings a sealed folder onto its URL, its seal last."""
-    if there := url(folder):
+    """Upload a folder with checksums to its URL, the file of checksums last."""
+    if remote := url(folder):
         _refuse_closed(folder)
-        object_store.remove(there, CHECKSUMS)
+        object_store.remove(remote, CHECKSUMS)
         files = [
             path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS
         ]
@@ -115,55 +120,53 @@ def push(folder: Path) -> None:
 
 
 def pull(folder: Path) -> Path:
-    """Brings a sealed folder here from its URL, unless it is here. Raises FileNotFoundError if it
-    isn't there whole."""
-    there = url(folder)
-    if there is None:
+    """Download a folder with checksums from its URL, unless it is here already. Raises
+    FileNotFoundError if it isn't complete at the URL."""
+    remote = url(folder)
+    if remote is None:
         return folder
-    files = object_store.listed(there)
+    files = object_store.listed(remote)
     if CHECKSUMS not in files:
-        raise FileNotFoundError(f"there is no {there}")
-    seal = read_text(folder / CHECKSUMS)
-    if _is_here(folder, files, seal):
+        raise FileNotFoundError(f"there is no {remote}")
+    checksums = read_text(folder / CHECKSUMS)
+    if _is_here(folder, files, checksums):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _each(lambda file: object_store.get(name(folder / file), part / file), files)
-        part.chmod(0o755)
+        _each(lambda file: object_store.get(name(folder / file), partial / file), files)
+        partial.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+        partial.replace(folder)
     except OSError:
-        if not _is_here(folder, files, seal):  # by another process, just now
+        if not _is_here(folder, files, checksums):  # another process may have downloaded it
             raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def fetch(file: Path) -> Path:
-    """Brings a file here from its URL, whether it is here or not; an older one that isn't there
-    any more is removed."""
-    if there := url(file):
+    """Replace the local file by that of its URL; remove it if the URL has none."""
+    if remote := url(file):
         try:
-            object_store.get(there, file)
+            object_store.get(remote, file)
         except FileNotFoundError:
             file.unlink(missing_ok=True)
     return file
 
 
 def fetch_once(file: Path) -> Path:
-    """The same of a file that never changes, unless it is here."""
+    """Download a file that never changes, unless it is here already."""
     return file if file.is_file() else fetch(file)
 
 
 def bring_files(folder: Path) -> None:
-    """Makes the files that stand directly in a folder here those of its URL; hidden ones are each
-    side's own."""
-    there = url(folder)
-    if there is None:
+    """Make the files directly in a folder the same as at its URL, except hidden files."""
+    remote = url(folder)
+    if remote is None:
         return
-    files = object_store.listed(there, recursive=False)
+    files = object_store.listed(remote, recursive=False)
     files = {file: info for file, info in files.items() if not file.startswith(".")}
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("[!.]*"):
@@ -176,7 +179,7 @@ def bring_files(folder: Path) -> None:
             stat = path.stat()
             if (stat.st_size, stat.st_mtime_ns) == (info.size, info.mtime_ns):
                 return
-        with contextlib.suppress(FileNotFoundError):  # removed there just now
+        with contextlib.suppress(FileNotFoundError):  # it was removed at the URL just now
             object_store.get(name(path), path)
             os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 
@@ -184,34 +187,34 @@ def bring_files(folder: Path) -> None:
 
 
 def read_text(file: Path) -> str:
-    """Raises FileNotFoundError."""
-    there = url(file)
-    return file.read_text(encoding="utf-8") if there is None else object_store.read_text(there)
+    """Return the text of a file, from its URL if it has one. Raises FileNotFoundError."""
+    remote = url(file)
+    return file.read_text(encoding="utf-8") if remote is None else object_store.read_text(remote)
 
 
 def exists(file: Path) -> bool:
-    """Whether there is such a file."""
-    there = url(file)
-    return file.is_file() if there is None else object_store.exists(there)
+    """Return whether a file exists, at its URL if it has one."""
+    remote = url(file)
+    return file.is_file() if remote is None else object_store.exists(remote)
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder, by relative path."""
-    if there := url(folder):
-        return {file: info.size for file, info in object_store.listed(there).items()}
+    """Return the bytes of every file below a folder, by relative path."""
+    if remote := url(folder):
+        return {file: info.size for file, info in object_store.listed(remote).items()}
     found: dict[str, int] = {}
     for path in _walk(folder):
-        with contextlib.suppress(OSError):  # removed just now, or a link that leads nowhere
+        with contextlib.suppress(OSError):  # it was removed just now, or is a broken link
             found[path.relative_to(folder).as_posix()] = path.stat().st_size
     return found
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Every file below a folder, also below links, of which one may lead back above itself."""
+    """Yield every file below a folder, also below links. Circles of links are followed once."""
     real = folder.resolve()
     if real in above or not folder.is_dir():
         return
-    with contextlib.suppress(FileNotFoundError):  # removed just now
+    with contextlib.suppress(FileNotFoundError):  # it was removed just now
         for entry in list(folder.iterdir()):
             if entry.is_dir():
                 yield from _walk(entry, above | {real})
@@ -220,23 +223,23 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
-    """The files below a folder whose relative path matches, as `glob` has it."""
-    if there := url(folder):
-        return sorted(folder / file for file in object_store.listed(there) if _fits(file, pattern))
+    """Return the files below a folder whose relative path matches a pattern of `glob`."""
+    if remote := url(folder):
+        return sorted(folder / file for file in object_store.listed(remote) if _fits(file, pattern))
     return sorted(path for path in _glob(folder, pattern) if path.is_file())
 
 
 def complete_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
-    """The same with the text of each, of those that stand in a sealed folder."""
+    """Return the files that `find` finds in folders with checksums, and the text of each."""
     texts: list[tuple[Path, str]] = []
-    there = url(folder)
-    if there is None:
+    remote = url(folder)
+    if remote is None:
         for path in _glob(folder, pattern):
-            with contextlib.suppress(FileNotFoundError):  # removed just now
+            with contextlib.suppress(FileNotFoundError):  # it was removed just now
                 if (path.parent / CHECKSUMS).is_file():
                     texts.append((path, path.read_text(encoding="utf-8")))
         return texts
-    files = object_store.listed(there)
+    files = object_store.listed(remote)
     for file, info in files.items():
         path = folder / file
         if _fits(file, pattern) and (PurePath(file).parent / CHECKSUMS).as_posix() in files:
@@ -249,33 +252,33 @@ def complete_texts(folder: Path, pattern: str) -> list[tuple[Path, str]]:
 
 
 def remove(path: Path, first: str = CHECKSUMS) -> None:
-    """Removes a file or folder, here and on its URL; of a folder, the file of that name goes
-    first: what is left by a death is not whole."""
-    there = url(path)
-    if there:
+    """Remove a file or folder, here and at its URL. In a folder the file `first` goes first, so
+    that the folder is incomplete if this process dies meanwhile."""
+    remote = url(path)
+    if remote:
         _refuse_closed(path)
         for waiting in [file for file in _later if file == path or path in file.parents]:
             _later.pop(waiting, None)
     _remove_here(path)
-    if there:
-        object_store.remove(there, first)
+    if remote:
+        object_store.remove(remote, first)
 
 
 def forget(path: Path) -> None:
-    """Removes what is here of something that is on a URL."""
+    """Remove the local copy of a file or folder that has a URL."""
     if url(path) is not None:
         _remove_here(path)
 
 
 def close(folder: Path, reason: str) -> None:
-    """From now on this process changes nothing below a folder on its URL: it raises StoreError."""
+    """Forbid this process to change anything below a folder at its URL: it raises StoreError."""
     _closed[folder] = reason
 
 
 def _root() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache = os.environ.get(CACHE) or os.path.join(home, "dpo-tune")
-    # Not Path's own, which raises where a container's user has no home.
+    # `Path.expanduser` raises if a container's user has no home, so we use `os.path`.
     return Path(os.path.expanduser(cache)).absolute() / "mirrors"
 
 
@@ -292,9 +295,9 @@ def _remove_here(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _is_here(folder: Path, files: dict[str, StoredFile], seal: str) -> bool:
+def _is_here(folder: Path, files: dict[str, StoredFile], checksums: str) -> bool:
     try:
-        if (folder / CHECKSUMS).read_text(encoding="utf-8") != seal:
+        if (folder / CHECKSUMS).read_text(encoding="utf-8") != checksums:
             return False
         return all((folder / file).stat().st_size == info.size for file, info in files.items())
     except OSError:
@@ -302,7 +305,7 @@ def _is_here(folder: Path, files: dict[str, StoredFile], seal: str) -> bool:
 
 
 def _glob(folder: Path, pattern: str) -> list[Path]:
-    """What another process removes meanwhile is passed over, where `Path.glob` raises."""
+    """Return the paths that match. `Path.glob` would raise if another process removes one."""
     return [folder / found for found in glob.glob(pattern, root_dir=folder)]
 
 
@@ -312,6 +315,6 @@ def _fits(file: str, pattern: str) -> bool:
 
 
 def _each(act: Callable[[T], None], items: Iterable[T]) -> None:
-    """At the same time; raises what the first that fails raises."""
+    """Call `act` with all items at the same time. Raises what the first failing call raises."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(act, items))

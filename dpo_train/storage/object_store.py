@@ -1,6 +1,6 @@
-"""An object store by the URLs that `pyarrow.fs` takes (S3, GCS, Azure): files there, one by one.
+"""Reads and writes single files of an object store (S3, GCS, Azure), by the URLs of `pyarrow.fs`.
 
-Knows no folders of this machine but the files that it reads and writes.
+This module knows no folders of this machine, only the files that it copies.
 """
 
 from __future__ import annotations
@@ -30,32 +30,35 @@ _OPTIONS = {
     ),
     "hdfs": ("replication", "buffer_size", "default_block_size"),
 }  # fmt: skip
-"""Options of pyarrow's file systems that may stand in a URL. Others may be secrets."""
+"""Options of pyarrow's file systems that are allowed in a URL. Others may be secrets."""
 _OPTIONS |= {"gcs": _OPTIONS["gs"], "abfss": _OPTIONS["abfs"]}
 _WITH_USER = ("abfs", "abfss", "hdfs")
-"""Of these a name before the `@` is a container or a user, and no secret."""
+"""Schemes whose name before the `@` is a container or a user, and not a secret."""
 _LONGEST = 200
-"""Characters of a URL without its path: a folder here is named so."""
+"""Most characters of a URL without its path, because a local folder gets this name."""
 
 
-def refuse_unusable(field: str, place: str) -> None:
-    """Raises InputError for a URL that can be seen to be wrong, or that holds a secret. Every path
-    passes."""
-    if "://" not in place:
+def refuse_unusable(field: str, location: str) -> None:
+    """Raise InputError for a URL that is invalid or holds a secret. Every path is accepted.
+
+    `field` is the setting that the error names.
+    """
+    if "://" not in location:
         return
-    # Of the URL nothing that may be a secret is said: what is printed may stand in a log.
+    # Errors may be kept in a log, so they do not show what may be a secret in the URL.
     try:
-        parts = urlsplit(place)
+        parts = urlsplit(location)
         options = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
         user, password = parts.username, parts.password
     except ValueError:
-        raise InputError(f"{field}: it begins like a URL, and is none; give a path, or a URL like "
-                         "s3://bucket/runs") from None  # fmt: skip
+        raise InputError(f"{field}: it looks like a URL, but is not a valid one; give a path, or a "
+                         "URL like s3://bucket/runs") from None  # fmt: skip
     if parts.scheme not in _SCHEMES or not parts.netloc:
         raise InputError(
-            f"{field}: a URL with {parts.scheme}:// names no store; give a path, or a URL like "
+            f"{field}: this {parts.scheme}:// URL names no store; give a path, or a URL like "
             "s3://bucket/runs, gs://bucket/runs or abfs://container@account.dfs.core.windows.net/runs"
         )
+    # The URL is stored with the search, so it must hold no secret.
     known = _OPTIONS[parts.scheme]
     if (
         password is not None
@@ -63,27 +66,27 @@ def refuse_unusable(field: str, place: str) -> None:
         or (set(options) - set(known))
     ):
         raise InputError(
-            f"{field}: the {parts.scheme}:// URL holds a secret or an option that is not known, "
-            f"and would be saved with the search; options may be {', '.join(known)}; give logins "
-            "to every node as its store's own tools take them, like AWS_SECRET_ACCESS_KEY"
+            f"{field}: the {parts.scheme}:// URL holds a secret or an unknown option, and would be "
+            f"saved with the search; allowed options are {', '.join(known)}; give every node its "
+            "login by the environment, like AWS_SECRET_ACCESS_KEY"
         )
-    if len(without_path(place)) > _LONGEST:
+    if len(without_path(location)) > _LONGEST:
         raise InputError(
-            f"{field}: the {parts.scheme}:// URL is too long; give what stands behind its `?` by "
+            f"{field}: the {parts.scheme}:// URL is too long; give the options after its `?` by "
             "the environment, like AWS_ENDPOINT_URL"
         )
 
 
 def without_path(url: str) -> str:
-    """The bucket, and how to reach it."""
+    """Return a URL without its path: the bucket, and the options to reach it."""
     return urlsplit(url)._replace(path="", fragment="").geturl()
 
 
 def send(url: str, content: Path | str) -> None:
-    """Brings a file, or a text, there. Raises StoreError."""
+    """Upload a file, or a text, to a URL. Raises StoreError."""
     from pyarrow import fs  # slow to import
 
-    with _asking(url) as (system, path):
+    with _opened(url) as (system, path):
         if isinstance(content, Path):
             fs.copy_files(str(content), path, fs.LocalFileSystem(), system)
         else:
@@ -92,26 +95,26 @@ def send(url: str, content: Path | str) -> None:
 
 
 def get(url: str, to: Path) -> None:
-    """Brings a file here, whole or not at all. Raises FileNotFoundError and StoreError."""
+    """Download a whole file or nothing. Raises FileNotFoundError and StoreError."""
     from pyarrow import fs  # slow to import
 
     to.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(prefix=f".{to.name}.", dir=to.parent)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{to.name}.", dir=to.parent)
     os.close(descriptor)
     try:
         with _reading(url) as (system, path):
             while True:
-                fs.copy_files(path, part, system, fs.LocalFileSystem())
-                if os.stat(part).st_size == system.get_file_info(path).size:
+                fs.copy_files(path, partial, system, fs.LocalFileSystem())
+                if os.stat(partial).st_size == system.get_file_info(path).size:
                     break
-        os.chmod(part, 0o644)
-        os.replace(part, to)
+        os.chmod(partial, 0o644)
+        os.replace(partial, to)
     finally:
-        Path(part).unlink(missing_ok=True)
+        Path(partial).unlink(missing_ok=True)
 
 
 def read_text(url: str) -> str:
-    """Raises FileNotFoundError and StoreError."""
+    """Return the text of a file at a URL. Raises FileNotFoundError and StoreError."""
     with _reading(url) as (system, path):
         while True:
             with system.open_input_stream(path) as stream:
@@ -122,14 +125,14 @@ def read_text(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such a file. Raises StoreError."""
-    with _asking(url) as (system, path):
+    """Return whether a file exists at a URL. Raises StoreError."""
+    with _opened(url) as (system, path):
         return bool(system.get_file_info(path).is_file)
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """What a store says of a file."""
+    """The size and time of a file in a store."""
 
     size: int
     """In bytes."""
@@ -137,25 +140,29 @@ class StoredFile:
 
 
 def listed(url: str, recursive: bool = True) -> dict[str, StoredFile]:
-    """The files below a folder by relative path. Raises StoreError."""
+    """Return the files below a folder, by relative path. Raises StoreError."""
     from pyarrow import fs  # slow to import
 
-    with _asking(url) as (system, path):
+    with _opened(url) as (system, path):
         selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
         found = [info for info in system.get_file_info(selector) if info.is_file]
     names = {info.path[len(path) + 1 :]: StoredFile(info.size, info.mtime_ns) for info in found}
     for name in names:  # each becomes a path on this machine
         if name.startswith("/") or ".." in name.split("/"):
-            raise StoreError(f"{url} has the object {name!r}, which would lie elsewhere here")
+            raise StoreError(
+                f"{url} has the object {name!r}, which would be written outside of its folder here"
+            )
     return names
 
 
 def remove(url: str, first: str) -> None:
-    """Removes a file; or a folder, of which the file of the name `first` goes first. Raises
-    StoreError."""
+    """Remove a file or a folder. In a folder the file named `first` is removed first.
+
+    Raises StoreError.
+    """
     from pyarrow import fs  # slow to import
 
-    with _asking(url) as (system, path), contextlib.suppress(FileNotFoundError):
+    with _opened(url) as (system, path), contextlib.suppress(FileNotFoundError):
         kind = system.get_file_info(path)
         if kind.is_file:
             system.delete_file(path)
@@ -166,8 +173,8 @@ def remove(url: str, first: str) -> None:
 
 
 @contextlib.contextmanager
-def _asking(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system, and what it calls the URL."""
+def _opened(url: str) -> Iterator[tuple[Any, str]]:
+    """Yield the file system of a URL, and the path in it. Raises StoreError."""
     from pyarrow import ArrowException  # slow to import
 
     try:
@@ -181,15 +188,16 @@ def _asking(url: str) -> Iterator[tuple[Any, str]]:
 
 @contextlib.contextmanager
 def _reading(url: str) -> Iterator[tuple[Any, str]]:
-    """The same, and FileNotFoundError of what isn't there: a store that is asked for a file that
-    was removed just now has words of its own.
+    """Yield the same as `_opened`, and raise FileNotFoundError if the file is missing.
 
-    Who reads compares sizes: pyarrow asks for the size, then for so many bytes, and of what another
-    node wrote in between the rest would be cut off.
+    Each store has its own error for a file that was removed just now, so we ask whether it exists.
+
+    Problem: pyarrow asks for the size first and then reads so many bytes. If another node writes a
+    longer file in between, its end is cut off. So callers compare the sizes, and read again.
     """
     try:
-        with _asking(url) as place:
-            yield place
+        with _opened(url) as opened:
+            yield opened
     except StoreError:
         if exists(url):
             raise
@@ -198,12 +206,12 @@ def _reading(url: str) -> Iterator[tuple[Any, str]]:
 
 @lru_cache
 def _connected(store: str) -> tuple[Any, str]:
-    """The file system, and what it puts before each path."""
+    """Return the file system of a store, and the prefix of its paths."""
     from pyarrow import fs  # slow to import
 
     parts = urlsplit(store)
     if parts.scheme == "s3":
-        # A small file in one request, where three would ask whether it may be written.
+        # With this option a small file takes one request instead of three.
         query = {"allow_delayed_open": "true", **dict(parse_qsl(parts.query))}
         parts = parts._replace(query=urlencode(query))
     system, prefix = fs.FileSystem.from_uri(parts._replace(path="/").geturl())

@@ -1,2 +1,1 @@
-"""One trial's training behind one interface, `session.Session`: by TRL, packed with others, or
-simulated."""
+"""Trains one trial behind the interface `session.Session`: with TRL, packed, or simulated."""

@@ -1,4 +1,4 @@
-"""Opens the session that a trial's configuration asks for."""
+"""Opens the session of a trial's trainer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ def open_session(
     process_group: ProcessGroup = SINGLE_PROCESS,
     memory: MemoryBounds = NO_BOUNDS,
 ) -> Session:
-    """The session that the config asks for, over the prepared data at that folder; its passes
-    have no more tokens than fit into `memory`.
+    """Open a session of the config's trainer over the prepared data in a folder.
 
-    Each process of a group opens one, with the same arguments but its rank, and all are driven
-    together.
+    Its passes have no more tokens than fit into `memory`. Each process of a group opens a session
+    with the same arguments except its rank, and all sessions are driven together.
     """
     if config.trainer == "simulated":
         return SimulatedSession(config)

@@ -1,4 +1,4 @@
-"""Processes that train one trial together, each on a device of its own, by torch.distributed."""
+"""Processes that train one trial together with torch.distributed, each on its own device."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process's place among them."""
+    """One process of a group, and how it reaches the others."""
 
     rank: int = 0
     count: int = 1
+    """The number of processes."""
     host: str = ""
-    """Where rank 0 listens, and on which port."""
+    """The host on which rank 0 listens."""
     port: int = 0
+    """The port on which rank 0 listens."""
     sharded: bool = False
-    """Whether weights, gradients and optimizer are shared out among them (FSDP2); else each holds a
-    copy and the gradients are averaged (DDP)."""
+    """Whether weights, gradients and optimizer are sharded over the processes (FSDP2). Otherwise
+    each holds a copy, and the gradients are averaged (DDP)."""
 
     def join(self) -> None:
-        """Tells accelerate, which meets the others when the first trainer is made. Each process
-        sees its own device alone, so its local rank is 0."""
+        """Set the environment variables by which accelerate joins the group at the first trainer.
+
+        Each process sees only its own device, so its local rank is 0.
+        """
         if self.count > 1:
             os.environ |= {
                 "RANK": str(self.rank),

@@ -1,4 +1,4 @@
-"""The interface of one trial's training, driven from outside, evaluation by evaluation."""
+"""The interface of one trial's training, which a caller drives from evaluation to evaluation."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,74 +10,78 @@ from dpo_train.scoring.evaluation import Evaluation
 
 
 class Session(Protocol):
-    """One trial in training. `advance` after the last evaluation is an error of the caller."""
+    """One trial in training. The caller must not call `advance` after the last evaluation."""
 
     pairs_total: int
-    """Pairs that the whole trial trains on; the last evaluation has pairs_seen equal to it."""
+    """Pairs that the whole trial trains on. The last evaluation's pairs_seen is equal to it."""
 
     reference_pairs: int
-    """Pairs whose reference log-probs were computed as it opened."""
+    """Pairs whose reference log-probs were computed when the session opened."""
 
     @property
     def pairs_done(self) -> int:
-        """Pairs whose gradients it has computed by now, also those of a step that isn't
-        complete."""
+        """Pairs whose gradients are computed, including those of an unfinished step."""
         ...
 
     @property
     def pairs_at_once(self) -> int:
-        """Pairs of a batch that go through the model in one pass: as many as the configuration
-        says, or fewer where memory holds no more."""
+        """Pairs that go through the model in one pass: as configured, or fewer if memory is
+        short."""
         ...
 
     @property
     def tokens_at_once(self) -> int:
-        """The most tokens of a pass, with padding; 0 where they aren't known."""
+        """The most tokens of a pass, with padding; 0 if unknown."""
         ...
 
     def advance(self) -> Evaluation:
-        """Trains to the next evaluation and returns it. Raises Diverged for a loss that is
-        no number, and OutOfMemory, after which the session can only be closed."""
+        """Train to the next evaluation, and return it.
+
+        Raises Diverged if the loss is not finite, and OutOfMemory. After either the session can
+        only be closed.
+        """
         ...
 
     def advance_for(self, seconds: float) -> Evaluation | None:
-        """Does the same for so long at most: returns None if there was no evaluation by then. The
-        training may go on until the next call of any method."""
+        """Train like `advance`, but return None if there is no evaluation within `seconds`.
+
+        The training may go on until the next call of any method.
+        """
         ...
 
     def save(self, folder: Path) -> int:
-        """Writes what going on needs: weights, optimizer, schedule, data order, random state, and
-        what was summed up since the last evaluation.
+        """Write all that is needed to go on: weights, optimizer, schedule, data order, random
+        state, and the sums since the last evaluation.
 
-        Returns the pairs_seen of what it wrote, a whole number of steps. Returns 0 and writes
-        nothing if an evaluation came first, which the next `advance` returns.
+        Returns the pairs_seen of the saved state, after a whole number of steps. Returns 0 and
+        writes nothing if an evaluation came first, which the next `advance` returns.
         """
         ...
 
     def restore(self, folder: Path) -> None:
-        """Goes on from a saved folder; only before the first `advance`."""
+        """Go on from a saved folder. It may be called only before the first `advance`."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Writes the weights as a folder that can be served; only right after an evaluation."""
+        """Write the weights as a folder that can be served. It may be called only right after an
+        evaluation."""
         ...
 
     def close(self) -> None:
-        """Frees the device; the process stays warm for the next trial."""
+        """Free the device. The process keeps the base for the next trial."""
         ...
 
 
 def diverged(loss: float, step: int, learning_rate: float) -> Diverged:
-    """The error, which travels between processes by its message alone."""
+    """Return the error for a loss that is not finite."""
     return Diverged(f"loss is {loss:g} at step {step}, learning rate {learning_rate:g}")
 
 
 def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
-    """The same trial with half as many pairs at once and the same batch, or with activation
-    checkpointing where there is no half. At once are those of all members together, each of which
-    has at least one.
+    """Return the config with half as many pairs at once, or else with activation checkpointing.
 
-    Raises OutOfMemory, saying why, if there is no less.
+    The batch stays the same. Pairs at once are those of all members of a group together, and each
+    has at least one. Raises OutOfMemory, with a remedy, if a pass can't be smaller.
     """
     at_once, checkpointing = config.optim.pairs_at_once, config.optim.activation_checkpointing
     if at_once >= 2 * members:
@@ -92,7 +96,7 @@ def with_less_at_once(config: TrainConfig, members: int = 1) -> TrainConfig:
 
 
 def one_pair_too_much(checkpointing: bool) -> str:
-    """What OutOfMemory says where no pass can be smaller."""
+    """Return the message of OutOfMemory if a pass can't be smaller than one pair."""
     remedy = "take optim.activation_checkpointing: false out"
     if checkpointing:
         remedy = "lower data.max_length_tokens"
@@ -100,7 +104,7 @@ def one_pair_too_much(checkpointing: bool) -> str:
 
 
 def fewest_pairs_at_once(config: TrainConfig, members: int = 1) -> int:
-    """The pairs of the smallest pass that the trial's loss allows, of all members together."""
+    """Return the fewest pairs of a pass that the loss allows, of all members together."""
     try:
         return with_pairs_at_once(config, members, members).optim.pairs_at_once
     except OutOfMemory:
@@ -108,15 +112,15 @@ def fewest_pairs_at_once(config: TrainConfig, members: int = 1) -> int:
 
 
 def with_pairs_at_once(config: TrainConfig, pairs: int, members: int = 1) -> TrainConfig:
-    """The same trial with at most so many pairs at once, at least one for each member.
+    """Return the config with at most `pairs` at once, and at least one for each member.
 
-    Raises OutOfMemory, saying why, if its loss does not allow it.
+    Raises OutOfMemory, with a remedy, if the loss does not allow it.
     """
     try:
         return override(config, {"optim.micro_batch_size": max(pairs, members)})
-    except InputError:  # its loss couples the rows of a batch
+    except InputError:  # the loss needs all pairs of a batch at once
         at_once = config.optim.pairs_at_once
         raise OutOfMemory(
-            f"out of memory with a batch of {at_once}, which {', '.join(config.dpo.losses)} does "
-            "not allow to be split; lower optim.batch_size"
+            f"out of memory with a batch of {at_once} pairs, which the loss "
+            f"{', '.join(config.dpo.losses)} does not allow to be split; lower optim.batch_size"
         ) from None

@@ -1,4 +1,4 @@
-"""A session that follows a given curve and loads no torch: for tests of all around training."""
+"""A session that follows a given curve without torch, to test everything around the training."""
 
 import json
 import math
@@ -17,10 +17,10 @@ from dpo_train.trainers.session import diverged
 
 
 class SimulatedSession:
-    """Accuracy rises from 0.5 to a ceiling that the learning rate decides.
+    """A session whose accuracy rises from 0.5 to a ceiling that depends on the learning rate.
 
-    Every number is a function of the config and `pairs_seen`, so a trial that was saved and
-    restored, or trained anew, gives the same curve.
+    Every number is a function of the config and `pairs_seen`. So a trial that is restored or
+    trained again gives the same curve.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -34,6 +34,7 @@ class SimulatedSession:
 
     @property
     def pairs_done(self) -> int:
+        """Pairs trained so far, by the time that has passed."""
         length = self._curve.seconds_per_report
         share = 1 - self._left / length if length else 0.0
         next_at = min(self._config.next_evaluation(self._pairs_seen), self.pairs_total)
@@ -41,9 +42,11 @@ class SimulatedSession:
 
     @property
     def pairs_at_once(self) -> int:
+        """The configured pairs of a pass."""
         return self._config.optim.pairs_at_once
 
     def advance_for(self, seconds: float) -> Evaluation | None:
+        """Sleep for `seconds`, or until the next evaluation, which is returned."""
         if self._left > seconds:
             time.sleep(seconds)
             self._left -= seconds
@@ -51,8 +54,11 @@ class SimulatedSession:
         return self.advance()
 
     def advance(self) -> Evaluation:
+        """Sleep until the next evaluation, and return it. Raises Diverged and OutOfMemory."""
         time.sleep(self._left)
         self._left = self._curve.seconds_per_report
+
+        # Go on to the pairs of the next evaluation, or fail as the curve says.
         optim = self._config.optim
         first_report = self._pairs_seen == 0
         target = min(self._config.next_evaluation(self._pairs_seen), self.pairs_total)
@@ -63,6 +69,8 @@ class SimulatedSession:
         memory = self._curve.memory_pairs
         if memory is not None and optim.pairs_at_once > memory and not first_report:
             raise OutOfMemory(f"no memory for {optim.pairs_at_once} pairs at once")
+
+        # Report numbers that fit the accuracy.
         accuracy = self._accuracy()
         margin = 20 * (accuracy - 0.5)
         values = metrics.pair_values(_pairs(accuracy))
@@ -89,28 +97,33 @@ class SimulatedSession:
         ceiling = max(0.5, 0.95 - 0.1 * decades)
         learned = self._pairs_seen / self._curve.pairs
         mean = 0.5 + (ceiling - 0.5) * (1 - math.exp(-4 * learned))
-        place = f"{self._config.seed} {self._pairs_seen} {self._config.optim.learning_rate!r}"
-        noise = random.Random(zlib.crc32(place.encode())).gauss(0, self._curve.noise)
+        state = f"{self._config.seed} {self._pairs_seen} {self._config.optim.learning_rate!r}"
+        noise = random.Random(zlib.crc32(state.encode())).gauss(0, self._curve.noise)
         return min(1.0, max(0.0, mean + noise))
 
     def save(self, folder: Path) -> int:
+        """Write pairs_seen, and return it."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "simulated.json").write_text(json.dumps({"pairs_seen": self._pairs_seen}))
         return self._pairs_seen
 
     def restore(self, folder: Path) -> None:
+        """Go on from a saved folder."""
         self._pairs_seen = json.loads((folder / "simulated.json").read_text())["pairs_seen"]
 
     def export(self, folder: Path) -> None:
+        """Write the state, because there are no weights."""
         self.save(folder)
 
     def close(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def _pairs(accuracy: float) -> metrics.PairLogps:
-    """A hundred pairs, as many of which are ordered right: the hard ones last, the same for all
-    trials. Their margins fall evenly from the first to the last."""
+    """Return 100 pairs of which the share `accuracy` has a margin above 0.
+
+    Their margins fall evenly from the first to the last, so the last pairs are hard for all trials.
+    """
     margins = (100 * accuracy - np.arange(100) - 0.5) / 5
-    nothing, tokens = np.zeros(100), np.full(100, 20.0)
-    return metrics.PairLogps(margins / 2, -margins / 2, nothing, nothing, tokens, tokens)
+    zeros, tokens = np.zeros(100), np.full(100, 20.0)
+    return metrics.PairLogps(margins / 2, -margins / 2, zeros, zeros, tokens, tokens)

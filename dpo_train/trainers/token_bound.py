@@ -6,38 +6,38 @@ from dpo_train.memory import MemoryBounds, allocator_factor, own_bytes
 
 
 class TokenBound:
-    """The most tokens of the next pass: what fits into memory, and `most` at most.
+    """The most tokens of the next pass: what memory holds, between a least and a most number.
 
-    The bound is lowered for good when memory runs out all the same.
+    The bound is lowered permanently if memory still runs out.
     """
 
     def __init__(self, device: str, bounds: MemoryBounds, weights_bytes: int, most: int) -> None:
-        """weights_bytes: the base's weights, which all processes of a machine map once."""
+        """Set the bounds of a device, with at most `most` tokens.
+
+        `weights_bytes` are those of the base, which all processes of a machine share.
+        """
         self._device = device
         self._bounds = bounds
         self._weights_bytes = weights_bytes
         self._own_bytes = own_bytes()
         self._bytes_a_token = 0.0
-        """What a token of a pass keeps, times the allocator's factor."""
+        """Bytes that a token takes, including the overhead of the allocator."""
         self._fitting_beside: dict[int, int] = {}
-        """The tokens that fit, by the bytes held beside the pass. The free memory of a GPU changes
-        from step to step, so each number is computed once and passes stay the same."""
+        """The tokens that fit, by the bytes held beside a pass. They are computed once, so that
+        passes don't vary from step to step with a GPU's free memory."""
         self._most = min(most, bounds.most_tokens or most)
 
     def measured(self, kept_bytes: int, tokens: int, checkpointed: bool) -> None:
-        """Records what a small first pass kept; of several passes the one that kept most counts.
-
-        checkpointed: whether its layers are computed again in the backward.
-        """
+        """Take note of what a first small pass kept. If there are several, the largest counts."""
         factor = allocator_factor(self._device, checkpointed)
         self._bytes_a_token = max(self._bytes_a_token, factor * kept_bytes / tokens)
         self._fitting_beside.clear()
 
     def tokens(self, least: int, other_bytes: int = 0) -> int:
-        """Returns the most tokens of the next pass, and `least` at least.
+        """Return the tokens of the next pass, at least `least`.
 
-        other_bytes: what will be held beside the pass but may not be held yet, as weights,
-        gradients and moments of the trials.
+        `other_bytes` will be held beside the pass and are not yet, or come and go with the trials:
+        weights, gradients, moments.
         """
         fitting = self._fitting_beside.get(other_bytes)
         if fitting is None:
@@ -46,17 +46,17 @@ class TokenBound:
         return max(least, min(self._most, fitting))
 
     def forget_measured(self) -> None:
-        """Forgets all measurements, because passes will keep less per token from now on."""
+        """Forget the measured bytes per token, before a change that makes passes keep less."""
         self._bytes_a_token = 0.0
         self._fitting_beside.clear()
 
     def holds(self, tokens: int, other_bytes: int = 0) -> bool:
-        """Returns whether a pass of this many tokens fits beside `other_bytes`."""
+        """Return whether a pass of so many tokens fits beside `other_bytes`; see `tokens`."""
         allowed = self._bounds.most_tokens or tokens
         return min(allowed, self._fitting(other_bytes, at_most=tokens)) >= tokens
 
     def halve(self, now: int) -> None:
-        """Lowers the bound after a pass of `now` tokens has run out of memory."""
+        """Lower the bound to half of `now`, after a pass of `now` tokens ran out of memory."""
         self._most = now // 2
 
     def _fitting(self, other_bytes: int, at_most: int) -> int:

@@ -1,4 +1,4 @@
-"""A trial's configuration in the words of TRL's DPOConfig."""
+"""Translates a trial's configuration to TRL's DPOConfig."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from dpo_train import extras
 from dpo_train.activation_checkpointing import OPTIONS
 from dpo_train.config import TrainConfig
 from dpo_train.errors import InputError
-from dpo_train.optimizers import OF_TRANSFORMERS, Name
+from dpo_train.optimizers import TRANSFORMERS_NAMES, Name
 from dpo_train.trainers.process_group import ProcessGroup
 
 
 def trl_arguments(
     config: TrainConfig, scratch: Path, device: str, process_group: ProcessGroup
 ) -> DPOConfig:
-    """Raises InputError for an optimizer that can't be had here."""
+    """Return the DPOConfig of a trial for one process of a group.
+
+    Raises InputError for an optimizer that needs a GPU or a package that is missing.
+    """
     optim, dpo = config.optim, config.dpo
     _refuse_impossible(optim.name, device)
-    # The share of one process: an equal part of each batch, and of the pairs at once.
+    # One process trains an equal share of each batch and of the pairs at once.
     count = process_group.count
     most = max(1, optim.pairs_at_once // count)
     share = {"batch_size": optim.batch_size // count, "micro_batch_size": most}
@@ -30,7 +33,7 @@ def trl_arguments(
         per_device_train_batch_size=own.pairs_at_once,
         gradient_accumulation_steps=own.batch_size // own.pairs_at_once,
         num_train_epochs=optim.epochs,
-        optim=OF_TRANSFORMERS[optim.name],
+        optim=TRANSFORMERS_NAMES[optim.name],
         learning_rate=optim.learning_rate,
         lr_scheduler_type=optim.schedule,
         warmup_steps=0 if optim.schedule == "constant" else optim.warmup_steps,
@@ -60,7 +63,7 @@ def trl_arguments(
         fsdp=process_group.sharded,
         dataloader_pin_memory=device == "cuda",
         logging_strategy="no",
-        # A NaN loss must be seen, not smoothed over; and the filter waits for the device each step.
+        # The filter would hide a NaN loss, and it waits for the device in each step.
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
@@ -69,10 +72,13 @@ def trl_arguments(
 
 
 def _refuse_impossible(optimizer: Name, device: str) -> None:
-    """On a CPU bitsandbytes leaves the pages out, with a warning."""
+    """Raise InputError for an optimizer without its package, or a paged one on a CPU.
+
+    On a CPU bitsandbytes would only warn, and use no pages.
+    """
     if optimizer == "adamw":
         return
     extras.refuse_missing(f"optim.name: {optimizer}", "bitsandbytes", "quantized")
     if optimizer.startswith("paged") and device == "cpu":
         unpaged = optimizer.removeprefix("paged_")
-        raise InputError(f"optim.name: {optimizer} has pages on a GPU only; type `name: {unpaged}`")
+        raise InputError(f"optim.name: {optimizer} works on a GPU only; type `name: {unpaged}`")

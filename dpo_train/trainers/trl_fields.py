@@ -1,6 +1,5 @@
-"""Writes trl_fields.json, the fields of the installed TRL's DPOConfig with their defaults:
-
-python -m dpo_train.trainers.trl_fields
+"""`python -m dpo_train.trainers.trl_fields` writes trl_fields.json: the fields of the installed
+TRL's DPOConfig with their defaults.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dpo_train.config_trl import TABLE
 
 
 def table() -> str:
-    """The content of the file."""
+    """Return the content of the file."""
     defaults = {}
     for field in dataclasses.fields(DPOConfig):
         makes, value = field.default_factory, field.default

@@ -1,4 +1,4 @@
-"""How many pairs a pass of TRL's trainer may have, so that it fits into memory."""
+"""Computes how many pairs a pass of TRL's trainer may have, so that it fits into memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dpo_train.trainers.token_bound import TokenBound
 
 
 def row_lengths(rows: dict[str, list[Any]]) -> list[int]:
-    """Tokens of each pair's prompt with its longer completion."""
+    """Return the tokens of each pair's prompt with its longer completion."""
     columns = (rows[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     return [
         len(prompt) + max(len(chosen), len(rejected))
@@ -38,9 +38,12 @@ def pairs_that_fit(
     data: reference.PreparedData,
     memory: MemoryBounds,
 ) -> int:
-    """The most pairs of one pass, those of all processes of a group together: as many of the
-    longest ones as fit into memory, by what a first pass over one pair keeps for its backward.
-    0 if some process has no memory for one pair."""
+    """Return how many of the longest pairs fit into one pass, of all processes of a group together.
+
+    A first pass over one pair shows how much memory a token takes. Returns 0 if some process has no
+    memory for one pair.
+    """
+    # A first pass over the pair of median length.
     device = trainer.accelerator.device.type
     lengths = row_lengths(rows)
     at_once = config.optim.pairs_at_once
@@ -54,33 +57,36 @@ def pairs_that_fit(
             return DPOTrainer.compute_loss(trainer, trainer.model, batch)
 
     trainer.model.train()
-    again: list[Any] = []
-    if config.optim.activation_checkpointing:  # the trainer itself begins with it at its first step
+    checkpointed: list[Any] = []
+    if config.optim.activation_checkpointing:  # the trainer would start it only at its first step
         give_back_at_once()
         policy = trainer.model
-        again = checkpointed_layers(policy.get_base_model() if config.lora else policy)
+        checkpointed = checkpointed_layers(policy.get_base_model() if config.lora else policy)
     kept = None
     try:
-        kept = kept_bytes(forward, again, trainer.model.parameters())
+        kept = kept_bytes(forward, checkpointed, trainer.model.parameters())
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    trainer._metrics["train"].clear()  # the pass was no step
+    trainer._metrics["train"].clear()  # this pass was not a training step
     give_back()
 
+    # What the first training step will hold beside a pass.
     weights = mapped_bytes(trainer.model)
     trained = sum(weight.nbytes for weight in trainer.model.parameters() if weight.requires_grad)
-    # Gradients and two moments come with the first step; a step also gives this process its own
-    # copy of the weights that it changes, where they were mapped from their file.
-    still_to_come = (1 if config.lora or device == "cuda" else 2) * trained
-    still_to_come += moment_bytes(config.optim.name, trainer.model.modules())
+    # The first step adds gradients and two moments. If weights were mapped from their file, it also
+    # gives this process its own copy of those that it changes.
+    step_bytes = (1 if config.lora or device == "cuda" else 2) * trained
+    step_bytes += moment_bytes(config.optim.name, trainer.model.modules())
+
+    # What fits into the memory that is left.
     bound = TokenBound(device, memory, weights, most=at_once * longest)
-    fitting = 0
+    pairs = 0
     if kept is not None:
-        bound.measured(kept, 2 * lengths[median], bool(again))
-        fitting = bound.tokens(0, still_to_come) // longest
-    # The processes of a group take equal parts of a batch. One that ran out of memory must come
-    # here too: the others wait for its number.
+        bound.measured(kept, 2 * lengths[median], bool(checkpointed))
+        pairs = bound.tokens(0, step_bytes) // longest
+    # The processes of a group take equal shares of a batch, so the least memory counts. One that
+    # ran out of memory must come here too, because the others wait for its number.
     accelerator = trainer.accelerator
-    everywhere = accelerator.gather(torch.tensor([fitting], device=accelerator.device))
-    return int(everywhere.min()) * int(accelerator.num_processes)
+    pairs_of_all = accelerator.gather(torch.tensor([pairs], device=accelerator.device))
+    return int(pairs_of_all.min()) * int(accelerator.num_processes)

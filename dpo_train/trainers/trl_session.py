@@ -1,6 +1,6 @@
-"""One trial trained by TRL's DPOTrainer: full fine-tuning or LoRA, every TRL loss.
+"""Trains one trial with TRL's DPOTrainer: full fine-tuning or LoRA, with every loss of TRL.
 
-TRL's loop runs in a thread that is held at each evaluation until the caller says what is next.
+TRL's loop runs in a thread, which is held at each evaluation until the caller's next command.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TRAINING = "training by TRL"
 
 
 class TrlSession:
-    """A Session over DPOTrainer. One at a time in a process: it borrows the warm base."""
+    """A Session over DPOTrainer. A process has one at a time, because it uses the shared base."""
 
     def __init__(
         self,
@@ -57,30 +57,34 @@ class TrlSession:
         rows = self._train_rows[:]
         with model.errors_of_the_model_refused(_TRAINING):
             self._open_and_measure(rows, device, memory)
-        # Of one process of a group. A pair is two rows, each padded to the longest.
+        # The pairs of one process of a group. A pair is two rows, each padded to the longest.
         pairs = max(1, self.pairs_at_once // process_group.count)
         self.tokens_at_once = 2 * max(row_lengths(rows)) * pairs
         self._thread: threading.Thread | None = None
         self._is_held = True
         """Whether the training thread waits for a command, or has ended."""
         self._early: Evaluation | None = None
-        """An evaluation that came while something else was waited for."""
+        """An evaluation that came while we waited for the end of a step."""
         self._resume_from: Path | None = None
 
     @property
     def pairs_at_once(self) -> int:
+        """Pairs that go through the model in one pass, of all processes of a group together."""
         return self._config.optim.pairs_at_once
 
     @property
     def pairs_done(self) -> int:
+        """Pairs whose gradients are computed, including those of an unfinished step."""
         return self._control.pairs_done
 
     def advance(self) -> Evaluation:
+        """Train to the next evaluation; see Session."""
         evaluation = self.advance_for(math.inf)
         assert evaluation is not None
         return evaluation
 
     def advance_for(self, seconds: float) -> Evaluation | None:
+        """Train to the next evaluation, or for `seconds`; see Session."""
         if self._thread is None:
             self._is_held = False
             self._thread = threading.Thread(target=self._train, daemon=True)
@@ -93,6 +97,7 @@ class TrlSession:
         return evaluation
 
     def save(self, folder: Path) -> int:
+        """Write the state at the end of a step; see Session."""
         if self._thread is None:
             return 0
         if not self._is_held:
@@ -101,19 +106,21 @@ class TrlSession:
             return 0
         self._control.commands.put("save")
         checkpoint = self._answer(math.inf)
-        # Each process of a group brings its part: at least its random state, in its own file.
+        # Each process of a group adds its own files, at least its random state.
         shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
         shutil.rmtree(checkpoint)
         self._trainer.save_interval(folder)
         return self._control.pairs_seen
 
     def restore(self, folder: Path) -> None:
+        """Go on from a saved folder; see Session."""
         self._resume_from = folder
         self._trainer.restore_interval(folder)
 
     def export(self, folder: Path) -> None:
+        """Write the weights as a folder that can be served. In a group only rank 0 writes."""
         weights = None
-        if self._process_group.sharded:  # gathered by all, written by one
+        if self._process_group.sharded:  # all processes gather the weights, and one writes them
             policy = self._trainer.model
             weights = self._trainer.accelerator.get_state_dict(policy)
             for tied in getattr(policy, "all_tied_weights_keys", {}):
@@ -123,16 +130,17 @@ class TrlSession:
             export.write(self._trainer.model, tokenizer, self._config, folder, weights)
 
     def close(self) -> None:
+        """End the training thread, and free the device."""
         if self._thread is not None:
             if not self._is_held:
-                with suppress(Exception):  # it was about to end by itself
+                with suppress(Exception):  # the thread ended with an error, which nobody needs
                     self._hold()
             self._control.commands.put("stop")
             self._thread.join()
         self._close_trainer()
         del self._base
         if self._process_group.sharded:
-            model.forget_base()  # its weights are parts now
+            model.forget_base()  # FSDP2 has sharded its weights
         shutil.rmtree(self._scratch, ignore_errors=True)
         gc.collect()
         give_back()
@@ -140,8 +148,10 @@ class TrlSession:
     def _open_and_measure(
         self, rows: dict[str, list[Any]], device: str, memory: MemoryBounds
     ) -> None:
-        """Opens the trainer with as many pairs at once as the memory has place for; with
-        activation checkpointing where that is left open and it has place for none otherwise."""
+        """Open the trainer with as many pairs at once as fit into memory.
+
+        If not enough fit, and the configuration allows it, switch activation checkpointing on.
+        """
         group = self._process_group
         at_once = self._pairs_that_fit(rows, device, memory)
         is_too_little = at_once < fewest_pairs_at_once(self._config, group.count)
@@ -156,15 +166,15 @@ class TrlSession:
             self._open_trainer(device)
 
     def _pairs_that_fit(self, rows: dict[str, list[Any]], device: str, memory: MemoryBounds) -> int:
-        """Opens the trainer, and returns the most pairs of a pass; 0 if memory holds none."""
+        """Open the trainer, and return the most pairs of a pass; 0 if memory holds none."""
         try:
             self._open_trainer(device)
         except Exception as error:
-            model.forget_base()  # it may hold half of an adapter
+            model.forget_base()  # the base may hold half of an adapter
             if is_out_of_memory(error):
                 raise OutOfMemory(one_line(error)) from None
             raise
-        # The parts of a sharded model are laid out by its first step; before, no device holds it.
+        # The first step shards the model. Before it, no device can be measured.
         if self._process_group.sharded:
             return self._config.optim.pairs_at_once
         try:
@@ -172,7 +182,7 @@ class TrlSession:
         except BaseException as error:
             if is_out_of_memory(error):
                 return 0
-            self._close_trainer()  # the base must not keep half an adapter
+            self._close_trainer()  # the base must not keep half of an adapter
             raise
 
     def _open_trainer(self, device: str) -> None:
@@ -188,7 +198,7 @@ class TrlSession:
             peft_config=model.peft_config(config.lora) if config.lora else None,
             callbacks=[self._control],
         )
-        self._trainer.remove_callback(PrinterCallback)  # it prints dicts that nobody asked for
+        self._trainer.remove_callback(PrinterCallback)  # it would print dicts
         self._trainer.hold(self._control, self._data, device)
 
     def _close_trainer(self) -> None:
@@ -197,8 +207,10 @@ class TrlSession:
         del self._trainer, self._control
 
     def _hold(self) -> Evaluation | None:
-        """Holds the training thread at the end of its step; or at an evaluation, if that comes
-        first, which it returns."""
+        """Hold the training thread at the end of its step.
+
+        If an evaluation comes first, hold there, and return the evaluation.
+        """
         self._control.is_hold_wanted.set()
         answer = self._answer(math.inf)
         self._control.is_hold_wanted.clear()
@@ -208,17 +220,19 @@ class TrlSession:
         try:
             resume = str(self._resume_from) if self._resume_from else None
             self._trainer.train(resume_from_checkpoint=resume)
-        except BaseException as error:  # it belongs to the caller's thread
-            # Not the error itself: its frames hold on to what filled the memory.
+        except BaseException as error:  # the caller's thread raises it
+            # The frames of the error keep the tensors that filled the memory. So we make a new one.
             if is_out_of_memory(error):
                 error = OutOfMemory(one_line(error))
-            elif not self._control.pairs_seen:  # after a step the model has shown that it trains
+            elif not self._control.pairs_seen:  # after a step it is not the model's code
                 error = model.as_refusal(error, _TRAINING)
             self._control.answers.put(error)
 
     def _answer(self, seconds: float) -> Any:
-        """What the training thread says, after which it waits; None if it says nothing for so
-        long."""
+        """Return the training thread's next answer, after which it waits; None after `seconds`.
+
+        Raises the error that ended the thread.
+        """
         try:
             answer = self._control.answers.get(timeout=None if seconds == math.inf else seconds)
         except queue.Empty:

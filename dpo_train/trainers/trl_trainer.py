@@ -1,6 +1,7 @@
-"""TRL's DPOTrainer over the prepared rows, subclassed at two private hooks (`_prepare_dataset`,
-`_precompute_ref_logps`), so that no trial tokenises or runs the reference. Its tests hold that
-contract.
+"""TRL's DPOTrainer over the prepared rows, so that no trial tokenises or runs the reference.
+
+It overrides two private methods (`_prepare_dataset`, `_precompute_ref_logps`). Tests check that the
+pinned TRL still calls them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dpo_train.trainers.session import diverged
 from dpo_train.trainers.trl_control import TrainingControl
 
 _INTERVAL = "interval-{}.json"
-"""In a saved state: what each process of a group summed up since the last evaluation."""
+"""The file in a saved state with the sums of each process of a group since the last evaluation."""
 
 
 class SearchTrainer(DPOTrainer):
@@ -36,15 +37,17 @@ class SearchTrainer(DPOTrainer):
         return dataset
 
     def hold(self, control: TrainingControl, data: reference.PreparedData, device: str) -> None:
-        self._hand = control
+        """Let `control` hold the training, and evaluate on the eval split of `data`."""
+        self._training = control
         control.accelerator = self.accelerator
         self._eval_rows = data.split("eval")[:]
         self._eval_batches = list(logps.batches(self._eval_rows, data.pad_token_id, device))
         self._step_losses: list[torch.Tensor] = []
-        self._parts_seen = 0
+        self._passes_seen = 0
         self._tokens = torch.zeros((), dtype=torch.int64, device=device)
 
     def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        """Return TRL's loss. In training also weight it by its pairs, and count its tokens."""
         loss = super().compute_loss(model, inputs, *rest, **options)
         if self.model.training:
             loss = self._share_of_step(loss, len(inputs["input_ids"]) // 2)
@@ -52,22 +55,26 @@ class SearchTrainer(DPOTrainer):
         return loss
 
     def _share_of_step(self, loss: torch.Tensor, pairs: int) -> torch.Tensor:
-        """Weighs a part of a batch by its pairs: the parts of an epoch's last batch may be unequal,
-        and transformers divides each by their number."""
-        parts = self.current_gradient_accumulation_steps
-        if parts > 1 and self.accelerator.num_processes == 1:  # in a group all parts are equal
+        """Weight the loss of a pass by its share of the batch's pairs, and add it to the step's.
+
+        Problem: the passes of an epoch's last batch may have different numbers of pairs, but
+        transformers divides each loss by the number of passes.
+        """
+        passes = self.current_gradient_accumulation_steps
+        if passes > 1 and self.accelerator.num_processes == 1:  # in a group all passes are equal
             step = self.state.global_step
-            loss = loss * (pairs * parts / (self._hand.pairs(step + 1) - self._hand.pairs(step)))
-        if self._parts_seen == 0:
-            self._step_losses.append(loss.detach() / parts)
+            step_pairs = self._training.pairs(step + 1) - self._training.pairs(step)
+            loss = loss * (pairs * passes / step_pairs)
+        if self._passes_seen == 0:
+            self._step_losses.append(loss.detach() / passes)
         else:
-            self._step_losses[-1] = self._step_losses[-1] + loss.detach() / parts
-        self._parts_seen = (self._parts_seen + 1) % parts
+            self._step_losses[-1] = self._step_losses[-1] + loss.detach() / passes
+        self._passes_seen = (self._passes_seen + 1) % passes
         return loss
 
     def save_interval(self, folder: Path) -> None:
-        """Writes what was summed up since the last evaluation, for a training that is held."""
-        control = self._hand
+        """Write the sums since the last evaluation, while the training is held."""
+        control = self._training
         interval = {
             "losses": [float(loss) for loss in self._step_losses],
             "tokens": int(self._tokens),
@@ -78,28 +85,34 @@ class SearchTrainer(DPOTrainer):
         (folder / name).write_text(json.dumps(interval))
 
     def restore_interval(self, folder: Path) -> None:
+        """Read the sums that `save_interval` wrote, if the folder has them."""
         saved = folder / _INTERVAL.format(self.accelerator.process_index)
-        if not saved.exists():  # earlier versions saved right after an evaluation only
+        if not saved.exists():  # earlier versions saved only right after an evaluation
             return
         interval = json.loads(saved.read_text())
         self._step_losses = [
             torch.tensor(loss, device=self._tokens.device) for loss in interval["losses"]
         ]
         self._tokens += interval["tokens"]
-        self._hand.carried_seconds = interval["seconds"]
-        self._hand.carried_pairs = interval["pairs"]
+        self._training.carried_seconds = interval["seconds"]
+        self._training.carried_pairs = interval["pairs"]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """TRL's loop calls it where `TrainingControl` said so; answers the caller, then waits."""
-        self._hand.answers.put(self._measure())
+        """Answer the caller with an evaluation, then wait for the next command.
+
+        TRL's loop calls this when `TrainingControl` requests an evaluation.
+        """
+        self._training.answers.put(self._measure())
         self.control.should_evaluate = False
-        self._hand.wait(self.control)
+        self._training.wait(self.control)
         return {}
 
     def _measure(self) -> Evaluation:
-        seconds = time.monotonic() - self._hand.resumed_at
-        pairs = self._hand.pairs_seen - self._hand.resumed_pairs
-        # What the processes of a group report, and whether they go on, is the same for all.
+        """Return the evaluation. Raises Diverged for a loss that is not finite."""
+        # Sum up the training since the last evaluation. All processes of a group must report the
+        # same, so that they all go on or all end.
+        seconds = time.monotonic() - self._training.resumed_at
+        pairs = self._training.pairs_seen - self._training.resumed_pairs
         together = self.accelerator.reduce(torch.stack(self._step_losses).float(), "mean")
         losses = together.cpu()
         tokens = int(self.accelerator.reduce(self._tokens))
@@ -108,6 +121,8 @@ class SearchTrainer(DPOTrainer):
         first_step = self.state.global_step - len(losses) + 1
         for offset in (~losses.isfinite()).nonzero()[:1].flatten().tolist():
             raise diverged(float(losses[offset]), first_step + offset, self.args.learning_rate)
+
+        # Evaluate the held-out pairs.
         began = time.monotonic()
         held_out, values = self._held_out()
         peak = size = 0.0
@@ -117,7 +132,7 @@ class SearchTrainer(DPOTrainer):
         report = {
             **{f"eval/{name}": value for name, value in held_out.items()},
             "train/loss": float(losses.mean()),
-            "pairs_seen": self._hand.pairs_seen,
+            "pairs_seen": self._training.pairs_seen,
             "step": self.state.global_step,
             "epoch": float(self.state.epoch or 0.0),
             "pairs_per_second": pairs / seconds,
@@ -130,20 +145,20 @@ class SearchTrainer(DPOTrainer):
         return Evaluation(report, values)
 
     def _held_out(self) -> tuple[dict[str, float], dict[str, metrics.Floats]]:
-        """The metrics, without the prefix `eval/`, and with it the values of each pair."""
+        """Return the metrics without the prefix `eval/`, and each pair's values with the prefix."""
         rows = len(self._eval_rows["chosen_ids"])
         loss_sum = chosen_sum = 0.0
         weights = dict(zip(self.loss_types, self.loss_weights or (), strict=False))
         sft = weights.get("sft", 1.0) if "sft" in self.loss_types else 0.0
-        seen = _LogProbs(self.model)
+        recorder = _LogProbs(self.model)
 
         def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             nonlocal loss_sum, chosen_sum
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = float(self.compute_loss(seen, batch))
-            summed = seen.log_probs.sum(dim=1)
+                loss = float(self.compute_loss(recorder, batch))
+            summed = recorder.log_probs.sum(dim=1)
             pairs = len(summed) // 2
-            if sft:  # a mean over the tokens of this batch; that of all pairs is added below
+            if sft:  # take out sft's mean over this batch; the mean over all pairs is added below
                 chosen = float(summed[:pairs].sum())
                 loss += sft * chosen / float(batch["completion_mask"][:pairs].sum())
                 chosen_sum += chosen
@@ -155,7 +170,7 @@ class SearchTrainer(DPOTrainer):
         self.model.train()
         self._metrics["eval"].clear()
         if not all(np.isfinite(logps).all() for logps in scores):
-            # The last steps' losses were finite, the weights they led to are not.
+            # The losses of the last steps were finite, but the weights after them are not.
             raise diverged(math.nan, self.state.global_step, self.args.learning_rate)
         values = metrics.pair_values(logps.pair_logps(self._eval_rows, *scores))
         of_sft = -sft * chosen_sum / sum(map(len, self._eval_rows["chosen_ids"]))
@@ -163,7 +178,7 @@ class SearchTrainer(DPOTrainer):
 
 
 class _LogProbs:
-    """Keeps the per-token log-probs of a forward that TRL's loss makes, so one pass serves both."""
+    """Keeps the per-token log-probs of the forward pass of TRL's loss, so one pass is enough."""
 
     def __init__(self, model: Any) -> None:
         self._model = model

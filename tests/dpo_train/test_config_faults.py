@@ -9,7 +9,7 @@ from dpo_train.config import TrainConfig
 from dpo_train.config_base import Part, parse
 from dpo_train.config_faults import one_of, shown, unknown_path
 from dpo_train.config_fields import Allowed, field_paths, spelled, words
-from dpo_train.config_names import OF_OTHERS
+from dpo_train.config_names import FIELD_ALIASES
 from dpo_train.errors import InputError
 from tune.config.schema import SearchConfig
 
@@ -55,8 +55,8 @@ def test_a_path_from_another_program_is_answered_with_our_path(path: str, meant:
 
 def test_every_name_from_another_program_maps_to_a_field_and_is_no_field() -> None:
     known = field_paths(SearchConfig)
-    assert set(OF_OTHERS) <= set(known)
-    names = [name for others in OF_OTHERS.values() for name in others]
+    assert set(FIELD_ALIASES) <= set(known)
+    names = [name for others in FIELD_ALIASES.values() for name in others]
     assert len(names) == len(set(names))
     assert set(names).isdisjoint(known)
 
@@ -64,7 +64,7 @@ def test_every_name_from_another_program_maps_to_a_field_and_is_no_field() -> No
 def test_a_name_like_no_other_is_answered_with_five_of_those_allowed() -> None:
     answer = unknown_path("optim.zzz", PATHS)
     assert answer.endswith(
-        "allowed there: name, learning_rate, batch_size, micro_batch_size, "
+        "allowed here: name, learning_rate, batch_size, micro_batch_size, "
         "activation_checkpointing and 8 more"
     )
 

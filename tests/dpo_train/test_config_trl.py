@@ -11,7 +11,7 @@ from trl import DPOTrainer
 
 from dpo_train.config import TrainConfig
 from dpo_train.config_base import override
-from dpo_train.config_names import OF_TRL
+from dpo_train.config_names import TRL_FIELDS
 from dpo_train.config_trl import F_DIVERGENCE_LOSSES, TABLE, TrlConfig
 from dpo_train.errors import InputError
 from dpo_train.trainers import trl_fields
@@ -30,7 +30,7 @@ def test_the_table_is_that_of_the_installed_trl() -> None:
 def test_fields_and_defaults_are_trls() -> None:
     known = json.loads(TABLE.read_text())
     assert {name: known[name] for name in TrlConfig.model_fields} == TrlConfig().model_dump()
-    ours = [name for names in OF_TRL.values() for name in names]
+    ours = [name for names in TRL_FIELDS.values() for name in names]
     assert len(ours) == len(set(ours))
     assert set(ours) <= set(known) - set(TrlConfig.model_fields)
 
@@ -45,10 +45,10 @@ def test_the_losses_that_trl_allows_are_known() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("beta", "trl: beta is not for a trial to set; type `dpo.beta`"),
+        ("beta", "trl: beta can't be set here; type `dpo.beta`"),
         ("output_dir", "type `save_every_minutes` of a search"),
-        ("ld_alpha", "would compare them with the reference's whole sums"),
-        ("torch_compile", "is not handed on to TRL, because no test here covers it"),
+        ("ld_alpha", "would weight the policy's tokens but not the reference's"),
+        ("torch_compile", "is not passed on to TRL, because dpo-tune does not test it"),
         ("use_weightin", "unknown key 'trl.use_weightin'; did you mean 'trl.use_weighting'"),
     ],
 )
@@ -64,13 +64,13 @@ def test_a_field_of_an_earlier_version_is_dropped_where_it_was_never_set() -> No
 
 def test_what_trl_would_refuse_while_it_trains_is_refused_at_once() -> None:
     divergence = {"f_divergence_type": "forward_kl"}
-    refused(divergence, "forward_kl does not go with dpo.loss apo_zero", **{"dpo.loss": "apo_zero"})
-    refused({"use_weighting": True}, "does not go with dpo.loss aot", **{"dpo.loss": "aot"})
+    refused(divergence, "forward_kl does not work with dpo.loss apo_", **{"dpo.loss": "apo_zero"})
+    refused({"use_weighting": True}, "does not work with dpo.loss aot", **{"dpo.loss": "aot"})
 
 
 @pytest.mark.parametrize("trainer", ["packed", "simulated"])
 def test_other_trainers_refuse_them(trainer: str) -> None:
-    refused({"use_weighting": True}, "are for `trainer: trl`", trainer=trainer, lora={})
+    refused({"use_weighting": True}, "or type `trainer: trl`", trainer=trainer, lora={})
 
 
 def test_no_trl_is_imported_for_an_answer() -> None:

@@ -42,7 +42,7 @@ def explained(
 
 
 def test_a_refused_login_is_the_only_message(tmp_path: Path, hub: WritableHub) -> None:
-    message = f"the Hub does not take the login (401); type `{HF_LOGIN}`"
+    message = f"the Hub does not accept the login (401); type `{HF_LOGIN}`"
     assert explained(hub, tmp_path, token="hf_wrong") == message
 
 
@@ -53,7 +53,7 @@ def test_a_gated_model_is_said_with_its_page(tmp_path: Path, hub: WritableHub) -
 
 
 def test_what_is_missing_is_said_without_addresses(tmp_path: Path, hub: WritableHub) -> None:
-    missing = f"the Hub has none of this name, or hides it from this login; {ADVICE}"
+    missing = f"the Hub has nothing of this name, or this login may not see it; {ADVICE}"
     for token in (False, str(hub.token)):  # without a login the Hub answers 401
         assert explained(hub, tmp_path, "acme/none", token=token) == missing
     revision = f"the Hub has it, but not this revision (404); {ADVICE}"
@@ -79,7 +79,7 @@ def test_an_unreachable_hub_is_distinguished_from_an_offline_setting(
     tmp_path: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.faults.append(Fault("HEAD", "config.json", 0, times=9))
-    assert explained(hub, tmp_path).startswith("the Hub can't be reached or broke off (")
+    assert explained(hub, tmp_path).startswith("the Hub can't be reached, or the connection")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = f"HF_HUB_OFFLINE is set, and the cache does not have it; {ADVICE}"
     assert explained(hub, tmp_path) == offline

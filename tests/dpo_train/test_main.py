@@ -19,4 +19,4 @@ def test_one_trial_takes_the_first_gpu(
     monkeypatch.setattr(os, "environ", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
     __main__._take_the_first_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == taken
-    assert f"number {taken} of those here" in capsys.readouterr().out
+    assert f"this one uses GPU {taken}" in capsys.readouterr().out

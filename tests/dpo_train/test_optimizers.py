@@ -58,7 +58,7 @@ def test_a_saved_trial_goes_on_to_the_last_bit(
 
 def test_a_paged_one_needs_a_gpu(small_config: TrainConfig, small_prepared: Path) -> None:
     trial = override(small_config, {"optim.name": "paged_adamw_8bit"})
-    with pytest.raises(InputError, match=r"has pages on a GPU only; type `name: adamw_8bit`"):
+    with pytest.raises(InputError, match=r"works on a GPU only; type `name: adamw_8bit`"):
         open_session(trial, small_prepared, "cpu")
 
 

@@ -110,7 +110,7 @@ WRONG = {
     "lr in a part": more("optim: {lr: 1e-5}", "'optim.lr'; did you mean 'optim.learning_rate'?"),
     "a field at the wrong level": more("learning_rate: 1e-5", "did you mean 'optim.learning_rate'"),
     "a typing error": more("trails: 3", "unknown key 'trails'; did you mean 'trials'?"),
-    "a key like no other": more("optim: {zzz: 1}", "allowed there: name, learning_rate"),
+    "a key like no other": more("optim: {zzz: 1}", "allowed here: name, learning_rate"),
     "the dataset's name": more("dataset: pairs.jsonl", "did you mean 'data.id'?"),
     # --- values ---
     "a word for a number": more("optim: {learning_rate: fast}",
@@ -148,7 +148,7 @@ WRONG = {
     "rungs off the evaluations": more("eval_every_pairs: 64\nstopping: {grace_pairs: 100}",
                                       "the nearest that fit: 64 or 128"),
     # --- --set ---
-    "a field of TRL's": override("trl.ld_alpha=1", "ld_alpha is not for a trial to set",
+    "a field of TRL's": override("trl.ld_alpha=1", "ld_alpha can't be set here",
                                  "take it out"),
     "a field that is none": override("optim.epoch=3", "did you mean 'optim.epochs'?"),
     "no value": override("trials", "--set: 'trials' has no `=`; type `--set optim.epochs=2`"),

@@ -1,1 +1,1 @@
-"""The forms that preference data comes in, and which of them a whole dataset has."""
+"""Recognises the form of a preference dataset, and reads its rows."""

@@ -1,4 +1,4 @@
-"""What every row must hold, whatever form it came in."""
+"""Checks of every row, whatever form its dataset has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ANSWER_ROLES = {"assistant", "tool"}
 
 
 def check_row(row: Row) -> None:
-    """Raises BadRow unless a question is asked and answered, in letters that can be written."""
+    """Raise BadRow unless a row has a question and answers of the right roles, in valid Unicode."""
     _check_turns(row)
     _check_letters(row)
 
@@ -18,18 +18,18 @@ def _check_turns(row: Row) -> None:
     if row.prompt and row.prompt[-1]["role"] not in ("user", "tool"):
         last = row.prompt[-1]["role"]
         raise BadRow(
-            "a prompt that ends with no question",
+            "a prompt that does not end with a question",
             f"the prompt ends with a message of role {last!r}; it must end with user or tool",
         )
     for part, answer in (("chosen", row.chosen), ("rejected", row.rejected)):
         roles = [message["role"] for message in answer]
         if not roles:
-            continue  # an empty answer is left out by the filters
+            continue  # the filters leave out empty answers
         if "user" in roles[1:]:
             raise BadRow(
                 "a question inside an answer",
-                f"{part}: the conversations differ before their last answers, so that words of the "
-                "user would be learnt",
+                f"{part}: chosen and rejected differ before their last answers, so the model would "
+                "learn to write the user's words",
             )
         if roles[0] != "assistant" or roles[-1] != "assistant" or not {*roles} <= _ANSWER_ROLES:
             wrong = next((role for role in roles if role not in _ANSWER_ROLES), roles[-1])
@@ -40,7 +40,7 @@ def _check_turns(row: Row) -> None:
 
 
 def _check_letters(row: Row) -> None:
-    """Half of a surrogate pair is no letter; no tokenizer can read it."""
+    """Raise BadRow for half of a surrogate pair, which no tokenizer can read."""
     for text in texts_in(row.as_json()):
         if text.isascii():
             continue
@@ -50,5 +50,5 @@ def _check_letters(row: Row) -> None:
             letter = error.object[error.start]
             raise BadRow(
                 "half of a surrogate pair",
-                f"a text has {letter!a}, which is half of a letter: it was cut in its middle",
+                f"a text has {letter!a}, which is half of a character; the text was cut inside one",
             ) from None

@@ -1,4 +1,4 @@
-"""Whole conversations as chosen and rejected, with their prompt beside them or not."""
+"""Pairs whose chosen and rejected are whole conversations, with or without a prompt column."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BEGINNERS = (*SYSTEM_ROLES, "user", "human")
 
 
 def is_whole(value: Any) -> bool:
-    """Whether messages, of whatever form, are a conversation from its beginning and no answer."""
+    """Return whether messages of any form begin a conversation, and are not just an answer."""
     first = message_at(value, 0)
     return first.get("role", first.get("from")) in _BEGINNERS
 
@@ -21,20 +21,20 @@ def is_whole(value: Any) -> bool:
 def cut_conversations(
     prompt: Sequence[Message] | None, chosen: list[Message], rejected: list[Message]
 ) -> tuple[list[Message], list[Message], list[Message]]:
-    """The turns that both share are the prompt, as in TRL's `extract_prompt`.
+    """Return prompt, chosen and rejected: the turns that both share are the prompt.
 
-    A prompt that stands beside them must begin both. Raises BadRow where it doesn't, and where the
-    conversations have no turn in common.
+    TRL's `extract_prompt` does the same. If `prompt` is given, both conversations must begin with
+    it. Raises BadRow if they don't, and if the conversations have no turn in common.
     """
     if prompt is not None:
         for part, whole in (("chosen", chosen), ("rejected", rejected)):
             _refuse_another_beginning(prompt, whole, part)
     end = shared_length(chosen, rejected)
-    # An answer that both begin with is no prompt.
+    # An answer that both share at the end belongs to the completions, not to the prompt.
     while end and chosen[end - 1]["role"] == "assistant":
         end -= 1
     if not end:
-        raise BadRow("no prompt", "no prompt: the conversations begin differently")
+        raise BadRow("no prompt", "no prompt: chosen and rejected begin differently")
     if prompt is None or _has_system(chosen) or not _has_system(prompt):
         return chosen[:end], chosen[end:], rejected[end:]
     system = [message for message in prompt if message["role"] in SYSTEM_ROLES]
@@ -45,15 +45,15 @@ def _refuse_another_beginning(
     prompt: Sequence[Message], whole: Sequence[Message], part: str
 ) -> None:
     if _has_system(prompt) and _has_system(whole):
-        expected, begun = list(prompt), list(whole)
+        expected, beginning = list(prompt), list(whole)
     else:
-        expected, begun = _without_system(prompt), _without_system(whole)
+        expected, beginning = _without_system(prompt), _without_system(whole)
     if not expected:
-        raise BadRow("empty prompt", "the prompt has no message but the system's")
+        raise BadRow("empty prompt", "the prompt has only a system message")
     if [_turn(message) for message in expected] != [
-        _turn(message) for message in begun[: len(expected)]
+        _turn(message) for message in beginning[: len(expected)]
     ]:
-        first = _turn(begun[0])[1] if begun else ""
+        first = _turn(beginning[0])[1] if beginning else ""
         raise BadRow(
             "a conversation that doesn't begin with its prompt",
             f"{part} begins with {first!r:.50} and not with the prompt "
@@ -62,7 +62,7 @@ def _refuse_another_beginning(
 
 
 def _turn(message: Message) -> tuple[str, str]:
-    """What two messages must share to be the same: who says what."""
+    """Return role and text of a message, which are compared."""
     return message["role"], (message.get("content") or "").strip()
 
 

@@ -1,6 +1,6 @@
-"""The form of a whole dataset, decided once from all its rows, and how a row of it is read.
+"""Decides the form of a whole dataset once, from all its rows, and reads its rows in that form.
 
-A row in another form than the others is a bad row: its form is never guessed for it alone.
+A row in another form than most rows is a bad row. The form is never guessed for a single row.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _READERS: dict[str, Callable[[Any, str], list[Message]]] = {
 _MESSAGE_START = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _RESERVED = {"messages", "tools", "add_generation_prompt", "tokenize", "return_dict",
              "chat_template", "continue_final_message"}  # fmt: skip
-"""What the tokenizer's own call takes."""
+"""Parameters of the tokenizer's `apply_chat_template`, which a row may not set."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How every row of a dataset is read."""
+    """The form in which every row of a dataset is read."""
 
     prompt: str | None
-    """What the prompt column holds; None if there is none."""
+    """The kind of the prompt column; None if there is no such column."""
     answers: str
-    """What chosen and rejected hold."""
+    """The kind of chosen and rejected."""
     whole: bool
     """Whether chosen and rejected begin with the prompt."""
 
@@ -62,7 +62,7 @@ class Form:
 
 
 def decide(rows: Sequence[Parts]) -> Form:
-    """The form that most rows have. Raises InputError if no row has a prompt in any known form."""
+    """Return the form of most rows. Raises InputError if no row has a prompt in a known form."""
     prompts = _kinds(parts.get("prompt") for parts in rows)
     answers = _kinds(parts.get(side) for parts in rows for side in _SIDES)
     prompt, answer = _most(prompts), _most(answers) or TEXTS
@@ -75,11 +75,13 @@ def decide(rows: Sequence[Parts]) -> Form:
     return Form(prompt, answer, _is_whole(rows, prompt, answer))
 
 
-def read_row(parts: Parts, form: Form, place: str) -> Row:
-    """The row of a record. Raises BadRow."""
+def read_row(parts: Parts, form: Form, location: str) -> Row:
+    """Return the row of a record in a form. Raises BadRow."""
+    # The prompt column, if there is one.
     prompt = None
     if form.prompt is not None:
         prompt = _read(_given(parts, "prompt"), form.prompt, "prompt")
+    # The answers; if they contain the prompt, they are cut.
     given = [_given(parts, side) for side in _SIDES]
     if form.answers == TEXTS and form.whole:
         prompt, chosen, rejected = _read_whole_texts(prompt, *given)
@@ -88,11 +90,12 @@ def read_row(parts: Parts, form: Form, place: str) -> Row:
             _read(value, form.answers, side) for value, side in zip(given, _SIDES, strict=True)
         )
         if form.prompt == TRANSCRIPTS and form.answers == TEXTS:
-            # The prompt ends with "Assistant:", so the space before an answer belongs to neither.
+            # The prompt ends with "Assistant:", so the space before an answer is removed.
             for answer in (*chosen, *rejected):
                 answer["content"] = answer["content"].strip()
         if form.whole:
             prompt, chosen, rejected = cut_conversations(prompt, chosen, rejected)
+    # System prompt, tools and variables come from columns of their own.
     assert prompt is not None
     row = Row(
         [*_read_system(parts.get("system"), prompt), *prompt],
@@ -100,7 +103,7 @@ def read_row(parts: Parts, form: Form, place: str) -> Row:
         rejected,
         _read_tools(parts.get("tools")),
         _read_variables(parts.get("chat_template_kwargs")),
-        place,
+        location,
     )
     check_row(row)
     return row
@@ -131,23 +134,28 @@ def _is_whole(rows: Sequence[Parts], prompt: str | None, answers: str) -> bool:
         return True
     if answers == TEXTS:
         return prompt != TRANSCRIPTS and _most_begin_with_prompt(rows)
-    begun = Counter(is_whole(_from_json_text(parts.get(side))) for parts in rows for side in _SIDES)
-    return begun[True] > begun[False]
+    begins = Counter(
+        is_whole(_from_json_text(parts.get(side))) for parts in rows for side in _SIDES
+    )
+    return begins[True] > begins[False]
 
 
 def _most_begin_with_prompt(rows: Sequence[Parts]) -> bool:
-    """An answer may repeat its question; in a dataset of answers alone, most of them don't."""
-    begun: Counter[bool] = Counter()
+    """Return whether chosen and rejected begin with the prompt in most rows.
+
+    A single answer may repeat its question, so most rows decide.
+    """
+    begins: Counter[bool] = Counter()
     for parts in rows:
         prompt = _last_text(_from_json_text(parts.get("prompt")))
         texts = [text for side in _SIDES if isinstance(text := parts.get(side), str)]
         if prompt and texts:
-            begun[all(text.startswith(prompt) for text in texts)] += 1
-    return begun[True] > begun[False]
+            begins[all(text.startswith(prompt) for text in texts)] += 1
+    return begins[True] > begins[False]
 
 
 def _last_text(prompt: Any) -> str:
-    """A prompt that is a text, or the text of its last message."""
+    """Return a prompt that is a text, or the text of its last message."""
     last = message_at(prompt, -1)
     text = last.get("content", last.get("value")) if last else prompt
     return text if isinstance(text, str) else ""
@@ -159,7 +167,7 @@ def _last_text(prompt: Any) -> str:
 def _given(parts: Parts, part: str) -> Any:
     value = _from_json_text(parts.get(part))
     if value is None:
-        raise BadRow(f"no {part}", f"{part} is {'null' if part in parts else 'not there'}")
+        raise BadRow(f"no {part}", f"{part} is {'null' if part in parts else 'missing'}")
     return value
 
 
@@ -167,7 +175,7 @@ def _read(value: Any, kind: str, part: str) -> list[Message]:
     if isinstance(value, str) and _looks_like_messages(value):
         raise BadRow(
             "messages that are not JSON",
-            f"{part} is a list of messages as text, and not JSON: {value!r:.50}; write the column "
+            f"{part} is a list of messages as text, but not JSON: {value!r:.50}; write the column "
             "with json.dumps",
         )
     if kind == TEXTS and isinstance(value, str):
@@ -178,7 +186,7 @@ def _read(value: Any, kind: str, part: str) -> list[Message]:
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
         raise BadRow(
             "a list of texts",
-            f"{part} is a list of texts, {value!r:.60}, and a pair has one; say which one by its "
+            f"{part} is a list of texts, {value!r:.60}, and a pair has one; choose one by its "
             f"number, like `--set 'data.columns.{part}=COLUMN[0]'`",
         )
     found = _kind(value)
@@ -216,7 +224,7 @@ def _read_whole_texts(
 
 
 def _read_system(value: Any, prompt: Sequence[Message]) -> list[Message]:
-    """The messages that the system column puts before the prompt."""
+    """Return the messages of the system column that go before the prompt."""
     value = _from_json_text(value)
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return []
@@ -225,16 +233,16 @@ def _read_system(value: Any, prompt: Sequence[Message]) -> list[Message]:
     elif is_messages(value):
         system = read_messages(value, "system")
     else:
-        raise BadRow("a system prompt that is no text", f"system is {value!r:.60}, not a text")
+        raise BadRow("a system prompt that is not a text", f"system is {value!r:.60}, not a text")
     if not all(message["role"] in SYSTEM_ROLES for message in system):
         raise BadRow("a system prompt by another role", "system has a message of another role")
     if prompt and prompt[0]["role"] in SYSTEM_ROLES:
         if prompt[: len(system)] != system:
             raise BadRow(
                 "two system prompts",
-                f"the system column has {text_of(system)!r:.40}, the messages "
-                f"{text_of(prompt[:1])!r:.40}; type `--set data.columns.system=null` to read the "
-                "messages' own",
+                f"the system column has {text_of(system)!r:.40}, and the messages have "
+                f"{text_of(prompt[:1])!r:.40}; type `--set data.columns.system=null` to use the "
+                "messages'",
             )
         return []
     return system
@@ -268,11 +276,12 @@ def _json_or_bad(value: Any, part: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise BadRow(f"{part} that can't be read", f"{part} is no JSON: {value!r:.60}") from None
+        shown = f"{part} is not JSON: {value!r:.60}"
+        raise BadRow(f"{part} that can't be read", shown) from None
 
 
 def _from_json_text(value: Any) -> Any:
-    """Messages that a file holds as text, as CSV files must; any other value as it is."""
+    """Return the messages of a JSON text, as CSV files hold them; any other value unchanged."""
     if isinstance(value, str) and _looks_like_messages(value):
         try:
             return json.loads(value)
@@ -282,7 +291,7 @@ def _from_json_text(value: Any) -> Any:
 
 
 def _fits(value: Any) -> bool:
-    """Whether a value can be written as JSON, as what a chat template is given must be."""
+    """Return whether a value can be written as JSON, which chat templates may do with it."""
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError):

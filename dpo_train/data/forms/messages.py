@@ -1,4 +1,4 @@
-"""Lists of {role, content} messages, with tool calls and reasoning, as chat templates take them."""
+"""Reads lists of {role, content} messages for chat templates, with tool calls and reasoning."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from dpo_train.errors import BadRow
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content",
            "reasoning", "thinking")  # fmt: skip
-"""What chat templates read of a message. Other fields, such as an id, tell a template nothing."""
+"""The fields of a message that chat templates read. Others, such as an id, are dropped."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MEDIA = ("image", "image_url", "audio", "video", "input_audio")
 
 
-def message_at(value: Any, place: int) -> Mapping[str, object]:
-    """The first (0) or last (-1) message of a list, or the one message; empty for other values."""
-    message = value[place] if isinstance(value, list) and value else value
+def message_at(value: Any, index: int) -> Mapping[str, object]:
+    """Return the first (0) or last (-1) message of a list, or a single message itself.
+
+    Returns an empty mapping for any other value.
+    """
+    message = value[index] if isinstance(value, list) and value else value
     return message if isinstance(message, dict) else {}
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages, or one message."""
+    """Return whether a value is a list of messages, or one message."""
     return "role" in message_at(value, 0)
 
 
 def read_messages(value: Any, part: str) -> list[Message]:
-    """The messages of a value, checked. Raises BadRow."""
+    """Return the checked messages of a value. `part` names it in errors. Raises BadRow."""
     messages = [value] if isinstance(value, dict) else value
     return [_message(message, part) for message in messages]
 
@@ -40,28 +43,32 @@ def _message(message: Any, part: str) -> Message:
     if role not in ROLES:
         raise BadRow(
             "unknown role",
-            f"{part}: the role {role!r} is none of {', '.join(ROLES)}; rename it (human is user, "
-            "gpt is assistant)",
+            f"{part}: the role {role!r} is not one of {', '.join(ROLES)}; rename it (human to "
+            "user, gpt to assistant)",
         )
+    # Only an assistant may call tools.
     read = {name: message[name] for name in _FIELDS if message.get(name) is not None}
     if not read.get("tool_calls"):
         read.pop("tool_calls", None)
     elif role != "assistant" or not _are_calls(read["tool_calls"]):
         raise BadRow(
             "tool calls that can't be read",
-            f"{part}: tool_calls of {role!r} are {read['tool_calls']!r:.60}; an assistant's are a "
-            "list of {function: {name, arguments}}",
+            f"{part}: tool_calls of {role!r} are {read['tool_calls']!r:.60}; only an assistant "
+            "may have them, as a list of {function: {name, arguments}}",
         )
+    # Reasoning and content must be texts.
     for name in _REASONING:
         if not isinstance(read.get(name, ""), str):
-            raise BadRow("reasoning that is no text", f"{part}: {name} is {read[name]!r:.60}")
+            shown = f"{part}: {name} is {read[name]!r:.60}, not a text"
+            raise BadRow("reasoning that is not a text", shown)
     content = read.get("content")
     if isinstance(content, list):
         read["content"] = _text_of_parts(content, part)
     elif content is None and not read.get("tool_calls"):
         raise BadRow("a message without content", f"{part}: the content of {role!r} is null")
     elif content is not None and not isinstance(content, str):
-        raise BadRow("content that is no text", f"{part}: the content {content!r:.60} is no text")
+        shown = f"{part}: the content {content!r:.60} is not a text"
+        raise BadRow("content that is not a text", shown)
     return cast(Message, read)
 
 
@@ -75,7 +82,7 @@ def _are_calls(calls: Any) -> bool:
 
 
 def _text_of_parts(parts: Sequence[Any], part: str) -> str:
-    """The one text of a content in parts, as models that see images have it."""
+    """Return the text of a content that is a list of parts, as for models that see images."""
     texts = []
     for each in parts:
         kind = each.get("type") if isinstance(each, dict) else None
@@ -83,6 +90,7 @@ def _text_of_parts(parts: Sequence[Any], part: str) -> str:
             shown = f"{part}: its content has a part of type {kind!r}; only text is trained"
             raise BadRow("images, audio or video", shown)
         if kind != "text" or not isinstance(each.get("text"), str):
-            raise BadRow("content that is no text", f"{part}: the content part {each!r:.60}")
+            shown = f"{part}: the content part {each!r:.60} is not a text"
+            raise BadRow("content that is not a text", shown)
         texts.append(each["text"])
     return "".join(texts)

@@ -1,4 +1,4 @@
-"""ShareGPT's messages: {from, value}, with its names for the roles."""
+"""Reads ShareGPT's messages: {from, value}, with ShareGPT's names for the roles."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _ROLES = {
 
 
 def is_sharegpt(value: Any) -> bool:
-    """Whether a value is a list of ShareGPT's messages, or one of them."""
+    """Return whether a value is a list of ShareGPT's messages, or one of them."""
     return {"from", "value"} <= set(message_at(value, 0))
 
 
 def read_sharegpt(value: Any, part: str) -> list[Message]:
-    """The messages of a value. Raises BadRow."""
+    """Return the messages of a value. `part` names it in errors. Raises BadRow."""
     messages = [value] if isinstance(value, dict) else value
     return read_messages([_with_role(message, part) for message in messages], part)
 
 
 def _with_role(message: Any, part: str) -> Message:
-    """The message as {role, content}."""
+    """Return a message as {role, content}."""
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
         raise BadRow("not a message", f"{part}: {message!r:.60} is not a {{from, value}} message")
     role = message.get("from")
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(
             "unknown role",
-            f"{part}: ShareGPT's role {role!r} is none of {', '.join(_ROLES)}; give tool calls as "
-            "`tool_calls` of {role, content} messages",
+            f"{part}: ShareGPT's role {role!r} is not one of {', '.join(_ROLES)}; give tool calls "
+            "as `tool_calls` of {role, content} messages",
         )
     return {"role": _ROLES[role], "content": message["value"]}

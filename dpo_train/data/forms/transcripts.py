@@ -1,4 +1,4 @@
-"""Conversations written as one text, in the form of HH-RLHF.
+"""Reads conversations that are written as one text, in the form of HH-RLHF.
 
 "\\n\\nHuman: Hello?\\n\\nAssistant: Hello." A turn begins after an empty line.
 Source: Bai et al., Training a Helpful and Harmless Assistant, arXiv:2204.05862.
@@ -17,7 +17,7 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(text: str) -> bool:
-    """Whether a text begins with a human's turn and goes on with an assistant's."""
+    """Return whether a text begins with a human's turn and goes on with an assistant's."""
     if not text.lstrip().startswith("Human:"):
         return False
     turns = _turns(text)
@@ -27,7 +27,7 @@ def is_transcript(text: str) -> bool:
 
 
 def _turns(text: str) -> Iterator[re.Match[str]]:
-    """Where turns begin: at the beginning of the text, and after an empty line."""
+    """Yield where turns begin: at the beginning of the text, and after an empty line."""
     for found in _SPEAKER.finditer(text):
         before = found.start()
         while before and text[before - 1].isspace():
@@ -37,9 +37,10 @@ def _turns(text: str) -> Iterator[re.Match[str]]:
 
 
 def read_transcript(text: str, part: str) -> list[Message]:
-    """The turns of a transcript as messages; an assistant's turn that is only opened is left out.
+    """Return the turns of a transcript as messages.
 
-    Raises BadRow if the turns don't alternate.
+    An empty last turn of the assistant in a prompt is left out. Raises BadRow if the turns don't
+    alternate.
     """
     turns = list(_turns(text))
     ends = [*(turn.start() for turn in turns[1:]), len(text)]
@@ -51,7 +52,7 @@ def read_transcript(text: str, part: str) -> list[Message]:
         if message["role"] != ("user", "assistant")[number % 2]:
             raise BadRow(
                 "turns that don't alternate",
-                f"{part}: its turn {number + 1} is by {message['role']!r}, as the one before",
+                f"{part}: turn {number + 1} is by {message['role']!r}, like the turn before it",
             )
     if part == "prompt" and messages[-1] == {"role": "assistant", "content": ""}:
         messages.pop()

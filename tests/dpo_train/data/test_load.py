@@ -106,7 +106,7 @@ def test_own_splits_are_read_and_lose_shared_prompts(tmp_path: Path) -> None:
     config = DataConfig(id=str(tmp_path), eval_split="validation", test_split="test")
     pairs = load_pairs(config)
     assert [len(rows) for rows in pairs.splits.values()] == [15, 10, 5]
-    assert pairs.dropped == {"prompt of train is also held out": 5}
+    assert pairs.dropped == {"prompt of train is also in eval or test": 5}
 
 
 def test_an_empty_file_leaves_nothing_to_train_on(tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_what_the_modelfile_does_not_do_is_said_in_it(
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (CHATML.replace("message['content']", "message['content'] | upper"), "be taken apart"),
-        (CHATML.replace("message['content']", "message['content'][:20]"), "more than a text"),
-        ("{{ messages[0].content }}", "be taken apart"),
+        (CHATML.replace("message['content']", "message['content'] | upper"), "can't be found"),
+        (CHATML.replace("message['content']", "message['content'][:20]"), "more than fixed texts"),
+        ("{{ messages[0].content }}", "can't be found"),
         (CHATML.replace("<|im_end|>", "{{"), "it writes {{, }} or three quotes"),
     ],
 )

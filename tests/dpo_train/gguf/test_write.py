@@ -96,10 +96,10 @@ def test_the_chat_template_is_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (transformers.GPT2Config(), "the model is gpt2, and what can be written are Llama, Qwen2"),
+        (transformers.GPT2Config(), "the model is gpt2, and only Llama, Qwen2, Qwen3 can be"),
         (
             transformers.LlamaConfig(hidden_act="gelu"),
-            "hidden_act: gelu, and llama.cpp follows only",
+            "hidden_act: gelu, and llama.cpp supports only",
         ),
         (transformers.LlamaConfig(attention_bias=True), "attention_bias: True"),
         (transformers.LlamaConfig(mlp_bias=True), "mlp_bias: True"),
@@ -110,7 +110,7 @@ def test_the_chat_template_is_in_the_file(tmp_path: Path) -> None:
             transformers.LlamaConfig(
                 rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
             ),
-            "rope_type: linear, and llama.cpp follows only default or llama3 in a Llama",
+            "rope_type: linear, and llama.cpp supports only default or llama3 in a Llama",
         ),
         (
             transformers.LlamaConfig(architectures=["LlamaForSequenceClassification"]),
@@ -131,7 +131,7 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused_by_name(
     [
         ("model.layers.0.mlp.up_proj.weight", None, "lacks the weights blk.0.ffn_up.weight"),
         ("model.layers.0.mlp.up_proj.bias", torch.ones(96), "has the weights blk.0.ffn_up.bias"),
-        ("score.weight", torch.ones(2, 64), "has the weights score.weight, which no llama of"),
+        ("score.weight", torch.ones(2, 64), "weights score.weight, which llama.cpp's llama"),
         ("model.norm.weight", torch.full((64,), math.nan), "model.norm.weight holds nan"),
         ("model.layers.0.mlp.up_proj.weight", torch.full((96, 64), 7e4), "holds 70000.*q8_0`"),
     ],

@@ -93,7 +93,7 @@ def test_a_row_that_the_template_refuses_is_bad(make: Make) -> None:
 
 
 def test_a_template_that_opens_thoughts_which_no_answer_has(make: Make) -> None:
-    with pytest.raises(InputError, match="opens <think> before an answer, and the answers have no"):
+    with pytest.raises(InputError, match="opens <think> before an answer, but the answers have no"):
         make(THINK).check([row()])
     thought = [message("assistant", "<think>\nHm.</think>So.")]
     assert make(THINK).check([row(chosen=thought, rejected=thought)]) == []
@@ -109,7 +109,7 @@ def test_a_date_is_fixed_and_said(make: Make) -> None:
     template = make(DATED)
     assert template.prompt(row()).startswith("01 Jan 2026\n")
     (note,) = template.check([row()])
-    assert "as on 1 January 2026" in note
+    assert "with the date 1 January 2026" in note
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_date_is_fixed_and_said(make: Make) -> None:
     ],
 )
 def test_what_the_template_leaves_out_is_refused(make: Make, name: str, special: Row) -> None:
-    with pytest.raises(InputError, match=f"writes nothing of `{name}`, which 1 of 2 rows have"):
+    with pytest.raises(InputError, match=f"does not write `{name}`, which 1 of 2 rows have"):
         make(CHATML).check([row(), special])
     assert make(TOOLS).check([row(), special]) == []
 
@@ -133,7 +133,7 @@ def test_a_role_that_the_template_leaves_out_is_refused(make: Make, role: str) -
         "{% for message in messages if message['role'] in ('user', 'assistant') %}",
     )
     special = row(prompt=[message(role, "Listen."), message("user", "Why?")])
-    with pytest.raises(InputError, match=f"writes nothing of messages by the role '{role}'"):
+    with pytest.raises(InputError, match=f"does not write messages of the role '{role}'"):
         make(silent).check([row(), special])
     assert make(CHATML).check([row(), special]) == []
 
@@ -141,7 +141,7 @@ def test_a_role_that_the_template_leaves_out_is_refused(make: Make, role: str) -
 def test_variables_that_the_template_ignores_are_said(make: Make) -> None:
     special = row(chat_template_kwargs={"enable_thinking": False})
     (note,) = make(CHATML).check([row(), special])
-    assert "writes the same whatever chat_template_kwargs say (enable_thinking)" in note
+    assert "does not use the rows' chat_template_kwargs (enable_thinking)" in note
 
 
 def test_tools_calls_and_reasoning_are_tokenised_as_by_trl(make: Make) -> None:

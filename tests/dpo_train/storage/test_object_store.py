@@ -20,7 +20,7 @@ from tune.config.schema import SearchConfig
         ("https://host/runs?sig=hidden", "names no store"),
         ("abfs://c@a.dfs.core.windows.net/runs?sig=hidden", "holds a secret"),
         ("s3://bucket/runs?passwd=hidden", "holds a secret"),
-        ("s3://[hidden/runs", "is none"),
+        ("s3://[hidden/runs", "not a valid one"),
     ],
 )
 def test_a_url_that_can_be_seen_to_be_wrong_is_refused(url: str, message: str) -> None:

@@ -19,7 +19,7 @@ from dpo_train.config_loss import LOSSES
 from dpo_train.errors import Diverged, InputError
 from dpo_train.evaluation import test_split
 from dpo_train.memory import MemoryBounds, give_back, own_bytes
-from dpo_train.optimizers import OF_TRANSFORMERS
+from dpo_train.optimizers import TRANSFORMERS_NAMES
 from dpo_train.scoring import logps
 from dpo_train.trainers.open import open_session
 from dpo_train.trainers.packed.session import _Shared
@@ -89,7 +89,7 @@ def test_losses_and_log_ratios_are_those_of_a_stock_trainer(
                 "lr_scheduler_type": t.optim.schedule,
                 "warmup_steps": 16 // t.optim.batch_size,
                 "weight_decay": t.optim.weight_decay,
-                "optim": OF_TRANSFORMERS[t.optim.name],
+                "optim": TRANSFORMERS_NAMES[t.optim.name],
                 "adam_beta1": t.optim.beta1,
                 "adam_beta2": t.optim.beta2,
                 "adam_epsilon": t.optim.epsilon,
@@ -292,7 +292,7 @@ def test_a_model_whose_own_code_fails_in_training_is_refused(
     folder = save(experts, tmp_path / "model")
     trial = override(small_config, {"model.id": str(folder), "data.limit": 12, "lora": lora})
     prepared = reference.plan(trial, data.load_pairs(trial.data), tmp_path / "data", "cpu")
-    with pytest.raises(InputError, match=r"its code fails \(AttributeError: .*num_experts"):
+    with pytest.raises(InputError, match=r"own code \(AttributeError: .*num_experts"):
         curve(trial, prepared)
     names = [name for name, _ in model.load_base(trial.model, "cpu").model.named_modules()]
     assert not any("lora" in name for name in names)

@@ -35,7 +35,7 @@ def test_moments_in_8_bits_are_not_shared_out() -> None:
 
 
 def test_packed_trials_have_an_attention_of_their_own() -> None:
-    with pytest.raises(InputError, match=r"`trainer: packed` has an attention of its own; take it"):
+    with pytest.raises(InputError, match=r"`trainer: packed` computes attention in its own way"):
         override(TrainConfig(), {"trainer": "packed", "lora": {}, "model.attention": "eager"})
 
 

@@ -175,12 +175,12 @@ def test_a_failed_push_loses_nothing_and_sends_nothing_twice(tmp_path: Path) -> 
     passed = {name for name, what in outcomes.items() if not what["error"]}
     assert passed == {name for name in FAULTS if "once" in name or "lost" in name}
     for status, message in (
-        ("401 at", "does not take the login (401); type `"),
+        ("401 at", "does not accept the login (401); type `"),
         ("403 at", "may not write there (403)"),
         ("409 at", "something else there already has this name (409)"),
         ("412 at", "someone else changed it in the meantime (412)"),
         ("503 at the commit, always", "the Hub failed (503)"),
-        ("no network at the commit, always", "can't be reached or broke off"),
+        ("no network at the commit, always", "can't be reached, or the connection"),
     ):
         (name,) = (name for name in outcomes if name.startswith(status) and outcomes[name]["error"])
         assert message in outcomes[name]["error"]
@@ -201,7 +201,7 @@ def test_a_search_that_could_not_push_its_winner_is_stopped_before_it_begins(
         "another's": "acme can't write to 'someone', only to acme, team; type `--repo acme/",
         "public": "acme/public is public; type `--public`",
         "name": "Cannot have -- or .. in repo_id",
-        "wrong token": "does not take the login (401); type `",
+        "wrong token": "does not accept the login (401); type `",
         "no answer": "the Hub can't be reached",
         "no licence": "the dataset 'rows.jsonl' states none; say under which licence",
         "two licences": "'acme/base' states apache-2.0, the dataset 'other' states cc-by-4.0",

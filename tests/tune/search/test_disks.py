@@ -102,11 +102,11 @@ cp -r runs/sim/trials after
         timeout=200,
     )  # fmt: skip
     first, second = ((tmp_path / f"{name}.txt").read_text() for name in ("first", "second"))
-    assert "DiskFull: no room on disk to save in" in done.stdout, done.stderr
+    assert "DiskFull: no space left on disk in" in done.stdout, done.stderr
     assert "(16, '')" in done.stdout
     assert "first: 130" in done.stdout, first
     assert "second: 0" in done.stdout, second
-    assert re.search("(no room on disk|No space left on device).*; to go on: ", first)
+    assert re.search("(no space left on disk|No space left on device).*; to go on: ", first)
     assert "Traceback" not in first
     before, after = (
         {path.name: json.loads(path.read_text()) for path in (tmp_path / name).glob("*.json")}

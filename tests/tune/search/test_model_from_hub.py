@@ -107,8 +107,8 @@ def test_a_login_that_the_hub_does_not_take_is_said_in_one_line(
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     message = (
-        "model.id: 'acme/tiny' can't be read from the Hub: the Hub does not take the login (401); "
-        r"type `\S*hf auth login`\n$"
+        "model.id: 'acme/tiny' can't be read from the Hub: the Hub does not accept the login "
+        r"(401); type `\S*hf auth login`\n$"
     )
     assert re.search(message.replace("(401)", r"\(401\)"), done.stderr)
 

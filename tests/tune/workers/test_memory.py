@@ -66,7 +66,7 @@ def test_half_at_once_is_half_the_batch_that_divides_it() -> None:
     never = override(four, {"optim.activation_checkpointing": False})
     with pytest.raises(OutOfMemory, match="take optim.activation_checkpointing: false out"):
         with_less_at_once(never, members=4)  # each member has only one pair already
-    with pytest.raises(InputError, match="sft couples the rows of a batch"):
+    with pytest.raises(InputError, match="sft needs all pairs of a batch"):
         override(TrainConfig(), {"dpo.loss": ["sigmoid", "sft"], "optim.micro_batch_size": 4})
 
 
