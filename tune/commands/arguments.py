@@ -122,7 +122,8 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", "remove what is named; alone: say what there is")
     clean.add_argument("names", nargs="*", metavar="NAME", help="as `dpo-tune list` shows it")
 
-    command("schema", "print the JSON schema of a search's YAML, for editors")
+    schema = command("schema", "print the JSON schema of a search's YAML, for editors")
+    schema.add_argument("--markdown", action="store_true", help="docs/reference.md in its place")
     return top
 
 

@@ -53,5 +53,5 @@ def _drop_removed(content: YamlTree, path: Path) -> None:
         if value not in ("best", None):
             raise InputError(
                 f"{path}: {name}: {value} was removed: one rule chooses the winner "
-                f"(docs/searching.md); take {name} out"
+                f"(docs/trust.md); take {name} out"
             )

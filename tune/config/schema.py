@@ -183,7 +183,7 @@ class SearchConfig(TrainConfig):
     """Whether a point that a trial has already may be proposed and trained again, though the same
     seed gives the same numbers. Listed points and clones are trained as often as you ask."""
     objective: Annotated[str | tuple[str, str], BeforeValidator(_one_or_two)] = "eval/accuracy"
-    """By which the winner is picked, as docs/searching.md says: not simply the largest number. Or
+    """By which the winner is picked, as docs/trust.md says: not simply the largest number. Or
     two, like `[eval/accuracy, eval/drift]`: then the search is for their Pareto front, on which a
     trial stands by its report that is the best in the first."""
     constraints: dict[MetricName, Bound] = {}
