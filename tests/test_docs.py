@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from dpo_train.config import DataConfig
-from dpo_train.config_base import override
+from dpo_train.config_base import override, parse
 from dpo_train.data import load_pairs
 from dpo_train.data.row import text_of
 from dpo_train.scoring import metrics
 from tests.conftest import ROOT
+from tune.config.schema import SearchConfig
 
 PACKAGES = ("", "tune", "dpo_train")
 FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md")]
@@ -158,6 +160,21 @@ def test_every_form_has_an_example() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
     forms = text[text.index("## The forms") : text.index("## Rows that can")]
     assert {form for form, _ in examples()} == set(re.findall(r"^### (.+)$", forms, re.M))
+
+
+def yamls() -> list[tuple[str, str]]:
+    """The blocks of YAML in the documents."""
+    found = []
+    for page in [FRONT[0], *PAGES]:
+        blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.S | re.M)
+        found += [(named(page), block) for block in blocks]
+    return found
+
+
+@pytest.mark.parametrize(("page", "block"), yamls(), ids=lambda value: value[:30])
+def test_every_yaml_in_the_documents_is_understood(page: str, block: str) -> None:
+    content = YAML(typ="safe", pure=True).load(block)
+    parse(SearchConfig, {"name": "documented", **content}, {}, page)
 
 
 def metric_table() -> list[str]:
