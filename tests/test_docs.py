@@ -178,7 +178,7 @@ def test_every_yaml_in_the_documents_is_understood(page: str, block: str) -> Non
 
 
 def metric_table() -> list[str]:
-    """The table of docs/trust.md as the catalogue of metrics has it."""
+    """Return the table of docs/trust.md, made from the catalogue of metrics."""
     rows = [
         [f"`{metric.name}`", *(cell or "–" for cell in (metric.direction, metric.unit)),
          "–" if metric.base is None else f"{metric.base:.3g}", metric.meaning]
@@ -195,5 +195,5 @@ def documented_metrics() -> list[str]:
 
 
 def test_the_table_of_metrics_is_the_catalogue() -> None:
-    """If it fails: put what `metric_table()` returns in the page's place."""
+    """If this fails, replace the page's table with what `metric_table()` returns."""
     assert documented_metrics() == metric_table()

@@ -82,8 +82,8 @@ def test_every_test_and_script_to_run_exists() -> None:
 
 
 def mapped_files() -> set[Path]:
-    """The files that docs/files.md names. A line stands in the folder above it that is indented
-    less; one that is indented far goes on with the line before."""
+    """Return the files that docs/files.md names. A line's folder is the nearest line above that is
+    indented less. A line that is indented far continues the line before."""
     section = (ROOT / "docs" / "files.md").read_text()
     found: set[Path] = set()
     folders = [(-1, Path())]
