@@ -67,7 +67,7 @@ class ServeConfig(Part):
     """Whether others than a node's own programs may ask, who then need the cluster's
     SERVE_API_KEY."""
     port: int = Field(8000, ge=1, le=65535)
-    """The port on which Ray Serve answers."""
+    """The HTTP port."""
     gpus: float = Field(0, ge=0)
     """Of a replica; a fraction shares one."""
     min_replicas: int = Field(1, ge=0)
