@@ -196,9 +196,8 @@ class TrainConfig(Part):
     data: DataConfig = DataConfig()
     """The preference pairs."""
     trainer: Literal["trl", "packed", "simulated"] = "trl"
-    """`trl` trains with TRL's DPOTrainer. `packed` trains many LoRA trials in one step; a search over
-    a LoRA takes it by default where it can. `simulated` follows a curve without training, and needs
-    no torch."""
+    """`trl` trains with TRL's DPOTrainer. `packed` trains many LoRA trials in one step; a search of
+    a LoRA uses it by default where it can. `simulated` follows a curve and needs no torch."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and schedule."""
     dpo: DpoConfig = DpoConfig()

@@ -70,6 +70,19 @@ TRL_FIELDS: dict[str, tuple[str, ...]] = {
     "are stored as sums": ("ld_alpha",),
 }  # fmt: skip
 """By advice, the fields of TRL's DPOConfig that it replaces."""
+NAMES_IN_TRL: dict[str, tuple[str, ...]] = {
+    "optim.name": ("optim",),
+    "optim.batch_size": ("per_device_train_batch_size", "gradient_accumulation_steps"),
+    "optim.micro_batch_size": ("per_device_train_batch_size",),
+    "optim.epochs": ("num_train_epochs",),
+    "optim.schedule": ("lr_scheduler_type",),
+    "optim.warmup_pairs": ("warmup_steps",),
+    "optim.beta1": ("adam_beta1",),
+    "optim.beta2": ("adam_beta2",),
+    "optim.epsilon": ("adam_epsilon",),
+    "dpo.loss": ("loss_type",),
+}
+"""Fields of ours that TRL's DPOConfig has under another name, as `trl_arguments` hands them on."""
 FIELD_ALIASES: dict[str, tuple[str, ...]] = {
     "optim.learning_rate": ("lr", "learningrate", "step_size", "peak_lr"),
     "optim.batch_size": (

@@ -1,32 +1,59 @@
-"""Run what README and docs/ tell people to type."""
+"""Run what README, docs/, CONTRIBUTING and AGENTS tell people to type."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from serve.__main__ import _parser as serve_parser
 from tests.conftest import ROOT, Run
 from tests.helpers.ray_job_command import sent_by
 from tune.__main__ import _parser
 
-README = (ROOT / "README.md").read_text()
-DOCUMENTS = "\n".join(
-    [README, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))]
-)
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")]
+DOCUMENTS = "\n".join(page.read_text() for page in [*FRONT, *sorted((ROOT / "docs").glob("*.md"))])
+_VARIABLE = re.compile(r"[A-Z_]+=\S* ")
 
 
 def commands(name: str) -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", DOCUMENTS, re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    """The words behind a program in all blocks of commands, pipes and files left out."""
+    blocks = re.findall(r"^ *```sh\n(.*?)```", DOCUMENTS, re.DOTALL | re.MULTILINE)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [re.split(r" [|>] ", _VARIABLE.sub("", line))[0] for line in lines]
     return [shlex.split(line)[1:] for line in lines if line.split(" ")[0].endswith(name)]
 
 
 def test_every_command_line_is_understood() -> None:
     typed = commands("dpo-tune")
-    assert len(typed) >= 6
+    assert len(typed) >= 20
     for arguments in typed:
         assert _parser().parse_args(arguments).command
+
+
+def test_every_command_named_in_a_sentence_exists_with_its_options() -> None:
+    """`dpo-tune push RUN --merged`: in a sentence what follows may be left out."""
+    (choices,) = (a.choices for a in _parser()._actions if isinstance(a.choices, dict))
+    named = re.findall(r"`(?:\.venv/bin/)?dpo-tune ([a-z]+)\b([^`]*)`", DOCUMENTS)
+    assert len(named) > 20
+    for command, rest in named:
+        assert command in choices
+        known = options_of(choices[command])
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= known, f"{command}{rest}"
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def test_every_server_is_understood() -> None:
+    typed = [words[2:] for words in commands("python") if words[:2] == ["-m", "serve"]]
+    assert typed
+    for words in typed:
+        assert serve_parser().parse_args(words).model
+    named = set(re.findall(r"`(--[a-z-]+)", (ROOT / "docs" / "serving.md").read_text()))
+    assert named - {"--merged"} <= options_of(serve_parser())
 
 
 def test_every_ray_job_is_understood() -> None:
@@ -44,6 +71,14 @@ def test_the_make_targets_exist() -> None:
     )
     assert mentioned <= set(targets)
     assert {"run", "test", "check"} <= mentioned
+
+
+def test_every_test_and_script_to_run_exists() -> None:
+    typed = [words for words in commands("python") if words[:1] != ["-m"]]
+    named = re.findall(r"`\.venv/bin/python (?:-m pytest -n 0 )?(\S+\.py)[^`]*`", DOCUMENTS)
+    paths = [*named, *(words[0] for words in typed if words[0].endswith(".py"))]
+    assert len(paths) >= 3
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def mapped_files() -> set[Path]:

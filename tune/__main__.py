@@ -255,10 +255,15 @@ def _init(options: argparse.Namespace) -> int:
     return _DONE
 
 
-def _schema(_: argparse.Namespace) -> int:
-    from tune.config.json_schema import as_text
+def _schema(options: argparse.Namespace) -> int:
+    if options.markdown:
+        from tune.commands.reference import as_markdown
 
-    print(as_text(), end="")
+        print(as_markdown(), end="")
+    else:
+        from tune.config.json_schema import as_text
+
+        print(as_text(), end="")
     return _DONE
 
 

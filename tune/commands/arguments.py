@@ -134,7 +134,8 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", "remove runs or prepared data by name; without a name, list them")
     clean.add_argument("names", nargs="*", metavar="NAME", help="a name that `list` prints")
 
-    command("schema", "print the JSON schema of a search's YAML, for editors")
+    schema = command("schema", "print the JSON schema of a search's YAML, for editors")
+    schema.add_argument("--markdown", action="store_true", help="docs/reference.md in its place")
     return top
 
 

@@ -58,5 +58,5 @@ def _drop_removed(content: YamlTree, path: Path) -> None:
         if value not in ("best", None):
             raise InputError(
                 f"{path}: {name}: {value} is no longer supported, since one rule now chooses the "
-                f"winner (docs/searching.md); take {name} out"
+                f"winner (docs/trust.md); take {name} out"
             )

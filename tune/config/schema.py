@@ -172,7 +172,7 @@ class SearchConfig(TrainConfig):
     """Whether a point that a trial already has may be proposed again, though the same seed gives
     the same numbers. Listed points and clones are trained as often as you ask."""
     objective: OneOrTwoMetrics = "eval/accuracy"
-    """The metric that decides the winner, by the rule of docs/searching.md: not simply the largest
+    """The metric that decides the winner, by the rule of docs/trust.md: not simply the largest
     number. With two, like `[eval/accuracy, eval/drift]`, the search is for their Pareto front, and
     a trial counts with the report that is best in the first."""
     constraints: dict[MetricName, Bound] = {}
