@@ -38,7 +38,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dpo_train import fused_kernels, model, reference
 from dpo_train.config import ModelConfig, TrainConfig
 from dpo_train.model import WarmBase
-from dpo_train.trainers.packed import engine, forward, kernels, linear, rows, stacked_layers
+from dpo_train.trainers.packed import (
+    adapters,
+    engine,
+    forward,
+    kernels,
+    linear,
+    rows,
+    stacked_layers,
+)
 from dpo_train.trainers.packed.adapters import Layer
 from dpo_train.trainers.packed.engine import PackedEngine
 from dpo_train.trainers.packed.trial import PackedTrial
@@ -77,7 +85,7 @@ def as_on_a_gpu(counted: Counted, is_fused: bool) -> Iterator[None]:
             patch.object(engine, "compare_with_reference", lambda *_: None),
             patch.object(stacked_layers, "check_once", lambda *_: None),
             patch.object(PackedEngine, "_measure", lambda *_: True),
-            patch.object(stacked_layers.adapters, "adapted_layers", adapted_layers),
+            patch.object(adapters, "adapted_layers", adapted_layers),
             patch.object(PackedTrial, "_draw_batches", drawn_batches),
             patch.dict(fused_kernels._refused, {"qwen2": ""}),
             ligers(counted),

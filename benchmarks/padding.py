@@ -2,8 +2,8 @@
 
     python benchmarks/padding.py [--pairs FILE] [--model FOLDER] [--trials 4] [--at-once 4]
 
-One engine trains the same trials with padding and without, a step of each in turn, in one process
-with one thread: CPU seconds a pair. The model is that of `make real`, the pairs are the sample's
+One engine computes the same passes with padding and without, in turn, in one process with one
+thread: CPU seconds a pair. The model is that of `make real`, the pairs are the sample's
 unless a file is given.
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -27,9 +28,10 @@ from dpo_train import data, reference
 from dpo_train.config import TrainConfig
 from dpo_train.trainers.packed import rows
 from dpo_train.trainers.packed.engine import PackedEngine
+from dpo_train.trainers.packed.forward import completion_logps
+from dpo_train.trainers.packed.pack import Pack
 
-ROUNDS = 4
-BATCH = 8
+ROUNDS = 8
 
 
 def trial(model: str, pairs: str, at_once: int, seed: int) -> TrainConfig:
@@ -39,11 +41,23 @@ def trial(model: str, pairs: str, at_once: int, seed: int) -> TrainConfig:
             "model": {"id": model},
             "data": {"id": pairs, "limit": 80},
             "lora": {"r": 16, "alpha": 32},
-            "optim": {"batch_size": BATCH, "micro_batch_size": at_once, "epochs": 100},
+            "optim": {"batch_size": at_once, "epochs": 100},
             "eval_every_pairs": 10**6,
             "seed": seed,
         }
     )
+
+
+def one_pass(
+    engine: PackedEngine, pack: Pack, drawn: Sequence[Sequence[rows.Pair]], is_padded: bool
+) -> float:
+    """Return the CPU seconds of a forward and backward over these pairs of each trial."""
+    rows._IS_PADDED_TO_LONGEST["cpu"] = is_padded
+    began = time.process_time()
+    laid_out = rows.collate(drawn, "cpu")
+    engine._install(pack, laid_out.token_counts)
+    completion_logps(engine.base, laid_out).sum().backward()
+    return time.process_time() - began
 
 
 def main() -> None:
@@ -60,20 +74,16 @@ def main() -> None:
         pairs = data.load_pairs(configs[0].data)
         prepared = reference.plan(configs[0], pairs, Path(scratch), "cpu")
         engine = PackedEngine(configs[0].model, prepared, "cpu")
-        # All trials in one pass, without trying whether fewer are faster.
-        engine.pack_size._most = engine.pack_size._tried_for = options.trials
-        trials = [engine.join(config) for config in configs]
+        pack = Pack([engine.join(config) for config in configs])
+        draw = random.Random(0)
         seconds: dict[bool, list[float]] = {True: [], False: []}
-        for number in range(2 * ROUNDS):
-            is_padded = number % 2 == 0
-            rows._IS_PADDED_TO_LONGEST["cpu"] = is_padded
-            began, pairs_before = time.process_time(), trials[0].pairs_seen
-            while trials[0].pairs_seen < pairs_before + BATCH:
-                engine.step(trials)
-            taken = time.process_time() - began
-            seconds[is_padded].append(taken / (BATCH * len(trials)))
+        for _ in range(ROUNDS):
+            drawn = [draw.sample(engine.train.pairs, options.at_once) for _ in configs]
+            for is_padded in (True, False):
+                seconds[is_padded].append(one_pass(engine, pack, drawn, is_padded))
         engine.close()
-    padded, ragged = median(seconds[True]), median(seconds[False])
+    padded, ragged = (sum(seconds[each]) / ROUNDS / options.at_once / len(configs)
+                      for each in (True, False))  # fmt: skip
     print(
         f"{options.trials} trials, {options.at_once} pairs each in a pass, CPU seconds a pair: "
         f"{padded:.3f} padded, {ragged:.3f} without, a ratio of {ragged / padded:.3f}"

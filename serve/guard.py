@@ -86,7 +86,8 @@ class Guard:
             name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-")
             for name in headers
         )
-        name = headers.get("host", "").rsplit(":", 1)[0].removeprefix("[").removesuffix("]")
+        host = headers.get("host", "")
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         client = request.client.host if request.client else ""
         if is_forwarded or not is_loopback(client) or not is_loopback(name):
             raise ApiError(

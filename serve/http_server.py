@@ -34,8 +34,9 @@ class HttpServer(uvicorn.Server):
         )
         super().__init__(config)
         self._in_flight = in_flight
-        self._silent_since: dict[Any, float] = {}
-        """The time of the monotonic clock at which a connection was first seen idle."""
+        self._silent_since: dict[tuple[Any, Any], float] = {}
+        """The time of the monotonic clock at which a connection was first seen idle after its
+        request, by connection and by uvicorn's cycle of that request."""
 
     async def on_tick(self, counter: int) -> bool:
         """Closes idle connections once a second. uvicorn calls it ten times a second."""
@@ -56,11 +57,18 @@ class HttpServer(uvicorn.Server):
             if (cycle := getattr(each, "cycle", None)) is None or cycle.response_complete
         ]
         now = time.monotonic()
-        since = {each: self._silent_since.get(each, now) for each in silent}
+        # A request that came and went between two looks has left another cycle behind.
+        since = {
+            each: self._silent_since.get((each, cycle), now)
+            for each in silent
+            for cycle in [getattr(each, "cycle", None)]
+        }
         oldest = sorted(since, key=since.__getitem__)
         surplus = max(0, len(self.server_state.connections) - _MOST_CONNECTIONS)
         for number, each in enumerate(oldest):
             if number < surplus or now - since[each] > _HEAD_SECONDS:
                 each.transport.close()  # type: ignore[union-attr]
                 del since[each]
-        self._silent_since = since
+        self._silent_since = {
+            (each, getattr(each, "cycle", None)): began for each, began in since.items()
+        }

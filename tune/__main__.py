@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpo_train.command_line import dpo_tune
-from dpo_train.errors import InputError, StoreError
+from dpo_train.errors import DiskFull, InputError, StoreError
 from dpo_train.plain_output import show_control_characters
 from tune.commands.arguments import parse
 from tune.commands.arguments import parser as _parser
@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except StoreError as error:
         hint = "the bucket, the region (`?region=…`) and the login in the environment"
         print(f"error: {error}; check {hint}", file=sys.stderr)
+        return _WRONG_INPUT
+    except DiskFull as error:
+        print(f"error: {error}", file=sys.stderr)
         return _WRONG_INPUT
     except BrokenPipeError:
         if not _reader_is_gone():

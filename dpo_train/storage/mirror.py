@@ -214,7 +214,8 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     real = folder.resolve()
     if real in above or not folder.is_dir():
         return
-    with contextlib.suppress(FileNotFoundError):  # it was removed just now
+    # It was removed just now, or this user may not read it.
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         for entry in list(folder.iterdir()):
             if entry.is_dir():
                 yield from _walk(entry, above | {real})

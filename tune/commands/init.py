@@ -107,6 +107,7 @@ def write_search(request: InitRequest, overrides: Overrides) -> str:
         grace_pairs=128 if train >= _MANY_PAIRS else 64,
         gpus=1 if has_gpu else 0,
     )
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text)
     trials = load_new_search(file).total_trials
     return (
@@ -117,7 +118,12 @@ def write_search(request: InitRequest, overrides: Overrides) -> str:
 
 
 def _answer(question: str, usual: str) -> str:
-    return input(f"{question} [{usual}]: ").strip() or usual
+    try:
+        return input(f"{question} [{usual}]: ").strip() or usual
+    except EOFError:  # Ctrl-D
+        print()
+        command = dpo_tune("init", "--model", "FOLDER", "--data", "pairs.jsonl")
+        raise InputError(f"init: the question was not answered; type `{command}`") from None
 
 
 def _stem(source: str) -> str:

@@ -140,4 +140,4 @@ def _uses(item: Stored, prepared: Path) -> bool:
         used = RunInfo.read(RunFolder.at(item.folder)).prepared_folder
     except InputError:  # the run is damaged, so no driver works on it
         return False
-    return used.absolute() == prepared.absolute()
+    return used.resolve() == prepared.resolve()

@@ -86,7 +86,7 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
                 pass
             child.kill()  # so that it can't overwrite the final report
             child.wait()
-            for partial in folder.path.glob(f".{folder.report_html.name}.*.part"):
+            for partial in folder.path.glob(f".{folder.report_html.name}.{child.pid}.*.part"):
                 partial.unlink(missing_ok=True)
             rest = max(pause, _SHARE * (time.monotonic() - began))
 

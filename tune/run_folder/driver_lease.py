@@ -17,12 +17,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from dpo_train.command_line import dpo_tune
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from tune.run_folder.live import read_live
 from tune.run_folder.paths import RunFolder
+
+_MOMENT_SECONDS = 0.1
 
 BEAT_SECONDS = 10.0
 """The interval at which a driver writes its heartbeat and uploads files that could wait."""
@@ -78,7 +81,7 @@ def only_driver(folder: RunFolder) -> Iterator[None]:
         folder.path.mkdir(parents=True, exist_ok=True)
     with folder.driver_lock.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             raise InputError(_held(folder, "another process")) from None
         if folder.url is None:
@@ -89,6 +92,18 @@ def only_driver(folder: RunFolder) -> Iterator[None]:
             with _beating(folder):
                 _download(folder)
                 yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks the file. Raises BlockingIOError if a driver holds it.
+
+    Another command may hold it for a moment, in `is_driven`, so we try twice.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_MOMENT_SECONDS)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_driven(folder: RunFolder) -> bool:

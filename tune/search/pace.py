@@ -67,9 +67,11 @@ class Pace:
         """Take note of where a trial ended, if it was ever seen training."""
         if trial in self._trials:
             self.update(trial, pairs_seen, 0)
-            known = self._trials.pop(trial)
+            known = self._trials[trial]
+            # Another thread reads the medians of these lists as soon as the trial is gone.
             self._totals.append(known.total)
             self._shares.append(known.share)
+            del self._trials[trial]
 
     def pairs_per_second(self, trial: str) -> float | None:
         """Return how fast a trial trains, evaluations included; None if it has not trained yet."""

@@ -117,7 +117,7 @@ def test_a_search_of_0_1_0_whose_trials_were_continued_goes_on(tmp_path: Path) -
     assert record.state == "finished"
     begun = longer.config.model_copy(update={"optim": OptimConfig(epochs=2)})
     refuse_other_search(RunFolder.at(tmp_path), begun)
-    with pytest.raises(InputError, match="optim.epochs: 4 there, 1 here"):
+    with pytest.raises(InputError, match="optim.epochs is 4 there, 1 here"):
         refuse_other_search(
             RunFolder.at(tmp_path), begun.model_copy(update={"optim": OptimConfig(epochs=1)})
         )

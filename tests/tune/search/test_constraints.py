@@ -77,8 +77,8 @@ def test_an_invalid_constraint_is_refused(bounds: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("select: one_standard_error", "select: one_standard_error was removed"),
-        ("confirm: {evaluate: 'a:b', decide_by: wins}", "confirm.decide_by: wins was removed"),
+        ("select: one_standard_error", "select: one_standard_error is no longer supported"),
+        ("confirm: {evaluate: 'a:b', decide_by: wins}", "confirm.decide_by: wins is no longer"),
         ("select: best", ""),
         ("confirm: {decide_by: null}", ""),
     ],
