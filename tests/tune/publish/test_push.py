@@ -145,7 +145,7 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
     seen = {path.name: path.read_bytes() for path in (tmp_path / "seen").iterdir()}
     assert seen == {k: v for k, v in hub.files("acme/won").items() if k != ".gitattributes"}
     for arguments, said in (
-        (("--to", tmp_path / "seen"), "is not empty; name a new folder"),
+        (("--to", tmp_path / "seen"), "is not an empty folder; name a new one"),
         (("--repo", "won"), "push: hub.repo: 'won' is no owner/name; type `your-name/its-name`"),
         (("--repo", "acme/won", "--dtype", "float16"), "push: hub.dtype: must be one of bfloat16,"),
         (("--to", tmp_path / "new", "--license", "No!"), "push: hub.license: 'No!' is no id"),
