@@ -34,7 +34,7 @@ class InFlight:
     def begin_to_end(self, grace_seconds: float) -> None:
         """Refuses further requests, and ends waiting ones with 503.
 
-        Answers that are being generated get so many seconds to finish.
+        Answers that are being generated get `grace_seconds` to finish.
         """
         self._is_ending = True
         for answers in list(self._answers):

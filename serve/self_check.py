@@ -30,7 +30,7 @@ _TOLERANCE = 1e-3
 """In nats. Under float32 supported models differ by 1e-5, others by 0.1 and more."""
 
 Generate = Callable[[list[GenerationRequest], int], None]
-"""Generates answers together, with at most so many prompt tokens in a step."""
+"""Generates answers together. The number is the most prompt tokens of a step."""
 
 
 class _Sample:

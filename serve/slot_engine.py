@@ -24,7 +24,7 @@ from serve.sampling_params import SamplingState
 from serve.text import TextStream
 
 _MAX_FAILURES = 3
-"""After so many failed steps in a row the engine ends, and health checks fail."""
+"""After this many failed steps in a row the engine ends, and health checks fail."""
 _MAX_PREFILL_TOKENS = 1024
 """The most prompt tokens that one step prefills. A longer prompt is prefilled in chunks, between
 which other requests are decoded."""
@@ -55,7 +55,7 @@ class SlotEngine:
         self.monitor = EngineMonitor()
         self._waiting = RequestQueue()
         self._prefilling: deque[_Running] = deque()
-        """Requests whose prompt is not yet in the cache. The first one may be partly there."""
+        """Requests whose prompt is not yet in the cache, except perhaps a part of the first one."""
         self._decoding: list[_Running] = []
         """Requests with a prefilled prompt, in the order of their slots, which start at slot 0."""
         self._logit_indices = torch.empty(0)
@@ -101,7 +101,7 @@ class SlotEngine:
     def _generate_now(self, requests: list[GenerationRequest], max_prefill_tokens: int) -> None:
         """Generates answers in the caller's thread, before the engine's own starts.
 
-        One step prefills at most so many tokens of prompts. Raises what the model raises.
+        One step prefills `max_prefill_tokens` prompt tokens at most. Raises the model's errors.
         """
         self._take_model()
         try:
@@ -123,7 +123,7 @@ class SlotEngine:
                     failures = 0
                 except Exception as error:  # likely out of memory, so later requests may succeed
                     failures += 1
-                    running = [one.request for one in [*self._decoding, *self._prefilling]]
+                    running = [each.request for each in [*self._decoding, *self._prefilling]]
                     self._decoding, self._prefilling = [], deque()
                     self._fail(running, str(error))
         finally:  # the engine was closed, or its device no longer works
@@ -154,7 +154,7 @@ class SlotEngine:
 
     @torch.inference_mode()
     def _step(self, max_prefill_tokens: int) -> None:
-        """Decodes one token of every running answer, and prefills up to so many prompt tokens."""
+        """Decodes a token of each running answer, and prefills up to `max_prefill_tokens`."""
         # 1. Plan: one token for each decoding request, then the prompt chunks.
         chunks = self._next_prompt_chunks(max_prefill_tokens)
         running = [*self._decoding, *(prefilling for prefilling, _ in chunks)]

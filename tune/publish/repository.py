@@ -57,7 +57,7 @@ def refuse_existing(folder: Path) -> None:
     if not folder.name:
         raise InputError(f"--to: {folder} can't be replaced; name a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--to: {folder} is not empty; name a new folder")
+        raise InputError(f"--to: {folder} is not an empty folder; name a new one")
 
 
 def refuse_unpublishable(results: Results, config: SearchConfig) -> None:

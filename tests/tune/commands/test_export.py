@@ -66,7 +66,7 @@ def test_the_command_writes_beside_where_it_is_typed_and_over_nothing(
     assert (tmp_path / "full-gguf" / "full-Q8_0.gguf").stat().st_size > 100_000
     again = dpo_tune("export", str(runs["full"]), "--gguf")
     assert again.returncode == 2
-    assert "full-gguf is not empty; name a new folder" in again.stderr
+    assert "full-gguf is not an empty folder; name a new one" in again.stderr
     for command in (("export", "--gguf"), ("push",)):
         here = dpo_tune(command[0], str(runs["full"]), *command[1:], "--to", ".")
         assert here.returncode == 2

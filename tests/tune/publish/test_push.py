@@ -148,7 +148,7 @@ def test_a_search_pushes_its_winner_and_goes_on_with_that_after_a_refusal_or_a_k
     assert seen == {k: v for k, v in hub.files("acme/won").items() if k != ".gitattributes"}
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
-        (("--to", tmp_path / "seen"), "is not empty; name a new folder"),
+        (("--to", tmp_path / "seen"), "is not an empty folder; name a new one"),
         (("--repo", "won"), "push: hub.repo: 'won' is not owner/name; type `your-name/its-name`"),
         (("--repo", "acme/won", "--dtype", "float16"), "push: hub.dtype: must be one of bfloat16,"),
         (("--to", tmp_path / "new", "--license", "No!"), "push: hub.license: 'No!' is no id"),
