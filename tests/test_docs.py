@@ -71,11 +71,10 @@ def test_the_readme_is_read_in_minutes() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 10_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*FRONT[:3], *PAGES], ids=named)
 def test_a_page_is_short_and_its_lines_are(page: Path) -> None:
     """A row of a table can't be broken, and code is not text."""
-    lines = page.read_text().splitlines()
-    assert len(lines) < 300
+    assert len(page.read_text().splitlines()) < 300
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.M | re.S)
     assert [line for line in text.splitlines() if len(line) > 120 and line[0] != "|"] == []
 
@@ -97,6 +96,13 @@ def test_documents_that_sources_name_exist() -> None:
                     if not (ROOT / "docs" / page).exists():
                         missing.add(f"{named(path)}: {page}")
     assert missing == set()
+
+
+def test_the_rule_of_the_winner_is_where_sources_say() -> None:
+    assert "## Which trial wins" in (ROOT / "docs" / "trust.md").read_text()
+    objective = SearchConfig.model_fields["objective"]
+    assert "docs/trust.md" in str(objective.description)
+    assert "docs/trust.md" in (ROOT / "tune" / "config" / "load.py").read_text()
 
 
 def test_the_architecture_page_is_short_and_names_files_that_exist() -> None:

@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("names", nargs="*", metavar="NAME", help="a name that `list` prints")
 
     schema = command("schema", "print the JSON schema of a search's YAML, for editors")
-    schema.add_argument("--markdown", action="store_true", help="docs/reference.md in its place")
+    schema.add_argument("--markdown", action="store_true", help="print docs/reference.md instead")
     return top
 
 
