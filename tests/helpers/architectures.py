@@ -180,7 +180,8 @@ def _write_rows(folder: Path, pairs: int) -> None:
 
 def _attention_layers(model: Any) -> list[str]:
     """Return the last names of attention layers, or of other layers that mix tokens."""
-    inside, outside = set(), {"lm_head", "embed_out"}
+    inside: set[str] = set()
+    outside = {"lm_head", "embed_out"}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
             is_mixing = any(word in name for word in ("attn", "attention", "mixer", "temporal"))
