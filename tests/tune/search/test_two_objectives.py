@@ -248,7 +248,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
 
     results.winner.sampled_kl = SampledKl(mean=12.34, interval=[10.0, 15.0])
     told = terminal.render(results, rows=1)
-    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in told
+    assert "have a KL of 12.3 nats from the base (95 % interval 10 to 15)" in told
     rows = [line for line in told.splitlines() if line.startswith("abc123-")]
     assert [row.split()[0] for row in rows] == results.front
     assert all(" * " in row for row in rows)
