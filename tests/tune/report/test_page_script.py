@@ -147,7 +147,7 @@ def test_hostile_texts_are_text_beside_the_pointer_too(
     rows(page).filter(has_text="onerror").first.hover()
     for name in ("curves-0", "slices-3", "parallel-0"):
         drawn(page, name)
-    assert "<script>alert(1)" in page.evaluate("told(0)").replace("&lt;", "<")
+    assert "<script>alert(1)" in page.evaluate("hoverText(0)").replace("&lt;", "<")
     assert "<" not in page.evaluate("hoverText(0)").replace("<br>", "")
     assert page.locator("img").count() == 0
     assert said == []
