@@ -110,7 +110,7 @@ def test_a_point_in_a_figure_lights_its_row_and_names_its_trial(page: Page) -> N
 def test_what_stands_beside_the_pointer_is_as_people_read_it(page: Page, results: Results) -> None:
     number = next(n for n, trial in enumerate(results.trials) if trial.config["lora"])
     trial = results.trials[number]
-    lines = page.evaluate(f"told({number})").split("<br>")
+    lines = page.evaluate(f"hoverText({number})").split("<br>")
     assert lines[0] == f"{trial.id}, {trial.state}"
     assert lines[1].startswith("learning_rate=")
     assert lines[4:6] == ["alpha=32", f"r={trial.config['lora.r']}"]
