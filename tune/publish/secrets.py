@@ -31,7 +31,7 @@ def known_secrets() -> set[str]:
 
 
 def _netrc() -> Iterator[str]:
-    """Yields the passwords in `.netrc`, which W&B and other clients use."""
+    """Yields the passwords in `.netrc`, which trackers and other clients use."""
     file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     if file.is_file():
         for _, _, password in netrc.netrc(file).hosts.values():

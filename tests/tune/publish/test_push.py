@@ -64,7 +64,7 @@ def assert_true_card(text: str) -> None:
         "# full\n",
         "On 10 test pairs that the search never used",
         "| `dpo.beta` | uniform 0.05 to 0.5 |",
-        "number 1 of 2",
+        "rank 1 of 2",
         "40 train, 10 eval, 10 test",
         "2 CPU cores, no GPU",
         "trl 1.",

@@ -110,7 +110,7 @@ def test_a_point_in_a_figure_lights_its_row_and_names_its_trial(page: Page) -> N
 def test_the_tooltip_has_readable_values(page: Page, results: Results) -> None:
     number = next(n for n, trial in enumerate(results.trials) if trial.config["lora"])
     trial = results.trials[number]
-    lines = page.evaluate(f"told({number})").split("<br>")
+    lines = page.evaluate(f"hoverText({number})").split("<br>")
     assert lines[0] == f"{trial.id}, {trial.state}"
     assert lines[1].startswith("learning_rate=")
     assert lines[4:6] == ["alpha=32", f"r={trial.config['lora.r']}"]
@@ -147,7 +147,7 @@ def test_hostile_texts_are_text_beside_the_pointer_too(
     rows(page).filter(has_text="onerror").first.hover()
     for name in ("curves-0", "slices-3", "parallel-0"):
         drawn(page, name)
-    assert "<script>alert(1)" in page.evaluate("told(0)").replace("&lt;", "<")
+    assert "<script>alert(1)" in page.evaluate("hoverText(0)").replace("&lt;", "<")
     assert "<" not in page.evaluate("hoverText(0)").replace("<br>", "")
     assert page.locator("img").count() == 0
     assert dialogs == []

@@ -253,7 +253,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
 
     results.winner.sampled_kl = SampledKl(mean=12.34, interval=[10.0, 15.0])
     text = terminal.render(results, rows=1)
-    assert "have a KL of 12.3 nats from the base, 95 % interval 10 to 15" in text
+    assert "have a KL of 12.3 nats from the base (95 % interval 10 to 15)" in text
     rows = [line for line in text.splitlines() if line.startswith("abc123-")]
     assert [row.split()[0] for row in rows] == results.front
     assert all(" * " in row for row in rows)
