@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import re
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -86,8 +87,8 @@ class Guard:
             name in ("forwarded", "via", "x-real-ip") or name.startswith("x-forwarded-")
             for name in headers
         )
-        host = headers.get("host", "")
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        name = re.sub(r":\d+$", "", headers.get("host", ""))
+        name = name.removeprefix("[").removesuffix("]")
         client = request.client.host if request.client else ""
         if is_forwarded or not is_loopback(client) or not is_loopback(name):
             raise ApiError(

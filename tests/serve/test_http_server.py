@@ -105,6 +105,22 @@ def test_an_answer_that_takes_longer_than_a_head_may_is_given(
     assert time.monotonic() - began > 1.2  # meanwhile the server checked its connections
 
 
+def test_a_connection_that_is_used_again_and_again_stays(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server looks once a second, each time between two requests."""
+    monkeypatch.setattr(http_server, "_HEAD_SECONDS", 1.5)
+    with socket.create_connection(served.address) as kept:
+        kept.settimeout(10)
+        for _ in range(8):
+            kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"ok"):
+                answer += kept.recv(1000) or b"closed: ok"
+            assert b"200 OK" in answer
+            time.sleep(0.5)
+
+
 def test_a_request_whose_body_never_arrives_is_refused(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,4 +152,5 @@ def test_each_spelling_of_this_machine_is_answered_without_a_key(
     app = api.create_app(loaded, None)
     with TestClient(app, URL, client=LOCAL) as client:
         assert client.get("/v1/models", headers={"host": f"{name}:8000"}).status_code == 200
+        assert client.get("/v1/models", headers={"host": name}).status_code == 200
         assert client.get("/v1/models", headers={"host": f"{name}.example"}).status_code == 403

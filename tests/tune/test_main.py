@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpo_train import sample
+from dpo_train.errors import DiskFull
 from tests.conftest import ROOT, Run
 from tune.__main__ import _COMMANDS, _finish, _parser, main
 from tune.errors import Interrupted
@@ -257,3 +258,14 @@ def test_an_interruption_is_said_even_where_the_run_folder_is_gone(
     assert _finish(search) == 130
     printed = capsys.readouterr().err
     assert re.match(r"the disk is gone; to go on: \S*dpo-tune resume ", printed)
+
+
+def test_a_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> int:
+        raise DiskFull("no space is left in runs/x")
+
+    monkeypatch.setitem(_COMMANDS, "list", full)
+    assert main(["list"]) == 2
+    assert capsys.readouterr().err == "error: no space is left in runs/x\n"

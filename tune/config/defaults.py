@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,7 +14,7 @@ _PACKED_CPUS = 0.25
 
 
 def with_defaults(content: Any) -> Any:
-    """Adds what the YAML leaves open and other fields decide. Returns what is no search as it is.
+    """Add the defaults that depend on other fields. What is no mapping is returned as it is.
 
     The frozen base of a LoRA is bfloat16 on a GPU, LoRA trials are packed where `packed` can train
     all of them, and packed trials share a CPU.
@@ -36,8 +36,8 @@ def with_defaults(content: Any) -> Any:
     return content
 
 
-def _can_be_packed(content: dict[str, Any]) -> bool:
-    """Whether `trainer: packed` accepts every trial of the search."""
+def _can_be_packed(content: Mapping[str, Any]) -> bool:
+    """Return whether `trainer: packed` accepts every trial of the search."""
     space, resources = content.get("space") or {}, content.get("resources") or {}
     gpus = resources.get("gpus", 0)
     if not isinstance(gpus, int | float) or gpus > 1:
@@ -47,13 +47,13 @@ def _can_be_packed(content: dict[str, Any]) -> bool:
     try:
         for trial in _trials(content):
             TrainConfig.model_validate(trial)
-    except ValidationError:  # for another reason it is said when the search itself is validated
+    except ValidationError:  # any other fault is reported when the search itself is validated
         return False
     return True
 
 
-def _trials(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The trial's part of a search, once, and once for each loss that is searched."""
+def _trials(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the fields of a trial: as they are, and with each loss that is searched."""
     trial = {name: content[name] for name in TrainConfig.model_fields if name in content}
     yield {**trial, "trainer": "packed"}
     axis, dpo = (content.get("space") or {}).get("dpo.loss"), content.get("dpo") or {}

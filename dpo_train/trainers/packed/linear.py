@@ -38,6 +38,8 @@ class Adapters:
     """(k, rank, inputs), float32; a backward adds to it."""
     b_gradient: Tensor
     """(k, rank, outputs), float32; a backward adds to it."""
+    token_counts: Counts = ()
+    """Used where the tokens of all trials are one row."""
 
 
 def compute_dtype(device: str) -> torch.dtype:
@@ -51,8 +53,6 @@ class StackedLinear:
     def __init__(self, layer: nn.Linear) -> None:
         self._layer = layer
         self.adapters: Adapters | None = None
-        self.token_counts: Counts = ()
-        """Tokens of each trial in x, needed where x is one row with the tokens of all trials."""
         layer.forward = self  # type: ignore[method-assign,assignment]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -63,8 +63,7 @@ class StackedLinear:
         layer, adapters = self._layer, self.adapters
         if adapters is None:
             return linear(x, whole_weight(layer), layer.bias)
-        counts = self.token_counts if len(x) != len(adapters.a) else ()
-        y: Tensor = _Adapted.apply(x, adapters.a, layer, adapters, counts)  # type: ignore[no-untyped-call]
+        y: Tensor = _Adapted.apply(x, adapters.a, layer, adapters)  # type: ignore[no-untyped-call]
         return y
 
     def remove(self) -> None:
@@ -87,9 +86,10 @@ class _Adapted(torch.autograd.Function):
     # autograd passes the inputs one by one, after its own context.
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, a: Tensor, layer: nn.Linear, adapters: Adapters, counts: Counts
+        ctx: Any, x: Tensor, a: Tensor, layer: nn.Linear, adapters: Adapters
     ) -> Tensor:
         """x: (k, N, inputs) or (1, T, inputs); a: (k, rank, inputs). Returns y, (.., outputs)."""
+        counts = () if len(x) == len(a) else adapters.token_counts
         y = linear(x, whole_weight(layer), layer.bias)
         x_low = x.to(a.dtype)
         lows = [
@@ -104,7 +104,7 @@ class _Adapted(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
         """gradient: that of y. Adds those of A and B to `Adapters`; returns that of x."""
         x, *lows = ctx.saved_tensors
         adapters: Adapters = ctx.adapters
@@ -129,11 +129,11 @@ class _Adapted(torch.autograd.Function):
 
         # The gradient of x, through the base's weight and through the adapters.
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
+            return None, None, None, None
         weight = whole_weight(ctx.layer).to(gradient.dtype)
         x_gradient = gradient @ weight
         _add_wide(x_gradient, low_gradients, adapters.a, counts)
-        return x_gradient.to(ctx.x_dtype), None, None, None, None
+        return x_gradient.to(ctx.x_dtype), None, None, None
 
 
 def _tokens(states: Tensor, counts: Counts) -> Sequence[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -56,5 +57,5 @@ class Pack:
         """
         torch.mul(self._weights, self._roots, out=self._computed)
         for layer, stack in stacks.items():
-            stack.adapters = self._adapters.get(layer)
-            stack.token_counts = tuple(token_counts)
+            own = self._adapters.get(layer)
+            stack.adapters = own and replace(own, token_counts=tuple(token_counts))

@@ -236,8 +236,9 @@ def _packed(
     rows = collate([[pair] for pair in pairs], adapted.device)
     matrices = layout.views(copies.requires_grad_(True)), layout.views(gradients)
     for (layer, a, b), (_, a_gradient, b_gradient) in zip(*matrices, strict=True):
-        adapted.stacks[layer].adapters = Adapters(a, b.detach(), a_gradient, b_gradient)
-        adapted.stacks[layer].token_counts = rows.token_counts
+        adapted.stacks[layer].adapters = Adapters(
+            a, b.detach(), a_gradient, b_gradient, rows.token_counts
+        )
     # The pass. The copies' gradients add up to that of one adapter over all pairs.
     logps = completion_logps(adapted.base, rows)
     (logps * shares).sum().backward()  # type: ignore[no-untyped-call]

@@ -101,3 +101,19 @@ def test_at_a_terminal_three_questions_are_asked(monkeypatch: pytest.MonkeyPatch
 def test_init_does_not_ask_for_values_given_as_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda text: pytest.fail(text))
     assert ask_for_missing("m", "acme/truthy", None).file == Path("truthy.yaml")
+
+
+def test_a_folder_for_the_file_is_made(here: Path) -> None:
+    write_search(InitRequest("sample", "sample", Path("new/folder/x.yaml")), {})
+    assert (here / "new" / "folder" / "x.yaml").exists()
+
+
+def test_ctrl_d_at_a_question_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_of_input(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr("builtins.input", end_of_input)
+    with pytest.raises(InputError, match="init: the question was not answered; type"):
+        ask_for_missing(None, None, None)

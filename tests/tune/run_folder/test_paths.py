@@ -1,6 +1,7 @@
 """RunFolder knows where a run is and the paths in it."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,20 @@ def test_only_the_run_folder_asks_whether_a_run_is_at_a_url() -> None:
         if asking.search(path.read_text()) and path.parent.name not in may_ask
     ]
     assert callers == []
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "secret"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("1")
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert mirror.sizes(tmp_path) == {"a/file": 1}
