@@ -30,9 +30,10 @@ from tune.report.terminal import render
 from tune.run_folder.assemble import current_results
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import Records, TrialRecord
+from tune.run_folder.records import Records
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
+from tune.run_folder.trial_record import TrialRecord
 from tune.run_folder.yaml_file import write_yaml
 from tune.workers.outcome import Ending, Outcome
 

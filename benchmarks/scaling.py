@@ -29,7 +29,7 @@ import psutil  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from tune.run_folder.paths import RunFolder  # noqa: E402
-from tune.run_folder.records import read_records  # noqa: E402
+from tune.run_folder.trial_record import read_records  # noqa: E402
 
 SLEEP = 2.0
 """Seconds of a report in the first table; a trial has four."""

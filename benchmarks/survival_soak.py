@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = str(ROOT)
 sys.path.insert(0, str(ROOT))
 
 from tune.run_folder.paths import RunFolder  # noqa: E402
-from tune.run_folder.records import read_records  # noqa: E402
+from tune.run_folder.trial_record import read_records  # noqa: E402
 
 SIMULATED = {
     "trainer": "simulated",

@@ -42,6 +42,7 @@ class Guard:
         self._bytes_now = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses a request, or passes it on with its body."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})  # websockets are not used here
             return
@@ -159,6 +160,7 @@ class PlainRoutes:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on with the path and method that the app knows."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -214,8 +214,7 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     real = folder.resolve()
     if real in above or not folder.is_dir():
         return
-    # It was removed just now, or this user may not read it.
-    with contextlib.suppress(FileNotFoundError, PermissionError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # removed just now, or not ours
         for entry in list(folder.iterdir()):
             if entry.is_dir():
                 yield from _walk(entry, above | {real})

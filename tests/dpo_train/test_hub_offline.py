@@ -66,7 +66,7 @@ def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.Monk
 
 
 def test_an_address_that_never_answers_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a host with two kinds of address one may lead nowhere."""
+    """A host may have two kinds of address, one of which leads nowhere."""
     forever = threading.Event()
 
     def look_up(*_: object, **__: object) -> list[object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import TrialRecord, read_records
+from tune.run_folder.trial_record import TrialRecord, read_records
 from tune.run_folder.trial_state import saved_pairs
 
 

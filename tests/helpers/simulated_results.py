@@ -9,8 +9,8 @@ from dpo_train.trainers.simulated import SimulatedSession
 from tune.config.checks import check
 from tune.config.objective import Objective
 from tune.config.schema import SearchConfig
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Cost, Results, Winner
+from tune.run_folder.trial_record import TrialRecord
 
 SEARCH: dict[str, Any] = {
     "name": "sim",

@@ -14,8 +14,8 @@ from dpo_train.storage import mirror
 from tune.run_folder.driver_lease import is_driven, only_driver, refresh
 from tune.run_folder.folder import open_run, remove_run
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED
 from tune.run_folder.run_info import RunInfo
+from tune.run_folder.trial_record import ENDED
 
 PREPARED = ".prepared"
 

@@ -15,7 +15,7 @@ from tune.config.space import Point, check_point, is_active
 from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.inbox import FILE, Request
 from tune.run_folder.paths import RunFolder, RunLike
-from tune.run_folder.records import ENDED
+from tune.run_folder.trial_record import ENDED
 from tune.search.resume import EXHAUSTED, how_to_grow, is_finished
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dpo_train.evaluation.test_report import Numbers
 from tune.config.objective import Objective
 from tune.run_folder.less_drift import MOST_DRIFT
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import TrialRecord
 from tune.run_folder.winner_rule import SATURATED
 
 _FEWEST_TRIALS = 4

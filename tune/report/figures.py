@@ -22,8 +22,8 @@ from tune.report.scale import whole_ticks
 from tune.report.scene import UNMEASURED, Drawn, Scene, lines, points, short
 from tune.report.space_figures import draw_space
 from tune.report.timeline import draw_timeline
-from tune.run_folder.records import STATES
 from tune.run_folder.results import UNTRAINED, Results
+from tune.run_folder.trial_record import STATES
 
 _PAIRS = {"title": "pairs trained on", "rangemode": "tozero", "tickformat": ",d"}
 

@@ -16,7 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from tune.config.objective import Objective
 from tune.config.space import Axis, to_optuna
 from tune.report.scene import Scene
-from tune.run_folder.records import TrialRecord
+from tune.run_folder.trial_record import TrialRecord
 
 _TOP_TRIALS = 5
 """PED-ANOVA compares the best trials with all; Optuna advises at least so many best ones."""

@@ -30,8 +30,8 @@ from tune.report.looks import themes
 from tune.report.trial_table import trial_table
 from tune.run_folder.assemble import current_results
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import ENDED
 
 _HERE = Path(__file__).parent
 _PAUSE_SECONDS = 60.0

@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 from tune.config.objective import Report
 from tune.report.looks import marker
 from tune.report.scale import Scale, scales
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import TrialRecord
 
 MOST_TRIALS = 1000
 """The most trials that figures show."""

@@ -10,8 +10,8 @@ from dpo_train.scoring import metrics
 from tune.config.objective import Objective
 from tune.report.doubts import doubts
 from tune.report.facts import luck, verdict
-from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import ENDED, TrialRecord
 from tune.run_folder.wording import describe, duration
 
 

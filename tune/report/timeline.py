@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 from dpo_train.storage import mirror
 from tune.report.looks import LOOKS
 from tune.report.scene import Drawn, Scene, look_of
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
 from tune.run_folder.run_info import RunInfo
+from tune.run_folder.trial_record import TrialRecord
 
 _NO_TIMES = "It is not known when the trials ran."
 _MOST_LABELS = 16

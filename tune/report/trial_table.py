@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict
 
 from dpo_train.scoring import metrics
 from tune.report.facts import TRAIN_LOSS, TRAIN_LOSS_MEANING
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import TrialRecord
 from tune.run_folder.wording import value_text
 
 Cell = str | float | None

@@ -15,8 +15,9 @@ from tune.run_folder.exports import ExportStamp
 from tune.run_folder.folder import find_run, open_run
 from tune.run_folder.live import read_live
 from tune.run_folder.paths import RunFolder, RunLike
-from tune.run_folder.records import Records, State, TrialRecord
+from tune.run_folder.records import Records
 from tune.run_folder.results import Cost, Results, Winner, load_results
+from tune.run_folder.trial_record import State, TrialRecord
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optuna.trial import TrialState
 
-from tune.run_folder.records import State
+from tune.run_folder.trial_record import State
 
 OPTUNA_STATES: dict[State, TrialState] = {
     "finished": TrialState.COMPLETE,

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
-from typing import Literal, get_args
 
 from dpo_train.errors import InputError
 from dpo_train.storage import mirror
 from dpo_train.storage.files import write_atomically, write_durably, write_here
-from tune.config.objective import Objective, Report
+from tune.config.objective import Objective
 from tune.config.space import Point
 from tune.run_folder.damaged import DamagedFile
-from tune.run_folder.document import Document, Name
 from tune.run_folder.held_out import HeldOutFiles
 from tune.run_folder.judge import Judge
 from tune.run_folder.leaders import Leaders
@@ -27,63 +26,10 @@ from tune.run_folder.paths import RunFolder
 from tune.run_folder.run_info import RunInfo
 from tune.run_folder.standings import Standings
 from tune.run_folder.step import Step
-
-State = Literal["finished", "stopped", "failed", "running", "pending", "interrupted"]
-STATES: tuple[State, ...] = get_args(State)
-ENDED = STATES[:3]
-"""Trials in these states are over; the others may continue. `interrupted` is never written: a
-reader shows open trials so if no driver runs the search."""
+from tune.run_folder.trial_record import State, TrialRecord, read_records
 
 _LEAST_TOKENS = 64
 """The lower limit of a pass. It is shorter than a pair."""
-
-
-class TrialRecord(Document):
-    """The record of one trial: its point, its reports, its state."""
-
-    id: Name
-    state: State = "pending"
-    config: Point
-    """The values of the active axes, by dotted path."""
-    metrics: Report = {}
-    """The best report by `winner_rule.py`; with two objectives by the first one."""
-    curve: list[Report] = []
-    """All reports, in the order of pairs_seen."""
-    error: str | None = None
-    began: float | None = None
-    """Unix time at which a worker first took the trial."""
-    ended: float | None = None
-    """Unix time of its end."""
-    seconds: float = 0.0
-    """Time for which it held its resources, over all driver sessions."""
-    cloned_from: Name | None = None
-    """The trial from whose point a user requested a changed copy."""
-    request: Name | None = None
-    """The folder in the run's `requests/` that requested this clone."""
-    warm: bool = False
-    """Whether an earlier version started it from the exported weights of `cloned_from`. If so,
-    training its configuration again does not give its numbers."""
-    confirms: Name | None = None
-    """The trial whose configuration this run trains again, with another seed."""
-    micro_batch: int | None = None
-    """How many pairs went through the model at once, if fewer than a batch."""
-    reference_pairs: int = 0
-    """Pairs whose reference log-probs this trial's process computed before it began."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the trial is over."""
-        return self.state in ENDED
-
-    @property
-    def pairs_seen(self) -> int:
-        """The pairs_seen of the last report; 0 before the first one."""
-        return int(self.curve[-1]["pairs_seen"]) if self.curve else 0
-
-    @property
-    def pairs_at_best_report(self) -> int | None:
-        """The pairs_seen of the best report; None if nothing was measured."""
-        return int(self.metrics["pairs_seen"]) if "pairs_seen" in self.metrics else None
 
 
 class Records:
@@ -145,12 +91,9 @@ class Records:
 
     def next_id(self) -> str:
         """Returns the id for a new trial."""
-        number = len(self.trials)
-        while True:
-            name = f"{self.run.prefix}-{number:03d}"
-            if name not in self._used_names and name not in self.trials:
-                return name
-            number += 1
+        used = self._used_names | self.trials.keys()
+        names = (f"{self.run.prefix}-{number:03d}" for number in count(len(self.trials)))
+        return next(name for name in names if name not in used)
 
     @property
     def seconds_spent(self) -> float:
@@ -179,7 +122,7 @@ class Records:
         return [self.trials[trial_id] for trial_id in self.standings.confirmations]
 
     def add(self, trial_id: str, point: Point, **origin: str | None) -> TrialRecord:
-        """Writes the record of a new trial. `origin` are its fields cloned_from, confirms, …"""
+        """Writes the record of a new trial. `origin`: cloned_from, confirms and the like."""
         return self._write(TrialRecord(id=trial_id, config=point, **origin))
 
     def begin(self, trial_id: str) -> None:
@@ -307,22 +250,3 @@ class Records:
         except OSError as error:
             self.unwritten = error
             raise
-
-
-def read_records(
-    folder: RunFolder, on_damaged: Callable[[DamagedFile], None]
-) -> Iterator[TrialRecord]:
-    """Yields the trial records of a run folder, in the order of their numbers.
-
-    Calls `on_damaged` for each record that can't be read.
-    """
-    paths = folder.trials.glob("*.json")
-    for path in sorted(paths, key=lambda path: (len(path.stem), path.stem)):
-        try:
-            record = TrialRecord.model_validate_json(path.read_bytes())
-            if record.id != path.stem:
-                raise ValueError(f"it says that it is {record.id!r}")
-        except (OSError, ValueError) as error:
-            on_damaged(DamagedFile(path, error))
-            continue
-        yield record

@@ -26,7 +26,7 @@ from tune.run_folder.folder import find_run
 from tune.run_folder.less_drift import LessDrift
 from tune.run_folder.luck import Luck
 from tune.run_folder.paths import RunFolder, RunLike
-from tune.run_folder.records import STATES, TrialRecord
+from tune.run_folder.trial_record import STATES, TrialRecord
 from tune.run_folder.wording import describe
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from tune.config.schema import SearchConfig
 from tune.config.space import Point
 from tune.run_folder import exports
 from tune.run_folder.confirmation import Confirmation, Finalist, Run, evaluations
-from tune.run_folder.records import Records, TrialRecord
+from tune.run_folder.records import Records
+from tune.run_folder.trial_record import TrialRecord
 from tune.run_folder.winner_rule import Candidates, best_first
 
 

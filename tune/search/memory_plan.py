@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 from dpo_train import footprint, memory
@@ -19,114 +18,15 @@ from dpo_train.footprint import Footprint
 from dpo_train.reference_pass.rows import read_rows
 from dpo_train.row_lengths import RowLengths, row_lengths
 from tune.config.schema import SearchConfig
+from tune.search import memory_estimate
 from tune.search.largest_trial import largest_trial
+from tune.search.memory_estimate import Estimate, Need, gb, processes_of
 from tune.search.preflight import stated_shape
 from tune.workers.memory_share import search_bytes
 
-_RAY_BYTES = 650_000_000
-"""Memory of the driver, Ray's own processes and the trackers' child process; measured."""
-_WORKER_BYTES = 60_000_000
-"""Memory that Ray adds to a process that trains; measured."""
-_LIGHT_BYTES = 120_000_000
-"""Memory of a packed trial's own process, which holds no model; measured."""
 _SMALL_SHARE = 0.1
 """If a crude upper bound is below this share of the free memory, no closer estimate is made."""
 _CHECKPOINTING = "optim.activation_checkpointing"
-
-
-@dataclass(frozen=True)
-class Need:
-    """The memory that a search takes with `at_once` trials at a time; in bytes."""
-
-    at_once: int
-    processes: int
-    """Processes that train: engines with `trainer: packed`, otherwise one per trial."""
-    trials_each: int
-    """Trials in one process."""
-    tokens: int
-    """Tokens of the largest pass."""
-    private: int
-    """Memory of one process."""
-    shared: int
-    """Memory that all processes map together: weights and libraries."""
-    others: int
-    """Memory of the driver, Ray, and the light processes of packed trials."""
-
-    @property
-    def total(self) -> int:
-        """The memory of the whole search."""
-        return self.processes * self.private + self.shared + self.others
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Computes the memory of a search from the number of trials at once."""
-
-    config: SearchConfig
-    trial: TrainConfig
-    """The trial that needs most memory."""
-    lengths: RowLengths
-    footprint: Footprint
-    switched_on: str = ""
-    """Says that activation checkpointing is counted, because nothing fits without it."""
-
-    def need(self, at_once: int, available: int | None) -> Need:
-        """Return the need with passes that fit into `available` bytes; None allows full batches."""
-        packed = self.config.trainer == "packed"
-        processes = _processes(self.config, at_once)
-        each = -(-at_once // processes) if packed else 1
-        one, light = self.footprint, at_once * _LIGHT_BYTES if packed else 0
-        shared = footprint.LIBRARIES_BYTES + (one.weights if one.is_mapped else 0)
-        tokens, batch = self._wanted_tokens(each)
-        if available is not None:
-            left = (available - shared - light - _RAY_BYTES) // processes - _WORKER_BYTES
-            tokens = max(self.least_tokens, min(tokens, one.tokens_that_fit(left, each)))
-        in_parts = not packed and tokens < batch
-        return Need(
-            at_once=at_once,
-            processes=processes,
-            trials_each=each,
-            tokens=tokens,
-            private=one.private(each, tokens, in_parts) + _WORKER_BYTES,
-            shared=shared,
-            others=light + _RAY_BYTES,
-        )
-
-    @cached_property
-    def least_tokens(self) -> int:
-        """Tokens of a pass over the longest pair alone."""
-        if self.config.trainer == "packed":
-            return self.lengths.longest_packed
-        return 2 * self.lengths.longest_row.row
-
-    def _wanted_tokens(self, trials: int) -> tuple[int, int]:
-        """Return the tokens of the largest pass and of a whole batch, if memory sets no limit."""
-        optim, members = self.trial.optim, self.config.resources.members
-        if self.config.trainer == "packed":
-            largest = self.lengths.largest_pass(trials, optim.pairs_at_once)
-            wanted = max(self.least_tokens, min(footprint.MOST_TOKENS[self.config.device], largest))
-            return wanted, wanted
-        at_once = max(1, optim.pairs_at_once // members)
-        return at_once * self.least_tokens, optim.batch_size // members * self.least_tokens
-
-    def one_line(self, need: Need) -> str:
-        """Describe the memory of one process, and what it consists of."""
-        one, each = self.footprint, need.trials_each
-        parts = [f"{_gb(one.process + _WORKER_BYTES)} process"]
-        if not one.is_shared:
-            parts.append(f"{_gb(one.weights)} weights")
-        if one.own_weights:
-            parts.append(f"{_gb(one.own_weights)} weights of its own")
-        many = f"of {each} trials" if each > 1 else "of a trial"
-        what = "optimizer" if self.trial.lora is None else "adapter and optimizer"
-        parts.append(f"{_gb(each * one.trial)} {what} {many}")
-        parts.append(f"{_gb(need.private - _WORKER_BYTES - one.fixed(each))} for a pass of "
-                     f"{need.tokens:,} tokens")  # fmt: skip
-        where = "" if self.config.device == "cpu" else " of GPU memory"
-        line = f"about {_gb(need.private)} GB{where}: {', '.join(parts)}"
-        if one.is_mapped:
-            line += f"; and {_gb(one.weights)} weights that all processes share"
-        return line
 
 
 @dataclass(frozen=True)
@@ -171,8 +71,8 @@ def lines(config: SearchConfig, rows: Sequence[Row]) -> Iterator[str]:
     else:
         trials = f"{need.processes} engines with {need.at_once} trials"
     yield (
-        f"all at once  about {_gb(need.total)} GB: {trials} and Ray; the search may use "
-        f"{_gb(available)} GB ({_rule()})"
+        f"all at once  about {gb(need.total)} GB: {trials} and Ray; the search may use "
+        f"{gb(available)} GB ({_rule()})"
     )
     if plan.message:
         yield f"             {plan.message}"
@@ -219,15 +119,15 @@ def _plan(estimate: Estimate, available: int) -> MemoryPlan:
         least = estimate.need(1, 0)
         with_it = " and activation checkpointing" if estimate.switched_on else ""
         raise InputError(
-            f"memory: one trial with one pair at once{with_it} takes about {_gb(least.total)} GB "
-            f"with Ray, but the search may use {_gb(available)} GB ({_rule()}); {_remedy(config)}"
+            f"memory: one trial with one pair at once{with_it} takes about {gb(least.total)} GB "
+            f"with Ray, but the search may use {gb(available)} GB ({_rule()}); {_remedy(config)}"
         )
     if need.at_once == most:
         return MemoryPlan(config, estimate.switched_on, need, available)
     resources = config.resources.model_copy(update={"at_once": need.at_once})
     lowered = (
         f"resources.at_once is lowered from {most} to {need.at_once}: more trials don't fit into "
-        f"the {_gb(available)} GB that the search may use ({_rule()})"
+        f"the {gb(available)} GB that the search may use ({_rule()})"
     )
     message = "; ".join(filter(None, (estimate.switched_on, lowered)))
     return MemoryPlan(config.model_copy(update={"resources": resources}), message, need, available)
@@ -240,7 +140,7 @@ def _with_checkpointing_if_needed(estimate: Estimate, available: int) -> Estimat
         return estimate
     trial = override(estimate.trial, {_CHECKPOINTING: True})
     switched_on = (
-        f"{_CHECKPOINTING} is switched on: without it one pair at once takes about {_gb(least)} GB"
+        f"{_CHECKPOINTING} is switched on: without it one pair at once takes about {gb(least)} GB"
     )
     try:
         one = _footprint(estimate.config, trial, estimate.lengths)
@@ -277,16 +177,8 @@ def _crude_bound(config: SearchConfig) -> int:
     width, layers = shape.width, shape.layers
     weights = 4 * (20 * layers * width**2 + 2 * shape.words * width)
     at_once = _most_at_once(config)
-    processes = _processes(config, at_once)
+    processes = processes_of(config, at_once)
     return processes * (6 * weights + 60 * width * layers * 4 * footprint.MOST_TOKENS["cpu"])
-
-
-def _processes(config: SearchConfig, at_once: int) -> int:
-    """How many processes hold a model when so many trials run at once: of packed trials one for
-    each CPU of this machine, or one for a GPU."""
-    if config.trainer != "packed":
-        return at_once
-    return 1 if config.device == "cuda" else min(_cpus(), at_once)
 
 
 def _most_on_a_device(config: SearchConfig) -> int:
@@ -300,12 +192,8 @@ def _most_on_a_device(config: SearchConfig) -> int:
 
 def _most_at_once(config: SearchConfig) -> int:
     resources = config.resources
-    hold = max(1, int(_cpus() / resources.cpus))
+    hold = max(1, int(memory_estimate.cpus() / resources.cpus))
     return min(hold, resources.at_once or hold, config.total_trials)
-
-
-def _cpus() -> int:
-    return os.cpu_count() or 1
 
 
 def _available() -> int:
@@ -314,7 +202,7 @@ def _available() -> int:
 
 def _rule() -> str:
     limit, used = memory.memory_limit_bytes(), memory.memory_used_bytes()
-    return f"of {_gb(limit)} GB, {_gb(used)} GB are in use now, and some stay free"
+    return f"of {gb(limit)} GB, {gb(used)} GB are in use now, and some stay free"
 
 
 def _remedy(config: SearchConfig) -> str:
@@ -325,8 +213,3 @@ def _remedy(config: SearchConfig) -> str:
         f"type `--set data.max_length_tokens={half}` to leave out longer pairs, close other "
         "programs, or give a smaller model.id"
     )
-
-
-def _gb(count: float) -> str:
-    gigabytes = count / 1e9
-    return f"{gigabytes:.2f}" if gigabytes < 1 else f"{gigabytes:.1f}"

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from tune.config.objective import Objective, Report
-from tune.run_folder.records import ENDED, Records, TrialRecord
+from tune.run_folder.records import Records
 from tune.run_folder.step import Step
+from tune.run_folder.trial_record import ENDED, TrialRecord
 from tune.run_folder.wording import describe, duration
 from tune.search.pace import Pace
 from tune.search.signs_of_life import SignsOfLife
@@ -88,7 +89,7 @@ class Progress:
         return f"reference log-probs {reference.pairs_done} of {reference.pairs_total}{time_left}"
 
     def _running(self) -> tuple[RunningTrial, ...]:
-        """Return the trials that a worker has begun. (Ray Tune has one more, which waits.)"""
+        """Return the trials that a worker has begun. Ray Tune has one more, which waits."""
         records, live = self._records, self.live.trials
         found = []
         for name in sorted(live.keys() | self._pace.training):

@@ -21,9 +21,10 @@ from tune.run_folder import confirmation, exports, trial_state
 from tune.run_folder.folder import Run
 from tune.run_folder.inbox import Inbox
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED, Records
+from tune.run_folder.records import Records
 from tune.run_folder.results import load_results
 from tune.run_folder.run_info import RunInfo
+from tune.run_folder.trial_record import ENDED
 from tune.run_folder.yaml_file import flat, write_yaml
 from tune.search import choose_winner
 

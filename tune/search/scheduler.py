@@ -22,7 +22,8 @@ from tune.config.schema import SearchConfig
 from tune.report.doubts import saturated
 from tune.run_folder import exports
 from tune.run_folder.placements import Placement, Placements
-from tune.run_folder.records import Records, State, TrialRecord
+from tune.run_folder.records import Records
+from tune.run_folder.trial_record import State, TrialRecord
 from tune.search import choose_winner
 from tune.search.abort import AbortStopper
 from tune.search.deaths import device_failure, out_of_memory_reason, why_given_up

@@ -21,7 +21,8 @@ from tune.config.schema import SearchConfig
 from tune.config.space import Point, grid, point_key
 from tune.run_folder import trial_state
 from tune.run_folder.inbox import Inbox, Request
-from tune.run_folder.records import Records, State, TrialRecord
+from tune.run_folder.records import Records
+from tune.run_folder.trial_record import State, TrialRecord
 from tune.search import choose_winner
 from tune.search.final_tasks import FinalTasks
 from tune.search.progress import Progress

@@ -18,7 +18,8 @@ from tune.config.objective import Report
 from tune.config.schema import SearchConfig
 from tune.config.space import Point, point_key, suggest, to_optuna
 from tune.run_folder.optuna_states import OPTUNA_STATES
-from tune.run_folder.records import ENDED, STATES, Records, TrialRecord
+from tune.run_folder.records import Records
+from tune.run_folder.trial_record import ENDED, STATES, TrialRecord
 from tune.search.study_storage import open_storage
 from tune.search.tpe import WindowedTPE
 

@@ -19,8 +19,8 @@ from dpo_train.errors import one_line
 from tune.config.load import load_search
 from tune.config.schema import SearchConfig
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results, load_results
+from tune.run_folder.trial_record import ENDED, TrialRecord
 from tune.tracking import trackers
 from tune.tracking.child_process import LOG, kill_children
 from tune.tracking.tracker import Say, Tracker

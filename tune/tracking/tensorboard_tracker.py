@@ -18,8 +18,8 @@ from dpo_train.scoring.metrics import objectives
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import ENDED, TrialRecord
 
 _BEST = "best/"
 """Prefix of the metrics of a trial's best report, by which trials are ranked."""

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from dpo_train.command_line import script
 from tune.config.schema import SearchConfig
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import TrialRecord
 from tune.tracking import wandb_payload
 
 Mode = Literal["online", "offline"]

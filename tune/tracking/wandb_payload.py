@@ -16,8 +16,8 @@ from dpo_train.evaluation.test_report import Numbers
 from tune.config.schema import SearchConfig
 from tune.config.space import Axis, to_optuna
 from tune.run_folder import redact
-from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import ENDED, TrialRecord
 from tune.run_folder.yaml_file import flat
 
 _NOT_SETTINGS = ("name", "runs_dir", "space", "points", "trials", "storage",

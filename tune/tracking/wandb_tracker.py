@@ -16,9 +16,9 @@ from pathlib import Path
 from dpo_train.errors import one_line
 from tune.config.schema import SearchConfig
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED, TrialRecord
 from tune.run_folder.results import Results
 from tune.run_folder.run_info import RunInfo
+from tune.run_folder.trial_record import ENDED, TrialRecord
 from tune.tracking import wandb_client, wandb_payload
 from tune.tracking.tracker import Say
 from tune.tracking.wandb_files import Memory, folders_of, mark_unsent

@@ -32,9 +32,9 @@ from tune.run_folder import driver_lease, exports, trial_state, yaml_file
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.folder import find_run, runs_root
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
+from tune.run_folder.trial_record import ENDED
 from tune.search import deploy
 
 

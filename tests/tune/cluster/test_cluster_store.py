@@ -12,8 +12,8 @@ from tests.conftest import Run
 from tests.helpers.network import Network
 from tests.helpers.object_store import LOGIN, ObjectStore
 from tests.helpers.ray_cluster import RayCluster, working_folder
-from tune.run_folder.records import ENDED
 from tune.run_folder.results import load_results
+from tune.run_folder.trial_record import ENDED
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

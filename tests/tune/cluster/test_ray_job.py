@@ -17,8 +17,8 @@ from tests.helpers.placements import most_at_once, placements
 from tests.helpers.ray_cluster import RayCluster, working_folder
 from tests.helpers.run_records import records_of
 from tests.helpers.simulated_search import hurry
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import load_results
+from tune.run_folder.trial_record import TrialRecord
 
 pytestmark = pytest.mark.slow
 

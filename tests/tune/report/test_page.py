@@ -26,8 +26,8 @@ from tune import load_results
 from tune.config.schema import SearchConfig
 from tune.report import page
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import TrialRecord
 from tune.run_folder.yaml_file import write_yaml
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

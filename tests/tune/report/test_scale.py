@@ -6,8 +6,8 @@ import pytest
 
 from tune.config.objective import Objective
 from tune.report.scale import Scale, scales, whole_ticks
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Cost, Results
+from tune.run_folder.trial_record import TrialRecord
 
 
 def scale_of(tried: list[Any] | None = None, **axis: Any) -> Scale:

@@ -16,8 +16,9 @@ from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.driver_lease import only_driver
 from tune.run_folder.folder import Run, open_run
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import Records, TrialRecord
+from tune.run_folder.records import Records
 from tune.run_folder.results import Results, load_results, write_results
+from tune.run_folder.trial_record import TrialRecord
 from tune.search import driver
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -11,9 +11,10 @@ from tune.config.objective import Bound, Objective, Report
 from tune.run_folder import winner_rule
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import Records, TrialRecord
+from tune.run_folder.records import Records
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
+from tune.run_folder.trial_record import TrialRecord
 from tune.search.choose_winner import finalists
 
 PAIRS = 40

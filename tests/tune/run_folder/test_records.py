@@ -16,10 +16,11 @@ from tune.run_folder import redact
 from tune.run_folder.damaged import DamagedFile
 from tune.run_folder.held_out import HeldOut
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import Records, read_records
+from tune.run_folder.records import Records
 from tune.run_folder.results import Deployment
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
+from tune.run_folder.trial_record import read_records
 
 
 def test_the_frame_has_the_rows_of_the_csv() -> None:

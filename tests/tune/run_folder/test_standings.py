@@ -9,9 +9,10 @@ from tests.helpers.driver import Driver
 from tune.config.objective import Objective
 from tune.config.space import point_key
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import ENDED, STATES, Records
+from tune.run_folder.records import Records
 from tune.run_folder.run_info import create_run
 from tune.run_folder.step import Step
+from tune.run_folder.trial_record import ENDED, STATES
 
 
 def records_in(folder: Path) -> Records:

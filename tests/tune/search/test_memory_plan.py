@@ -15,7 +15,7 @@ from dpo_train.footprint import Footprint
 from dpo_train.model_source import parameter_count
 from dpo_train.row_lengths import RowLengths
 from tune.config.schema import SearchConfig
-from tune.search import memory_plan, preflight
+from tune.search import memory_estimate, memory_plan, preflight
 from tune.search.largest_trial import largest_trial
 from tune.search.preflight import StatedShape
 
@@ -37,7 +37,7 @@ def rows() -> list[Row]:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that sets the free memory, on a machine of four CPUs."""
-    monkeypatch.setattr(memory_plan, "_cpus", lambda: 4)
+    monkeypatch.setattr(memory_estimate, "cpus", lambda: 4)
 
     def may_take(gigabytes: float) -> None:
         monkeypatch.setattr(memory_plan, "_available", lambda: int(gigabytes * GIGABYTE))

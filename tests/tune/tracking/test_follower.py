@@ -13,8 +13,8 @@ from tests.helpers.recorded_search import Search, wait_until
 from tests.helpers.wandb_runs import reports
 from tests.helpers.wandb_server import WandbServer
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import TrialRecord
 from tune.run_folder.results import Results
+from tune.run_folder.trial_record import TrialRecord
 from tune.tracking.child_process import CLOSE_SECONDS, TrackingProcess
 from tune.tracking.follower import Follower
 from tune.tracking.trackers import how_to_send

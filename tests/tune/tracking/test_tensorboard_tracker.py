@@ -15,7 +15,7 @@ from tests.helpers.recorded_search import Search
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import TrialRecord
+from tune.run_folder.trial_record import TrialRecord
 from tune.tracking.child_process import TrackingProcess
 from tune.tracking.tensorboard_tracker import TensorboardTracker
 

@@ -17,7 +17,7 @@ from tests.helpers.wandb_runs import reports, wandb
 from tests.helpers.wandb_server import WandbServer
 from tune import load_results
 from tune.run_folder.paths import RunFolder
-from tune.run_folder.records import TrialRecord
+from tune.run_folder.trial_record import TrialRecord
 from tune.tracking.child_process import CLOSE_SECONDS
 from tune.tracking.trackers import how_to_send
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from dpo_train.config_base import parse
 from tune.config.checks import check
 from tune.config.schema import SearchConfig
-from tune.run_folder.records import TrialRecord
+from tune.run_folder.trial_record import TrialRecord
 from tune.tracking import wandb_payload
 
 
