@@ -56,7 +56,7 @@ def evaluate_folder(
     Raises what the function raises, InputError if it may not be run, and ValueError if it does not
     return finite numbers by name.
     """
-    take_in_unused()  # A package above the module may import W&B, so this comes first.
+    take_in_unused()  # First, because a package above the module may import what was left out.
     file_of(name, Path(working_folder), allowed)
     module, _, function = name.partition(":")
     evaluate = getattr(importlib.import_module(module), function)
