@@ -59,7 +59,7 @@ def test_other_fields_are_answered(name: str, message: str) -> None:
 def test_a_field_of_an_earlier_version_is_dropped_where_it_was_never_set() -> None:
     old = {"use_weighting": True, "pad_to_multiple_of": None}
     assert TrlConfig.model_validate(old) == TrlConfig(use_weighting=True)
-    refused({"pad_to_multiple_of": 8}, "pad_to_multiple_of is not for a trial to set")
+    refused({"pad_to_multiple_of": 8}, "pad_to_multiple_of can't be set here")
 
 
 def test_what_trl_would_refuse_while_it_trains_is_refused_at_once() -> None:
