@@ -63,7 +63,7 @@ def test_what_is_missing_is_said_without_addresses(tmp_path: Path, hub: Writable
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
-        (403, "the login may not read it (403)"),
+        (403, "this login may not read it (403)"),
         (429, "the Hub has had too many requests (429)"),
         (503, "the Hub failed (503)"),
     ],
