@@ -9,7 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import plotly.graph_objects as go
 
@@ -134,13 +134,22 @@ class _Line(TypedDict):
     pid: int
 
 
+def _parsed(text: str) -> _Line | None:
+    """Returns a line of `places.jsonl`; None for one that a killed driver left incomplete."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    is_complete = isinstance(content, dict) and content.keys() >= _Line.__required_keys__
+    return cast(_Line, content) if is_complete else None
+
+
 def _recorded_stays(results: Results, runs: dict[str, TrialRecord], now: float) -> Iterable[Stay]:
     try:
         text = mirror.read_text(results.folder.placements)
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return
-    # A driver that was killed may have left an incomplete line, so we skip it.
-    lines: list[_Line] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    lines = [line for each in text.splitlines() if (line := _parsed(each)) is not None]
     nodes = {node: number for number, node in enumerate(dict.fromkeys(x["node"] for x in lines), 1)}
     by_trial: dict[str, list[_Line]] = defaultdict(list)
     for line in lines:

@@ -70,7 +70,7 @@ def test_the_command_writes_beside_where_it_is_typed_and_over_nothing(
     for command in (("export", "--gguf"), ("push",)):
         here = dpo_tune(command[0], str(runs["full"]), *command[1:], "--to", ".")
         assert here.returncode == 2
-        assert here.stderr.startswith("error: --to: . can't be replaced by what is written; name a")
+        assert here.stderr.startswith("error: --to: . can't be replaced; name a new folder")
     without = dpo_tune("export", str(runs["full"]))
     assert without.returncode == 2
     assert re.search(r" push \S+/full --to FOLDER`", without.stderr)

@@ -70,12 +70,19 @@ def test_a_running_trial_reaches_to_when_its_driver_was_last_seen(tmp_path: Path
     assert [stay.ended for stay in stays(results)] == [42]
 
 
-def test_half_a_line_of_a_killed_driver_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ['{"at": 3, "tri', "null", '{"at": 3}', "[1]", "}"])
+def test_half_a_line_of_a_killed_driver_is_passed_over(tmp_path: Path, line: str) -> None:
     results = search(tmp_path, (0, 9))
     Placements(results.folder).note(results.trials[0].id, Placement("n", "", 1), 0)
     with results.folder.placements.open("a") as file:
-        file.write('{"at": 3, "tri')
+        file.write(line)
     assert list(map(summary, stays(results))) == [("000", "CPU", 0, 9, 0)]
+
+
+def test_a_damaged_file_of_placements_leaves_the_trials_their_own_times(tmp_path: Path) -> None:
+    results = search(tmp_path, (0, 9))
+    results.folder.placements.write_bytes(bytes(range(128, 255)))
+    assert [summary(stay)[2:4] for stay in stays(results)] == [(0, 9)]
 
 
 @pytest.mark.parametrize("times", [[], [(0.0, 9.0)]])
