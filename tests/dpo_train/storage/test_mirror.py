@@ -326,7 +326,7 @@ def test_a_command_that_needs_a_path_says_so() -> None:
         {"name": "x", "trials": 1, "runs_dir": "s3://bucket/runs", "serve": {"after": True}}
     )
     with pytest.raises(
-        InputError, match="serve.after: replicas can read the winner only from a path"
+        InputError, match="serve.after: replicas can read the winner only"
     ):
         deploy.check(config)
 
