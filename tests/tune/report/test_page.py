@@ -314,7 +314,7 @@ def test_a_search_ends_with_its_report(tmp_path: Path, dpo_tune: Run) -> None:
     assert "the report: runs/sim/report.html" in done.stdout
     path = tmp_path / "runs" / "sim" / "report.html"
     assert load_results(path.parent).search["space"]["dpo.beta"]["uniform"] == [0.1, 0.2]
-    assert "3 of 3 trials ended" in Page(path.read_text()).text
+    assert "3 of 3 trials have ended" in Page(path.read_text()).text
     path.unlink()
     again = dpo_tune("report", "sim")
     assert again.returncode == 0, again.stderr
