@@ -29,7 +29,7 @@ from tune.run_folder.step import Step
 from tune.run_folder.trial_record import State, TrialRecord, read_records
 
 _LEAST_TOKENS = 64
-"""The fewest tokens to which a pass may be limited. A pair has more."""
+"""The fewest tokens to which a pass may be limited. A pair usually has more."""
 
 
 class Records:
