@@ -4,7 +4,7 @@ Prints a row of a Markdown table for each architecture as it goes; names of arch
 arguments run those alone. Both sides train for 20 steps on the same rows from the same seed.
 `equal` and `DIFFERENT` come with the largest difference of a step's loss, of a held-out
 completion's log-prob under the exported model, and of its rise above the reference as the session
-reports it (both in nats a token). `equal` means that all three stay within 1e-4.
+reports it (both in nats per token). `equal` means that all three stay within 1e-4.
 """
 
 import os
@@ -244,7 +244,7 @@ MORE: dict[str, Callable[[], T.PretrainedConfig]] = {
 
 
 def compare_runs(name: str, folder: Path) -> tuple[float, list[Verdict]]:
-    """Return how far the stock trainer moved the held-out log-probs, in nats a token, in the run
+    """Return how far the stock trainer moved the held-out log-probs, in nats per token, in the run
     that moved them least, and a verdict for each of our runs."""
     config = COMMON[name] if name in COMMON else MORE[name]()
     case = make(config, folder, PAIRS, EPOCHS)

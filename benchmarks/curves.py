@@ -29,7 +29,7 @@ class Curves:
     margin: NDArray[np.float64]
     """Shape (T, R, P), in nats."""
     drift: NDArray[np.float64]
-    """Shape (T, R), in nats a token; `sample` has none, so its values are the mean of |margin|."""
+    """Shape (T, R), in nats per token; `sample` has none, so it has the mean of |margin|."""
     ranking: NDArray[np.float64] | None
     """Shape (T, R, P): 1 where the chosen completion is likelier per token; `sample` has none."""
     pairs_seen: NDArray[np.int64]

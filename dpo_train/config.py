@@ -41,7 +41,8 @@ class DataColumns(Part):
     """
 
     prompt: str | None = "prompt"
-    """The question, as a text or messages. Without it, what both answers begin with."""
+    """The question, as a text or messages. Without it, the answers' common beginning is the
+    prompt."""
     chosen: str = "chosen"
     """The better answer, or the whole conversation that ends with it."""
     rejected: str = "rejected"

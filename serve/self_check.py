@@ -27,7 +27,7 @@ _MAX_PREFILL_TOKENS = 8
 _ALTERNATIVES = 50
 """How many log-probs are compared for each token."""
 _TOLERANCE = 1e-3
-"""In nats. Under float32 supported models differ by 1e-5, others by 0.1 and more."""
+"""It is in nats. Under float32 supported models differ by 1e-5, others by 0.1 and more."""
 
 Generate = Callable[[list[GenerationRequest], int], None]
 """Generates answers together. The number is the most prompt tokens of a step."""
@@ -82,7 +82,7 @@ def check(model: Any, generate: Generate, slots: int, context: int) -> None:
         ]
         # A NaN is not `<=` anything, so it is refused too.
         if group and not (nats := _size(group, model.dtype)) <= tolerance:
-            reason = f"differ from transformers' by {nats:.2g} nats a token"
+            reason = f"differ from transformers' by {nats:.2g} nats per token"
             if has_adapter:
                 raise _refusal(model, f"its answers with an adapter {reason}", MERGE_ADAPTER)
             raise _refusal(model, f"its answers {reason}")

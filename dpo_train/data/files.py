@@ -123,7 +123,7 @@ def _json_list(path: Path) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         raise InputError(
             f"data.id: {path} line {error.lineno} (row {number + 1}): not JSON ({error.msg}); a "
-            "file that begins with [ must be one list of rows, any other must have one row a line"
+            "file that begins with [ must be one list of rows, any other must have one row per line"
         ) from None
 
 

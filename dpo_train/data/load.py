@@ -44,15 +44,15 @@ def load_pairs(config: DataConfig) -> Pairs:
     names = [config.split]
     if config.eval_split and config.test_split:
         names = [config.split, config.eval_split, config.test_split]
-    read = _Reading(config)
+    reading = _Reading(config)
     for name in names:
-        read.split(name)
-    if not read.count:
+        reading.read_split(name)
+    if not reading.count:
         raise InputError(
-            f"data.id: {config.id} has no rows; give a file with one pair a line, like "
+            f"data.id: {config.id} has no rows; give a file with one pair per line, like "
             '{"prompt": "…", "chosen": "…", "rejected": "…"}'
         )
-    form, rows = read.rows(dropped)
+    form, rows = reading.rows(dropped)
     kept = [filtered(each, config, dropped) for each in rows]
     if len(kept) == 1:
         splits = cut(kept[0], config)
@@ -61,12 +61,12 @@ def load_pairs(config: DataConfig) -> Pairs:
     for name, left in splits.items():
         if not left:
             raise InputError(
-                f"data: no pair is left for {name}; {read.count} rows were read, left out: "
+                f"data: no pair is left for {name}; {reading.count} rows were read, left out: "
                 f"{listed(dropped) or 'none'}; widen data.chars, raise data.limit or give more "
                 "rows"
             )
-    read_as = f"{form}, {read.count:,} rows{read.unread()}"
-    return Pairs(splits, dict(dropped), read_as, tuple(read.first_bad))
+    read_as = f"{form}, {reading.count:,} rows{reading.unread()}"
+    return Pairs(splits, dict(dropped), read_as, tuple(reading.first_bad))
 
 
 class _Reading:
@@ -76,13 +76,13 @@ class _Reading:
         self.count = 0
         self._config = config
         self._columns = Columns(config.columns)
-        self._names: set[str] = set()
-        self._filled: set[str] = set()
-        self._found: set[str] = set()
+        self._column_names: set[str] = set()
+        self._filled_media: set[str] = set()
+        self._found_parts: set[str] = set()
         self._bad = BadRows()
         self._splits: list[list[tuple[str, Parts]]] = []
 
-    def split(self, name: str) -> None:
+    def read_split(self, name: str) -> None:
         """Read the records of a split."""
         kept: list[tuple[str, Parts]] = []
         for location, content in read_records(self._config, name, self._columns.wanted):
@@ -90,18 +90,18 @@ class _Reading:
             if isinstance(content, BadRow):
                 self._bad.add(location, content)
                 continue
-            self._names.update(content)
-            self._filled.update(
+            self._column_names.update(content)
+            self._filled_media.update(
                 name for name in self._columns.media if content.get(name) not in (None, [], "")
             )
             parts = self._columns.parts(content)
-            self._found.update(part for part, value in parts.items() if value is not None)
+            self._found_parts.update(part for part, value in parts.items() if value is not None)
             kept.append((location, parts))
         self._splits.append(kept)
 
     def unread(self) -> str:
         """Return a clause that names the columns that are not part of a pair, if any."""
-        names = self._columns.unread(self._names)
+        names = self._columns.unread(self._column_names)
         return f"; not read: {', '.join(names)}" if names else ""
 
     @property
@@ -111,8 +111,8 @@ class _Reading:
 
     def rows(self, dropped: Counter[str]) -> tuple[Form, list[list[Row]]]:
         """Return the form, and the rows of each split. Raises InputError for bad rows."""
-        if self._names:
-            self._columns.check(self._names, self._filled, self._found)
+        if self._column_names:
+            self._columns.check(self._column_names, self._filled_media, self._found_parts)
         form = decide([parts for records in self._splits for _, parts in records])
         rows = [list(self._read(records, form)) for records in self._splits]
         if self._config.on_bad_row == "refuse":

@@ -43,7 +43,7 @@ class Difference(_Part):
 
 
 class SampledKl(_Part):
-    """KL from the base in nats an answer, estimated on sampled answers."""
+    """KL from the base in nats per answer, estimated on sampled answers."""
 
     mean: float
     interval: list[float]

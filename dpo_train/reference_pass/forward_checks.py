@@ -80,7 +80,7 @@ def _refuse_another_head(difference: float, allowed: float) -> None:
     if not difference <= allowed:
         raise InputError(
             "model.id: TRL's fused LM head does not compute this model's logits (they differ by "
-            f"{difference:.2g} nats a token); give another model"
+            f"{difference:.2g} nats per token); give another model"
         )
 
 
@@ -95,8 +95,8 @@ def _refuse_random_results(base: Any, row: Any) -> None:
     if not difference <= _TOLERANCE + 3 * noise:
         raise InputError(
             "model.id: this model draws random numbers in training but not in evaluation (two "
-            f"passes over one row differ by {difference:.2g} nats a token), so its trials can't be "
-            "compared; give another model"
+            f"passes over one row differ by {difference:.2g} nats per token), so its trials can't "
+            "be compared; give another model"
         )
 
 

@@ -92,7 +92,7 @@ class ScoredShard:
 
 
 class Pass:
-    """One process's share of the reference pass over a folder."""
+    """One process's part of the reference pass over a folder."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class Pass:
         self._shards = shards
         self._score = score
         self._turns = turns
-        self._listed = self._list_url()
+        self._files_at_url = self._list_url()
         numbers = range(len(shards))
         self._whole = {shard for shard in numbers if self._is_whole(shard)}
-        on_url = {shard for shard in numbers if self._is_listed(shard)}
+        on_url = {shard for shard in numbers if self._is_at_url(shard)}
         turns.begin(folder, [len(shard) for shard in shards], self._whole | on_url)
 
     def run(self) -> None:
         """Compute shards until all are whole, or until a manifest shows that they were merged."""
-        self._listed = self._list_url()
+        self._files_at_url = self._list_url()
         while not self._is_merged() and not self.is_complete:
             missing = [n for n in range(len(self._shards)) if n not in self._whole]
             if mirror.url(self._folder) is not None:
@@ -125,7 +125,7 @@ class Pass:
             found = [self._advance(shard) for shard in missing]  # a list, so that each is tried
             if not any(found):
                 time.sleep(_POLL_SECONDS)
-                self._listed = self._list_url()
+                self._files_at_url = self._list_url()
         for shard in set(range(len(self._shards))) - self._whole:
             self._turns.done(shard)  # others have merged it before this process saw it
 
@@ -173,7 +173,7 @@ class Pass:
 
     def _make(self, shard: int) -> bool:
         if mirror.url(self._folder) is not None:
-            self._listed = self._list_url()  # another machine may have uploaded it just now
+            self._files_at_url = self._list_url()  # another machine may have uploaded it just now
             if self._is_merged() or self._fetch(shard):
                 return self._is_whole(shard)
         indices = self._shards[shard]
@@ -193,20 +193,20 @@ class Pass:
     def _fetch(self, shard: int) -> bool:
         """Download the shard if another machine uploaded it. Return whether it is whole now."""
         file = _file(self._folder, shard)
-        if not self._is_listed(shard):
+        if not self._is_at_url(shard):
             return False
         mirror.fetch(file)
         return self._is_whole(shard)
 
-    def _is_listed(self, shard: int) -> bool:
-        return f"{SHARDS}/{_file(self._folder, shard).name}" in self._listed
+    def _is_at_url(self, shard: int) -> bool:
+        return f"{SHARDS}/{_file(self._folder, shard).name}" in self._files_at_url
 
     def _is_whole(self, shard: int) -> bool:
         return _read_content(_file(self._folder, shard)) is not None
 
     def _is_merged(self) -> bool:
         manifest = "manifest.json"
-        return (self._folder / manifest).is_file() or manifest in self._listed
+        return (self._folder / manifest).is_file() or manifest in self._files_at_url
 
     def _list_url(self) -> Collection[str]:
         """Return the files at the folder's URL by relative path; none if it has no URL."""

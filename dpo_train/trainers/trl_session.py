@@ -221,7 +221,8 @@ class TrlSession:
             resume = str(self._resume_from) if self._resume_from else None
             self._trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:  # the caller's thread raises it
-            # The frames of the error keep the tensors that filled the memory. So we make a new one.
+            # The frames of the error keep the tensors that filled the memory, so we raise a new
+            # error.
             if is_out_of_memory(error):
                 error = OutOfMemory(one_line(error))
             elif not self._control.pairs_seen:  # after a step it is not the model's code

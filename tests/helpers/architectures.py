@@ -67,7 +67,7 @@ BETA = 0.1
 SEED = 3
 SIDES = ("chosen", "rejected")
 TOLERANCE = 1e-4
-"""The largest allowed difference of a step's loss, and of held-out log-probs in nats a token."""
+"""The largest allowed difference of a step's loss, and of held-out log-probs in nats per token."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a training. Log-probs are in nats a token, chosen and rejected of each pair."""
+    """The result of a training. Log-probs of each pair (chosen, rejected) are in nats per token."""
 
     losses: list[float]
     """The loss of each step."""
@@ -196,7 +196,7 @@ def read_rows(case: Case, split: str) -> list[dict[str, Any]]:
 
 
 def held_out_logps(case: Case, model: Any) -> torch.Tensor:
-    """Return log-probs of the held-out completions under a model, (pairs, 2), in nats a token.
+    """Return log-probs of the held-out completions under a model, (pairs, 2), in nats per token.
 
     Each row goes through the model alone and without padding, which is the plain definition.
     """

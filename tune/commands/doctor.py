@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dpo_train.reference_pass.preview import Preview, TrainedPair
 
 _RUNG_PAIRS = 128
-"""The pairs from which on a rung shows more than noise."""
+"""A rung at this many pairs or more shows more than noise."""
 _SHOWN_CHARACTERS = 240
 """How much of the beginning, and of the end, of a long text is shown."""
 _BOUNDARY = "▶"
@@ -27,8 +27,8 @@ _BOUNDARY = "▶"
 def examine(config: SearchConfig | None) -> Iterator[str]:
     """Yield the lines that `dpo-tune doctor` prints.
 
-    Raises InputError where `run` would, after the lines that hold all the same. The most serious
-    error comes first.
+    Raises InputError where `run` would, after the lines that are true anyway; of several errors,
+    the most serious.
     """
     if config is None:
         yield f"this machine, with Python {platform.python_version()}; to see what a search needs,"
@@ -67,8 +67,8 @@ def _search(config: SearchConfig) -> Iterator[str]:
 
 
 def _machine() -> list[str]:
-    from dpo_train.storage.disk import free_bytes  # after the first line
-    from tune.search import gpus  # the same
+    from dpo_train.storage.disk import free_bytes  # after the first line is printed
+    from tune.search import gpus  # after the first line is printed
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     visible = gpus.visible_gpus()
@@ -95,10 +95,10 @@ def _logins(config: SearchConfig | None) -> list[str]:
 
 
 def _run_folder(config: SearchConfig) -> Iterator[str]:
-    from tune.run_folder.driver_lease import refresh  # after the first line
-    from tune.run_folder.folder import refuse_private_folder  # the same
-    from tune.run_folder.paths import RunFolder  # the same
-    from tune.search.resume import refuse_taken  # the same
+    from tune.run_folder.driver_lease import refresh  # after the first line is printed
+    from tune.run_folder.folder import refuse_private_folder  # after the first line is printed
+    from tune.run_folder.paths import RunFolder  # after the first line is printed
+    from tune.search.resume import refuse_taken  # after the first line is printed
 
     folder = RunFolder.at(config.folder)
     refuse_private_folder(folder)
@@ -110,12 +110,12 @@ def _run_folder(config: SearchConfig) -> Iterator[str]:
 
 def _model_and_data(config: SearchConfig) -> Iterator[str]:
     """Yield the lines about model, data, tokens, memory and disk."""
-    from dpo_train import model_source  # after the first line
-    from dpo_train.data import load_pairs  # the same
-    from dpo_train.reference_pass.preview import preview  # the same
-    from dpo_train.reference_pass.tokens import check_rows  # the same
-    from tune.search import memory_plan  # the same
-    from tune.search.prepared_data import FEW_HELD_OUT_PAIRS  # the same
+    from dpo_train import model_source  # after the first line is printed
+    from dpo_train.data import load_pairs  # after the first line is printed
+    from dpo_train.reference_pass.preview import preview  # after the first line is printed
+    from dpo_train.reference_pass.tokens import check_rows  # after the first line is printed
+    from tune.search import memory_plan  # after the first line is printed
+    from tune.search.prepared_data import FEW_HELD_OUT_PAIRS  # after the first line is printed
 
     # --- model and data ---
     resolved = config.model_copy(update={"model": model_source.resolve(config.model)})
@@ -185,20 +185,21 @@ def _block(name: str, text: str) -> str:
     return f"  {name}:\n" + "\n".join(f"    | {line}" for line in shown.split("\n"))
 
 
-def _disk(config: SearchConfig, train: int) -> Iterator[str]:
-    from dpo_train.storage.disk import free_bytes  # after the first line
-    from tune.run_folder.paths import RunFolder  # the same
-    from tune.search.preflight import disk_bytes  # the same
+def _disk(config: SearchConfig, train_pairs: int) -> Iterator[str]:
+    from dpo_train.storage.disk import free_bytes  # after the first line is printed
+    from tune.run_folder.paths import RunFolder  # after the first line is printed
+    from tune.search.preflight import disk_bytes  # after the first line is printed
 
-    most, folder = disk_bytes(config, _reports(config, train)), RunFolder.at(config.folder)
+    most = disk_bytes(config, _most_reports(config, train_pairs))
+    folder = RunFolder.at(config.folder)
     free = f"; {free_bytes(folder.path) / 1e9:.1f} GB free" if folder.url is None else ""
     yield f"disk         at most about {most / 1e9:.2f} GB in {folder}{free}"
 
 
-def _reports(config: SearchConfig, train: int) -> int:
-    """Return the most reports that a trial on `train` pairs can have."""
+def _most_reports(config: SearchConfig, train_pairs: int) -> int:
+    """Return the most reports that a trial on `train_pairs` pairs can have."""
     trial, reports, pairs = config.base_trial(), 1, 0
-    while (pairs := trial.next_evaluation(pairs)) < train:
+    while (pairs := trial.next_evaluation(pairs)) < train_pairs:
         reports += 1
     return reports
 
@@ -210,6 +211,6 @@ def _first_rung(config: SearchConfig) -> Iterator[str]:
             f"warning      the first rung, at {first} pairs, comes too early to compare trials: in "
             "our measurements (benchmarks/RESULTS.md) the ranking of trials at 64 pairs and at "
             "their end had a rank correlation of 0.2 to 0.3, whether 20 or 240 pairs were held "
-            f"out, and from {_RUNG_PAIRS} pairs on one of 0.3 to 0.6; type "
+            f"out, and at {_RUNG_PAIRS} pairs or more one of 0.3 to 0.6; type "
             f"`--set stopping.grace_pairs={_RUNG_PAIRS}`"
         )

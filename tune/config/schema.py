@@ -77,19 +77,19 @@ class StoppingConfig(Part):
     grace_pairs: int = Field(64, ge=1, le=10**9)
     """Pairs before which no trial is stopped. This is ASHA's first rung."""
     reduction: int = Field(3, ge=2)
-    """One in this many trials goes on at each rung. Rungs are at grace_pairs times its powers."""
+    """One in this many trials goes on at each rung. Rungs are at grace_pairs × reduction^n."""
     brackets: int = Field(1, ge=1)
     """ASHA's brackets. With several, some trials are first compared at a later rung."""
 
     def rungs(self, pairs: int) -> list[int]:
-        """Return the pairs at which trials are compared, up to `pairs`; for the median rule only
-        where it begins."""
+        """Return the pair counts, up to `pairs`, at which trials are compared; for the median rule
+        only its first."""
         if self.name == "median":
             return [self.grace_pairs]
         return [rung for rung in self.evaluations() if rung <= pairs] if self.name == "asha" else []
 
     def evaluations(self) -> list[int]:
-        """Return the pairs at which trials are evaluated by default: at ASHA's rungs, whether or
+        """Return the pair counts at which trials are evaluated by default: ASHA's rungs, whether or
         not ASHA is the rule."""
         rungs = [self.grace_pairs]
         while rungs[-1] < _MOST_PAIRS:
@@ -101,8 +101,8 @@ class ResourcesConfig(Part):
     """What one trial runs on, and how many trials run at once."""
 
     cpus: float = Field(1, gt=0, le=1024)
-    """CPUs of one trial. By default 1, and 1/4 with `trainer: packed`: eight trials in a step gain
-    a seventh over four, but each costs a process (benchmarks/RESULTS.md)."""
+    """CPUs of one trial. By default 1, or 1/4 with `trainer: packed`: eight trials in a step are
+    only 1/7 faster than four, and each needs a process (benchmarks/RESULTS.md)."""
     gpus: float = Field(0, ge=0)
     """GPUs of one trial: 0, a fraction, 1, or several that train it together."""
     sharded: bool = False
@@ -140,8 +140,8 @@ class ConfirmConfig(Part):
 
     finalists: int = Field(2, ge=1, le=1000)
     """How many configurations are trained again. Two finalists with two seeds did best in our
-    measurements (benchmarks/RESULTS.md). With two objectives they come from the Pareto front, the
-    best in the first objective first; if it has too few, from the next front."""
+    measurements (benchmarks/RESULTS.md). With two objectives they come from the Pareto front,
+    ordered by the first objective, then from the next front."""
     seeds: int = Field(2, ge=1, le=1000)
     """How many new seeds each finalist is trained with. The mean over them decides."""
     evaluate: Annotated[str | None, Allowed("package.module:function")] = Field(
@@ -174,11 +174,11 @@ class SearchConfig(TrainConfig):
     objective: OneOrTwoMetrics = "eval/accuracy"
     """The metric that decides the winner, by the rule of docs/trust.md: not simply the largest
     number. With two, like `[eval/accuracy, eval/drift]`, the search is for their Pareto front, and
-    a trial counts with the report that is best in the first."""
+    each trial's report that is best in the first metric counts."""
     constraints: dict[MetricName, Bound] = {}
     """Bounds that the winner must keep, like `{eval/drift: {at_most: 1.5}}`."""
     confirm: ConfirmConfig | None = None
-    """Trains the best configurations again with other seeds before one wins. Null does not."""
+    """Trains the best configurations again with other seeds before one wins. Null skips this."""
     sampler: SamplerConfig = SamplerConfig()
     """How points are proposed."""
     stopping: StoppingConfig = StoppingConfig()

@@ -1,4 +1,4 @@
-"""Pushes the winner to the Hugging Face Hub: checked before a search, compared, sent in one commit.
+"""Pushes the winner to the Hugging Face Hub in one commit, after a check and a comparison.
 
 A push that failed or was killed can be repeated: files that the Hub already has are not sent again.
 """
@@ -176,8 +176,8 @@ def _record(results: Results, publication: Publication | None) -> Results:
 def _compare_with_published(job: _Push) -> tuple[str, str | None]:
     """Compares the winner with the model in the repository.
 
-    Returns the reason why the winner is no improvement, empty if it is one, and the commit with
-    which it was compared, None for a new repository. Raises PushFailed.
+    Returns why the winner is no improvement ("" if it is better), and the commit compared with
+    (None for a new repository). Raises PushFailed.
     """
     repo, api = str(job.hub.repo), HfApi()
     anyway = f"to push it anyway type: {job.command}"

@@ -72,7 +72,7 @@ def _far(results: Results) -> str:
     if drift <= MOST_DRIFT or "eval/drift" in results.objective.bounds:
         return ""
     sentence = (
-        f"the winner's drift from the base is {drift:.2g} nats a token: with so much its answers "
+        f"the winner's drift from the base is {drift:.2g} nats per token: with so much its answers "
         "may no longer fit their questions"
     )
     if near := results.less_drift:

@@ -36,7 +36,7 @@ from tune.run_folder.trial_record import ENDED
 _HERE = Path(__file__).parent
 _PAUSE_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-_SHARE = 50
+_PAUSE_FACTOR = 50
 """The pause after a refresh is at least this many times its duration: under 2 % of one core."""
 
 
@@ -88,7 +88,7 @@ def keep_fresh(folder: RunFolder, pause: float = _PAUSE_SECONDS) -> Iterator[Non
             child.wait()
             for partial in folder.path.glob(f".{folder.report_html.name}.{child.pid}.*.part"):
                 partial.unlink(missing_ok=True)
-            rest = max(pause, _SHARE * (time.monotonic() - began))
+            rest = max(pause, _PAUSE_FACTOR * (time.monotonic() - began))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -134,7 +134,7 @@ def render(results: Results) -> str:
         verdict=verdict(results),
         luck=luck(results),
         doubts=doubts(results),
-        whole=most_pairs(results, winner.config) if winner else None,
+        winner_most_pairs=most_pairs(results, winner.config) if winner else None,
         recipe=trial_yaml(results) if winner and results.search else "",
         estimate=saved(results),
         tables=tables,

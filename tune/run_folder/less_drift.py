@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from tune.run_folder.records import Records
 
 MOST_DRIFT = 1.5
-"""In nats a token. A winner with more gets a warning."""
+"""It is in nats per token. A winner with more gets a warning."""
 
 
 class LessDrift(BaseModel):

@@ -1,4 +1,4 @@
-"""Keeps the trial records, which are the truth of a search: one file a trial.
+"""Keeps the trial records, which are the truth of a search: one file per trial.
 
 Knows no Ray and no Optuna. A record is rewritten atomically at every report. When a trial begins or
 ends, the record is also synced to the disk, so a power cut loses at most the last reports of
@@ -29,7 +29,7 @@ from tune.run_folder.step import Step
 from tune.run_folder.trial_record import State, TrialRecord, read_records
 
 _LEAST_TOKENS = 64
-"""The lower limit of a pass. It is shorter than a pair."""
+"""The fewest tokens to which a pass may be limited. A pair usually has more."""
 
 
 class Records:
@@ -52,12 +52,12 @@ class Records:
             self._take(record)
         files = folder.trials.glob("*.json*")
         self._used_names = {path.name.partition(".json")[0] for path in files}
-        """Ids of all record files. A new trial gets none, not even that of a damaged record."""
+        """The ids of all record files, also of damaged ones. No new trial gets one of them."""
         self._session_began = time.monotonic()
         self.unwritten: OSError | None = None
-        """The error with which a record could not be written. The disk then has the truth."""
+        """The error that stopped a write. Then the disk has the truth, and these records do not."""
         self.memory_kills = 0
-        """How often Ray's memory monitor has killed Ray Tune in this session since a report."""
+        """How often Ray's memory monitor killed Ray Tune since the last report of this session."""
 
     def begin_driver_session(self) -> None:
         """Records the start of a driver session, and clears what an earlier one left."""
@@ -79,8 +79,8 @@ class Records:
     def halve_tokens(self, tokens: int) -> bool:
         """Limits passes to half of `tokens`, after memory ran out in passes of that size.
 
-        Returns False if the limit can't be smaller, or `tokens` is 0, unknown. Several trials of
-        one engine report the same death with the same `tokens`, so it halves the limit only once.
+        Returns False if the limit can't be smaller, or `tokens` is 0 (unknown). Several trials of
+        one engine report the same death with the same `tokens`, so the limit is halved only once.
         """
         half = tokens // 2
         if half < _LEAST_TOKENS:
@@ -97,7 +97,7 @@ class Records:
 
     @property
     def seconds_spent(self) -> float:
-        """The seconds of all driver sessions, this one until now, by a clock that nobody sets."""
+        """The seconds of all driver sessions, this one until now, by a monotonic clock."""
         earlier = sum(seen - began for began, seen in self.run.driver_sessions[:-1])
         return earlier + time.monotonic() - self._session_began
 

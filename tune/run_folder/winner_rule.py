@@ -1,14 +1,14 @@
 """Defines the rule that chooses the best report of a trial, and the best of several trials.
 
-Problem: the largest of many noisy shares is a lucky one, and often the least trained. On easy pairs
-every trial has 1.000 at its first report. So we look at all reports whose share is within one
-paired standard error of the largest (all saw the same pairs). The best of them has the largest soft
-share; of equal ones the later report is better.
+Problem: the largest of many noisy shares of pairs is a lucky one, often of the least trained model.
+On easy pairs every trial has 1.000 at its first report. So we look at all reports whose share is
+within one paired standard error of the largest (all saw the same pairs). The best of them has the
+largest soft share; of equal ones the later report is better.
 
 The soft share is the mean of Φ(m / (0.5 · median |m|)) over the margins m of the pairs: a share
 with a smooth step, which does not depend on the margins' scale. Where nearly all pairs are right,
-it says little alone, so the other share is added (`ranking` for `accuracy` and vice versa).
-For an objective that is no share, the value itself decides.
+it says little alone, so the other metric's share is added, without a smooth step (`ranking` for
+`accuracy` and vice versa). For an objective that is no share, the value itself decides.
 
 Trials are compared by their best reports, with the same rule. `benchmarks/RESULTS.md` says what the
 rule gained over the largest value, and which other rules were tried.
@@ -26,7 +26,8 @@ from dpo_train.scoring.intervals import standard_errors
 from dpo_train.scoring.metrics import Floats, share_right
 
 SOFTNESS = 0.5
-"""Share of the median margin. 0.3 is as good, 1 gains nothing, 2 loses (benchmarks/RESULTS.md)."""
+"""The width of the smooth step, as a share of the median margin. In our measurements 0.3 was as
+good, 1 gained nothing and 2 lost (benchmarks/RESULTS.md)."""
 
 SATURATED = 0.99
 """A share of this size or more says little."""
@@ -61,7 +62,7 @@ class Candidates:
     ) -> Candidates:
         """Makes candidates from margins of shape (k, N), whose share above 0 is the objective.
 
-        `others` are the margins of the other share.
+        `others` are the margins of the other metric (`ranking` for `accuracy` and vice versa).
         """
         soft = softness(margins, others, float(values.max()))
         return cls(values, pairs_seen, share_right(margins), soft, clusters)
@@ -104,7 +105,8 @@ def is_within_error(
 ) -> NDArray[np.bool_]:
     """Returns which reports are at most one standard error behind the largest value, shape (k,).
 
-    `behind` are their distances, shape (k,), `differences` those of each pair, shape (k, N).
+    `behind`, (k,), is how far each report is behind, and `differences`, (k, N), the same for each
+    pair.
     """
     return np.asarray(behind <= standard_errors(differences, clusters) + _ROUNDING)
 
@@ -112,9 +114,9 @@ def is_within_error(
 def most_behind(clusters: NDArray[np.intp]) -> float:
     """Returns the largest distance at which a share can be within one standard error of another.
 
-    It holds for any values of the pairs: for N differences between -1 and 1 the squares around
-    their mean sum to at most N, and those of sums over prompts to at most N times the pairs of the
-    largest prompt.
+    It holds for any values: the squared deviations of N differences between -1 and 1 add up to at
+    most N. If the differences are first summed by prompt, they add up to at most N times the pairs
+    of the largest prompt.
     """
     sizes = np.bincount(clusters)
     largest, count = int(sizes.max()), len(sizes)
@@ -122,7 +124,8 @@ def most_behind(clusters: NDArray[np.intp]) -> float:
 
 
 def softness(margins: Floats, others: Floats | None, largest: float) -> Floats:
-    """Returns the soft shares, shape (k,), plus the other shares if `largest` is saturated."""
+    """Returns the soft shares, shape (k,). If `largest` is saturated, it adds the other metric's
+    share, without a smooth step."""
     soft = soft_shares(margins)
     if others is None or largest < SATURATED:
         return soft

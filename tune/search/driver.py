@@ -186,7 +186,7 @@ def _search(run: Run, signs: SignsOfLife, tokenising: Tokenising) -> Results:
     ):
         from tune.search.tuner import run_trials  # `connected` imports Ray, nothing before it may
 
-        # --- wait for the tokenised rows, which were begun beside Ray's start ---
+        # --- wait for the tokenised rows, which were begun while Ray started ---
         tokenising.finish(config.name, signs, config.data.on_bad_row)
 
         # --- train all trials, choose the winner, evaluate it on the test split ---

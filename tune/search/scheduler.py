@@ -143,33 +143,34 @@ class SearchScheduler(FIFOScheduler):
             self._end(task.trial, "failed", error)
 
     def _go_on(self, trial: Any) -> None:
-        """Print how a trial goes on whose process died, and give it less memory if it ran out.
+        """Print how a trial goes on after its process died, and make its passes smaller if memory
+        ran out.
 
-        A death for lack of memory is not counted among the few that Tune allows as long as passes
-        can be made smaller: another process may have been the large one.
+        As long as passes can be made smaller, a death for lack of memory does not count among the
+        few that Tune allows: another process may have been the large one.
         """
         task = task_of(trial.config)
         trial_id = task.name
-        reason = out_of_memory_reason(trial, self._kills)
-        again = trial.run_metadata.num_failures > 1  # there was no report since the last death
-        if not (reason or again) or not isinstance(task, TrainTask):
+        memory_reason = out_of_memory_reason(trial, self._kills)
+        died_again = trial.run_metadata.num_failures > 1  # no report since the last death
+        if not (memory_reason or died_again) or not isinstance(task, TrainTask):
             self._progress.say(f"{trial_id}: its process died; it goes on in another")
             return
-        tokens, given = self._tokens_of(trial_id), task.most_tokens
-        most = given
-        if given is None or tokens <= given:  # otherwise a pass is one pair, and can't be smaller
-            if reason and self._records.halve_tokens(tokens):
+        tokens, old_limit = self._tokens_of(trial_id), task.most_tokens
+        new_limit = old_limit
+        # Else one pair is already above the limit, and a pass can't be smaller.
+        if old_limit is None or tokens <= old_limit:
+            if memory_reason and self._records.halve_tokens(tokens):
                 trial.run_metadata.num_failures = 0
-                most = self._records.run.most_tokens
-            elif again and tokens:
+                new_limit = self._records.run.most_tokens
+            elif died_again and tokens:
                 # Another node's kernel may have ended it, so we give only this trial less.
-                most = max(1, tokens // 2)
-            trial.config.update(to_tune(replace(task, most_tokens=most)))
-            self._tokens[trial_id] = most or 0
-        limit = f"; passes have at most {most} tokens now" if most else ""
-        self._progress.say(
-            f"{trial_id}: {reason or 'its process died again'}; it goes on in another{limit}"
-        )
+                new_limit = max(1, tokens // 2)
+            trial.config.update(to_tune(replace(task, most_tokens=new_limit)))
+            self._tokens[trial_id] = new_limit or 0
+        limit = f"; passes have at most {new_limit} tokens now" if new_limit else ""
+        reason = memory_reason or "its process died again"
+        self._progress.say(f"{trial_id}: {reason}; it goes on in another{limit}")
 
     def _tokens_of(self, trial_id: str) -> int:
         """Return the most tokens of the trial's passes, from the last look at the workers or the
@@ -236,8 +237,8 @@ class SearchScheduler(FIFOScheduler):
         key = TrialKey(record.id)
         for report in record.curve:
             if self._config.stopping.name == "median":
-                # Asked again, in another order, the rule might stop a trial that went on, so we
-                # use the method that only stores the report.
+                # If we asked the rule again, in another order, it might stop a trial that went on.
+                # So we use the method that only stores the report.
                 self._rungs.on_trial_complete(None, key, report)
             else:
                 self._rungs.on_trial_result(None, key, report)

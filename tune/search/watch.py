@@ -1,4 +1,4 @@
-"""The driver's contact with its workers between two reports: what they do, and who should stop."""
+"""The driver's contact with its workers between reports: what they do, and which trials stop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Watch:
             with suppress(RayError):  # the coordinator died and starts again
                 self._progress.look(ray.get(self._answer))
 
-        # --- the next question, which also says who should stop ---
+        # --- the next question, which also says which trials should stop ---
         running = [record.id for record in self._records.open_trials() if record.state == "running"]
         stops = [trial for trial in running if self._searcher.inbox.stops(trial)]
         spent = bool(self._searcher.spent_budget())

@@ -50,7 +50,7 @@ _SLICE_SECONDS = 3.0
 class DpoTrial(Trainable):
     """Does the task in its configuration, and answers each step with an Outcome.
 
-    Tune tries again after an error, so only errors are raised that may not come again.
+    Tune tries again after an error, so we raise only errors that a new try may avoid.
     """
 
     _trial: TrainConfig

@@ -73,7 +73,7 @@ class PackedEngine:
         self._packs: list[Pack] = []
         self.pack_size = PackSize()
         # Memory.
-        self._checkpointed: list[Any] = []
+        self._checkpointed_layers: list[Any] = []
         """The base's layers, once a trial or a lack of memory made them ready for checkpointing."""
         self.is_short_of_memory = False
         """Whether memory can't hold one pair without activation checkpointing."""
@@ -91,7 +91,7 @@ class PackedEngine:
         Raises InputError if packed can't train its layers as PEFT does.
         """
         assert config.lora is not None
-        checkpointed = bool(self._checkpointed or config.optim.activation_checkpointing)
+        checkpointed = bool(self._checkpointed_layers or config.optim.activation_checkpointing)
         if checkpointed:
             give_back_at_once()  # the comparison with PEFT needs the memory
         layers = self._stacked.adapted_by(config.lora, self.train, checkpointed)
@@ -139,8 +139,10 @@ class PackedEngine:
                 trial.restart_step()
 
     def evaluate(self, trials: Sequence[PackedTrial]) -> list[dict[str, metrics.Floats] | None]:
-        """Returns for each trial each metric's value of each eval pair, shape (P,), and its `loss`;
-        None if a log-prob is not finite. All trials share the passes."""
+        """Returns for each trial the metrics and its own loss (`loss`) of each eval pair, (P,).
+
+        It is None if a log-prob is not finite. All trials share the passes.
+        """
         logps: list[np.ndarray[Any, Any]] = []
 
         def score() -> None:
@@ -216,11 +218,13 @@ class PackedEngine:
         return scores
 
     def _packs_of(
-        self, trials: Sequence[PackedTrial], tokens: int, most: int | None = None
+        self, trials: Sequence[PackedTrial], most_tokens: int, most_trials: int | None = None
     ) -> list[Pack]:
-        """Returns the trials in packs of at most `most` trials, whose passes fit `tokens` tokens:
-        the packs of the last call if nothing has changed."""
-        size = max(1, min(most or len(trials), tokens // self.train.longest))
+        """Returns the trials in packs of at most `most_trials`, whose passes fit `most_tokens`.
+
+        If nothing has changed, these are the packs of the last call.
+        """
+        size = max(1, min(most_trials or len(trials), most_tokens // self.train.longest))
         wanted = [tuple(trials[at : at + size]) for at in range(0, len(trials), size)]
         if [pack.trials for pack in self._packs] != wanted:
             for pack in self._packs:
@@ -233,15 +237,16 @@ class PackedEngine:
         checkpointing, all have it, which changes no numbers."""
         pack.put_onto(self._stacked.by_layer, token_counts)
         checkpointed = self._is_checkpointed(pack.trials)
-        for layer in self._checkpointed:
-            layer.training = checkpointed
+        for layer in self._checkpointed_layers:
+            layer.training = checkpointed  # the layer is checkpointed while this is true
 
     def _is_checkpointed(self, trials: Sequence[PackedTrial]) -> bool:
         requested = any(trial.config.optim.activation_checkpointing for trial in trials)
         return requested or self.is_short_of_memory
 
     def _save_memory(self, trials: Sequence[PackedTrial]) -> bool:
-        """Switches activation checkpointing on for good, unless it is on or a trial sets it itself.
+        """Switches activation checkpointing on permanently, if it is off and no trial's
+        configuration sets it.
 
         Returns whether it was switched on and memory now holds a first pass.
         """
@@ -256,7 +261,7 @@ class PackedEngine:
 
     def _prepare_checkpointing(self) -> None:
         give_back_at_once()
-        self._checkpointed = checkpointed_layers(self.base)
+        self._checkpointed_layers = checkpointed_layers(self.base)
 
     @property
     def _longest(self) -> int:
@@ -276,7 +281,7 @@ class PackedEngine:
         base = self.base
         try:
             kept = kept_bytes(
-                lambda: completion_logps(base, rows), self._checkpointed, base.parameters()
+                lambda: completion_logps(base, rows), self._checkpointed_layers, base.parameters()
             )
         except Exception as error:
             if not is_out_of_memory(error):

@@ -24,7 +24,7 @@ class Pass:
     """The result of one forward and backward."""
 
     logps: Tensor
-    """(P, 2), in nats a token."""
+    """(P, 2), in nats per token."""
     gradients: dict[str, Tensor]
     """The gradient of each trainable matrix, by PEFT's name of it."""
 
@@ -65,28 +65,29 @@ def matrices_by_name(layout: Layout, flat: Tensor) -> dict[str, Tensor]:
     return named
 
 
-def peft_pass(wrapped: Any, pairs: Sequence[Pair], shares: Tensor, attention: str) -> Pass:
+def peft_pass(wrapped: Any, pairs: Sequence[Pair], signed_weights: Tensor, attention: str) -> Pass:
     """Runs PEFT's forward and backward over P pairs.
 
-    shares: (P, 2), the factor of each completion's log-prob in the sum whose gradient is taken.
+    signed_weights: (P, 2), the factor of each completion's log-prob in the sum whose gradient is
+    taken.
     attention: the name of the attention to compute with. Each row is a pass of its own, with the
     logits of its completion only, so that memory stays small.
     """
     # The log-probs, (P, 2), completion by completion.
     wrapped.get_base_model().set_attn_implementation(attention)
     wrapped.zero_grad(set_to_none=True)
-    logps = torch.zeros_like(shares)
+    logps = torch.zeros_like(signed_weights)
     for index, pair in enumerate(pairs):
-        targets = torch.from_numpy(pair.targets).to(shares.device)
+        targets = torch.from_numpy(pair.targets).to(signed_weights.device)
         sides = (
             (pair.chosen_row, targets[: pair.chosen_tokens]),
             (pair.rejected_row, targets[pair.chosen_tokens :]),
         )
         for side, (row, completion) in enumerate(sides):
-            ids = torch.from_numpy(pair.ids[row]).to(shares.device)[None]
+            ids = torch.from_numpy(pair.ids[row]).to(signed_weights.device)[None]
             value = _summed_logps(wrapped, ids, completion)
-            (value * shares[index, side]).backward()  # type: ignore[no-untyped-call]
-            logps[index, side] = value.detach() * shares[index, side].abs()
+            (value * signed_weights[index, side]).backward()  # type: ignore[no-untyped-call]
+            logps[index, side] = value.detach() * signed_weights[index, side].abs()
     # The gradients that these passes have summed up.
     gradients = {
         name: torch.zeros_like(each) if each.grad is None else each.grad.clone()

@@ -51,20 +51,21 @@ _RANK = 4
 _SPREAD = 0.02
 """Standard deviation of the adapter's B, which is zero when a trial begins."""
 _LOGPS_TOLERANCE = 1e-4
-"""In nats a token. Dense models in float32 agree to 2e-6."""
+"""It is in nats per token. Dense models in float32 agree to 2e-6."""
 _GRADIENT_TOLERANCE = 1e-3
-"""As a share of the norm of a matrix's gradient. Dense models in float32 agree to 1e-6."""
+"""It is a share of the norm of a matrix's gradient. Dense models in float32 agree to 1e-6."""
 _SMALL_GRADIENT = 1e-4
-"""As a share of the largest norm of all. Rounding shows in smaller gradients."""
+"""It is a share of the largest gradient's norm. Rounding shows in smaller gradients."""
 _LENGTH_TOLERANCE = 0.15
-"""The share by which a gradient may be longer or shorter along PEFT's. A forgotten scale shows
-here."""
+"""The share by which a gradient may be too long or too short along PEFT's gradient. A forgotten
+scale shows here."""
 _LARGE_GRADIENT = 0.01
-"""As a share of the largest norm of all. In a smaller gradient rounding does not average out."""
+"""It is a share of the largest gradient's norm. In a smaller gradient rounding does not average
+out."""
 _FORMAT = 3
 """The version of the packed pass. A check that an earlier version passed does not count."""
 _REFERENCE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""The nats a token by which the packed forward may differ from the prepared reference pass, by the
+"""How many nats per token the packed forward may differ from the prepared reference pass, for each
 type in which it is computed."""
 
 
@@ -95,7 +96,7 @@ def compare_with_reference(base: PreTrainedModel, split: Split, device: str) -> 
     largest = float(difference.max())
     if not largest <= _REFERENCE_TOLERANCE[AUTOCAST.get(device, base.dtype)]:
         raise InputError(
-            refusal(f"packed log-probs differ from the base's by {largest:.2g} nats a token")
+            refusal(f"packed log-probs differ from the base's by {largest:.2g} nats per token")
         )
 
 
@@ -148,12 +149,12 @@ def _check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
     _refuse_capped_logits(base)
     layout = Layout(adapted.layers, min(adapted.lora.r, _RANK))
     flat = _random_adapter(layout, device)
-    shares = _shares(pairs, device)
+    signed_weights = _signed_weights(pairs, device)
 
     # The packed pass.
     try:
         with errors_refused(), _checkpointing(adapted):
-            ours = _packed(adapted, layout, flat, pairs, shares)
+            ours = _packed(adapted, layout, flat, pairs, signed_weights)
     finally:
         for stack in adapted.stacks.values():
             stack.adapters = None
@@ -167,9 +168,9 @@ def _check(adapted: AdaptedBase, pairs: Sequence[Pair]) -> None:
             raise InputError(refusal(f"packed does not train {names} as PEFT does"))
         _refuse_router_loss(base)
         with errors_refused(), _checkpointing(adapted):
-            theirs = peft_pass(wrapped, pairs, shares, adapted.attention)
+            theirs = peft_pass(wrapped, pairs, signed_weights, adapted.attention)
             is_bfloat16 = AUTOCAST.get(device, base.dtype) == torch.bfloat16
-            eager = peft_pass(wrapped, pairs, shares, "eager") if is_bfloat16 else None
+            eager = peft_pass(wrapped, pairs, signed_weights, "eager") if is_bfloat16 else None
     _compare(ours, theirs, eager)
 
 
@@ -215,10 +216,11 @@ def _random_adapter(layout: Layout, device: str) -> Tensor:
     return flat.to(device)
 
 
-def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
+def _signed_weights(pairs: Sequence[Pair], device: str) -> Tensor:
     """Returns the factor of each completion in the sum whose gradient is compared, shape (P, 2).
 
-    As in a preference loss, chosen counts for and rejected against; the weights differ.
+    As in a preference loss, the factors of chosen are positive and those of rejected negative. They
+    also differ in size.
     """
     tokens = [[pair.chosen_tokens, pair.rejected_tokens] for pair in pairs]
     signs = torch.tensor([1.0, -0.7], device=device)
@@ -226,7 +228,11 @@ def _shares(pairs: Sequence[Pair], device: str) -> Tensor:
 
 
 def _packed(
-    adapted: AdaptedBase, layout: Layout, flat: Tensor, pairs: Sequence[Pair], shares: Tensor
+    adapted: AdaptedBase,
+    layout: Layout,
+    flat: Tensor,
+    pairs: Sequence[Pair],
+    signed_weights: Tensor,
 ) -> Pass:
     """Runs a packed pass in which each pair has a trial, all with the adapter `flat`, (size,)."""
     # One copy of the adapter for each pair.
@@ -241,16 +247,17 @@ def _packed(
         )
     # The pass. The copies' gradients add up to that of one adapter over all pairs.
     logps = completion_logps(adapted.base, rows)
-    (logps * shares).sum().backward()  # type: ignore[no-untyped-call]
+    (logps * signed_weights).sum().backward()  # type: ignore[no-untyped-call]
     summed = matrices_by_name(layout, gradients.sum(dim=0) * root)
-    return Pass(logps.detach() * shares.abs(), summed)
+    return Pass(logps.detach() * signed_weights.abs(), summed)
 
 
 def _compare(ours: Pass, theirs: Pass, eager: Pass | None) -> None:
     """Raises InputError if our pass differs from PEFT's by more than the tolerances.
 
     Under bfloat16 three times the difference of PEFT's two passes is allowed, as these differ only
-    by rounding. In a gradient's length along PEFT's rounding averages out, so its tolerance stays.
+    by rounding. Rounding averages out in a gradient's length along PEFT's gradient, so that
+    tolerance stays.
     """
     # The log-probs.
     tolerance = _LOGPS_TOLERANCE
@@ -259,10 +266,10 @@ def _compare(ours: Pass, theirs: Pass, eager: Pass | None) -> None:
     difference = float((ours.logps - theirs.logps).abs().max())
     if not difference <= tolerance:
         raise InputError(
-            refusal(f"packed log-probs differ from PEFT's by {difference:.2g} nats a token")
+            refusal(f"packed log-probs differ from PEFT's by {difference:.2g} nats per token")
         )
 
-    # Each matrix's gradient: how far it is from PEFT's, and how long it is along PEFT's.
+    # Each matrix's gradient: how far it is from PEFT's, and how long it is along that one.
     largest = max(float(gradient.norm()) for gradient in theirs.gradients.values())
     wrong = []
     for name, gradient in theirs.gradients.items():

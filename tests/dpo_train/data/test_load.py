@@ -112,7 +112,7 @@ def test_own_splits_are_read_and_lose_shared_prompts(tmp_path: Path) -> None:
 def test_an_empty_file_leaves_nothing_to_train_on(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("")
     with pytest.raises(
-        InputError, match="rows.jsonl has no rows; give a file with one pair a line"
+        InputError, match="rows.jsonl has no rows; give a file with one pair per line"
     ):
         load_pairs(DataConfig(id=str(tmp_path / "rows.jsonl")))
 

@@ -82,7 +82,7 @@ TAB, MARK = "\t", "utf-8-sig"
 CASES = (
     Case("`.jsonl`, texts", lines(texts)),
     Case("`.json`, a list of rows", array("rows.json")),
-    Case("`.json` with a row a line", lines(texts, "rows.json")),
+    Case("`.json` with one row per line", lines(texts, "rows.json")),
     Case("`.jsonl` that is a list", array("rows.jsonl")),
     Case("`.jsonl.gz`", lines(texts, "rows.jsonl.gz")),
     Case("`.json.gz`", array("rows.json.gz")),
@@ -118,7 +118,7 @@ CASES = (
     Case("a key given twice in a row", text(
         '{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}\n', "rows.jsonl"),
          "line 1: the key 'chosen' is given twice"),
-    Case("half of a surrogate pair in a thought", lines(thoughts), "half of a character"),
+    Case("half of a surrogate pair in `reasoning_content`", lines(thoughts), "half of a character"),
     Case("half of a surrogate pair", lines(changed(chosen="Yes \ud83d")),
          "half of a character"),
     Case("a folder with `train.jsonl`", several("train.jsonl", "train.bak.jsonl")),

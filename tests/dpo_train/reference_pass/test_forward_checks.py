@@ -20,8 +20,10 @@ WIDE: dict[str, Any] = {**SMALL, "vocab_size": 260, "initializer_range": 0.3, "p
 """Weights that are large enough for logits as large as a trained model's."""
 IDS = torch.randint(1, 260, (70,), generator=torch.Generator().manual_seed(0)).tolist()
 
-HEAD = "^model.id: TRL's fused LM head does not compute this model's logits .* nats a token.; give"
-RANDOM = "^model.id: this model draws random numbers .* nats a token.*; give another model"
+HEAD = (
+    "^model.id: TRL's fused LM head does not compute this model's logits .* nats per token.; give"
+)
+RANDOM = "^model.id: this model draws random numbers .* nats per token.*; give another model"
 
 REFUSED: dict[str, tuple[Callable[[], transformers.PretrainedConfig], str]] = {
     "capped by a setting of another name": (

@@ -59,7 +59,7 @@ def test_a_winner_far_from_the_base_is_reported_with_the_best_near_one() -> None
     near = LessDrift(trial="abc123-004", pairs_seen=128, value=0.81, drift=1.2)
     far = changed(results, eval={**results.winner.eval, "drift": 4.6})
     far = far.model_copy(update={"less_drift": near})
-    assert "drift from the base is 4.6 nats a token" in joined(far)
+    assert "drift from the base is 4.6 nats per token" in joined(far)
     assert "abc123-004 at 128 pairs, eval/accuracy 0.810, drift 1.2" in joined(far)
     assert "constraints={eval/drift: {at_most: 1.5}}" in joined(far)
     bounded = simulated(12, constraints={"eval/drift": {"at_most": 9}})

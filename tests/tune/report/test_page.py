@@ -270,7 +270,7 @@ def test_the_page_is_refreshed_beside_a_search_and_a_failure_only_warns(
     searched = tmp_path / "search.yaml"
     content = searched.read_text()
     searched.write_text("name: [")
-    monkeypatch.setattr(page, "_SHARE", 0)
+    monkeypatch.setattr(page, "_PAUSE_FACTOR", 0)
     output, deadline = "", time.monotonic() + 120
     with page.keep_fresh(RunFolder.at(tmp_path), pause=0.01):
         while not (tmp_path / "report.html").exists():

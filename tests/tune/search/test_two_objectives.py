@@ -263,7 +263,7 @@ def test_the_front_is_shown_wherever_the_trials_are() -> None:
 
     html = page.render(results)
     assert f"{results.winner.trial} won" in html
-    assert "KL from the base of 12.3 nats an answer" in " ".join(html.split())
+    assert "KL from the base of 12.3 nats per answer" in " ".join(html.split())
     for figure in ("history-1", "importance-1", "curves-1", "slices-9", "pareto-0"):
         assert f'id="{figure}"' in html
     assert "compared the trials at the rungs by eval/nll and eval/drift" in " ".join(html.split())
