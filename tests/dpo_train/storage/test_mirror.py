@@ -325,9 +325,7 @@ def test_a_command_that_needs_a_path_says_so() -> None:
     config = SearchConfig.model_validate(
         {"name": "x", "trials": 1, "runs_dir": "s3://bucket/runs", "serve": {"after": True}}
     )
-    with pytest.raises(
-        InputError, match="serve.after: replicas can read the winner only"
-    ):
+    with pytest.raises(InputError, match="serve.after: replicas can read the winner only"):
         deploy.check(config)
 
 
