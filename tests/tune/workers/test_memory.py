@@ -40,8 +40,8 @@ def test_a_trial_without_memory_goes_on_with_less_at_once_or_fails_and_the_searc
         assert pairs == sorted(set(pairs))
     assert coupled.state == "failed"
     assert coupled.error == (
-        "out of memory with a batch of 16, which aot does not allow to be split; lower "
-        "optim.batch_size"
+        "out of memory with a batch of 16 pairs, which the loss aot does not allow to be split; "
+        "lower optim.batch_size"
     )
 
 
