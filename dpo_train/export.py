@@ -42,7 +42,7 @@ def write(
         for adapter in model.peft_config.values():
             adapter.base_model_name_or_path = base.id
             adapter.revision = base.revision
-        # Without `save_embedding_layers` PEFT would ask the Hub whether the vocabulary grew.
+        # PEFT would ask the Hub whether the vocabulary grew, without `save_embedding_layers=False`.
         model.save_pretrained(partial, save_embedding_layers=False, state_dict=weights)
 
     write_around(save, tokenizer, config, folder)
@@ -54,7 +54,7 @@ def write_around(
     config: TrainConfig,
     folder: Path,
 ) -> None:
-    """Write the folder as `write` does. `save_weights` writes the weights into it."""
+    """Write the folder as `write` does, but let `save_weights` write the weights into it."""
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -103,32 +103,32 @@ def convert(exported: Path, folder: Path, merged: bool, dtype: str) -> None:
 
         logging.disable_progress_bar()  # this is fast; the upload has its own progress bar
         if config.lora is not None:
-            policy = merged_model(exported)
+            model: Any = merged_model(exported)
         else:
-            policy, _ = load(exported, "cpu", as_published=True)
-        with model_settings.as_loaded(policy):
-            policy.to(getattr(torch, dtype)).save_pretrained(folder)
+            model, _ = load(exported, "cpu", as_published=True)
+        with model_settings.as_loaded(model):
+            model.to(getattr(torch, dtype)).save_pretrained(folder)
     save_tokenizer(AutoTokenizer.from_pretrained(exported, trust_remote_code=False), folder)
     follow_umask(folder)
 
 
 def merged_model(exported: Path) -> Any:
     """Return the unquantised base in float32, with an exported adapter added to its weights."""
-    policy, _ = load(exported, "cpu", as_published=True)
-    policy = _merged(policy.float())
+    model, _ = load(exported, "cpu", as_published=True)
+    merged = _merged(model.float())
     forget_base()
-    return policy
+    return merged
 
 
-def _merged(policy: Any) -> Any:
-    """Return the base of a policy with the adapter added to its weights.
+def _merged(model: Any) -> Any:
+    """Return the base of a PEFT model with the adapter added to its weights.
 
     Problem: if the input embedding and the output layer share weights and only one of them has an
     adapter, only that one may change. So we give each its own copy of the weights.
     """
     import torch  # slow to import
 
-    base = policy.get_base_model()
+    base = model.get_base_model()
     embedding, output = base.get_input_embeddings(), base.get_output_embeddings()
     adapted = [module for module in (embedding, output) if hasattr(module, "base_layer")]
     inner = [getattr(module, "base_layer", module) for module in (embedding, output)]
@@ -136,7 +136,7 @@ def _merged(policy: Any) -> Any:
         inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone())
         base.config.tie_word_embeddings = False
         base.config.get_text_config().tie_word_embeddings = False
-    return policy.merge_and_unload()
+    return model.merge_and_unload()
 
 
 def load(
@@ -158,8 +158,8 @@ def load(
     if manifest["kind"] == "adapter":
         from peft import PeftModel  # slow to import
 
-        warm = load_base(base, device)
-        model: Any = PeftModel.from_pretrained(warm.fresh(trained_in_full=False), folder)
+        loaded = load_base(base, device).fresh(trained_in_full=False)
+        model: Any = PeftModel.from_pretrained(loaded, folder)
     else:
         dtype = getattr(torch, config.model.dtype)
         model = AutoModelForCausalLM.from_pretrained(

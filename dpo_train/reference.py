@@ -40,7 +40,7 @@ class PreparedData:
     folder: Path
     pad_token_id: int
     base: dict[str, BaseNumbers]
-    """What the base has on the splits eval and test."""
+    """The base model's ranking, with its interval, on the splits eval and test."""
     dropped: dict[str, int]
     """How many rows were left out, by reason."""
     computed_pairs: int
@@ -204,8 +204,8 @@ class _Task:
         Raises what `check_forward` raises.
         """
         plan = self._plan
-        warm = model.load_base(plan.base, plan.device, self._folder)
-        base = warm.fresh(trained_in_full=False)
+        warm_base = model.load_base(plan.base, plan.device, self._folder)
+        base = warm_base.fresh(trained_in_full=False)
         forward = logps.forward_pass(base, plan.device)
         check_forward(base, self._row_of_middle_length())
         return forward

@@ -1,4 +1,4 @@
-"""Reads the settings that a request leaves out from the model's `generation_config.json`."""
+"""Reads the model's `generation_config.json`, which has the settings that a request leaves out."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Extends uvicorn: deadlines for clients that send slowly, a limit of connections, and a shutdown
-that answers all waiting requests.
+that refuses waiting requests with 503 and lets running answers finish for some seconds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
         self._in_flight = in_flight
         self._silent_since: dict[tuple[Any, Any], float] = {}
-        """The time of the monotonic clock at which a connection was first seen idle after its
-        request, by connection and by uvicorn's cycle of that request."""
+        """When a connection was first seen idle after its last request, on the monotonic clock. The
+        key is the connection and that request (uvicorn's `cycle`)."""
 
     async def on_tick(self, counter: int) -> bool:
         """Closes idle connections once a second. uvicorn calls it ten times a second."""
@@ -50,14 +50,15 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _close_silent(self) -> None:
-        # A connection in uvicorn has a cycle for each request, from the end of the request's head.
+        # uvicorn makes a `cycle` for each request of a connection, once its head has arrived.
         silent = [
             each
             for each in self.server_state.connections
             if (cycle := getattr(each, "cycle", None)) is None or cycle.response_complete
         ]
         now = time.monotonic()
-        # A request that came and went between two looks has left another cycle behind.
+        # If a request came and ended since the last look, the cycle is another one, so the time
+        # starts anew.
         since = {
             each: self._silent_since.get((each, cycle), now)
             for each in silent

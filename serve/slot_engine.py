@@ -55,7 +55,7 @@ class SlotEngine:
         self.monitor = EngineMonitor()
         self._waiting = RequestQueue()
         self._prefilling: deque[_Running] = deque()
-        """Requests whose prompt is not yet in the cache, except perhaps a part of the first one."""
+        """Requests whose prompt is not yet in the cache. Of the first one, a part may be there."""
         self._decoding: list[_Running] = []
         """Requests with a prefilled prompt, in the order of their slots, which start at slot 0."""
         self._logit_indices = torch.empty(0)

@@ -46,13 +46,14 @@ class Metric:
     direction: Direction | None = None
     """Which way is better. None if it can be neither an objective nor a bound."""
     base: float | None = None
-    """The value of the base by definition, as its own reference. None if it must be measured."""
+    """The value that the base model has by definition, because it is its own reference. None if it
+    must be measured."""
     of_pairs: Callable[[PairLogps], Floats] | None = None
     """Computes the value of each pair, shape (N,); their mean is reported. None if only the trainer
     can compute it."""
     is_share: bool = False
-    """Whether it is the share of pairs whose margin in tune/run_folder/held_out.py is above 0. The
-    rule that chooses a winner uses these margins."""
+    """Whether it is the share of pairs in which a margin is above 0. tune/run_folder/held_out.py
+    says which margin. The rule that chooses a winner uses these margins."""
 
     @property
     def short_name(self) -> str:

@@ -27,8 +27,8 @@ from tune.search.gpus import visible_gpus
 _TEMPLATE = "search.yaml.jinja"
 _TRIALS_ON_GPUS, _TRIALS_ON_CPUS = 24, 12
 _MANY_PAIRS = 256
-"""From this many pairs on the first rung is at 128 pairs, where it shows more than noise; with
-fewer it is at 64."""
+"""With at least this many training pairs the first rung is at 128 pairs, because there a report
+shows more than noise. With fewer it is at 64."""
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,12 @@ def stored(runs_dir: Path) -> list[Stored]:
             prepared.append(Stored(name, "prepared data", state, gigabytes, folder))
         elif not name.startswith(".") and f"{name}/run.json" in sizes:
             refresh(RunFolder.at(folder))
-            found.append(_run(Stored(name, "run", "unreadable", gigabytes, folder)))
+            # It stays `unreadable` if this version can't read its records.
+            found.append(_with_records(Stored(name, "run", "unreadable", gigabytes, folder)))
     return found + prepared
 
 
-def _run(found: Stored) -> Stored:
+def _with_records(found: Stored) -> Stored:
     """Add what the run's records say, or nothing if this version can't read them."""
     folder = RunFolder.at(found.folder)
     try:
@@ -108,6 +109,7 @@ def remove(runs_dir: Path, names: list[str]) -> list[Stored]:
             )
         _refuse_foreign(existing[name])
         chosen.append(existing[name])
+    # No driver may work on a run that is removed, or on one whose prepared data are removed.
     runs = {item.name: item for item in chosen if item.kind == "run"}
     for item in chosen:
         if item.kind != "run":

@@ -25,7 +25,7 @@ _STORAGE_OPTIONS = (
 
 
 def check(config: SearchConfig) -> SearchConfig:
-    """Check what more than one section decides. Raises InputError; returns the config."""
+    """Check the rules that concern more than one section. Raises InputError; returns the config."""
     check_space(config.space, config.base_trial())
 
     # --- what a trial runs on ---
@@ -91,21 +91,22 @@ def refuse_uneven_batches(config: SearchConfig) -> None:
     """
     if config.resources.members == 1:
         return
-    sizes = _choices(config, "optim.batch_size") or [config.optim.batch_size]
+    sizes = _corners(config, "optim.batch_size") or [config.optim.batch_size]
     if "optim.batch_size" in config.space and config.space["optim.batch_size"].is_whole:
         sizes = list(range(sizes[0], sizes[1] + 1))
     for point in [*({"optim.batch_size": size} for size in sizes), *config.given_points]:
-        config.trial(point)
+        config.trial(point)  # raises InputError if the batch can't be split
 
 
 def refuse_without_axes(config: SearchConfig, yaml: str) -> None:
     """Raise InputError for a new search without a space. `yaml` is its file's name."""
     if config.space:
         return
-    own = config.model_fields_set - set(TrainConfig.model_fields) - {"space"}
+    # The fields of a search that a single training does not know.
+    search_only = config.model_fields_set - set(TrainConfig.model_fields) - {"space"}
     if config.name == Path(yaml).stem:
-        own -= {"name"}  # it is not in the file
-    first = f"take {few(sorted(own))} out and " if own else ""
+        search_only -= {"name"}  # it is not in the file
+    first = f"take {few(sorted(search_only))} out and " if search_only else ""
     raise InputError(
         "space: there is nothing to search; type `space: {optim.learning_rate: {log_uniform: "
         f"[1e-6, 1e-4]}}}}`. To train a single model: {first}type "
@@ -161,8 +162,8 @@ def _check_two_objectives(config: SearchConfig) -> None:
         )
     if stopping.name == "asha" and stopping.metric == second.metric:
         raise InputError(
-            f"stopping.metric: {stopping.metric} is the second objective, so the rungs would "
-            f"compare it with itself; type `--set stopping.metric={first}`"
+            f"stopping.metric: the rungs compare it and the second objective, and both are "
+            f"{stopping.metric}; type `--set stopping.metric={first}`"
         )
 
 
@@ -179,7 +180,8 @@ def _check_confirm(config: SearchConfig) -> None:
 def _check_rungs(config: SearchConfig) -> None:
     grace, every = config.stopping.grace_pairs, config.eval_every_pairs
     if every is None:
-        config.base_trial()  # it evaluates at the rungs, and checks that no batch steps over one
+        # Trials are then evaluated at the rungs. This checks that no batch steps over a rung.
+        config.base_trial()
     elif config.stopping.name != "none" and grace % every:
         below, above = max(1, grace // every) * every, math.ceil(grace / every) * every
         nearest = " or ".join(str(value) for value in sorted({below, above}))
@@ -190,7 +192,7 @@ def _check_rungs(config: SearchConfig) -> None:
 
 
 def _warn_of_annealing(config: SearchConfig) -> None:
-    schedules = {config.optim.schedule} | set(_choices(config, "optim.schedule"))
+    schedules = {config.optim.schedule} | set(_corners(config, "optim.schedule"))
     annealed = schedules & {"linear", "cosine"}
     if annealed and "optim.epochs" in config.space and config.stopping.name == "asha":
         warnings.warn(
@@ -202,7 +204,7 @@ def _warn_of_annealing(config: SearchConfig) -> None:
         )
 
 
-def _choices(config: SearchConfig, path: str) -> list[Any]:
+def _corners(config: SearchConfig, path: str) -> list[Any]:
     return config.space[path].corners if path in config.space else []
 
 

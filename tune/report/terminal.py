@@ -18,7 +18,7 @@ from tune.run_folder.wording import describe, duration
 def render(results: Results, rows: int = 10) -> str:
     """Returns what a terminal shows at the end of a search: winner, trials, answers, cost."""
     blocks = [
-        _verdict(results),
+        _winner_block(results),
         "\n".join(f"warning: {doubt}" for doubt in doubts(results)),
         _confirmation(results),
         _table(results, rows),
@@ -29,8 +29,8 @@ def render(results: Results, rows: int = 10) -> str:
 
 
 def to_csv(results: Results) -> str:
-    """Returns one line a trial: id, state, pairs trained and at the best report, configuration by
-    dotted path, metrics of the best report."""
+    """Returns one line a trial: id, state, the pairs trained on, the pairs up to the best report,
+    configuration by dotted path, metrics of the best report."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, results.columns(), lineterminator="\n")
     writer.writeheader()
@@ -38,7 +38,7 @@ def to_csv(results: Results) -> str:
     return stream.getvalue()
 
 
-def _verdict(results: Results) -> str:
+def _winner_block(results: Results) -> str:
     winner = results.winner
     if winner is None:
         best = results.best()
@@ -51,9 +51,9 @@ def _verdict(results: Results) -> str:
         value = best.metrics[results.objective.metric]
         return f"no winner yet; best so far {best.id}: {results.objective.metric} {value:.3f}"
     warm = f" (started from the weights of {winner.warm_from})" if winner.warm_from else ""
-    again = f", weights of {winner.run}" if winner.run not in ("", winner.trial) else ""
+    whose_weights = f", weights of {winner.run}" if winner.run not in ("", winner.trial) else ""
     point = describe(winner.config)
-    lines = [f"winner {winner.trial}{again} at {winner.pairs_seen} pairs: {point}{warm}"]
+    lines = [f"winner {winner.trial}{whose_weights} at {winner.pairs_seen} pairs: {point}{warm}"]
     if expected := luck(results):
         lines.append(f"  {expected}")
     if results.test_of_base is None or results.test_of_winner is None:
@@ -102,9 +102,9 @@ def _numbers(results: Results) -> list[str]:
     lines = [f"  {name:28}" + "".join(f"{cell:>14}" for cell in row) for name, row in rows.items()]
     head = f"on {test.pairs} test pairs"
     differences = [
-        f"  pair by pair, {name} of the confirmed winner is {over.difference:+.3f} against search "
-        f"only (95 % interval {_signed(over.interval)})"
-        for name, over in test.over_searched.items()
+        f"  pair by pair, {name} of the confirmed winner is {gain.difference:+.3f} against search "
+        f"only (95 % interval {_signed(gain.interval)})"
+        for name, gain in test.over_searched.items()
     ]
     return [f"{head:30}" + "".join(f"{name:>14}" for name in models), *lines, *differences]
 

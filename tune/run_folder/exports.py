@@ -40,11 +40,11 @@ class ExportStamp(BaseModel):
     report: Report
     """The report at which the weights were exported."""
     configuration: str | None = None
-    """The trial of the search that the run confirms; None for a trial of the search itself."""
+    """The id of the search's trial that the run confirms; None for a trial of the search itself."""
 
     @property
     def searched(self) -> str:
-        """The trial of the search that has this configuration, whatever the seed."""
+        """The id of the search's trial that has this configuration, whatever the seed."""
         return self.configuration or self.trial
 
     @property
@@ -103,12 +103,13 @@ def export_of(records: Records, trial_id: str) -> Path | None:
 def offer_export(
     run: RunFolder, stamp: ExportStamp, rivals: Rivals, export: Callable[[Path], None]
 ) -> None:
-    """Exports the trial's weights if its report may still win or be among the `keep` best
-    configurations. Raises DiskFull.
+    """Exports the trial's weights if its report may still win, or if its configuration may be among
+    the `keep` best. Raises DiskFull.
 
-    A finalist's runs with other seeds compete only within their configuration, since its best run
-    must be exported if it wins. Workers only add folders, `best/<trial>/<pairs_seen>/`. The driver
-    alone removes them: it knows the values of each held-out pair, and so which export is the best.
+    A finalist's run with another seed competes only with its own reports: if the configuration
+    wins, its best run must have an export. Workers only add folders, `best/<trial>/<pairs_seen>/`.
+    The driver alone removes them: it knows the values of each held-out pair, and so which export is
+    the best.
     """
     if not rivals.objective.allows(stamp.report) or _is_far_behind(run, stamp, rivals):
         return
@@ -149,7 +150,8 @@ def _is_far_behind(run: RunFolder, stamp: ExportStamp, rivals: Rivals) -> bool:
 
 
 def _slack(objective: Objective, one: float, other: float, held_out: int) -> float:
-    """Returns two standard errors of the difference of two shares, as if of different pairs.
+    """Returns twice the standard error of the difference of two shares. It treats them as if they
+    were measured on different pairs.
 
     This is more than the paired standard error, by which the driver decides.
     """
@@ -161,15 +163,16 @@ def _slack(objective: Objective, one: float, other: float, held_out: int) -> flo
 def prune_exports(records: Records, keep: int, finalists: Sequence[str] = ()) -> None:
     """Removes exports that are no longer needed; the driver calls it when a trial has ended.
 
-    It keeps the best export of each of the `keep` best configurations and of each finalist, and the
-    export of the best finalist before its new seeds, with which the winner is compared.
+    It keeps the best export of each of the `keep` best configurations and of each finalist. It also
+    keeps the best export of the finalists' first runs, those before the new seeds: the winner is
+    compared with it.
     """
     existing = _recorded(records)
     best = _in_order(records, _best_of_each(records, existing))
     kept = {each.folder for each in best[:keep]}
     kept.update(each.folder for each in best if each.stamp.searched in finalists)
-    searched = [each for each in existing if each.stamp.trial in finalists]
-    kept.update([each.folder for each in _in_order(records, searched)][:1])
+    before_new_seeds = [each for each in existing if each.stamp.trial in finalists]
+    kept.update([each.folder for each in _in_order(records, before_new_seeds)][:1])
     open_trials = {record.id for record in records.open_trials()}
     for each in existing:
         if each.folder not in kept and each.stamp.trial not in open_trials:
@@ -211,10 +214,10 @@ def _best_of_each(records: Records, found: list[Export]) -> list[Export]:
 
 def _in_order(records: Records, found: list[Export]) -> list[Export]:
     """Returns the exports, the best first and those of excluded trials last."""
-    rivals = [each for each in found if not records.is_excluded(each.stamp.trial)]
-    order = records.judge.best_first([each.trial_report for each in rivals])
+    allowed = [each for each in found if not records.is_excluded(each.stamp.trial)]
+    order = records.judge.best_first([each.trial_report for each in allowed])
     excluded = [each for each in found if records.is_excluded(each.stamp.trial)]
-    return [rivals[index] for index in order] + excluded
+    return [allowed[index] for index in order] + excluded
 
 
 def _recorded(records: Records) -> list[Export]:
@@ -230,7 +233,8 @@ def _all_exports(run: RunFolder, trial: str = "*") -> list[Export]:
 
 
 def promote_to_winner(records: Records, chosen: str | None = None) -> ExportStamp | None:
-    """Copies the best export that may win to `winner/` and returns its stamp; None without one.
+    """Finds the best export that is allowed to win, copies it to `winner/`, and returns its stamp.
+    Returns None if there is no such export.
 
     `chosen` limits the choice to one configuration. A damaged export is skipped with a warning.
     """

@@ -2,8 +2,8 @@
 that was luckiest on the pairs by which it was chosen.
 
 A bootstrap over prompts repeats the choice: each draw chooses the best trial by the rule of
-`winner_rule.py`. How much larger its value is in the draw than on all pairs is luck (the optimism
-of Efron 1983). The mean luck is subtracted from the winner's value.
+`winner_rule.py`. Its value in the draw minus its value on all pairs is luck (the optimism of Efron
+1983). The mean luck is subtracted from the winner's value.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ class Reports:
     values: Floats
     """Shape (k, N): the objective for each pair, the larger the better."""
     margins: Floats | None
-    """Shape (k, N): the margins whose positive share is the objective; None if it is no share."""
+    """Shape (k, N): the margins; the objective is the share of them that is above 0. None if the
+    objective is not a share."""
     others: Floats | None
-    """Shape (k, N): the margins of the other share."""
+    """Shape (k, N): the margins of the other share metric: of `ranking` if the objective is
+    `accuracy`, and the reverse."""
     trials: NDArray[np.intp]
     """Shape (k,): the number of each report's trial."""
     pairs_seen: Floats
@@ -78,15 +80,15 @@ def expected(reports: Reports) -> Luck:
     reports = _contenders(reports)
     all_pairs = np.arange(reports.values.shape[1])
     winner = _choose(reports, all_pairs, reports.clusters)
-    own = reports.values.mean(axis=1)
+    mean_values = reports.values.mean(axis=1)
     luck = [
-        reports.values[best, pairs].mean() - own[best]
+        reports.values[best, pairs].mean() - mean_values[best]
         for pairs, clusters in _draws(reports.clusters)
         for best in [_choose(reports, pairs, clusters)]
     ]
     optimism = float(np.mean(luck))
     # The expected value and its interval: Jeffreys' for a share, else a normal one.
-    expectation = float(own[winner]) - optimism
+    expectation = float(mean_values[winner]) - optimism
     values = reports.values[winner]
     if reports.margins is None:
         error = math.hypot(float(standard_errors(values[None], reports.clusters)[0]), optimism / 2)
@@ -95,8 +97,8 @@ def expected(reports: Reports) -> Luck:
         expectation = min(1.0, max(0.0, expectation))
         interval = jeffreys(expectation, effective_prompts(values, reports.clusters))
     return Luck(
-        largest=float(own.max()),
-        chosen=float(own[winner]),
+        largest=float(mean_values.max()),
+        chosen=float(mean_values[winner]),
         expected=expectation,
         interval=interval,
     )
@@ -111,7 +113,7 @@ def _choose(reports: Reports, pairs: NDArray[np.intp], clusters: NDArray[np.intp
         others = None if reports.others is None else reports.others[:, pairs]
         candidates = Candidates.of_margins(values, reports.pairs_seen, margins, clusters, others)
     by_trial = [np.flatnonzero(reports.trials == trial) for trial in np.unique(reports.trials)]
-    best = np.array([own[best_first(candidates.rows(own))[0]] for own in by_trial])
+    best = np.array([of_trial[best_first(candidates.rows(of_trial))[0]] for of_trial in by_trial])
     return int(best[best_first(candidates.rows(best))[0]])
 
 
@@ -147,7 +149,7 @@ def _contenders(reports: Reports) -> Reports:
 def _of_best_trials(values: Floats, trials: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Returns which reports belong to the best _CONTENDERS trials.
 
-    `values` and `trials`, the number of each report's trial, have shape (k,), as the result.
+    `values`, `trials` (the number of each report's trial) and the result all have shape (k,).
     """
     best = np.full(int(trials.max()) + 1, -np.inf)
     np.maximum.at(best, trials, values)

@@ -22,7 +22,7 @@ from tune.config.schema import SearchConfig, StoppingConfig
 
 @dataclass(frozen=True)
 class TrialKey:
-    """What a rule reads of a Tune trial: its id, here our own."""
+    """All that a rule reads of a Tune trial: its id. Here it is the id that this project gave."""
 
     trial_id: str
 
@@ -57,8 +57,9 @@ def make_stopping_rule(config: SearchConfig, most_pairs: int) -> Any:
 
 
 class ParetoAsha(FIFOScheduler):
-    """ASHA for two objectives: at each rung one in `reduction` goes on, front by front. If not all
-    of a front can go on, the trials that cover it best do.
+    """ASHA for two objectives: at each rung 1 of every `reduction` trials goes on, first those of
+    the first Pareto front, then those of the next. If not all of a front can go on, the trials that
+    cover it best do.
 
     This is MO-ASHA (Schmucker et al. 2021, arXiv:2106.12639), which ranks a rung by non-domination
     and then by an epsilon-net. As in Ray's ASHA, a trial that reaches a rung is compared with those
@@ -74,7 +75,11 @@ class ParetoAsha(FIFOScheduler):
         """By bracket and pairs_seen, the values of each trial there, in order of arrival."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Draw the trial's bracket. As in Ray's ASHA each later start is e times rarer."""
+        """Draw the trial's bracket.
+
+        As in Ray's ASHA, each bracket is drawn e times less often than the bracket before it, whose
+        first rung is earlier.
+        """
         weights = np.exp(-np.arange(self._stopping.brackets))
         drawn = np.random.choice(len(weights), p=weights / weights.sum())
         self._bracket_of[trial.trial_id] = int(drawn)
@@ -98,9 +103,9 @@ class ParetoAsha(FIFOScheduler):
         """Do nothing: the rungs keep the trial's values."""
 
 
-def _rank_of_last(pairs: list[ValuePair]) -> int:
-    """Return how many pairs rank before the last one."""
-    fronts = front_numbers(pairs)
-    peers = [pair for pair, front in zip(pairs, fronts, strict=True) if front == fronts[-1]]
+def _rank_of_last(values: list[ValuePair]) -> int:
+    """Return how many trials of a rung rank before the one that came last."""
+    fronts = front_numbers(values)
+    peers = [each for each, front in zip(values, fronts, strict=True) if front == fronts[-1]]
     before = sum(front < fronts[-1] for front in fronts)
     return before + spread(peers).index(len(peers) - 1)

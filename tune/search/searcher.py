@@ -35,8 +35,8 @@ _FALSE_STARTS = 3
 
 
 class StudySearcher(Searcher):
-    """Proposes the open trials of an earlier driver session, then clones, the YAML's points, the
-    sampler's points, the finalists' new seeds and the final tasks."""
+    """Proposes, in this order: open trials of an earlier driver session, clones, the YAML's points,
+    the sampler's points, the finalists' new seeds, the final tasks."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class StudySearcher(Searcher):
         self._listed = config.first_points if config.repeat_points else config.given_points
         """Points that are tried before the sampler proposes any."""
         self._grid = grid(config.space)[::-1] if config.sampler.name == "grid" else None
-        """Points that may be left of a grid, the next one last."""
+        """Points of the grid that may still be untried, in reverse: the next one is the last."""
         self._ids: dict[str, str] = {}
         self._open: set[str] = set()
         self._unended = records.open_trials()
@@ -123,9 +123,10 @@ class StudySearcher(Searcher):
         self._study.report(trial_id, report)
 
     def propose_again(self, trial_id: str) -> bool:
-        """Queue a trial again whose process died before it began; Ray Tune has given it up.
+        """Queue a trial again.
 
-        Return False if that has happened too often.
+        Its process died before the trial began, and then Ray Tune gives the trial up. Return False
+        if that has happened too often.
         """
         self._false_starts[trial_id] += 1
         if self._false_starts[trial_id] > _FALSE_STARTS:

@@ -27,7 +27,8 @@ from tune.tracking.tracker import Say, Tracker
 
 _POLL_SECONDS = 1.0
 _CLOSE_SECONDS = 8.5
-"""Time for the rest at the end. The driver kills the child after child_process.CLOSE_SECONDS."""
+"""How long the child may still pass on records after stdin has closed. The driver kills the child
+after child_process.CLOSE_SECONDS."""
 
 OpenTrackers = Callable[[RunFolder, SearchConfig, Say], list[Tracker]]
 
@@ -59,8 +60,8 @@ class Follower:
     def poll(self) -> None:
         """Passes on what has changed in the records since the last poll.
 
-        Showing a new trial may take longer than the time at the end, and ending one is quick. So we
-        start with the trials that were running.
+        To show a new trial may take longer than _CLOSE_SECONDS, to end one is quick. So we start
+        with the trials that are already shown.
         """
         paths = sorted(self._folder.trials.glob("*.json"))
         for path in sorted(paths, key=lambda path: path.stem not in self._running):
@@ -135,7 +136,8 @@ def _take_stdout() -> Say:
 
 
 def _watch_stdin(closing: threading.Event, folder: RunFolder) -> None:
-    """Waits until stdin closes, by the driver at its end or by its death; then ends the process."""
+    """Waits until stdin closes, because the driver ended or died. Then gives the trackers
+    _CLOSE_SECONDS, and ends this process."""
     while os.read(0, 1024):
         pass
     closing.set()

@@ -19,8 +19,8 @@ from tune.workers.engine_actor import EngineActor, Opening
 
 _TRIALS_PER_ENGINE = 256
 IDLE_SECONDS = 10
-"""How long an engine outlives its last trial. Ray then sees the device as free, so it soon must be.
-"""
+"""How long an engine outlives its last trial. Ray then already counts the device as free, so the
+engine must leave it soon."""
 _AHEAD_SECONDS = 60
 
 
@@ -34,7 +34,8 @@ class Broker:
     """Knows the engine of each (node, device), and the trials in each engine."""
 
     def __init__(self, most_trials: int, idle_seconds: float = IDLE_SECONDS) -> None:
-        """`most_trials` is the most trials at once; a node's CPUs never have more engines."""
+        """`most_trials` is how many trials may run at once. A node's CPUs never have more engines
+        than that."""
         self._most_trials = most_trials
         self._idle_seconds = idle_seconds
         self._engines: dict[tuple[str, str], _EngineEntry] = {}
@@ -48,9 +49,9 @@ class Broker:
         """
         with self._broker_lock:
             # --- choose the engine with the fewest trials ---
-            left = self._take_out(trial)
-            on_cpus = min(_cpus(node), self._most_trials) if gpu is None else 1
-            devices = [f"gpu {gpu}"] if gpu is not None else [f"cpu {n}" for n in range(on_cpus)]
+            previous = self._take_out(trial)
+            count = min(_cpus(node), self._most_trials) if gpu is None else 1  # engines
+            devices = [f"gpu {gpu}"] if gpu is not None else [f"cpu {n}" for n in range(count)]
             engines = {(node, device): self._engines.get((node, device)) for device in devices}
             key = min(engines, key=lambda key: len(found.trials) if (found := engines[key]) else 0)
 
@@ -60,14 +61,14 @@ class Broker:
                 if engine is not None:
                     ray.kill(engine.actor)  # its GPU may have failed while the process lives on
                 engine = self._engines[key] = _EngineEntry(
-                    _start(node, gpu, on_cpus, self._most_trials)
+                    _start(node, gpu, count, self._most_trials)
                 )
             engine.trials.add(trial)
 
-            if left is not None and left is not engine:
+            if previous is not None and previous is not engine:
                 # The trial's process died and left a session in another engine, so we close it.
                 # (The same engine closes it by itself when it opens the trial again.)
-                left.actor.close.remote(trial)
+                previous.actor.close.remote(trial)
             return engine.actor
 
     def open_ahead(self, node: str, trials: int, opening: Opening) -> None:

@@ -252,7 +252,9 @@ def _read_tools(value: Any) -> list[Any] | None:
     tools = _json_or_bad(value, "tools")
     if not tools:
         return None
-    if not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools) and _fits(tools)):
+    if not (
+        isinstance(tools, list) and all(isinstance(t, dict) for t in tools) and _is_json(tools)
+    ):
         raise BadRow("tools that can't be read", f"tools is {tools!r:.60}, not a list of schemas")
     return tools
 
@@ -261,7 +263,7 @@ def _read_variables(value: Any) -> dict[str, JsonValue]:
     variables = _json_or_bad(value, "chat_template_kwargs")
     if not variables:
         return {}
-    if not isinstance(variables, dict) or set(variables) & _RESERVED or not _fits(variables):
+    if not isinstance(variables, dict) or set(variables) & _RESERVED or not _is_json(variables):
         raise BadRow(
             "chat_template_kwargs that can't be read",
             f"chat_template_kwargs is {variables!r:.60}, not a mapping of a chat template's own "
@@ -290,8 +292,8 @@ def _from_json_text(value: Any) -> Any:
     return value
 
 
-def _fits(value: Any) -> bool:
-    """Return whether a value can be written as JSON, which chat templates may do with it."""
+def _is_json(value: Any) -> bool:
+    """Return whether a value can be written as JSON: a chat template may write it so."""
     try:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError):

@@ -41,7 +41,8 @@ class Pair:
     rejected_row: Ints
     """Tokens that attention gathers for the rejected completion."""
     output_index: Ints
-    """Index of each token's attention output in the chosen row followed by the rejected row."""
+    """For each token, the index of its attention output. The outputs of the chosen row are numbered
+    first, then those of the rejected row."""
     predictors: Ints
     """The token that predicts each completion token, chosen first."""
     targets: Ints
@@ -55,7 +56,8 @@ class Pair:
 def lay_out(prompt: list[int], chosen: list[int], rejected: list[int], shared: bool = True) -> Pair:
     """Returns the pair's layout.
 
-    Its prompt appears once, or twice without `shared`, with which a benchmark compares.
+    Its prompt appears once. If not `shared`, it appears twice; only a benchmark uses that, for
+    comparison.
     """
     p, c, r = len(prompt), len(chosen), len(rejected)
     chosen_row = np.arange(p + c - 1)
@@ -111,8 +113,8 @@ class Rows:
 
     Padding repeats indices of its own trial's tokens, so that a trial that is NaN reaches no other
     one, not even as 0 * NaN in a backward. Each trial and each attention row ends with padding.
-    Outputs at padding are never used, so their gradient is zero; an inverse index points to them
-    where it has nothing to point to.
+    Outputs at padding are never used, so their gradient is zero. Where an inverse index has no real
+    entry, it points to padding.
     """
 
     ids: Tensor

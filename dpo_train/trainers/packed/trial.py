@@ -65,15 +65,18 @@ class PackedTrial:
         # The adapter, its gradient and moments, as flat vectors of shape (layout.size,).
         self.own_layout = layout
         self.layout = layout
-        """The layout of the vectors; that of a pack has the other trials' ranks and layers too."""
-        of_base = torch.float32 if config.model.quantization else getattr(torch, config.model.dtype)
-        self.weights = adapters.initial(layout, config.seed, of_base).to(device)
+        """The layout that the vectors have now. In a pack it is the pack's layout, which also has
+        room for the ranks and layers of the other trials."""
+        is_quantised = config.model.quantization is not None
+        base_dtype = torch.float32 if is_quantised else getattr(torch, config.model.dtype)
+        self.weights = adapters.initial(layout, config.seed, base_dtype).to(device)
         self.gradient = torch.zeros_like(self.weights)
         self.first_moment = torch.zeros_like(self.weights)
         self.second_moment = torch.zeros_like(self.weights)
         self.steps = torch.zeros((), device=device)
         self.root_of_scale = math.sqrt(config.lora.alpha / config.lora.r)
-        """A pass multiplies A and B by it, so their gradients lack this factor."""
+        """A pass computes with A and B times this factor, and gives the gradients of the products.
+        So `end_step` multiplies the gradients by the factor."""
         names, weights = config.dpo.losses, config.dpo.loss_weights
         self.loss_terms = tuple(names), tuple(weights or [1.0] * len(names))
         """Names and weights of the loss; trials with the same ones are computed together."""
@@ -101,7 +104,7 @@ class PackedTrial:
         self.resume()
 
     def next_pairs(self, most: int) -> list[int]:
-        """Returns the indices of the next pairs to compute: at most `most`, all of one step.
+        """Returns the indices of the next pairs to compute: at most `most`, never of two steps.
 
         A batch is divided into passes of similar size.
         """
@@ -170,7 +173,8 @@ class PackedTrial:
         self.is_due = is_last or self.pairs_seen >= due_at
 
     def change_layout(self, layout: Layout) -> None:
-        """Converts all vectors to another layout; what only that one has is zero and stays zero."""
+        """Converts all vectors to another layout. Entries that only the new layout has are zero
+        and stay zero."""
         if layout == self.layout:
             return
         for name in (*_STATE, "gradient"):
@@ -178,9 +182,10 @@ class PackedTrial:
         self.layout = layout
 
     def report(self, values: dict[str, metrics.Floats] | None, eval_seconds: float) -> Evaluation:
-        """Returns the trial's evaluation from each metric's values of the eval pairs, each (P,).
+        """Returns the trial's evaluation.
 
-        Raises Diverged if a loss since the last report is not finite, or if `values` is None.
+        `values` has, for each metric, an array of shape (P,): its value for each eval pair. Raises
+        Diverged if a loss since the last report is not finite, or if `values` is None.
         """
         # What was recorded since the last report.
         seconds = time.monotonic() - self._began_at - eval_seconds
@@ -229,8 +234,8 @@ class PackedTrial:
 
     @property
     def vector_bytes(self) -> int:
-        """The most bytes of the trial's vectors: weights, gradient and two moments, and the new
-        weights and gradient in a pack that is about to replace another one."""
+        """The most bytes that the trial's vectors take: weights, gradient and two moments, and a
+        second copy of weights and gradient while a new pack replaces the old one."""
         return 6 * self.weights.nbytes
 
     @property

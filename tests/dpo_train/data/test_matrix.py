@@ -112,7 +112,7 @@ CASES = (
     Case("a list of rows that is cut", text(
         '[{"prompt": "a", "chosen": "b", "rejected": "c"},\n', "rows.json"),
          "the list does not end"),
-    Case("`.tsv`, a quote that ends rows later", text(
+    Case("`.tsv`, a quote that is closed only some rows later", text(
         'prompt\tchosen\trejected\nq\ta\t"b\nq2\ta2\tb2\nq3\ta3\tb3"\n', "rows.tsv"),
          "begins with a quote that ends rows later"),
     Case("a key given twice in a row", text(
@@ -144,7 +144,7 @@ CASES = (
     Case("whole texts beside a prompt",
          lines(lambda n: {"prompt": ask(n), "chosen": f"{ask(n)}{good(n)}",
                           "rejected": f"{ask(n)}{bad(n)}"})),
-    Case("whole texts beside a prompt, one row without", lines(one_is_not_whole),
+    Case("whole texts beside a prompt, with which one row does not begin", lines(one_is_not_whole),
          "line 5: chosen does not begin with the prompt"),
     Case("transcripts (HH-RLHF)", lines(transcript)),
     Case("a prompt as a transcript + answers",
