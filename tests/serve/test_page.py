@@ -214,6 +214,7 @@ def test_a_context_that_is_too_short_is_said_by_the_server_itself(
 
 def test_the_keyboard_is_enough(open_page: Open, scripted: Server, script: Script) -> None:
     page = open_page(scripted.url)
+    expect(prompt_box(page)).to_be_focused()
     page.keyboard.type("one")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("line")
