@@ -3,7 +3,7 @@
 The curves of the sample (`record_curves.py sample`) are searched many times. Between the points of
 the grid each pair follows one of the neighbouring points. So accuracies lie between theirs, and
 pairs stay as correlated as they are. A search sees 120 of the pairs; the others show how good its
-winner truly is. `--crown` sets the rule that chooses the winner: ours, or the largest accuracy.
+winner truly is. `--winner` sets the rule that chooses the winner: ours, or the largest accuracy.
 winner_rules.py compares rules on all recorded sets.
 """
 
@@ -300,13 +300,13 @@ def _quietly() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--crown", choices=["rule", "largest"], default="rule")
+    parser.add_argument("--winner", choices=["rule", "largest"], default="rule")
     parser.add_argument("--seeds", type=int, default=60)
     parser.add_argument("--budgets", type=int, nargs="+", default=[12, 24, 48])
     parser.add_argument("--only", nargs="*", default=[], help="ways whose name holds this")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    compare(options.seeds, options.budgets, options.only, options.processes, options.crown)
+    compare(options.seeds, options.budgets, options.only, options.processes, options.winner)
 
 
 if __name__ == "__main__":

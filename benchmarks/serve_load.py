@@ -58,15 +58,15 @@ def healthz():
 
 @app.post("/v1/chat/completions")
 def chat():
-    asked = request.get_json()
+    body = request.get_json()
     inputs = tokenizer.apply_chat_template(
-        asked["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        body["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
     length = inputs["input_ids"].shape[1]
     drawn = {"do_sample": False}
-    if asked["temperature"]:
-        drawn = {"do_sample": True, "temperature": asked["temperature"], "top_p": asked["top_p"]}
-    output = model.generate(**inputs, **drawn, max_new_tokens=asked["max_tokens"])
+    if body["temperature"]:
+        drawn = {"do_sample": True, "temperature": body["temperature"], "top_p": body["top_p"]}
+    output = model.generate(**inputs, **drawn, max_new_tokens=body["max_tokens"])
     text = tokenizer.decode(output[0, length:], skip_special_tokens=True)
     return {"text": text, "usage": {"completion_tokens": output.shape[1] - length}}
 

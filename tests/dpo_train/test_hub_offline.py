@@ -17,7 +17,7 @@ from tests.helpers.hub_server import HubServer
 
 @pytest.fixture(autouse=True)
 def _reset_hub_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Reset this process as if it had not asked the Hub yet and were not set offline."""
+    """Reset this process as if it had not looked for the Hub yet and were not set offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
@@ -113,7 +113,7 @@ def test_behind_a_proxy_the_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_nobody_is_warned_about_a_deliberate_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it asked"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("it looked"))
     assert look_for_hub() == ""
     assert look_again() == ""
     assert constants.HF_HUB_OFFLINE

@@ -283,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault(self.command, self.path)
         try:
             if fault is not None and fault.status:
-                raise Refusal(fault.status, f"told to answer {fault.status}")
+                raise Refusal(fault.status, f"this fault answers {fault.status}")
             answer = self._route(body) if fault is None or fault.is_after else Answer()
         except Refusal as refusal:
             answer = refusal.answer

@@ -20,7 +20,7 @@ def most_at_once(run: Path) -> dict[tuple[str, str], int]:
 
     A trial holds its GPU until it takes another one or ends, or until its driver ends.
     """
-    sittings = json.loads((run / "run.json").read_text())["sittings"]
+    sessions = json.loads((run / "run.json").read_text())["sittings"]
     ended = {record.id: record.ended or 0.0 for record in records_of(run)}
     taken = placements(run)
     held: dict[tuple[str, str], list[tuple[float, float]]] = {}
@@ -29,7 +29,7 @@ def most_at_once(run: Path) -> dict[tuple[str, str], int]:
             (later["at"] for later in taken[number + 1 :] if later["trial"] == placement["trial"]),
             ended[placement["trial"]],
         )
-        driven = max(seen for began, seen in sittings if began <= placement["at"])
+        driven = max(seen for began, seen in sessions if began <= placement["at"])
         span = (placement["at"], min(until, driven))
         held.setdefault((placement["node"], placement["gpus"]), []).append(span)
     return {

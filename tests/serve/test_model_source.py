@@ -52,7 +52,7 @@ def change(file: Path, **values: object) -> None:
 
 
 def no_question(*_: object) -> str:
-    raise AssertionError("somebody was asked whether to run the code")
+    raise AssertionError("there was a question whether to run the code")
 
 
 def test_a_model_with_code_of_its_own_is_refused_without_a_question(

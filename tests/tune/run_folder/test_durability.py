@@ -1,4 +1,4 @@
-"""Records survive a power cut, because the disk is told to write them before they count."""
+"""Records survive a power cut, because they are synced to the disk before they count."""
 
 import os
 import threading

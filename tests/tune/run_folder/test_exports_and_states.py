@@ -211,7 +211,7 @@ def test_a_state_ahead_of_the_record_is_not_used(tmp_path: Path) -> None:
     assert trial_state.last_whole_state(RunFolder.at(tmp_path), "a") == (100, "")
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "seal"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "checksums"])
 def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     for pairs in (64, 128):
         trial_state.save_state(RunFolder.at(tmp_path), "a", pairs, saving(pairs))
@@ -225,7 +225,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_is_used(tmp_path: Path, d
             weights.write_bytes(b"01234")
         case "gone":
             weights.unlink()
-        case "seal":
+        case "checksums":
             (newest / ".seal.json").write_text("{")
     pairs, message = trial_state.last_whole_state(RunFolder.at(tmp_path), "a")
     assert pairs == 64
@@ -240,7 +240,7 @@ def test_a_damaged_export_is_not_promoted_to_winner(
 ) -> None:
     offer(records, "a", 0.7)
     offer(records, "b", 0.9)
-    (records.folder.export("b", 64) / "weights").write_text("more than was sealed")
+    (records.folder.export("b", 64) / "weights").write_text("other than the checksums say")
     stamp = exports.promote_to_winner(records)
     assert stamp is not None
     assert stamp.trial == "a"

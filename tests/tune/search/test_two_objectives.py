@@ -303,15 +303,15 @@ def test_no_point_lies_on_the_better_side_of_the_line(
 
 
 def test_finalists_and_winner_are_sampled_where_drift_is_an_objective(tmp_path: Path) -> None:
-    def judged(name: str, **content: Any) -> tuple[Driver, dict[str, Any]]:
+    def until_the_test_split(name: str, **content: Any) -> tuple[Driver, dict[str, Any]]:
         driver = played(tmp_path / name, trainer="trl", **content)
         while (trial := driver.start()).config["task"].name != "test-split":
             finish(driver, trial, 0.8, 0.3)
         return driver, trial.config["task"].sampled
 
-    driver, sampled = judged("alone")
+    driver, sampled = until_the_test_split("alone")
     assert list(sampled) == [driver.final_tasks.end.stamp.trial]  # type: ignore[index]
-    driver, sampled = judged("confirmed", confirm={"finalists": 2, "seeds": 1})
+    driver, sampled = until_the_test_split("confirmed", confirm={"finalists": 2, "seeds": 1})
     confirmation = driver.final_tasks.end.confirmation
     assert confirmation is not None
     assert numbers(sorted(sampled)) == [0, 2]

@@ -161,7 +161,7 @@ def test_an_engine_whose_gpu_failed_is_ended(node: str) -> None:
 
 
 class Recorded:
-    """An engine's actor that records which trials it was asked to close."""
+    """An engine's actor that records which trials it is to close."""
 
     def __init__(self, *_: object) -> None:
         self.closed: list[str] = []
