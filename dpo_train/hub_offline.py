@@ -34,8 +34,10 @@ def look_for_hub() -> str:
 
 
 def look_again() -> str:
-    """Why the Hub can't be reached now; where it was out of reach before, it is used again if it
-    can be. Empty if it can, or if the user has switched it off."""
+    """Look again, and return what `look_for_hub` returns.
+
+    If the Hub was out of reach before and answers now, this process uses it again.
+    """
     if look_for_hub():
         os.environ.pop("HF_HUB_OFFLINE", None)
         _switch(is_offline=False)
