@@ -136,6 +136,7 @@ def _finish(search: Any, is_quiet: bool = False) -> int:
 def _show(options: argparse.Namespace) -> int:
     from tune.report.terminal import render, to_csv
     from tune.run_folder.assemble import current_results
+    from tune.run_folder.driver_lease import is_driven
     from tune.run_folder.live import describe_live
 
     results = current_results(options.run)
@@ -145,7 +146,8 @@ def _show(options: argparse.Namespace) -> int:
         print(to_csv(results), end="")
     else:
         print(render(results, rows=50))
-        if live := describe_live(results.folder):
+        # A driver that was killed leaves its last `live.json` behind.
+        if is_driven(results.folder) and (live := describe_live(results.folder)):
             print("\nrunning now:\n" + "\n".join(f"  {line}" for line in live))
     return _DONE
 

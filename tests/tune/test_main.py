@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import pytest
 from dpo_train import sample
 from dpo_train.errors import DiskFull
 from tests.conftest import ROOT, Run
+from tests.helpers.recorded_search import Search
 from tune.__main__ import _COMMANDS, _finish, _parser, main
 from tune.errors import Interrupted
+from tune.run_folder.driver_lease import only_driver
+from tune.run_folder.live import Live, LiveTrial, write_live
 
 GOOD = "trials: 2\nspace: {dpo.beta: {uniform: [0.1, 0.2]}}\n"
 
@@ -269,3 +273,16 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setitem(_COMMANDS, "list", full)
     assert main(["list"]) == 2
     assert capsys.readouterr().err == "error: no space is left in runs/x\n"
+
+
+def test_show_names_no_running_trial_of_a_driver_that_was_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Search(tmp_path / "runs").run
+    trial = LiveTrial(what="trains", pairs_done=3, next_report=64, since=time.time())
+    write_live(run, Live(at=time.time(), trials={"abc123-000": trial}))
+    assert main(["show", str(run)]) == 0
+    assert "running now" not in capsys.readouterr().out
+    with only_driver(run):
+        assert main(["show", str(run)]) == 0
+    assert "abc123-000: trains, at 3 of 64 pairs" in capsys.readouterr().out

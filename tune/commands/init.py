@@ -105,7 +105,7 @@ def write_search(request: InitRequest, overrides: Overrides) -> str:
         test=f"{test:,}",
         trials=_TRIALS_ON_GPUS if has_gpu else _TRIALS_ON_CPUS,
         grace_pairs=128 if train >= _MANY_PAIRS else 64,
-        gpus=1 if has_gpu else 0,
+        gpus=0.0625 if has_gpu else 0,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text)

@@ -77,7 +77,7 @@ def test_with_a_gpu_a_trial_has_one(here: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(init, "visible_gpus", lambda: ["one"])
     write_search(InitRequest("sample", "pairs.jsonl", here / "x.yaml"), {})
     config = load_search(here / "x.yaml")
-    assert (config.resources.gpus, config.trials) == (1, 24)
+    assert (config.resources.gpus, config.trials) == (0.0625, 24)
 
 
 class Terminal(StringIO):
